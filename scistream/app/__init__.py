@@ -1,0 +1,1 @@
+"""The application controllers: they say Hello for an unchanged producer or consumer."""

@@ -1,0 +1,1 @@
+"""The control protocol on the wire: messages, lines, links. No party's own logic lives here."""

@@ -1,0 +1,91 @@
+"""Addresses as the protocol writes them: ``host:port`` and ``[v6]:port``."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import NamedTuple
+
+IPAddress = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
+
+
+class Address(NamedTuple):
+    """One end of a TCP connection: a host (a name, or a numeric address without brackets) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``host:port`` or ``[v6]:port``; the port is 1 to 65535.
+
+        :raises ValueError: with a sentence that names the text and what is wrong with it.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError(f"{text!r} has no port: write HOST:PORT or [IPV6]:PORT")
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+            raise ValueError(f"{text!r} has the port {port!r}: a port is a number from 1 to 65535")
+        if host.startswith("[") and host.endswith("]"):
+            return cls(_ipv6(host[1:-1], text), int(port))
+        if ":" in host:
+            raise ValueError(f"{text!r} has an IPv6 address without brackets: write [IPV6]:PORT")
+        return cls(_host(host, text), int(port))
+
+    @property
+    def numeric(self) -> IPAddress | None:
+        """The host as an IP address, or None if it is a name."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+
+def _ipv6(host: str, text: str) -> str:
+    try:
+        return str(IPv6Address(host))
+    except ValueError:
+        raise ValueError(f"{text!r} has no IPv6 address between its brackets") from None
+
+
+def _host(host: str, text: str) -> str:
+    labels = host.rstrip(".").split(".")
+    if len(host) > 253 or not all(_HOST_LABEL.match(label) for label in labels):
+        raise ValueError(f"{text!r} has the host {host!r}, which is neither a name nor an address")
+    if labels[-1].isdigit():
+        try:
+            return str(IPv4Address(host))
+        except ValueError:
+            raise ValueError(f"{text!r} has the IPv4 address {host!r}, which is none") from None
+    return host
+
+
+def parse_network(text: str) -> Network:
+    """Read a network in CIDR notation; host bits may be set.
+
+    :raises ValueError: with a sentence that names the text.
+    """
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network: write it like 192.0.2.0/24 or 2001:db8::/32") from None
+
+
+def inside(address: IPAddress, networks: tuple[Network, ...]) -> bool:
+    """Whether the address lies in one of the networks; an IPv4 address mapped into IPv6 counts as IPv4."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    plain = mapped or address
+    return any(plain.version == network.version and plain in network for network in networks)

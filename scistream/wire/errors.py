@@ -1,0 +1,51 @@
+"""What can go wrong, as exceptions that carry a code of the protocol.
+
+Every party raises these; `line.py` turns them into ERROR messages and the command lines
+turn them into one line for a person. Nothing here does any I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ErrorCode = Literal[
+    "bad-message",
+    "unknown-uid",
+    "uid-in-use",
+    "not-authenticated",
+    "not-authorized",
+    "wrong-state",
+    "no-ports",
+    "no-capacity",
+    "target-refused",
+    "gateway-failed",
+    "timeout",
+    "expired",
+    "shutting-down",
+]
+"""Every code that an ERROR may carry."""
+
+
+class StreamError(Exception):
+    """A refusal or a failure, in the words of the protocol.
+
+    :param code: one of `ErrorCode`.
+    :param msg: a sentence for a person: what was asked, what is there, what to do.
+    """
+
+    def __init__(self, code: ErrorCode, msg: str) -> None:
+        super().__init__(code, msg)
+        self.code: ErrorCode = code
+        self.msg = msg
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.msg}"
+
+
+class BadMessage(StreamError):
+    """A line that is no valid message. `uid` and `seq` are those of the line, where they can be read."""
+
+    def __init__(self, msg: str, uid: str | None = None, seq: int | None = None) -> None:
+        super().__init__("bad-message", msg)
+        self.uid = uid
+        self.seq = seq

@@ -1,0 +1,275 @@
+"""The vocabulary: every message of the control protocol, one frozen Struct each.
+
+`Message` is their union, told apart by the field ``cmd``. Ranges and forms are part of the types,
+so that a value out of range is refused where a line is read (`line.py`). Connect has no
+message: it is the TLS handshake of a WAN connection.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from scistream.wire.address import Address, parse_network
+from scistream.wire.errors import ErrorCode
+
+Role = Literal["PROD", "CONS"]
+PROD: Role = "PROD"
+CONS: Role = "CONS"
+
+MAX_CHANNELS = 1024
+MAX_RATE = 10_000_000.0
+MAX_LIFE = 366 * 86400.0
+
+Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+Seq = Annotated[int, Meta(ge=1, le=2**53)]
+Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
+NumConn = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
+Rate = Annotated[float, Meta(gt=0, le=MAX_RATE)]
+Life = Annotated[float, Meta(gt=0, le=MAX_LIFE)]
+Generation = Annotated[int, Meta(ge=1, le=2**53)]
+AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
+Listeners = Annotated[list[AddressText], Meta(max_length=MAX_CHANNELS)]
+NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+Pem = Annotated[str, Meta(max_length=131072)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
+ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Text = Annotated[str, Meta(max_length=2000)]
+StateName = Annotated[str, Meta(max_length=32)]
+
+
+class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="cmd", omit_defaults=True):
+    """What all messages share."""
+
+
+def _check_addresses(name: str, addresses: list[str] | None) -> None:
+    for text in addresses or ():
+        try:
+            Address.parse(text)
+        except ValueError as wrong:
+            raise ValueError(f"{name}: {wrong}") from None
+
+
+def _check_networks(name: str, networks: list[str] | None) -> None:
+    for text in networks or ():
+        try:
+            parse_network(text)
+        except ValueError as wrong:
+            raise ValueError(f"{name}: {wrong}") from None
+
+
+class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
+    """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
+
+    `expires` and `hello_timeout` are seconds from now; `app_from` narrows the networks that
+    applications may connect from. Answered by RESP with `listeners` and `csr`.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    num_conn: NumConn
+    rate: Rate
+    app_key_hash: Sha256
+    expires: Life | None = None
+    hello_timeout: Life | None = None
+    wan_security: Literal["encrypt"] = "encrypt"
+    app_from: NetworkTexts | None = None
+    protocol: Literal["tcp"] = "tcp"
+    label: Annotated[str, Meta(max_length=200)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_networks("app_from", self.app_from)
+
+
+class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
+    """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
+
+    Answered by RESP with `listeners`, `csr`, `boot`.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    channels: Annotated[list[Channel], Meta(min_length=1, max_length=MAX_CHANNELS)]
+    rate: Rate
+    expires: Life
+    wan_security: Literal["encrypt"]
+    app_from: NetworkTexts | None = None
+
+    def __post_init__(self) -> None:
+        _check_networks("app_from", self.app_from)
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels: a channel is named twice")
+
+
+class StartLstn(_Message, frozen=True, kw_only=True, tag="StartLstn"):
+    """The initiator announces a channel to an element; the listening socket stays with the initiator."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    channel: Channel
+
+
+class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
+    """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    app_key: AppKey
+    listeners: Listeners | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+        if self.role == PROD and not self.listeners:
+            raise ValueError("listeners: a producer names at least one address that it listens on")
+        if self.role == CONS and self.listeners is not None:
+            raise ValueError("listeners: a consumer has none")
+        for text in self.listeners or ():
+            if Address.parse(text).numeric is None:
+                raise ValueError(f"listeners: {text!r} is not numeric")
+
+
+class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
+    """The producer's S2CS tells S2UC where ProdApp listens. Not answered."""
+
+    uid: Uid
+    role: Role
+    listeners: Listeners
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+
+
+class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
+    """Each listener and its target, and the credentials of the WAN leg, as one numbered generation."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    generation: Generation
+    connection_map: ConnectionMap
+    data_conn_key: Pem
+
+    def __post_init__(self) -> None:
+        _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+
+
+class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
+    """The consumer's S2CS tells ConsApp to connect: one listener a channel, in order."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    listeners: Listeners
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+
+
+class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
+    """End this stream."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+
+
+class Status(_Message, frozen=True, kw_only=True, tag="Status"):
+    """What streams are there? Null means all that the asker may see, `limit` a page, after the key `after`."""
+
+    uid: Uid | None
+    role: Role | None
+    seq: Seq
+    after: Annotated[str, Meta(max_length=64)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 100
+
+
+class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one channel has carried on one gateway since it was reserved.
+
+    Bytes are application bytes, counted as they leave towards that application; `connections`
+    are open now, `accepted` counts all ever, `reset` those that ended abnormally.
+    """
+
+    channel: Channel
+    bytes_to_consumer: int = 0
+    bytes_to_producer: int = 0
+    connections: int = 0
+    accepted: int = 0
+    reset: int = 0
+
+
+class LastError(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a stream failed, as the ERROR said it."""
+
+    code: ErrorCode
+    msg: Text
+
+
+class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds."""
+
+    uid: Uid
+    role: Role
+    state: StateName
+    owner: str = ""
+    label: str | None = None
+    rate: float = 0.0
+    channels: list[Channel] = field(default_factory=list)
+    listeners: Listeners = field(default_factory=list)
+    csr: Pem = ""
+    app_listeners: Listeners = field(default_factory=list)
+    generation: int = 0
+    connection_map: dict[AddressText, AddressText] = field(default_factory=dict)
+    figures: list[ChannelFigures] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+    seconds_left: float = 0.0
+    last_error: LastError | None = None
+
+
+class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a gateway can still promise: free ports, and Mbit/s."""
+
+    ports: int
+    rate: float
+
+
+class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
+    """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
+
+    `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full.
+    """
+
+    uid: Uid | None
+    seq: Seq
+    state: StateName
+    msg: Text
+    listeners: Listeners | None = None
+    csr: Pem | None = None
+    boot: Boot | None = None
+    streams: list[StreamStatus] | None = None
+    more: str | None = None
+    room: Room | None = None
+
+
+class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
+    """A refusal of one command, or, without `seq`, the news that a stream has failed."""
+
+    uid: Uid | None
+    code: ErrorCode
+    msg: Text
+    seq: Seq | None = None
+    role: Role | None = None
+
+
+Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Rel | Status
+Answer = Resp | Error
+Message = Command | ProdLstn | Answer
+StreamKey = tuple[str, Role]
+"""Streams are told apart by (uid, role), so that one S2CS or S2DS can serve both ends."""
