@@ -1,0 +1,279 @@
+"""Configuration files (TOML) and the values that people write in them: rates, times, sizes.
+
+A mistake is a `ConfigProblem` that names the file, the key and what is allowed there. Relative
+paths in a file are relative to the file's own folder.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct, field
+
+from scistream.wire.address import Address, Network, parse_network
+from scistream.wire.messages import MAX_LIFE, MAX_RATE
+
+LOOPBACK = ["127.0.0.0/8", "::1/128"]
+
+
+class ConfigProblem(Exception):
+    """A configuration file or a setting that cannot be used; the message is a sentence for a person."""
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNORECASE)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?\Z", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
+_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}
+_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_rate(text: str) -> float:
+    """Read ``10Gbit``, ``500Mbit`` or a plain number of Mbit/s; gives Mbit/s.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    match = _RATE.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no rate: write it like 10Gbit, 500Mbit, or a plain number of Mbit/s")
+    rate = float(match[1]) * _MBIT[match[2].lower() or "m"]
+    if not 0 < rate <= MAX_RATE:
+        raise ValueError(f"{text!r} is out of range: a rate is above 0 and at most {MAX_RATE / 1e6:g} Tbit/s")
+    return rate
+
+
+def parse_seconds(text: str) -> float:
+    """Read ``90s``, ``15m``, ``8h``, ``2d`` or a plain number of seconds.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    match = _TIME.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time: write it like 30s, 15m, 8h or 2d")
+    seconds = float(match[1]) * _SECONDS[(match[2] or "s").lower()]
+    if not 0 < seconds <= MAX_LIFE:
+        raise ValueError(f"{text!r} is out of range: a time is above 0 and at most {MAX_LIFE / 86400:g}d")
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes, with K, M, G or T for powers of 1024.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None or (size := int(float(match[1]) * _BYTES[match[2].lower()])) < 1:
+        raise ValueError(f"{text!r} is no size: write it like 4096, 64K, 512M or 2G")
+    return size
+
+
+def parse_ports(text: str) -> tuple[int, int]:
+    """Read a range of ports, ``5100-5200``, both ends included.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    first, _, last = text.partition("-")
+    if not (first.strip().isdigit() and last.strip().isdigit()):
+        raise ValueError(f"{text!r} is no range of ports: write it like 5100-5200")
+    low, high = int(first), int(last)
+    if not 1 <= low <= high <= 65535:
+        raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
+    return low, high
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections share."""
+
+
+class Controller(_Section, frozen=True, kw_only=True):
+    """With what an S2CS shows itself to its gateways, and whom it takes for one."""
+
+    certificate: str
+    key: str
+    authorities: list[str]
+
+
+class Gateway(_Section, frozen=True, kw_only=True):
+    """One S2DS of the pool: a name for logs, and where it listens for its controller."""
+
+    name: str
+    address: str
+
+
+class S2CSConfig(_Section, frozen=True, kw_only=True):
+    """The settings of an S2CS; times as text (``1h``)."""
+
+    gateways: list[Gateway]
+    listen: str = "127.0.0.1:5000"
+    state: str = "s2cs.sqlite"
+    certificate: str = ""
+    key: str = ""
+    authorities: list[str] = field(default_factory=list)
+    controller: Controller | None = None
+    insecure: bool = False
+    expires: str = "24h"
+    longest_expires: str = "7d"
+    hello_timeout: str = "1h"
+
+    def check(self) -> None:
+        """:raises ValueError: naming the key."""
+        _address("listen", self.listen)
+        if not self.gateways:
+            raise ValueError("gateways: name at least one, as a section [[gateways]] with name and address")
+        names = [gateway.name for gateway in self.gateways]
+        if len(set(names)) != len(names):
+            raise ValueError(f"gateways: two of them have one name, among {', '.join(names)}")
+        for gateway in self.gateways:
+            _address(f"gateways: {gateway.name}: address", gateway.address)
+        for key in ("expires", "longest_expires", "hello_timeout"):
+            _parsed(key, parse_seconds, getattr(self, key))
+        if not self.insecure:
+            _needed(self, "certificate", "key", "authorities", "controller")
+
+
+class Leg(_Section, frozen=True, kw_only=True):
+    """One side of a gateway: the address that it binds, and the one that it tells others."""
+
+    bind: str = "127.0.0.1"
+    advertise: str = ""
+
+    @property
+    def told(self) -> str:
+        """The host that others are told."""
+        return self.advertise or self.bind
+
+    def check(self, name: str) -> None:
+        """:raises ValueError: naming the key."""
+        try:
+            bound = ip_address(self.bind)
+        except ValueError:
+            raise ValueError(f"{name}.bind: {self.bind!r} is no numeric address of this machine") from None
+        if bound.is_unspecified and not self.advertise:
+            raise ValueError(f"{name}.advertise: needed when bind is {self.bind}: which address do others reach?")
+        _address(f"{name}.advertise", str(Address(self.told, 1)))
+
+
+class S2DSConfig(_Section, frozen=True, kw_only=True):
+    """The settings of an S2DS; rates and times as text (``10Gbit``, ``60s``)."""
+
+    listen: str = "127.0.0.1:5001"
+    controller: str = ""
+    certificate: str = ""
+    key: str = ""
+    authorities: list[str] = field(default_factory=list)
+    insecure: bool = False
+    ports: str = "5100-5200"
+    capacity: str = "10Gbit"
+    lan: Leg = field(default_factory=Leg)
+    wan: Leg = field(default_factory=Leg)
+    app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
+    wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
+    wan_timeout: str = "60s"
+
+    def check(self) -> None:
+        """:raises ValueError: naming the key."""
+        _address("listen", self.listen)
+        _parsed("ports", parse_ports, self.ports)
+        _parsed("capacity", parse_rate, self.capacity)
+        _parsed("wan_timeout", parse_seconds, self.wan_timeout)
+        self.lan.check("lan")
+        self.wan.check("wan")
+        for key in ("app_networks", "wan_networks"):
+            for text in getattr(self, key):
+                _parsed(key, parse_network, text)
+        if not self.insecure:
+            _needed(self, "certificate", "key", "authorities", "controller")
+
+
+class S2UCConfig(_Section, frozen=True, kw_only=True):
+    """The settings of a user: her certificate and key, and the authorities of the facilities."""
+
+    certificate: str = ""
+    key: str = ""
+    authorities: list[str] = field(default_factory=list)
+    insecure: bool = False
+
+    def check(self) -> None:
+        """All that can be checked is in the types."""
+
+
+AnyConfig = TypeVar("AnyConfig", S2CSConfig, S2DSConfig, S2UCConfig)
+
+
+def load(path: Path, kind: type[AnyConfig]) -> AnyConfig:
+    """Read a configuration file.
+
+    :raises ConfigProblem: if it cannot be read, is not TOML, or has a wrong, unknown or missing key.
+    """
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=kind)
+        config.check()
+    except OSError as problem:
+        raise ConfigProblem(f"{path}: cannot be read: {problem.strerror}") from None
+    except msgspec.ValidationError as wrong:
+        raise ConfigProblem(f"{path}: {_explain(wrong, kind)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        raise ConfigProblem(f"{path}: is not TOML: {wrong}") from None
+    except ValueError as wrong:
+        raise ConfigProblem(f"{path}: {wrong}") from None
+    return config
+
+
+def beside(config_file: Path, name: str) -> Path:
+    """The path that a setting names: relative ones start at the folder of the configuration file."""
+    return config_file.resolve().parent / Path(name).expanduser()
+
+
+def networks(texts: list[str]) -> tuple[Network, ...]:
+    """The networks of a setting that has been checked."""
+    return tuple(parse_network(text) for text in texts)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host can only be this machine itself."""
+    numeric = Address(host, 1).numeric
+    return host == "localhost" if numeric is None else numeric.is_loopback
+
+
+def _explain(wrong: msgspec.ValidationError, kind: type[Struct]) -> str:
+    reason, _, path = str(wrong).rpartition(" - at ")
+    reason = reason or str(wrong)
+    path = path.strip("`").removeprefix("$").removeprefix(".")
+    section: Any = kind
+    for part in path.split("."):
+        found = next((f.type for f in msgspec.structs.fields(section) if f.name == part.partition("[")[0]), None)
+        options = [t for t in (found, *getattr(found, "__args__", ())) if isinstance(t, type) and issubclass(t, Struct)]
+        section = options[0] if options else section
+    unknown = re.search(r"unknown field `(.*)`", reason)
+    if unknown is not None:
+        key = f"{path}.{unknown[1]}" if path else unknown[1]
+        return f"{key}: no such key; allowed are {', '.join(sorted(section.__struct_fields__))}"
+    missing = re.search(r"missing required field `(.*)`", reason)
+    if missing is not None:
+        key = f"{path}.{missing[1]}" if path else missing[1]
+        return f"{key}: is missing and has no default"
+    return f"{path}: {reason}"
+
+
+def _address(key: str, text: str) -> None:
+    _parsed(key, Address.parse, text)
+
+
+def _parsed(key: str, parse: Any, text: str) -> None:
+    try:
+        parse(text)
+    except ValueError as wrong:
+        raise ValueError(f"{key}: {wrong}") from None
+
+
+def _needed(config: Struct, *keys: str) -> None:
+    for key in keys:
+        if not getattr(config, key):
+            raise ValueError(
+                f"{key}: is needed (make certificates with `scistream pki`); "
+                "only on loopback, for a trial, `insecure = true` does without"
+            )

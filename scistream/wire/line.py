@@ -1,0 +1,300 @@
+"""Bytes to messages and back, one JSON object a line, and the limits that stand on a link.
+
+`decode` and `encode` are the codec. `Link` is the Twisted protocol of both ends: it keeps the time
+limits, answers what is no message, closes on abuse, and hands valid messages to its `LinkOwner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import msgspec
+from OpenSSL import SSL
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from scistream.wire.address import Address
+from scistream.wire.errors import BadMessage, ErrorCode, StreamError
+from scistream.wire.messages import Answer, Command, Error, Message, ProdLstn, Resp, Uid
+
+ALPN = b"scistream/1"
+MAX_LINE = 262_144
+MAX_FIRST_LINE = 65_536
+HANDSHAKE_SECONDS = 10.0
+FIRST_LINE_SECONDS = 10.0
+MAX_BAD_LINES = 8
+
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(cast(Any, Message))
+_encoder = msgspec.json.Encoder()
+
+
+class _Envelope(msgspec.Struct):
+    """As much of a bad line as an answer to it needs; all else is skipped."""
+
+    cmd: Any = None
+    uid: Any = None
+    seq: Any = None
+
+
+_envelopes = msgspec.json.Decoder(_Envelope)
+
+
+def encode(message: Message) -> bytes:
+    """The line of a message, with its LF.
+
+    :raises StreamError: `bad-message` if the line would be longer than a peer may accept.
+    """
+    line = _encoder.encode(message) + b"\n"
+    if len(line) > MAX_LINE:
+        raise StreamError("bad-message", f"a message of {len(line)} bytes is over the limit of {MAX_LINE}")
+    return line
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line, which is given without its LF.
+
+    :raises BadMessage: naming the field that is wrong, with the uid and seq of the line if it has them.
+    """
+    try:
+        return _decoder.decode(line.removesuffix(b"\r"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as wrong:
+        envelope = _envelope(line)
+        raise BadMessage(_explain(wrong), _uid(envelope.uid), _seq(envelope.seq)) from None
+
+
+def is_answer(line: bytes) -> bool:
+    """Whether a line, valid or not, calls itself an answer: those are never answered."""
+    return _envelope(line).cmd in ("RESP", "ERROR")
+
+
+def _envelope(line: bytes) -> _Envelope:
+    try:
+        return _envelopes.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        return _Envelope()
+
+
+def _uid(value: Any) -> str | None:
+    try:
+        return cast(str, msgspec.convert(value, cast(Any, Uid)))
+    except msgspec.ValidationError:
+        return None
+
+
+def _seq(value: Any) -> int | None:
+    return value if type(value) is int and 1 <= value <= 2**53 else None
+
+
+def _explain(wrong: Exception) -> str:
+    if isinstance(wrong, RecursionError):
+        return "the line is nested too deeply"
+    if isinstance(wrong, msgspec.ValidationError):
+        reason, _, path = str(wrong).rpartition(" - at ")
+        if reason:
+            return f"field {path.strip('`').removeprefix('$.').removeprefix('$') or 'message'}: {reason}"[:500]
+        return str(wrong)[:500]
+    if isinstance(wrong, UnicodeDecodeError):
+        return "the line is not UTF-8"
+    return f"the line is not JSON: {wrong}"[:500]
+
+
+class LinkOwner(Protocol):
+    """Who a link works for."""
+
+    def link_up(self, link: Link) -> None:
+        """The peer is authenticated as far as it will be; messages may go out."""
+
+    def link_down(self, link: Link, reason: Failure) -> None:
+        """The link is gone. Called once, also for a link that never came up."""
+
+    def message_received(self, link: Link, message: Message) -> None:
+        """A valid message that is no answer came in."""
+
+    def answer_received(self, link: Link, answer: Answer) -> None:
+        """An answer, or the unasked ERROR of a stream that failed, came in."""
+
+
+@implementer(IPushProducer)
+class _Brake:
+    """Stops reading from a peer that does not read what we write to it."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def pauseProducing(self) -> None:
+        self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The transport is going away, and this with it."""
+
+
+@implementer(IHandshakeListener)
+class Link(LineOnlyReceiver):
+    """One end of one control link.
+
+    :param owner: who gets its messages.
+    :param clock: for the time limits.
+    :param authenticate: called with the TLS connection after its handshake; it returns who the peer is
+        (None: nobody that a certificate names) or raises to refuse it. Without it the transport is plain
+        TCP, and the peer is `plain_peer`.
+    :param accepted: whether the peer dialled; a peer without a certificate must then say something soon.
+    """
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_LINE
+    transport: Any
+    _log = Logger()
+
+    def __init__(
+        self,
+        owner: LinkOwner,
+        clock: IReactorTime,
+        authenticate: Callable[[SSL.Connection], Any] | None,
+        plain_peer: Any = None,
+        *,
+        accepted: bool,
+    ) -> None:
+        self.owner = owner
+        self.clock = clock
+        self.peer: Any = plain_peer
+        self.is_up = False
+        self.refusal: Exception | None = None
+        self._authenticate = authenticate
+        self._accepted = accepted
+        self._limit: IDelayedCall | None = None
+        self._first_line_due = False
+        self._bad_lines = 0
+        self.last_seq = 0
+
+    # -- from the transport
+
+    def connectionMade(self) -> None:
+        self._start_limit(HANDSHAKE_SECONDS, "no TLS handshake")
+        if self._authenticate is None:
+            self._come_up()
+
+    def handshakeCompleted(self) -> None:
+        assert self._authenticate is not None
+        try:
+            self.peer = self._authenticate(self.transport.getHandle())
+        except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
+            self.refusal = problem
+            self._log.warn("refused a peer: {reason}", reason=str(problem), peer=self.address)
+            self.transport.abortConnection()
+            return
+        self._come_up()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        self._stop_limit()
+        self.is_up = False
+        if self.refusal is not None:
+            reason = Failure(self.refusal)
+        self.owner.link_down(self, reason)
+
+    def lineReceived(self, line: bytes) -> None:
+        if not self.is_up:
+            return
+        if self._first_line_due:
+            self._first_line_due = False
+            self.MAX_LENGTH = MAX_LINE
+        self._stop_limit()
+        try:
+            message = decode(line)
+        except BadMessage as bad:
+            self._bad_line(line, bad)
+            return
+        if isinstance(message, Resp | Error):
+            self.owner.answer_received(self, message)
+        else:
+            self.owner.message_received(self, message)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._log.warn("closed a link: a line of over {limit} bytes", limit=self.MAX_LENGTH, peer=self.address)
+        self.send(Error(uid=None, code="bad-message", msg=f"a line has at most {self.MAX_LENGTH} bytes"))
+        self.transport.loseConnection()
+        self.is_up = False
+
+    # -- for the owner
+
+    @property
+    def address(self) -> str:
+        """The peer's address, for logs."""
+        peer = self.transport.getPeer()
+        return str(Address(peer.host, peer.port)) if hasattr(peer, "host") else str(peer)
+
+    def send(self, message: Message) -> None:
+        """Write a message; a link that is down drops it, since its peer will ask again."""
+        if self.is_up:
+            self.transport.write(encode(message))
+
+    def send_command(self, command: Command) -> int:
+        """Number a command, write it, and give its number."""
+        self.last_seq += 1
+        self.send(msgspec.structs.replace(command, seq=self.last_seq))
+        return self.last_seq
+
+    def answer(self, command: Command, state: str, msg: str, **fields: Any) -> None:
+        """Answer a command that came in on this link."""
+        self.send(Resp(uid=command.uid, seq=command.seq, state=state, msg=msg, **fields))
+
+    def refuse(self, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
+        """Answer a command that came in on this link with an ERROR."""
+        self.send(Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg))
+
+    def close(self) -> None:
+        """Write what is waiting to be written, then close."""
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+    # -- inside
+
+    def _come_up(self) -> None:
+        self._stop_limit()
+        self.is_up = True
+        self.transport.registerProducer(_Brake(self.transport), True)
+        if self._accepted and self.peer is None:
+            self._first_line_due = True
+            self.MAX_LENGTH = MAX_FIRST_LINE
+            self._start_limit(FIRST_LINE_SECONDS, "no line")
+        self.owner.link_up(self)
+
+    def _bad_line(self, line: bytes, bad: BadMessage) -> None:
+        self._bad_lines += 1
+        self._log.warn("bad message: {reason}", reason=bad.msg, peer=self.address)
+        if not is_answer(line):
+            self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
+        if self._bad_lines >= MAX_BAD_LINES:
+            self._log.warn("closed a link: {count} bad lines", count=self._bad_lines, peer=self.address)
+            self.transport.loseConnection()
+            self.is_up = False
+
+    def _start_limit(self, seconds: float, what: str) -> None:
+        self._limit = self.clock.callLater(seconds, self._too_slow, what, seconds)
+
+    def _stop_limit(self) -> None:
+        limit, self._limit = self._limit, None
+        if limit is not None and limit.active():
+            limit.cancel()
+
+    def _too_slow(self, what: str, seconds: float) -> None:
+        self._limit = None
+        self.refusal = StreamError("timeout", f"{what} in {seconds:g} s")
+        self._log.warn("closed a link: {what} in {seconds} s", what=what, seconds=seconds, peer=self.address)
+        self.transport.abortConnection()
