@@ -51,6 +51,14 @@ UNSENT = 0
 """The `seq` of a command that no link has numbered yet."""
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for an answer: a link, and the number that the command has on it."""
+
+    link: Link
+    seq: int
+
+
 def still_working(command: Command, answer: Resp) -> bool:
     """Whether this answer only says that the command is being carried out: the final one will follow."""
     if isinstance(command, Req | ReqListeners):

@@ -1,0 +1,824 @@
+"""The machine of one stream at an S2CS. No I/O: what it wants done it asks of its `Effects`.
+
+======================================= ====================================== =============
+state                                   input                                  next
+======================================= ====================================== =============
+Idle                                    REQ                                    Reserving
+Reserving                               last RESP                              Listening
+Reserving                               ERROR, give-up                         Releasing
+Reserving, Updating                     Hello                                  same
+Listening                               Hello                                  Ready
+Listening, Ready                        Hello timer                            Releasing
+Ready, Streaming                        Hello                                  same
+Ready, Streaming, Listening (CONS)      UpdateTargets                          Updating
+Updating                                last RESP                              Streaming
+Updating                                target-refused by all                  as before it
+Updating                                other ERROR, give-up                   Releasing
+Reserving, Listening, Ready, Updating,  REL, expires, S2DS failed              Releasing
+Streaming
+Releasing                               last RESP, unknown-uid or new boot     Released
+Releasing, Released                     REL                                    same
+any                                     any other command                      same
+======================================= ====================================== =============
+
+Ready, Streaming and Released are idle: the stream rests there between operations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from automat import TypeMachineBuilder
+from msgspec import Struct
+
+from scistream.wire.errors import ErrorCode, StreamError
+from scistream.wire.link import UNSENT, Caller
+from scistream.wire.messages import (
+    CONS,
+    PROD,
+    Command,
+    Error,
+    LastError,
+    ProdLstn,
+    Rel,
+    Req,
+    ReqListeners,
+    Resp,
+    Role,
+    StartConn,
+    StreamKey,
+    UpdateTargets,
+)
+
+
+class Record(Struct, kw_only=True, omit_defaults=True):
+    """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
+
+    `plan` says which channels each gateway holds, `boots` in which run of it. Deadlines are wall-clock
+    seconds since the epoch, since they must survive a restart.
+    """
+
+    uid: str
+    role: Role
+    owner: str
+    state: str = "Idle"
+    request: Req | None = None
+    plan: dict[str, list[int]] = {}
+    boots: dict[str, str] = {}
+    listeners: dict[int, str] = {}
+    csr: dict[str, str] = {}
+    app_listeners: list[str] = []
+    greeted: bool = False
+    generation: int = 0
+    content: str = ""
+    connection_map: dict[str, str] = {}
+    last_error: LastError | None = None
+    expires_at: float = 0.0
+    hello_by: float = 0.0
+    released_at: float = 0.0
+
+    @property
+    def key(self) -> StreamKey:
+        """(uid, role), by which streams are told apart."""
+        return self.uid, self.role
+
+
+class Effects(Protocol):
+    """What the machine wants done. None of these raises, and none calls the machine before it returns,
+    except through inputs that Automat postpones."""
+
+    def save(self, record: Record) -> bool:
+        """Write the record; False if it could not be written."""
+
+    def ask(self, gateway: str, command: Command) -> None:
+        """Send a command to a gateway, in place of any earlier one about this stream that still waits there.
+
+        The answer comes back as `gateway_answered`, `gateway_refused` or `gateway_released`.
+        """
+
+    def answer(self, caller: Caller, message: Resp | Error) -> None:
+        """Answer a command."""
+
+    def tell_owner(self, message: ProdLstn | Error) -> None:
+        """Send to the links on which the owner has spoken of this stream."""
+
+    def tell_application(self, message: StartConn | Error) -> None:
+        """Send to the application that said Hello, if its link is still there."""
+
+    def start_timers(self, record: Record) -> None:
+        """Feed `expired` and `hello_timeout` when the record's deadlines come."""
+
+    def stop_timers(self) -> None:
+        """The stream is gone: no timer of it matters any more."""
+
+
+class Stream(Protocol):
+    """The inputs of the machine. None of them returns anything; none raises in any state."""
+
+    def req(self, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
+        """REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
+
+    def hello(self, caller: Caller, listeners: list[str]) -> None:
+        """Hello, its `app_key` found right; `listeners` is empty for a consumer."""
+
+    def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
+        """UpdateTargets from the owner."""
+
+    def rel(self, caller: Caller) -> None:
+        """REL from the owner."""
+
+    def gateway_answered(self, gateway: str, answer: Resp) -> None:
+        """A gateway's RESP to ReqListeners or UpdateTargets."""
+
+    def gateway_refused(self, gateway: str, error: StreamError) -> None:
+        """A gateway's ERROR to ReqListeners or UpdateTargets, or giving it up."""
+
+    def gateway_released(self, gateway: str) -> None:
+        """A gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
+
+    def gateway_lost(self, gateway: str, why: str) -> None:
+        """A gateway has started anew, or has no such stream: what it held of it is gone."""
+
+    def expired(self) -> None:
+        """The stream's life is over."""
+
+    def hello_timeout(self) -> None:
+        """No application has said Hello, or nobody has used it, in time."""
+
+    def _reserved(self) -> None:
+        """All gateways have reserved."""
+
+    def _greeted(self) -> None:
+        """A Hello that came early counts now."""
+
+    def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
+        """An UpdateTargets has passed its checks."""
+
+    def _armed(self) -> None:
+        """All gateways have armed."""
+
+    def _back_to_listening(self) -> None:
+        """All gateways refused the targets."""
+
+    def _back_to_ready(self) -> None:
+        """All gateways refused the targets."""
+
+    def _back_to_streaming(self) -> None:
+        """All gateways refused the targets; the old map stays."""
+
+    def _fail(self, code: ErrorCode, msg: str) -> None:
+        """The stream cannot go on."""
+
+    def _released(self) -> None:
+        """No gateway has anything of it."""
+
+
+@dataclass
+class Core:
+    """What the machine's states share: the record, and who and what is waited for."""
+
+    effects: Effects
+    record: Record
+    callers: list[Caller] = field(default_factory=list)
+    owing: set[str] = field(default_factory=set)
+    refusals: dict[str, StreamError] = field(default_factory=dict)
+    update: UpdateTargets | None = None
+    before_update: str = "Ready"
+    listeners_told: list[str] = field(default_factory=list)
+    hello_overdue: bool = False
+
+    # -- answers
+
+    def resp(self, caller: Caller, state: str, msg: str, **fields: Any) -> None:
+        self.effects.answer(caller, Resp(uid=self.record.uid, seq=caller.seq, state=state, msg=msg, **fields))
+
+    def refuse(self, caller: Caller, code: ErrorCode, msg: str) -> None:
+        self.effects.answer(caller, Error(uid=self.record.uid, seq=caller.seq, code=code, msg=msg))
+
+    def present(self, caller: Caller, msg: str) -> None:
+        """Answer with the state that the stream is in, and with all that a REQ asks for if it is there."""
+        record = self.record
+        if record.request is not None and len(record.listeners) == record.request.num_conn:
+            self.resp(caller, record.state, msg, listeners=ordered_listeners(record), csr="".join(record.csr.values()))
+        else:
+            self.resp(caller, record.state, msg)
+
+    def release_callers(self) -> list[Caller]:
+        waiting, self.callers = self.callers, []
+        return waiting
+
+    # -- the record
+
+    def enter(self, state: str) -> bool:
+        """The state is entered: written down before anybody is told."""
+        self.record.state = state
+        return self.effects.save(self.record)
+
+    # -- gateways
+
+    def ask_all(self, commands: Iterable[tuple[str, Command]]) -> None:
+        pairs = list(commands)
+        self.owing = {gateway for gateway, _ in pairs}
+        self.refusals = {}
+        for gateway, command in pairs:
+            self.effects.ask(gateway, command)
+
+    def tell_producer_listeners(self) -> None:
+        record = self.record
+        self.listeners_told = list(record.app_listeners)
+        self.effects.tell_owner(ProdLstn(uid=record.uid, role=record.role, listeners=record.app_listeners))
+
+    def tell_consumer_to_connect(self) -> None:
+        record = self.record
+        listeners = ordered_listeners(record)
+        self.effects.tell_application(StartConn(uid=record.uid, role=record.role, seq=UNSENT, listeners=listeners))
+
+
+def ordered_listeners(record: Record) -> list[str]:
+    """The listeners of a stream, in the order of its channels."""
+    return [record.listeners[channel] for channel in sorted(record.listeners)]
+
+
+def content_of(command: UpdateTargets) -> str:
+    """A digest of what an UpdateTargets says, to tell a repetition from another one of its generation."""
+    digest = hashlib.sha256(command.data_conn_key.encode())
+    for listener, target in sorted(command.connection_map.items()):
+        digest.update(f"\n{listener}>{target}".encode())
+    return digest.hexdigest()
+
+
+_builder = TypeMachineBuilder(Stream, Core)
+
+Idle = _builder.state("Idle")
+Reserving = _builder.state("Reserving")
+Listening = _builder.state("Listening")
+Ready = _builder.state("Ready")
+Updating = _builder.state("Updating")
+Streaming = _builder.state("Streaming")
+Releasing = _builder.state("Releasing")
+Released = _builder.state("Released")
+
+STATES = (Idle, Reserving, Listening, Ready, Updating, Streaming, Releasing, Released)
+LIVE = (Reserving, Listening, Ready, Updating, Streaming)
+
+# -- REQ
+
+
+@Idle.upon(Stream.req).to(Reserving)
+def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
+    record = core.record
+    record.request = request
+    record.owner = owner
+    record.plan = {gateway: list(channels) for gateway, channels in plan.items()}
+    core.callers = [caller]
+    if not core.enter("Reserving"):
+        record.plan = {}
+        stream._fail("no-capacity", _STORE_FULL)
+        return
+    core.effects.start_timers(record)
+    core.ask_all((gateway, _share(request, channels)) for gateway, channels in plan.items())
+
+
+def _share(request: Req, channels: list[int]) -> ReqListeners:
+    return ReqListeners(
+        uid=request.uid,
+        role=request.role,
+        seq=UNSENT,
+        channels=channels,
+        rate=request.rate * len(channels) / request.num_conn,
+        expires=request.expires or 0.0,
+        app_from=request.app_from,
+        wan_security=request.wan_security,
+    )
+
+
+_STORE_FULL = "the store of this S2CS cannot be written, so it takes no new stream: tell its operator"
+
+
+def _req_again(
+    stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]
+) -> None:
+    record = core.record
+    if owner != record.owner or not _same_request(request, record.request):
+        core.refuse(
+            caller, "uid-in-use", f"stream {record.uid} is there already, with other fields: choose another uid"
+        )
+        return
+    if record.state == "Reserving":
+        core.callers.append(caller)
+    core.present(caller, f"stream is {record.state}")
+    if record.role == PROD and record.greeted and record.state != "Reserving":
+        core.tell_producer_listeners()
+
+
+def _same_request(one: Req, other: Req | None) -> bool:
+    return other is not None and _fields(one) == _fields(other)
+
+
+def _fields(request: Req) -> tuple[Any, ...]:
+    return (
+        request.num_conn,
+        request.rate,
+        request.app_key_hash,
+        request.expires,
+        request.hello_timeout,
+        request.wan_security,
+        request.app_from,
+        request.protocol,
+        request.label,
+    )
+
+
+for _state in LIVE:
+    _state.upon(Stream.req).loop()(_req_again)
+
+
+def _req_too_late(
+    stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]
+) -> None:
+    if owner != core.record.owner:
+        core.refuse(caller, "uid-in-use", f"stream {core.record.uid} is not yours: choose another uid")
+        return
+    _wrong_state(core, caller, "a REQ")
+
+
+for _state in (Releasing, Released):
+    _state.upon(Stream.req).loop()(_req_too_late)
+
+# -- reserving
+
+
+@Reserving.upon(Stream.gateway_answered).loop()
+def _one_reserved(stream: Stream, core: Core, gateway: str, answer: Resp) -> None:
+    record = core.record
+    channels = record.plan.get(gateway, [])
+    listeners = answer.listeners or []
+    if gateway not in core.owing:
+        return
+    if len(listeners) != len(channels) or not answer.csr or not answer.boot:
+        stream._fail(
+            "gateway-failed", f"gateway {gateway} gave {len(listeners)} listeners for {len(channels)} channels"
+        )
+        return
+    record.listeners.update(zip(channels, listeners, strict=True))
+    record.csr[gateway] = answer.csr
+    record.boots[gateway] = answer.boot
+    core.owing.discard(gateway)
+    if not core.owing:
+        stream._reserved()
+
+
+@Reserving.upon(Stream._reserved).to(Listening)
+def _listen(stream: Stream, core: Core) -> None:
+    if not core.enter("Listening"):
+        stream._fail("no-capacity", _STORE_FULL)
+        return
+    for caller in core.release_callers():
+        core.present(caller, f"reserved {len(core.record.listeners)} listeners")
+    if core.record.greeted:
+        stream._greeted()
+    elif core.hello_overdue:
+        stream.hello_timeout()
+
+
+@Reserving.upon(Stream.gateway_refused).loop()
+def _not_reserved(stream: Stream, core: Core, gateway: str, error: StreamError) -> None:
+    if gateway in core.owing:
+        stream._fail(*_from_gateway(gateway, error))
+
+
+def _from_gateway(gateway: str, error: StreamError) -> tuple[ErrorCode, str]:
+    known: tuple[ErrorCode, ...] = ("no-ports", "no-capacity", "target-refused")
+    code: ErrorCode = error.code if error.code in known else "gateway-failed"
+    return code, f"gateway {gateway}: {error.msg}"
+
+
+# -- Hello
+
+
+def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
+    """Note a Hello; False if it could not be written down."""
+    record = core.record
+    known = (record.greeted, record.app_listeners)
+    record.greeted, record.app_listeners = True, list(listeners)
+    if known != (True, record.app_listeners) and not core.effects.save(record):
+        record.greeted, record.app_listeners = known
+        core.refuse(caller, "no-capacity", _STORE_FULL)
+        return False
+    msg = "welcome; the stream is not complete yet" if record.state != "Streaming" else "welcome"
+    core.resp(caller, record.state, msg)
+    return True
+
+
+def _hello_early(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
+    _remember_hello(core, caller, listeners)
+
+
+for _state in (Reserving, Updating):
+    _state.upon(Stream.hello).loop()(_hello_early)
+
+
+@Listening.upon(Stream.hello).loop()
+def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
+    if _remember_hello(core, caller, listeners):
+        stream._greeted()
+
+
+@Listening.upon(Stream._greeted).to(Ready)
+def _become_ready(stream: Stream, core: Core) -> None:
+    core.enter("Ready")
+    if core.record.role == PROD:
+        core.tell_producer_listeners()
+
+
+@Ready.upon(Stream.hello).loop()
+def _hello_when_ready(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
+    if _remember_hello(core, caller, listeners) and core.record.role == PROD and listeners != core.listeners_told:
+        core.tell_producer_listeners()
+
+
+@Streaming.upon(Stream.hello).loop()
+def _hello_when_streaming(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
+    if not _remember_hello(core, caller, listeners):
+        return
+    if core.record.role == CONS:
+        core.tell_consumer_to_connect()
+    elif listeners != core.listeners_told:
+        core.tell_producer_listeners()
+
+
+def _hello_too_late(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
+    _wrong_state(core, caller, "a Hello")
+
+
+for _state in (Idle, Releasing, Released):
+    _state.upon(Stream.hello).loop()(_hello_too_late)
+
+
+def _late(stream: Stream, core: Core) -> None:
+    stream._fail("timeout", "no application used the stream in time: its Hello timer ran out")
+
+
+for _state in (Listening, Ready):
+    _state.upon(Stream.hello_timeout).loop()(_late)
+
+
+def _late_later(stream: Stream, core: Core) -> None:
+    core.hello_overdue = True
+
+
+for _state in (Reserving, Updating):
+    _state.upon(Stream.hello_timeout).loop()(_late_later)
+
+# -- UpdateTargets
+
+
+def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+    record = core.record
+    if _repeats_update(core, caller, command):
+        return
+    problem = _map_problem(record, command.connection_map)
+    if problem is not None:
+        core.refuse(caller, *problem)
+    else:
+        stream._carry_out(caller, command)
+
+
+def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
+    """Answer an UpdateTargets that is not news: section 6 rule 1."""
+    record = core.record
+    if command.generation > record.generation:
+        return False
+    if command.generation == record.generation and content_of(command) == record.content:
+        core.present(caller, f"generation {record.generation} is in force")
+    else:
+        core.refuse(
+            caller,
+            "wrong-state",
+            f"generation {command.generation} is not above {record.generation}, which is in force: send a higher one",
+        )
+    return True
+
+
+def _map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
+    mine = set(record.listeners.values())
+    stranger = next((listener for listener in connection_map if listener not in mine), None)
+    if stranger is not None:
+        return "bad-message", f"field connection_map: {stranger} is no listener of this stream"
+    missing = next((listener for listener in ordered_listeners(record) if listener not in connection_map), None)
+    if missing is not None:
+        return "bad-message", f"field connection_map: listener {missing} has no target"
+    if record.role == PROD:
+        offered = set(record.app_listeners)
+        refused = next((target for target in connection_map.values() if target not in offered), None)
+        if refused is not None:
+            return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
+    return None
+
+
+for _state in (Ready, Streaming):
+    _state.upon(Stream.update_targets).loop()(_consider_update)
+
+
+@Listening.upon(Stream.update_targets).loop()
+def _update_before_hello(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+    if core.record.role == CONS:
+        _consider_update(stream, core, caller, command)
+    else:
+        _wrong_state(core, caller, "UpdateTargets, until ProdApp says Hello")
+
+
+@Updating.upon(Stream.update_targets).loop()
+def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+    if core.update is not None and (command.generation, content_of(command)) == _version(core.update):
+        core.callers.append(caller)
+        core.present(caller, f"generation {command.generation} is being carried out")
+    else:
+        _wrong_state(core, caller, f"UpdateTargets of generation {command.generation}")
+
+
+def _version(command: UpdateTargets) -> tuple[int, str]:
+    return command.generation, content_of(command)
+
+
+def _update_too_late(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+    _wrong_state(core, caller, "UpdateTargets")
+
+
+for _state in (Idle, Reserving, Releasing, Released):
+    _state.upon(Stream.update_targets).loop()(_update_too_late)
+
+
+def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+    record = core.record
+    core.before_update = record.state
+    core.update = command
+    core.callers = [caller]
+    if not core.enter("Updating"):
+        stream._fail("no-capacity", _STORE_FULL)
+        return
+    core.ask_all((gateway, _part(record, gateway, command)) for gateway in record.plan)
+
+
+def _part(record: Record, gateway: str, command: UpdateTargets) -> UpdateTargets:
+    held = {record.listeners[channel] for channel in record.plan[gateway]}
+    return UpdateTargets(
+        uid=command.uid,
+        role=command.role,
+        seq=UNSENT,
+        generation=command.generation,
+        connection_map={here: there for here, there in command.connection_map.items() if here in held},
+        data_conn_key=command.data_conn_key,
+    )
+
+
+for _state in (Listening, Ready, Streaming):
+    _state.upon(Stream._carry_out).to(Updating)(_carry_out_update)
+
+
+@Updating.upon(Stream.gateway_answered).loop()
+def _one_armed(stream: Stream, core: Core, gateway: str, answer: Resp) -> None:
+    _update_answered(stream, core, gateway)
+
+
+@Updating.upon(Stream.gateway_refused).loop()
+def _not_armed(stream: Stream, core: Core, gateway: str, error: StreamError) -> None:
+    if gateway not in core.owing:
+        return
+    core.refusals[gateway] = error
+    if error.code == "target-refused":
+        _update_answered(stream, core, gateway)
+    else:
+        stream._fail(*_from_gateway(gateway, error))
+
+
+def _update_answered(stream: Stream, core: Core, gateway: str) -> None:
+    core.owing.discard(gateway)
+    if core.owing:
+        return
+    if not core.refusals:
+        stream._armed()
+    elif len(core.refusals) < len(core.record.plan):
+        gateway, error = next(iter(core.refusals.items()))
+        stream._fail(*_from_gateway(gateway, error))
+    else:
+        _RETURN[core.before_update](stream)
+
+
+_RETURN = {
+    "Listening": lambda stream: stream._back_to_listening(),
+    "Ready": lambda stream: stream._back_to_ready(),
+    "Streaming": lambda stream: stream._back_to_streaming(),
+}
+
+
+@Updating.upon(Stream._armed).to(Streaming)
+def _stream(stream: Stream, core: Core) -> None:
+    record, update = core.record, core.update
+    assert update is not None
+    record.generation, record.content = _version(update)
+    record.connection_map = dict(update.connection_map)
+    core.update = None
+    if not core.enter("Streaming"):
+        stream._fail("no-capacity", _STORE_FULL)
+        return
+    for caller in core.release_callers():
+        core.present(caller, f"generation {record.generation} is in force")
+    if record.role == CONS and record.greeted:
+        core.tell_consumer_to_connect()
+    elif record.role == PROD and record.app_listeners != core.listeners_told:
+        core.tell_producer_listeners()
+
+
+def _return(stream: Stream, core: Core) -> None:
+    core.update = None
+    core.enter(core.before_update)
+    gateway, error = next(iter(core.refusals.items()))
+    for caller in core.release_callers():
+        core.refuse(caller, *_from_gateway(gateway, error))
+    if core.before_update == "Listening" and core.record.greeted:
+        stream._greeted()
+    elif core.hello_overdue:
+        stream.hello_timeout()
+
+
+Updating.upon(Stream._back_to_listening).to(Listening)(_return)
+Updating.upon(Stream._back_to_ready).to(Ready)(_return)
+Updating.upon(Stream._back_to_streaming).to(Streaming)(_return)
+
+# -- the end
+
+
+def _release_all(core: Core, stream: Stream) -> None:
+    record = core.record
+    core.effects.stop_timers()
+    core.enter("Releasing")
+    core.ask_all((gateway, Rel(uid=record.uid, role=record.role, seq=UNSENT)) for gateway in record.plan)
+    if not core.owing:
+        stream._released()
+
+
+def _rel(stream: Stream, core: Core, caller: Caller) -> None:
+    refuse = core.release_callers()
+    core.callers = [caller]
+    for other in refuse:
+        core.refuse(other, "wrong-state", "the stream was released meanwhile")
+    gone = "the stream was released by its owner"
+    core.effects.tell_application(_news(core.record, "wrong-state", gone))
+    _release_all(core, stream)
+
+
+def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
+    record = core.record
+    record.last_error = LastError(code=code, msg=msg[:2000])
+    callers = core.release_callers()
+    for caller in callers:
+        core.refuse(caller, code, msg)
+    if not callers:
+        core.effects.tell_owner(_news(record, code, msg))
+    core.effects.tell_application(_news(record, code, msg))
+    _release_all(core, stream)
+
+
+def _news(record: Record, code: ErrorCode, msg: str) -> Error:
+    return Error(uid=record.uid, role=record.role, code=code, msg=msg)
+
+
+def _expired(stream: Stream, core: Core) -> None:
+    stream._fail("expired", "the time of this stream is over")
+
+
+def _gateway_gone(stream: Stream, core: Core, gateway: str, why: str) -> None:
+    if gateway in core.record.plan:
+        core.owing.discard(gateway)
+        stream._fail("gateway-failed", f"gateway {gateway}: {why}")
+
+
+for _state in LIVE:
+    _state.upon(Stream.rel).to(Releasing)(_rel)
+    _state.upon(Stream._fail).to(Releasing)(_failed)
+    _state.upon(Stream.expired).loop()(_expired)
+    _state.upon(Stream.gateway_lost).loop()(_gateway_gone)
+
+
+@Releasing.upon(Stream.rel).loop()
+def _rel_again(stream: Stream, core: Core, caller: Caller) -> None:
+    core.callers.append(caller)
+    waiting = ", ".join(sorted(core.owing))
+    core.resp(caller, "Releasing", f"waiting for {waiting} to confirm")
+
+
+def _one_released(core: Core, stream: Stream, gateway: str) -> None:
+    core.owing.discard(gateway)
+    if not core.owing:
+        stream._released()
+
+
+@Releasing.upon(Stream.gateway_released).loop()
+def _gateway_has_released(stream: Stream, core: Core, gateway: str) -> None:
+    _one_released(core, stream, gateway)
+
+
+@Releasing.upon(Stream.gateway_lost).loop()
+def _gateway_has_lost(stream: Stream, core: Core, gateway: str, why: str) -> None:
+    _one_released(core, stream, gateway)
+
+
+@Releasing.upon(Stream._released).to(Released)
+def _gone(stream: Stream, core: Core) -> None:
+    core.enter("Released")
+    for caller in core.release_callers():
+        core.resp(caller, "Released", _GONE)
+
+
+_GONE = "the stream is released"
+
+
+@Released.upon(Stream.rel).loop()
+def _rel_of_released(stream: Stream, core: Core, caller: Caller) -> None:
+    core.resp(caller, "Released", _GONE)
+
+
+@Idle.upon(Stream.rel).loop()
+def _rel_of_nothing(stream: Stream, core: Core, caller: Caller) -> None:
+    core.refuse(caller, "unknown-uid", f"no stream {core.record.uid} was ever asked for here")
+
+
+def _wrong_state(core: Core, caller: Caller, what: str) -> None:
+    record = core.record
+    why = f" after {record.last_error.code}: {record.last_error.msg}" if record.last_error is not None else ""
+    core.refuse(
+        caller,
+        "wrong-state",
+        f"stream {record.uid} is {record.state}{why}; that allows {_ALLOWS[record.state]}, not {what}",
+    )
+
+
+_ALLOWS = {
+    "Idle": "a REQ",
+    "Reserving": "Hello and REL",
+    "Listening": "Hello and REL (and UpdateTargets at the consumer's side)",
+    "Ready": "Hello, UpdateTargets and REL",
+    "Updating": "Hello and REL",
+    "Streaming": "Hello, UpdateTargets and REL",
+    "Releasing": "REL only",
+    "Released": "REL only",
+}
+
+# -- what comes too late, or twice, changes nothing
+
+for _state in (Idle, Listening, Ready, Streaming, Releasing, Released):
+    _state.upon(Stream.gateway_answered).loop().returns(None)
+    _state.upon(Stream.gateway_refused).loop().returns(None)
+for _state in (Idle, *LIVE, Released):
+    _state.upon(Stream.gateway_released).loop().returns(None)
+for _state in (Idle, Released):
+    _state.upon(Stream.gateway_lost).loop().returns(None)
+for _state in (Idle, Releasing, Released):
+    _state.upon(Stream.expired).loop().returns(None)
+    _state.upon(Stream._fail).loop().returns(None)
+for _state in (Idle, Streaming, Releasing, Released):
+    _state.upon(Stream.hello_timeout).loop().returns(None)
+for _state in STATES:
+    if _state is not Reserving:
+        _state.upon(Stream._reserved).loop().returns(None)
+    if _state is not Listening:
+        _state.upon(Stream._greeted).loop().returns(None)
+    if _state not in (Listening, Ready, Streaming):
+        _state.upon(Stream._carry_out).loop().returns(None)
+    if _state is not Updating:
+        _state.upon(Stream._armed).loop().returns(None)
+        _state.upon(Stream._back_to_listening).loop().returns(None)
+        _state.upon(Stream._back_to_ready).loop().returns(None)
+        _state.upon(Stream._back_to_streaming).loop().returns(None)
+    if _state is not Releasing:
+        _state.upon(Stream._released).loop().returns(None)
+
+_machine = _builder.build()
+
+
+def new_stream(core: Core) -> Stream:
+    """The machine of a stream that nobody has asked for yet."""
+    return _machine(core)
+
+
+def restored_stream(core: Core) -> Stream:
+    """The machine of a stream found in the store after a restart.
+
+    One that was in the middle of something cannot know how that ended: it is put into Reserving, from which
+    `resume` releases it.
+    """
+    resting = {state.name: state for state in (Listening, Ready, Streaming, Released)}
+    return _machine(core, resting.get(core.record.state, Reserving))
+
+
+def resume(stream: Stream, core: Core) -> None:
+    """Go on after a restart: start the timers of a stream that rests, end one that was in the middle."""
+    if core.record.state in ("Listening", "Ready", "Streaming"):
+        core.listeners_told = list(core.record.app_listeners)
+        core.effects.start_timers(core.record)
+    elif core.record.state != "Released":
+        stream._fail("gateway-failed", "the S2CS was restarted in the middle of an operation: ask for a new stream")
