@@ -1,0 +1,28 @@
+"""The connection map: which listener leads to which target, channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scistream.wire.messages import CONS, PROD, Role
+
+Map = dict[str, str]
+
+
+def connection_map(prod_listeners: Sequence[str], cons_listeners: Sequence[str], app: Sequence[str]) -> dict[Role, Map]:
+    """Join channel i of the consumer to channel i of the producer, and that to a listener of ProdApp.
+
+    :param prod_listeners: WAN listeners of the producer's gateways, one a channel, in order.
+    :param cons_listeners: LAN listeners of the consumer's gateways, one a channel, in order.
+    :param app: where ProdApp listens; fewer than the channels are used in turn, more are left unused.
+    :returns: for each role a map from its listeners to their targets.
+    """
+    return {
+        PROD: {listener: app[channel % len(app)] for channel, listener in enumerate(prod_listeners)},
+        CONS: dict(zip(cons_listeners, prod_listeners, strict=True)),
+    }
+
+
+def unused(app: Sequence[str], channels: int) -> list[str]:
+    """The listeners of ProdApp that no channel leads to."""
+    return list(app[channels:])
