@@ -233,15 +233,10 @@ def networks(texts: list[str]) -> tuple[Network, ...]:
     return tuple(parse_network(text) for text in texts)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host can only be this machine itself."""
-    numeric = Address(host, 1).numeric
-    return host == "localhost" if numeric is None else numeric.is_loopback
-
-
 def _explain(wrong: msgspec.ValidationError, kind: type[Struct]) -> str:
-    reason, _, path = str(wrong).rpartition(" - at ")
-    reason = reason or str(wrong)
+    reason, found_path, path = str(wrong).rpartition(" - at ")
+    if not found_path:
+        reason, path = path, ""
     path = path.strip("`").removeprefix("$").removeprefix(".")
     section: Any = kind
     for part in path.split("."):

@@ -57,8 +57,8 @@ from scistream.wire.messages import (
 class Record(Struct, kw_only=True, omit_defaults=True):
     """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
 
-    `plan` says which channels each gateway holds, `boots` in which run of it. Deadlines are wall-clock
-    seconds since the epoch, since they must survive a restart.
+    `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
+    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart.
     """
 
     uid: str
@@ -76,6 +76,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     content: str = ""
     connection_map: dict[str, str] = {}
     last_error: LastError | None = None
+    life: float = 0.0
     expires_at: float = 0.0
     hello_by: float = 0.0
     released_at: float = 0.0
@@ -279,17 +280,17 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
         stream._fail("no-capacity", _STORE_FULL)
         return
     core.effects.start_timers(record)
-    core.ask_all((gateway, _share(request, channels)) for gateway, channels in plan.items())
+    core.ask_all((gateway, _share(request, channels, record.life)) for gateway, channels in plan.items())
 
 
-def _share(request: Req, channels: list[int]) -> ReqListeners:
+def _share(request: Req, channels: list[int], life: float) -> ReqListeners:
     return ReqListeners(
         uid=request.uid,
         role=request.role,
         seq=UNSENT,
         channels=channels,
         rate=request.rate * len(channels) / request.num_conn,
-        expires=request.expires or 0.0,
+        expires=life,
         app_from=request.app_from,
         wan_security=request.wan_security,
     )

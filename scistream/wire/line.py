@@ -26,7 +26,6 @@ from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, ErrorCode, StreamError
 from scistream.wire.messages import Answer, Command, Error, Message, ProdLstn, Resp, Uid
 
-ALPN = b"scistream/1"
 MAX_LINE = 262_144
 MAX_FIRST_LINE = 65_536
 HANDSHAKE_SECONDS = 10.0

@@ -219,7 +219,7 @@ class LinkFactory(Factory):
 class Dialer(Service):
     """The lasting link of a party that dials.
 
-    Subclass or hand in callables to hear of it. The delay before the next try doubles from 0.2 s to 5 s, with
+    Set the `on_...` callables to hear of it. The delay before the next try doubles from 0.2 s to 5 s, with
     jitter, and starts anew at a valid line: a peer that accepts and says nothing is no success.
 
     :param endpoint: where to connect, TLS included.
@@ -227,6 +227,8 @@ class Dialer(Service):
     :param peer_name: how logs and errors call the peer.
     :param authenticate: as for `Link`.
     :param explain: turns the reason of a lost connection into a sentence.
+    :param is_hopeless: tells from the reason whether dialling again cannot help; it is done all the same, since
+        an operator may mend it, but `on_down` hears of it.
     """
 
     _log = Logger()
@@ -238,15 +240,17 @@ class Dialer(Service):
         peer_name: str,
         authenticate: Callable[[Any], Any] | None,
         explain: Callable[[Failure], str],
+        is_hopeless: Callable[[Failure], bool],
     ) -> None:
         self.clock = clock
         self.outbox = Outbox(clock, peer_name)
         self.link: Link | None = None
         self.on_up: Callable[[], None] = _nothing
-        self.on_down: Callable[[str], None] = _ignore
+        self.on_down: Callable[[str, bool], None] = _ignore
         self.on_poll: Callable[[], None] = _nothing
         self.on_message: Callable[[Link, Message], None] = _ignore_message
         self._explain = explain
+        self._is_hopeless = is_hopeless
         self._failures = 0
         self._poll: IDelayedCall | None = None
         factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False))
@@ -304,7 +308,7 @@ class Dialer(Service):
         if self.running:
             self._log.info("no link to {peer_name}: {trouble}", peer_name=self.peer_name, trouble=trouble)
         self.outbox.link_down(trouble)
-        self.on_down(trouble)
+        self.on_down(trouble, self._is_hopeless(reason))
 
     def _delay(self, _attempts: int) -> float:
         self._failures += 1
@@ -351,7 +355,7 @@ def _nothing() -> None:
     """Nobody asked to hear of it."""
 
 
-def _ignore(_trouble: str) -> None:
+def _ignore(_trouble: str, _hopeless: bool) -> None:
     """Nobody asked to hear of it."""
 
 

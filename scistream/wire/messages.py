@@ -187,7 +187,7 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     role: Role | None
     seq: Seq
     after: Annotated[str, Meta(max_length=64)] | None = None
-    limit: Annotated[int, Meta(ge=1, le=100)] = 100
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
 
 
 class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -234,7 +234,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a gateway can still promise: free ports, and Mbit/s."""
+    """What a gateway has to promise in all, used or free: ports, and Mbit/s each way."""
 
     ports: int
     rate: float

@@ -1,0 +1,70 @@
+"""What `twistd s2cs` and `twistd s2ds` share: the option --config, and errors of set-up as one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Generic, NoReturn
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.error import CannotListenError
+from twisted.python import usage
+
+from scistream.clock import run_on_monotonic_time
+from scistream.config import AnyConfig, ConfigProblem, load
+from scistream.security.tls import CertificateProblem
+from scistream.wire.errors import StreamError
+
+SETUP_PROBLEMS = (ConfigProblem, CertificateProblem, StreamError, CannotListenError)
+"""What can stop a daemon from starting, and is the operator's to mend."""
+
+
+class DaemonOptions(usage.Options, Generic[AnyConfig]):
+    """The options of a daemon; `config_type` is set by each."""
+
+    config_type: type[AnyConfig]
+    config: AnyConfig
+    file: Path
+    optParameters = (("config", "c", None, "the configuration file (TOML); needed"),)
+
+    def postOptions(self) -> None:
+        """Read the file."""
+        if self["config"] is None:
+            refuse_to_start("which configuration? Say --config FILE; conf/ has commented examples")
+        self.file = Path(self["config"])
+        try:
+            self.config = load(self.file, self.config_type)
+        except ConfigProblem as problem:
+            refuse_to_start(str(problem))
+
+
+def refuse_to_start(why: str) -> NoReturn:
+    """End with one line on standard error and exit status 2."""
+    sys.stderr.write(f"{why}\n")
+    raise SystemExit(2)
+
+
+def daemon_reactor() -> Any:
+    """The reactor that twistd runs, with timers that the wall clock cannot disturb."""
+    from twisted.internet import reactor
+
+    run_on_monotonic_time(reactor)
+    return reactor
+
+
+class Daemon(MultiService):
+    """Runs a party's service under twistd; what keeps it from starting is told in one line.
+
+    :param file: the configuration file, for that line.
+    """
+
+    def __init__(self, service: Service, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        self.addService(service)
+
+    def startService(self) -> None:
+        try:
+            super().startService()
+        except SETUP_PROBLEMS as problem:
+            refuse_to_start(f"{self._file}: {problem}")

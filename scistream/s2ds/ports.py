@@ -1,0 +1,231 @@
+"""The ports of a gateway and the sockets that listen on them.
+
+`Ports` gives out bound sockets to the initiator, which reserves them with a stream and arms them
+later; `Listener` is how an armed one accepts. What becomes of an accepted connection is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+
+BACKLOG = 1024
+ACCEPTS_A_TURN = 64
+PAUSE_SECONDS = 0.5
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Ports:
+    """A range of port numbers, `first` to `last` inclusive, each given out once at a time."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self._idle = dict.fromkeys(range(first, last + 1))  # in order of use, the longest unused first
+        self._given: dict[socket.socket, int] = {}
+
+    @property
+    def free(self) -> int:
+        """How many ports this gateway has not given out."""
+        return len(self._idle)
+
+    def reserve(self, host: str, count: int) -> list[socket.socket]:
+        """`count` sockets bound to the numeric address `host`, each on a port of its own, or none at all.
+
+        They do not listen: the kernel refuses connections until a `Listener` is started.
+
+        :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
+        """
+        bound: dict[int, socket.socket] = {}
+        try:
+            if count <= self.free:
+                self._bind(host, count, bound, reuse=False)
+            if len(bound) < count <= self.free:  # what is left may only be waiting out TIME_WAIT
+                self._bind(host, count, bound, reuse=True)
+            if len(bound) < count:
+                raise self._too_few(host, count, len(bound))
+        except BaseException:
+            for sock in bound.values():
+                sock.close()
+            raise
+        for port, sock in bound.items():
+            del self._idle[port]
+            self._given[sock] = port
+        return list(bound.values())
+
+    def release(self, sock: socket.socket) -> None:
+        """Close a socket that `reserve` gave out, and take its port back. Once is enough; twice does no harm."""
+        sock.close()
+        port = self._given.pop(sock, None)
+        if port is not None:
+            self._idle[port] = None
+
+    def _bind(self, host: str, count: int, bound: dict[int, socket.socket], *, reuse: bool) -> None:
+        for port in self._idle:
+            if len(bound) == count:
+                return
+            if port not in bound:
+                sock = _bound(host, port, reuse)
+                if sock is not None:
+                    bound[port] = sock
+
+    def _too_few(self, host: str, count: int, found: int) -> StreamError:
+        available = found if count <= self.free else self.free
+        return StreamError(
+            "no-ports",
+            f"{count} port(s) were asked for on {host} and {available} of the range {self.first}-{self.last} are free: "
+            "ask for fewer channels, wait until another stream ends, or have the range of this gateway widened",
+        )
+
+
+def _bound(host: str, port: int, reuse: bool) -> socket.socket | None:
+    """A socket bound to that port, or None if someone has the port already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as problem:
+        raise _unusable(host, port, problem) from None
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if reuse:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        # Off again: as long as this socket does not listen, another reuser could share its port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError as problem:
+        sock.close()
+        if problem.errno == errno.EADDRINUSE:
+            return None
+        raise _unusable(host, port, problem) from None
+    return sock
+
+
+def _unusable(host: str, port: int, problem: OSError) -> StreamError:
+    cause = os.strerror(problem.errno) if problem.errno else str(problem)
+    return StreamError(
+        "gateway-failed",
+        f"this gateway cannot listen on {Address(host, port)}: {cause}; "
+        "look at `bind` in [lan] and [wan] of its configuration, at the port range, and at its limit of open files",
+    )
+
+
+@implementer(IReadWriteDescriptor)
+class Listener:
+    """Accepts connections on a bound socket from `start` until `stop`.
+
+    When the process is out of descriptors, connections wait in the kernel's queue until it is not.
+
+    :param reactor: an `IReactorFDSet` and `IReactorTime`.
+    :param sock: a bound socket; it is closed by `stop`, so release its port after that.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._on_accept: Callable[[socket.socket, tuple[Any, ...]], None] | None = None
+        self._pause: Any = None
+        self._warned = False
+
+    def start(self, on_accept: Callable[[socket.socket, tuple[Any, ...]], None]) -> None:
+        """Listen; each connection goes to `on_accept` as (non-blocking socket, address of the peer).
+
+        Started once more, it only exchanges `on_accept`.
+
+        :raises StreamError: ``gateway-failed`` when someone else listens there by now.
+        """
+        started, self._on_accept = self._on_accept is not None, on_accept
+        if started:
+            return
+        try:
+            # Accepted connections inherit this; without it their TIME_WAIT would keep the port from being bound again.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._sock.listen(BACKLOG)
+        except OSError as problem:
+            self._on_accept = None
+            host, port = self._sock.getsockname()[:2]
+            raise _unusable(host, port, problem) from None
+        self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        """Close the socket; connections that were not accepted are reset by the kernel. Idempotent."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._sock.fileno() != -1:
+            self._reactor.removeReader(self)
+            self._sock.close()
+
+    # IReadWriteDescriptor
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def logPrefix(self) -> str:
+        return "listener"
+
+    def doRead(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            if self._sock.fileno() == -1:  # stopped by what it accepted
+                return
+            try:
+                sock, peer = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in _EXHAUSTED:
+                    self._rest(problem)
+                    return
+                continue  # this one connection failed before it was accepted
+            self._warned = False
+            self._hand_on(sock, peer)
+
+    def doWrite(self) -> None:
+        """Nothing: reached only by an event about another that had this descriptor before."""
+
+    def connectionLost(self, _reason: Failure) -> None:
+        if self._sock.fileno() != -1:  # likewise
+            self._reactor.addReader(self)
+
+    def _hand_on(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+        assert self._on_accept is not None
+        try:
+            sock.setblocking(False)
+            # From here on a process that dies resets the connection instead of ending it cleanly.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._on_accept(sock, peer)
+        except Exception:
+            self.log.failure("A connection from {peer} could not be handed on", peer=peer)
+            sock.close()
+
+    def _rest(self, problem: OSError) -> None:
+        self._reactor.removeReader(self)
+        self._pause = self._reactor.callLater(PAUSE_SECONDS, self._wake)
+        if not self._warned:
+            self._warned = True
+            self.log.warn(
+                "Accepting on {listener} rests until the system has room again: {reason}",
+                listener=str(Address(*self._sock.getsockname()[:2])),
+                reason=os.strerror(problem.errno or 0),
+            )
+
+    def _wake(self) -> None:
+        self._pause = None
+        self._reactor.addReader(self)
