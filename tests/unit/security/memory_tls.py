@@ -1,0 +1,145 @@
+"""TLS without sockets: two pyOpenSSL connections joined in memory, and certificates that `pki` would not make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
+
+from scistream.security.pki import make_authority, make_leaf
+
+SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+@dataclass
+class Joined:
+    """What became of a handshake: both ends, and the error that each saw, if any."""
+
+    server: SSL.Connection
+    client: SSL.Connection
+    server_error: SSL.Error | None = None
+    client_error: SSL.Error | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.server_error is None and self.client_error is None
+
+
+def join(
+    server: SSL.Context, client: SSL.Context, name: bytes | None = None, session: SSL.Session | None = None
+) -> Joined:
+    """Run a handshake to its end, and let each side read what came after it (tickets, alerts)."""
+    ends = Joined(SSL.Connection(server, None), SSL.Connection(client, None))
+    ends.server.set_accept_state()
+    ends.client.set_connect_state()
+    if name is not None:
+        ends.client.set_tlsext_host_name(name)
+    if session is not None:
+        ends.client.set_session(session)
+    moved = True
+    while moved:
+        ends.client_error = ends.client_error or _step(ends.client)
+        moved = _carry(ends.client, ends.server)
+        ends.server_error = ends.server_error or _step(ends.server)
+        moved = _carry(ends.server, ends.client) or moved
+    return ends
+
+
+def _step(end: SSL.Connection) -> SSL.Error | None:
+    try:
+        end.do_handshake()
+        end.recv(1)
+    except SSL.WantReadError:
+        return None
+    except SSL.Error as wrong:
+        return wrong
+    raise AssertionError("nobody has sent a byte of data")
+
+
+def _carry(source: SSL.Connection, sink: SSL.Connection) -> bool:
+    try:
+        sink.bio_write(source.bio_read(1 << 20))
+    except SSL.WantReadError:
+        return False
+    return True
+
+
+def say(source: SSL.Connection, sink: SSL.Connection, words: bytes) -> bytes:
+    """Send bytes one way, and give back what arrives."""
+    source.sendall(words)
+    _carry(source, sink)
+    return sink.recv(len(words))
+
+
+@dataclass
+class Authority:
+    """An authority in memory whose every certificate can be chosen freely."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def make(cls, name: str = "an authority") -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        return cls(make_authority(common_name(name), key, datetime.now(UTC) + timedelta(days=1)), key)
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority:
+        key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return cls(x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes()), key)
+
+    def leaf(
+        self,
+        *names: x509.GeneralName,
+        usage: x509.ObjectIdentifier = SERVER,
+        left: timedelta = timedelta(hours=2),
+    ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        until = datetime.now(UTC) + left
+        return make_leaf("a leaf", names, usage, key.public_key(), self.certificate, self.key, until), key
+
+
+def common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def self_signed_leaf(host: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A server's certificate that is nobody's authority and signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(common_name(host))
+        .issuer_name(common_name(host))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate, key
+
+
+def store(
+    directory: Path, chain: Sequence[x509.Certificate], key: ec.EllipticCurvePrivateKey, stem: str = "odd"
+) -> tuple[Path, Path]:
+    """Write a chain and a key as `pki` would have."""
+    directory.mkdir(exist_ok=True)
+    certificate_file, key_file = directory / f"{stem}.pem", directory / f"{stem}.key"
+    certificate_file.write_bytes(b"".join(each.public_bytes(serialization.Encoding.PEM) for each in chain))
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(pem)
+    return certificate_file, key_file

@@ -1,0 +1,358 @@
+"""Connect: the two gateways of one stream meet, and nobody else gets in between or in at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from memory_tls import CLIENT, Authority, Joined, common_name, join, say
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+
+from scistream.s2uc.credentials import MAX_GATEWAYS, issue_credentials
+from scistream.security.pki import make_leaf
+from scistream.security.stream import StreamSecret, server_name, verify_consumer, verify_producer
+from scistream.security.tls import CertificateProblem, explain
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import CONS, PROD, Role
+
+
+@dataclass
+class Stream:
+    """A stream with one gateway a side, and its credentials of one generation."""
+
+    uid: str = field(default_factory=lambda: str(uuid4()))
+    producer: StreamSecret = field(default_factory=StreamSecret)
+    consumer: StreamSecret = field(default_factory=StreamSecret)
+
+    def __post_init__(self) -> None:
+        self.renew(1)
+
+    def renew(self, generation: int) -> None:
+        self.bundles = issue_credentials(
+            self.uid, generation, 3600.0, {PROD: self.producer.csr, CONS: self.consumer.csr}
+        )
+        self.server = self.producer.context(self.bundles[PROD], self.uid, PROD)
+        self.client = self.consumer.context(self.bundles[CONS], self.uid, CONS)
+
+    def name(self, channel: int = 0) -> bytes:
+        return server_name(self.uid, channel).encode()
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+def certificates(bundle: str) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(bundle.encode())
+
+
+def pem(*made: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    return "".join(each.public_bytes(serialization.Encoding.PEM).decode() for each in made)
+
+
+def assert_refused(ends: Joined, server: str, client: str) -> None:
+    assert server in explain(ends.server_error or AssertionError("the server saw no error"))
+    assert client in explain(ends.client_error or AssertionError("the client saw no error"))
+
+
+# --- the handshake
+
+
+def test_the_gateways_of_a_stream_meet_on_each_channel_and_bytes_pass(stream: Stream) -> None:
+    for channel in (0, 7, 1023):
+        ends = join(stream.server, stream.client, stream.name(channel))
+        assert ends.done
+        verify_consumer(ends.server, stream.uid, channel)
+        verify_producer(ends.client, stream.uid, channel)
+        assert say(ends.client, ends.server, b"GET /") == b"GET /"
+        assert say(ends.server, ends.client, b"frame") == b"frame"
+    assert ends.client.get_protocol_version_name() == "TLSv1.3"
+    assert ends.client.get_cipher_name() == "TLS_AES_128_GCM_SHA256"
+    assert ends.client.get_alpn_proto_negotiated() == b""
+
+
+def test_another_streams_gateways_are_refused_by_both_sides(stream: Stream) -> None:
+    other = Stream()
+    ends = join(stream.server, other.client, stream.name())
+    assert not ends.done
+    assert "belongs to another stream" in explain(ends.client_error or AssertionError())
+    lax = SSL.Context(SSL.TLS_CLIENT_METHOD)  # a far end that trusts anyone, to see what ours says
+    leaf = certificates(other.bundles[CONS])[1]
+    lax.use_certificate(leaf)
+    lax.use_privatekey(other.consumer._key)
+    assert_refused(join(stream.server, lax, stream.name()), "belongs to another stream", "does not trust the authority")
+
+
+def test_a_dialler_without_a_certificate_is_refused(stream: Stream) -> None:
+    anyone = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    assert_refused(join(stream.server, anyone, stream.name()), "sent no client certificate", "asks for a client")
+
+
+def test_a_producers_certificate_is_no_consumers_and_the_reverse(stream: Stream) -> None:
+    for role, secret, peer_is_server in ((PROD, stream.producer, True), (CONS, stream.consumer, False)):
+        twisted = SSL.Context(SSL.TLS_METHOD)
+        twisted.use_certificate(certificates(stream.bundles[role])[1])
+        twisted.use_privatekey(secret._key)
+        if peer_is_server:
+            ends = join(stream.server, twisted, stream.name())
+            assert "another purpose" in explain(ends.server_error or AssertionError())
+        else:
+            ends = join(twisted, stream.client, stream.name())
+            assert "another purpose" in explain(ends.client_error or AssertionError())
+
+
+def test_a_dialler_of_another_channel_or_of_no_name_is_refused_at_the_producer(stream: Stream) -> None:
+    for name in (stream.name(1), None, server_name(str(uuid4()), 0).encode(), stream.name().upper(), b"localhost"):
+        ends = join(stream.server, stream.client, name)
+        assert ends.done
+        with pytest.raises(CertificateProblem, match="another stream or channel"):
+            verify_consumer(ends.server, stream.uid, 0)
+    ends = join(stream.server, stream.client, stream.name())
+    verify_consumer(ends.server, stream.uid, 0)
+
+
+def test_names_of_another_stream_under_the_same_authority_are_refused(stream: Stream) -> None:
+    ends = join(stream.server, stream.client, stream.name())
+    wrong = str(uuid4())
+    with pytest.raises(CertificateProblem, match=f"should be 0.prod.{wrong}"):
+        verify_producer(ends.client, wrong, 0)
+    authority = Authority.make()
+    uid = stream.uid
+
+    def leaf(secret: StreamSecret, name: str, usage: x509.ObjectIdentifier) -> x509.Certificate:
+        key = x509.load_pem_x509_csr(secret.csr.encode()).public_key()
+        until = datetime.now(UTC) + timedelta(hours=1)
+        return make_leaf("x", [x509.DNSName(name)], usage, key, authority.certificate, authority.key, until)
+
+    own = leaf(stream.producer, f"*.prod.{uid}.scistream", ExtendedKeyUsageOID.SERVER_AUTH)
+    server = stream.producer.context(pem(authority.certificate, own), uid, PROD)
+    for name, good in ((f"cons.{uid}.scistream", True), (f"cons.{wrong}.scistream", False)):
+        client = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        client.use_certificate(leaf(stream.consumer, name, CLIENT))
+        client.use_privatekey(stream.consumer._key)
+        ends = join(server, client, stream.name())
+        assert ends.done
+        if good:
+            verify_consumer(ends.server, uid, 0)
+        else:
+            with pytest.raises(CertificateProblem, match=f"should be cons.{uid}"):
+                verify_consumer(ends.server, uid, 0)
+
+
+def test_credentials_of_an_old_generation_do_not_meet_those_of_the_new(stream: Stream) -> None:
+    old_server, old_client = stream.server, stream.client
+    stream.renew(2)
+    for server, client in ((old_server, stream.client), (stream.server, old_client)):
+        ends = join(server, client, stream.name())
+        assert "belongs to another stream" in explain(ends.client_error or AssertionError())
+    assert join(stream.server, stream.client, stream.name()).done
+    assert join(old_server, old_client, stream.name()).done, "what was agreed on stays agreed on until it is closed"
+
+
+def test_a_session_is_never_resumed(stream: Stream) -> None:
+    first = join(stream.server, stream.client, stream.name())  # kept: a session dies with an unclosed connection
+    again = join(stream.server, stream.client, stream.name(), session=first.client.get_session())
+    assert again.done
+    assert again.server.get_verified_chain(), "a resumed handshake verifies no certificates"
+    verify_consumer(again.server, stream.uid, 0)
+    verify_producer(again.client, stream.uid, 0)
+
+
+def test_a_resumed_session_would_be_refused(stream: Stream) -> None:
+    def lax(bundle: str, secret: StreamSecret) -> SSL.Context:
+        context = SSL.Context(SSL.TLS_METHOD)  # the same credentials with OpenSSL's defaults
+        authority, leaf = certificates(bundle)
+        context.use_certificate(leaf)
+        context.use_privatekey(secret._key)
+        context.set_session_id(b"lax")
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+        context.get_cert_store().add_cert(X509.from_cryptography(authority))  # type: ignore[union-attr]
+        return context
+
+    server, client = lax(stream.bundles[PROD], stream.producer), lax(stream.bundles[CONS], stream.consumer)
+    first = join(server, client, stream.name())
+    verify_consumer(first.server, stream.uid, 0)
+    resumed = join(server, client, stream.name(), session=first.client.get_session())
+    assert resumed.done
+    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+        verify_consumer(resumed.server, stream.uid, 0)
+    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+        verify_producer(resumed.client, stream.uid, 0)
+
+
+def test_tls_1_2_is_refused(stream: Stream) -> None:
+    old = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    old.set_max_proto_version(SSL.TLS1_2_VERSION)
+    assert_refused(join(stream.server, old, stream.name()), "does not speak TLS 1.3", "does not speak TLS 1.3")
+
+
+def test_a_large_write_is_taken_whole(stream: Stream) -> None:
+    ends = join(stream.server, stream.client, stream.name())
+    assert ends.client.send(b"x" * 300_000) == 300_000
+
+
+# --- what a gateway makes of a bundle
+
+
+def test_each_gateway_of_a_side_finds_its_own_certificate() -> None:
+    uid = str(uuid4())
+    producers, consumers = [StreamSecret() for _ in range(3)], [StreamSecret() for _ in range(2)]
+    bundles = issue_credentials(
+        uid, 1, 60.0, {PROD: "".join(s.csr for s in producers), CONS: "\n".join(s.csr for s in consumers)}
+    )
+    assert (len(certificates(bundles[PROD])), len(certificates(bundles[CONS]))) == (4, 3)
+    for producer in producers:
+        for consumer in consumers:
+            server, client = producer.context(bundles[PROD], uid, PROD), consumer.context(bundles[CONS], uid, CONS)
+            ends = join(server, client, server_name(uid, 3).encode())
+            verify_consumer(ends.server, uid, 3)
+            verify_producer(ends.client, uid, 3)
+
+
+def test_one_gateway_can_serve_both_ends_of_a_stream() -> None:
+    uid = str(uuid4())
+    both = StreamSecret()
+    bundles = issue_credentials(uid, 1, 60.0, {PROD: both.csr, CONS: both.csr})
+    ends = join(both.context(bundles[PROD], uid, PROD), both.context(bundles[CONS], uid, CONS), None)
+    assert ends.done
+
+
+def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> None:
+    good = certificates(stream.bundles[PROD])
+    mine, authority, stranger = stream.producer, Authority.make(), StreamSecret()
+    expired = Authority.make()
+    key = x509.load_pem_x509_csr(mine.csr.encode()).public_key()
+    late = make_leaf(
+        "x",
+        [x509.DNSName(f"*.prod.{stream.uid}.scistream")],
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        key,
+        expired.certificate,
+        expired.key,
+        datetime.now(UTC) - timedelta(minutes=1),
+    )
+    for bundle, uid, role, why in (
+        ("", stream.uid, PROD, "no bundle of certificates"),
+        ("nonsense", stream.uid, PROD, "no bundle of certificates"),
+        ("ünï", stream.uid, PROD, "no bundle of certificates"),
+        (mine.csr, stream.uid, PROD, "no bundle of certificates"),
+        (pem(good[0]), stream.uid, PROD, "none of its 0 certificates"),
+        (pem(good[1]), stream.uid, PROD, "not an authority's"),
+        (pem(good[1], good[0]), stream.uid, PROD, "not an authority's"),
+        (pem(authority.certificate, good[1]), stream.uid, PROD, "not signed by the authority"),
+        (stream.bundles[PROD], str(uuid4()), PROD, "not for this stream and role"),
+        (stream.bundles[PROD], stream.uid, CONS, "not for this stream and role"),
+        (stream.bundles[CONS], stream.uid, CONS, "is for the key of this gateway"),
+        (pem(expired.certificate, late), stream.uid, PROD, "compare the clocks"),
+    ):
+        with pytest.raises(StreamError) as refused:
+            mine.context(bundle, uid, role)
+        assert refused.value.code == "bad-message"
+        assert refused.value.msg.startswith("data_conn_key: ")
+        assert why in refused.value.msg
+    with pytest.raises(StreamError, match="is for the key of this gateway"):
+        stranger.context(stream.bundles[PROD], stream.uid, PROD)
+    mine.context(stream.bundles[PROD], stream.uid, PROD)
+
+
+def test_a_secret_shows_its_request_and_not_its_key() -> None:
+    secret, other = StreamSecret(), StreamSecret()
+    request = x509.load_pem_x509_csr(secret.csr.encode())
+    assert request.is_signature_valid
+    assert request.public_key() != x509.load_pem_x509_csr(other.csr.encode()).public_key()
+    assert "PRIVATE" not in secret.csr
+    assert "PRIVATE" not in repr(secret)
+
+
+# --- what a user's client makes of requests
+
+
+def test_certificates_have_the_names_and_the_life_that_the_user_chose_and_nothing_of_the_request() -> None:
+    uid = str(uuid4())
+    key = ec.generate_private_key(ec.SECP256R1())
+    grasping = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(common_name("root of everything"))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("bank.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    bundles = issue_credentials(uid, 2**53, 7200.0, {PROD: pem(grasping), CONS: StreamSecret().csr})
+    now = datetime.now(UTC)
+    for role, name, usage in (
+        (PROD, f"*.prod.{uid}.scistream", ExtendedKeyUsageOID.SERVER_AUTH),
+        (CONS, f"cons.{uid}.scistream", ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        authority, leaf = certificates(bundles[role])
+        assert authority == certificates(bundles[PROD])[0], "one authority for both sides"
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert list(found) == [x509.DNSName(name)]
+        assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [usage]
+        assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert "everything" not in leaf.subject.rfc4514_string()
+        for certificate in (authority, leaf):
+            assert abs(certificate.not_valid_before_utc - now + timedelta(hours=1)) < timedelta(minutes=1)
+            assert abs(certificate.not_valid_after_utc - now - timedelta(hours=3)) < timedelta(minutes=1)
+
+
+def test_each_stream_and_generation_has_an_authority_of_its_own(stream: Stream) -> None:
+    first = certificates(stream.bundles[PROD])[0]
+    stream.renew(2)
+    assert certificates(stream.bundles[PROD])[0].public_key() != first.public_key()
+
+
+BEGIN, END = "-----BEGIN CERTIFICATE REQUEST-----", "-----END CERTIFICATE REQUEST-----"
+
+
+def request_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
+    return pem(x509.CertificateSigningRequestBuilder().subject_name(common_name("x")).sign(key, hashes.SHA256()))
+
+
+def forged() -> str:
+    """A request for a key that its sender does not have: one key inside, another one's signature."""
+    der = bytearray(x509.load_pem_x509_csr(StreamSecret().csr.encode()).public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    return pem(x509.load_der_x509_csr(bytes(der)))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: "", "no certificate requests"),
+        (lambda: "nonsense", "no certificate requests"),
+        (lambda: StreamSecret().csr + "and more", "no certificate requests"),
+        (lambda: StreamSecret().csr.replace("M", "!", 1), "no certificate requests"),
+        (lambda: StreamSecret().csr.replace("CERTIFICATE REQUEST", "CERTIFICATE"), "no certificate requests"),
+        (lambda: f"{BEGIN}\nMIIB\n{END}\n", "cannot be read"),
+        (lambda: f"{BEGIN}\n{END}\n", "cannot be read"),
+        (forged, "signature is wrong"),
+        (lambda: StreamSecret().csr + forged(), "signature is wrong"),
+        (lambda: request_of(ec.generate_private_key(ec.SECP384R1())), "P-256"),
+        (lambda: request_of(rsa.generate_private_key(65537, 1024)), "P-256"),
+        (lambda: StreamSecret().csr * (MAX_GATEWAYS + 1), "at most 64"),
+    ],
+)
+def test_requests_that_are_not_sound_are_refused_by_the_side_that_sent_them(make: object, why: str) -> None:
+    good, bad = StreamSecret().csr, make()  # type: ignore[operator]
+    for csr, side in (({PROD: bad, CONS: good}, "producer"), ({PROD: good, CONS: bad}, "consumer")):
+        requests: Mapping[Role, str] = csr
+        with pytest.raises(StreamError) as refused:
+            issue_credentials(str(uuid4()), 1, 60.0, requests)
+        assert refused.value.code == "gateway-failed"
+        assert why in refused.value.msg
+        assert side in refused.value.msg
+
+
+def test_as_many_gateways_as_a_bundle_may_have_fit_into_a_message() -> None:
+    full = StreamSecret().csr * MAX_GATEWAYS
+    bundles = issue_credentials(str(uuid4()), 1, 60.0, {PROD: full, CONS: full})
+    assert all(len(bundle) < 131072 for bundle in bundles.values())
