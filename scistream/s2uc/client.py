@@ -103,7 +103,7 @@ class Client:
         hello_timeout: float | None = None,
         app_from: Sequence[str] | None = None,
         label: str | None = None,
-    ) -> Waiting[Stream]:
+    ) -> Requested:
         """Ask both facilities for a stream; the result is there when both have reserved.
 
         :param prod: HOST:PORT of the S2CS at the producer's facility; `cons`: at the consumer's.
@@ -120,7 +120,7 @@ class Client:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             stream = Stream(self, _checked_uid(uid or str(uuid.uuid4())), servers)
             wishes = _Wishes(num_conn, rate, expires, hello_timeout, app_from, label)
-            return Waiting(stream._effects.request(wishes))
+            return Requested(stream, stream._effects.request(wishes))
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
 
@@ -222,6 +222,14 @@ class Stream:
         :raises StreamError: if a side does not answer, or refuses.
         """
         return Waiting(Deferred.fromCoroutine(self._effects.status()))
+
+
+class Requested(Waiting[Stream]):
+    """A stream that was asked for: await it to have it reserved. `stream` can be released before that."""
+
+    def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
+        super().__init__(deferred)
+        self.stream = stream
 
 
 @dataclass(frozen=True)

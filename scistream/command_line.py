@@ -1,0 +1,128 @@
+"""What the command lines share: running a coroutine in the reactor, signals, one-line errors, exit statuses.
+
+Exit statuses: 0 done; 1 the stream or the far side failed; 2 bad usage or configuration.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+from twisted.python.failure import Failure
+
+from scistream.clock import run_on_monotonic_time
+from scistream.config import ConfigProblem, parse_rate, parse_seconds, parse_size
+from scistream.security.pki import PkiError
+from scistream.security.tls import CertificateProblem
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+
+Main = Callable[[Any], Coroutine[Any, Any, int]]
+
+_USAGE_PROBLEMS = (ConfigProblem, CertificateProblem, PkiError)
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+
+class ParsedType(_ParamType):
+    """An option that is text with a form of its own: a rate, a time, an address.
+
+    :param name: how --help calls it.
+    :param parse: raises ValueError with a sentence if the text is wrong.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Called by click."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as wrong:
+            self.fail(str(wrong), param, ctx)
+
+
+RATE = ParsedType("rate", parse_rate)
+TIME = ParsedType("time", parse_seconds)
+SIZE = ParsedType("size", parse_size)
+ADDRESS = ParsedType("host:port", Address.parse)
+
+
+def start_logging(verbose: int) -> None:
+    """Log to standard error: warnings, with -v what happens, with -vv all."""
+    level = {0: LogLevel.error, 1: LogLevel.info}.get(verbose, LogLevel.debug)
+    shown = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(level)])
+    globalLogBeginner.beginLoggingTo([shown], redirectStandardIO=False)
+
+
+def run(main: Main) -> int:
+    """Run a coroutine function in the reactor to its end and give its exit status.
+
+    The first SIGINT or SIGTERM cancels it, so that it can clean up; a second one ends the process at once.
+
+    :param main: gets the reactor; gives the exit status, or raises.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    run_on_monotonic_time(reactor)
+    status: list[int] = []
+
+    def start() -> None:
+        working = Deferred.fromCoroutine(main(reactor))
+        _cancel_on_signals(reactor, working)
+        working.addCallbacks(status.append, lambda failure: status.append(report(failure)))
+        working.addBoth(lambda _: reactor.stop())
+
+    reactor.callWhenRunning(start)
+    reactor.run(installSignalHandlers=False)
+    return status[0] if status else 1
+
+
+def _cancel_on_signals(reactor: Any, working: Deferred[Any]) -> None:
+    def cancel(signum: int, _frame: Any) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        reactor.callFromThread(working.cancel)
+
+    signal.signal(signal.SIGINT, cancel)
+    signal.signal(signal.SIGTERM, cancel)
+
+
+def refuse(problem: Exception) -> NoReturn:
+    """End with status 2 and one line: the usage or the configuration is wrong."""
+    click.echo(f"error: {problem}", err=True)
+    sys.exit(2)
+
+
+def report(failure: Failure) -> int:
+    """Say in one line what went wrong, and give the exit status for it."""
+    problem = failure.value
+    if isinstance(problem, CancelledError):
+        click.echo("interrupted", err=True)
+        return 1
+    if isinstance(problem, StreamError):
+        click.echo(f"error: {problem}", err=True)
+        return 2 if problem.code == "bad-message" else 1
+    if isinstance(problem, _USAGE_PROBLEMS):
+        click.echo(f"error: {problem}", err=True)
+        return 2
+    failure.printTraceback(file=sys.stderr)
+    return 1

@@ -1,0 +1,108 @@
+"""The streams that a user has asked for and not released: a file of mode 0600 in her state directory.
+
+It holds what a later command needs to find a stream by its uid. Join strings are not in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from scistream.config import ConfigProblem
+
+
+class Remembered(Struct, frozen=True, kw_only=True):
+    """One stream; `asked_at` and `expires_at` are seconds since the epoch."""
+
+    uid: str
+    prod: str
+    cons: str
+    num_conn: int
+    rate: float
+    asked_at: float
+    expires_at: float
+    label: str | None = None
+
+
+def default_path() -> Path:
+    """``$XDG_STATE_HOME/scistream/streams.json``, or the like below ``~/.local/state``."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "scistream" / "streams.json"
+
+
+class Memory:
+    """The file. Each change is locked against other commands and replaces the file whole.
+
+    :param path: the file; made on first use.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or default_path()
+
+    def add(self, stream: Remembered) -> None:
+        """Remember a stream.
+
+        :raises ConfigProblem: if the file cannot be read or written.
+        """
+        with self._locked() as streams:
+            streams[stream.uid] = stream
+
+    def remove(self, uid: str) -> None:
+        """Forget a stream, known or not."""
+        with self._locked() as streams:
+            streams.pop(uid, None)
+
+    def all(self) -> list[Remembered]:
+        """All streams, the oldest first."""
+        return sorted(self._read().values(), key=lambda stream: stream.asked_at)
+
+    def find(self, uid: str) -> Remembered:
+        """The stream of a uid, which may be shortened to its beginning.
+
+        :raises ConfigProblem: if none, or more than one, fits.
+        """
+        fitting = [stream for stream in self.all() if stream.uid.startswith(uid.lower())]
+        if len(fitting) == 1:
+            return fitting[0]
+        which = "no stream" if not fitting else f"{len(fitting)} streams"
+        raise ConfigProblem(
+            f"{which} with a uid that begins with {uid!r} in {self._path}: `s2uc list` shows what is remembered"
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[dict[str, Remembered]]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with open(self._path.with_suffix(".lock"), "w", opener=_private) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                streams = self._read()
+                yield streams
+                self._write(streams)
+        except OSError as problem:
+            raise ConfigProblem(f"{problem.filename or self._path}: cannot be written: {problem.strerror}") from None
+
+    def _read(self) -> dict[str, Remembered]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as problem:
+            raise ConfigProblem(f"{self._path}: cannot be read: {problem}; move it away to start anew") from None
+
+    def _write(self, streams: dict[str, Remembered]) -> None:
+        fresh = self._path.with_suffix(".new")
+        with open(fresh, "wb", opener=_private) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(streams), indent=1) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
