@@ -93,11 +93,13 @@ def run(main: Main) -> int:
         working.addBoth(lambda _: reactor.stop())
 
     reactor.callWhenRunning(start)
-    reactor.run(installSignalHandlers=False)
+    reactor.run()
     return status[0] if status else 1
 
 
 def _cancel_on_signals(reactor: Any, working: Deferred[Any]) -> None:
+    """Called when the reactor has installed its own handlers: those of these two signals are replaced."""
+
     def cancel(signum: int, _frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
         reactor.callFromThread(working.cancel)

@@ -61,9 +61,10 @@ class Controller:
         self._dialer = pinned_dialer(reactor, join.server, f"the S2CS at {join.server}", join.ca)
         self._dialer.on_up = self._hello_again
         self._dialer.on_down = self._down
-        self._dialer.on_poll = self._hello_again
+        self._dialer.on_poll = self._hello_if_answered
         self._dialer.on_message = self._heard
         self._greeted = False
+        self._give_up_at = 0.0
         self._hello: Deferred[Any] | None = None
         self._program: _Program | None = None
         self._finished: Deferred[int] = Deferred(self._cancelled)
@@ -76,6 +77,7 @@ class Controller:
 
         :raises StreamError: if the S2CS refuses, or the stream ends before the application could start.
         """
+        self._give_up_at = self._reactor.seconds() + HELLO_PATIENCE
         self._dialer.startService()
         self.machine.start()
         return self._finished
@@ -118,7 +120,8 @@ class Controller:
         hello = Hello(
             uid=self._join.uid, role=self._join.role, seq=UNSENT, app_key=self._join.app_key, listeners=listeners
         )
-        self._hello = self._dialer.ask(hello, None if self._greeted else HELLO_PATIENCE)
+        patience = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
+        self._hello = self._dialer.ask(hello, patience)
         self._hello.addCallbacks(self._welcomed, self._refused)
 
     def _reachable(self) -> list[Address]:
@@ -133,9 +136,14 @@ class Controller:
         ]
 
     def _hello_again(self) -> None:
-        """On a new link, and while we wait: the S2CS may have forgotten our link, or lost its StartConn."""
+        """The S2CS may have forgotten our link, or lost its StartConn."""
         if self._core_is_waiting():
             self._ask_hello()
+
+    def _hello_if_answered(self) -> None:
+        """While we wait; a Hello without an answer is repeated by the link itself."""
+        if self._hello is not None and self._hello.called:
+            self._hello_again()
 
     def _core_is_waiting(self) -> bool:
         return self._hello is not None and self._program is None and not self._finished.called

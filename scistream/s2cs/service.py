@@ -585,7 +585,11 @@ class _Gateway:
 
     def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str | None) -> None:
         asked = self.dialer.ask(Status(uid=None, role=None, seq=UNSENT, after=after), GATEWAY_PATIENCE)
-        asked.addCallbacks(self._page, _no_figures, (expected, known))
+        asked.addCallbacks(self._page, self._no_page, (expected, known))
+
+    def _no_page(self, failure: Failure) -> None:
+        failure.trap(StreamError, CancelledError)
+        self._tried()
 
     def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
         for status in answer.streams or []:

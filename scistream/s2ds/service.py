@@ -125,7 +125,6 @@ class DataServer(Service):
             msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
             link.send(Error(uid=None, code="not-authorized", msg=msg))
             link.close()
-            link.is_up = False
             return
         self._links.add(link)
 

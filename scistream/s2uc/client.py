@@ -299,7 +299,7 @@ class _Effects:
     def request(self, wishes: _Wishes) -> Deferred[Stream]:
         """Ask both sides; fires when both have reserved. Cancelling it releases."""
         commands = {role: wishes.req(self.uid, role, key) for role, key in self._app_keys.items()}
-        waiting: Deferred[Stream] = Deferred(lambda _: self.machine.release())
+        waiting: Deferred[Stream] = Deferred(self._request_cancelled)
         self._reserved.append(waiting)
         self._started = self._reactor.seconds()
         self._expires_at = self._started + wishes.expires
@@ -394,8 +394,12 @@ class _Effects:
             self._ended.append(waiting)
         return waiting
 
+    def _request_cancelled(self, cancelled: Deferred[Any]) -> None:
+        self._forget(cancelled)
+        self.machine.release()
+
     def _forget(self, cancelled: Deferred[Any]) -> None:
-        for waiters in (self._streaming, self._ended):
+        for waiters in (self._reserved, self._streaming, self._ended):
             if cancelled in waiters:
                 cast("list[Deferred[Any]]", waiters).remove(cancelled)
 

@@ -222,8 +222,7 @@ class Link(LineOnlyReceiver):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._log.warn("closed a link: a line of over {limit} bytes", limit=self.MAX_LENGTH, peer=self.address)
         self.send(Error(uid=None, code="bad-message", msg=f"a line has at most {self.MAX_LENGTH} bytes"))
-        self.transport.loseConnection()
-        self.is_up = False
+        self.close()
 
     # -- for the owner
 
@@ -253,8 +252,11 @@ class Link(LineOnlyReceiver):
         self.send(Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg))
 
     def close(self) -> None:
-        """Write what is waiting to be written, then close."""
+        """Write what is waiting to be written, then close. Nothing that comes in after this counts."""
+        self.is_up = False
         if self.transport is not None:
+            if self._accepted:
+                self.transport.unregisterProducer()  # TLS would wait for it
             self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -267,7 +269,8 @@ class Link(LineOnlyReceiver):
     def _come_up(self) -> None:
         self._stop_limit()
         self.is_up = True
-        self.transport.registerProducer(_Brake(self.transport), True)
+        if self._accepted:
+            self.transport.registerProducer(_Brake(self.transport), True)
         if self._accepted and self.peer is None:
             self._first_line_due = True
             self.MAX_LENGTH = MAX_FIRST_LINE
@@ -281,8 +284,7 @@ class Link(LineOnlyReceiver):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
         if self._bad_lines >= MAX_BAD_LINES:
             self._log.warn("closed a link: {count} bad lines", count=self._bad_lines, peer=self.address)
-            self.transport.loseConnection()
-            self.is_up = False
+            self.close()
 
     def _start_limit(self, seconds: float, what: str) -> None:
         self._limit = self.clock.callLater(seconds, self._too_slow, what, seconds)

@@ -174,7 +174,7 @@ class Outbox:
     def _give_up(self, waiting: _Waiting) -> None:
         self._finish(waiting)
         name = command_name(waiting.command)
-        msg = f"{self.peer_name} did not answer {name} in {waiting.patience:g} s"
+        msg = f"{self.peer_name} did not answer {name} in {waiting.patience:.3g} s"
         if self.trouble:
             msg += f": {self.trouble}"
         waiting.result.errback(Failure(StreamError("timeout", msg)))
@@ -281,8 +281,8 @@ class Dialer(Service):
     def link_up(self, link: Link) -> None:
         self.link = link
         self._log.debug("link to {peer_name} is up", peer_name=self.peer_name)
+        self.on_up()  # first, since it may ask anew what still waits to be sent
         self.outbox.link_up(link)
-        self.on_up()
 
     def link_down(self, link: Link, reason: Failure) -> None:
         if self.link is link:

@@ -1,0 +1,43 @@
+# `make demo` runs two whole facilities and a stream between them; `make test` runs the tests.
+# Both make a virtual environment of their own in .venv first. ARGS is handed on:
+#   make demo ARGS='--json'        make test ARGS='-k single'
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/scistream demo $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@$(BIN)/python bench/setup_time.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find scistream tests bench twisted -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache
+
+# Installed in place. Without the compat mode twistd would not find twisted/plugins outside this folder.
+INSTALL := install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip $(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "installing the tools of the tests ..."
+	@$(BIN)/python -m pip $(INSTALL) '.[test,lint]'
+	@touch $@

@@ -1,0 +1,151 @@
+"""The processes that the demonstration starts, and their end.
+
+Each has a session of its own, writes to files in the demonstration's folder, and ends with it: asked by SIGTERM
+first, killed with all its descendants after a time of grace. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+GRACE = 5.0
+"""Seconds that a process has to end by itself after SIGTERM."""
+_LOOK_AGAIN = 0.05
+_GONE_WITHIN = 2.0
+
+
+class Child(ProcessProtocol):
+    """One process, its end, and what it has written."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.out = folder / f"{name}.out"
+        self.log = folder / f"{name}.log"
+        self.pid = 0
+        self.end: str | None = None
+        """How it ended ("status 1", "SIGKILL"), or None while it runs."""
+        self.succeeded = False
+        self._waiting: list[Deferred[None]] = []
+
+    def ended(self) -> Deferred[None]:
+        """Fires once the process has ended."""
+        waiting: Deferred[None] = Deferred()
+        if self.end is None:
+            self._waiting.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting
+
+    def processEnded(self, reason: Failure) -> None:
+        value = reason.value
+        self.succeeded = not isinstance(value, ProcessTerminated)
+        if isinstance(value, ProcessTerminated) and value.signal is not None:
+            self.end = signal.Signals(value.signal).name
+        else:
+            self.end = f"status {getattr(value, 'exitCode', 0)}"
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.called:
+                each.callback(None)
+
+    def tail(self, lines: int = 15) -> list[str]:
+        """The last lines of its log."""
+        with suppress(OSError):
+            return self.log.read_text(errors="replace").splitlines()[-lines:]
+        return []
+
+
+class Children:
+    """All processes of one demonstration; their files go to `folder`."""
+
+    def __init__(self, reactor: Any, folder: Path) -> None:
+        self._reactor = reactor
+        self._folder = folder
+        self._all: list[Child] = []
+        self._ending = False
+
+    def start(
+        self, name: str, command: Sequence[str], env: Mapping[str, str], on_end: Callable[[Child], None]
+    ) -> Child:
+        """Start a process.
+
+        :param name: unique; names its files.
+        :param env: added to this process's own environment.
+        :param on_end: called when it has ended, unless `end_all` was called first.
+        """
+        child = Child(name, self._folder)
+        tethered = [sys.executable, "-m", "scistream.demo.tether", str(os.getpid()), *command]
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        out = os.open(child.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            process = self._reactor.spawnProcess(
+                child,
+                tethered[0],
+                tethered,
+                env={**os.environ, "PYTHONPATH": _python_path(), **env},
+                path=str(self._folder),
+                childFDs={0: nothing, 1: out, 2: log},
+            )
+        finally:
+            for fd in (nothing, out, log):
+                os.close(fd)
+        child.pid = process.pid
+        self._all.append(child)
+        child.ended().addCallback(lambda _: None if self._ending else on_end(child))
+        return child
+
+    def tails(self) -> list[str]:
+        """The last lines of every log, each with its name before it."""
+        return [f"{child.name}: {line}" for child in self._all for line in child.tail(5)]
+
+    async def end_all(self) -> None:
+        """End every process and whatever it has started; returns when none is left."""
+        self._ending = True
+        for child in self._all:
+            _signal(os.kill, child, signal.SIGTERM)
+        ends: Deferred[Any] = DeferredList([child.ended() for child in self._all], consumeErrors=True)
+        ends.addTimeout(GRACE, self._reactor, onTimeoutCancel=lambda *_: None)
+        await ends
+        for child in self._all:
+            _signal(os.killpg, child, signal.SIGKILL, even_if_ended=True)
+            _signal(os.kill, child, signal.SIGKILL)
+        await DeferredList([child.ended() for child in self._all])
+        await self._until_gone()
+
+    async def _until_gone(self) -> None:
+        """Killed descendants are not our own to wait for: look until they have left, for a bounded time."""
+        deadline = self._reactor.seconds() + _GONE_WITHIN
+        while self._reactor.seconds() < deadline and any(_group_lives(child) for child in self._all):
+            await deferLater(self._reactor, _LOOK_AGAIN)
+
+
+def _signal(send: Callable[[int, int], None], child: Child, number: int, *, even_if_ended: bool = False) -> None:
+    if child.end is None or even_if_ended:
+        with suppress(ProcessLookupError):
+            send(child.pid, number)
+
+
+def _group_lives(child: Child) -> bool:
+    try:
+        os.killpg(child.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _python_path() -> str:
+    """Children find the same modules as this process, from whichever folder it was started."""
+    return os.pathsep.join(os.path.abspath(path) for path in sys.path)

@@ -1,0 +1,191 @@
+"""The demonstration's detector: an ordinary TCP server that sends numbered frames to whoever connects.
+
+``python -m scistream.demo.detector --listen HOST:PORT [--listen ...] (--bytes N | --seconds S)``: one listener and one
+thread a channel, one connection each. It prints where it listens as one line of JSON, and a report as
+another when all is sent. It knows nothing of SciStream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scistream.demo.frames import FRAME_BYTES, MAX_FRAME_BYTES, FrameMaker, whole_digest
+
+_LOOK_UP = 0.25
+"""Seconds between two looks, while waiting for a connection, at whether another channel has failed."""
+
+
+class Plan:
+    """How much is to be sent: a number of bytes, or as much as goes in a time."""
+
+    def __init__(self, total: int | None, seconds: float | None, frame_bytes: int, channels: int) -> None:
+        self._total = total
+        self._seconds = seconds
+        self.frame_bytes = frame_bytes
+        self._channels = channels
+        self._lock = threading.Lock()
+        self._deadline: float | None = None
+
+    def begin(self) -> None:
+        """A connection has come; with the first one the time begins to run."""
+        with self._lock:
+            if self._seconds is not None and self._deadline is None:
+                self._deadline = time.monotonic() + self._seconds
+
+    def frames(self, channel: int) -> Iterator[tuple[int, int]]:
+        """The (number, length) of each frame of a channel, for as long as there are any."""
+        number = channel
+        while (length := self._length(number)) > 0:
+            yield number, length
+            number += self._channels
+
+    def _length(self, number: int) -> int:
+        if self._total is not None:
+            return min(self.frame_bytes, self._total - number * self.frame_bytes)
+        assert self._deadline is not None, "begin() comes first"
+        return self.frame_bytes if time.monotonic() < self._deadline else 0
+
+
+class Channel(threading.Thread):
+    """Waits for the one connection of a channel and sends its frames there."""
+
+    def __init__(self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event) -> None:
+        super().__init__(name=f"channel-{number}", daemon=True)
+        self.maker = FrameMaker(number, plan.frame_bytes)
+        self.error: str | None = "it failed by a fault of the detector itself"
+        self._listener = listener
+        self._plan = plan
+        self._failed = failed
+
+    def run(self) -> None:
+        try:
+            with self._listener:
+                connection = self._accept()
+            if connection is None:
+                self.error = "no one connected before another channel failed"
+            else:
+                with connection:
+                    self._send(connection)
+                self.error = None
+        except OSError as error:
+            sent = f"{self.maker.frames} frames ({self.maker.bytes} bytes)"
+            self.error = f"the consumer went away after {sent}: {error}"
+        finally:
+            if self.error is not None:
+                self._failed.set()
+
+    def _accept(self) -> socket.socket | None:
+        self._listener.settimeout(_LOOK_UP)
+        while not self._failed.is_set():
+            try:
+                connection, _peer = self._listener.accept()
+            except TimeoutError:
+                continue
+            connection.setblocking(True)
+            return connection
+        return None
+
+    def _send(self, connection: socket.socket) -> None:
+        self._plan.begin()
+        for number, length in self._plan.frames(self.maker.channel):
+            connection.sendall(self.maker.data(number, length))
+        connection.sendall(self.maker.final())
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass  # A consumer says nothing; its end is its sign that it has read all.
+
+
+def listen(texts: Sequence[str]) -> list[socket.socket]:
+    """Bind one listener an address; port 0 lets the system choose.
+
+    :raises ValueError: an address is none. :raises OSError: it cannot be bound.
+    """
+    listeners = []
+    for text in texts:
+        host, port = _split(text)
+        family, _type, _proto, _name, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        try:
+            listeners.append(socket.create_server(where[:2], family=family))
+        except OSError as error:
+            raise OSError(f"cannot listen on {text}: {error.strerror or error}") from None
+    return listeners
+
+
+def _split(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is no HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _name(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="detector", description="Send numbered frames to whoever connects.")
+    parser.add_argument("--listen", action="append", required=True, metavar="HOST:PORT", help="once a channel")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--bytes", type=int, help="payload bytes to send in all")
+    amount.add_argument("--seconds", type=float, help="how long to send, from the first connection on")
+    parser.add_argument("--frame-bytes", type=int, default=FRAME_BYTES, help="payload of a frame (%(default)s)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the detector; returns the exit status: 0 all sent, 1 a consumer went away, 2 bad usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not 1 <= options.frame_bytes <= MAX_FRAME_BYTES:
+        parser.error(f"--frame-bytes is {options.frame_bytes}: it can be 1 to {MAX_FRAME_BYTES}")
+    try:
+        listeners = listen(options.listen)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    _say({"listeners": [_name(listener) for listener in listeners]})
+
+    plan = Plan(options.bytes, options.seconds, options.frame_bytes, len(listeners))
+    failed = threading.Event()
+    channels = [Channel(number, listener, plan, failed) for number, listener in enumerate(listeners)]
+    for channel in channels:
+        channel.start()
+    for channel in channels:
+        channel.join()
+
+    for channel in channels:
+        if channel.error is not None:
+            print(f"detector: channel {channel.maker.channel}: {channel.error}", file=sys.stderr)
+    makers = [channel.maker for channel in channels]
+    _say(
+        {
+            "bytes": sum(maker.bytes for maker in makers),
+            "frames": sum(maker.frames for maker in makers),
+            "sha256": whole_digest([maker.sha256 for maker in makers]),
+            "channels": [
+                {
+                    "channel": maker.channel,
+                    "bytes": maker.bytes,
+                    "frames": maker.frames,
+                    "sha256": maker.sha256.hex(),
+                }
+                for maker in makers
+            ],
+        }
+    )
+    return 1 if failed.is_set() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""A facility in a folder: its authority, its certificates, its configuration, and its two servers as processes.
+
+Each facility trusts its own authority for its servers; for users it also trusts those of other facilities,
+whose users it serves. Everything listens on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+
+from scistream.demo.children import Child, Children
+from scistream.security.pki import Issued, init_authority, issue
+from scistream.wire.address import Address
+
+HOST = "127.0.0.1"
+START_WITHIN = 60.0
+"""Seconds that a server has until it accepts connections."""
+
+_TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+_CONTROLLER = "s2cs-controller"
+_LOOK_AGAIN = 0.05
+_FIRST_PORT = 20000
+_LAST_PORT = 32000
+_TRIES = 200
+
+
+class DemoProblem(Exception):
+    """The demonstration cannot go on; the message is one sentence for a person.
+
+    :param log: lines of a log that tell more.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.log = list(log)
+
+
+class Facility:
+    """One facility: an S2CS and one S2DS.
+
+    :param name: for people; it is in the authority's certificate.
+    :param short: starts the names of its processes.
+    :param channels: how many ports its gateway needs.
+    :param rate: the capacity of its gateway in Mbit/s.
+    """
+
+    def __init__(self, folder: Path, name: str, short: str, channels: int, rate: float, ports: Ports) -> None:
+        self.name = name
+        self._short = short
+        self._pki = folder / "pki"
+        self.authority = init_authority(self._pki, name).certificate
+        self.s2cs = Address(HOST, ports.take())
+        self.s2ds = Address(HOST, ports.take())
+        self._folder = folder
+        self._first_port = ports.take(channels)
+        self._channels = channels
+        self._rate = rate
+
+    def user(self, name: str) -> Issued:
+        """A certificate for a user at home here."""
+        return issue(self._pki, "user", name)
+
+    def start_gateway(self, children: Children, on_end: Callable[[Child], None]) -> None:
+        """Write the configuration of its S2DS and start it; it obeys this facility's S2CS alone."""
+        settings: dict[str, Any] = {
+            "listen": str(self.s2ds),
+            "controller": f"scistream:controller:{_CONTROLLER}",
+            "authorities": [str(self.authority)],
+            "ports": f"{self._first_port}-{self._first_port + self._channels - 1}",
+            "capacity": f"{self._rate:.3f}Mbit",
+            **_files(issue(self._pki, "server", "s2ds", [HOST])),
+        }
+        self._start(children, "s2ds", settings, on_end)
+
+    def start_server(self, children: Children, trusted: Sequence[Path], on_end: Callable[[Child], None]) -> None:
+        """Write the configuration of its S2CS and start it; it serves users of the authorities `trusted`."""
+        controller = _files(issue(self._pki, "controller", _CONTROLLER))
+        settings: dict[str, Any] = {
+            "listen": str(self.s2cs),
+            "state": str(self._folder / "s2cs.sqlite"),
+            "authorities": [str(path) for path in trusted],
+            **_files(issue(self._pki, "server", "s2cs", [HOST])),
+            "controller": {**controller, "authorities": [str(self.authority)]},
+            "gateways": [{"name": f"{self._short}-gateway", "address": str(self.s2ds)}],
+        }
+        self._start(children, "s2cs", settings, on_end)
+
+    async def gateway_ready(self, reactor: Any) -> None:
+        """Wait until its S2DS accepts connections.
+
+        :raises DemoProblem: if it does not in time.
+        """
+        await _ready(reactor, f"the S2DS of the {self.name}", self.s2ds)
+
+    async def server_ready(self, reactor: Any) -> None:
+        """Wait until its S2CS accepts connections.
+
+        :raises DemoProblem: if it does not in time.
+        """
+        await _ready(reactor, f"the S2CS of the {self.name}", self.s2cs)
+
+    def _start(self, children: Children, kind: str, settings: dict[str, Any], on_end: Callable[[Child], None]) -> None:
+        path = self._folder / f"{kind}.toml"
+        path.write_text(_toml(settings))
+        children.start(f"{self._short}-{kind}", [*_TWISTD, kind, "--config", str(path)], {}, on_end)
+
+
+class Ports:
+    """Free ports of this machine, each given out once.
+
+    They lie below those that the system itself gives to outgoing connections, and are found by binding them.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def take(self, count: int = 1) -> int:
+        """The first of `count` free ports in a row.
+
+        :raises DemoProblem: if no such row is found.
+        """
+        for _ in range(_TRIES):
+            first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
+            row = range(first, first + count)
+            if self._taken.isdisjoint(row) and _all_free(row):
+                self._taken.update(row)
+                return first
+        raise DemoProblem(f"there are no {count} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
+
+
+def _all_free(ports: range) -> bool:
+    with ExitStack() as bound:
+        try:
+            for port in ports:
+                bound.enter_context(socket.create_server((HOST, port)))
+        except OSError:
+            return False
+    return True
+
+
+async def _ready(reactor: Any, who: str, address: Address) -> None:
+    deadline = reactor.seconds() + START_WITHIN
+    while not await _accepts(reactor, address):
+        if reactor.seconds() > deadline:
+            raise DemoProblem(f"{who} does not listen on {address} after {START_WITHIN:g} s")
+        await deferLater(reactor, _LOOK_AGAIN)
+
+
+async def _accepts(reactor: Any, address: Address) -> bool:
+    endpoint = TCP4ClientEndpoint(reactor, address.host, address.port, timeout=5)
+    try:
+        protocol = await endpoint.connect(Factory.forProtocol(Protocol))
+    except ConnectError:
+        return False
+    assert isinstance(protocol, Protocol)
+    assert protocol.transport is not None
+    protocol.transport.loseConnection()
+    return True
+
+
+def _files(issued: Issued) -> dict[str, str]:
+    return {"certificate": str(issued.certificate), "key": str(issued.key)}
+
+
+def _toml(settings: dict[str, Any]) -> str:
+    """TOML of these settings; a JSON string or list of strings is one of TOML too."""
+    plain = {key: value for key, value in settings.items() if not _is_section(value)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in settings.items():
+        if _is_section(value):
+            head = f"[{key}]" if isinstance(value, dict) else f"[[{key}]]"
+            for section in [value] if isinstance(value, dict) else value:
+                lines += ["", head, _toml(section)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))

@@ -1,0 +1,296 @@
+"""The course of the demonstration: facilities up, a stream between them, two programs through it, release.
+
+It runs in the reactor and uses what a user would use: the library of S2UC, and ``appctrl`` beside each program.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from scistream.demo.children import Child, Children
+from scistream.demo.facilities import HOST, DemoProblem, Facility, Ports
+from scistream.demo.view import ChannelPicture, Picture, Summary
+from scistream.s2uc.client import Client, Stream
+from scistream.security.pki import PkiError
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import CONS, PROD, ChannelFigures
+
+_LOOK_EVERY = 0.5
+_DETECTOR_PATIENCE = 30.0
+_CLOSE_WITHIN = 3.0
+_APPCTRL = [sys.executable, "-c", "from scistream.app.cli import main; main()"]
+_DETECTOR = [sys.executable, "-m", "scistream.demo.detector"]
+_CONSUMER = [sys.executable, "-m", "scistream.demo.consumer"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for: how many bytes, or else for how many seconds; channels; Mbit/s."""
+
+    total: int | None
+    seconds: float | None
+    num_conn: int
+    rate: float
+
+
+class Demo:
+    """One demonstration.
+
+    :param show: is given a picture whenever there is a new one.
+    """
+
+    def __init__(self, reactor: Any, wishes: Wishes, show: Callable[[Picture], None]) -> None:
+        self._reactor = reactor
+        self._wishes = wishes
+        self._show = show
+        self._began = reactor.seconds()
+        self._course: Deferred[Summary] | None = None
+        self._stopped: DemoProblem | None = None
+        self._ending = False
+        self._streaming = False
+        self._meter = _Meter(reactor.seconds)
+        self._channels: Sequence[ChannelPicture] = ()
+
+    def start(self) -> Deferred[Summary]:
+        """Run it; whatever comes of it, nothing that it started is left when this fires.
+
+        :raises DemoProblem: if it did not come to a summary.
+        """
+        self._course = Deferred.fromCoroutine(self._in_folder())
+        return self._course
+
+    def stop(self, problem: DemoProblem) -> None:
+        """End it early, because of this: the first reason counts, and each call ends what it is waiting for."""
+        if not self._ending:
+            self._stopped = self._stopped or problem
+            if self._course is not None:
+                self._course.cancel()
+
+    async def _in_folder(self) -> Summary:
+        with TemporaryDirectory(prefix="scistream-demo-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            children = Children(self._reactor, folder)
+            try:
+                return await self._run(folder, children)
+            except StreamError as error:
+                raise self._stopped or DemoProblem(f"the stream failed: {error}", children.tails()) from error
+            except Exception as error:
+                if self._stopped is not None:
+                    raise self._stopped from None
+                if isinstance(error, OSError | PkiError):
+                    raise DemoProblem(str(error)) from error
+                raise
+            finally:
+                self._ending = True
+                await children.end_all()
+
+    async def _run(self, folder: Path, children: Children) -> Summary:
+        wishes = self._wishes
+        ports = Ports()
+        lab = Facility(folder / "lab", "Demo Light Source", "lab", wishes.num_conn, wishes.rate, ports)
+        centre = Facility(folder / "centre", "Demo Computing Centre", "centre", wishes.num_conn, wishes.rate, ports)
+        user = lab.user("ada@lab.example")
+
+        self._picture("starting two facilities")
+        await self._start_facilities(children, lab, centre)
+
+        client = Client(
+            certificate=user.certificate,
+            key=user.key,
+            authorities=[lab.authority, centre.authority],
+            reactor=self._reactor,
+        )
+        try:
+            return await self._use(client, lab, centre, children, ports)
+        finally:
+            await self._bounded(client.close().deferred, _CLOSE_WITHIN)
+
+    async def _use(self, client: Client, lab: Facility, centre: Facility, children: Children, ports: Ports) -> Summary:
+        """What a user does: ask, hand out the join strings, wait, release."""
+        wishes = self._wishes
+        self._picture("asking for a stream")
+        asked_at = self._reactor.seconds()
+        stream = await client.request(
+            prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=wishes.num_conn, rate=wishes.rate, label="demo"
+        )
+        self._picture("waiting for the applications")
+        detector, consumer = self._start_applications(children, stream, ports)
+        await stream.provisioned()
+        setup = self._reactor.seconds() - asked_at
+        self._streaming = True
+        await self._watch(stream, detector, consumer)
+        self._picture("Releasing")
+        released = await self._release(stream)
+        self._picture(stream.state)
+        return _summary(wishes, stream, detector, consumer, setup, released)
+
+    # -- the parts
+
+    async def _start_facilities(self, children: Children, *facilities: Facility) -> None:
+        """Gateways first, so that a control server finds its gateway when it comes up."""
+        trusted = [facility.authority for facility in facilities]
+        for facility in facilities:
+            facility.start_gateway(children, self._server_ended)
+        for facility in facilities:
+            await facility.gateway_ready(self._reactor)
+        for facility in facilities:
+            facility.start_server(children, trusted, self._server_ended)
+        for facility in facilities:
+            await facility.server_ready(self._reactor)
+
+    def _start_applications(self, children: Children, stream: Stream, ports: Ports) -> tuple[Child, Child]:
+        wishes = self._wishes
+        first = ports.take(wishes.num_conn)
+        listen = [f"{HOST}:{first + channel}" for channel in range(wishes.num_conn)]
+        amount = ["--bytes", str(wishes.total)] if wishes.total is not None else ["--seconds", str(wishes.seconds)]
+        options = [word for address in listen for word in ("--listen", address)]
+        detector = children.start(
+            "detector",
+            [*_APPCTRL, "prod", *options, "--", *_DETECTOR, *options, *amount],
+            {"SCISTREAM_JOIN": stream.join[PROD]},
+            on_end=self._application_ended,
+        )
+        consumer = children.start(
+            "consumer",
+            [*_APPCTRL, "cons", "--", *_CONSUMER],
+            {"SCISTREAM_JOIN": stream.join[CONS]},
+            on_end=self._application_ended,
+        )
+        return detector, consumer
+
+    async def _watch(self, stream: Stream, detector: Child, consumer: Child) -> None:
+        """Show the channels until both applications have ended."""
+        looking = LoopingCall(lambda: Deferred.fromCoroutine(self._look(stream)))
+        looking.clock = self._reactor
+        looking.start(_LOOK_EVERY).addErrback(_no_answer)
+        try:
+            await consumer.ended()
+            if consumer.succeeded:
+                await self._bounded(detector.ended(), _DETECTOR_PATIENCE)
+        finally:
+            if looking.running:
+                looking.stop()
+        if stream.state != "Streaming":
+            await stream.ended()
+        await self._look(stream)
+
+    async def _look(self, stream: Stream) -> None:
+        status = await stream.status()
+        if CONS in status:
+            self._picture(stream.state, self._meter.read(status[CONS].figures))
+
+    async def _release(self, stream: Stream) -> bool:
+        """Release the stream; whether both sides say so when asked."""
+        try:
+            await stream.release()
+            status = await stream.status()
+        except StreamError as error:
+            self._picture(f"not released: {error.msg}")
+            return False
+        return {role: status[role].state for role in status} == {PROD: "Released", CONS: "Released"}
+
+    def _bounded(self, waiting: Deferred[None], seconds: float) -> Deferred[None]:
+        """Fires when that does, well or not, or when the time is over; cancelling it leaves that alone."""
+        over: Deferred[None] = Deferred()
+
+        def end(_: object = None) -> None:
+            if not over.called:
+                over.callback(None)
+
+        limit = self._reactor.callLater(seconds, end)
+        waiting.addBoth(end)
+        return over.addBoth(_then_forget, limit)
+
+    def _server_ended(self, child: Child) -> None:
+        self.stop(DemoProblem(f"{child.name} ended unexpectedly ({child.end})", child.tail()))
+
+    def _application_ended(self, child: Child) -> None:
+        if not self._streaming:
+            self.stop(DemoProblem(f"the {child.name} ended before the stream was there ({child.end})", child.tail()))
+
+    def _picture(self, state: str, channels: Sequence[ChannelPicture] | None = None) -> None:
+        if channels is not None:
+            self._channels = channels
+        self._show(Picture(state, self._reactor.seconds() - self._began, self._channels))
+
+
+class _Meter:
+    """Rates from figures that only count."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._at = seconds()
+        self._bytes: dict[int, int] = {}
+
+    def read(self, figures: Sequence[ChannelFigures]) -> list[ChannelPicture]:
+        """These figures, with the rates since the last ones."""
+        now = self._seconds()
+        passed = max(now - self._at, 1e-6)
+        pictures = [
+            ChannelPicture(
+                one.channel,
+                one.connections,
+                one.bytes_to_consumer,
+                (one.bytes_to_consumer - self._bytes.get(one.channel, 0)) * 8e-9 / passed,
+            )
+            for one in figures
+        ]
+        self._at = now
+        self._bytes = {one.channel: one.bytes_to_consumer for one in figures}
+        return pictures
+
+
+def _summary(wishes: Wishes, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool) -> Summary:
+    sent, received = _report(detector), _report(consumer)
+    return Summary(
+        bytes=received["bytes"],
+        seconds=received["seconds"],
+        gbit_per_s=round(received["bytes"] * 8e-9 / received["seconds"], 3) if received["seconds"] else 0.0,
+        setup_seconds=round(setup, 6),
+        protocol_seconds=round(stream.process_seconds, 6),
+        num_conn=wishes.num_conn,
+        frames=received["frames"],
+        frames_lost=sent["frames"] - received["frames"],
+        frames_repeated=received["frames_repeated"],
+        frames_corrupt=received["frames_corrupt"],
+        sha256_sent=sent["sha256"],
+        sha256_received=received["sha256"],
+        released=released,
+        faults=received["faults"],
+    )
+
+
+def _report(child: Child) -> dict[str, Any]:
+    """The report that an application has printed as its last line.
+
+    :raises DemoProblem: if there is none.
+    """
+    for line in reversed(child.out.read_text(errors="replace").splitlines()):
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict) and "sha256" in report:
+            return report
+    raise DemoProblem(f"the {child.name} ended without a report ({child.end or 'it was still running'})", child.tail())
+
+
+def _then_forget(result: Any, call: Any) -> Any:
+    if call.active():
+        call.cancel()
+    return result
+
+
+def _no_answer(failure: Failure) -> None:
+    """The table goes without figures that a server did not give."""
+    failure.trap(StreamError, CancelledError)

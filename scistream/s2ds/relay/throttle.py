@@ -1,0 +1,60 @@
+"""One direction of one stream: its rate, and whose turn it is when the rate is used up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from scistream.s2ds.capacity import Bucket
+
+
+class Throttle:
+    """Hands out a bucket's bytes to many connections; those that must wait are served in turn, by one timer.
+
+    :param reactor: an `IReactorTime`.
+    """
+
+    def __init__(self, reactor: Any, bucket: Bucket) -> None:
+        self._reactor = reactor
+        self._bucket = bucket
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._timer: Any = None
+        self._serving = False
+
+    def take(self, wanted: int) -> int:
+        """How many bytes may go now. 0: `wait`, and be called when it is worth asking again."""
+        if self._waiting and not self._serving:
+            return 0  # others were first
+        return self._bucket.take(wanted)
+
+    def give_back(self, unused: int) -> None:
+        """Return bytes that were taken and did not go."""
+        self._bucket.give_back(unused)
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once, in turn. The caller does not wait twice."""
+        self._waiting.append(resume)
+        if self._timer is None and not self._serving:
+            self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)
+
+    def stop(self) -> None:
+        """Forget who waits."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _serve(self) -> None:
+        self._timer = None
+        self._serving = True
+        try:
+            # Each that waits now is served at most once; one that takes all leaves the rest their turn.
+            for _ in range(len(self._waiting)):
+                if not self._waiting or self._bucket.wait() > 0:
+                    break
+                self._waiting.popleft()()
+        finally:
+            self._serving = False
+            if self._waiting:
+                self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)

@@ -1,0 +1,756 @@
+"""The data path: real bytes over real sockets on loopback, through two elements with TLS between them.
+
+Applications here are blocking sockets in threads; the elements run in the reactor of the test.
+"""
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import pytest_twisted
+from cryptography.x509 import load_pem_x509_certificates
+from OpenSSL import SSL
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+
+import scistream
+from scistream.s2ds.elements import Arming, Element
+from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds.relay.plain import PlainLeg
+from scistream.s2ds.relay.watch import Watch
+from scistream.s2uc.credentials import issue_credentials
+from scistream.security.stream import StreamSecret, server_name
+from scistream.wire.address import Address
+from scistream.wire.messages import CONS, PROD, ChannelFigures, Role
+
+MIB = 1024 * 1024
+PATIENCE = 20.0
+RESET = struct.pack("ii", 1, 0)
+NOISE = os.urandom(MIB)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
+
+
+# Applications
+
+
+def send(sock: socket.socket, count: int) -> str:
+    """Send that many bytes; their SHA-256."""
+    digest = hashlib.sha256()
+    while count:
+        chunk = memoryview(NOISE)[: min(count, MIB)]
+        sock.sendall(chunk)
+        digest.update(chunk)
+        count -= len(chunk)
+    return digest.hexdigest()
+
+
+def receive(sock: socket.socket) -> tuple[int, str]:
+    """Receive until the end: how many bytes, and their SHA-256."""
+    digest, count, buffer = hashlib.sha256(), 0, bytearray(MIB)
+    while got := sock.recv_into(buffer):
+        digest.update(memoryview(buffer)[:got])
+        count += got
+    return count, digest.hexdigest()
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        assert chunk, f"the end came after {len(data)} of {count} bytes"
+        data += chunk
+    return data
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+
+
+def how_it_ends(sock: socket.socket) -> str:
+    """'end' or 'reset', after whatever still comes."""
+    try:
+        receive(sock)
+    except ConnectionResetError:
+        return "reset"
+    return "end"
+
+
+def push(sock: socket.socket) -> str:
+    """Send until that fails; what the failure is."""
+    try:
+        while True:
+            sock.sendall(NOISE)
+    except ConnectionResetError:
+        return "reset"
+    except BrokenPipeError:
+        return "broken pipe"
+
+
+async def both(*jobs: Callable[[], Any]) -> list[Any]:
+    """Run blocking jobs in threads, at once."""
+    return list(await gatherResults([deferToThread(job) for job in jobs], consumeErrors=True))
+
+
+def sleep(seconds: float) -> Deferred[None]:
+    return deferLater(reactor, seconds, lambda: None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the reactor run until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        await sleep(0.005)
+
+
+# Gateways
+
+
+class Side:
+    """One gateway's end of a stream: listeners, an element, and a key pair."""
+
+    def __init__(self, role: Role, uid: str, ports: Ports, channels: int, rate: float, **times: float) -> None:
+        self.role: Role = role
+        self.uid = uid
+        self.ports = ports
+        self.secret = StreamSecret()
+        self.element = Element(reactor, **times)  # type: ignore[arg-type]
+        self.element.open(uid, role, rate, range(channels))
+        self.sockets = ports.reserve("127.0.0.1", channels)
+        self.listeners = [Listener(reactor, sock) for sock in self.sockets]
+
+    def address(self, channel: int = 0) -> Address:
+        return Address(*self.sockets[channel].getsockname())
+
+    def arm(self, bundle: str, targets: list[Address]) -> None:
+        context = self.secret.context(bundle, self.uid, self.role)
+        for channel, (listener, target) in enumerate(zip(self.listeners, targets, strict=True)):
+            self.element.arm(Arming(self.uid, self.role, channel, target, context))
+            listener.start(lambda sock, _peer, number=channel: self.element.carry(self.uid, self.role, number, sock))
+
+    def figures(self, channel: int = 0) -> ChannelFigures:
+        return self.element.figures(self.uid, self.role)[channel]
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            listener.stop()
+        self.element.close(self.uid, self.role)
+        for sock in self.sockets:
+            self.ports.release(sock)
+
+
+class Stream:
+    """A stream over two gateways, and the two applications' ends of it."""
+
+    def __init__(self, channels: int = 1, rate: float = 1e6, **times: float) -> None:
+        self.uid = str(uuid4())
+        self.app = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.app.settimeout(PATIENCE)
+        ports = Ports(24200, 24299)
+        self.prod = Side(PROD, self.uid, ports, channels, rate, **times)
+        self.cons = Side(CONS, self.uid, ports, channels, rate, **times)
+        self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})
+        self.prod.arm(self.bundles[PROD], [Address(*self.app.getsockname())] * channels)
+        self.cons.arm(self.bundles[CONS], [self.prod.address(channel) for channel in range(channels)])
+        self._ends: list[socket.socket] = [self.app]
+
+    def connect(self, channel: int = 0) -> socket.socket:
+        """ConsApp connects; blocks."""
+        return self._keep(socket.create_connection(self.cons.address(channel), timeout=PATIENCE))
+
+    def attempt(self) -> str:
+        """ConsApp connects and says something; how that ends; blocks."""
+        try:
+            sock = self.connect()
+            sock.sendall(b"secret")
+        except (ConnectionResetError, BrokenPipeError):
+            return "reset"
+        return how_it_ends(sock)
+
+    def accept(self) -> socket.socket:
+        """ProdApp accepts; blocks."""
+        return self._keep(self.app.accept()[0])
+
+    async def pair(self, channel: int = 0) -> tuple[socket.socket, socket.socket]:
+        """A connection: ConsApp's end and ProdApp's."""
+        consumer, producer = await both(lambda: self.connect(channel), self.accept)
+        return consumer, producer
+
+    def nobody_came(self) -> bool:
+        """Whether ProdApp was not dialled."""
+        self.app.settimeout(0.05)
+        try:
+            self.accept()
+        except TimeoutError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.prod.close()
+        self.cons.close()
+        for sock in self._ends:
+            sock.close()
+
+    def _keep(self, sock: socket.socket) -> socket.socket:
+        sock.settimeout(PATIENCE)
+        self._ends.append(sock)
+        return sock
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Stream]]:
+    """Makes streams, closes them, and sees to it that nothing stays behind or failed unnoticed."""
+    failures: list[Any] = []
+    streams: list[Stream] = []
+    readers, writers, calls = (set(found()) for found in (_readers, _writers, _calls))
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("log_failure") is not None:
+            failures.append(event["log_failure"].getTraceback())
+
+    def make_one(*args: Any, **kwargs: Any) -> Stream:
+        streams.append(Stream(*args, **kwargs))
+        return streams[-1]
+
+    globalLogPublisher.addObserver(note)
+    yield make_one
+    for stream in streams:
+        stream.close()
+    globalLogPublisher.removeObserver(note)
+    assert not failures, failures
+    assert not set(_readers()) - readers
+    assert not set(_writers()) - writers
+    assert not set(_calls()) - calls
+
+
+def _readers() -> list[Any]:
+    return [found for found in reactor.getReaders() if _is_ours(found)]  # type: ignore[attr-defined]
+
+
+def _writers() -> list[Any]:
+    return [found for found in reactor.getWriters() if _is_ours(found)]  # type: ignore[attr-defined]
+
+
+def _calls() -> list[Any]:
+    calls = reactor.getDelayedCalls()  # type: ignore[attr-defined]
+    return [call for call in calls if call.func.__module__.startswith("scistream")]
+
+
+def _is_ours(found: Any) -> bool:
+    return type(found).__module__.startswith("scistream")
+
+
+Make = Callable[..., Stream]
+
+
+# All bytes, in order
+
+
+@pytest_twisted.ensureDeferred
+async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+
+    def talk(sock: socket.socket) -> str:
+        digest = send(sock, 64 * MIB)
+        sock.shutdown(socket.SHUT_WR)
+        return digest
+
+    sent_up, sent_down, got_up, got_down = await both(
+        lambda: talk(consumer), lambda: talk(producer), lambda: receive(producer), lambda: receive(consumer)
+    )
+    assert got_up == (64 * MIB, sent_up)
+    assert got_down == (64 * MIB, sent_down)
+    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    for side in (stream.prod, stream.cons):
+        figures = side.figures()
+        assert (figures.bytes_to_producer, figures.bytes_to_consumer) == (64 * MIB, 64 * MIB)
+        assert (figures.accepted, figures.reset) == (1, 0)
+
+
+@pytest.mark.parametrize("first", ["consumer", "producer"])
+@pytest_twisted.ensureDeferred
+async def test_either_side_may_end_its_direction_first_and_goes_on_listening(make: Make, first: str) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+    early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
+    question = await deferToThread(send, early, MIB)
+    early.shutdown(socket.SHUT_WR)
+    assert await deferToThread(receive, late) == (MIB, question)
+
+    def answer() -> str:
+        digest = send(late, 10 * MIB)
+        late.close()
+        return digest
+
+    sent, got = await both(answer, lambda: receive(early))
+    assert got == (10 * MIB, sent)
+    await until(lambda: not stream.prod.figures().connections and not stream.cons.figures().connections)
+    assert stream.prod.figures().reset == stream.cons.figures().reset == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_sent_and_ended_before_the_gateways_have_met_arrives(make: Make) -> None:
+    stream = make()
+
+    def ask() -> bytes:
+        sock = stream.connect()
+        sock.sendall(b"ping")
+        sock.shutdown(socket.SHUT_WR)
+        return sock.recv(100)
+
+    def answer() -> bytes:
+        sock = stream.accept()
+        assert receive_exactly(sock, 4) == b"ping"
+        assert sock.recv(1) == b""
+        sock.sendall(b"pong")
+        sock.close()
+        return b"pong"
+
+    got, sent = await both(ask, answer)
+    assert got == sent
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_target_takes_new_connections_and_open_ones_stay(make: Make) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(PATIENCE)
+        stream.prod.arm(stream.bundles[PROD], [Address(*other.getsockname())])
+        moved = await deferToThread(stream.connect)
+        accepted, _ = await deferToThread(other.accept)
+        with accepted:
+            accepted.sendall(b"new")
+            assert await deferToThread(receive_exactly, moved, 3) == b"new"
+        producer.sendall(b"old")
+        assert await deferToThread(receive_exactly, consumer, 3) == b"old"
+
+
+# Abnormal ends
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_producer_that_resets_resets_the_consumer(make: Make) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+
+    def fail() -> None:
+        send(producer, 4 * MIB)
+        reset(producer)
+
+    _, end = await both(fail, lambda: how_it_ends(consumer))
+    assert end == "reset"
+    await until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
+    assert stream.cons.figures().connections == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_consumer_that_resets_resets_the_producer(make: Make) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+
+    def fail() -> None:
+        send(consumer, 4 * MIB)
+        reset(consumer)
+
+    _, end = await both(fail, lambda: how_it_ends(producer))
+    assert end == "reset"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reset_is_noticed_while_the_other_side_reads_nothing(make: Make) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+    consumer.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            consumer.send(NOISE)
+            await sleep(0.01)
+    reset(consumer)
+    await until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
+    assert await deferToThread(how_it_ends, producer) == "reset"
+
+
+@pytest.mark.parametrize("role", [PROD, CONS])
+@pytest_twisted.ensureDeferred
+async def test_closing_a_stream_resets_both_sides_and_nothing_crosses_any_more(make: Make, role: Role) -> None:
+    stream = make()
+    consumer, producer = await stream.pair()
+    pushed, end = deferToThread(push, producer), deferToThread(how_it_ends, consumer)
+    side, other = (stream.prod, stream.cons) if role == PROD else (stream.cons, stream.prod)
+    await until(lambda: side.figures().bytes_to_consumer > MIB)
+    side.element.close(stream.uid, role)
+    assert side.element.figures(stream.uid, role) == []
+    await until(lambda: other.figures().reset == 1)
+    stopped = other.figures()
+    assert await pushed == "reset"
+    assert await end == "reset"
+    assert other.figures() == stopped
+    side.element.close(stream.uid, role)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_to_a_closed_stream_or_unarmed_channel_is_reset(make: Make) -> None:
+    stream = make()
+    stream.cons.element.close(stream.uid, CONS)
+    assert await deferToThread(stream.attempt) == "reset"
+    stream.cons.element.open(stream.uid, CONS, 100.0, [0])
+    assert await deferToThread(stream.attempt) == "reset"
+    assert (stream.cons.figures().accepted, stream.cons.figures().reset) == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_producer_that_does_not_listen_resets_the_consumer(make: Make) -> None:
+    stream = make()
+    stream.app.close()
+    assert await deferToThread(stream.attempt) == "reset"
+    await until(lambda: stream.prod.figures().reset == stream.cons.figures().reset == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gateway_that_does_not_answer_resets_the_consumer_in_time(make: Make) -> None:
+    stream = make(handshake_timeout=0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stream.cons.arm(stream.bundles[CONS], [Address(*silent.getsockname())])
+        assert await deferToThread(stream.attempt) == "reset"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_consumer_that_gives_up_while_the_gateways_meet_leaves_nothing(make: Make) -> None:
+    stream = make()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stream.cons.arm(stream.bundles[CONS], [Address(*silent.getsockname())])
+        consumer = await deferToThread(stream.connect)
+        await until(lambda: stream.cons.figures().connections == 1)
+        reset(consumer)
+        await until(lambda: stream.cons.figures().connections == 0)
+        assert stream.cons.figures().reset == 1
+
+
+KILLED = """
+import sys
+from twisted.internet import reactor
+from scistream.s2ds.elements import Arming, Element
+from scistream.s2ds.ports import Listener, Ports
+from scistream.security.stream import StreamSecret
+from scistream.wire.address import Address
+
+uid, target = sys.argv[1], Address.parse(sys.argv[2])
+secret = StreamSecret()
+(sock,) = Ports(24300, 24399).reserve("127.0.0.1", 1)
+print(Address(*sock.getsockname()), flush=True)
+print(secret.csr, end="", flush=True)
+bundle = ""
+while bundle.count("END CERTIFICATE") < 2:
+    bundle += sys.stdin.readline()
+element = Element(reactor)
+element.open(uid, "PROD", 1e6, [0])
+element.arm(Arming(uid, "PROD", 0, target, secret.context(bundle, uid, "PROD")))
+Listener(reactor, sock).start(lambda sock, _peer: element.carry(uid, "PROD", 0, sock))
+print("armed", flush=True)
+reactor.run()
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gateway_that_is_killed_resets_both_applications(make: Make) -> None:
+    stream = make()
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, stream.uid, str(Address(*stream.app.getsockname()))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(scistream.__file__).parents[1])},
+    ) as gateway:
+        try:
+            assert gateway.stdin is not None
+            assert gateway.stdout is not None
+            target = Address.parse(gateway.stdout.readline().strip())
+            csr = "".join(iter(gateway.stdout.readline, "-----END CERTIFICATE REQUEST-----\n"))
+            csr += "-----END CERTIFICATE REQUEST-----\n"
+            bundles = issue_credentials(stream.uid, 2, 600.0, {PROD: csr, CONS: stream.cons.secret.csr})
+            gateway.stdin.write(bundles[PROD])
+            gateway.stdin.flush()
+            assert gateway.stdout.readline() == "armed\n"
+            stream.cons.arm(bundles[CONS], [target])
+            quiet = await stream.pair()
+            consumer, producer = await stream.pair()
+            pushed = deferToThread(push, producer)
+            ends = deferToThread(how_it_ends, consumer)
+            await until(lambda: stream.cons.figures().bytes_to_consumer > 8 * MIB)
+        finally:
+            os.kill(gateway.pid, signal.SIGKILL)
+    assert await ends == "reset"
+    assert await pushed == "reset"
+    assert await both(*[lambda end=end: how_it_ends(end) for end in quiet]) == ["reset", "reset"]
+
+
+def test_news_of_a_dead_connection_does_not_reach_who_has_its_descriptor_now() -> None:
+    clock, broken = MemoryReactorClock(), list[str]()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as peer:
+        sock, _ = server.accept()
+        leg = PlainLeg(clock, sock, Watch(clock, 60.0), broken.append)
+        leg.want_read(True)
+        clock.removeReader(leg)  # as a reactor does first
+        leg.connectionLost(Failure(ConnectionLost()))
+        assert broken == []
+        assert leg in clock.getReaders()
+        reset(peer)
+        clock.removeReader(leg)
+        leg.connectionLost(Failure(ConnectionLost()))
+        assert len(broken) == 1
+        assert "reset by peer" in broken[0]
+        leg.abort()
+    assert clock.getReaders() == []
+
+
+# Strangers on the WAN
+
+
+def knock(
+    address: Address, context: SSL.Context, name: str, data: bytes = b"let me in"
+) -> tuple[SSL.Connection, socket.socket]:
+    """Shake hands with a WAN listener and send something; blocks."""
+    sock = socket.create_connection(address, timeout=PATIENCE)
+    sock.settimeout(None)
+    connection = SSL.Connection(context, sock)
+    connection.set_tlsext_host_name(name.encode())
+    connection.set_connect_state()
+    with contextlib.suppress(SSL.Error):
+        connection.do_handshake()
+        connection.send(data)
+    return connection, sock
+
+
+@pytest.mark.parametrize("who", ["the consumer", "the wrong channel", "another stream", "no certificate", "a producer"])
+@pytest_twisted.ensureDeferred
+async def test_only_the_consumer_of_this_channel_reaches_the_producer(make: Make, who: str) -> None:
+    stream, other = make(channels=2), make()
+    name = server_name(stream.uid, 1 if who == "the wrong channel" else 0)
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)  # trusts anyone: it must not be this end that refuses
+    if who != "no certificate":
+        owner = other if who == "another stream" else stream
+        side = owner.prod if who == "a producer" else owner.cons
+        context.use_certificate(load_pem_x509_certificates(owner.bundles[side.role].encode())[1])
+        context.use_privatekey(side.secret._key)
+    _, sock = await deferToThread(knock, stream.prod.address(), context, name)
+    with sock:
+        if who == "the consumer":
+            producer = await deferToThread(stream.accept)
+            assert await deferToThread(receive_exactly, producer, 9) == b"let me in"
+            return
+        await until(lambda: stream.prod.figures().reset == 1)
+        assert await deferToThread(stream.nobody_came)
+        assert stream.prod.figures().bytes_to_producer == 0
+
+
+@pytest.mark.parametrize("greeting", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest_twisted.ensureDeferred
+async def test_a_stranger_without_tls_is_sent_away(make: Make, greeting: bytes) -> None:
+    stream = make(handshake_timeout=0.3)
+
+    def call() -> str:
+        with socket.create_connection(stream.prod.address(), timeout=PATIENCE) as sock:
+            sock.sendall(greeting)
+            return how_it_ends(sock)
+
+    assert await deferToThread(call) == "reset"
+    assert await deferToThread(stream.nobody_came)
+    await until(lambda: stream.prod.figures().reset == 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wan_connection_that_ends_without_saying_so_is_a_reset_not_an_end(make: Make) -> None:
+    stream = make()
+    context = stream.cons.secret.context(stream.bundles[CONS], stream.uid, CONS)
+    _, sock = await deferToThread(knock, stream.prod.address(), context, server_name(stream.uid, 0))
+    producer = await deferToThread(stream.accept)
+    assert await deferToThread(receive_exactly, producer, 9) == b"let me in"
+    sock.shutdown(socket.SHUT_WR)  # as anyone on the way could
+    assert await deferToThread(how_it_ends, producer) == "reset"
+    sock.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_consumers_gateway_tells_nothing_to_a_false_producer(make: Make) -> None:
+    stream, other = make(), make()
+    stream.cons.arm(stream.bundles[CONS], [other.prod.address()])
+    assert await deferToThread(stream.attempt) == "reset"
+    assert stream.cons.figures().bytes_to_producer == 0
+    assert await deferToThread(other.nobody_came)
+
+
+# Flow
+
+
+def fill(sock: socket.socket, stop: threading.Event) -> int:
+    """Write as long as anything goes in within a while; how much did."""
+    sock.settimeout(0.5)
+    total = 0
+    with contextlib.suppress(TimeoutError):
+        while not stop.is_set():
+            total += sock.send(NOISE[:65536])
+    return total
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_reader_slows_its_writer_and_nobody_else(make: Make) -> None:
+    stream = make()
+    for end in (stream.app, *stream.prod.sockets, *stream.cons.sockets):  # else the kernel's own buffers dwarf ours
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
+    slow_consumer, slow_producer = await stream.pair()
+    written = await deferToThread(fill, slow_producer, threading.Event())
+    assert written < 32 * MIB
+    held = [
+        pump._end - pump._start
+        for side in (stream.prod, stream.cons)
+        for relay in side.element._streams[stream.uid, side.role].channels[0].relays
+        for pump in relay._pumps
+        if pump._buffer is not None
+    ]
+    assert 0 < sum(held) <= 2 * 262144
+    consumer, producer = await stream.pair()
+    began = time.monotonic()
+
+    def talk() -> str:
+        digest = send(producer, 64 * MIB)
+        producer.close()
+        return digest
+
+    sent, got = await both(talk, lambda: receive(consumer))
+    assert got == (64 * MIB, sent)
+    assert time.monotonic() - began < 10.0
+    slow_producer.close()
+    count, _ = await deferToThread(receive, slow_consumer)
+    assert count == written
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reader_that_rests_longer_than_a_wan_break_may_last_loses_nothing(make: Make) -> None:
+    stream = make(wan_timeout=0.6)
+    consumer, producer = await stream.pair()
+    written = await deferToThread(fill, producer, threading.Event())
+    await sleep(2.0)
+    producer.close()
+    count, _ = await deferToThread(receive, consumer)
+    assert count == written
+    assert stream.cons.figures().reset == stream.prod.figures().reset == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_connections_of_a_stream_share_its_rate(make: Make) -> None:
+    stream = make(channels=2, rate=80.0)
+    pairs = [await stream.pair(number % 2) for number in range(4)]
+    counts = [0] * len(pairs)
+
+    def count(number: int, sock: socket.socket) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            while got := len(sock.recv(65536)):
+                counts[number] += got
+
+    running = [deferToThread(push, producer) for _, producer in pairs]
+    running += [deferToThread(count, number, consumer) for number, (consumer, _) in enumerate(pairs)]
+    await sleep(0.5)  # past the first burst
+    before, began = list(counts), time.monotonic()
+    await sleep(2.0)
+    moved = [after - start for after, start in zip(counts, before, strict=True)]
+    rate = sum(moved) * 8e-6 / (time.monotonic() - began)
+    assert rate == pytest.approx(80.0, rel=0.1)
+    assert min(moved) > sum(moved) / 4 * 0.5, "one of them starves"
+    stream.cons.element.close(stream.uid, CONS)
+    await gatherResults(running)
+
+
+# What it costs
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thousand_connections_leave_nothing_behind(make: Make) -> None:
+    stream = make()
+
+    def converse(count: int) -> None:
+        for number in range(count):
+            with socket.create_connection(stream.cons.address(), timeout=PATIENCE) as sock:
+                sock.sendall(b"ping")
+                if number % 4 == 3:
+                    reset(sock)
+                    continue
+                sock.shutdown(socket.SHUT_WR)
+                assert receive_exactly(sock, 4) == b"pong"
+                assert sock.recv(1) == b""
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = stream.app.accept()
+            except OSError:
+                return
+            with sock, contextlib.suppress(OSError):
+                sock.settimeout(PATIENCE)
+                if sock.recv(4) == b"ping":
+                    sock.sendall(b"pong")
+                    sock.recv(1)
+
+    serving = deferToThread(serve)
+    await deferToThread(converse, 4)
+    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    descriptors, readers = len(os.listdir("/proc/self/fd")), len(_readers())
+    await both(*[lambda: converse(250)] * 4)
+    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    assert stream.cons.figures().accepted == 1004
+    assert stream.cons.figures().reset == 249
+    stream.app.shutdown(socket.SHUT_RDWR)
+    await serving
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert len(_readers()) == readers
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_and_half_closed_connections_cost_no_time(make: Make) -> None:
+    stream = make()
+    await stream.pair()
+    consumer, producer = await stream.pair()
+    consumer.shutdown(socket.SHUT_WR)
+    assert await deferToThread(producer.recv, 1) == b""
+    other_consumer, other_producer = await stream.pair()
+    other_producer.shutdown(socket.SHUT_WR)
+    assert await deferToThread(other_consumer.recv, 1) == b""
+    await sleep(0.1)
+    before = time.process_time()
+    await sleep(1.0)
+    assert time.process_time() - before < 0.05
+    assert all(not side.element._means.buffers._idle[8:] for side in (stream.prod, stream.cons))
+
+
+@pytest_twisted.ensureDeferred
+async def test_ipv6_targets_are_dialled(make: Make) -> None:
+    stream = make()
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as app:
+        app.settimeout(PATIENCE)
+        stream.prod.arm(stream.bundles[PROD], [Address(*app.getsockname()[:2])])
+        consumer = await deferToThread(stream.connect)
+        producer, _ = await deferToThread(app.accept)
+        with producer:
+            producer.sendall(b"six")
+            assert await deferToThread(receive_exactly, consumer, 3) == b"six"

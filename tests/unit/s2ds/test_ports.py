@@ -1,0 +1,226 @@
+"""The ports of a gateway: bound sockets on loopback, and what the kernel says to those who connect."""
+
+import contextlib
+import errno
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import globalLogPublisher
+
+from scistream.s2ds.ports import Listener, Ports
+from scistream.wire.errors import StreamError
+
+FIRST, LAST = 24100, 24107
+
+
+def taken(sockets: list[socket.socket]) -> list[int]:
+    return [sock.getsockname()[1] for sock in sockets]
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    ports = Ports(FIRST, LAST)
+    yield ports
+    for sock in list(ports._given):
+        ports.release(sock)
+
+
+def test_each_socket_has_a_port_of_its_own_in_the_range(ports: Ports) -> None:
+    sockets = ports.reserve("127.0.0.1", 3) + ports.reserve("127.0.0.1", 2)
+    numbers = taken(sockets)
+    assert len(set(numbers)) == 5
+    assert all(FIRST <= number <= LAST for number in numbers)
+    assert ports.free == 3
+    assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
+
+
+def test_too_many_get_none_and_are_told_why(ports: Ports) -> None:
+    ports.reserve("127.0.0.1", 6)
+    with pytest.raises(StreamError) as refused:
+        ports.reserve("127.0.0.1", 3)
+    assert refused.value.code == "no-ports"
+    for part in ("3 port(s) were asked for", "2 of the range 24100-24107", "ask for fewer"):
+        assert part in refused.value.msg
+    assert ports.free == 2
+    assert len(ports.reserve("127.0.0.1", 2)) == 2
+
+
+def test_a_released_port_is_the_last_to_be_given_out_again(ports: Ports) -> None:
+    first, *_ = ports.reserve("127.0.0.1", 2)
+    number = first.getsockname()[1]
+    ports.release(first)
+    ports.release(first)
+    assert ports.free == 7
+    assert number not in taken(ports.reserve("127.0.0.1", 6))
+    assert taken(ports.reserve("127.0.0.1", 1)) == [number]
+
+
+def test_nobody_can_connect_before_a_listener_is_started(ports: Ports) -> None:
+    (sock,) = ports.reserve("127.0.0.1", 1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(sock.getsockname())
+
+
+def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: Ports) -> None:
+    other = Ports(FIRST, LAST)
+    theirs = other.reserve("127.0.0.1", 4)
+    theirs[0].listen()
+    ours = ports.reserve("127.0.0.1", 4)
+    assert not set(taken(ours)) & set(taken(theirs))
+    with pytest.raises(StreamError, match="0 of the range"):
+        ports.reserve("127.0.0.1", 1)
+    for sock in theirs:
+        other.release(sock)
+    assert len(ports.reserve("127.0.0.1", 4)) == 4
+
+
+def test_a_number_counts_once_even_on_different_addresses(ports: Ports) -> None:
+    v4 = ports.reserve("127.0.0.1", 4)
+    v6 = ports.reserve("::1", 4)
+    assert not set(taken(v4)) & set(taken(v6))
+    assert ports.free == 0
+
+
+def test_ipv6_sockets_serve_ipv6_alone(ports: Ports) -> None:
+    (sock,) = ports.reserve("::1", 1)
+    assert sock.family == socket.AF_INET6
+    assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_an_address_of_another_machine_names_the_setting(ports: Ports) -> None:
+    with pytest.raises(StreamError) as refused:
+        ports.reserve("192.0.2.1", 1)
+    assert refused.value.code == "gateway-failed"
+    assert "192.0.2.1:24100" in refused.value.msg
+    assert "`bind` in [lan] and [wan]" in refused.value.msg
+    assert ports.free == 8
+
+
+def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
+    ports = Ports(FIRST - 1, FIRST - 1)  # for this test alone: it stays so for a minute
+    (sock,) = ports.reserve("127.0.0.1", 1)
+    accepted: list[socket.socket] = []
+    listener = Listener(MemoryReactorClock(), sock)
+    listener.start(lambda connection, _peer: accepted.append(connection))
+    client = socket.create_connection(sock.getsockname())
+    listener.doRead()
+    accepted[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    accepted[0].close()  # first to close: its end stays in TIME_WAIT
+    assert client.recv(1) == b""
+    client.close()
+    listener.stop()
+    ports.release(sock)
+    with socket.socket() as strict, pytest.raises(OSError, match="in use"):
+        strict.bind(("127.0.0.1", FIRST - 1))
+    (again,) = ports.reserve("127.0.0.1", 1)
+    ports.release(again)
+
+
+class Armed:
+    """A listener that remembers what it accepted."""
+
+    def __init__(self, ports: Ports) -> None:
+        (self.sock,) = ports.reserve("127.0.0.1", 1)
+        self.reactor = MemoryReactorClock()
+        self.accepted: list[socket.socket] = []
+        self.listener = Listener(self.reactor, self.sock)
+        self.listener.start(self.accept)
+
+    def accept(self, connection: socket.socket, _peer: tuple[Any, ...]) -> None:
+        self.accepted.append(connection)
+
+
+@pytest.fixture
+def armed(ports: Ports) -> Iterator[Armed]:
+    armed = Armed(ports)
+    yield armed
+    armed.listener.stop()
+    for connection in armed.accepted:
+        connection.close()
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as probe:
+        lowest = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_started_listener_accepts_all_that_wait(armed: Armed) -> None:
+    with contextlib.ExitStack() as clients:
+        for _ in range(5):
+            clients.enter_context(socket.create_connection(armed.sock.getsockname()))
+        armed.listener.doRead()
+        assert len(armed.accepted) == 5
+        assert not armed.accepted[0].getblocking()
+
+
+def test_a_second_start_changes_who_is_called(armed: Armed) -> None:
+    later: list[socket.socket] = []
+    armed.listener.start(lambda connection, _peer: later.append(connection))
+    with socket.create_connection(armed.sock.getsockname()):
+        armed.listener.doRead()
+    assert (len(armed.accepted), len(later)) == (0, 1)
+    later[0].close()
+
+
+def test_without_descriptors_connections_wait_and_are_accepted_later(armed: Armed) -> None:
+    with socket.create_connection(armed.sock.getsockname()):
+        with no_descriptors_left():
+            armed.listener.doRead()
+            assert armed.listener not in armed.reactor.getReaders()
+            armed.reactor.advance(0.5)
+            armed.listener.doRead()
+        assert armed.accepted == []
+        armed.reactor.advance(0.5)
+        assert armed.listener in armed.reactor.getReaders()
+        armed.listener.doRead()
+        assert len(armed.accepted) == 1
+
+
+def test_a_stopped_listener_refuses_and_leaves_nothing_behind(armed: Armed) -> None:
+    address = armed.sock.getsockname()
+    armed.listener.stop()
+    armed.listener.stop()
+    assert armed.reactor.getReaders() == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_connection_that_nobody_can_take_is_reset(ports: Ports, flush_failures: Callable[[], list[Any]]) -> None:
+    (sock,) = ports.reserve("127.0.0.1", 1)
+    listener = Listener(MemoryReactorClock(), sock)
+
+    def fail(_connection: socket.socket, _peer: tuple[Any, ...]) -> None:
+        raise RuntimeError("no element is there")
+
+    listener.start(fail)
+    with socket.create_connection(sock.getsockname()) as client:
+        listener.doRead()
+        with pytest.raises(OSError, match="reset") as reset:
+            client.recv(1)
+    assert reset.value.errno == errno.ECONNRESET
+    assert len(flush_failures()) == 1
+    listener.stop()
+
+
+@pytest.fixture
+def flush_failures() -> Iterator[Callable[[], list[Any]]]:
+    failures: list[Any] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if "log_failure" in event:
+            failures.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(note)
+    yield lambda: failures
+    globalLogPublisher.removeObserver(note)
