@@ -61,9 +61,12 @@ class Child(ProcessProtocol):
                 each.callback(None)
 
     def tail(self, lines: int = 15) -> list[str]:
-        """The last lines of its log."""
-        with suppress(OSError):
-            return self.log.read_text(errors="replace").splitlines()[-lines:]
+        """The last lines of what it has written: to its standard error, or, if nothing there, to its output."""
+        for path in (self.log, self.out):
+            with suppress(OSError):
+                written = path.read_text(errors="replace").splitlines()
+                if written:
+                    return written[-lines:]
         return []
 
 
@@ -79,7 +82,7 @@ class Children:
     def start(
         self, name: str, command: Sequence[str], env: Mapping[str, str], on_end: Callable[[Child], None]
     ) -> Child:
-        """Start a process.
+        """Start a process; its standard output and standard error go to its files.
 
         :param name: unique; names its files.
         :param env: added to this process's own environment.

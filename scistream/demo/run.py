@@ -26,7 +26,7 @@ from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, ChannelFigures
 
 _LOOK_EVERY = 0.5
-_DETECTOR_PATIENCE = 30.0
+_DETECTOR_PATIENCE = 5.0
 _CLOSE_WITHIN = 3.0
 _APPCTRL = [sys.executable, "-c", "from scistream.app.cli import main; main()"]
 _DETECTOR = [sys.executable, "-m", "scistream.demo.detector"]
@@ -175,8 +175,7 @@ class Demo:
         looking.start(_LOOK_EVERY).addErrback(_no_answer)
         try:
             await consumer.ended()
-            if consumer.succeeded:
-                await self._bounded(detector.ended(), _DETECTOR_PATIENCE)
+            await self._bounded(detector.ended(), _DETECTOR_PATIENCE)
         finally:
             if looking.running:
                 looking.stop()
@@ -251,7 +250,7 @@ class _Meter:
 
 
 def _summary(wishes: Wishes, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool) -> Summary:
-    sent, received = _report(detector), _report(consumer)
+    received, sent = _report(consumer), _report(detector)
     return Summary(
         bytes=received["bytes"],
         seconds=received["seconds"],

@@ -422,7 +422,7 @@ async def test_a_connection_to_a_closed_stream_or_unarmed_channel_is_reset(make:
 
 @pytest_twisted.ensureDeferred
 async def test_a_producer_that_does_not_listen_resets_the_consumer(make: Make) -> None:
-    stream = make()
+    stream = make(dial_timeout=0.5)
     stream.app.close()
     assert await deferToThread(stream.attempt) == "reset"
     await until(lambda: stream.prod.figures().reset == stream.cons.figures().reset == 1)

@@ -37,6 +37,10 @@ class Broken(Exception):
     """A leg has ended abnormally. Its text says how, for the log."""
 
 
+class Refused(Broken):
+    """Nobody listens there, or not yet."""
+
+
 def explain(problem: OSError) -> str:
     """The words of the system for an error."""
     return os.strerror(problem.errno) if problem.errno else str(problem)

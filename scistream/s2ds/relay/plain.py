@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any
 
@@ -11,7 +12,17 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, explain, is_event_of_another, pending_error, prepare
+from scistream.s2ds.relay.leg import (
+    EOF,
+    WANT,
+    Broken,
+    Leg,
+    Refused,
+    explain,
+    is_event_of_another,
+    pending_error,
+    prepare,
+)
 from scistream.wire.address import Address
 
 
@@ -93,7 +104,8 @@ class _Dialling:
 
     def fail(self, reason: str) -> None:
         if self._let_go():
-            self.result.errback(Failure(Broken(f"{self._target} cannot be reached: {reason}")))
+            kind = Refused if reason == os.strerror(errno.ECONNREFUSED) else Broken
+            self.result.errback(Failure(kind(f"{self._target} cannot be reached: {reason}")))
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None

@@ -14,11 +14,12 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffers
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, peer_of, prepare
+from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Refused, peer_of, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import TlsLeg
@@ -36,6 +37,10 @@ SMALL = 8192
 
 LAN_PATIENCE = 60.0
 """Seconds until an idle application whose host has vanished is noticed."""
+
+
+DIAL_AGAIN = 0.1
+"""Seconds between two tries to reach a ProdApp that does not listen yet."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,20 @@ class Relay:
             wan = await self._wan_out()
         else:
             wan = await self._wan_in()
-            lan = self._plain(await self._dial(LAN_PATIENCE))
+            lan = self._plain(await self._dial_program())
         return (lan, wan) if self._arming.role == CONS else (wan, lan)
+
+    async def _dial_program(self) -> socket.socket:
+        """Connect to ProdApp, which may still be starting: where nobody listens, try again for `dial_timeout`."""
+        reactor = self._means.reactor
+        deadline = reactor.seconds() + self._means.dial_timeout
+        while True:
+            try:
+                return await self._dial(LAN_PATIENCE)
+            except Refused:
+                if reactor.seconds() + DIAL_AGAIN > deadline:
+                    raise
+            await deferLater(reactor, DIAL_AGAIN)
 
     def _begin(self, legs: tuple[Leg, Leg]) -> None:
         consumer, producer = legs

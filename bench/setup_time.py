@@ -1,0 +1,102 @@
+"""How long the library takes to set a stream up: from the first REQ sent to the last RESP received.
+
+Two facilities on loopback with certificates of their own (real `twistd` processes), mutual TLS on every
+control link, fresh links for every stream. Both application controllers say Hello as soon as they have their
+join string. Prints one JSON line; exits 1 if the median is not under the figure to reach.
+
+    make bench ARGS='--streams 50'
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from twisted.internet.defer import DeferredList
+
+from scistream.app.controller import Controller
+from scistream.command_line import run, start_logging
+from scistream.demo.children import Children
+from scistream.demo.facilities import HOST, Facility, Ports
+from scistream.s2uc.client import Client
+from scistream.security.pki import Issued
+from scistream.wire.address import Address
+from scistream.wire.join import Join
+from scistream.wire.messages import CONS, PROD
+
+REACH_MS = 150.0
+CHANNELS = 4
+
+
+@click.command()
+@click.option("--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="How many to set up.")
+def main(streams: int) -> None:
+    """Measure how long the library takes to set a stream up."""
+    start_logging(0)
+
+    async def whole(reactor: Any) -> int:
+        return await measure(reactor, streams)
+
+    sys.exit(run(whole))
+
+
+async def measure(reactor: Any, streams: int) -> int:
+    """Set so many streams up, one after the other; gives the exit status."""
+    with TemporaryDirectory(prefix="scistream-bench-") as name:
+        children = Children(reactor, Path(name))
+        try:
+            ports = Ports()
+            lab = Facility(Path(name) / "lab", "Lab", "lab", CHANNELS, 1000.0, ports)
+            centre = Facility(Path(name) / "centre", "Centre", "centre", CHANNELS, 1000.0, ports)
+            await _start(reactor, children, lab, centre)
+            user = lab.user("ada@lab.example")
+            taken = [await _one(reactor, user, lab, centre) for _ in range(streams)]
+        finally:
+            await children.end_all()
+    milliseconds = sorted(1000 * seconds for seconds in taken)
+    median = statistics.median(milliseconds)
+    figures = {"work": "set-up of a stream", "streams": streams, "channels": CHANNELS, "median_ms": round(median, 1)}
+    spread = {"fastest_ms": round(milliseconds[0], 1), "slowest_ms": round(milliseconds[-1], 1)}
+    click.echo(json.dumps({**figures, **spread, "reach_ms": REACH_MS, "met": median < REACH_MS}))
+    return 0 if median < REACH_MS else 1
+
+
+async def _start(reactor: Any, children: Children, *facilities: Facility) -> None:
+    trusted = [facility.authority for facility in facilities]
+    for facility in facilities:
+        facility.start_gateway(children, _server_ended)
+        await facility.gateway_ready(reactor)
+        facility.start_server(children, trusted, _server_ended)
+        await facility.server_ready(reactor)
+
+
+def _server_ended(child: Any) -> None:
+    click.echo(f"{child.name} ended unexpectedly ({child.end})\n" + "\n".join(child.tail()), err=True)
+
+
+async def _one(reactor: Any, user: Issued, lab: Facility, centre: Facility) -> float:
+    """Set one stream up and release it; gives the seconds of the set-up."""
+    authorities = [lab.authority, centre.authority]
+    async with Client(certificate=user.certificate, key=user.key, authorities=authorities, reactor=reactor) as client:
+        began = reactor.seconds()
+        stream = await client.request(prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=CHANNELS, rate=1000.0)
+        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, 9)], (), _ignore).run()
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], (), _ignore).run()
+        await stream.provisioned()
+        seconds: float = reactor.seconds() - began
+        await DeferredList([producer, consumer])
+        await stream.release()
+        return seconds
+
+
+def _ignore(_line: str) -> None:
+    """Where to connect is of no use here: nothing is sent."""
+
+
+if __name__ == "__main__":
+    main()
