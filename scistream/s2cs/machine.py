@@ -26,14 +26,21 @@ Ready, Streaming and Released are idle: the stream rests there between operation
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
-from msgspec import Struct
 
+from scistream.s2cs.record import (
+    Record,
+    content_of,
+    map_problem,
+    ordered_listeners,
+    part,
+    same_request,
+    share,
+)
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import UNSENT, Caller
 from scistream.wire.messages import (
@@ -45,46 +52,10 @@ from scistream.wire.messages import (
     ProdLstn,
     Rel,
     Req,
-    ReqListeners,
     Resp,
-    Role,
     StartConn,
-    StreamKey,
     UpdateTargets,
 )
-
-
-class Record(Struct, kw_only=True, omit_defaults=True):
-    """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
-
-    `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
-    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart.
-    """
-
-    uid: str
-    role: Role
-    owner: str
-    state: str = "Idle"
-    request: Req | None = None
-    plan: dict[str, list[int]] = {}
-    boots: dict[str, str] = {}
-    listeners: dict[int, str] = {}
-    csr: dict[str, str] = {}
-    app_listeners: list[str] = []
-    greeted: bool = False
-    generation: int = 0
-    content: str = ""
-    connection_map: dict[str, str] = {}
-    last_error: LastError | None = None
-    life: float = 0.0
-    expires_at: float = 0.0
-    hello_by: float = 0.0
-    released_at: float = 0.0
-
-    @property
-    def key(self) -> StreamKey:
-        """(uid, role), by which streams are told apart."""
-        return self.uid, self.role
 
 
 class Effects(Protocol):
@@ -238,19 +209,6 @@ class Core:
         self.effects.tell_application(StartConn(uid=record.uid, role=record.role, seq=UNSENT, listeners=listeners))
 
 
-def ordered_listeners(record: Record) -> list[str]:
-    """The listeners of a stream, in the order of its channels."""
-    return [record.listeners[channel] for channel in sorted(record.listeners)]
-
-
-def content_of(command: UpdateTargets) -> str:
-    """A digest of what an UpdateTargets says, to tell a repetition from another one of its generation."""
-    digest = hashlib.sha256(command.data_conn_key.encode())
-    for listener, target in sorted(command.connection_map.items()):
-        digest.update(f"\n{listener}>{target}".encode())
-    return digest.hexdigest()
-
-
 _builder = TypeMachineBuilder(Stream, Core)
 
 Idle = _builder.state("Idle")
@@ -280,20 +238,7 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
         stream._fail("no-capacity", _STORE_FULL)
         return
     core.effects.start_timers(record)
-    core.ask_all((gateway, _share(request, channels, record.life)) for gateway, channels in plan.items())
-
-
-def _share(request: Req, channels: list[int], life: float) -> ReqListeners:
-    return ReqListeners(
-        uid=request.uid,
-        role=request.role,
-        seq=UNSENT,
-        channels=channels,
-        rate=request.rate * len(channels) / request.num_conn,
-        expires=life,
-        app_from=request.app_from,
-        wan_security=request.wan_security,
-    )
+    core.ask_all((gateway, share(request, channels, record.life)) for gateway, channels in plan.items())
 
 
 _STORE_FULL = "the store of this S2CS cannot be written, so it takes no new stream: tell its operator"
@@ -303,7 +248,7 @@ def _req_again(
     stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]
 ) -> None:
     record = core.record
-    if owner != record.owner or not _same_request(request, record.request):
+    if owner != record.owner or not same_request(request, record.request):
         core.refuse(
             caller, "uid-in-use", f"stream {record.uid} is there already, with other fields: choose another uid"
         )
@@ -313,24 +258,6 @@ def _req_again(
     core.present(caller, f"stream is {record.state}")
     if record.role == PROD and record.greeted and record.state != "Reserving":
         core.tell_producer_listeners()
-
-
-def _same_request(one: Req, other: Req | None) -> bool:
-    return other is not None and _fields(one) == _fields(other)
-
-
-def _fields(request: Req) -> tuple[Any, ...]:
-    return (
-        request.num_conn,
-        request.rate,
-        request.app_key_hash,
-        request.expires,
-        request.hello_timeout,
-        request.wan_security,
-        request.app_from,
-        request.protocol,
-        request.label,
-    )
 
 
 for _state in LIVE:
@@ -481,7 +408,7 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
     record = core.record
     if _repeats_update(core, caller, command):
         return
-    problem = _map_problem(record, command.connection_map)
+    problem = map_problem(record, command.connection_map)
     if problem is not None:
         core.refuse(caller, *problem)
     else:
@@ -502,22 +429,6 @@ def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
             f"generation {command.generation} is not above {record.generation}, which is in force: send a higher one",
         )
     return True
-
-
-def _map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
-    mine = set(record.listeners.values())
-    stranger = next((listener for listener in connection_map if listener not in mine), None)
-    if stranger is not None:
-        return "bad-message", f"field connection_map: {stranger} is no listener of this stream"
-    missing = next((listener for listener in ordered_listeners(record) if listener not in connection_map), None)
-    if missing is not None:
-        return "bad-message", f"field connection_map: listener {missing} has no target"
-    if record.role == PROD:
-        offered = set(record.app_listeners)
-        refused = next((target for target in connection_map.values() if target not in offered), None)
-        if refused is not None:
-            return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
-    return None
 
 
 for _state in (Ready, Streaming):
@@ -561,19 +472,7 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: Updat
     if not core.enter("Updating"):
         stream._fail("no-capacity", _STORE_FULL)
         return
-    core.ask_all((gateway, _part(record, gateway, command)) for gateway in record.plan)
-
-
-def _part(record: Record, gateway: str, command: UpdateTargets) -> UpdateTargets:
-    held = {record.listeners[channel] for channel in record.plan[gateway]}
-    return UpdateTargets(
-        uid=command.uid,
-        role=command.role,
-        seq=UNSENT,
-        generation=command.generation,
-        connection_map={here: there for here, there in command.connection_map.items() if here in held},
-        data_conn_key=command.data_conn_key,
-    )
+    core.ask_all((gateway, part(record, gateway, command)) for gateway in record.plan)
 
 
 for _state in (Listening, Ready, Streaming):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scistream.s2cs.machine import Record
+from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import Room
 
@@ -22,7 +22,7 @@ class Member:
 
     def channels(self, rate_each: float) -> int:
         """How many channels of that rate it can take."""
-        return min(self.ports, int(self.rate / rate_each + _ROUNDING))
+        return max(0, min(self.ports, int(self.rate / rate_each + _ROUNDING)))
 
 
 def member(name: str, room: Room, records: Iterable[Record]) -> Member:
@@ -65,7 +65,9 @@ def _refusal(pool: list[Member], num_conn: int, rate: float) -> StreamError:
         return StreamError(
             "no-ports", f"asked for {num_conn} channels, and {ports} ports are free: ask for fewer, or later"
         )
-    free = sum(max(one.rate, 0.0) for one in pool)
+    free = " + ".join(f"{max(one.rate, 0.0):g}" for one in pool)
     return StreamError(
-        "no-capacity", f"asked for {rate:g} Mbit/s, and {free:g} Mbit/s are free: ask for less, or later"
+        "no-capacity",
+        f"asked for {num_conn} x {rate / num_conn:g} = {rate:g} Mbit/s, and {free} Mbit/s are free "
+        "(a channel is on one gateway): ask for less, or later",
     )

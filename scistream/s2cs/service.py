@@ -1,7 +1,7 @@
 """S2CS as a Twisted service: one door for users and applications, a lasting link to each gateway.
 
 `ControlServer` authenticates and hands commands to the machine of the stream that they name; each
-stream has a `_Held` that carries out what its machine decides; `_Gateway` is one S2DS of the pool.
+stream has a `Held` that carries out what its machine decides; `Gateway` is one S2DS of the pool.
 """
 
 from __future__ import annotations
@@ -14,51 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.config import S2CSConfig, beside, parse_seconds
-from scistream.logs import trace
-from scistream.s2cs.machine import (
-    Core,
-    Record,
-    Stream,
-    new_stream,
-    ordered_listeners,
-    restored_stream,
-    resume,
-)
+from scistream.s2cs.effects import Held
+from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, member, spread
+from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
 from scistream.security.control import PLAIN_IDENTITY, Door, Trust, dialer
 from scistream.security.tls import Identity
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import UNSENT, Caller, Dialer, Outbox
+from scistream.wire.link import Caller
 from scistream.wire.messages import (
     Answer,
-    ChannelFigures,
-    Command,
     Error,
     Hello,
     Message,
-    ProdLstn,
     Rel,
     Req,
     Resp,
-    Room,
-    StartConn,
     Status,
     StreamKey,
     StreamStatus,
     UpdateTargets,
 )
 
-GATEWAY_PATIENCE = 20.0
-FIGURES_PATIENCE = 2.0
 MAX_PAGE_BYTES = 150_000
 
 _REFUSED_HELLO = (
@@ -92,11 +79,11 @@ class ControlServer(Service):
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.gateways = {
-            one.name: _Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, to_gateways))
+            one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, to_gateways))
             for one in config.gateways
         }
         self.store = Store(beside(config_file, config.state))
-        self.streams: dict[StreamKey, _Held] = {}
+        self.streams: dict[StreamKey, Held] = {}
         self._early: list[Callable[[], None]] = []
 
     # -- the service
@@ -130,7 +117,7 @@ class ControlServer(Service):
         return DeferredList(stopping).addCallback(lambda _: self.store.close())
 
     def _restore(self) -> None:
-        held = [_Held(self, record, restored=True) for record in self.store.load()]
+        held = [Held(self, record, restored=True) for record in self.store.load()]
         self.streams = {one.record.key: one for one in held}
         self._forget_old()
         for one in self.streams.values():
@@ -208,7 +195,7 @@ class ControlServer(Service):
             expires_at=self.wall() + life,
             hello_by=self.wall() + hello,
         )
-        held = self.streams[record.key] = _Held(self, record)
+        held = self.streams[record.key] = Held(self, record)
         held.note_owner_link(link, owner)
         held.machine.req(Caller(link, request.seq), request, owner, plan)
 
@@ -234,14 +221,14 @@ class ControlServer(Service):
         else:
             held.machine.rel(caller)
 
-    def _check_owner(self, held: _Held, owner: str) -> None:
+    def _check_owner(self, held: Held, owner: str) -> None:
         if held.record.owner != owner:
             raise StreamError("not-authorized", f"stream {held.record.uid} has another owner than {owner}")
 
     def _remember_released(self, command: Rel, owner: str) -> None:
         """A REL that overtook its REQ: the REQ comes too late then."""
         record = Record(uid=command.uid, role=command.role, owner=owner, state="Released", released_at=self.wall())
-        held = _Held(self, record, restored=True)
+        held = Held(self, record, restored=True)
         if held.save(record):
             self.streams[record.key] = held
 
@@ -266,11 +253,11 @@ class ControlServer(Service):
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
 
-    def _gateways_of(self, page: list[_Held]) -> list[_Gateway]:
+    def _gateways_of(self, page: list[Held]) -> list[Gateway]:
         names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
         return [self.gateways[name] for name in sorted(names) if name in self.gateways]
 
-    def _answer_status(self, link: Link, command: Status, page: list[_Held]) -> None:
+    def _answer_status(self, link: Link, command: Status, page: list[Held]) -> None:
         streams: list[StreamStatus] = []
         size = 0
         for held in page[: command.limit]:
@@ -314,7 +301,7 @@ class ControlServer(Service):
         return {key for key, held in self.streams.items() if held.is_held_by(gateway)}
 
     def gateway_knows(
-        self, gateway: _Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
+        self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
         """Compare what a gateway holds with the records: section 6 rules 5 and 6.
 
@@ -362,250 +349,3 @@ def _user(link: Link) -> str:
     if peer.name.startswith("scistream:controller:"):
         raise StreamError("not-authorized", f"{peer.name} is a controller's certificate, not a user's")
     return f"{peer.name} ({peer.issuer})" if peer != PLAIN_IDENTITY else peer.name
-
-
-class _Held:
-    """One stream of this S2CS; the `Effects` of its machine."""
-
-    log = Logger()
-
-    def __init__(self, server: ControlServer, record: Record, *, restored: bool = False) -> None:
-        self._server = server
-        self.record = record
-        self.core = Core(self, record)
-        self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
-        trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role)
-        self.app_link: Link | None = None
-        self.app_outbox = Outbox(server.reactor, "the application")
-        self._owner_links: set[Link] = set()
-        self._asking: dict[str, Deferred[Resp]] = {}
-        self._timers: list[IDelayedCall] = []
-
-    @property
-    def page_key(self) -> str:
-        """Orders streams for the pages of Status."""
-        return f"{self.record.uid}/{self.record.role}"
-
-    # -- effects
-
-    def save(self, record: Record) -> bool:
-        if record.state == "Released" and not record.released_at:
-            record.released_at = self._server.wall()
-        try:
-            self._server.store.save(record)
-        except StreamError as error:
-            self.log.error("{reason}", reason=error.msg, uid=record.uid)
-            return False
-        return True
-
-    def ask(self, gateway: str, command: Command) -> None:
-        earlier = self._asking.pop(gateway, None)
-        if earlier is not None:
-            earlier.cancel()
-        known = self._server.gateways.get(gateway)
-        if known is None:
-            self._no_such_gateway(gateway, command)
-            return
-        releasing = isinstance(command, Rel)
-        asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
-        self._asking[gateway] = asked
-        if releasing:
-            asked.addCallbacks(lambda _: self.machine.gateway_released(gateway), self._rel_refused, (), {}, (gateway,))
-        else:
-            asked.addCallbacks(
-                lambda answer: self.machine.gateway_answered(gateway, answer), self._refused, (), {}, (gateway,)
-            )
-
-    def _no_such_gateway(self, gateway: str, command: Command) -> None:
-        if isinstance(command, Rel):
-            self.machine.gateway_released(gateway)
-        else:
-            msg = "it is in the configuration no more"
-            self.machine.gateway_refused(gateway, StreamError("gateway-failed", msg))
-
-    def _refused(self, failure: Failure, gateway: str) -> None:
-        failure.trap(StreamError, CancelledError)
-        error = failure.value
-        if isinstance(error, StreamError) and error.code != "shutting-down":
-            self.machine.gateway_refused(gateway, error)
-
-    def _rel_refused(self, failure: Failure, gateway: str) -> None:
-        failure.trap(StreamError, CancelledError)
-        error = failure.value
-        if isinstance(error, StreamError) and error.code != "shutting-down":
-            if error.code != "unknown-uid":
-                self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
-            self.machine.gateway_released(gateway)
-
-    def answer(self, caller: Caller, message: Resp | Error) -> None:
-        caller.link.send(message)
-
-    def tell_owner(self, message: ProdLstn | Error) -> None:
-        for link in self._owner_links:
-            link.send(message)
-
-    def tell_application(self, message: StartConn | Error) -> None:
-        if self.app_link is None:
-            return
-        if isinstance(message, Error):
-            self.app_link.send(message)
-            return
-        if not len(self.app_outbox):
-            self.app_outbox.ask(message, None).addErrback(_application_gone)
-
-    def start_timers(self, record: Record) -> None:
-        reactor, now = self._server.reactor, self._server.wall()
-        self._timers = [
-            reactor.callLater(max(0.0, record.expires_at - now), self.machine.expired),
-            reactor.callLater(max(0.0, record.hello_by - now), self.machine.hello_timeout),
-        ]
-
-    def stop_timers(self) -> None:
-        timers, self._timers = self._timers, []
-        for timer in timers:
-            if timer.active():
-                timer.cancel()
-
-    # -- for the server
-
-    def note_owner_link(self, link: Link, owner: str) -> None:
-        """The owner has spoken of this stream on this link: news of it goes there."""
-        if owner == self.record.owner:
-            self._owner_links.add(link)
-
-    def note_application(self, link: Link) -> None:
-        """The application said Hello on this link: StartConn goes there."""
-        if self.app_link is not link:
-            self._drop_application()
-            self.app_link = link
-            self.app_outbox = Outbox(self._server.reactor, "the application")
-            self.app_outbox.link_up(link)
-
-    def link_lost(self, link: Link) -> None:
-        self._owner_links.discard(link)
-        if self.app_link is link:
-            self._drop_application()
-
-    def _drop_application(self) -> None:
-        self.app_link = None
-        self.app_outbox.close(StreamError("timeout", "the application's link is gone"))
-
-    def is_held_by(self, gateway: str) -> bool:
-        """Whether this gateway has reserved for this stream, and was not seen to release it."""
-        record = self.record
-        return gateway in record.plan and record.state not in ("Reserving", "Released")
-
-    def is_of_another_boot(self, gateway: str, boot: str) -> bool:
-        """Whether what this gateway held of this stream went down with an earlier run of it."""
-        record = self.record
-        return record.state != "Released" and record.boots.get(gateway, boot) != boot
-
-    def status(self) -> StreamStatus:
-        """This stream, for an answer to Status."""
-        record = self.record
-        return StreamStatus(
-            uid=record.uid,
-            role=record.role,
-            state=record.state,
-            owner=record.owner,
-            label=record.request.label if record.request is not None else None,
-            rate=record.request.rate if record.request is not None else 0.0,
-            channels=sorted(record.listeners),
-            listeners=ordered_listeners(record),
-            csr="".join(record.csr.values()),
-            app_listeners=record.app_listeners,
-            generation=record.generation,
-            connection_map=record.connection_map,
-            figures=self._figures(),
-            gateways=sorted(record.plan),
-            seconds_left=max(0.0, record.expires_at - self._server.wall()) if record.state != "Released" else 0.0,
-            last_error=record.last_error,
-        )
-
-    def _figures(self) -> list[ChannelFigures]:
-        figures: list[ChannelFigures] = []
-        for name in self.record.plan:
-            gateway = self._server.gateways.get(name)
-            if gateway is not None:
-                figures += gateway.figures.get(self.record.key, [])
-        return sorted(figures, key=lambda one: one.channel)
-
-
-def _application_gone(failure: Failure) -> None:
-    failure.trap(StreamError, CancelledError)
-
-
-class _Gateway:
-    """One S2DS of the pool: its link, what room it has, and what it said of its streams last."""
-
-    log = Logger()
-
-    def __init__(self, server: ControlServer, name: str, link: Dialer) -> None:
-        self._server = server
-        self.name = name
-        self.dialer = link
-        self.dialer.on_up = self._up
-        self.dialer.on_down = self._down
-        self.dialer.on_poll = self._compare
-        self.tried = False
-        self.room: Room | None = None
-        self.figures: dict[StreamKey, list[ChannelFigures]] = {}
-
-    def fetch_figures(self, uid: str | None) -> Deferred[None]:
-        """Ask for the figures of a stream, or of all; fires when they are here or too long in coming."""
-        if self.dialer.link is None:
-            done: Deferred[None] = Deferred()
-            done.callback(None)
-            return done
-        asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
-        return asked.addCallbacks(self._note_figures, _no_figures)
-
-    def release(self, key: StreamKey) -> None:
-        """Release what the gateway holds of a stream that nobody here knows."""
-        uid, role = key
-        self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT), None).addErrback(_no_figures)
-
-    def _up(self) -> None:
-        self.log.info("gateway {gateway} is there", gateway=self.name)
-        self._compare()
-
-    def _down(self, trouble: str, hopeless: bool) -> None:
-        if hopeless:
-            self.log.error("gateway {gateway}: {trouble}", gateway=self.name, trouble=trouble)
-        self._tried()
-
-    def _tried(self) -> None:
-        if not self.tried:
-            self.tried = True
-            self._server.gateway_tried()
-
-    def _compare(self) -> None:
-        """Ask for all streams, page by page."""
-        self._next_page(self._server.held_by(self.name), {}, None)
-
-    def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str | None) -> None:
-        asked = self.dialer.ask(Status(uid=None, role=None, seq=UNSENT, after=after), GATEWAY_PATIENCE)
-        asked.addCallbacks(self._page, self._no_page, (expected, known))
-
-    def _no_page(self, failure: Failure) -> None:
-        failure.trap(StreamError, CancelledError)
-        self._tried()
-
-    def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
-        for status in answer.streams or []:
-            known[status.uid, status.role] = status
-        if answer.more is not None:
-            self._next_page(expected, known, answer.more)
-            return
-        self.figures = {key: status.figures for key, status in known.items()}
-        self.room = answer.room
-        self._server.gateway_knows(self, answer.boot or "", expected, known)
-        self._tried()
-
-    def _note_figures(self, answer: Resp) -> None:
-        for status in answer.streams or []:
-            self.figures[status.uid, status.role] = status.figures
-
-
-def _no_figures(failure: Failure) -> None:
-    failure.trap(StreamError, CancelledError)

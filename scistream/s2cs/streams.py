@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from scistream.config import ConfigProblem
-from scistream.s2cs.machine import Record
+from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import StreamKey
 

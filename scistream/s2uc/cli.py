@@ -24,11 +24,12 @@ from twisted.internet.task import LoopingCall, deferLater
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
 from scistream.config import ConfigProblem, S2UCConfig, beside, load, parse_rate, parse_seconds
-from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, SIDE, Client, Stream
+from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Stream
+from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Role, StreamStatus
+from scistream.wire.messages import CONS, PROD, NumConn, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -498,7 +499,7 @@ class _FileReq(Struct, tag_field="cmd", tag="REQ", forbid_unknown_fields=True, k
 
     prod: str
     cons: str
-    num_conn: int = 1
+    num_conn: NumConn = 1
     rate: float | str = DEFAULT_RATE
     expires: float | str = DEFAULT_EXPIRES
     uid: str | None = None
@@ -531,21 +532,33 @@ def _read_file(file: Path) -> _Request | str:
         asked = msgspec.json.decode(file.read_bytes(), type=_FileReq | _FileRel)
         if isinstance(asked, _FileRel):
             return asked.uid
-        rate = parse_rate(str(asked.rate))
-        expires = parse_seconds(str(asked.expires))
         return _Request(
-            str(Address.parse(asked.prod)),
-            str(Address.parse(asked.cons)),
+            str(_field("prod", Address.parse, asked.prod)),
+            str(_field("cons", Address.parse, asked.cons)),
             asked.num_conn,
-            rate,
-            expires,
-            str(uuid.UUID(asked.uid)) if asked.uid is not None else str(uuid.uuid4()),
+            _field("rate", parse_rate, str(asked.rate)),
+            _field("expires", parse_seconds, str(asked.expires)),
+            str(uuid.uuid4() if asked.uid is None else _field("uid", _uuid, asked.uid)),
             asked.label,
         )
     except OSError as problem:
         raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
     except (msgspec.DecodeError, ValueError) as wrong:
         raise ConfigProblem(f"{file}: {wrong}") from None
+
+
+def _field(name: str, parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as wrong:
+        raise ValueError(f"field {name}: {wrong}") from None
+
+
+def _uuid(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no UUID") from None
 
 
 if __name__ == "__main__":

@@ -14,47 +14,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, gatherResults
 
-from scistream.logs import trace
-from scistream.s2uc.connection_map import connection_map, unused
-from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.machine import Core, new_stream, remembered_stream
+from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.waiting import Waiting, leave, reactor_here
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
-from scistream.wire.errors import BadMessage, StreamError
-from scistream.wire.join import Join, hash_app_key, new_app_key
-from scistream.wire.line import Link, decode, encode
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import (
-    CONS,
-    PROD,
-    Command,
-    Error,
-    LastError,
-    Message,
-    ProdLstn,
-    Req,
-    Resp,
-    Role,
-    Status,
-    StreamStatus,
-    UpdateTargets,
-)
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import CONS, PROD, Role, StreamStatus
 
-PATIENCE = 30.0
 DEFAULT_RATE = 1000.0
 DEFAULT_EXPIRES = 24 * 3600.0
-
-SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
-"""How messages to people call a role."""
 
 
 class Client:
@@ -83,7 +56,7 @@ class Client:
                     "no certificates: give certificate, key and authorities, or on loopback insecure",
                 )
             self._trust = Trust(Path(certificate), Path(key), tuple(Path(one) for one in authorities))
-        self._servers: dict[Address, _Server] = {}
+        self._servers: dict[Address, Server] = {}
 
     async def __aenter__(self) -> Client:
         return self
@@ -119,8 +92,8 @@ class Client:
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             stream = Stream(self, _checked_uid(uid or str(uuid.uuid4())), servers)
-            wishes = _Wishes(num_conn, rate, expires, hello_timeout, app_from, label)
-            return Requested(stream, stream._effects.request(wishes))
+            wishes = Wishes(num_conn, rate, expires, hello_timeout, app_from, label)
+            return Requested(stream, stream._effects.request(wishes).addCallback(lambda _: stream))
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
 
@@ -145,9 +118,9 @@ class Client:
         self._servers.clear()
         leave(self.reactor)
 
-    def _server(self, address: Address) -> _Server:
+    def _server(self, address: Address) -> Server:
         if address not in self._servers:
-            self._servers[address] = _Server(dialer(self.reactor, address, str(address), self._trust))
+            self._servers[address] = Server(dialer(self.reactor, address, str(address), self._trust))
         return self._servers[address]
 
 
@@ -157,7 +130,7 @@ class Stream:
     def __init__(self, client: Client, uid: str, servers: dict[Role, Address], *, remembered: bool = False) -> None:
         self.uid = uid
         self.servers = servers
-        self._effects = _Effects(self, client, remembered=remembered)
+        self._effects = StreamEffects(client.reactor, uid, servers, client._server, remembered=remembered)
 
     @property
     def state(self) -> str:
@@ -230,318 +203,6 @@ class Requested(Waiting[Stream]):
     def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
         super().__init__(deferred)
         self.stream = stream
-
-
-@dataclass(frozen=True)
-class _Wishes:
-    """What a user asked for; what each field means is said at `Client.request`."""
-
-    num_conn: int
-    rate: float
-    expires: float
-    hello_timeout: float | None
-    app_from: Sequence[str] | None
-    label: str | None
-
-    def req(self, uid: str, role: Role, app_key: str) -> Req:
-        """The REQ to one side.
-
-        :raises ValueError: if a value is out of the range that the protocol allows.
-        """
-        command = Req(
-            uid=uid,
-            role=role,
-            seq=1,
-            num_conn=self.num_conn,
-            rate=self.rate,
-            app_key_hash=hash_app_key(app_key),
-            expires=self.expires,
-            hello_timeout=self.hello_timeout,
-            app_from=list(self.app_from) if self.app_from is not None else None,
-            label=self.label,
-        )
-        try:
-            decode(encode(command))
-        except BadMessage as bad:
-            raise ValueError(bad.msg) from None
-        return command
-
-
-class _Effects:
-    """Carries out what the machine of a stream decides, and tells those who wait for it."""
-
-    log = Logger()
-
-    def __init__(self, stream: Stream, client: Client, *, remembered: bool) -> None:
-        self.uid = stream.uid
-        self.core = Core(self, stream.uid)
-        if remembered:
-            self.core.reached = {PROD, CONS}
-        self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
-        trace(self.machine, self.log, party="s2uc", uid=stream.uid)
-        self.connection_map: dict[str, str] = {}
-        self.unused_listeners: list[str] = []
-        self.reserve_seconds = 0.0
-        self.provision_seconds = 0.0
-        self._stream = stream
-        self._reactor = client.reactor
-        self._app_keys: dict[Role, str] = {PROD: new_app_key(), CONS: new_app_key()}
-        self._asking: dict[Role, Deferred[Resp]] = {}
-        self._reserved: list[Deferred[Stream]] = []
-        self._streaming: list[Deferred[dict[str, str]]] = []
-        self._ended: list[Deferred[None]] = []
-        self._started = 0.0
-        self._expires_at = 0.0
-        self._servers = {role: client._server(address) for role, address in stream.servers.items()}
-        for server in self._servers.values():
-            server.add(self)
-
-    def request(self, wishes: _Wishes) -> Deferred[Stream]:
-        """Ask both sides; fires when both have reserved. Cancelling it releases."""
-        commands = {role: wishes.req(self.uid, role, key) for role, key in self._app_keys.items()}
-        waiting: Deferred[Stream] = Deferred(self._request_cancelled)
-        self._reserved.append(waiting)
-        self._started = self._reactor.seconds()
-        self._expires_at = self._started + wishes.expires
-        self.machine.request(commands)
-        return waiting
-
-    def roles_at(self, server: _Server) -> list[Role]:
-        """The sides of this stream that a server keeps."""
-        return [role for role, one in self._servers.items() if one is server]
-
-    def join_strings(self) -> dict[Role, str]:
-        """The join string of each side."""
-        return {
-            role: str(Join(self.uid, self._app_keys[role], address, role, self._servers[role].authority))
-            for role, address in self._stream.servers.items()
-        }
-
-    # -- Effects
-
-    def ask(self, role: Role, command: Command) -> None:
-        earlier = self._asking.pop(role, None)
-        if earlier is not None:
-            earlier.cancel()
-        asked = self._servers[role].dialer.ask(command, PATIENCE)
-        self._asking[role] = asked
-        asked.addCallbacks(lambda answer: self.machine.side_answered(role, answer), self._refused, (), {}, (role,))
-
-    def provision(self, generation: int) -> None:
-        self._started = self._reactor.seconds()
-        listeners = {role: list(answer.listeners or []) for role, answer in self.core.answers.items()}
-        requests = {role: answer.csr or "" for role, answer in self.core.answers.items()}
-        try:
-            maps = connection_map(listeners[PROD], listeners[CONS], self.core.app_listeners)
-            keys = issue_credentials(self.uid, generation, self._expires_at - self._started, requests)
-        except (StreamError, ValueError) as problem:
-            error = problem if isinstance(problem, StreamError) else StreamError("gateway-failed", str(problem))
-            self.machine.failed(error)
-            return
-        self.connection_map = {**maps[CONS], **maps[PROD]}
-        self.unused_listeners = unused(self.core.app_listeners, len(listeners[PROD]))
-        self.machine.targets_made(
-            {
-                role: UpdateTargets(
-                    uid=self.uid,
-                    role=role,
-                    seq=UNSENT,
-                    generation=generation,
-                    connection_map=maps[role],
-                    data_conn_key=keys[role],
-                )
-                for role in maps
-            }
-        )
-
-    def reserved(self) -> None:
-        self.reserve_seconds = self._reactor.seconds() - self._started
-        for waiting in _emptied(self._reserved):
-            waiting.callback(self._stream)
-
-    def streaming(self) -> None:
-        self.provision_seconds = self._reactor.seconds() - self._started
-        for waiting in _emptied(self._streaming):
-            waiting.callback(self.connection_map)
-
-    def ended(self) -> None:
-        for server in self._servers.values():
-            server.streams.discard(self)
-        for reserved in _emptied(self._reserved):
-            reserved.errback(Failure(self._why_ended()))
-        for streaming in _emptied(self._streaming):
-            streaming.errback(Failure(self._why_ended()))
-        for ended in _emptied(self._ended):
-            ended.callback(None)
-
-    # -- those who wait
-
-    def when_streaming(self) -> Deferred[dict[str, str]]:
-        waiting: Deferred[dict[str, str]] = Deferred(self._forget)
-        if self.core.state == "Streaming":
-            waiting.callback(self.connection_map)
-        elif self.core.state == "Released":
-            waiting.errback(Failure(self._why_ended()))
-        else:
-            self._streaming.append(waiting)
-        return waiting
-
-    def when_ended(self) -> Deferred[None]:
-        waiting: Deferred[None] = Deferred(self._forget)
-        if self.core.state == "Released":
-            waiting.callback(None)
-        else:
-            self._ended.append(waiting)
-        return waiting
-
-    def _request_cancelled(self, cancelled: Deferred[Any]) -> None:
-        self._forget(cancelled)
-        self.machine.release()
-
-    def _forget(self, cancelled: Deferred[Any]) -> None:
-        for waiters in (self._reserved, self._streaming, self._ended):
-            if cancelled in waiters:
-                cast("list[Deferred[Any]]", waiters).remove(cancelled)
-
-    def check_released(self) -> None:
-        """:raises StreamError: if a side has not confirmed the release."""
-        for role, error in self.core.not_released.items():
-            raise StreamError(
-                error.code,
-                f"the {SIDE[role]} side at {self._stream.servers[role]} has not confirmed the release ({error.msg}); "
-                "it releases by itself when the stream expires",
-            )
-
-    def check_ended(self) -> None:
-        """:raises StreamError: if the stream ended otherwise than by a release."""
-        if self.core.error is not None:
-            raise self.core.error
-        self.check_released()
-
-    def _why_ended(self) -> StreamError:
-        return self.core.error or StreamError("wrong-state", f"stream {self.uid} is released")
-
-    # -- from the servers
-
-    def _refused(self, failure: Failure, role: Role) -> None:
-        failure.trap(StreamError, CancelledError)
-        error = failure.value
-        if isinstance(error, StreamError) and error.code != "shutting-down":
-            self.machine.side_refused(role, error)
-
-    def heard(self, message: ProdLstn | Error) -> None:
-        """ProdLstn, or the news that a side has failed."""
-        if isinstance(message, ProdLstn):
-            self.machine.prod_lstn(message.listeners)
-        elif message.role is not None:
-            self.machine.failed(StreamError(message.code, f"{SIDE[message.role]} side: {message.msg}"))
-
-    def link_up(self, server: _Server) -> None:
-        """A server can be reached: what it says may have changed meanwhile."""
-        for role in self.roles_at(server):
-            self.machine.reached(role)
-            self.look(server)
-
-    def link_hopeless(self, server: _Server, trouble: str) -> None:
-        """A server cannot be reached with the certificates that are there."""
-        role = self.roles_at(server)[0]
-        where = f"{SIDE[role]} side at {self._stream.servers[role]}"
-        self.machine.failed(StreamError("not-authenticated", f"{where}: {trouble}"))
-
-    def look(self, server: _Server) -> None:
-        """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
-        if self.core.state in ("Reserved", "Streaming"):
-            for role in self.roles_at(server):
-                asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
-                asked.addCallbacks(self._looked, self._looked_in_vain, (role,), {}, (role,))
-
-    def _looked(self, answer: Resp, role: Role) -> None:
-        for status in answer.streams or []:
-            if status.state in ("Releasing", "Released"):
-                last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
-                self._lost(role, StreamError(last.code, last.msg))
-            elif role == PROD and status.app_listeners:
-                self.machine.prod_lstn(status.app_listeners)
-
-    def _looked_in_vain(self, failure: Failure, role: Role) -> None:
-        failure.trap(StreamError, CancelledError)
-        if isinstance(failure.value, StreamError) and failure.value.code == "unknown-uid":
-            self._lost(role, failure.value)
-
-    def _lost(self, role: Role, error: StreamError) -> None:
-        if self.core.state in ("Reserved", "Streaming"):
-            self.machine.failed(StreamError(error.code, f"{SIDE[role]} side: {error.msg}"))
-
-    async def status(self) -> dict[Role, StreamStatus]:
-        """What each side says of the stream now."""
-        found: dict[Role, StreamStatus] = {}
-        asked = [
-            (role, server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE))
-            for role, server in self._servers.items()
-        ]
-        for role, waiting in asked:
-            try:
-                answer = await waiting
-            except StreamError as error:
-                if error.code != "unknown-uid":
-                    raise StreamError(error.code, f"{SIDE[role]} side: {error.msg}") from None
-                continue
-            for status in answer.streams or []:
-                found[role] = status
-        return found
-
-
-class _Server:
-    """One S2CS, as a client sees it: its link, and the streams that it keeps for us."""
-
-    def __init__(self, link: Dialer) -> None:
-        self.dialer = link
-        self.streams: set[_Effects] = set()
-        self.authority: str | None = None
-        link.on_up = self._up
-        link.on_down = self._down
-        link.on_poll = self._poll
-        link.on_message = self._heard
-
-    def add(self, effects: _Effects) -> None:
-        """A stream is to be kept there."""
-        self.streams.add(effects)
-        if not self.dialer.running:
-            self.dialer.startService()
-        elif self.dialer.link is not None:
-            for role in effects.roles_at(self):
-                effects.machine.reached(role)
-
-    def _up(self) -> None:
-        assert self.dialer.link is not None
-        self.authority = self.dialer.link.peer or None
-        for effects in list(self.streams):
-            effects.link_up(self)
-
-    def _down(self, trouble: str, hopeless: bool) -> None:
-        if hopeless:
-            for effects in list(self.streams):
-                effects.link_hopeless(self, trouble)
-
-    def _poll(self) -> None:
-        for effects in list(self.streams):
-            effects.look(self)
-
-    def _heard(self, _link: Link, message: Message) -> None:
-        if isinstance(message, ProdLstn | Error):
-            for effects in list(self.streams):
-                if effects.uid == message.uid:
-                    effects.heard(message)
-
-
-W = TypeVar("W")
-
-
-def _emptied(waiters: list[W]) -> list[W]:
-    """Take all out of a list: what they do may put others in."""
-    taken = list(waiters)
-    waiters.clear()
-    return taken
 
 
 def _checked_uid(text: str) -> str:

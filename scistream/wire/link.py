@@ -254,7 +254,7 @@ class Dialer(Service):
         self._failures = 0
         self._poll: IDelayedCall | None = None
         factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False))
-        self._client = _Client(endpoint, factory, self._delay, clock, self._connect_failed)
+        self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)
 
     @property
     def peer_name(self) -> str:
@@ -300,9 +300,6 @@ class Dialer(Service):
 
     # -- inside
 
-    def _connect_failed(self, reason: Failure) -> None:
-        self._troubled(reason)
-
     def _troubled(self, reason: Failure) -> None:
         trouble = self._explain(reason)
         if self.running:
@@ -331,17 +328,23 @@ class _Client(ClientService):
         delay: Callable[[int], float],
         clock: IReactorTime,
         failed: Callable[[Failure], None],
+        peer_name: str,
     ) -> None:
-        super().__init__(_Telling(endpoint, failed), factory, delay, clock)
+        super().__init__(_Telling(endpoint, failed, peer_name), factory, delay, clock)
 
 
 @implementer(IStreamClientEndpoint)
 class _Telling:
     """An endpoint that reports each failure to connect."""
 
-    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None]) -> None:
+    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None], name: str) -> None:
         self._endpoint = endpoint
         self._failed = failed
+        self._name = name
+
+    def __repr__(self) -> str:
+        """How Twisted's log calls it."""
+        return self._name
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         def report(reason: Failure) -> Failure:

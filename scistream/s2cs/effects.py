@@ -1,0 +1,215 @@
+"""What carries out the decisions of a stream's machine at S2CS: the store, the gateways, links and timers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from scistream.logs import trace
+from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
+from scistream.s2cs.record import Record, ordered_listeners
+from scistream.s2cs.streams import Store
+from scistream.wire.errors import StreamError
+from scistream.wire.line import Link
+from scistream.wire.link import Caller, Outbox
+from scistream.wire.messages import (
+    ChannelFigures,
+    Command,
+    Error,
+    ProdLstn,
+    Rel,
+    Resp,
+    StartConn,
+    StreamStatus,
+)
+
+GATEWAY_PATIENCE = 20.0
+
+
+class Facility(Protocol):
+    """What a stream needs of the server that keeps it."""
+
+    reactor: Any
+    wall: Callable[[], float]
+    store: Store
+
+    @property
+    def gateways(self) -> Mapping[str, Gateway]:
+        """The pool, by name."""
+
+
+class Held:
+    """One stream of this S2CS; the `Effects` of its machine."""
+
+    log = Logger()
+
+    def __init__(self, server: Facility, record: Record, *, restored: bool = False) -> None:
+        self._server = server
+        self.record = record
+        self.core = Core(self, record)
+        self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
+        trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role)
+        self.app_link: Link | None = None
+        self.app_outbox = Outbox(server.reactor, "the application")
+        self._owner_links: set[Link] = set()
+        self._asking: dict[str, Deferred[Resp]] = {}
+        self._timers: list[IDelayedCall] = []
+
+    @property
+    def page_key(self) -> str:
+        """Orders streams for the pages of Status."""
+        return f"{self.record.uid}/{self.record.role}"
+
+    # -- effects
+
+    def save(self, record: Record) -> bool:
+        if record.state == "Released" and not record.released_at:
+            record.released_at = self._server.wall()
+        try:
+            self._server.store.save(record)
+        except StreamError as error:
+            self.log.error("{reason}", reason=error.msg, uid=record.uid)
+            return False
+        return True
+
+    def ask(self, gateway: str, command: Command) -> None:
+        earlier = self._asking.pop(gateway, None)
+        if earlier is not None:
+            earlier.cancel()
+        known = self._server.gateways.get(gateway)
+        if known is None:
+            self._no_such_gateway(gateway, command)
+            return
+        releasing = isinstance(command, Rel)
+        asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
+        self._asking[gateway] = asked
+        if releasing:
+            asked.addCallbacks(lambda _: self.machine.gateway_released(gateway), self._rel_refused, (), {}, (gateway,))
+        else:
+            asked.addCallbacks(
+                lambda answer: self.machine.gateway_answered(gateway, answer), self._refused, (), {}, (gateway,)
+            )
+
+    def _no_such_gateway(self, gateway: str, command: Command) -> None:
+        if isinstance(command, Rel):
+            self.machine.gateway_released(gateway)
+        else:
+            msg = "it is in the configuration no more"
+            self.machine.gateway_refused(gateway, StreamError("gateway-failed", msg))
+
+    def _refused(self, failure: Failure, gateway: str) -> None:
+        failure.trap(StreamError, CancelledError)
+        error = failure.value
+        if isinstance(error, StreamError) and error.code != "shutting-down":
+            self.machine.gateway_refused(gateway, error)
+
+    def _rel_refused(self, failure: Failure, gateway: str) -> None:
+        failure.trap(StreamError, CancelledError)
+        error = failure.value
+        if isinstance(error, StreamError) and error.code != "shutting-down":
+            if error.code != "unknown-uid":
+                self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
+            self.machine.gateway_released(gateway)
+
+    def answer(self, caller: Caller, message: Resp | Error) -> None:
+        caller.link.send(message)
+
+    def tell_owner(self, message: ProdLstn | Error) -> None:
+        for link in self._owner_links:
+            link.send(message)
+
+    def tell_application(self, message: StartConn | Error) -> None:
+        if self.app_link is None:
+            return
+        if isinstance(message, Error):
+            self.app_link.send(message)
+            return
+        if not len(self.app_outbox):
+            self.app_outbox.ask(message, None).addErrback(_application_gone)
+
+    def start_timers(self, record: Record) -> None:
+        reactor, now = self._server.reactor, self._server.wall()
+        self._timers = [
+            reactor.callLater(max(0.0, record.expires_at - now), self.machine.expired),
+            reactor.callLater(max(0.0, record.hello_by - now), self.machine.hello_timeout),
+        ]
+
+    def stop_timers(self) -> None:
+        timers, self._timers = self._timers, []
+        for timer in timers:
+            if timer.active():
+                timer.cancel()
+
+    # -- for the server
+
+    def note_owner_link(self, link: Link, owner: str) -> None:
+        """The owner has spoken of this stream on this link: news of it goes there."""
+        if owner == self.record.owner:
+            self._owner_links.add(link)
+
+    def note_application(self, link: Link) -> None:
+        """The application said Hello on this link: StartConn goes there."""
+        if self.app_link is not link:
+            self._drop_application()
+            self.app_link = link
+            self.app_outbox = Outbox(self._server.reactor, "the application")
+            self.app_outbox.link_up(link)
+
+    def link_lost(self, link: Link) -> None:
+        self._owner_links.discard(link)
+        if self.app_link is link:
+            self._drop_application()
+
+    def _drop_application(self) -> None:
+        self.app_link = None
+        self.app_outbox.close(StreamError("timeout", "the application's link is gone"))
+
+    def is_held_by(self, gateway: str) -> bool:
+        """Whether this gateway has reserved for this stream, and was not seen to release it."""
+        record = self.record
+        return gateway in record.plan and record.state not in ("Reserving", "Released")
+
+    def is_of_another_boot(self, gateway: str, boot: str) -> bool:
+        """Whether what this gateway held of this stream went down with an earlier run of it."""
+        record = self.record
+        return record.state != "Released" and record.boots.get(gateway, boot) != boot
+
+    def status(self) -> StreamStatus:
+        """This stream, for an answer to Status."""
+        record = self.record
+        return StreamStatus(
+            uid=record.uid,
+            role=record.role,
+            state=record.state,
+            owner=record.owner,
+            label=record.request.label if record.request is not None else None,
+            rate=record.request.rate if record.request is not None else 0.0,
+            channels=sorted(record.listeners),
+            listeners=ordered_listeners(record),
+            csr="".join(record.csr.values()),
+            app_listeners=record.app_listeners,
+            generation=record.generation,
+            connection_map=record.connection_map,
+            figures=self._figures(),
+            gateways=sorted(record.plan),
+            seconds_left=max(0.0, record.expires_at - self._server.wall()) if record.state != "Released" else 0.0,
+            last_error=record.last_error,
+        )
+
+    def _figures(self) -> list[ChannelFigures]:
+        figures: list[ChannelFigures] = []
+        for name in self.record.plan:
+            gateway = self._server.gateways.get(name)
+            if gateway is not None:
+                figures += gateway.figures.get(self.record.key, [])
+        return sorted(figures, key=lambda one: one.channel)
+
+
+def _application_gone(failure: Failure) -> None:
+    failure.trap(StreamError, CancelledError)

@@ -1,0 +1,120 @@
+"""The record of a stream at an S2CS, and what follows from it alone: the parts of a command that each gateway gets,
+and whether a request or a connection map fits it. No I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from scistream.wire.errors import ErrorCode
+from scistream.wire.link import UNSENT
+from scistream.wire.messages import PROD, LastError, Req, ReqListeners, Role, StreamKey, UpdateTargets
+
+
+class Record(Struct, kw_only=True, omit_defaults=True):
+    """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
+
+    `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
+    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart.
+    """
+
+    uid: str
+    role: Role
+    owner: str
+    state: str = "Idle"
+    request: Req | None = None
+    plan: dict[str, list[int]] = {}
+    boots: dict[str, str] = {}
+    listeners: dict[int, str] = {}
+    csr: dict[str, str] = {}
+    app_listeners: list[str] = []
+    greeted: bool = False
+    generation: int = 0
+    content: str = ""
+    connection_map: dict[str, str] = {}
+    last_error: LastError | None = None
+    life: float = 0.0
+    expires_at: float = 0.0
+    hello_by: float = 0.0
+    released_at: float = 0.0
+
+    @property
+    def key(self) -> StreamKey:
+        """(uid, role), by which streams are told apart."""
+        return self.uid, self.role
+
+
+def ordered_listeners(record: Record) -> list[str]:
+    """The listeners of a stream, in the order of its channels."""
+    return [record.listeners[channel] for channel in sorted(record.listeners)]
+
+
+def content_of(command: UpdateTargets) -> str:
+    """A digest of what an UpdateTargets says, to tell a repetition from another one of its generation."""
+    digest = hashlib.sha256(command.data_conn_key.encode())
+    for listener, target in sorted(command.connection_map.items()):
+        digest.update(f"\n{listener}>{target}".encode())
+    return digest.hexdigest()
+
+
+def same_request(one: Req, other: Req | None) -> bool:
+    return other is not None and _fields(one) == _fields(other)
+
+
+def _fields(request: Req) -> tuple[Any, ...]:
+    return (
+        request.num_conn,
+        request.rate,
+        request.app_key_hash,
+        request.expires,
+        request.hello_timeout,
+        request.wan_security,
+        request.app_from,
+        request.protocol,
+        request.label,
+    )
+
+
+def share(request: Req, channels: list[int], life: float) -> ReqListeners:
+    return ReqListeners(
+        uid=request.uid,
+        role=request.role,
+        seq=UNSENT,
+        channels=channels,
+        rate=request.rate * len(channels) / request.num_conn,
+        expires=life,
+        app_from=request.app_from,
+        wan_security=request.wan_security,
+    )
+
+
+def part(record: Record, gateway: str, command: UpdateTargets) -> UpdateTargets:
+    held = {record.listeners[channel] for channel in record.plan[gateway]}
+    return UpdateTargets(
+        uid=command.uid,
+        role=command.role,
+        seq=UNSENT,
+        generation=command.generation,
+        connection_map={here: there for here, there in command.connection_map.items() if here in held},
+        data_conn_key=command.data_conn_key,
+    )
+
+
+def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
+    mine = set(record.listeners.values())
+    stranger = next((listener for listener in connection_map if listener not in mine), None)
+    if stranger is not None:
+        return "bad-message", f"field connection_map: {stranger} is no listener of this stream"
+    missing = next((listener for listener in ordered_listeners(record) if listener not in connection_map), None)
+    if missing is not None:
+        return "bad-message", f"field connection_map: listener {missing} has no target"
+    if record.role == PROD:
+        offered = set(record.app_listeners)
+        refused = next((target for target in connection_map.values() if target not in offered), None)
+        if refused is not None:
+            return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
+    return None

@@ -1,0 +1,284 @@
+"""What carries out the decisions of a stream's machine at S2DS: ports, capacity, the stream's key, listeners, and the
+element that forwards.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall, IResolutionReceiver
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from scistream.config import S2DSConfig
+from scistream.logs import trace
+from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.elements import Arming, Element
+from scistream.s2ds.machine import Core, Stream, new_stream
+from scistream.s2ds.ports import Listener, Ports
+from scistream.security.stream import StreamSecret
+from scistream.wire.address import Address, Network, inside, parse_network
+from scistream.wire.errors import StreamError
+from scistream.wire.link import Caller
+from scistream.wire.messages import PROD, Error, Rel, ReqListeners, Resp, StreamStatus, UpdateTargets
+
+
+class Gateway(Protocol):
+    """What a stream needs of the gateway that holds it."""
+
+    reactor: Any
+    config: S2DSConfig
+    boot: str
+    ports: Ports
+    capacity: Capacity
+    element: Element
+    app_networks: tuple[Network, ...]
+    wan_networks: tuple[Network, ...]
+
+
+class Holding:
+    """What one stream holds on this gateway; the `Effects` of its machine."""
+
+    log = Logger()
+
+    def __init__(self, server: Gateway, command: ReqListeners | Rel | UpdateTargets) -> None:
+        self._server = server
+        self._core = Core(self, command.uid, command.role, server.boot)
+        self.machine: Stream = new_stream(self._core)
+        trace(self.machine, self.log, party="s2ds", uid=command.uid, role=command.role)
+        self.released_at: float | None = None
+        self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
+        self._told: dict[str, int] = {}
+        self._rate = 0.0
+        self._secret: StreamSecret | None = None
+        self._allowed: Callable[[str], bool] = _nobody
+        self._timer: IDelayedCall | None = None
+        self._expires_at = 0.0
+        if isinstance(command, Rel):
+            self.released_at = server.reactor.seconds()
+
+    def __lt__(self, other: Holding) -> bool:
+        return (self._core.uid, self._core.role) < (other._core.uid, other._core.role)
+
+    # -- effects
+
+    def bind(self, request: ReqListeners) -> None:
+        server = self._server
+        try:
+            server.capacity.reserve(request.rate)
+        except StreamError as error:
+            self._not_bound(error)
+            return
+        leg = server.config.wan if request.role == PROD else server.config.lan
+        try:
+            sockets = server.ports.reserve(leg.bind, len(request.channels))
+        except StreamError as error:
+            server.capacity.release(request.rate)
+            self._not_bound(error)
+            return
+        self._rate = request.rate
+        self._secret = StreamSecret()
+        self._listeners = {
+            channel: (sock, Listener(server.reactor, sock))
+            for channel, sock in zip(request.channels, sockets, strict=True)
+        }
+        told = [str(Address(leg.told, sock.getsockname()[1])) for sock in sockets]
+        self._told = dict(zip(told, request.channels, strict=True))
+        self._allowed = self._source_check(request)
+        server.element.open(request.uid, request.role, request.rate, request.channels)
+        self.machine.bound(told, self._secret.csr)
+
+    def _not_bound(self, error: StreamError) -> None:
+        self.released_at = self._server.reactor.seconds()
+        self.machine.not_bound(error)
+
+    def arm(self, command: UpdateTargets) -> None:
+        try:
+            targets = self._targets(command)
+            assert self._secret is not None
+            context = self._secret.context(command.data_conn_key, command.uid, command.role)
+        except StreamError as error:
+            self.machine.not_armed(error)
+            return
+        names = [target for target in targets.values() if target.numeric is None]
+        if not names:
+            self._arm(command, targets, context, {})
+            return
+        found: dict[str, str] = {}
+        waiting = DeferredList([self._resolve(name.host, found) for name in names])
+        waiting.addCallback(lambda _: self._arm(command, targets, context, found))
+
+    def close(self) -> None:
+        self.close_all()
+        self.released_at = self._server.reactor.seconds()
+        self.machine.closed()
+
+    def answer(self, caller: Caller, message: Resp | Error) -> None:
+        caller.link.send(message)
+
+    def start_timer(self, seconds: float) -> None:
+        self._expires_at = self._server.reactor.seconds() + seconds
+        self._timer = self._server.reactor.callLater(seconds, self.machine.expired)
+
+    def stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    # -- for the server
+
+    def close_all(self) -> None:
+        """Let go of everything; idempotent."""
+        server = self._server
+        self.stop_timer()
+        listeners, self._listeners = self._listeners, {}
+        for sock, listener in listeners.values():
+            listener.stop()
+            server.ports.release(sock)
+        server.element.close(self._core.uid, self._core.role)
+        if self._rate:
+            server.capacity.release(self._rate)
+            self._rate = 0.0
+        self._secret = None
+
+    def status(self) -> StreamStatus:
+        """This stream, for an answer to Status."""
+        core = self._core
+        return StreamStatus(
+            uid=core.uid,
+            role=core.role,
+            state=core.state,
+            rate=self._rate,
+            channels=list(core.request.channels) if core.request is not None else [],
+            listeners=core.listeners,
+            csr=core.csr,
+            generation=core.generation,
+            connection_map=dict(core.current.connection_map) if core.current is not None else {},
+            figures=self._server.element.figures(core.uid, core.role),
+            seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
+            last_error=core.last_error,
+        )
+
+    # -- inside
+
+    def _targets(self, command: UpdateTargets) -> dict[int, Address]:
+        missing = next((listener for listener in self._told if listener not in command.connection_map), None)
+        if missing is not None or len(command.connection_map) != len(self._told):
+            raise StreamError("bad-message", "field connection_map: it must give each listener here a target, no more")
+        targets = {self._told[here]: Address.parse(there) for here, there in command.connection_map.items()}
+        for target in targets.values():
+            self._check_target(target)
+        return targets
+
+    def _check_target(self, target: Address) -> None:
+        key, allowed = self._reach()
+        numeric = target.numeric
+        if numeric is None and self._core.role == PROD:
+            raise StreamError("target-refused", f"target {target} is a name; on the LAN targets are numeric")
+        if numeric is not None and not inside(numeric, allowed):
+            raise StreamError(
+                "target-refused",
+                f"target {target} is outside the {key} of this gateway ({', '.join(map(str, allowed))})",
+            )
+
+    def _reach(self) -> tuple[str, tuple[Network, ...]]:
+        """The networks that this side's targets lie in: ProdApp's on the LAN, the other gateway's on the WAN."""
+        server = self._server
+        if self._core.role == PROD:
+            return "app_networks", server.app_networks
+        return "wan_networks", server.wan_networks
+
+    def _resolve(self, name: str, found: dict[str, str]) -> Deferred[None]:
+        """Look a gateway's name up, once for a generation: what was checked is what is dialled."""
+        lookup = _Lookup()
+        self._server.reactor.nameResolver.resolveHostName(lookup, name)
+
+        def note(hosts: list[str]) -> None:
+            _, allowed = self._reach()
+            fit = [host for host in hosts if inside(ip_address(host), allowed)]
+            if hosts:
+                found[name] = (fit or hosts)[0]
+
+        return lookup.finished.addCallback(note)
+
+    def _arm(
+        self, command: UpdateTargets, targets: dict[int, Address], context: SSL.Context, found: dict[str, str]
+    ) -> None:
+        if not self._listeners:
+            return
+        try:
+            for channel, target in targets.items():
+                targets[channel] = self._numeric(target, found)
+            for channel, target in targets.items():
+                self._server.element.arm(Arming(command.uid, command.role, channel, target, context))
+            for channel, (_, listener) in self._listeners.items():
+                listener.start(self._acceptor(channel))
+        except StreamError as error:
+            self.machine.not_armed(error)
+            return
+        self.machine.armed()
+
+    def _numeric(self, target: Address, found: dict[str, str]) -> Address:
+        if target.numeric is not None:
+            return target
+        if target.host not in found:
+            raise StreamError("target-refused", f"target {target}: no such name is known to this gateway")
+        numeric = Address(found[target.host], target.port)
+        self._check_target(numeric)
+        return numeric
+
+    def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
+        server = self._server
+        allowed = server.wan_networks if request.role == PROD else server.app_networks
+        narrowed = None
+        if request.role != PROD and request.app_from is not None:
+            narrowed = tuple(parse_network(text) for text in request.app_from)
+
+        def check(host: str) -> bool:
+            address = ip_address(host.partition("%")[0])
+            return inside(address, allowed) and (narrowed is None or inside(address, narrowed))
+
+        return check
+
+    def _acceptor(self, channel: int) -> Callable[[socket.socket, tuple[Any, ...]], None]:
+        core = self._core
+
+        def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
+            if not self._allowed(peer[0]):
+                self.log.warn(
+                    "refused a connection from {peer}: outside the networks of this channel",
+                    peer=peer[0],
+                    uid=core.uid,
+                    channel=channel,
+                )
+                sock.close()
+                return
+            self._server.element.carry(core.uid, core.role, channel, sock)
+
+        return accepted
+
+
+@implementer(IResolutionReceiver)
+class _Lookup:
+    """Gathers the addresses of a name; `finished` fires with them, or with none if there are none."""
+
+    def __init__(self) -> None:
+        self.finished: Deferred[list[str]] = Deferred()
+        self._hosts: list[str] = []
+
+    def resolutionBegan(self, resolutionInProgress: Any) -> None:
+        """The resolver has started."""
+
+    def addressResolved(self, address: Any) -> None:
+        self._hosts.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        self.finished.callback(self._hosts)
+
+
+def _nobody(_host: str) -> bool:
+    return False
