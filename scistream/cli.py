@@ -15,6 +15,7 @@ import click
 from cryptography import x509
 
 from scistream import __version__
+from scistream.demo.command import demo
 from scistream.security.pki import Issued, Kind, PkiError, fingerprint, init_authority, issue
 
 
@@ -27,6 +28,9 @@ def main() -> None:
     run with twistd s2cs and twistd s2ds. This command is for what comes before: the certificates by which
     all of them know each other.
     """
+
+
+main.add_command(demo)
 
 
 @main.group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Generic, NoReturn
@@ -39,8 +40,9 @@ class DaemonOptions(usage.Options, Generic[AnyConfig]):
 
 
 def refuse_to_start(why: str) -> NoReturn:
-    """End with one line on standard error and exit status 2."""
-    sys.stderr.write(f"{why}\n")
+    """End with one line on standard error, also where twistd has put its log in that place, and exit status 2."""
+    for stream in {sys.stderr, sys.__stderr__} - {None}:
+        stream.write(f"{why}\n")
     raise SystemExit(2)
 
 
@@ -68,3 +70,17 @@ class Daemon(MultiService):
             super().startService()
         except SETUP_PROBLEMS as problem:
             refuse_to_start(f"{self._file}: {problem}")
+        from twisted.internet import reactor
+
+        reactor.callWhenRunning(_stop_at_signals, reactor)  # type: ignore[attr-defined]
+
+
+def _stop_at_signals(reactor: Any) -> None:
+    """Let an orderly end have exit status 0, where twistd would end by the signal; a second one ends at once."""
+
+    def stop(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        reactor.callFromThread(reactor.stop)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

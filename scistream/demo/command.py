@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.clock import run_on_monotonic_time
-from scistream.config import parse_rate, parse_seconds, parse_size
+from scistream.command_line import RATE, SIZE, TIME
 from scistream.demo.facilities import DemoProblem
 from scistream.demo.run import Demo, Wishes
 from scistream.demo.view import Progress, Summary, print_summary
@@ -21,30 +21,14 @@ _DEFAULT_BYTES = 2 << 30
 _STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _reading(parse: Any) -> Any:
-    """A click callback that reads an option's text with this function."""
-
-    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else parse(text)
-        except ValueError as wrong:
-            raise click.BadParameter(str(wrong)) from None
-
-    return read
-
-
 @click.command("demo")
-@click.option("--seconds", metavar="S", callback=_reading(parse_seconds), help="Stream for so long.")
-@click.option(
-    "--bytes", "total", metavar="N", callback=_reading(parse_size), help="Stream so much (2G unless --seconds)."
-)
+@click.option("--seconds", type=TIME, metavar="S", help="Stream for so long.")
+@click.option("--bytes", "total", type=SIZE, metavar="N", help="Stream so much (2G unless --seconds).")
 @click.option("--num-conn", type=click.IntRange(1, 128), default=4, show_default=True, help="Channels.")
-@click.option(
-    "--rate", metavar="R", default="10Gbit", show_default=True, callback=_reading(parse_rate), help="Ask for this rate."
-)
+@click.option("--rate", type=RATE, metavar="R", default="10Gbit", show_default=True, help="Ask for this rate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON.")
 def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, as_json: bool) -> None:
-    """Stream between two facilities that live on this machine for as long as it takes.
+    """Stream between two facilities on this machine.
 
     Starts two facilities (an S2CS and an S2DS each, with certificates of their own) on loopback, asks them for a
     stream, and starts a detector and a consumer that know nothing of SciStream and share nothing but the stream.

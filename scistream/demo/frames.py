@@ -12,7 +12,7 @@ Frames are numbered over all channels: frame n belongs to channel n modulo the n
 from __future__ import annotations
 
 import hashlib
-import random
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ _FAULTS_KEPT = 10
 class FrameMaker:
     """Makes the frames of one channel in one buffer, which each frame overwrites.
 
-    The payload is a pseudo-random block with the frame's number stamped on its first bytes: cheap to make,
-    not compressible, and never twice the same.
+    The payload is a random block, made once, with the frame's number stamped on its first bytes: cheap to make, not
+    compressible, and never twice the same, in this run or another.
     """
 
     def __init__(self, channel: int, frame_bytes: int = FRAME_BYTES) -> None:
@@ -49,7 +49,7 @@ class FrameMaker:
         self.frames = 0
         self.bytes = 0
         self._digest = hashlib.sha256()
-        self._whole = memoryview(bytearray(HEADER_BYTES) + random.Random(channel).randbytes(frame_bytes))
+        self._whole = memoryview(bytearray(HEADER_BYTES) + os.urandom(frame_bytes))
 
     @property
     def sha256(self) -> bytes:

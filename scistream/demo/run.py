@@ -28,6 +28,7 @@ from scistream.wire.messages import CONS, PROD, ChannelFigures
 _LOOK_EVERY = 0.5
 _DETECTOR_PATIENCE = 5.0
 _CLOSE_WITHIN = 3.0
+_LOOK_PATIENCE = 3.0
 _APPCTRL = [sys.executable, "-c", "from scistream.app.cli import main; main()"]
 _DETECTOR = [sys.executable, "-m", "scistream.demo.detector"]
 _CONSUMER = [sys.executable, "-m", "scistream.demo.consumer"]
@@ -169,10 +170,11 @@ class Demo:
         return detector, consumer
 
     async def _watch(self, stream: Stream, detector: Child, consumer: Child) -> None:
-        """Show the channels until both applications have ended."""
+        """Show the channels until both applications have ended, and then with their rates over all that time."""
+        self._meter, meter = _Meter(self._reactor.seconds), _Meter(self._reactor.seconds)
         looking = LoopingCall(lambda: Deferred.fromCoroutine(self._look(stream)))
         looking.clock = self._reactor
-        looking.start(_LOOK_EVERY).addErrback(_no_answer)
+        looked = looking.start(_LOOK_EVERY).addCallbacks(_nothing, _no_answer)
         try:
             await consumer.ended()
             await self._bounded(detector.ended(), _DETECTOR_PATIENCE)
@@ -181,6 +183,8 @@ class Demo:
                 looking.stop()
         if stream.state != "Streaming":
             await stream.ended()
+        await self._bounded(looked, _LOOK_PATIENCE)
+        self._meter = meter
         await self._look(stream)
 
     async def _look(self, stream: Stream) -> None:
@@ -288,6 +292,10 @@ def _then_forget(result: Any, call: Any) -> Any:
     if call.active():
         call.cancel()
     return result
+
+
+def _nothing(_looking: LoopingCall) -> None:
+    """It has been stopped."""
 
 
 def _no_answer(failure: Failure) -> None:

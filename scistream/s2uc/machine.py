@@ -313,3 +313,13 @@ def remembered_stream(core: Core) -> Stream:
     """The machine of a stream that an earlier run of S2UC asked for: it can be released."""
     core.state = "Streaming"
     return _machine(core, Streaming)
+
+
+def attached_stream(core: Core) -> Stream:
+    """The machine of a stream that an earlier run of S2UC asked for and this one goes on with.
+
+    Both sides have reserved, and `core` holds their answers and the highest generation that either has seen. The next
+    generation is made as soon as ProdApp's listeners are known, unless both sides stream under the same one.
+    """
+    core.state = "Reserved"
+    return _machine(core, Reserved)

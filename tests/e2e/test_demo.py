@@ -1,0 +1,201 @@
+"""``scistream demo`` as a user runs it: two whole facilities, a stream, its summary, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+DEADLINE = 120.0
+MARK = "SCISTREAM_TEST_MARK"
+CONSUMER = f"{sys.executable} -m scistream.demo.consumer"
+DETECTOR = f"{sys.executable} -m scistream.demo.detector"
+SERVER = f"{sys.executable} -c from twisted.scripts.twistd"
+
+
+class Run:
+    """One run of the demonstration, in a session, an environment and a folder for temporary files of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.mark = uuid.uuid4().hex
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from scistream.demo.command import demo; demo()", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=folder,
+            env={
+                **os.environ,
+                MARK: self.mark,
+                "TMPDIR": str(self.temporary),
+                "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+            },
+        )
+
+    def descendants(self) -> dict[int, str]:
+        """Every other process that has inherited this run's mark: its pid and its command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != self.process.pid:
+                try:
+                    if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
+                        found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+        return found
+
+    def find(self, start: str, part: str = "") -> int:
+        """The pid of the first process whose command line starts so and has that part, or 0."""
+        found = (pid for pid, line in self.descendants().items() if line.startswith(start) and part in line)
+        return next(found, 0)
+
+    def wait_until_streaming(self) -> None:
+        """The consumer is started when the stream is there."""
+        self.wait_for(lambda: self.find(CONSUMER))
+
+    def wait_for(self, what: Callable[[], object], seconds: float = DEADLINE) -> None:
+        limit = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < limit, self.descendants()
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=DEADLINE)
+        return self.process.returncode, out, err
+
+    def clean_up(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        for pid in self.descendants():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start(*options: str) -> Run:
+        runs.append(Run(tmp_path, *options))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        one.clean_up()
+
+
+def test_every_frame_arrives_and_nothing_is_left(run: Callable[..., Run]) -> None:
+    total = (64 << 20) + 5
+    one = run("--bytes", str(total), "--num-conn", "3", "--json")
+    status, out, err = one.end()
+    assert status == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["bytes"] == total
+    assert (summary["frames"], summary["frames_lost"]) == (65, 0)
+    assert summary["sha256_sent"] == summary["sha256_received"]
+    assert summary["released"] is True
+    assert summary["gbit_per_s"] > 0
+    assert 0 < summary["setup_seconds"] < DEADLINE
+    assert one.descendants() == {}
+    assert list(one.temporary.iterdir()) == []
+
+
+def test_a_stream_for_some_seconds(run: Callable[..., Run]) -> None:
+    status, out, err = run("--seconds", "1", "--num-conn", "1", "--json").end()
+    assert status == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert 0.5 < summary["seconds"] < 30
+    assert summary["frames"] > 1
+    assert summary["sha256_sent"] == summary["sha256_received"]
+
+
+def test_the_summary_for_people_has_the_same_facts(run: Callable[..., Run]) -> None:
+    status, out, err = run("--bytes", "4M").end()
+    assert status == 0, err
+    assert "4 arrived, 0 lost" in out
+    assert "yes, on both sides" in out
+    assert "Streaming" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_nothing(run: Callable[..., Run], number: signal.Signals) -> None:
+    one = run("--seconds", "60")
+    one.wait_until_streaming()
+    one.process.send_signal(number)
+    status, _, err = one.end()
+    assert status == 1
+    assert err.splitlines()[-1] == f"scistream demo: stopped by {number.name}; nothing that it started is left"
+    assert "Traceback" not in err
+    assert one.descendants() == {}
+    assert list(one.temporary.iterdir()) == []
+
+
+def test_a_signal_while_the_servers_start_leaves_nothing(run: Callable[..., Run]) -> None:
+    one = run("--seconds", "60")
+    one.wait_for(lambda: one.find(SERVER))
+    one.process.send_signal(signal.SIGINT)
+    status, _, err = one.end()
+    assert status == 1
+    assert "stopped by SIGINT" in err
+    assert "Traceback" not in err
+    assert one.descendants() == {}
+
+
+def test_even_if_it_is_killed_nothing_goes_on(run: Callable[..., Run]) -> None:
+    one = run("--seconds", "60")
+    one.wait_until_streaming()
+    one.process.kill()
+    one.process.wait()
+    limit = time.monotonic() + 20
+    while one.descendants():
+        assert time.monotonic() < limit, one.descendants()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("server", ["lab/s2ds.toml", "centre/s2ds.toml", "lab/s2cs.toml"])
+def test_a_server_that_dies_is_named_with_its_last_words(run: Callable[..., Run], server: str) -> None:
+    one = run("--seconds", "60")
+    one.wait_until_streaming()
+    os.kill(one.find(SERVER, server), signal.SIGKILL)
+    status, _, err = one.end()
+    assert status == 1
+    name = server.removesuffix(".toml").replace("/", "-")
+    assert err.splitlines()[-1] == f"scistream demo: {name} ended unexpectedly (SIGKILL)"
+    assert "party=" in err
+    assert one.descendants() == {}
+
+
+@pytest.mark.parametrize(("program", "name"), [(CONSUMER, "consumer"), (DETECTOR, "detector")])
+def test_a_program_that_dies_is_no_success(run: Callable[..., Run], program: str, name: str) -> None:
+    one = run("--seconds", "60")
+    one.wait_until_streaming()
+    os.kill(one.find(program), signal.SIGKILL)
+    status, _, err = one.end()
+    assert status == 1
+    assert name in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert one.descendants() == {}
+
+
+def test_seconds_and_bytes_exclude_each_other(run: Callable[..., Run]) -> None:
+    status, _, err = run("--seconds", "1", "--bytes", "1M").end()
+    assert status == 2
+    assert "exclude each other" in err
+
+
+@pytest.mark.parametrize("options", [("--rate", "fast"), ("--bytes", "many"), ("--num-conn", "0"), ("--seconds", "-1")])
+def test_options_that_make_no_sense_are_bad_usage(run: Callable[..., Run], options: tuple[str, str]) -> None:
+    status, _, err = run(*options).end()
+    assert status == 2
+    assert options[0] in err
