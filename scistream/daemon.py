@@ -41,7 +41,7 @@ class DaemonOptions(usage.Options, Generic[AnyConfig]):
 
 def refuse_to_start(why: str) -> NoReturn:
     """End with one line on standard error, also where twistd has put its log in that place, and exit status 2."""
-    for stream in {sys.stderr, sys.__stderr__} - {None}:
+    for stream in {sys.stderr, sys.__stderr__ or sys.stderr}:
         stream.write(f"{why}\n")
     raise SystemExit(2)
 
@@ -72,14 +72,15 @@ class Daemon(MultiService):
             refuse_to_start(f"{self._file}: {problem}")
         from twisted.internet import reactor
 
-        reactor.callWhenRunning(_stop_at_signals, reactor)  # type: ignore[attr-defined]
+        _stop_at_signals(reactor)
+        reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts
 
 
 def _stop_at_signals(reactor: Any) -> None:
-    """Let an orderly end have exit status 0, where twistd would end by the signal; a second one ends at once."""
+    """Let an orderly end have exit status 0, where twistd would end by the signal; a second Ctrl-C ends at once."""
 
     def stop(number: int, _frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
         reactor.callFromThread(reactor.stop)
 
     signal.signal(signal.SIGTERM, stop)

@@ -225,6 +225,17 @@ def wait(ctx: click.Context, uid: str, timeout: float | None) -> None:
 
 
 @main.command()
+@click.argument("uid")
+@click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON line at the end in place of text.")
+@_credential_options
+@click.pass_context
+def attach(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
+    """Go on with a request whose `s2uc` was lost, from wherever the stream stands, until it streams."""
+    _finish(ctx.obj, lambda client: _attach(client, uid, _Output(as_json, timeout)))
+
+
+@main.command()
 @click.argument("uid", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @_credential_options
@@ -302,7 +313,15 @@ class _Output:
 
 
 async def _request(client: Client, wishes: _Request, output: _Output) -> int:
-    work = Deferred.fromCoroutine(_set_up(client, wishes, output))
+    return await _in_time(client, _set_up(client, wishes, output), output)
+
+
+async def _attach(client: Client, uid: str, output: _Output) -> int:
+    return await _in_time(client, _take_up(client, Memory().find(uid), output), output)
+
+
+async def _in_time(client: Client, working: Coroutine[Any, Any, None], output: _Output) -> int:
+    work = Deferred.fromCoroutine(working)
     if output.timeout is not None:
         work.addTimeout(output.timeout, client.reactor, _timed_out)
     await work
@@ -339,6 +358,18 @@ async def _set_up(client: Client, wishes: _Request, output: _Output) -> None:
         await _with_progress(client, stream)
     except (StreamError, CancelledError, OSError):
         await _end(asking.stream, memory)
+        raise
+    _print_streaming(stream, output)
+
+
+async def _take_up(client: Client, known: Remembered, output: _Output) -> None:
+    memory = Memory()
+    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    try:
+        await stream.attach()
+        await _with_progress(client, stream)
+    except (StreamError, CancelledError):
+        await _end(stream, memory)
         raise
     _print_streaming(stream, output)
 

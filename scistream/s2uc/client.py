@@ -159,8 +159,21 @@ class Stream:
 
     @property
     def join(self) -> dict[Role, str]:
-        """The join string of each side's application; a secret. There once both sides have reserved."""
+        """The join string of each side's application; a secret. Good once both sides have reserved.
+
+        Empty for a stream that was asked for elsewhere: only who asked knows them.
+        """
         return self._effects.join_strings()
+
+    def attach(self) -> Waiting[None]:
+        """Go on with a stream that `Client.remembered` gave, from wherever it stands.
+
+        If its targets are not set at both sides, they are set under a higher generation as soon as ProdApp has said
+        Hello. The `join` strings of a stream that was asked for elsewhere are not known here.
+
+        :raises StreamError: if a side does not answer, or the stream is over at one side; the other is released then.
+        """
+        return Waiting(Deferred.fromCoroutine(self._effects.attach()))
 
     def provisioned(self) -> Waiting[dict[str, str]]:
         """Wait until both sides stream; gives the connection map.

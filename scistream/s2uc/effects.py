@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.logs import trace
 from scistream.s2uc.connection_map import connection_map, unused
 from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.machine import Core, new_stream, remembered_stream
+from scistream.s2uc.machine import Core, attached_stream, new_stream, remembered_stream
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, StreamError
 from scistream.wire.join import Join, hash_app_key, new_app_key
@@ -40,6 +41,7 @@ from scistream.wire.messages import (
 )
 
 PATIENCE = 30.0
+LOOK_AGAIN = 0.5
 
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
@@ -105,13 +107,14 @@ class StreamEffects:
             self.core.reached = {PROD, CONS}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
         trace(self.machine, self.log, party="s2uc", uid=uid)
+        self._follows = not remembered  # what the sides say moves the machine
         self.connection_map: dict[str, str] = {}
         self.unused_listeners: list[str] = []
         self.reserve_seconds = 0.0
         self.provision_seconds = 0.0
         self._reactor = reactor
         self._addresses = addresses
-        self._app_keys: dict[Role, str] = {PROD: new_app_key(), CONS: new_app_key()}
+        self._app_keys: dict[Role, str] = {} if remembered else {PROD: new_app_key(), CONS: new_app_key()}
         self._asking: dict[Role, Deferred[Resp]] = {}
         self._reserved: list[Deferred[None]] = []
         self._streaming: list[Deferred[dict[str, str]]] = []
@@ -132,15 +135,64 @@ class StreamEffects:
         self.machine.request(commands)
         return waiting
 
+    async def attach(self) -> None:
+        """Learn from both sides where the stream is, and go on from there; a half of a stream is released.
+
+        :raises StreamError: if a side does not answer, or the stream is over there.
+        """
+        deadline = self._reactor.seconds() + PATIENCE
+        sides = await self.status()
+        while any(side.state in ("Reserving", "Updating") for side in sides.values()):
+            if self._reactor.seconds() > deadline:
+                raise StreamError("timeout", f"a side is in the middle of an operation for {PATIENCE:g} s: try later")
+            await deferLater(self._reactor, LOOK_AGAIN)
+            sides = await self.status()
+        for role in (PROD, CONS):
+            if role not in sides or sides[role].state in ("Releasing", "Released"):
+                self.machine.failed(self._why_over(role, sides.get(role)))
+                await self.when_ended()
+                self.check_ended()
+        self._take_up(sides)
+
+    def _why_over(self, role: Role, side: StreamStatus | None) -> StreamError:
+        if side is None:
+            return StreamError("unknown-uid", f"the {SIDE[role]} side does not know stream {self.uid}")
+        last = side.last_error or LastError(code="wrong-state", msg="it was released")
+        return StreamError(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
+
+    def _take_up(self, sides: dict[Role, StreamStatus]) -> None:
+        core = self.core
+        for role, side in sides.items():
+            core.answers[role] = Resp(
+                uid=self.uid, seq=1, state=side.state, msg="", listeners=side.listeners, csr=side.csr
+            )
+        core.generation = max(side.generation for side in sides.values())
+        self._expires_at = self._reactor.seconds() + min(side.seconds_left for side in sides.values())
+        app = sides[PROD].app_listeners
+        in_force = {side.generation for side in sides.values()} == {core.generation} and all(
+            side.state == "Streaming" for side in sides.values()
+        )
+        if in_force and app:
+            self.connection_map = {**sides[CONS].connection_map, **sides[PROD].connection_map}
+            same = sides[PROD].connection_map == connection_map(sides[PROD].listeners, sides[CONS].listeners, app)[PROD]
+            core.provisioned_for = list(app) if same else []
+            self.machine = remembered_stream(core)
+        else:
+            self.machine = attached_stream(core)
+        trace(self.machine, self.log, party="s2uc", uid=self.uid)
+        self._follows = True
+        if app:
+            self.machine.prod_lstn(app)
+
     def roles_at(self, server: Server) -> list[Role]:
         """The sides of this stream that a server keeps."""
         return [role for role, one in self._servers.items() if one is server]
 
     def join_strings(self) -> dict[Role, str]:
-        """The join string of each side."""
+        """The join string of each side; none of a stream that was asked for elsewhere."""
         return {
-            role: str(Join(self.uid, self._app_keys[role], address, role, self._servers[role].authority))
-            for role, address in self._addresses.items()
+            role: str(Join(self.uid, key, self._addresses[role], role, self._servers[role].authority))
+            for role, key in self._app_keys.items()
         }
 
     # -- Effects
@@ -257,6 +309,8 @@ class StreamEffects:
 
     def heard(self, message: ProdLstn | Error) -> None:
         """ProdLstn, or the news that a side has failed."""
+        if not self._follows:
+            return
         if isinstance(message, ProdLstn):
             self.machine.prod_lstn(message.listeners)
         elif message.role is not None:
@@ -276,7 +330,7 @@ class StreamEffects:
 
     def look(self, server: Server) -> None:
         """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
-        if self.core.state in ("Reserved", "Streaming"):
+        if self._follows and self.core.state in ("Reserved", "Streaming"):
             for role in self.roles_at(server):
                 asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
                 asked.addCallbacks(self._looked, self._looked_in_vain, (role,), {}, (role,))
