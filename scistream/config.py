@@ -26,7 +26,8 @@ class ConfigProblem(Exception):
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNORECASE)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?\Z", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
+_PORTS = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*\Z")
 _MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -76,10 +77,10 @@ def parse_ports(text: str) -> tuple[int, int]:
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
-    first, _, last = text.partition("-")
-    if not (first.strip().isdigit() and last.strip().isdigit()):
+    match = _PORTS.match(text)
+    if match is None:
         raise ValueError(f"{text!r} is no range of ports: write it like 5100-5200")
-    low, high = int(first), int(last)
+    low, high = int(match[1]), int(match[2])
     if not 1 <= low <= high <= 65535:
         raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
     return low, high

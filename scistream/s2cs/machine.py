@@ -308,7 +308,7 @@ def _listen(stream: Stream, core: Core) -> None:
         core.present(caller, f"reserved {len(core.record.listeners)} listeners")
     if core.record.greeted:
         stream._greeted()
-    elif core.hello_overdue:
+    if core.hello_overdue:
         stream.hello_timeout()
 
 
@@ -449,7 +449,8 @@ def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTar
         core.callers.append(caller)
         core.present(caller, f"generation {command.generation} is being carried out")
     else:
-        _wrong_state(core, caller, f"UpdateTargets of generation {command.generation}")
+        being = core.update.generation if core.update is not None else core.record.generation
+        _wrong_state(core, caller, f"generation {command.generation} while {being} is being carried out")
 
 
 def _version(command: UpdateTargets) -> tuple[int, str]:
@@ -527,7 +528,13 @@ def _stream(stream: Stream, core: Core) -> None:
         return
     for caller in core.release_callers():
         core.present(caller, f"generation {record.generation} is in force")
-    if record.role == CONS and record.greeted:
+    _tell_what_hello_brought(core)
+
+
+def _tell_what_hello_brought(core: Core) -> None:
+    """A Hello that came during an update has its effect after it."""
+    record = core.record
+    if record.role == CONS and record.greeted and record.state == "Streaming":
         core.tell_consumer_to_connect()
     elif record.role == PROD and record.app_listeners != core.listeners_told:
         core.tell_producer_listeners()
@@ -539,9 +546,10 @@ def _return(stream: Stream, core: Core) -> None:
     gateway, error = next(iter(core.refusals.items()))
     for caller in core.release_callers():
         core.refuse(caller, *_from_gateway(gateway, error))
+    _tell_what_hello_brought(core)
     if core.before_update == "Listening" and core.record.greeted:
         stream._greeted()
-    elif core.hello_overdue:
+    if core.hello_overdue:
         stream.hello_timeout()
 
 
@@ -564,23 +572,23 @@ def _release_all(core: Core, stream: Stream) -> None:
 def _rel(stream: Stream, core: Core, caller: Caller) -> None:
     refuse = core.release_callers()
     core.callers = [caller]
+    _release_all(core, stream)
     for other in refuse:
         core.refuse(other, "wrong-state", "the stream was released meanwhile")
     gone = "the stream was released by its owner"
     core.effects.tell_application(_news(core.record, "wrong-state", gone))
-    _release_all(core, stream)
 
 
 def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
     record = core.record
     record.last_error = LastError(code=code, msg=msg[:2000])
     callers = core.release_callers()
+    _release_all(core, stream)
     for caller in callers:
         core.refuse(caller, code, msg)
     if not callers:
         core.effects.tell_owner(_news(record, code, msg))
     core.effects.tell_application(_news(record, code, msg))
-    _release_all(core, stream)
 
 
 def _news(record: Record, code: ErrorCode, msg: str) -> Error:
@@ -720,5 +728,7 @@ def resume(stream: Stream, core: Core) -> None:
     if core.record.state in ("Listening", "Ready", "Streaming"):
         core.listeners_told = list(core.record.app_listeners)
         core.effects.start_timers(core.record)
+        if core.record.greeted:
+            stream._greeted()
     elif core.record.state != "Released":
         stream._fail("gateway-failed", "the S2CS was restarted in the middle of an operation: ask for a new stream")

@@ -183,7 +183,8 @@ class ControlServer(Service):
         longest = parse_seconds(self.config.longest_expires)
         if life > longest:
             raise StreamError(
-                "not-authorized", f"asked for a stream of {life:g} s, and this facility allows {longest:g} s at most"
+                "not-authorized",
+                f"asked for a stream of {life:.0f} s, and this facility allows {longest:.0f} s at most",
             )
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         plan = spread(self._members(), request.num_conn, request.rate)

@@ -4,6 +4,7 @@
 state                              input                        next
 ================================== ============================ ===========
 Idle                               ReqListeners                 Reserving
+Idle                               REL                          Released
 Reserving                          bound                        Reserved
 Reserving                          not bound                    Released
 Reserved, Forwarding               UpdateTargets                Updating
@@ -256,7 +257,8 @@ def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTar
         core.callers.append(caller)
         core.present(caller, f"generation {command.generation} is being carried out")
     else:
-        core.wrong_state(caller, f"UpdateTargets of generation {command.generation}")
+        being = update.generation if update is not None else core.generation
+        core.wrong_state(caller, f"generation {command.generation} while {being} is being carried out")
 
 
 def _update_too_late(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:

@@ -24,7 +24,7 @@ from twisted.internet.task import LoopingCall, deferLater
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
 from scistream.config import ConfigProblem, S2UCConfig, beside, load, parse_rate, parse_seconds
-from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Stream
+from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
@@ -313,26 +313,6 @@ class _Output:
 
 
 async def _request(client: Client, wishes: _Request, output: _Output) -> int:
-    return await _in_time(client, _set_up(client, wishes, output), output)
-
-
-async def _attach(client: Client, uid: str, output: _Output) -> int:
-    return await _in_time(client, _take_up(client, Memory().find(uid), output), output)
-
-
-async def _in_time(client: Client, working: Coroutine[Any, Any, None], output: _Output) -> int:
-    work = Deferred.fromCoroutine(working)
-    if output.timeout is not None:
-        work.addTimeout(output.timeout, client.reactor, _timed_out)
-    await work
-    return 0
-
-
-def _timed_out(_failure: Any, seconds: float) -> Any:
-    raise StreamError("timeout", f"it does not stream after {seconds:g} s, so it was released")
-
-
-async def _set_up(client: Client, wishes: _Request, output: _Output) -> None:
     memory = Memory()
     now = time.time()
     memory.add(
@@ -352,24 +332,52 @@ async def _set_up(client: Client, wishes: _Request, output: _Output) -> None:
     except StreamError:
         memory.remove(wishes.uid)
         raise
+    return await _in_time(client, asking.stream, _set_up(client, asking, memory, output), output)
+
+
+async def _attach(client: Client, uid: str, output: _Output) -> int:
+    known = Memory().find(uid)
+    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    return await _in_time(client, stream, _take_up(client, stream, output), output)
+
+
+async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, None], output: _Output) -> int:
+    work = Deferred.fromCoroutine(working)
+    too_late: list[StreamError] = []
+
+    def give_up() -> None:
+        waited = f"it does not stream after {output.timeout:g} s of waiting for {stream.waits_for}, so it was released"
+        too_late.append(StreamError("timeout", waited))
+        work.cancel()
+
+    late = client.reactor.callLater(output.timeout, give_up) if output.timeout is not None else None
+    try:
+        await work
+    except CancelledError:
+        raise too_late[0] if too_late else CancelledError() from None
+    finally:
+        if late is not None and late.active():
+            late.cancel()
+    return 0
+
+
+async def _set_up(client: Client, asking: Requested, memory: Memory, output: _Output) -> None:
     try:
         stream = await asking
         _print_joins(stream, output)
         await _with_progress(client, stream)
-    except (StreamError, CancelledError, OSError):
+    except (StreamError, CancelledError, ConfigProblem):
         await _end(asking.stream, memory)
         raise
     _print_streaming(stream, output)
 
 
-async def _take_up(client: Client, known: Remembered, output: _Output) -> None:
-    memory = Memory()
-    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+async def _take_up(client: Client, stream: Stream, output: _Output) -> None:
     try:
         await stream.attach()
         await _with_progress(client, stream)
     except (StreamError, CancelledError):
-        await _end(stream, memory)
+        await _end(stream, Memory())
         raise
     _print_streaming(stream, output)
 
@@ -385,14 +393,17 @@ async def _end(stream: Stream, memory: Memory) -> None:
 
 
 def _print_joins(stream: Stream, output: _Output) -> None:
-    """:raises OSError: if a join file cannot be written."""
+    """:raises ConfigProblem: if a join file cannot be written."""
     files: dict[Role, Path] = {}
     if output.join_dir is not None:
-        output.join_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for role, join in stream.join.items():
-            files[role] = output.join_dir / f"{stream.uid}.{role.lower()}"
-            with open(os.open(files[role], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(join + "\n")
+        files = {role: output.join_dir / f"{stream.uid}.{role.lower()}" for role in stream.join}
+        try:
+            output.join_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for role, join in stream.join.items():
+                with open(os.open(files[role], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(join + "\n")
+        except OSError as problem:
+            raise ConfigProblem(f"{problem.filename}: cannot be written: {problem.strerror}") from None
     if output.as_json:
         joins = {"join_files": {role: str(file) for role, file in files.items()}} if files else {"join": stream.join}
         click.echo(json.dumps({"uid": stream.uid, "state": "Reserved", **joins}))
@@ -410,10 +421,8 @@ async def _with_progress(client: Client, stream: Stream) -> None:
     shown = sys.stderr.isatty()
 
     def tick() -> None:
-        waits_for = "ProdApp's Hello" if stream.state == "Reserved" else stream.state.lower()
-        click.echo(
-            f"\r\x1b[Kwaiting for {waits_for} ... {client.reactor.seconds() - started:.0f} s", nl=False, err=True
-        )
+        passed = client.reactor.seconds() - started
+        click.echo(f"\r\x1b[Kwaiting for {stream.waits_for} ... {passed:.0f} s", nl=False, err=True)
 
     progress = LoopingCall(tick)
     progress.clock = client.reactor

@@ -138,6 +138,11 @@ class Stream:
         return self._effects.core.state
 
     @property
+    def waits_for(self) -> str:
+        """While it does not stream yet: who or what is missing, in words for a person."""
+        return self._effects.waits_for()
+
+    @property
     def generation(self) -> int:
         """How often the targets were set; 0 before the first time."""
         return self._effects.core.generation

@@ -184,6 +184,15 @@ class StreamEffects:
         if app:
             self.machine.prod_lstn(app)
 
+    def waits_for(self) -> str:
+        """What is missing before the stream goes on, in words for a person."""
+        sides = []
+        for role, asked in self._asking.items():
+            if not asked.called:
+                trouble = self._servers[role].dialer.outbox.trouble
+                sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f" ({trouble})" if trouble else ""))
+        return " and ".join(sides) or "ProdApp's Hello"
+
     def roles_at(self, server: Server) -> list[Role]:
         """The sides of this stream that a server keeps."""
         return [role for role, one in self._servers.items() if one is server]
@@ -204,6 +213,11 @@ class StreamEffects:
         asked = self._servers[role].dialer.ask(command, PATIENCE)
         self._asking[role] = asked
         asked.addCallbacks(lambda answer: self.machine.side_answered(role, answer), self._refused, (), {}, (role,))
+
+    def forget(self, role: Role) -> None:
+        asked = self._asking.pop(role, None)
+        if asked is not None:
+            asked.cancel()
 
     def provision(self, generation: int) -> None:
         self._started = self._reactor.seconds()

@@ -4,6 +4,7 @@
 state                              input                         next
 ================================== ============================= ============
 Idle                               request                       Reserving
+Idle                               release                       Released
 Reserving                          both RESP                     Reserved
 Reserved, Streaming                ProdLstn                      Provisioning
 Provisioning                       map and credentials made      Updating
@@ -36,6 +37,9 @@ class Effects(Protocol):
 
     def ask(self, role: Role, command: Command) -> None:
         """Send a command to that side, in place of any earlier one that still waits there."""
+
+    def forget(self, role: Role) -> None:
+        """Send nothing more to that side: it has never been reached, and must not hear of the stream now."""
 
     def provision(self, generation: int) -> None:
         """Make the connection map and the credentials: then `targets_made` or `failed`."""
@@ -193,12 +197,16 @@ for _state in (Reserved, Streaming):
 def _update_producer(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> None:
     core.state = "Updating"
     core.updates = dict(commands)
+    core.owing = {PROD}
     core.effects.ask(PROD, core.updates[PROD])
 
 
 @Updating.upon(Stream.side_answered).loop()
 def _side_updated(stream: Stream, core: Core, role: Role, answer: Resp) -> None:
+    if role not in core.owing:
+        return
     if role == PROD:
+        core.owing = {CONS}
         core.effects.ask(CONS, core.updates[CONS])
     else:
         stream._both_updated()
@@ -228,8 +236,11 @@ def _failed(stream: Stream, core: Core, error: StreamError) -> None:
 def _release(stream: Stream, core: Core) -> None:
     core.state = "Releasing"
     core.owing = set(core.reached)
-    for role in sorted(core.owing):
-        core.effects.ask(role, Rel(uid=core.uid, role=role, seq=UNSENT))
+    for role in (CONS, PROD):
+        if role in core.owing:
+            core.effects.ask(role, Rel(uid=core.uid, role=role, seq=UNSENT))
+        else:
+            core.effects.forget(role)
     if not core.owing:
         stream._both_released()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from twisted.internet.defer import Deferred
 
@@ -38,16 +38,15 @@ def _in_asyncio_task() -> bool:
         return False
 
 
-_reactors: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+_made_here: WeakSet[Any] = WeakSet()
 
 
 def reactor_here() -> Any:
-    """The reactor to use where none was given: in an asyncio task one on its loop, otherwise the global one."""
+    """The reactor to use where none was given: in an asyncio task a new one on its loop, otherwise the global one."""
     if _in_asyncio_task():
-        loop = asyncio.get_running_loop()
-        if loop not in _reactors:
-            _reactors[loop] = _reactor_on(loop)
-        return _reactors[loop]
+        reactor = _reactor_on(asyncio.get_running_loop())
+        _made_here.add(reactor)
+        return reactor
     from twisted.internet import reactor
 
     return reactor
@@ -64,8 +63,11 @@ def _reactor_on(loop: asyncio.AbstractEventLoop) -> Any:
 
 
 def leave(reactor: Any) -> None:
-    """A client is done with a reactor: one that `reactor_here` made gives its threads back."""
-    pool = getattr(reactor, "threadpool", None)
-    if pool is not None and reactor in list(_reactors.values()):
-        pool.stop()
-        reactor.threadpool = None
+    """A client is done with its reactor: one that `reactor_here` made gives its threads and descriptors back."""
+    if reactor not in _made_here:
+        return
+    _made_here.discard(reactor)
+    if reactor.threadpool is not None:
+        reactor.threadpool.stop()
+    reactor.removeReader(reactor.waker)
+    reactor.waker.connectionLost(None)

@@ -7,7 +7,7 @@ limits, answers what is no message, closes on abuse, and hands valid messages to
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 from OpenSSL import SSL
@@ -24,12 +24,13 @@ from zope.interface import implementer
 
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, ErrorCode, StreamError
-from scistream.wire.messages import Answer, Command, Error, Message, ProdLstn, Resp, Uid
+from scistream.wire.messages import MAX_TEXT, Answer, Command, Error, Message, ProdLstn, Resp, Seq, Uid
 
 MAX_LINE = 262_144
 MAX_FIRST_LINE = 65_536
 HANDSHAKE_SECONDS = 10.0
 FIRST_LINE_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
 MAX_BAD_LINES = 8
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(cast(Any, Message))
@@ -39,9 +40,9 @@ _encoder = msgspec.json.Encoder()
 class _Envelope(msgspec.Struct):
     """As much of a bad line as an answer to it needs; all else is skipped."""
 
-    cmd: Any = None
-    uid: Any = None
-    seq: Any = None
+    cmd: msgspec.Raw = msgspec.Raw(b"null")
+    uid: msgspec.Raw = msgspec.Raw(b"null")
+    seq: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _envelopes = msgspec.json.Decoder(_Envelope)
@@ -67,12 +68,12 @@ def decode(line: bytes) -> Message:
         return _decoder.decode(line.removesuffix(b"\r"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as wrong:
         envelope = _envelope(line)
-        raise BadMessage(_explain(wrong), _uid(envelope.uid), _seq(envelope.seq)) from None
+        raise BadMessage(_explain(wrong), _read(envelope.uid, Uid), _read(envelope.seq, Seq)) from None
 
 
 def is_answer(line: bytes) -> bool:
     """Whether a line, valid or not, calls itself an answer: those are never answered."""
-    return _envelope(line).cmd in ("RESP", "ERROR")
+    return _read(_envelope(line).cmd, Literal["RESP", "ERROR"]) is not None
 
 
 def _envelope(line: bytes) -> _Envelope:
@@ -82,15 +83,12 @@ def _envelope(line: bytes) -> _Envelope:
         return _Envelope()
 
 
-def _uid(value: Any) -> str | None:
+def _read(value: msgspec.Raw, kind: Any) -> Any:
+    """A value of a bad line, or None if it is not of that kind."""
     try:
-        return cast(str, msgspec.convert(value, cast(Any, Uid)))
-    except msgspec.ValidationError:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _seq(value: Any) -> int | None:
-    return value if type(value) is int and 1 <= value <= 2**53 else None
 
 
 def _explain(wrong: Exception) -> str:
@@ -99,7 +97,7 @@ def _explain(wrong: Exception) -> str:
     if isinstance(wrong, msgspec.ValidationError):
         reason, _, path = str(wrong).rpartition(" - at ")
         if reason:
-            return f"field {path.strip('`').removeprefix('$.').removeprefix('$') or 'message'}: {reason}"[:500]
+            return f"field {path.rpartition('$')[2].strip('`.') or 'message'}: {reason}"[:500]
         return str(wrong)[:500]
     if isinstance(wrong, UnicodeDecodeError):
         return "the line is not UTF-8"
@@ -202,6 +200,10 @@ class Link(LineOnlyReceiver):
             reason = Failure(self.refusal)
         self.owner.link_down(self, reason)
 
+    def dataReceived(self, data: bytes) -> None:
+        if not self.transport.disconnecting:  # TLS goes on reading until the peer has closed, too
+            super().dataReceived(data)
+
     def lineReceived(self, line: bytes) -> None:
         if not self.is_up:
             return
@@ -234,8 +236,11 @@ class Link(LineOnlyReceiver):
 
     def send(self, message: Message) -> None:
         """Write a message; a link that is down drops it, since its peer will ask again."""
-        if self.is_up:
-            self.transport.write(encode(message))
+        if not self.is_up:
+            return
+        if isinstance(message, Resp | Error) and len(message.msg) > MAX_TEXT:
+            message = msgspec.structs.replace(message, msg=message.msg[:MAX_TEXT])
+        self.transport.write(encode(message))
 
     def send_command(self, command: Command) -> int:
         """Number a command, write it, and give its number."""
@@ -252,11 +257,15 @@ class Link(LineOnlyReceiver):
         self.send(Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg))
 
     def close(self) -> None:
-        """Write what is waiting to be written, then close. Nothing that comes in after this counts."""
-        self.is_up = False
-        if self.transport is not None:
+        """Write what is waiting to be written, then close. Nothing that comes in after this counts, and a peer
+        that neither reads nor closes is cut off."""
+        if self.is_up:
+            self._stop_limit()
+            self._start_limit(CLOSE_SECONDS, "no end of the connection")
             if self._accepted:
                 self.transport.unregisterProducer()  # TLS would wait for it
+        self.is_up = False
+        if self.transport is not None:
             self.transport.loseConnection()
 
     def abort(self) -> None:

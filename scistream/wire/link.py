@@ -137,8 +137,9 @@ class Outbox:
         """Fail all that waits: nobody will answer any more."""
         self._link = None
         for waiting in list(self._waiting):
-            self._finish(waiting)
-            waiting.result.errback(Failure(error))
+            if waiting in self._waiting:  # the failure of one may have cancelled another
+                self._finish(waiting)
+                waiting.result.errback(Failure(error))
 
     def answered(self, answer: Answer) -> bool:
         """Pair an answer with its command; False if none waits for it."""
@@ -270,6 +271,8 @@ class Dialer(Service):
         super().stopService()
         _cancel(self._poll)
         self.outbox.close(StreamError("shutting-down", f"the link to {self.peer_name} was closed"))
+        if self.link is not None:
+            self.link.close()
         return self._client.stopService()
 
     def ask(self, command: Command, patience: float | None) -> Deferred[Resp]:

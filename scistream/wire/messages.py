@@ -21,6 +21,7 @@ CONS: Role = "CONS"
 MAX_CHANNELS = 1024
 MAX_RATE = 10_000_000.0
 MAX_LIFE = 366 * 86400.0
+MAX_TEXT = 2000
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
@@ -31,13 +32,14 @@ Life = Annotated[float, Meta(gt=0, le=MAX_LIFE)]
 Generation = Annotated[int, Meta(ge=1, le=2**53)]
 AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
 Listeners = Annotated[list[AddressText], Meta(max_length=MAX_CHANNELS)]
+SomeListeners = Annotated[list[AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
 NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
 Pem = Annotated[str, Meta(max_length=131072)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-Text = Annotated[str, Meta(max_length=2000)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 StateName = Annotated[str, Meta(max_length=32)]
 
 
@@ -140,7 +142,7 @@ class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
 
     uid: Uid
     role: Role
-    listeners: Listeners
+    listeners: SomeListeners
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
@@ -166,7 +168,7 @@ class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
     uid: Uid
     role: Role
     seq: Seq
-    listeners: Listeners
+    listeners: SomeListeners
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
