@@ -66,14 +66,14 @@ class Daemon(MultiService):
         self.addService(service)
 
     def startService(self) -> None:
-        try:
-            super().startService()
-        except SETUP_PROBLEMS as problem:
-            refuse_to_start(f"{self._file}: {problem}")
         from twisted.internet import reactor
 
         _stop_at_signals(reactor)
         reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts
+        try:
+            super().startService()
+        except SETUP_PROBLEMS as problem:
+            refuse_to_start(f"{self._file}: {problem}")
 
 
 def _stop_at_signals(reactor: Any) -> None:

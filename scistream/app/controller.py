@@ -106,6 +106,7 @@ class Controller:
         if self._program is not None:
             if error is not None:
                 self.log.warn("{reason}; the program goes on", reason=str(error))
+                self._stop_link()
             return
         if error is not None and not self._finished.called:
             self._stop_link()

@@ -13,19 +13,22 @@ from twisted.python.failure import Failure
 from scistream.logs import trace
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
-from scistream.s2cs.record import Record, ordered_listeners
+from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import Caller, Outbox
 from scistream.wire.messages import (
+    CONS,
     ChannelFigures,
     Command,
     Error,
+    ProbeResult,
     ProdLstn,
     Rel,
     Resp,
     StartConn,
+    StreamKey,
     StreamStatus,
 )
 
@@ -38,6 +41,11 @@ class Facility(Protocol):
     reactor: Any
     wall: Callable[[], float]
     store: Store
+    unwritten: set[StreamKey]
+    """The streams whose record in the store is not as it should be: written as soon as there is room."""
+
+    def forget(self, held: Held) -> None:
+        """A stream of which nothing was ever written."""
 
     @property
     def gateways(self) -> Mapping[str, Gateway]:
@@ -75,8 +83,13 @@ class Held:
             self._server.store.save(record)
         except StreamError as error:
             self.log.error("{reason}", reason=error.msg, uid=record.uid)
+            self._server.unwritten.add(record.key)
             return False
+        self._server.unwritten.discard(record.key)
         return True
+
+    def forget(self, record: Record) -> None:
+        self._server.forget(self)
 
     def ask(self, gateway: str, command: Command) -> None:
         earlier = self._asking.pop(gateway, None)
@@ -200,6 +213,7 @@ class Held:
             gateways=sorted(record.plan),
             seconds_left=max(0.0, record.expires_at - self._server.wall()) if record.state != "Released" else 0.0,
             last_error=record.last_error,
+            probe=self._probe(),
         )
 
     def _figures(self) -> list[ChannelFigures]:
@@ -209,6 +223,14 @@ class Held:
             if gateway is not None:
                 figures += gateway.figures.get(self.record.key, [])
         return sorted(figures, key=lambda one: one.channel)
+
+    def _probe(self) -> ProbeResult | None:
+        """What a probe has found, over all gateways of the consumer's side; nothing for any other stream."""
+        record = self.record
+        if record.request is None or record.request.protocol != "probe" or record.role != CONS:
+            return None
+        gateways = [self._server.gateways[name] for name in record.plan if name in self._server.gateways]
+        return whole_probe([gateway.probes.get(record.key) for gateway in gateways])
 
 
 def _application_gone(failure: Failure) -> None:

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import ChannelFigures, Rel, Resp, Room, Status, StreamKey, StreamStatus
+from scistream.wire.messages import ChannelFigures, ProbeResult, Rel, Resp, Room, Status, StreamKey, StreamStatus
 
 STATUS_PATIENCE = 20.0
 FIGURES_PATIENCE = 2.0
@@ -19,8 +19,8 @@ FIGURES_PATIENCE = 2.0
 class Listener(Protocol):
     """Who hears what a gateway says."""
 
-    def gateway_tried(self) -> None:
-        """A gateway has answered for the first time, or could not be reached."""
+    def gateway_settled(self) -> None:
+        """A gateway has said what it holds, or cannot be reached."""
 
     def held_by(self, gateway: str) -> set[StreamKey]:
         """The streams that this gateway must know of."""
@@ -43,9 +43,11 @@ class Gateway:
         self.dialer.on_up = self._up
         self.dialer.on_down = self._down
         self.dialer.on_poll = self._compare
-        self.tried = False
+        self.settled = False
+        """Whether it is known if there is a gateway and what room it has; not while that is being found out."""
         self.room: Room | None = None
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
+        self.probes: dict[StreamKey, ProbeResult] = {}
 
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
         """Ask for the figures of a stream, or of all; fires when they are here or too long in coming."""
@@ -61,17 +63,17 @@ class Gateway:
 
     def _up(self) -> None:
         self.log.info("gateway {gateway} is there", gateway=self.name)
+        self.settled = self.room is not None
         self._compare()
 
     def _down(self, trouble: str, hopeless: bool) -> None:
         if hopeless:
             self.log.error("gateway {gateway}: {trouble}", gateway=self.name, trouble=trouble)
-        self._tried()
+        self._settle()
 
-    def _tried(self) -> None:
-        if not self.tried:
-            self.tried = True
-            self._server.gateway_tried()
+    def _settle(self) -> None:
+        self.settled = True
+        self._server.gateway_settled()
 
     def _compare(self) -> None:
         """Ask for all streams, page by page."""
@@ -83,7 +85,7 @@ class Gateway:
 
     def _no_page(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
-        self._tried()
+        self._settle()
 
     def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
         for status in answer.streams or []:
@@ -92,13 +94,16 @@ class Gateway:
             self._next_page(expected, known, answer.more)
             return
         self.figures = {key: status.figures for key, status in known.items()}
+        self.probes = {key: status.probe for key, status in known.items() if status.probe is not None}
         self.room = answer.room
         self._server.gateway_knows(self, answer.boot or "", expected, known)
-        self._tried()
+        self._settle()
 
     def _note_figures(self, answer: Resp) -> None:
         for status in answer.streams or []:
             self.figures[status.uid, status.role] = status.figures
+            if status.probe is not None:
+                self.probes[status.uid, status.role] = status.probe
 
 
 def _no_figures(failure: Failure) -> None:

@@ -22,6 +22,9 @@ any                                     any other command                      s
 ======================================= ====================================== =============
 
 Ready, Streaming and Released are idle: the stream rests there between operations.
+
+Where the store cannot be written, no promise is made: a REQ ends as by an ERROR, and leaves nothing behind; a Hello and
+an UpdateTargets are refused and change nothing. A release goes on all the same.
 """
 
 from __future__ import annotations
@@ -64,6 +67,9 @@ class Effects(Protocol):
 
     def save(self, record: Record) -> bool:
         """Write the record; False if it could not be written."""
+
+    def forget(self, record: Record) -> None:
+        """Nothing of this stream was ever written or reserved: it may be asked for as if it had never been."""
 
     def ask(self, gateway: str, command: Command) -> None:
         """Send a command to a gateway, in place of any earlier one about this stream that still waits there.
@@ -139,7 +145,7 @@ class Stream(Protocol):
         """All gateways refused the targets."""
 
     def _back_to_streaming(self) -> None:
-        """All gateways refused the targets; the old map stays."""
+        """All gateways refused the targets, or none was asked; the old map stays."""
 
     def _fail(self, code: ErrorCode, msg: str) -> None:
         """The stream cannot go on."""
@@ -161,6 +167,7 @@ class Core:
     before_update: str = "Ready"
     listeners_told: list[str] = field(default_factory=list)
     hello_overdue: bool = False
+    unwritten: bool = False
 
     # -- answers
 
@@ -187,7 +194,7 @@ class Core:
     def enter(self, state: str) -> bool:
         """The state is entered: written down before anybody is told."""
         self.record.state = state
-        return self.effects.save(self.record)
+        return self.unwritten or self.effects.save(self.record)
 
     # -- gateways
 
@@ -234,14 +241,15 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
     record.plan = {gateway: list(channels) for gateway, channels in plan.items()}
     core.callers = [caller]
     if not core.enter("Reserving"):
+        core.unwritten = True
         record.plan = {}
-        stream._fail("no-capacity", _STORE_FULL)
+        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
         return
     core.effects.start_timers(record)
     core.ask_all((gateway, share(request, channels, record.life)) for gateway, channels in plan.items())
 
 
-_STORE_FULL = "the store of this S2CS cannot be written, so it takes no new stream: tell its operator"
+_STORE_FULL = "the store of this S2CS cannot be written"
 
 
 def _req_again(
@@ -302,7 +310,7 @@ def _one_reserved(stream: Stream, core: Core, gateway: str, answer: Resp) -> Non
 @Reserving.upon(Stream._reserved).to(Listening)
 def _listen(stream: Stream, core: Core) -> None:
     if not core.enter("Listening"):
-        stream._fail("no-capacity", _STORE_FULL)
+        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
         return
     for caller in core.release_callers():
         core.present(caller, f"reserved {len(core.record.listeners)} listeners")
@@ -334,7 +342,7 @@ def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
     record.greeted, record.app_listeners = True, list(listeners)
     if known != (True, record.app_listeners) and not core.effects.save(record):
         record.greeted, record.app_listeners = known
-        core.refuse(caller, "no-capacity", _STORE_FULL)
+        core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
     msg = "welcome; the stream is not complete yet" if record.state != "Streaming" else "welcome"
     core.resp(caller, record.state, msg)
@@ -471,7 +479,8 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: Updat
     core.update = command
     core.callers = [caller]
     if not core.enter("Updating"):
-        stream._fail("no-capacity", _STORE_FULL)
+        core.refusals = {}
+        _RETURN[core.before_update](stream)
         return
     core.ask_all((gateway, part(record, gateway, command)) for gateway in record.plan)
 
@@ -524,7 +533,7 @@ def _stream(stream: Stream, core: Core) -> None:
     record.connection_map = dict(update.connection_map)
     core.update = None
     if not core.enter("Streaming"):
-        stream._fail("no-capacity", _STORE_FULL)
+        stream._fail("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
         return
     for caller in core.release_callers():
         core.present(caller, f"generation {record.generation} is in force")
@@ -543,14 +552,20 @@ def _tell_what_hello_brought(core: Core) -> None:
 def _return(stream: Stream, core: Core) -> None:
     core.update = None
     core.enter(core.before_update)
-    gateway, error = next(iter(core.refusals.items()))
+    why = _why_not_updated(core)
     for caller in core.release_callers():
-        core.refuse(caller, *_from_gateway(gateway, error))
+        core.refuse(caller, *why)
     _tell_what_hello_brought(core)
     if core.before_update == "Listening" and core.record.greeted:
         stream._greeted()
     if core.hello_overdue:
         stream.hello_timeout()
+
+
+def _why_not_updated(core: Core) -> tuple[ErrorCode, str]:
+    for gateway, error in core.refusals.items():
+        return _from_gateway(gateway, error)
+    return "no-capacity", f"{_STORE_FULL}, so the old targets stay: tell its operator"
 
 
 Updating.upon(Stream._back_to_listening).to(Listening)(_return)
@@ -638,6 +653,8 @@ def _gateway_has_lost(stream: Stream, core: Core, gateway: str, why: str) -> Non
 @Releasing.upon(Stream._released).to(Released)
 def _gone(stream: Stream, core: Core) -> None:
     core.enter("Released")
+    if core.unwritten:
+        core.effects.forget(core.record)
     for caller in core.release_callers():
         core.resp(caller, "Released", _GONE)
 

@@ -5,14 +5,14 @@ and whether a request or a connection map fits it. No I/O.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from scistream.wire.errors import ErrorCode
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import PROD, LastError, Req, ReqListeners, Role, StreamKey, UpdateTargets
+from scistream.wire.messages import PROD, LastError, ProbeResult, Req, ReqListeners, Role, StreamKey, UpdateTargets
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
@@ -75,6 +75,7 @@ def _fields(request: Req) -> tuple[Any, ...]:
         request.wan_security,
         request.app_from,
         request.protocol,
+        request.probe_seconds,
         request.label,
     )
 
@@ -89,6 +90,8 @@ def share(request: Req, channels: list[int], life: float) -> ReqListeners:
         expires=life,
         app_from=request.app_from,
         wan_security=request.wan_security,
+        protocol=request.protocol,
+        probe_seconds=request.probe_seconds,
     )
 
 
@@ -118,3 +121,22 @@ def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[Erro
         if refused is not None:
             return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
     return None
+
+
+def whole_probe(parts: Sequence[ProbeResult | None]) -> ProbeResult:
+    """What the gateways of a pool have found, each with its own channels, at the same time."""
+    found = [part for part in parts if part is not None]
+    failed = next((part for part in found if part.state == "failed"), None)
+    if failed is not None:
+        return failed
+    if len(found) < len(parts) or any(part.state == "running" for part in found):
+        return ProbeResult(state="running")
+    return ProbeResult(
+        state="done",
+        connect_ms=max((part.connect_ms for part in found), default=0.0),
+        rtt_ms=max((part.rtt_ms for part in found), default=0.0),
+        mbit_to_consumer=sum(part.mbit_to_consumer for part in found),
+        mbit_to_producer=sum(part.mbit_to_producer for part in found),
+        bytes=sum(part.bytes for part in found),
+        bytes_right=all(part.bytes_right for part in found),
+    )

@@ -84,6 +84,7 @@ class ControlServer(Service):
         }
         self.store = Store(beside(config_file, config.state))
         self.streams: dict[StreamKey, Held] = {}
+        self.unwritten: set[StreamKey] = set()
         self._early: list[Callable[[], None]] = []
 
     # -- the service
@@ -129,6 +130,22 @@ class ControlServer(Service):
                 self.store.forget(key)
                 del self.streams[key]
 
+    def forget(self, held: Held) -> None:
+        """A stream of which nothing was ever written: its uid is free again."""
+        self.unwritten.discard(held.record.key)
+        self.store.forget(held.record.key)
+        if self.streams.get(held.record.key) is held:
+            del self.streams[held.record.key]
+
+    def _write_again(self) -> None:
+        """Write what could not be written when it happened."""
+        for key in list(self.unwritten):
+            held = self.streams.get(key)
+            if held is None:
+                self.unwritten.discard(key)
+            elif not held.save(held.record):
+                return
+
     # -- LinkOwner
 
     def link_up(self, link: Link) -> None:
@@ -172,7 +189,7 @@ class ControlServer(Service):
         if held is not None:
             held.note_owner_link(link, owner)
             held.machine.req(Caller(link, request.seq), request, owner, {})
-        elif any(not gateway.tried for gateway in self.gateways.values()):
+        elif not all(gateway.settled for gateway in self.gateways.values()):
             self._early.append(lambda: self.message_received(link, request))
         else:
             self._new_stream(link, owner, request)
@@ -290,9 +307,9 @@ class ControlServer(Service):
 
     # -- gateways
 
-    def gateway_tried(self) -> None:
-        """A gateway has answered for the first time, or could not be reached: requests that came early may go on."""
-        if all(gateway.tried for gateway in self.gateways.values()):
+    def gateway_settled(self) -> None:
+        """A gateway has said what it holds, or cannot be reached: requests that came early may go on."""
+        if all(gateway.settled for gateway in self.gateways.values()):
             early, self._early = self._early, []
             for go_on in early:
                 go_on()
@@ -308,6 +325,7 @@ class ControlServer(Service):
 
         :param expected: what `held_by` gave when the gateway was asked.
         """
+        self._write_again()
         for key, held in list(self.streams.items()):
             if held.is_of_another_boot(gateway.name, boot):
                 held.machine.gateway_lost(gateway.name, "was restarted, and what it held of this stream is gone")

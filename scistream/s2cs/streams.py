@@ -8,67 +8,111 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from twisted.logger import Logger
 
 from scistream.config import ConfigProblem
 from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import StreamKey
 
-SCHEMA_VERSION = 1
 REMEMBER_SECONDS = 24 * 3600.0
-
-_SCHEMA = """
-CREATE TABLE stream (
-    uid TEXT NOT NULL,
-    role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
-    owner TEXT NOT NULL,
-    state TEXT NOT NULL,
-    released_at REAL NOT NULL,
-    record BLOB NOT NULL,
-    PRIMARY KEY (uid, role)
-) WITHOUT ROWID
-"""
 
 
 class StoreProblem(ConfigProblem):
     """The store cannot be opened; the message is a sentence that names the file and the reason."""
 
 
+Step = Callable[[sqlite3.Connection], None]
+"""Brings the tables of a store from one version to the next, inside a transaction: no `executescript`, no COMMIT."""
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    """Version 1, from nothing."""
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise sqlite3.DatabaseError("it is a database of something else")
+    db.execute(
+        """
+        CREATE TABLE stream (
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            owner TEXT NOT NULL,
+            state TEXT NOT NULL,
+            released_at REAL NOT NULL,
+            record BLOB NOT NULL,
+            PRIMARY KEY (uid, role)
+        ) WITHOUT ROWID
+        """
+    )
+
+
+STEPS: tuple[Step, ...] = (_make_tables,)
+"""The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
+SCHEMA_VERSION = len(STEPS)
+
+
 class Store:
     """The records of one S2CS.
 
-    :param path: the database file; made, with mode 0600, if it is not there.
-    :raises StoreProblem: if it cannot be opened, or another version of the software wrote it.
+    :param path: the database file; made, with mode 0600, if it is not there, and brought up to date if it is older.
+    :param steps: how it is brought up to date.
+    :raises StoreProblem: if it cannot be opened or brought up to date, or a newer version of the software wrote it. It
+        is then as it was.
     """
 
-    def __init__(self, path: Path) -> None:
+    log = Logger()
+
+    def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._prepare()
         except (OSError, sqlite3.Error) as problem:
             raise StoreProblem(f"the store {path} cannot be opened: {problem}") from None
+        try:
+            self._refuse_newer(len(steps))
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._upgrade(steps)
+        except sqlite3.Error as problem:
+            self._db.close()
+            raise StoreProblem(f"the store {path} cannot be opened: {problem}") from None
+        except BaseException:
+            self._db.close()
+            raise
 
-    def _prepare(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == SCHEMA_VERSION:
-            return
-        if version != 0:
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _refuse_newer(self, known: int) -> None:
+        version = self._version()
+        if version > known:
             raise StoreProblem(
-                f"the store {self._path} has schema version {version}, and this software knows {SCHEMA_VERSION}: "
+                f"the store {self._path} has schema version {version}, and this software knows {known}: "
                 "upgrade the software or set `state` to another file"
             )
+
+    def _upgrade(self, steps: Sequence[Step]) -> None:
+        """Take the steps that are missing, all of them or none."""
+        if self._version() == len(steps):
+            return
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        self._db.execute("COMMIT")
+        try:
+            first = version = self._version()
+            for step in steps[first:]:
+                step(self._db)
+                version += 1
+                self._db.execute(f"PRAGMA user_version = {version}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        if first:
+            self.log.info("the store {path} is now of schema version {version}", path=self._path, version=version)
 
     def save(self, record: Record) -> None:
         """Write a record.

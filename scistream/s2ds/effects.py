@@ -21,11 +21,13 @@ from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Arming, Element
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds.probe import Probe
+from scistream.s2ds.responder import Responder
 from scistream.security.stream import StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
-from scistream.wire.messages import PROD, Error, Rel, ReqListeners, Resp, StreamStatus, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Error, Rel, ReqListeners, Resp, StreamStatus, UpdateTargets
 
 
 class Gateway(Protocol):
@@ -57,6 +59,8 @@ class Holding:
         self._rate = 0.0
         self._secret: StreamSecret | None = None
         self._allowed: Callable[[str], bool] = _nobody
+        self._responder: Responder | None = None
+        self._probe: Probe | None = None
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -135,6 +139,7 @@ class Holding:
         """Let go of everything; idempotent."""
         server = self._server
         self.stop_timer()
+        self._stop_probe()
         listeners, self._listeners = self._listeners, {}
         for sock, listener in listeners.values():
             listener.stop()
@@ -161,6 +166,7 @@ class Holding:
             figures=self._server.element.figures(core.uid, core.role),
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
+            probe=self._probe.result if self._probe is not None else None,
         )
 
     # -- inside
@@ -170,6 +176,8 @@ class Holding:
         if missing is not None or len(command.connection_map) != len(self._told):
             raise StreamError("bad-message", "field connection_map: it must give each listener here a target, no more")
         targets = {self._told[here]: Address.parse(there) for here, there in command.connection_map.items()}
+        if self._is_probe and self._core.role == PROD:
+            return dict.fromkeys(targets, self._answer_probe())  # no ProdApp is dialled, whatever the map names
         for target in targets.values():
             self._check_target(target)
         return targets
@@ -221,6 +229,8 @@ class Holding:
             self.machine.not_armed(error)
             return
         self.machine.armed()
+        if self._is_probe and self._core.role == CONS and self._probe is None:
+            self._start_probe(targets)
 
     def _numeric(self, target: Address, found: dict[str, str]) -> Address:
         if target.numeric is not None:
@@ -233,6 +243,8 @@ class Holding:
 
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
+        if request.protocol == "probe" and request.role == CONS:
+            return _nobody  # the probe's own connections do not come in by a listener
         allowed = server.wan_networks if request.role == PROD else server.app_networks
         narrowed = None
         if request.role != PROD and request.app_from is not None:
@@ -243,6 +255,40 @@ class Holding:
             return inside(address, allowed) and (narrowed is None or inside(address, narrowed))
 
         return check
+
+    # -- a probe
+
+    @property
+    def _is_probe(self) -> bool:
+        request = self._core.request
+        return request is not None and request.protocol == "probe"
+
+    def _answer_probe(self) -> Address:
+        """Stand in for ProdApp.
+
+        :raises StreamError: `gateway-failed` if this machine has no room for it.
+        """
+        if self._responder is None:
+            self._responder = Responder(self._server.reactor, self._core.uid)
+        return self._responder.address
+
+    def _start_probe(self, targets: dict[int, Address]) -> None:
+        uid, role, request = self._core.uid, self._core.role, self._core.request
+        assert request is not None
+        assert request.probe_seconds is not None
+
+        def carry(channel: int, sock: socket.socket) -> None:
+            self._server.element.carry(uid, role, channel, sock)
+
+        self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds)
+        self._probe.start()
+
+    def _stop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.stop()
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.stop()
 
     def _acceptor(self, channel: int) -> Callable[[socket.socket, tuple[Any, ...]], None]:
         core = self._core

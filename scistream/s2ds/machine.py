@@ -207,7 +207,14 @@ def _req_again(stream: Stream, core: Core, caller: Caller, request: ReqListeners
 
 
 def _fields(request: ReqListeners) -> tuple[Any, ...]:
-    return request.channels, request.rate, request.wan_security, request.app_from
+    return (
+        request.channels,
+        request.rate,
+        request.wan_security,
+        request.app_from,
+        request.protocol,
+        request.probe_seconds,
+    )
 
 
 def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:

@@ -24,12 +24,12 @@ from twisted.internet.task import LoopingCall, deferLater
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
 from scistream.config import ConfigProblem, S2UCConfig, beside, load, parse_rate, parse_seconds
-from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Requested, Stream
+from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, NumConn, Role, StreamStatus
+from scistream.wire.messages import CONS, MAX_PROBE_SECONDS, PROD, NumConn, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -245,6 +245,50 @@ def status(ctx: click.Context, uid: str | None, as_json: bool) -> None:
     _finish(ctx.obj, lambda client: _status(client, uid, as_json))
 
 
+@main.command()
+@click.option("--prod", type=ADDRESS, required=True, help="The S2CS of the producer's facility.")
+@click.option("--cons", type=ADDRESS, required=True, help="The S2CS of the consumer's facility.")
+@click.option("--num-conn", type=click.IntRange(1, 1024), default=1, show_default=True, help="Channels.")
+@click.option(
+    "--rate",
+    type=RATE,
+    default=DEFAULT_RATE,
+    metavar="RATE",
+    show_default="1Gbit",
+    help="As for a request: it is reserved for the probe, and no more than that is measured.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, MAX_PROBE_SECONDS),
+    default=DEFAULT_PROBE_SECONDS,
+    show_default=True,
+    help="How long test data flows each way.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end in place of text.")
+@_credential_options
+@click.pass_context
+def probe(
+    ctx: click.Context, prod: Address, cons: Address, num_conn: int, rate: float, seconds: float, as_json: bool
+) -> None:
+    """Try out, the day before, what a stream between two facilities will need.
+
+    Reaches both S2CS, asks both for a stream of one minute, has their gateways send each other test data, and
+    releases. No application takes part. A line for each check says ok or FAILED, and what to do; `-` stands before
+    what could not be tried. Exit status 0 if all is ok, 1 if not.
+    """
+
+    async def work(client: Client) -> int:
+        tell = None if as_json else click.echo
+        report = await client.probe(
+            prod=str(prod), cons=str(cons), num_conn=num_conn, rate=rate, seconds=seconds, tell=tell
+        )
+        if as_json:
+            click.echo(json.dumps({"ok": report.ok, **msgspec.to_builtins(report)}))
+        return 0 if report.ok else 1
+
+    _finish(ctx.obj, work)
+
+
 @main.command("list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list.")
 def list_streams(as_json: bool) -> None:
@@ -366,7 +410,7 @@ async def _set_up(client: Client, asking: Requested, memory: Memory, output: _Ou
         stream = await asking
         _print_joins(stream, output)
         await _with_progress(client, stream)
-    except (StreamError, CancelledError, ConfigProblem):
+    except (StreamError, CancelledError, ConfigProblem, OSError):
         await _end(asking.stream, memory)
         raise
     _print_streaming(stream, output)

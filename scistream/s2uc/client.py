@@ -13,13 +13,14 @@ Works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`)::
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
+from scistream.s2uc.probe import Check, Probing, Report
 from scistream.s2uc.waiting import Waiting, leave, reactor_here
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
@@ -28,6 +29,7 @@ from scistream.wire.messages import CONS, PROD, Role, StreamStatus
 
 DEFAULT_RATE = 1000.0
 DEFAULT_EXPIRES = 24 * 3600.0
+DEFAULT_PROBE_SECONDS = 5.0
 
 
 class Client:
@@ -96,6 +98,40 @@ class Client:
             return Requested(stream, stream._effects.request(wishes).addCallback(lambda _: stream))
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
+
+    def probe(
+        self,
+        *,
+        prod: str,
+        cons: str,
+        num_conn: int = 1,
+        rate: float = DEFAULT_RATE,
+        seconds: float = DEFAULT_PROBE_SECONDS,
+        tell: Callable[[Check], None] | None = None,
+    ) -> Waiting[Report]:
+        """Find out whether a stream can be had, and what passes between the gateways: they send each other test data.
+
+        It holds ports and capacity like a stream, for a minute at most, and releases them at its end.
+
+        :param rate: Mbit/s, as for `request`; no more than that is measured.
+        :param seconds: how long test data flows each way.
+        :param tell: called with each check as soon as it is made.
+        :raises StreamError: `bad-message`, for a wrong argument; what goes wrong otherwise is in the report.
+        """
+        try:
+            addresses = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
+            probing = Probing(
+                self.reactor,
+                addresses,
+                self._trust,
+                num_conn=num_conn,
+                rate=rate,
+                seconds=seconds,
+                tell=tell or (lambda _: None),
+            )
+        except ValueError as wrong:
+            raise StreamError("bad-message", str(wrong)) from None
+        return Waiting(Deferred.fromCoroutine(probing.run()))
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
         """A stream that was asked for earlier, maybe by another process: it can be released and looked at."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -338,9 +338,13 @@ class StreamEffects:
 
     def link_hopeless(self, server: Server, trouble: str) -> None:
         """A server cannot be reached with the certificates that are there."""
-        role = self.roles_at(server)[0]
-        where = f"{SIDE[role]} side at {self._addresses[role]}"
-        self.machine.failed(StreamError("not-authenticated", f"{where}: {trouble}"))
+        for role in self.roles_at(server) if self._follows else ():
+            if self.core.state != "Releasing":
+                where = f"{SIDE[role]} side at {self._addresses[role]}"
+                self.machine.failed(StreamError("not-authenticated", f"{where}: {trouble}"))
+            if role not in self.core.answers:  # it has never let our REQ in
+                self.forget(role)
+                self.machine.side_refused(role, StreamError("unknown-uid", trouble))
 
     def look(self, server: Server) -> None:
         """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
@@ -368,21 +372,23 @@ class StreamEffects:
 
     async def status(self) -> dict[Role, StreamStatus]:
         """What each side says of the stream now."""
-        found: dict[Role, StreamStatus] = {}
-        asked = [
-            (role, server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE))
-            for role, server in self._servers.items()
-        ]
-        for role, waiting in asked:
-            try:
-                answer = await waiting
-            except StreamError as error:
-                if error.code != "unknown-uid":
-                    raise StreamError(error.code, f"{SIDE[role]} side: {error.msg}") from None
-                continue
-            for status in answer.streams or []:
-                found[role] = status
-        return found
+        asked = [self._status_of(role) for role in self._servers]
+        try:
+            answers = await gatherResults(asked, consumeErrors=True)
+        except FirstError as first:
+            raise cast(StreamError, first.subFailure.value) from None
+        return {status.role: status for answer in answers for status in answer}
+
+    def _status_of(self, role: Role) -> Deferred[list[StreamStatus]]:
+        def refused(failure: Failure) -> list[StreamStatus]:
+            failure.trap(StreamError)
+            error = cast(StreamError, failure.value)
+            if error.code == "unknown-uid":
+                return []
+            raise StreamError(error.code, f"{SIDE[role]} side: {error.msg}") from None
+
+        asked = self._servers[role].dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
+        return asked.addCallbacks(lambda answer: answer.streams or [], refused)
 
 
 class Server:
@@ -416,6 +422,7 @@ class Server:
         if hopeless:
             for effects in list(self.streams):
                 effects.link_hopeless(self, trouble)
+            self.dialer.outbox.close(StreamError("not-authenticated", trouble))
 
     def _poll(self) -> None:
         for effects in list(self.streams):

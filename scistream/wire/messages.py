@@ -21,6 +21,9 @@ CONS: Role = "CONS"
 MAX_CHANNELS = 1024
 MAX_RATE = 10_000_000.0
 MAX_LIFE = 366 * 86400.0
+PROBE_LIFE = 60.0
+"""Seconds that a probe lives at most."""
+MAX_PROBE_SECONDS = 20.0
 MAX_TEXT = 2000
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
@@ -41,6 +44,9 @@ ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 StateName = Annotated[str, Meta(max_length=32)]
+Protocol = Literal["tcp", "probe"]
+"""What a stream carries: connections of applications, or test data between its gateways alone."""
+ProbeSeconds = Annotated[float, Meta(gt=0, le=MAX_PROBE_SECONDS)]
 
 
 class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="cmd", omit_defaults=True):
@@ -55,6 +61,11 @@ def _check_addresses(name: str, addresses: list[str] | None) -> None:
             raise ValueError(f"{name}: {wrong}") from None
 
 
+def _check_probe(protocol: str, seconds: float | None) -> None:
+    if (protocol == "probe") != (seconds is not None):
+        raise ValueError("probe_seconds: a probe says it, and nothing else does")
+
+
 def _check_networks(name: str, networks: list[str] | None) -> None:
     for text in networks or ():
         try:
@@ -67,7 +78,8 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
 
     `expires` and `hello_timeout` are seconds from now; `app_from` narrows the networks that
-    applications may connect from. Answered by RESP with `listeners` and `csr`.
+    applications may connect from. Under the `protocol` probe no application takes part: the gateways
+    send each other test data for `probe_seconds` each way. Answered by RESP with `listeners` and `csr`.
     """
 
     uid: Uid
@@ -80,11 +92,15 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     hello_timeout: Life | None = None
     wan_security: Literal["encrypt"] = "encrypt"
     app_from: NetworkTexts | None = None
-    protocol: Literal["tcp"] = "tcp"
+    protocol: Protocol = "tcp"
+    probe_seconds: ProbeSeconds | None = None
     label: Annotated[str, Meta(max_length=200)] | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
+        _check_probe(self.protocol, self.probe_seconds)
+        if self.protocol == "probe" and (self.expires is None or self.expires > PROBE_LIFE):
+            raise ValueError(f"expires: a probe says how long it lives, {PROBE_LIFE:g} s at most")
 
 
 class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
@@ -101,9 +117,12 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     expires: Life
     wan_security: Literal["encrypt"]
     app_from: NetworkTexts | None = None
+    protocol: Protocol = "tcp"
+    probe_seconds: ProbeSeconds | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
+        _check_probe(self.protocol, self.probe_seconds)
         if len(set(self.channels)) != len(self.channels):
             raise ValueError("channels: a channel is named twice")
 
@@ -214,6 +233,26 @@ class LastError(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     msg: Text
 
 
+class ProbeResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a probe has found between the gateways, as seen from the consumer's.
+
+    :param reason: why it failed, a sentence for a person.
+    :param connect_ms: from the consumer's gateway to the answer of the producer's: TCP, TLS, and a round trip.
+    :param rtt_ms: a small message there and back, the median of several.
+    :param mbit_to_consumer: Mbit/s over all channels together; `mbit_to_producer` likewise.
+    :param bytes: that have arrived, in both directions; `bytes_right`: each of them was the one that was sent.
+    """
+
+    state: Literal["running", "done", "failed"]
+    reason: Text = ""
+    connect_ms: float = 0.0
+    rtt_ms: float = 0.0
+    mbit_to_consumer: float = 0.0
+    mbit_to_producer: float = 0.0
+    bytes: int = 0
+    bytes_right: bool = True
+
+
 class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds."""
 
@@ -233,6 +272,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     gateways: list[str] = field(default_factory=list)
     seconds_left: float = 0.0
     last_error: LastError | None = None
+    probe: ProbeResult | None = None
 
 
 class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,138 @@
+"""What is in an S2CS's store, and whether it is sound: for `scistream store check`. Reads only, also beside a running
+S2CS; nothing here is used by the server.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from scistream.config import ConfigProblem
+from scistream.s2cs.machine import LIVE, Released, Releasing
+from scistream.s2cs.record import Record
+from scistream.s2cs.streams import SCHEMA_VERSION
+
+RELEASED = str(Released.name)
+LIVE_STATES = tuple(str(state.name) for state in (*LIVE, Releasing))
+"""In the order of a stream's life."""
+
+_COMPLETE = ("Listening", "Ready", "Updating", "Streaming")
+_COLUMNS = ["uid", "role", "owner", "state", "released_at", "record"]
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM stream ORDER BY uid, role"
+START_ANEW = (
+    "Stop the S2CS, keep a copy of the file, and restore it from a backup or let the S2CS make a new one: what its "
+    "gateways still hold is released when it finds no record of it."
+)
+DROP = (
+    'Stop the S2CS, keep a copy of the file, and remove each of these records by sqlite3 FILE "DELETE FROM stream '
+    "WHERE uid = 'UID' AND role = 'ROLE'\": what its gateways still hold of them is released when it starts again."
+)
+UPGRADE = "Use the software that wrote it, or a newer one."
+ANOTHER_FILE = "Look at `state` in s2cs.toml: it names the file of the S2CS."
+
+
+class Unreadable(ConfigProblem):
+    """The file cannot be read as a store; the message is a sentence with the reason."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, and what to do: one of the sentences above."""
+
+    what: str
+    remedy: str
+
+
+@dataclass
+class Findings:
+    """What was found. `live` are the records that are not released."""
+
+    version: int = 0
+    records: int = 0
+    live: list[Record] = field(default_factory=list)
+    released: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check_store(path: Path) -> Findings:
+    """Look through a store.
+
+    :raises Unreadable: if it is not there, may not be read, or is no SQLite database.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?{_manner(path)}", uri=True)) as db:
+            return _look_through(db)
+    except OSError as problem:
+        raise Unreadable(f"{path} cannot be read: {problem.strerror}") from None
+    except sqlite3.Error as problem:
+        why = f"{path} cannot be read as a store: {problem}"
+        raise Unreadable(f"{why}. Only the user of its S2CS can read it; if it is damaged: {START_ANEW}") from None
+
+
+def _manner(path: Path) -> str:
+    """How SQLite opens it so that no file is made or changed: a log beside it holds what is newer than the file, and
+    is read with all care for who writes it; without one the file alone is all.
+    """
+    log = path.with_name(path.name + "-wal")
+    return "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+
+
+def _look_through(db: sqlite3.Connection) -> Findings:
+    db.execute("BEGIN")  # one moment of the store, whatever an S2CS writes meanwhile
+    found = Findings(version=int(db.execute("PRAGMA user_version").fetchone()[0]))
+    damage = [row[0] for row in db.execute("PRAGMA integrity_check(20)")]
+    if damage != ["ok"]:
+        found.problems.append(Problem(f"SQLite finds the file damaged: {'; '.join(damage)}", START_ANEW))
+    if found.version > SCHEMA_VERSION:
+        newer = f"its schema version is {found.version}, and this software knows {SCHEMA_VERSION}"
+        found.problems.append(Problem(newer, UPGRADE))
+        return found
+    columns = [row[1] for row in db.execute("PRAGMA table_info(stream)")]
+    if columns == _COLUMNS:
+        _look_at_records(db, found)
+    elif found.version == SCHEMA_VERSION:
+        found.problems.append(Problem("its table of streams is not as it should be", START_ANEW))
+    elif db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        found.problems.append(Problem("it is a database, but no S2CS made it", ANOTHER_FILE))
+    return found
+
+
+def _look_at_records(db: sqlite3.Connection, found: Findings) -> None:
+    try:
+        for row in db.execute(_SELECT):
+            found.records += 1
+            stream = f"stream {row[0]} ({row[1]})"
+            try:
+                record = msgspec.json.decode(row[-1], type=Record)
+            except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as wrong:
+                found.problems.append(Problem(f"{stream}: its record cannot be read: {wrong}", DROP))
+                continue
+            found.problems += [Problem(f"{stream}: {what}", DROP) for what in _contradictions(row, record)]
+            if record.state == RELEASED:
+                found.released += 1
+            else:
+                found.live.append(record)
+    except sqlite3.Error as problem:
+        found.problems.append(Problem(f"its records cannot be read to the end: {problem}", START_ANEW))
+
+
+def _contradictions(row: tuple[Any, ...], record: Record) -> Iterator[str]:
+    of_record = (record.uid, record.role, record.owner, record.state, record.released_at)
+    for name, column, recorded in zip(_COLUMNS, row, of_record, strict=False):
+        if column != recorded:
+            yield f"its row has {name} {column!r}, and its record {recorded!r}"
+    if record.state not in (*LIVE_STATES, RELEASED):
+        yield f"its state {record.state!r} is none that a stream can have"
+    elif record.state != RELEASED and record.request is None:
+        yield f"it is {record.state}, and its record does not say what was asked for"
+    elif record.state in _COMPLETE and record.request is not None and len(record.listeners) != record.request.num_conn:
+        yield f"it is {record.state} with {len(record.listeners)} listeners for {record.request.num_conn} channels"

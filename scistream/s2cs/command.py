@@ -1,0 +1,89 @@
+"""The commands `scistream store`: for the operator of an S2CS."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from scistream.command_line import refuse
+from scistream.s2cs.check import LIVE_STATES, Findings, Unreadable, check_store
+from scistream.s2cs.record import Record
+from scistream.s2cs.streams import SCHEMA_VERSION
+
+
+@click.group()
+def store() -> None:
+    """Look at the store of an S2CS: the file that `state` names in s2cs.toml."""
+
+
+@store.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Say whether the store FILE is sound, and what streams live in it.
+
+    Nothing is changed, and the S2CS may go on running. Exit status: 0 it is sound, 1 it has problems, 2 it cannot be
+    read.
+    """
+    try:
+        found = check_store(file)
+    except Unreadable as problem:
+        refuse(problem)
+    for line in in_words(file, found, time.time()):
+        click.echo(line)
+    sys.exit(1 if found.problems else 0)
+
+
+def in_words(file: Path, found: Findings, now: float) -> list[str]:
+    """What was found, a line each.
+
+    :param now: seconds since the epoch.
+    """
+    lines = [f"{file}: {_version(found.version)}, {_count(found.records, 'record')}"]
+    by_state = Counter(record.state for record in found.live)
+    states = ", ".join(f"{by_state[state]} {state}" for state in LIVE_STATES if by_state[state])
+    lines.append(f"live streams: {len(found.live)}{f' ({states})' if states else ''}")
+    for record in sorted(found.live, key=_order):
+        lines.append(f"  {record.state:<10} {record.role} {record.uid} of {record.owner}, {_end(record, now)}")
+    lines.append(f"released streams, remembered for a day: {found.released}")
+    lines += [f"PROBLEM: {problem.what}" for problem in found.problems]
+    lines += [f"What to do: {remedy}" for remedy in dict.fromkeys(problem.remedy for problem in found.problems)]
+    if not found.problems:
+        lines.append("the store is sound: SQLite finds no damage, and each record can be read and agrees with its row")
+    return lines
+
+
+def _version(version: int) -> str:
+    if version == SCHEMA_VERSION:
+        return f"schema version {version}"
+    if version > SCHEMA_VERSION:
+        return f"schema version {version}, of a newer software"
+    return f"schema version {version}, brought to {SCHEMA_VERSION} when its S2CS starts"
+
+
+def _order(record: Record) -> tuple[int, str, str]:
+    known = LIVE_STATES.index(record.state) if record.state in LIVE_STATES else len(LIVE_STATES)
+    return known, record.uid, record.role
+
+
+def _end(record: Record, now: float) -> str:
+    left = record.expires_at - now
+    if left >= 0:
+        return f"expires in {_span(left)}"
+    if record.state == "Releasing":
+        return f"expired {_span(-left)} ago: it waits for {', '.join(record.plan) or 'nothing'} to confirm the release"
+    return f"EXPIRED {_span(-left)} ago: its S2CS releases it as soon as it runs"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,498 @@
+"""The asking end of a probe, at the consumer's gateway: it stands where ConsApp would connect, and measures.
+
+A `Probe` hands connections of its own to the element, which carries them like any other: what is found is what an
+application would find. First one connection a channel, with pings on one of them and test data to the consumer on
+all; then new ones, with test data to the producer. Where a channel has no connection, `_look` finds out what is in the
+way. The other end is in responder.py, which has the conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from scistream.s2ds.responder import (
+    BLOCK,
+    GIVE,
+    GREETING,
+    PING,
+    PING_SIZE,
+    READY,
+    REPORT,
+    TAKE,
+    VERSION,
+    Pattern,
+    Received,
+    Sending,
+    start_of,
+)
+from scistream.security.tls import explain
+from scistream.wire.address import Address
+from scistream.wire.messages import MAX_TEXT, ProbeResult
+
+PINGS = 20
+CONNECT_SECONDS = 12.0
+PING_SECONDS = 5.0
+DRAIN_SECONDS = 2.0
+LOOK_SECONDS = 5.0
+LET_IN_SECONDS = 2.0
+"""A connection that another gateway keeps for so long is one that it lets in."""
+WARM_UP = 0.25
+"""The part of the time of a measurement that does not count: TCP has not got up to speed then."""
+MBIT = 125_000
+
+
+class Unreached(Exception):
+    """The probe has failed. Its text says why, for a person."""
+
+
+class WrongBytes(Unreached):
+    """What arrived is not what was sent."""
+
+
+class Probe:
+    """Measures between this gateway and the producer's, from `start` until `result` is not running any more.
+
+    :param carry: takes over one end of a connection, as if ConsApp had opened it to that channel.
+    :param targets: where each channel leads to at the producer's gateway.
+    :param seconds: of test data, each way.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        uid: str,
+        carry: Callable[[int, socket.socket], None],
+        targets: dict[int, Address],
+        seconds: float,
+    ) -> None:
+        self.result = ProbeResult(state="running")
+        self._reactor = reactor
+        self._uid = uid
+        self._carry = carry
+        self._targets = targets
+        self._seconds = seconds
+        self._pattern = Pattern(uid)
+        self._ends: list[_End] = []
+        self._measuring: Deferred[ProbeResult] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._measuring = Deferred.fromCoroutine(self._measure())
+        self._measuring.addCallbacks(self._done, self._failed)
+
+    def stop(self) -> None:
+        """Let go of everything. Idempotent."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+        self._drop()
+
+    def _done(self, result: ProbeResult) -> None:
+        self.result = result
+        self._drop()
+
+    def _failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        if not failure.check(Unreached, OSError):
+            self.log.failure("A probe failed", failure=failure)
+        self.log.info("The probe of stream {uid} failed: {reason}", uid=self._uid, reason=str(failure.value))
+        right = not failure.check(WrongBytes)
+        self.result = ProbeResult(state="failed", reason=str(failure.value)[:MAX_TEXT], bytes_right=right)
+        self._drop()
+
+    def _drop(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end.abort()
+
+    # -- the measurement
+
+    async def _measure(self) -> ProbeResult:
+        connect = await self._open()
+        trips = await self._ping(self._ends[0])
+        round_trip = median(trips)
+        to_consumer = await self._give(round_trip)
+        await self._open()
+        to_producer = await self._take(round_trip)
+        return ProbeResult(
+            state="done",
+            connect_ms=round(connect * 1e3, 3),
+            rtt_ms=round(round_trip * 1e3, 3),
+            mbit_to_consumer=round(to_consumer.mbit, 3),
+            mbit_to_producer=round(to_producer.mbit, 3),
+            bytes=to_consumer.bytes + to_producer.bytes,
+        )
+
+    async def _open(self) -> float:
+        """A connection on each channel, answered by the other end; the longest that one took, in seconds."""
+        self._drop()
+        self._ends = [self._connect(channel) for channel in self._targets]
+        late = self._reactor.callLater(CONNECT_SECONDS, self._drop_silent)
+        try:
+            await DeferredList([end.ready for end in self._ends], consumeErrors=True)
+        finally:
+            if late.active():
+                late.cancel()
+        dead = [end for end in self._ends if end.lost is not None]
+        if dead:
+            raise Unreached(await self._why_not(dead))
+        return max(end.seconds_to_answer for end in self._ends)
+
+    def _connect(self, channel: int) -> _End:
+        ours, carried = tcp_pair()
+        end = _End(self._reactor, channel)
+        with ours:
+            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_INET, Factory.forProtocol(lambda: end))
+        self._carry(channel, carried)
+        return end
+
+    def _drop_silent(self) -> None:
+        for end in self._ends:
+            if not end.ready.called:
+                end.give_up(f"nothing came back within {CONNECT_SECONDS:g} s")
+
+    async def _why_not(self, dead: Sequence[_End]) -> str:
+        """:param dead: ends without a connection to the other gateway."""
+        first = dead[0]
+        target = self._targets[first.channel]
+        found = await _look(self._reactor, target)
+        if len(self._ends) == 1:
+            return found
+        channels = ", ".join(str(end.channel) for end in dead[:10]) + (", ..." if len(dead) > 10 else "")
+        count = f"{len(dead)} of {len(self._ends)} channels ({channels})"
+        return f"{count} have no connection. Channel {first.channel}: {found}"
+
+    async def _ping(self, end: _End) -> list[float]:
+        trips: list[float] = []
+        started = self._reactor.seconds()
+        while len(trips) < PINGS and (not trips or self._reactor.seconds() - started < PING_SECONDS):
+            sent = self._reactor.seconds()
+            await self._in_time(end.ping(), PING_SECONDS, "a small message did not come back")
+            trips.append(self._reactor.seconds() - sent)
+        return trips
+
+    async def _in_time(self, waiting: Deferred[None], seconds: float, what: str) -> None:
+        try:
+            await waiting.addTimeout(seconds, self._reactor)
+        except TimeoutError:
+            raise Unreached(f"{what} within {seconds:g} s") from None
+
+    async def _give(self, round_trip: float) -> _Found:
+        """Test data to the consumer."""
+        begun = self._reactor.seconds()
+        for end in self._ends:
+            end.start_receiving(self._pattern)
+        warm = begun + round_trip + self._seconds * WARM_UP
+        await self._wait_until(warm)
+        before, since = [end.count for end in self._ends], self._reactor.seconds()
+        await self._wait_until(begun + round_trip + self._seconds)
+        self._check("to the consumer")
+        elapsed = self._reactor.seconds() - since
+        moved = sum(end.count for end in self._ends) - sum(before)
+        await self._end_all()
+        self._check("to the consumer", ended=True)
+        return _Found(_mbit(moved, elapsed), sum(end.count for end in self._ends))
+
+    async def _take(self, round_trip: float) -> _Found:
+        """Test data to the producer; the other end counts it, and its word takes half a round trip to come."""
+        begun = self._reactor.seconds()
+        for end in self._ends:
+            end.start_sending(self._pattern)
+        await self._wait_until(begun + round_trip + self._seconds * WARM_UP)
+        before = [end.reported for end in self._ends]
+        await self._wait_until(begun + round_trip + self._seconds)
+        self._check("to the producer")
+        mbit = sum(
+            _mbit(end.reported.count - old.count, end.reported.at - (old.at or begun + round_trip))
+            for end, old in zip(self._ends, before, strict=True)
+        )
+        for end in self._ends:
+            end.stop_sending()
+        await self._end_all()
+        self._check("to the producer", ended=True)
+        return _Found(mbit, sum(end.reported.count for end in self._ends))
+
+    async def _wait_until(self, when: float) -> None:
+        while (left := when - self._reactor.seconds()) > 0:
+            await deferLater(self._reactor, min(left, 0.1))
+            self._check("")
+
+    def _check(self, where: str, *, ended: bool = False) -> None:
+        """:raises Unreached: if a connection broke, bytes were wrong, or none came."""
+        for end in self._ends:
+            if end.lost is not None and not ended:
+                raise Unreached(
+                    f"the connection of channel {end.channel} broke, {end.lost}: the logs of both gateways say why"
+                )
+            if not end.right:
+                raise WrongBytes(
+                    f"bytes {where or 'on their way'} were not those that were sent, on channel {end.channel}: "
+                    "a gateway is broken, take it out of service"
+                )
+            if where and not end.moved:
+                raise Unreached(f"no test data {where} on channel {end.channel} in {self._seconds:g} s")
+
+    async def _end_all(self) -> None:
+        """Let the connections end well, as far as they do so soon."""
+        for end in self._ends:
+            end.finish()
+        late = self._reactor.callLater(DRAIN_SECONDS, self._abort_all)
+        try:
+            await DeferredList([end.closed for end in self._ends], consumeErrors=True)
+        finally:
+            if late.active():
+                late.cancel()
+
+    def _abort_all(self) -> None:
+        for end in self._ends:
+            end.abort()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one direction has brought."""
+
+    mbit: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """What the other end has said last of what it got; `at` is when it said so, 0.0 before the first time."""
+
+    count: int = 0
+    at: float = 0.0
+
+
+class _End(Protocol):
+    """This end of one connection through both gateways."""
+
+    transport: Any
+
+    def __init__(self, reactor: Any, channel: int) -> None:
+        self._reactor = reactor
+        self.channel = channel
+        self.seconds_to_answer = 0.0
+        self._opened_at: float = reactor.seconds()
+        self.ready: Deferred[None] = Deferred()
+        self.closed: Deferred[None] = Deferred()
+        self.lost: str | None = None
+        self.reported = _Reported()
+        self._waiting = b""
+        self._pinged: Deferred[None] | None = None
+        self._received: Received | None = None
+        self._sending: Sending | None = None
+        self._all_right = True
+
+    # -- from the transport
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        self.transport.bufferSize = BLOCK
+        self.transport.write(GREETING.pack(VERSION, self.channel))
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._received is not None:
+            self._received.take(data)
+            return
+        self._waiting += data
+        if not self.ready.called:
+            self._answered()
+        if self._pinged is not None and len(self._waiting) >= PING_SIZE:
+            self._waiting = self._waiting[PING_SIZE:]
+            pinged, self._pinged = self._pinged, None
+            pinged.callback(None)
+        if self._sending is not None:
+            self._note_reports()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.lost is None:
+            self.lost = "it was ended" if reason.check(ConnectionDone) else "it was reset"
+        for waiting in (self.ready, self.closed):
+            if not waiting.called:
+                waiting.callback(None)
+        pinged, self._pinged = self._pinged, None
+        if pinged is not None:
+            pinged.errback(Failure(Unreached(f"the connection broke, {self.lost}: the logs of both gateways say why")))
+
+    def _answered(self) -> None:
+        if self._waiting[:1] != READY:
+            self.give_up("the other end does not speak this version of the probe: install the same version at both")
+            return
+        self._waiting = self._waiting[1:]
+        self.seconds_to_answer = self._reactor.seconds() - self._opened_at
+        self.ready.callback(None)
+
+    def _note_reports(self) -> None:
+        while len(self._waiting) >= REPORT.size:
+            right, count = REPORT.unpack_from(self._waiting)
+            self._waiting = self._waiting[REPORT.size :]
+            self._all_right = self._all_right and right
+            self.reported = _Reported(count, self._reactor.seconds())
+
+    # -- for the probe
+
+    @property
+    def count(self) -> int:
+        """Bytes of test data that came here."""
+        return self._received.count if self._received is not None else 0
+
+    @property
+    def moved(self) -> bool:
+        """Whether any test data has arrived, here or there."""
+        return bool(self.count or self.reported.count)
+
+    @property
+    def right(self) -> bool:
+        """Whether all that arrived, here and there, was what was sent."""
+        return self._all_right and (self._received is None or self._received.right)
+
+    def ping(self) -> Deferred[None]:
+        """A small message to the other end; fires when it is back."""
+        self._pinged = Deferred()
+        self.transport.write(PING.ljust(PING_SIZE, b"."))
+        return self._pinged
+
+    def start_receiving(self, pattern: Pattern) -> None:
+        self._received = Received(pattern, start_of(self.channel, to_producer=False))
+        self.transport.write(GIVE)
+
+    def start_sending(self, pattern: Pattern) -> None:
+        self.transport.write(TAKE)
+        self._sending = Sending(self.transport, pattern, start_of(self.channel, to_producer=True))
+
+    def stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.stop()
+
+    def finish(self) -> None:
+        """End this direction; the other end then ends the other one."""
+        if self.lost is None:
+            self.transport.loseWriteConnection()
+
+    def give_up(self, why: str) -> None:
+        """It is of no use."""
+        self.lost = why
+        self.abort()
+
+    def abort(self) -> None:
+        """Reset it. Idempotent."""
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a TCP connection inside this machine, which nobody else can have got hold of.
+
+    :raises OSError: if the system has no room for it.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as door:
+        ours = socket.create_connection(door.getsockname(), timeout=1.0)
+        door.settimeout(1.0)
+        while True:
+            other, peer = door.accept()
+            if peer == ours.getsockname():
+                break
+            other.close()
+    for sock in (ours, other):
+        sock.setblocking(False)
+    return ours, other
+
+
+def _mbit(count: int, seconds: float) -> float:
+    return count / MBIT / seconds if seconds > 0 else 0.0
+
+
+# -- what is in the way
+
+
+async def _look(reactor: Any, target: Address) -> str:
+    """Why there is no connection to another gateway, as far as a connection attempt of one's own shows it."""
+    knock = _Knock(reactor, target)
+    reactor.connectTCP(target.host, target.port, _KnockFactory(knock), timeout=LOOK_SECONDS)
+    return await knock.found
+
+
+class _Knock(Protocol):
+    """Connects and says nothing: what the other gateway does then tells how far one gets."""
+
+    transport: Any
+
+    def __init__(self, reactor: Any, target: Address) -> None:
+        self.found: Deferred[str] = Deferred()
+        self._reactor = reactor
+        self._target = target
+        self._let_in: Any = None
+
+    def connectionMade(self) -> None:
+        self._let_in = self._reactor.callLater(LET_IN_SECONDS, self._was_let_in)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._let_in.active():
+            self._let_in.cancel()
+            self._was_shut_out()
+
+    def failed(self, reason: Failure) -> None:
+        """There is no connection at all, or it was over before it was looked at."""
+        if isinstance(reason.value, ConnectError) and reason.value.osError == errno.ECONNRESET:
+            self._was_shut_out()
+            return
+        self._say(
+            f"from this gateway to {self._target}: {explain(reason)} The other facility has to open all `ports` of its "
+            "gateway to this one, and `advertise` in its [wan] has to be an address that reaches it"
+        )
+
+    def _was_shut_out(self) -> None:
+        self._say(
+            f"the gateway at {self._target} accepts a connection and closes it at once: its `wan_networks` have to "
+            f"contain {_source_towards(self._target)}, from which this gateway comes"
+        )
+
+    def _was_let_in(self) -> None:
+        self._say(
+            f"the gateway at {self._target} accepts a connection, but no TLS session comes of it: compare the clocks "
+            "of both gateways, look for a firewall that opens TLS, and see both logs"
+        )
+        self.transport.abortConnection()
+
+    def _say(self, what: str) -> None:
+        if not self.found.called:
+            self.found.callback(what)
+
+
+def _source_towards(target: Address) -> str:
+    """The address that this machine has for another one. No packet is sent."""
+    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((target.host, target.port))
+        except OSError:
+            return "this gateway"
+        return str(sock.getsockname()[0])
+
+
+class _KnockFactory(ClientFactory):
+    noisy = False
+
+    def __init__(self, knock: _Knock) -> None:
+        self._knock = knock
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        return self._knock
+
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        self._knock.failed(reason)

@@ -1,0 +1,46 @@
+"""Fixtures of the end-to-end tests: see `harness`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import World
+
+
+@pytest.fixture(scope="session")
+def linux() -> None:
+    """Gateways run on Linux, and so do these tests."""
+    if sys.platform != "linux":
+        pytest.skip("gateways run on Linux")
+
+
+@pytest.fixture(scope="module")
+def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two facilities with one gateway each, shared by the tests of a file."""
+    with World(tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.fixture
+def fresh_world(linux: None, tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """Makes a world for one test: ``fresh_world(lab={"gateways": 2})``."""
+    with ExitStack() as worlds:
+
+        def make(**options: Any) -> World:
+            folder = tmp_path / f"world-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            return worlds.enter_context(World(folder, **options))
+
+        yield make
+
+
+@pytest.fixture
+def nothing_left(world: World) -> Iterator[None]:
+    """What the test does leaves nothing behind in any daemon of the world."""
+    with world.unchanged():
+        yield

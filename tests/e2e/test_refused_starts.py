@@ -1,0 +1,239 @@
+"""Servers that do not start: one line says why, and the exit status is 2. Each has a control that does start."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scistream.security.pki import init_authority, issue
+
+TWISTD = str(Path(sys.executable).with_name("twistd"))
+PATIENCE = 30.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("facility") / "pki"
+    init_authority(folder, "Demo Light Source")
+    issue(folder, "server", "gateway", ["127.0.0.1"])
+    issue(folder, "controller", "s2cs")
+    return folder
+
+
+def s2ds(pki: Path) -> dict[str, str]:
+    """The settings of an S2DS that starts, as TOML."""
+    return {
+        "listen": f'"127.0.0.1:{free_port()}"',
+        "ports": '"24300-24303"',
+        "controller": '"scistream:controller:s2cs"',
+        "certificate": f'"{pki / "gateway.pem"}"',
+        "key": f'"{pki / "gateway.key"}"',
+        "authorities": f'["{pki / "ca.pem"}"]',
+    }
+
+
+def s2cs(pki: Path) -> dict[str, str]:
+    """The settings of an S2CS that starts, as TOML."""
+    files = f'certificate = "{pki / "s2cs.pem"}", key = "{pki / "s2cs.key"}", authorities = ["{pki / "ca.pem"}"]'
+    return {
+        "listen": f'"127.0.0.1:{free_port()}"',
+        "certificate": f'"{pki / "gateway.pem"}"',
+        "key": f'"{pki / "gateway.key"}"',
+        "authorities": f'["{pki / "ca.pem"}"]',
+        "controller": f"{{ {files} }}",
+        "gateways": f'[{{ name = "dtn1", address = "127.0.0.1:{free_port()}" }}]',
+    }
+
+
+KINDS = {"s2ds": s2ds, "s2cs": s2cs}
+
+
+def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
+    file = folder / f"{kind}.toml"
+    file.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    return file
+
+
+@contextlib.contextmanager
+def started(folder: Path, kind: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A server in the foreground; whatever happens, it is gone at the end."""
+    process = subprocess.Popen(
+        [TWISTD, "-n", "--pidfile=", kind, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def refusal(folder: Path, kind: str, *arguments: str) -> str:
+    """The one line on standard error of a server that does not start."""
+    with started(folder, kind, *arguments) as process:
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)] or [""]
+    return line
+
+
+def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
+    file = write(folder, kind, settings)
+    line = refusal(folder, kind, "--config", str(file))
+    assert line.startswith(f"{file}: ")
+    assert not list(folder.glob("*.sqlite*")), "it has left nothing behind"
+    return line.removeprefix(f"{file}: ")
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def serves(port: int) -> bool:
+    """Whether what listens there also answers, be it with a refusal."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+            sock.sendall(b"no TLS\n")
+            sock.recv(1)
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_control_starts_listens_and_ends_with_status_0_at_sigterm(tmp_path: Path, pki: Path, kind: str) -> None:
+    settings = KINDS[kind](pki)
+    port = int(settings["listen"].strip('"').rpartition(":")[2])
+    with started(tmp_path, kind, "--config", str(write(tmp_path, kind, settings))) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not serves(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=5)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["certificate", "key", "authorities", "controller"])
+def test_a_server_without_certificates_names_the_key_that_is_missing(
+    tmp_path: Path, pki: Path, kind: str, key: str
+) -> None:
+    settings = KINDS[kind](pki)
+    del settings[key]
+    line = refusal_of(tmp_path, kind, settings)
+    assert line.startswith(f"{key}: is needed")
+    assert "scistream pki" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["certificate", "key"])
+def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path, pki: Path, kind: str, key: str) -> None:
+    line = refusal_of(tmp_path, kind, {**KINDS[kind](pki), key: f'"{tmp_path / "nowhere.pem"}"'})
+    assert f"{tmp_path / 'nowhere.pem'} is not there" in line
+    assert f"`{key}`" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path, pki: Path, kind: str) -> None:
+    key = tmp_path / "open.key"
+    key.write_bytes((pki / "gateway.key").read_bytes())
+    key.chmod(0o644)
+    line = refusal_of(tmp_path, kind, {**KINDS[kind](pki), "key": f'"{key}"'})
+    assert f"chmod 600 {key}" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("listen", ["0.0.0.0:24399", "192.0.2.1:24399", "[::]:24399"])
+def test_plain_tcp_beyond_loopback_is_refused(tmp_path: Path, pki: Path, kind: str, listen: str) -> None:
+    settings = {**KINDS[kind](pki), "listen": f'"{listen}"', "insecure": "true"}
+    line = refusal_of(tmp_path, kind, settings)
+    assert f"{listen} is not on loopback" in line
+    assert not accepts(24399)
+
+
+def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: Path) -> None:
+    gateways = '[{ name = "dtn1", address = "192.0.2.1:5001" }]'
+    line = refusal_of(tmp_path, "s2cs", {**s2cs(pki), "gateways": gateways, "insecure": "true"})
+    assert "192.0.2.1:5001 is not on loopback" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "named"),
+    [
+        ("s2ds", "capcity", '"1Gbit"', ["capcity: no such key", "allowed are app_networks", "capacity", "wan_timeout"]),
+        ("s2cs", "hello", '"1h"', ["hello: no such key", "allowed are authorities", "hello_timeout"]),
+        ("s2ds", "lan", '{ bnd = "127.0.0.1" }', ["lan.bnd: no such key", "allowed are advertise, bind"]),
+        ("s2ds", "capacity", '"fast"', ["capacity:", "'fast'", "10Gbit"]),
+        ("s2ds", "capacity", "10", ["capacity:", "str"]),
+        ("s2ds", "ports", '"5200-5100"', ["ports:", "'5200-5100'"]),
+        ("s2ds", "app_networks", '["192.0.2.0/33"]', ["app_networks:", "'192.0.2.0/33'"]),
+        ("s2ds", "wan", '{ bind = "0.0.0.0" }', ["wan.advertise: needed"]),
+        ("s2ds", "lan", '{ bind = "dtn1.example" }', ["lan.bind:", "'dtn1.example'"]),
+        ("s2cs", "listen", '"127.0.0.1"', ["listen:", "'127.0.0.1'", "HOST:PORT"]),
+        ("s2cs", "gateways", "[]", ["gateways:", "at least one"]),
+        ("s2cs", "gateways", '[{ name = "dtn1" }]', ["gateways", "address: is missing"]),
+        ("s2cs", "expires", '"soon"', ["expires:", "'soon'"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(
+    tmp_path: Path, pki: Path, kind: str, key: str, value: str, named: list[str]
+) -> None:
+    line = refusal_of(tmp_path, kind, {**KINDS[kind](pki), key: value})
+    for part in named:
+        assert part in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_cannot_be_read_or_is_not_named_is_refused(tmp_path: Path, kind: str) -> None:
+    assert refusal(tmp_path, kind, "--config", "none.toml") == "none.toml: cannot be read: No such file or directory"
+    assert "--config FILE" in refusal(tmp_path, kind)
+    (tmp_path / "half.toml").write_text("listen = ")
+    assert refusal(tmp_path, kind, "--config", "half.toml").startswith("half.toml: is not TOML")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_port_that_is_taken_is_named(tmp_path: Path, pki: Path, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        file = write(tmp_path, kind, {**KINDS[kind](pki), "listen": f'"127.0.0.1:{port}"'})
+        line = refusal(tmp_path, kind, "--config", str(file))
+    assert line.startswith(f"{file}: ")
+    assert f"127.0.0.1:{port}" in line
+
+
+def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path, pki: Path) -> None:
+    import sqlite3
+
+    store = tmp_path / "s2cs.sqlite"
+    with contextlib.closing(sqlite3.connect(store)) as db:
+        db.execute("PRAGMA user_version = 99")
+    line = refusal(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", s2cs(pki))))
+    assert f"the store {store} has schema version 99" in line

@@ -1,0 +1,83 @@
+"""The package as it is handed out: built as a wheel, installed into an environment of its own, used from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import World, accept, address_of, listen, noise, receive, sha256
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PARTS = ("scistream", "twisted", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE")
+PIP = ("--disable-pip-version-check", "--no-input", "--quiet")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """A program's standard output. It does not see how this test came by its modules."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=alone, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands of a new environment that has the wheel and what it needs, no more."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a build leaves files beside what it reads
+    source.mkdir()
+    for part in PARTS:
+        if (REPOSITORY / part).is_dir():
+            shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__", "*.cache"))
+        else:
+            shutil.copy(REPOSITORY / part, source)
+    run(sys.executable, "-m", "pip", "wheel", *PIP, "--no-deps", "--wheel-dir", folder, source, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    programs = folder / "venv" / "bin"
+    run(programs / "python", "-m", "pip", "install", *PIP, wheel, cwd=folder)
+    shutil.rmtree(source)
+    return programs
+
+
+def test_twistd_lists_both_servers_wherever_it_is_run(installed: Path, tmp_path: Path) -> None:
+    listed = [line.split() for line in run(installed / "twistd", "--help", cwd=tmp_path).splitlines()]
+    names = {words[0] for words in listed if words}
+    assert {"s2cs", "s2ds"} <= names
+    for name in ("s2cs", "s2ds"):
+        assert "--config" in run(installed / "twistd", name, "--help", cwd=tmp_path)
+
+
+def test_every_command_is_there_and_knows_its_version(installed: Path, tmp_path: Path) -> None:
+    version = run(installed / "python", "-c", "import scistream; print(scistream.__version__)", cwd=tmp_path).strip()
+    for name in ("s2uc", "appctrl", "scistream"):
+        assert run(installed / name, "--version", cwd=tmp_path) == f"{name}, version {version}\n"
+
+
+def test_a_stream_between_two_facilities_runs_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import scistream; print(scistream.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(installed.parent)
+    frames = noise(1_000_000)
+    with (
+        World(tmp_path, programs=installed) as world,
+        listen() as detector,
+        world.stream([address_of(detector)], rate="1Gbit") as stream,
+        stream.connect() as analysis,
+    ):
+        with accept(detector) as camera:
+            camera.sendall(frames)
+        assert sha256(receive(analysis)) == sha256(frames)
+
+
+def test_the_wheel_brings_types_the_licence_and_no_tests(installed: Path) -> None:
+    (packages,) = (installed.parent / "lib").glob("python*/site-packages")
+    assert (packages / "scistream" / "py.typed").exists()
+    (described,) = packages.glob("scistream-*.dist-info")
+    files = [line.partition(",")[0] for line in (described / "RECORD").read_text().splitlines()]
+    assert any(name.endswith("/LICENSE") for name in files)
+    assert "twisted/plugins/scistream_services.py" in files
+    assert not [name for name in files if "tests/" in name or name == "twisted/plugins/__init__.py"]

@@ -1,0 +1,333 @@
+"""A network in memory: a reactor whose connections, ports and processes are objects, and whose time is a clock.
+
+Every connection is between a `connectTCP` and a `listenTCP` of the same `MemoryNetwork`. Bytes take
+`LATENCY` seconds of the clock to arrive. Tests let time pass with `run` and `until`, which stop at
+every event on the way, and make trouble with `sever`, `mute` and `lose`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import (
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+    ProcessDone,
+    ProcessTerminated,
+)
+from twisted.internet.interfaces import IConnector, IListeningPort, ITransport
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from scistream.s2ds.ports import Ports
+
+LATENCY = 0.001
+HOST = "127.0.0.1"
+
+
+class MemoryNetwork(MemoryReactorClock):
+    """The reactor of all parties of a test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doors: dict[int, Any] = {}
+        self.links: list[Link] = []
+        self.programs: list[Program] = []
+        self.lose: Callable[[bytes], bool] = lambda line: False
+        """Tells which lines never arrive."""
+        self._muted: set[int] = set()
+        self._numbers = itertools.count(40000)
+
+    # -- time
+
+    def run(self, seconds: float) -> None:
+        """Let this much time pass, from event to event."""
+        end = self.seconds() + seconds
+        while (upcoming := self._next()) is not None and upcoming <= end:
+            self.advance(upcoming - self.seconds())
+        self.advance(max(0.0, end - self.seconds()))
+
+    def until(self, condition: Callable[[], bool], within: float = 5.0) -> None:
+        """Let time pass until it is so, which must happen `within` seconds."""
+        end = self.seconds() + within
+        while not condition():
+            upcoming = self._next()
+            assert upcoming is not None, "it is not so, and nothing will ever happen"
+            assert upcoming <= end, f"it is not so within {within} s"
+            self.advance(upcoming - self.seconds())
+
+    def _next(self) -> float | None:
+        return min((max(call.getTime(), self.seconds()) for call in self.getDelayedCalls()), default=None)
+
+    # -- trouble
+
+    def sever(self, port: int) -> int:
+        """Break all links to a door; both ends see it. How many there were."""
+        broken = [link for link in self.links if link.port == port]
+        for link in broken:
+            link.broken()
+        return len(broken)
+
+    def mute(self, port: int) -> None:
+        """From now on nothing that is sent to this door arrives, and nobody is told."""
+        self._muted.add(port)
+
+    def unmute(self, port: int) -> None:
+        """The end of `mute`; what was sent meanwhile is lost."""
+        self._muted.discard(port)
+
+    def close_door(self, port: int) -> Any:
+        """Connections to this port are refused until `doors` has it again; gives what listened there."""
+        return self.doors.pop(port)
+
+    def arrives(self, link: Link, data: bytes, to_server: bool) -> bytes:
+        """What is left of these bytes on their way."""
+        if to_server and link.port in self._muted:
+            return b""
+        return b"".join(line for line in data.splitlines(keepends=True) if not self.lose(line))
+
+    # -- the reactor
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """IReactorTCP."""
+        assert port not in self.doors, f"two listen on {port}"
+        self.doors[port] = factory
+        return _Door(self, port)
+
+    def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:
+        """IReactorTCP."""
+        connector = _Connector(IPv4Address("TCP", host, port))
+        factory.doStart()
+        factory.startedConnecting(connector)
+        connector.pending = self.callLater(LATENCY, self._connect, connector, port, factory)
+        return connector
+
+    def _connect(self, connector: _Connector, port: int, factory: Any) -> None:
+        door = self.doors.get(port)
+        if door is None:
+            factory.clientConnectionFailed(connector, Failure(ConnectionRefusedError("nobody listens there")))
+            return
+        near, far = IPv4Address("TCP", HOST, next(self._numbers)), IPv4Address("TCP", HOST, port)
+        link = Link(self, port)
+        link.client = End(link, near, far, factory.buildProtocol(far))
+        link.server = End(link, far, near, door.buildProtocol(near))
+        self.links.append(link)
+        link.server.protocol.makeConnection(link.server)
+        link.client.protocol.makeConnection(link.client)
+
+    def spawnProcess(self, protocol: Any, executable: Any, args: Any = (), env: Any = None, **_: Any) -> Any:
+        """IReactorProcess: the program exists in `programs` and does nothing."""
+        program = Program(protocol, list(args), dict(env or {}), 1000 + len(self.programs))
+        self.programs.append(program)
+        protocol.makeConnection(program)
+        return program
+
+
+@implementer(IListeningPort)
+class _Door:
+    def __init__(self, network: MemoryNetwork, port: int) -> None:
+        self._network = network
+        self._port = port
+
+    def startListening(self) -> None:
+        """It does."""
+
+    def stopListening(self) -> None:
+        """IListeningPort."""
+        self._network.doors.pop(self._port, None)
+
+    def getHost(self) -> IPv4Address:
+        """IListeningPort."""
+        return IPv4Address("TCP", HOST, self._port)
+
+
+@implementer(IConnector)
+class _Connector:
+    pending: Any = None
+
+    def __init__(self, address: IPv4Address) -> None:
+        self._address = address
+
+    def stopConnecting(self) -> None:
+        """IConnector."""
+        if self.pending.active():
+            self.pending.cancel()
+
+    def disconnect(self) -> None:
+        """IConnector."""
+
+    def connect(self) -> None:
+        """IConnector."""
+
+    def getDestination(self) -> IPv4Address:
+        """IConnector."""
+        return self._address
+
+
+class Link:
+    """One connection, both ends of it."""
+
+    client: End
+    server: End
+
+    def __init__(self, network: MemoryNetwork, port: int) -> None:
+        self.network = network
+        self.port = port
+
+    def other(self, end: End) -> End:
+        """The end that this one talks to."""
+        return self.server if end is self.client else self.client
+
+    def broken(self) -> None:
+        """Both ends lose it at once."""
+        for end in (self.server, self.client):
+            end.gone(ConnectionLost("the network was broken"))
+
+    def forget(self) -> None:
+        """An end has lost it."""
+        if self in self.network.links:
+            self.network.links.remove(self)
+
+
+@implementer(ITransport)
+class End:
+    """The transport of one end."""
+
+    disconnecting = False
+
+    def __init__(self, link: Link, host: IPv4Address, peer: IPv4Address, protocol: Any) -> None:
+        self.protocol = protocol
+        self._link = link
+        self._host = host
+        self._peer = peer
+        self._open = True
+
+    def write(self, data: bytes) -> None:
+        """ITransport."""
+        if self._open and not self.disconnecting:
+            other = self._link.other(self)
+            self._link.network.callLater(LATENCY, other.received, data)
+
+    def writeSequence(self, data: Any) -> None:
+        """ITransport."""
+        self.write(b"".join(data))
+
+    def received(self, data: bytes) -> None:
+        """Bytes have come from the other end."""
+        data = self._link.network.arrives(self._link, data, self is self._link.server)
+        if self._open and data:
+            self.protocol.dataReceived(data)
+
+    def loseConnection(self) -> None:
+        """ITransport: what was written before still arrives."""
+        if not self.disconnecting:
+            self.disconnecting = True
+            other = self._link.other(self)
+            self._link.network.callLater(LATENCY, other.gone, ConnectionDone())
+            self._link.network.callLater(LATENCY, self.gone, ConnectionDone())
+
+    def abortConnection(self) -> None:
+        """ITCPTransport."""
+        other = self._link.other(self)
+        self._link.network.callLater(LATENCY, other.gone, ConnectionLost("reset by the other end"))
+        self._link.network.callLater(0, self.gone, ConnectionLost("aborted"))
+
+    def gone(self, why: Exception) -> None:
+        """The connection is no more."""
+        if self._open:
+            self._open = False
+            self._link.forget()
+            self.protocol.connectionLost(Failure(why))
+
+    def getPeer(self) -> IPv4Address:
+        """ITransport."""
+        return self._peer
+
+    def getHost(self) -> IPv4Address:
+        """ITransport."""
+        return self._host
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """IConsumer: a memory never fills."""
+
+    def unregisterProducer(self) -> None:
+        """IConsumer."""
+
+    def pauseProducing(self) -> None:
+        """IPushProducer."""
+
+    def resumeProducing(self) -> None:
+        """IPushProducer."""
+
+
+class Program:
+    """A process that an application controller has started."""
+
+    def __init__(self, protocol: Any, args: list[str], env: dict[str, str], pid: int) -> None:
+        self.args = args
+        self.env = env
+        self.pid: int | None = pid
+        self._protocol = protocol
+
+    def end(self, status: int = 0) -> None:
+        """It exits."""
+        self.pid = None
+        self._protocol.processEnded(Failure(ProcessTerminated(status) if status else ProcessDone(0)))
+
+    def signalProcess(self, name: str) -> None:
+        """IProcessTransport: any signal ends it."""
+        self.pid = None
+        self._protocol.processEnded(Failure(ProcessTerminated(None, signal=15)))
+
+
+class MemoryPorts(Ports):
+    """Ports without sockets: the bookkeeping is the real one. Other programs have those in `taken`."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(first, last)
+        self.taken: set[int] = set()
+
+    def _bind(self, host: str, count: int, bound: dict[int, Any], *, reuse: bool) -> None:
+        for port in self._idle:
+            if len(bound) < count and port not in self.taken:
+                bound[port] = MemorySocket(host, port)
+
+
+class MemorySocket:
+    """As much of a socket as a `Listener` needs."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._name = (host, port)
+        self.listens = False
+        self.closed = False
+
+    def getsockname(self) -> tuple[str, int]:
+        """As a socket's."""
+        return self._name
+
+    def setsockopt(self, *_: Any) -> None:
+        """As a socket's."""
+
+    def listen(self, _backlog: int) -> None:
+        """As a socket's."""
+        assert not self.closed
+        self.listens = True
+
+    def fileno(self) -> int:
+        """As a socket's."""
+        return -1 if self.closed else self._name[1]
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        """Nobody ever connects."""
+        raise BlockingIOError
+
+    def close(self) -> None:
+        """As a socket's."""
+        self.closed = True
+        self.listens = False

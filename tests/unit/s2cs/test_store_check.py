@@ -1,0 +1,319 @@
+"""`scistream store check`: what it says of sound and of damaged stores, and that it changes none."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from scistream.cli import main
+from scistream.s2cs.check import check_store
+from scistream.s2cs.command import in_words
+from scistream.s2cs.record import Record
+from scistream.s2cs.streams import SCHEMA_VERSION, STEPS, Step, Store, StoreProblem
+from scistream.wire.messages import CONS, PROD, Req, Role
+
+NOW = 1_000_000.0
+KILLS = 20
+
+
+def uid_of(number: int) -> str:
+    return f"{number:08x}-1234-4234-8234-123456789abc"
+
+
+def record(number: int = 0, role: Role = PROD, state: str = "Streaming", expires_at: float = NOW + 3 * 3600) -> Record:
+    uid = uid_of(number)
+    request = Req(uid=uid, role=role, seq=1, num_conn=1, rate=10.0, app_key_hash="0" * 64)
+    return Record(
+        uid=uid,
+        role=role,
+        owner="ada",
+        state=state,
+        request=request,
+        plan={"dtn1": [0]},
+        listeners={0: "127.0.0.1:5100"},
+        life=60.0,
+        expires_at=expires_at,
+        released_at=NOW if state == "Released" else 0.0,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "s2cs.sqlite"
+
+
+def filled(file: Path, *records: Record) -> None:
+    store = Store(file)
+    for one in records:
+        store.save(one)
+    store.close()
+
+
+@contextlib.contextmanager
+def tampered(file: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        yield db
+        db.commit()
+
+
+def check(file: Path, status: int) -> str:
+    """What the command says; nothing beside the store is made or changed, nor the store itself."""
+    before = contents(file.parent)
+    ran = CliRunner().invoke(main, ["store", "check", str(file)])
+    assert ran.exit_code == status, ran.output
+    assert contents(file.parent) == before
+    return ran.output
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """But for the file through which processes share what they know of the log, which is no part of the store."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if not path.name.endswith("-shm") and path.is_file()
+    }
+
+
+# -- sound stores
+
+
+def test_a_sound_store_is_told_with_its_live_streams_by_state(file: Path) -> None:
+    filled(
+        file,
+        record(1, state="Streaming"),
+        record(2, state="Listening"),
+        record(2, CONS, state="Streaming"),
+        record(3, state="Released"),
+    )
+    assert in_words(file, check_store(file), NOW) == [
+        f"{file}: schema version 1, 4 records",
+        "live streams: 3 (1 Listening, 2 Streaming)",
+        f"  Listening  PROD {uid_of(2)} of ada, expires in 3 hours",
+        f"  Streaming  PROD {uid_of(1)} of ada, expires in 3 hours",
+        f"  Streaming  CONS {uid_of(2)} of ada, expires in 3 hours",
+        "released streams, remembered for a day: 1",
+        "the store is sound: SQLite finds no damage, and each record can be read and agrees with its row",
+    ]
+    assert "the store is sound" in check(file, 0)
+
+
+def test_live_streams_that_have_expired_are_pointed_out_and_no_problem(file: Path) -> None:
+    late = record(1, state="Ready", expires_at=NOW - 600)
+    waiting = record(2, state="Releasing", expires_at=NOW - 7200)
+    filled(file, late, waiting)
+    lines = in_words(file, check_store(file), NOW)
+    assert lines[2].endswith("of ada, EXPIRED 10 minutes ago: its S2CS releases it as soon as it runs")
+    assert lines[3].endswith("of ada, expired 2 hours ago: it waits for dtn1 to confirm the release")
+    assert "EXPIRED" in check(file, 0)
+
+
+def test_an_empty_store_is_sound(file: Path) -> None:
+    filled(file)
+    assert "0 records" in check(file, 0)
+
+
+def test_a_file_that_the_s2cs_has_only_just_made_is_sound(file: Path) -> None:
+    file.touch()
+    assert f"schema version 0, brought to {SCHEMA_VERSION} when its S2CS starts" in check(file, 0)
+
+
+def test_a_store_is_looked_at_while_its_s2cs_runs_and_writes(file: Path) -> None:
+    store = Store(file)
+    store.save(record(1))
+    assert "live streams: 1 (1 Streaming)" in check(file, 0)
+    store.save(record(2))
+    assert "live streams: 2 (2 Streaming)" in check(file, 0)
+    store.save(record(1, state="Released"))
+    store.close()
+    assert "live streams: 1 (1 Streaming)" in check(file, 0)
+
+
+# -- problems
+
+
+def test_a_record_that_cannot_be_read_is_named_and_the_others_are_looked_at_all_the_same(file: Path) -> None:
+    filled(file, record(1), record(2), record(3))
+    with tampered(file) as db:
+        db.execute("UPDATE stream SET record = '{\"half' WHERE uid = ?", (uid_of(2),))
+    said = check(file, 1)
+    assert f"PROBLEM: stream {uid_of(2)} (PROD): its record cannot be read" in said
+    assert "live streams: 2 (2 Streaming)" in said
+    assert said.count("What to do") == 1
+    assert "DELETE FROM stream" in said
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("owner", "eve"), ("state", "Released"), ("released_at", 5.0), ("role", "CONS")]
+)
+def test_a_row_that_does_not_agree_with_its_record_is_named_with_both(file: Path, column: str, value: object) -> None:
+    filled(file, record(1))
+    with tampered(file) as db:
+        db.execute(f"UPDATE stream SET {column} = ?", (value,))
+    said = check(file, 1)
+    assert f"its row has {column} {value!r}, and its record {getattr(record(1), column)!r}" in said
+
+
+def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
+    strange, empty, half = record(1, state="Idle"), record(2), record(3)
+    empty.request = None
+    half.listeners = {}
+    filled(file, strange, empty, half, record(4))
+    said = check(file, 1)
+    assert f"{uid_of(1)} (PROD): its state 'Idle' is none that a stream can have" in said
+    assert f"{uid_of(2)} (PROD): it is Streaming, and its record does not say what was asked for" in said
+    assert f"{uid_of(3)} (PROD): it is Streaming with 0 listeners for 1 channels" in said
+    assert said.count("PROBLEM") == 3
+
+
+def test_damage_to_the_file_is_found(file: Path) -> None:
+    filled(file, *[record(number) for number in range(200)])
+    data = bytearray(file.read_bytes())
+    last = len(data) - 4096
+    data[last + 100 : last + 3000] = bytes(2900)
+    file.write_bytes(data)
+    ran = CliRunner().invoke(main, ["store", "check", str(file)])
+    assert ran.exit_code in (1, 2)
+    assert "What to do" in ran.output or "cannot be read" in ran.output
+
+
+def test_a_store_of_a_newer_software_is_a_problem_and_its_records_are_left_alone(file: Path) -> None:
+    filled(file, record(1))
+    with tampered(file) as db:
+        db.execute("PRAGMA user_version = 9")
+    said = check(file, 1)
+    assert f"its schema version is 9, and this software knows {SCHEMA_VERSION}" in said
+    assert "What to do: Use the software that wrote it, or a newer one." in said
+
+
+def test_a_database_of_something_else_is_a_problem(file: Path) -> None:
+    with tampered(file) as db:
+        db.execute("CREATE TABLE songs (title TEXT)")
+    assert "no S2CS made it" in check(file, 1)
+
+
+def test_a_file_that_is_no_database_is_not_there_or_is_a_folder_cannot_be_read(file: Path) -> None:
+    assert f"{file} cannot be read: No such file or directory" in check(file, 2)
+    assert "cannot be read: Is a directory" in check(file.parent, 2)
+    file.write_text("these are not the records of a control server\n" * 100)
+    assert "file is not a database" in check(file, 2)
+
+
+# -- versions of the schema
+
+
+def more(db: sqlite3.Connection) -> None:
+    """A step that a later version may bring."""
+    db.execute("ALTER TABLE stream ADD COLUMN site TEXT NOT NULL DEFAULT 'here'")
+
+
+def fails(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE half (done TEXT)")
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+def version_of(file: Path) -> int:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_an_older_store_is_brought_up_to_date_step_by_step_with_its_records(file: Path) -> None:
+    filled(file, record(1), record(2))
+    taken = []
+
+    def step(number: int) -> Step:
+        def take(db: sqlite3.Connection) -> None:
+            taken.append((number, db.in_transaction, db.execute("PRAGMA user_version").fetchone()[0]))
+
+        return take
+
+    Store(file, [*STEPS, more, step(3), step(4)]).close()
+    assert taken == [(3, True, 2), (4, True, 3)]
+    assert version_of(file) == 4
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        assert db.execute("SELECT uid, site FROM stream ORDER BY uid").fetchall() == [
+            (uid_of(1), "here"),
+            (uid_of(2), "here"),
+        ]
+    with pytest.raises(StoreProblem, match="schema version 4, and this software knows 1"):
+        Store(file)
+    assert version_of(file) == 4
+
+
+def test_an_upgrade_that_fails_in_the_middle_leaves_the_store_as_it_was(file: Path) -> None:
+    filled(file, record(1))
+    with pytest.raises(StoreProblem, match="disk I/O error"):
+        Store(file, [*STEPS, more, fails])
+    assert version_of(file) == 1
+    assert "the store is sound" in check(file, 0)
+    store = Store(file)
+    assert store.load() == [record(1)]
+    store.close()
+
+
+def test_a_new_store_is_made_by_all_steps_from_nothing(file: Path) -> None:
+    Store(file, [*STEPS, more]).close()
+    assert version_of(file) == 2
+
+
+def test_a_database_of_something_else_is_not_made_a_store(file: Path) -> None:
+    with tampered(file) as db:
+        db.execute("CREATE TABLE songs (title TEXT)")
+    before = contents(file.parent)
+    with pytest.raises(StoreProblem, match="it is a database of something else"):
+        Store(file)
+    assert version_of(file) == 0
+    assert set(contents(file.parent)) == set(before)
+
+
+# -- kill -9
+
+WRITER = """
+import random, sys
+from pathlib import Path
+from scistream.s2cs.record import Record
+from scistream.s2cs.streams import Store
+store = Store(Path(sys.argv[1]))
+print("open", flush=True)
+chance = random.Random(int(sys.argv[2]))
+while True:
+    uid, role = f"{chance.randrange(40):08x}-1234-4234-8234-123456789abc", chance.choice(["PROD", "CONS"])
+    csr = {"dtn1": "x" * chance.choice([10, 400, 4000, 40000])}
+    store.save(Record(uid=uid, role=role, owner="ada", state="Released", csr=csr))
+    if chance.random() < 0.2:
+        store.forget((uid, chance.choice(["PROD", "CONS"])))
+"""
+
+
+def test_a_writer_that_is_killed_at_any_instant_leaves_a_store_that_opens_and_is_sound(file: Path) -> None:
+    chance = random.Random(20)
+    for number in range(KILLS):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(file), str(number)], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert writer.stdout is not None
+            if number % 4:  # every fourth is killed around its start
+                assert writer.stdout.readline() == "open\n"
+            time.sleep(chance.uniform(0, 0.15) if number % 4 else chance.uniform(0.2, 0.6))
+        finally:
+            writer.kill()
+            writer.communicate()
+        if file.exists():
+            check(file, 0)
+            store = Store(file)
+            known = store.load()
+            store.save(record(99))
+            store.forget(record(99).key)
+            assert store.load() == known
+            store.close()
+    assert known, "it has written something"

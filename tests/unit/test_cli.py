@@ -1,0 +1,384 @@
+"""The command lines where no server is needed: what they say to a person, and with which status they end."""
+
+import json
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import scistream.app.cli
+import scistream.cli
+import scistream.s2uc.cli
+from scistream.config import ConfigProblem
+from scistream.s2uc.memory import Memory, Remembered
+from scistream.wire.address import Address
+from scistream.wire.join import Join, new_app_key
+from scistream.wire.messages import CONS
+
+COMMANDS = {
+    "s2uc": scistream.s2uc.cli.main,
+    "appctrl": scistream.app.cli.main,
+    "scistream": scistream.cli.main,
+}
+JOIN = Join(str(uuid4()), new_app_key(), Address("127.0.0.1", 5000), CONS, None)
+
+
+def every_command() -> Iterator[tuple[str, click.Command]]:
+    def below(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        yield path, command
+        if isinstance(command, click.Group):
+            for name, sub in command.commands.items():
+                yield from below(f"{path} {name}", sub)
+
+    for name, command in COMMANDS.items():
+        yield from below(name, command)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this user's own; and no log observer that outlives a test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("SCISTREAM_JOIN", raising=False)
+    for module in (scistream.s2uc.cli, scistream.app.cli):
+        monkeypatch.setattr(module, "start_logging", lambda verbose: None)
+
+
+def say(command_line: str, *more: str, given: str = "") -> Result:
+    """Run a command line in this process; only for those that end before the reactor is needed."""
+    name, *arguments = command_line.split()
+    return CliRunner().invoke(COMMANDS[name], [*arguments, *more], input=given, prog_name=name)
+
+
+def run(command_line: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    name, *arguments = command_line.split()
+    module = COMMANDS[name].callback.__module__  # type: ignore[union-attr]
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments, *more],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# -- help
+
+
+@pytest.mark.parametrize("path", [path for path, _ in every_command()])
+def test_help_says_what_a_command_is_for(path: str) -> None:
+    asked = say(path, "--help")
+    assert asked.exit_code == 0
+    assert asked.output.startswith(f"Usage: {path} ")
+    assert len(asked.output.splitlines()) > 5
+
+
+def test_every_option_has_a_help_text() -> None:
+    silent = [
+        f"{path} {option.opts[0]}"
+        for path, command in every_command()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
+    assert silent == []
+
+
+def test_the_help_of_request_shows_an_example_and_the_defaults() -> None:
+    assert "s2uc request --prod anl.example:5000" in say("s2uc --help").output
+    shown = " ".join(say("s2uc request --help").output.split())
+    for part in ("default: (1Gbit)", "default: (24h)", "--join-dir", "Ctrl-C releases both sides"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version_is_shown(name: str) -> None:
+    assert say(name, "--version").output == f"{name}, version {scistream.__version__}\n"
+
+
+def test_s2uc_without_a_command_shows_its_help_and_ends_with_status_2() -> None:
+    alone = say("s2uc")
+    assert alone.exit_code == 2
+    assert "Commands:" in alone.output
+
+
+# -- wrong values
+
+
+REQUEST = "s2uc request --insecure --prod 127.0.0.1:1 --cons 127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "named"),
+    [
+        ("s2uc request --prod anl.example --cons b.example:1", ["--prod", "'anl.example'", "HOST:PORT"]),
+        ("s2uc request --prod a.example:1 --cons b.example:99999", ["--cons", "'99999'", "1 to 65535"]),
+        ("s2uc request --prod a.example:1 --cons ::1:5000", ["--cons", "brackets"]),
+        ("s2uc request --prod a.example:1", ["--cons", "Missing"]),
+        (f"{REQUEST} --num-conn 0", ["--num-conn", "0", "1<=x<=1024"]),
+        (f"{REQUEST} --num-conn 1025", ["--num-conn", "1025", "1<=x<=1024"]),
+        (f"{REQUEST} --rate fast", ["--rate", "'fast'", "10Gbit"]),
+        (f"{REQUEST} --rate 0", ["--rate", "'0'", "above 0"]),
+        (f"{REQUEST} --rate -5Gbit", ["--rate", "'-5Gbit'"]),
+        (f"{REQUEST} --rate 11Tbit", ["--rate", "'11Tbit'", "at most 10 Tbit/s"]),
+        (f"{REQUEST} --expires soon", ["--expires", "'soon'", "8h"]),
+        (f"{REQUEST} --expires 400d", ["--expires", "'400d'", "366d"]),
+        (f"{REQUEST} --timeout never", ["--timeout", "'never'"]),
+        (f"{REQUEST} --uid 1234", ["--uid", "'1234'"]),
+        (f"{REQUEST} --speed 5", ["--speed"]),
+        ("s2uc wait 1234 --timeout -1s", ["--timeout", "'-1s'"]),
+        ("s2uc release", ["UID"]),
+        ("s2uc stop", ["'stop'"]),
+        ("appctrl prod", ["--listen"]),
+        ("appctrl prod --listen 7000", ["--listen", "'7000'", "HOST:PORT"]),
+        ("appctrl prod --listen 127.0.0.1:0", ["--listen", "'0'"]),
+        ("appctrl consumer", ["'consumer'"]),
+        ("scistream pki issue somewhere client ada@lab.example", ["'client'", "'server', 'controller', 'user'"]),
+    ],
+)
+def test_a_wrong_value_is_named_and_the_status_is_2(command_line: str, named: list[str]) -> None:
+    refused = say(command_line)
+    assert refused.exit_code == 2
+    for part in named:
+        assert part in refused.output
+    assert "Traceback" not in refused.output
+
+
+def test_without_certificates_s2uc_says_where_they_are_to_be_named(tmp_path: Path) -> None:
+    refused = run("s2uc request --prod a.example:1 --cons b.example:1")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    for part in (str(tmp_path / "config" / "scistream" / "s2uc.toml"), "--certificate", "--key", "--authority"):
+        assert part in line
+    assert refused.stdout == ""
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
+    files = [f"--{what}={tmp_path / 'nowhere.pem'}" for what in ("certificate", "key", "authority")]
+    refused = run("s2uc request --prod a.example:1 --cons b.example:1", *files)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert str(tmp_path / "nowhere.pem") in line
+
+
+def test_a_wrong_key_in_the_user_s_configuration_names_the_file_and_the_keys_that_are_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "s2uc.toml"
+    file.write_text('certifcate = "ada.pem"\n')
+    refused = run("s2uc status", "--config", str(file))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    for part in (str(file), "certifcate: no such key", "authorities, certificate, insecure, key"):
+        assert part in line
+
+
+def test_a_uid_that_is_not_remembered_is_named_with_the_file(tmp_path: Path) -> None:
+    refused = run("s2uc release 1234 --insecure")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "'1234'" in line
+    assert str(tmp_path / "state") in line
+
+
+# -- request files
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "truncated"),
+        ("[]", "object"),
+        ('{"cmd": "GO"}', "cmd"),
+        ('{"cmd": "REQ", "cons": "b.example:1"}', "prod"),
+        ('{"cmd": "REQ", "prod": "a.example", "cons": "b.example:1"}', "field prod: 'a.example'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example"}', "field cons: 'b.example'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": "5"}', "num_conn"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": 1025}', "num_conn"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "fast"}', "field rate: 'fast'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": -1}', "field rate: '-1.0'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "expires": "soon"}', "field expires: 'soon'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "uid": "nix"}', "field uid: 'nix'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "speed": 1}', "`speed`"),
+        ('{"cmd": "REL"}', "`uid`"),
+    ],
+)
+def test_a_wrong_request_file_is_named_with_the_field(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(text)
+    refused = say("s2uc --insecure", "--req-file", str(file))
+    assert refused.exit_code == 2
+    (line,) = refused.output.splitlines()
+    assert line.startswith(f"error: {file}: ")
+    assert named in line
+
+
+def test_a_request_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    refused = say("s2uc --insecure", "--req-file", str(tmp_path / "none.json"))
+    assert refused.exit_code == 2
+    assert refused.output == f"error: {tmp_path / 'none.json'}: cannot be read: No such file or directory\n"
+
+
+def test_a_request_file_goes_with_no_further_command(tmp_path: Path) -> None:
+    refused = say("s2uc", "--req-file", str(tmp_path / "none.json"), "list")
+    assert refused.exit_code == 2
+    assert "--req-file" in refused.output
+
+
+# -- join strings
+
+
+def test_a_join_string_is_no_argument_of_any_command() -> None:
+    options = {name for path, one in every_command() if "appctrl" in path for par in one.params for name in par.opts}
+    assert options == {"--help", "-h", "--version", "--verbose", "-v", "--listen", "--join-file", "command"} & options
+    refused = say("appctrl cons", f"--join={JOIN}")
+    assert refused.exit_code == 2
+    assert "--join-file" in refused.output
+
+
+def test_a_join_string_in_place_of_the_program_is_not_taken_and_not_repeated() -> None:
+    refused = say("appctrl cons", str(JOIN))
+    assert refused.exit_code == 2
+    assert "SCISTREAM_JOIN" in refused.output
+    assert JOIN.app_key not in refused.output
+
+
+def test_without_a_join_string_appctrl_says_where_it_takes_it_from() -> None:
+    refused = say("appctrl cons")
+    assert refused.exit_code == 2
+    assert refused.output == "error: no join string: set SCISTREAM_JOIN to the line that `s2uc request` printed\n"
+
+
+@pytest.mark.parametrize("source", ["environment", "file", "standard input"])
+def test_a_broken_join_string_is_refused_without_being_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    broken = str(JOIN).replace("/cons", "/both")
+    arguments: list[str] = []
+    if source == "environment":
+        monkeypatch.setenv("SCISTREAM_JOIN", broken)
+    elif source == "file":
+        (tmp_path / "join").write_text(broken)
+        arguments = ["--join-file", str(tmp_path / "join")]
+    else:
+        arguments = ["--join-file", "-"]
+    refused = say("appctrl cons", *arguments, given=broken)
+    assert refused.exit_code == 2
+    assert "this is no join string" in refused.output
+    assert JOIN.app_key not in refused.output
+
+
+def test_the_join_string_of_the_other_side_is_refused_with_the_right_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCISTREAM_JOIN", str(JOIN))
+    refused = say("appctrl prod --listen 127.0.0.1:7000")
+    assert refused.exit_code == 2
+    assert "`appctrl cons`" in refused.output
+    assert "SCISTREAM_JOIN" not in os.environ, "what is started after this cannot see it"
+
+
+def test_a_join_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    refused = say("appctrl cons", "--join-file", str(tmp_path / "none"))
+    assert refused.exit_code == 2
+    assert str(tmp_path / "none") in refused.output
+
+
+def test_a_join_string_shows_no_key_when_it_is_printed_for_debugging() -> None:
+    assert JOIN.app_key not in repr(JOIN)
+    assert Join.parse(str(JOIN)) == JOIN
+
+
+# -- what s2uc remembers
+
+
+def remembered(number: int = 0, uid: str = "") -> Remembered:
+    return Remembered(
+        uid=uid or f"{number:08x}-1234-4234-8234-123456789abc",
+        prod="a.example:5000",
+        cons="b.example:5000",
+        num_conn=2,
+        rate=100.0,
+        asked_at=1e9 + number,
+        expires_at=2e9,
+        label="run 7",
+    )
+
+
+def test_the_memory_is_readable_by_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Memory().add(remembered(1))
+        Memory().add(remembered(2))
+        Memory().remove(remembered(1).uid)
+    finally:
+        os.umask(before)
+    folder = tmp_path / "state" / "scistream"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+    assert (folder / "streams.json").exists()
+
+
+def test_no_join_string_is_in_the_memory() -> None:
+    assert {"join", "app_key", "key"}.isdisjoint(Remembered.__struct_fields__)
+
+
+def test_a_stream_is_found_by_the_beginning_of_its_uid_if_only_one_begins_so() -> None:
+    memory = Memory()
+    for number in (0x1A, 0x1B, 0x2C):
+        memory.add(remembered(number))
+    assert memory.find("0000002") == remembered(0x2C)
+    assert memory.find("0000001B") == remembered(0x1B)
+    with pytest.raises(ConfigProblem, match="2 streams with a uid that begins with '0000001'"):
+        memory.find("0000001")
+    with pytest.raises(ConfigProblem, match="no stream with a uid that begins with 'ff'"):
+        memory.find("ff")
+
+
+def _add_some(path: Path, first: int) -> None:
+    for number in range(first, first + 10):
+        Memory(path).add(remembered(number))
+
+
+def test_commands_that_run_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "streams.json"
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_add_some, args=(path, 100 * number)) for number in range(3)]
+    for other in others:
+        other.start()
+    _add_some(path, 1000)
+    for other in others:
+        other.join(60)
+    assert [other.exitcode for other in others] == [0, 0, 0]
+    assert len(Memory(path).all()) == 40
+
+
+def test_a_broken_memory_is_refused_with_its_name_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "scistream" / "streams.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{half")
+    refused = say("s2uc list")
+    assert refused.exit_code == 2
+    assert str(path) in refused.output
+    with pytest.raises(ConfigProblem):
+        Memory().add(remembered())
+    assert path.read_text() == "{half"
+
+
+def test_list_shows_what_is_remembered_to_people_and_to_programs() -> None:
+    assert say("s2uc list").output == "no streams\n"
+    assert json.loads(say("s2uc list --json").output) == []
+    Memory().add(remembered(2))
+    Memory().add(remembered(1))
+    shown = say("s2uc list").output
+    for part in (remembered(1).uid, "a.example:5000", "b.example:5000", "run 7", "2033"):
+        assert part in shown
+    found = json.loads(say("s2uc list --json").output)
+    assert [one["uid"] for one in found] == [remembered(1).uid, remembered(2).uid]
+    assert found[0]["rate"] == 100.0

@@ -1,0 +1,140 @@
+"""Who imports whom: downwards only, and no party another one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import scistream
+
+ROOT = Path(scistream.__file__).parent
+PARTIES = {"s2uc", "s2cs", "s2ds", "app"}
+ABOVE_ALL = {"scistream.demo", "scistream.cli"}
+"""These stand above the parties: they may import any, and none imports them."""
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    """The full names of all that a module imports; with `top_only` what is imported when it is."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    return imported(path.read_text(), package, top_only=top_only)
+
+
+def imported(code: str, package: str, *, top_only: bool) -> set[str]:
+    tree = ast.parse(code)
+    found: set[str] = set()
+    for node in run_at_import(tree) if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from run_at_import(child)
+
+
+def room(module: str) -> str:
+    """The part of the project that a module belongs to: a party, `wire`, `security`, or the module's own name."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def within(names: set[str], *packages: str) -> set[str]:
+    return {name for name in names if any(f"{name}.".startswith(f"{package}.") for package in packages)}
+
+
+EVERY_FILE = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {room(name_of(path)) for path in FILES} >= {*PARTIES, "wire", "security", "config", "logs"}
+    assert "scistream.wire.messages.Resp" in imports(ROOT / "wire" / "line.py")
+    assert "twisted.logger.Logger" in imports(ROOT / "logs.py", top_only=True)
+
+
+@EVERY_FILE
+def test_no_party_imports_another_and_nothing_below_imports_a_party(path: Path) -> None:
+    module = name_of(path)
+    if within({module}, *ABOVE_ALL):
+        return
+    others = {f"scistream.{party}" for party in PARTIES} - {f"scistream.{room(module)}"}
+    assert within(imports(path), *others) == set()
+
+
+@EVERY_FILE
+def test_nothing_imports_what_stands_above_the_parties(path: Path) -> None:
+    if not within({name_of(path)}, *ABOVE_ALL):
+        assert within(imports(path), *ABOVE_ALL) == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "wire").glob("*.py")), ids=name_of)
+def test_the_wire_imports_nothing_of_the_project_but_itself(path: Path) -> None:
+    own = within(imports(path), "scistream")
+    assert own == within(own, "scistream.wire")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "security").glob("*.py")), ids=name_of)
+def test_security_imports_only_the_wire(path: Path) -> None:
+    own = within(imports(path), "scistream")
+    assert own == within(own, "scistream.security", "scistream.wire")
+
+
+MACHINES = sorted(ROOT.rglob("machine.py"))
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=name_of)
+def test_a_machine_does_no_input_or_output(path: Path) -> None:
+    assert len(MACHINES) == len(PARTIES)
+    found = imports(path)
+    assert within(found, "twisted", "socket", "sqlite3", "time", "asyncio", "threading", "OpenSSL") == set()
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=name_of)
+def test_a_machine_imports_nothing_that_stands_above_it(path: Path) -> None:
+    party = name_of(path).rpartition(".")[0]
+    rooms_above = ["service", "client", "cli", "controller", "effects", "gateway", "tap", "streams"]
+    assert within(imports(path), *(f"{party}.{above}" for above in rooms_above)) == set()
+    own = within(imports(path), "scistream")
+    assert own == within(own, party, "scistream.wire")
+
+
+@EVERY_FILE
+def test_no_module_installs_the_global_reactor_by_being_imported(path: Path) -> None:
+    assert within(imports(path, top_only=True), "twisted.internet.reactor") == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from twisted.internet import reactor", True),
+        ("import twisted.internet.reactor", True),
+        ("if True:\n    from twisted.internet import reactor", True),
+        ("class A:\n    from twisted.internet import reactor", True),
+        ("def f():\n    from twisted.internet import reactor", False),
+        ("from twisted.internet import defer", False),
+    ],
+)
+def test_an_import_of_the_reactor_is_seen_wherever_it_runs_at_import(code: str, found: bool) -> None:
+    assert ("twisted.internet.reactor" in imported(code, "scistream", top_only=True)) is found
+
+
+def test_a_relative_import_is_known_by_its_full_name() -> None:
+    code = "from . import pool\nfrom .machine import Core\nfrom ..s2ds import ports"
+    names = {"scistream.s2cs.pool", "scistream.s2cs.machine.Core", "scistream.s2ds.ports"}
+    assert imported(code, "scistream.s2cs", top_only=False) == names

@@ -1,0 +1,71 @@
+"""What the log says of a machine's changes of state."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.logger import Logger, formatEvent
+
+from scistream.app.machine import Core, new_consumer
+from scistream.logs import IDLE_STATES, state_of, trace
+from scistream.wire.errors import StreamError
+
+
+class NoEffects:
+    """Does nothing of what it is asked."""
+
+    def say_hello(self) -> None:
+        """Nothing."""
+
+    def serve(self) -> None:
+        """Nothing."""
+
+    def connect(self, listeners: list[str]) -> None:
+        """Nothing."""
+
+    def finish(self, error: StreamError | None) -> None:
+        """Nothing."""
+
+
+def traced(**options: Any) -> tuple[Any, list[Any]]:
+    events: list[Any] = []
+    machine = new_consumer(Core(NoEffects()))
+    trace(machine, Logger(observer=cast(Any, events.append)), party="app", uid="u-1", **options)
+    return machine, events
+
+
+def test_each_change_of_state_is_an_event_with_the_fields_that_were_given() -> None:
+    machine, events = traced()
+    machine.start()
+    machine.welcomed()
+    assert [formatEvent(event) for event in events] == [
+        "party=app uid=u-1 state=greeting (was idle, after start)",
+        "party=app uid=u-1 state=waiting (was greeting, after welcomed)",
+    ]
+    assert [(event["party"], event["uid"], event["state"]) for event in events] == [
+        ("app", "u-1", "greeting"),
+        ("app", "u-1", "waiting"),
+    ]
+
+
+def test_what_changes_no_state_is_no_event() -> None:
+    machine, events = traced()
+    machine.welcomed()
+    machine.start_conn(["a:1"])
+    assert events == []
+
+
+def test_states_in_which_a_stream_rests_are_marked_idle() -> None:
+    machine, events = traced(idle=frozenset({"Waiting"}))
+    machine.start()
+    machine.welcomed()
+    assert [event["idle"] for event in events] == ["", " (idle)"]
+    assert "state=waiting (idle) (was greeting" in formatEvent(events[1])
+    assert {"Ready", "Streaming", "Forwarding", "Released"} <= IDLE_STATES
+
+
+def test_a_machine_can_say_its_state_by_name() -> None:
+    machine, _ = traced()
+    assert state_of(machine) == "Idle"
+    machine.start()
+    assert state_of(machine) == "Greeting"

@@ -1,0 +1,84 @@
+"""A link without a network: what its owner hears, and what its peer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from scistream.wire.line import Link, decode
+from scistream.wire.messages import Answer, Message
+
+
+class Owner:
+    """Keeps what it hears of its links."""
+
+    def __init__(self) -> None:
+        self.ups: list[Link] = []
+        self.downs: list[Failure] = []
+        self.messages: list[Message] = []
+        self.answers: list[Answer] = []
+
+    def link_up(self, link: Link) -> None:
+        self.ups.append(link)
+
+    def link_down(self, link: Link, reason: Failure) -> None:
+        self.downs.append(reason)
+
+    def message_received(self, link: Link, message: Message) -> None:
+        self.messages.append(message)
+
+    def answer_received(self, link: Link, answer: Answer) -> None:
+        self.answers.append(answer)
+
+
+class Wire(StringTransport):
+    """A transport that has a TLS connection to show."""
+
+    handle = object()
+
+    def getHandle(self) -> object:
+        return self.handle
+
+
+class Peer:
+    """The other end of a link of ours: says lines, and reads what is written to it. The parameters are the link's."""
+
+    def __init__(
+        self,
+        *,
+        accepted: bool = True,
+        plain_peer: Any = "ada",
+        authenticate: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.clock = Clock()
+        self.owner = Owner()
+        self.wire = Wire()
+        self.link = Link(self.owner, self.clock, authenticate, plain_peer, accepted=accepted)
+        self.link.makeConnection(self.wire)
+
+    def says(self, *lines: bytes) -> None:
+        self.link.dataReceived(b"".join(line + b"\n" for line in lines))
+
+    def reads(self) -> list[Message]:
+        """The lines that were written since it last read."""
+        written = self.wire.value()
+        self.wire.clear()
+        assert written == b"" or written.endswith(b"\n")
+        return [decode(line) for line in written.splitlines()]
+
+    def goes(self) -> None:
+        """The connection ends, on both sides."""
+        self.link.connectionLost(Failure(ConnectionDone()))
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self.wire.disconnecting)
+
+    @property
+    def is_cut_off(self) -> bool:
+        return bool(self.wire.disconnected)

@@ -1,0 +1,291 @@
+"""Hypothesis strategies for every message of the protocol, with the edges of every range among the examples."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import msgspec
+from hypothesis import strategies as st
+
+from scistream.wire.errors import ErrorCode
+from scistream.wire.line import encode
+from scistream.wire.messages import (
+    CONS,
+    MAX_CHANNELS,
+    MAX_LIFE,
+    MAX_PROBE_SECONDS,
+    MAX_RATE,
+    MAX_TEXT,
+    PROBE_LIFE,
+    PROD,
+    ChannelFigures,
+    Error,
+    Hello,
+    LastError,
+    Message,
+    ProbeResult,
+    ProdLstn,
+    Rel,
+    Req,
+    ReqListeners,
+    Resp,
+    Room,
+    StartConn,
+    StartLstn,
+    Status,
+    StreamStatus,
+    UpdateTargets,
+)
+
+BIG = 2**53
+INT64 = 2**63 - 1
+
+
+def integers(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([low, high]) | st.integers(low, high)
+
+
+def text(longest: int) -> st.SearchStrategy[str]:
+    """Any text that UTF-8 can carry, the longest too."""
+    short = st.text(st.characters(codec="utf-8"), max_size=min(longest, 20))
+    return short | st.sampled_from(["", "x" * longest, "\U0001f52c" * longest])
+
+
+def above_zero(high: float) -> st.SearchStrategy[float]:
+    return st.sampled_from([5e-324, 1e-3, 1.0, high]) | st.floats(0, high, exclude_min=True)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+uids = st.uuids(version=4).map(str) | st.sampled_from(["0" * 8 + "-0000" * 3 + "-" + "0" * 12])
+roles = st.sampled_from([PROD, CONS])
+seqs = integers(1, BIG)
+channels = integers(0, MAX_CHANNELS - 1)
+app_keys = st.text("ABCXYZabcxyz0189_-", min_size=43, max_size=43)
+digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+boots = st.text("0123456789abcdef", min_size=32, max_size=32)
+pems = text(4000) | st.just("-" * 131072)
+
+ports = integers(1, 65535)
+hosts_v4 = st.ip_addresses(v=4).map(str)
+hosts_v6 = st.ip_addresses(v=6).map(lambda host: f"[{host}]")
+labels = st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+LONGEST_HOST = ".".join([*["a" * 63] * 3, "b" * 61])
+names = st.lists(labels, min_size=1, max_size=4).map(".".join) | st.just(LONGEST_HOST)
+numeric_addresses = st.builds("{}:{}".format, hosts_v4 | hosts_v6, ports)
+addresses = st.builds("{}:{}".format, hosts_v4 | hosts_v6 | names, ports)
+networks = (
+    st.builds("{}/{}".format, hosts_v4, integers(0, 32))
+    | st.builds("{}/{}".format, st.ip_addresses(v=6), integers(0, 128))
+    | hosts_v4
+)
+network_lists = st.none() | st.lists(networks, max_size=3) | st.just(["10.0.0.0/8"] * 64)
+listeners = st.lists(addresses, max_size=4) | st.just(["127.0.0.1:65535"] * MAX_CHANNELS)
+some_listeners = st.lists(addresses, min_size=1, max_size=4) | st.just(["127.0.0.1:65535"] * MAX_CHANNELS)
+maps = st.dictionaries(addresses, addresses, min_size=1, max_size=4) | st.just(
+    {f"[2001:db8::1]:{port}": f"10.0.0.1:{port}" for port in range(1, MAX_CHANNELS + 1)}
+)
+states = text(32)
+codes = st.sampled_from(get_args(ErrorCode))
+messages_to_people = text(MAX_TEXT)
+
+figures = st.builds(
+    ChannelFigures,
+    channel=channels,
+    bytes_to_consumer=integers(0, INT64),
+    bytes_to_producer=integers(0, INT64),
+    connections=integers(0, INT64),
+    accepted=integers(0, INT64),
+    reset=integers(0, INT64),
+)
+probes = st.builds(
+    ProbeResult,
+    state=st.sampled_from(["running", "done", "failed"]),
+    reason=messages_to_people,
+    connect_ms=finite,
+    rtt_ms=finite,
+    mbit_to_consumer=finite,
+    mbit_to_producer=finite,
+    bytes=integers(0, INT64),
+    bytes_right=st.booleans(),
+)
+statuses = st.builds(
+    StreamStatus,
+    uid=uids,
+    role=roles,
+    state=states,
+    owner=text(200),
+    label=st.none() | text(200),
+    rate=finite,
+    channels=st.lists(channels, max_size=4),
+    listeners=listeners,
+    csr=text(100),
+    app_listeners=listeners,
+    generation=integers(0, BIG),
+    connection_map=st.dictionaries(addresses, addresses, max_size=3),
+    figures=st.lists(figures, max_size=3),
+    gateways=st.lists(text(30), max_size=3),
+    seconds_left=finite,
+    last_error=st.none() | st.builds(LastError, code=codes, msg=messages_to_people),
+    probe=st.none() | probes,
+)
+
+
+def for_applications_or_a_probe(
+    kind: type[Any], expires: st.SearchStrategy[Any], **fields: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Any]:
+    """A request of either protocol: a probe says how long it takes, and does not live long."""
+    probe = {"protocol": st.just("probe"), "probe_seconds": above_zero(MAX_PROBE_SECONDS)}
+    short = above_zero(PROBE_LIFE)
+    return st.builds(kind, expires=expires, **fields) | st.builds(kind, expires=short, **probe, **fields)
+
+
+def _hello(uid: str, role: Any, seq: int, app_key: str, numeric: list[str]) -> Hello:
+    return Hello(uid=uid, role=role, seq=seq, app_key=app_key, listeners=numeric if role == PROD else None)
+
+
+STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
+    Req: for_applications_or_a_probe(
+        Req,
+        st.none() | above_zero(MAX_LIFE),
+        uid=uids,
+        role=roles,
+        seq=seqs,
+        num_conn=integers(1, MAX_CHANNELS),
+        rate=above_zero(MAX_RATE),
+        app_key_hash=digests,
+        hello_timeout=st.none() | above_zero(MAX_LIFE),
+        app_from=network_lists,
+        label=st.none() | text(200),
+    ),
+    ReqListeners: for_applications_or_a_probe(
+        ReqListeners,
+        above_zero(MAX_LIFE),
+        uid=uids,
+        role=roles,
+        seq=seqs,
+        channels=st.lists(channels, min_size=1, max_size=5, unique=True) | st.just(list(range(MAX_CHANNELS))),
+        rate=above_zero(MAX_RATE),
+        wan_security=st.just("encrypt"),
+        app_from=network_lists,
+    ),
+    StartLstn: st.builds(StartLstn, uid=uids, role=roles, seq=seqs, channel=channels),
+    Hello: st.builds(_hello, uids, roles, seqs, app_keys, st.lists(numeric_addresses, min_size=1, max_size=4)),
+    ProdLstn: st.builds(ProdLstn, uid=uids, role=roles, listeners=some_listeners),
+    UpdateTargets: st.builds(
+        UpdateTargets,
+        uid=uids,
+        role=roles,
+        seq=seqs,
+        generation=integers(1, BIG),
+        connection_map=maps,
+        data_conn_key=pems,
+    ),
+    StartConn: st.builds(StartConn, uid=uids, role=roles, seq=seqs, listeners=some_listeners),
+    Rel: st.builds(Rel, uid=uids, role=roles, seq=seqs),
+    Status: st.builds(
+        Status,
+        uid=st.none() | uids,
+        role=st.none() | roles,
+        seq=seqs,
+        after=st.none() | text(64),
+        limit=integers(1, 100),
+    ),
+    Resp: st.builds(
+        Resp,
+        uid=st.none() | uids,
+        seq=seqs,
+        state=states,
+        msg=messages_to_people,
+        listeners=st.none() | listeners,
+        csr=st.none() | pems,
+        boot=st.none() | boots,
+        streams=st.none() | st.lists(statuses, max_size=2),
+        more=st.none() | text(100),
+        room=st.none() | st.builds(Room, ports=integers(0, 65535), rate=finite),
+    ),
+    Error: st.builds(
+        Error,
+        uid=st.none() | uids,
+        code=codes,
+        msg=messages_to_people,
+        seq=st.none() | seqs,
+        role=st.none() | roles,
+    ),
+}
+
+messages: st.SearchStrategy[Message] = st.one_of(*STRATEGIES.values())
+
+UID = "12345678-1234-4234-8234-123456789abc"
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "REQ": {
+        "uid": UID,
+        "role": "PROD",
+        "seq": 1,
+        "num_conn": 2,
+        "rate": 100.0,
+        "app_key_hash": "0" * 64,
+        "expires": 60.0,
+        "hello_timeout": 30.0,
+        "wan_security": "encrypt",
+        "app_from": ["127.0.0.0/8"],
+        "protocol": "probe",
+        "probe_seconds": 5.0,
+        "label": "scan 7",
+    },
+    "ReqListeners": {
+        "uid": UID,
+        "role": "PROD",
+        "seq": 1,
+        "channels": [0, 1],
+        "rate": 100.0,
+        "expires": 60.0,
+        "wan_security": "encrypt",
+        "app_from": ["127.0.0.0/8"],
+        "protocol": "probe",
+        "probe_seconds": 5.0,
+    },
+    "StartLstn": {"uid": UID, "role": "CONS", "seq": 1, "channel": 0},
+    "Hello": {"uid": UID, "role": "PROD", "seq": 1, "app_key": "k" * 43, "listeners": ["127.0.0.1:7000"]},
+    "ProdLstn": {"uid": UID, "role": "PROD", "listeners": ["127.0.0.1:7000"]},
+    "UpdateTargets": {
+        "uid": UID,
+        "role": "PROD",
+        "seq": 1,
+        "generation": 1,
+        "connection_map": {"127.0.0.1:5100": "127.0.0.1:7000"},
+        "data_conn_key": "",
+    },
+    "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
+    "REL": {"uid": UID, "role": "PROD", "seq": 1},
+    "Status": {"uid": UID, "role": "PROD", "seq": 1, "after": "", "limit": 20},
+    "RESP": {
+        "uid": UID,
+        "seq": 1,
+        "state": "Listening",
+        "msg": "",
+        "listeners": ["127.0.0.1:5100"],
+        "csr": "",
+        "boot": "0" * 32,
+        "streams": [{"uid": UID, "role": "PROD", "state": "Streaming", "figures": [{"channel": 0}]}],
+        "more": "",
+        "room": {"ports": 8, "rate": 1.0},
+    },
+    "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
+}
+"""A valid line of each `cmd`, every field given."""
+
+
+def line(cmd: str, /, **fields: Any) -> bytes:
+    """The line of an example, with some fields changed; `...` leaves one out."""
+    content = {"cmd": cmd, **EXAMPLES[cmd], **fields}
+    return json.dumps({name: value for name, value in content.items() if value is not ...}).encode()
+
+
+def without_lf(message: Message) -> bytes:
+    return encode(message).removesuffix(b"\n")
+
+
+def fields_of(kind: type[Any]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.name: field for field in msgspec.structs.fields(kind)}

@@ -1,0 +1,210 @@
+"""What each message allows in each field, read and refused at its edges."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, messages, without_lf
+
+from scistream.wire.errors import BadMessage
+from scistream.wire.line import MAX_LINE, decode, encode
+from scistream.wire.link import command_name
+from scistream.wire.messages import (
+    CONS,
+    MAX_LIFE,
+    MAX_PROBE_SECONDS,
+    MAX_RATE,
+    PROBE_LIFE,
+    PROD,
+    Command,
+    Hello,
+    Message,
+    Req,
+    ReqListeners,
+    Status,
+)
+
+KINDS = get_args(Message)
+
+
+def reason(bad_line: bytes) -> BadMessage:
+    with pytest.raises(BadMessage) as refused:
+        decode(bad_line)
+    return refused.value
+
+
+def test_every_message_of_the_union_is_generated_by_these_tests() -> None:
+    assert set(STRATEGIES) == set(KINDS)
+    assert set(EXAMPLES) == {kind.__struct_config__.tag for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
+def test_examples_give_every_field_so_that_each_is_tried(kind: type[Any]) -> None:
+    assert set(EXAMPLES[kind.__struct_config__.tag]) == set(fields_of(kind))
+    assert command_name(decode(line(kind.__struct_config__.tag))) == kind.__struct_config__.tag
+
+
+@settings(deadline=None, max_examples=200)
+@given(message=messages)
+def test_any_valid_message_survives_encoding_and_decoding(message: Message) -> None:
+    assert decode(without_lf(message)) == message
+
+
+@settings(deadline=None, max_examples=60)
+@given(message=messages)
+def test_a_message_is_one_line_within_the_limit(message: Message) -> None:
+    encoded = encode(message)
+    assert encoded.endswith(b"\n")
+    assert encoded.count(b"\n") == 1
+    assert len(encoded) <= MAX_LINE
+
+
+def test_every_command_has_a_number_and_a_role() -> None:
+    for kind in get_args(Command):
+        assert {"uid", "role", "seq"} <= set(fields_of(kind))
+
+
+# -- values at the edges, and just beyond them
+
+
+INSIDE: list[tuple[str, str, list[Any]]] = [
+    ("REQ", "seq", [1, BIG]),
+    ("REQ", "num_conn", [1, 1024]),
+    ("REQ", "rate", [5e-324, 1, MAX_RATE]),
+    ("REQ", "expires", [5e-324, 1, PROBE_LIFE]),
+    ("REQ", "probe_seconds", [5e-324, MAX_PROBE_SECONDS]),
+    ("REQ", "hello_timeout", [5e-324, MAX_LIFE, None]),
+    ("REQ", "app_from", [[], ["10.1.2.3/8"], ["::/0"] * 64, None]),
+    ("REQ", "label", ["", "x" * 200, None]),
+    ("ReqListeners", "channels", [[0], [1023], list(range(1024))]),
+    ("StartLstn", "channel", [0, 1023]),
+    ("Hello", "listeners", [["0.0.0.0:1"], ["[::]:65535"], ["127.0.0.1:7"] * 1024]),
+    ("ProdLstn", "listeners", [["a:1"], ["127.0.0.1:7"] * 1024]),
+    ("UpdateTargets", "generation", [1, BIG]),
+    ("UpdateTargets", "connection_map", [{"a:1": "b:1"}, {f"a:{n}": "b:1" for n in range(1, 1025)}]),
+    ("UpdateTargets", "data_conn_key", ["", "x" * 131072]),
+    ("Status", "uid", [None]),
+    ("Status", "role", [None]),
+    ("Status", "limit", [1, 100]),
+    ("Status", "after", ["x" * 64, None]),
+    ("RESP", "uid", [None]),
+    ("RESP", "msg", ["x" * 2000]),
+    ("RESP", "state", ["x" * 32]),
+    ("ERROR", "uid", [None]),
+    ("ERROR", "seq", [None, 1, BIG]),
+]
+
+BEYOND: list[tuple[str, str, list[Any]]] = [
+    ("REQ", "uid", ["", UID.upper(), UID + "\n", UID[:-1], UID.replace("-", ""), None, 7, [UID]]),
+    ("REQ", "role", ["", "prod", "BOTH", None, 0]),
+    ("REQ", "seq", [0, -1, BIG + 1, 10**400, 1.5, "1", None, True]),
+    ("REQ", "num_conn", [0, -1, 1025, 2.5, "2", None]),
+    ("REQ", "rate", [0, 0.0, -1, MAX_RATE * 1.001, 1e308, "100", None]),
+    ("REQ", "app_key_hash", ["0" * 63, "0" * 65, "0" * 64 + "\n", "G" * 64, "A" * 64, None]),
+    ("REQ", "expires", [0, -1, MAX_LIFE * 1.001, "1h", PROBE_LIFE * 1.001, None, ...]),
+    ("REQ", "hello_timeout", [0, -0.0, MAX_LIFE * 1.001]),
+    ("REQ", "wan_security", ["none", "", None]),
+    ("REQ", "protocol", ["udp", None, "tcp", ...]),
+    ("REQ", "probe_seconds", [0, -1, MAX_PROBE_SECONDS * 1.001, None, ...]),
+    ("REQ", "app_from", ["127.0.0.0/8", ["x"], ["127.0.0.0/33"], [1], ["::/0"] * 65, ["1" * 65]]),
+    ("REQ", "label", ["x" * 201, 7]),
+    ("ReqListeners", "channels", [[], [-1], [1024], [0, 0], list(range(1025)), None, {}]),
+    ("ReqListeners", "rate", [0, MAX_RATE + 1]),
+    ("ReqListeners", "expires", [0, None, MAX_LIFE + 1]),
+    ("ReqListeners", "wan_security", ["none"]),
+    ("ReqListeners", "app_from", [["nowhere"]]),
+    ("ReqListeners", "protocol", ["udp", "tcp"]),
+    ("ReqListeners", "probe_seconds", [0, MAX_PROBE_SECONDS * 1.001, None]),
+    ("StartLstn", "channel", [-1, 1024, "0", None]),
+    ("Hello", "app_key", ["", "k" * 42, "k" * 44, "k" * 42 + "+", "k" * 42 + "\n", "k" * 43 + "\n", None]),
+    ("Hello", "listeners", [[], None, ["detector:7000"], ["127.0.0.1"], ["127.0.0.1:0"], ["127.0.0.1:65536"],
+                            ["::1:80"], ["127.0.0.1:7"] * 1025, [7], "127.0.0.1:7000"]),
+    ("ProdLstn", "listeners", [[], None, ["x"], ["127.0.0.1:70000"], ["127.0.0.1:7"] * 1025]),
+    ("UpdateTargets", "generation", [0, -1, BIG + 1, "1", None]),
+    ("UpdateTargets", "connection_map", [{}, [], None, {"x": "127.0.0.1:1"}, {"127.0.0.1:1": "x"},
+                                         {"127.0.0.1:1": None}, {"nope": "127.0.0.1:1"},
+                                         {"127.0.0.1:1": "nope"}, {f"a:{n}": "b:1" for n in range(1, 1026)}]),
+    ("UpdateTargets", "data_conn_key", [None, 1, "x" * 131073]),
+    ("StartConn", "listeners", [[], None, ["127.0.0.1"], ["a" * 300 + ":1"]]),
+    ("REL", "seq", [0]),
+    ("Status", "limit", [0, 101, None]),
+    ("Status", "after", ["x" * 65]),
+    ("RESP", "seq", [None, 0]),
+    ("RESP", "state", [None, "x" * 33]),
+    ("RESP", "msg", [None, "x" * 2001]),
+    ("RESP", "boot", ["0" * 31, "0" * 33, "g" * 32]),
+    ("RESP", "streams", [{}, [1], [{}], [{"uid": UID, "role": "PROD", "state": "x", "figures": [{"channel": -1}]}]]),
+    ("RESP", "room", [{}, {"ports": 1}, {"ports": 1, "rate": 1, "more": 1}]),
+    ("ERROR", "code", ["", "oops", None]),
+    ("ERROR", "msg", ["x" * 2001]),
+]  # fmt: skip
+
+
+def cases(table: list[tuple[str, str, list[Any]]]) -> list[Any]:
+    return [
+        pytest.param(cmd, field, value, id=f"{cmd}-{field}-{repr(value)[:40]}")
+        for cmd, field, values in table
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(("cmd", "field", "value"), cases(INSIDE))
+def test_a_value_at_the_edge_of_its_range_is_read(cmd: str, field: str, value: Any) -> None:
+    message = decode(line(cmd, **{field: value}))
+    assert getattr(message, field) == value
+    assert decode(without_lf(message)) == message
+
+
+@pytest.mark.parametrize(("cmd", "field", "value"), cases(BEYOND))
+def test_a_value_beyond_its_range_is_refused_and_the_field_is_named(cmd: str, field: str, value: Any) -> None:
+    bad = reason(line(cmd, **{field: value}))
+    assert bad.code == "bad-message"
+    assert field in bad.msg or (field, "probe_seconds" in bad.msg) == ("protocol", True)
+    assert bad.uid == (None if field == "uid" else UID)
+    assert bad.seq == (None if field == "seq" or cmd == "ProdLstn" else 1)
+
+
+@pytest.mark.parametrize("cmd", EXAMPLES)
+def test_an_unknown_field_is_refused_and_named(cmd: str) -> None:
+    assert "surprise" in reason(line(cmd, surprise=1)).msg
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
+def test_a_missing_field_that_has_no_default_is_refused_and_named(kind: type[Any]) -> None:
+    cmd = kind.__struct_config__.tag
+    for name, field in fields_of(kind).items():
+        if field.required:
+            assert f"`{name}`" in reason(line(cmd, **{name: ...})).msg
+
+
+@pytest.mark.parametrize("cmd", ["Connect", "req", "", "REQ ", None, 1, ["REQ"]])
+def test_an_unknown_cmd_is_refused_and_the_field_named(cmd: Any) -> None:
+    bad = reason(line("REL", cmd=cmd))
+    assert "cmd" in bad.msg
+    assert (bad.uid, bad.seq) == (UID, 1)
+    assert "cmd" in reason(line("REL", cmd=...)).msg
+
+
+@pytest.mark.parametrize(("cmd", "expires"), [("REQ", [5e-324, MAX_LIFE, None]), ("ReqListeners", [5e-324, MAX_LIFE])])
+def test_a_stream_for_applications_may_live_longer_than_a_probe(cmd: str, expires: list[float | None]) -> None:
+    for life in expires:
+        message = decode(line(cmd, expires=life, protocol=..., probe_seconds=...))
+        assert isinstance(message, Req | ReqListeners)
+        assert (message.expires, message.protocol, message.probe_seconds) == (life, "tcp", None)
+    too_long = reason(line(cmd, expires=MAX_LIFE * 1.001, protocol=..., probe_seconds=...))
+    assert "field expires" in too_long.msg
+
+
+def test_a_consumer_s_hello_has_no_listeners_and_a_producer_s_has_some() -> None:
+    assert decode(line("Hello", role=CONS, listeners=...)) == Hello(uid=UID, role=CONS, seq=1, app_key="k" * 43)
+    for wrong in (["127.0.0.1:7000"], []):
+        assert "listeners" in reason(line("Hello", role=CONS, listeners=wrong)).msg
+    assert "listeners" in reason(line("Hello", role=PROD, listeners=...)).msg
+
+
+def test_a_message_cannot_be_changed() -> None:
+    status = Status(uid=None, role=None, seq=1)
+    with pytest.raises(AttributeError):
+        status.seq = 2  # type: ignore[misc]
