@@ -23,6 +23,7 @@ RELEASED = str(Released.name)
 LIVE_STATES = tuple(str(state.name) for state in (*LIVE, Releasing))
 """In the order of a stream's life."""
 
+_DAMAGED = "SQLite finds the file damaged"
 _COMPLETE = ("Listening", "Ready", "Updating", "Streaming")
 _COLUMNS = ["uid", "role", "owner", "state", "released_at", "record"]
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM stream ORDER BY uid, role"
@@ -89,13 +90,21 @@ def _manner(path: Path) -> str:
 def _look_through(db: sqlite3.Connection) -> Findings:
     db.execute("BEGIN")  # one moment of the store, whatever an S2CS writes meanwhile
     found = Findings(version=int(db.execute("PRAGMA user_version").fetchone()[0]))
+    try:
+        _look_at_tables(db, found)
+    except sqlite3.DatabaseError as problem:
+        found.problems.append(Problem(f"{_DAMAGED}: {problem}", START_ANEW))
+    return found
+
+
+def _look_at_tables(db: sqlite3.Connection, found: Findings) -> None:
     damage = [row[0] for row in db.execute("PRAGMA integrity_check(20)")]
     if damage != ["ok"]:
-        found.problems.append(Problem(f"SQLite finds the file damaged: {'; '.join(damage)}", START_ANEW))
+        found.problems.append(Problem(f"{_DAMAGED}: {'; '.join(damage)}", START_ANEW))
     if found.version > SCHEMA_VERSION:
         newer = f"its schema version is {found.version}, and this software knows {SCHEMA_VERSION}"
         found.problems.append(Problem(newer, UPGRADE))
-        return found
+        return
     columns = [row[1] for row in db.execute("PRAGMA table_info(stream)")]
     if columns == _COLUMNS:
         _look_at_records(db, found)
@@ -103,26 +112,22 @@ def _look_through(db: sqlite3.Connection) -> Findings:
         found.problems.append(Problem("its table of streams is not as it should be", START_ANEW))
     elif db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         found.problems.append(Problem("it is a database, but no S2CS made it", ANOTHER_FILE))
-    return found
 
 
 def _look_at_records(db: sqlite3.Connection, found: Findings) -> None:
-    try:
-        for row in db.execute(_SELECT):
-            found.records += 1
-            stream = f"stream {row[0]} ({row[1]})"
-            try:
-                record = msgspec.json.decode(row[-1], type=Record)
-            except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as wrong:
-                found.problems.append(Problem(f"{stream}: its record cannot be read: {wrong}", DROP))
-                continue
-            found.problems += [Problem(f"{stream}: {what}", DROP) for what in _contradictions(row, record)]
-            if record.state == RELEASED:
-                found.released += 1
-            else:
-                found.live.append(record)
-    except sqlite3.Error as problem:
-        found.problems.append(Problem(f"its records cannot be read to the end: {problem}", START_ANEW))
+    for row in db.execute(_SELECT):
+        found.records += 1
+        stream = f"stream {row[0]} ({row[1]})"
+        try:
+            record = msgspec.json.decode(row[-1], type=Record)
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as wrong:
+            found.problems.append(Problem(f"{stream}: its record cannot be read: {wrong}", DROP))
+            continue
+        found.problems += [Problem(f"{stream}: {what}", DROP) for what in _contradictions(row, record)]
+        if record.state == RELEASED:
+            found.released += 1
+        else:
+            found.live.append(record)
 
 
 def _contradictions(row: tuple[Any, ...], record: Record) -> Iterator[str]:

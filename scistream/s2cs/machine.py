@@ -736,16 +736,19 @@ def restored_stream(core: Core) -> Stream:
     One that was in the middle of something cannot know how that ended: it is put into Reserving, from which
     `resume` releases it.
     """
-    resting = {state.name: state for state in (Listening, Ready, Streaming, Released)}
-    return _machine(core, resting.get(core.record.state, Reserving))
+    known = {state.name: state for state in (Listening, Ready, Streaming, Releasing, Released)}
+    return _machine(core, known.get(core.record.state, Reserving))
 
 
 def resume(stream: Stream, core: Core) -> None:
     """Go on after a restart: start the timers of a stream that rests, end one that was in the middle."""
-    if core.record.state in ("Listening", "Ready", "Streaming"):
-        core.listeners_told = list(core.record.app_listeners)
-        core.effects.start_timers(core.record)
-        if core.record.greeted:
+    record = core.record
+    if record.state in ("Listening", "Ready", "Streaming"):
+        core.listeners_told = list(record.app_listeners)
+        core.effects.start_timers(record)
+        if record.greeted:
             stream._greeted()
-    elif core.record.state != "Released":
+    elif record.state == "Releasing":
+        _release_all(core, stream)
+    elif record.state != "Released":
         stream._fail("gateway-failed", "the S2CS was restarted in the middle of an operation: ask for a new stream")

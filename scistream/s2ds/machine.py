@@ -218,7 +218,10 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
 
 
 def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
-    core.wrong_state(caller, "ReqListeners")
+    if core.last_error is not None and core.request is not None and _fields(request) == _fields(core.request):
+        core.refuse(caller, core.last_error.code, core.last_error.msg)  # the answer that was lost, again
+    else:
+        core.wrong_state(caller, "ReqListeners")
 
 
 for _state in LIVE:

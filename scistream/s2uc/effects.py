@@ -321,9 +321,9 @@ class StreamEffects:
         if isinstance(error, StreamError) and error.code != "shutting-down":
             self.machine.side_refused(role, error)
 
-    def heard(self, message: ProdLstn | Error) -> None:
-        """ProdLstn, or the news that a side has failed."""
-        if not self._follows:
+    def heard(self, server: Server, message: ProdLstn | Error) -> None:
+        """ProdLstn, or the news that a side has failed: from the server that keeps that side, and no other."""
+        if not self._follows or message.role not in self.roles_at(server):
             return
         if isinstance(message, ProdLstn):
             self.machine.prod_lstn(message.listeners)
@@ -432,7 +432,7 @@ class Server:
         if isinstance(message, ProdLstn | Error):
             for effects in list(self.streams):
                 if effects.uid == message.uid:
-                    effects.heard(message)
+                    effects.heard(self, message)
 
 
 W = TypeVar("W")

@@ -15,8 +15,10 @@ Releasing                          both RESP                     Released
 any                                anything else                 same
 ================================== ============================= ============
 
-Streaming and Released are idle. A side that does not confirm a release in time is named in
-`Core.not_released`; the machine still ends in Released, since nobody waits for ever.
+Streaming and Released are idle. `uid-in-use` is an ERROR with a difference: what that side has is another stream, so
+it is not released there, and the other side's answer is waited for, since it may say the same. A side that does not
+confirm a release in time is named in `Core.not_released`; the machine still ends in Released, since nobody waits for
+ever.
 """
 
 from __future__ import annotations
@@ -108,6 +110,7 @@ class Core:
     provisioned_for: list[str] = field(default_factory=list)
     updates: dict[Role, UpdateTargets] = field(default_factory=dict)
     owing: set[Role] = field(default_factory=set)
+    taken: dict[Role, StreamError] = field(default_factory=dict)
     error: StreamError | None = None
     not_released: dict[Role, StreamError] = field(default_factory=dict)
 
@@ -144,8 +147,22 @@ def _side_reserved(stream: Stream, core: Core, role: Role, answer: Resp) -> None
         return
     core.answers[role] = answer
     core.owing.discard(role)
-    if not core.owing:
+    if core.owing:
+        return
+    if core.taken:
+        _refused(stream, core, *next(iter(core.taken.items())))
+    else:
         stream._both_reserved()
+
+
+@Reserving.upon(Stream.side_refused).loop()
+def _not_reserved(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
+    if error.code == "uid-in-use":
+        core.taken[role] = error
+        core.owing.discard(role)
+        if core.owing & core.reached:
+            return
+    _refused(stream, core, role, error)
 
 
 @Reserving.upon(Stream._both_reserved).to(Reserved)
@@ -235,7 +252,7 @@ def _failed(stream: Stream, core: Core, error: StreamError) -> None:
 
 def _release(stream: Stream, core: Core) -> None:
     core.state = "Releasing"
-    core.owing = set(core.reached)
+    core.owing = core.reached - set(core.taken)
     for role in (CONS, PROD):
         if role in core.owing:
             core.effects.ask(role, Rel(uid=core.uid, role=role, seq=UNSENT))
@@ -246,7 +263,8 @@ def _release(stream: Stream, core: Core) -> None:
 
 
 for _state in LIVE:
-    _state.upon(Stream.side_refused).loop()(_refused)
+    if _state is not Reserving:
+        _state.upon(Stream.side_refused).loop()(_refused)
     _state.upon(Stream.failed).to(Releasing)(_failed)
     _state.upon(Stream.release).to(Releasing)(_release)
 

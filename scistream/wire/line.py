@@ -240,7 +240,14 @@ class Link(LineOnlyReceiver):
             return
         if isinstance(message, Resp | Error) and len(message.msg) > MAX_TEXT:
             message = msgspec.structs.replace(message, msg=message.msg[:MAX_TEXT])
-        self.transport.write(encode(message))
+        try:
+            self.transport.write(encode(message))
+        except StreamError as error:
+            self._log.error("{reason}: not sent", reason=error.msg, peer=self.address)
+            if isinstance(message, Resp):
+                self.send(
+                    Error(uid=message.uid, seq=message.seq, code="gateway-failed", msg=f"the answer: {error.msg}")
+                )
 
     def send_command(self, command: Command) -> int:
         """Number a command, write it, and give its number."""

@@ -214,6 +214,11 @@ def _sockets() -> list[_Socket]:
     return found
 
 
+def connections_to(port: int) -> int:
+    """How many open connections lead there."""
+    return sum(sock.remote == port and sock.state == _ESTABLISHED for sock in _sockets())
+
+
 # Processes
 
 
@@ -281,6 +286,15 @@ class Program:
             raise AssertionError(f"no line from {self} within {timeout:g} s") from None
         assert line is not None, f"{self} has ended"
         return line.rstrip("\n")
+
+    def next_line(self) -> str | None:
+        """The same, if it is there already."""
+        with suppress(queue.Empty):
+            line = self._lines.get_nowait()
+            if line is not None:
+                return line.rstrip("\n")
+            self._lines.put(None)
+        return None
 
     def end(self, timeout: float = PATIENCE, *, status: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Wait until it has ended, with this status if one is given."""

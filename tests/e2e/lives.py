@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exchange import Exchange
-from harness import PATIENCE, Daemon, Facility, Footprint, Program, World, assert_same, connected_to, until
+from harness import PATIENCE, Daemon, Facility, Footprint, Program, World, assert_same, connections_to, until
 
 from scistream.wire.messages import CONS, PROD, Role
 
@@ -156,6 +156,7 @@ class Life:
         self._started: list[Program] = []
         self._frozen: list[Program | Daemon] = []
         self._gave_up = False
+        self._links_before = 0
         self._struck: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1)
 
@@ -240,10 +241,12 @@ class Life:
     def _is_listening(self) -> bool:
         if not self.cell.victim.endswith("appctrl"):
             return both_are(self.world, self.uid, "Listening")
+        port = self.facility.server.address.port
         if self.cell.role not in self.apps:
             self._freeze(self.facility.server)
+            self._links_before = connections_to(port)
             self._greet(self.cell.role)
-        return connected_to(self.facility.server.address.port) > 0
+        return connections_to(port) > self._links_before
 
     def _greet(self, role: Role) -> None:
         """Start an application controller, if it does not run or has been killed."""
@@ -311,6 +314,7 @@ class Life:
         for role, app in self.apps.items():
             if not self._needs_programs:
                 app.end(status=None)
+                assert not _of_session(app.pid), str(app)
                 allowed = (0, 1) if role == PROD or self.told else (1,)
                 assert app.process.returncode in (*allowed, -signal.SIGKILL), str(app)
 
@@ -335,7 +339,9 @@ class Life:
         if self.client.process.poll() != -signal.SIGKILL or self._gave_up or self._is_held_by_a_program:
             return
         if self.cell.back == ATTACH:
-            self.client = self.world.start_s2uc("attach", self.uid, "--json", *([] if self.joins else ["--timeout", "2"]))
+            self.client = self.world.start_s2uc(
+                "attach", self.uid, "--json", *([] if self.joins else ["--timeout", "2"])
+            )
         else:
             self._gave_up = True
             if self.cell.back == RELEASE:
@@ -381,6 +387,7 @@ class Life:
         if victim is not None:
             victim.process.kill()
             victim.process.wait()
+        self._watch_what_the_kill_does()
         self._thaw()
 
     def _watch_what_the_kill_does(self) -> None:
@@ -412,8 +419,17 @@ class Life:
 
 def _next_line(program: Program) -> str | None:
     """The next line of a program, or None if it has ended without one."""
-    until(lambda: program.has_line() or program.process.poll() is not None, lambda: f"no line from {program}", 60)
-    return program.next_line()
+    line = ""
+
+    def is_there() -> bool:
+        nonlocal line
+        line = program.next_line() or ""
+        return bool(line) or program.process.poll() is not None
+
+    until(is_there, lambda: f"no line from {program}", _LONG_PATIENCE)
+    if not line:
+        program.end(status=None)
+    return line or program.next_line()
 
 
 def _of_session(leader: int) -> list[int]:

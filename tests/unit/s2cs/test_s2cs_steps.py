@@ -26,7 +26,18 @@ from stream_at_s2cs import (
 
 from scistream.s2cs.machine import Core, restored_stream, resume
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Error, ProdLstn, Rel, ReqListeners, Role, StartConn, UpdateTargets
+from scistream.wire.messages import (
+    CONS,
+    PROD,
+    Error,
+    LastError,
+    ProdLstn,
+    Rel,
+    ReqListeners,
+    Role,
+    StartConn,
+    UpdateTargets,
+)
 
 ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
@@ -790,3 +801,11 @@ def test_a_released_stream_stays_released_after_a_restart() -> None:
     assert rig.news() == []
     assert answered_after(rig, rig.rel()).state == "Released"
     assert answered_after(rig, rig.req()).code == "wrong-state"
+
+
+def test_a_stream_that_was_being_released_keeps_the_reason_over_a_restart() -> None:
+    reason = LastError(code="no-ports", msg="gateway dtn1: 0 ports are free")
+    rig = restarted("Releasing", last_error=reason)
+    assert rig.record.last_error == reason
+    rig.confirm()
+    assert (rig.state, rig.record.last_error) == ("Released", reason)

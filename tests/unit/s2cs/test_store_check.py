@@ -181,9 +181,9 @@ def test_damage_to_the_file_is_found(file: Path) -> None:
     last = len(data) - 4096
     data[last + 100 : last + 3000] = bytes(2900)
     file.write_bytes(data)
-    ran = CliRunner().invoke(main, ["store", "check", str(file)])
-    assert ran.exit_code in (1, 2)
-    assert "What to do" in ran.output or "cannot be read" in ran.output
+    said = check(file, 1)
+    assert "PROBLEM: SQLite finds the file damaged: " in said
+    assert "What to do: Stop the S2CS, keep a copy of the file" in said
 
 
 def test_a_store_of_a_newer_software_is_a_problem_and_its_records_are_left_alone(file: Path) -> None:

@@ -14,7 +14,7 @@ from twisted.logger import globalLogPublisher
 from scistream.s2ds.ports import Listener, Ports
 from scistream.wire.errors import StreamError
 
-FIRST, LAST = 24100, 24107
+FIRST, LAST = 19100, 19107
 
 
 def taken(sockets: list[socket.socket]) -> list[int]:
@@ -43,7 +43,7 @@ def test_too_many_get_none_and_are_told_why(ports: Ports) -> None:
     with pytest.raises(StreamError) as refused:
         ports.reserve("127.0.0.1", 3)
     assert refused.value.code == "no-ports"
-    for part in ("3 port(s) were asked for", "2 of the range 24100-24107", "ask for fewer"):
+    for part in ("3 port(s) were asked for", "2 of the range 19100-19107", "ask for fewer"):
         assert part in refused.value.msg
     assert ports.free == 2
     assert len(ports.reserve("127.0.0.1", 2)) == 2
@@ -95,7 +95,7 @@ def test_an_address_of_another_machine_names_the_setting(ports: Ports) -> None:
     with pytest.raises(StreamError) as refused:
         ports.reserve("192.0.2.1", 1)
     assert refused.value.code == "gateway-failed"
-    assert "192.0.2.1:24100" in refused.value.msg
+    assert "192.0.2.1:19100" in refused.value.msg
     assert "`bind` in [lan] and [wan]" in refused.value.msg
     assert ports.free == 8
 

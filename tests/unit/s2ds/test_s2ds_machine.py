@@ -290,6 +290,7 @@ def test_what_cannot_be_reserved_is_refused_with_the_reason_and_nothing_is_held(
     assert rig.state == "Released"
     assert rig.core.last_error is not None
     assert rig.core.last_error.code == "no-ports"
+    assert rig.answer_to(rig.req()).code == "no-ports", "the answer may have been lost"
     assert rig.answer_to(rig.rel()).state == "Released"
 
 

@@ -470,3 +470,26 @@ def test_a_remembered_stream_can_be_released() -> None:
     assert state_of(machine) == core.state == "Streaming"
     machine.release()
     assert sorted(asked(effects.calls)) == [(CONS, Rel), (PROD, Rel)]
+
+
+IN_USE = StreamError("uid-in-use", "that uid is taken")
+
+
+def test_a_live_stream_of_the_same_uid_is_not_released_by_asking_for_it_again() -> None:
+    rig = Rig().to("Reserving")
+    rig.refuses(IN_USE, PROD)
+    assert (rig.state, asked(rig.news())) == ("Reserving", []), "the other side may say the same"
+    rig.refuses(IN_USE, CONS)
+    assert rig.state == "Released"
+    assert asked(rig.news()) == []
+    assert rig.core.error is not None
+    assert rig.core.error.code == "uid-in-use"
+
+
+def test_where_only_one_side_knows_the_uid_the_other_is_released() -> None:
+    rig = Rig().to("Reserving")
+    rig.refuses(IN_USE, PROD)
+    rig.answers(CONS)
+    assert asked(rig.news()) == [(CONS, Rel)]
+    rig.answers(CONS)
+    assert rig.state == "Released"

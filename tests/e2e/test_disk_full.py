@@ -1,0 +1,180 @@
+"""The disk that holds an S2CS's store is full: what is asked for then is refused, nothing is half there, and all goes
+on when there is room. A tmpfs of its own is that disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import World, address_of, assert_same, listen, needs, until
+
+CANNOT = "the store of this S2CS cannot be written"
+WRITES_AGAIN = 30.0
+"""An S2CS looks at what it could not write as often as it hears from its gateways."""
+
+
+class Disk:
+    """A file system that can be filled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self) -> None:
+        """Leave no room at all."""
+        with open(self._filler, "ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as problem:
+                assert problem.errno == errno.ENOSPC
+
+    def clear(self) -> None:
+        """Make room again."""
+        self._filler.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    needs("mount", "umount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        why = f"no file system can be mounted here: {mounted.stderr.strip()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def world(disk: Disk, tmp_path: Path) -> Iterator[World]:
+    """The store of the lab is on that disk."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    store = disk.folder / "s2cs.sqlite"
+    world = World(folder, lab={"settings": {"state": str(store)}})
+    world.lab.store = store
+    with world:
+        world.request().release()  # a first stream leaves what the later ones find there
+        yield world
+        disk.clear()
+
+
+@pytest.fixture
+def program() -> Iterator[socket.socket]:
+    with listen() as sock:
+        yield sock
+
+
+def refused(world: World, *options: str) -> str:
+    """What a request says that is refused."""
+    ended = world.s2uc("request", *options, check=False)
+    assert ended.returncode == 1, ended
+    return ended.stderr
+
+
+def is_sound(world: World) -> None:
+    scistream = str(Path(world.lab.server._command[0]).with_name("scistream"))
+    assert "the store is sound" in world.run(scistream, "store", "check", str(world.lab.store)).stdout
+
+
+def test_a_request_on_a_full_disk_is_refused_and_its_uid_can_be_asked_for_when_there_is_room(
+    world: World, disk: Disk
+) -> None:
+    uid = str(uuid.uuid4())
+    within = ["--prod", world.lab.s2cs, "--cons", world.lab.s2cs, "--uid", uid]
+    before = world.footprint()
+    disk.fill()
+    for _ in range(3):
+        said = refused(world, *within)
+        assert "no-capacity" in said
+        assert f"{CANNOT}, so it takes no new stream: tell its operator" in said
+        assert_same(before, world.footprint)
+        assert uid not in {key[0] for key in world.lab.states()}
+        is_sound(world)
+    disk.clear()
+    again = world.request(1, "1Gbit", "--uid", uid, prod=world.lab, cons=world.lab)
+    assert again.uid == uid
+    assert again.state("PROD") == "Listening"
+    again.release()
+    is_sound(world)
+
+
+def test_a_side_that_cannot_write_makes_the_other_side_let_go(world: World, disk: Disk) -> None:
+    before = world.footprint()
+    disk.fill()
+    said = refused(world, "--prod", world.lab.s2cs, "--cons", world.centre.s2cs)
+    assert f"producer side: {CANNOT}" in said
+    assert_same(before, world.footprint)
+
+
+def test_a_hello_on_a_full_disk_is_refused_and_comes_through_when_there_is_room(
+    world: World, disk: Disk, program: socket.socket
+) -> None:
+    request = world.request()
+    disk.fill()
+    ended = world.prod(request.join["PROD"], [address_of(program)]).end(status=1)
+    assert f"{CANNOT}, so this Hello is not noted" in ended.stderr
+    assert request.state("PROD") == "Listening"
+    disk.clear()
+    world.prod(request.join["PROD"], [address_of(program)]).end()
+    request.streaming()
+    request.release()
+
+
+def test_targets_that_cannot_be_written_down_are_refused_and_both_sides_released(
+    world: World, disk: Disk, program: socket.socket
+) -> None:
+    before = world.footprint()
+    request = world.request(prod=world.centre, cons=world.lab)
+    disk.fill()
+    world.prod(request.join["PROD"], [address_of(program)])
+    ended = request.program.end(status=1)
+    assert f"consumer side: {CANNOT}, so the old targets stay" in ended.stderr
+    disk.clear()
+    assert_same(before, world.footprint, WRITES_AGAIN)
+
+
+def test_a_release_goes_through_on_a_full_disk_and_is_written_down_when_there_is_room(
+    world: World, disk: Disk, program: socket.socket
+) -> None:
+    before = world.footprint()
+    with world.stream([address_of(program)]) as stream:
+        disk.fill()
+    held = world.footprint()
+    assert held.ports == before.ports
+    assert stream.requested.state("PROD") == "Streaming", "the disk knows no better"
+    assert stream.requested.state("CONS") == "Released"
+    disk.clear()
+    until(lambda: stream.requested.state("PROD") == "Released", world.lab.server.words, WRITES_AGAIN)
+    assert_same(before, world.footprint)
+    is_sound(world)
+
+
+def test_an_s2cs_that_is_killed_on_a_full_disk_finds_its_streams_there_again(
+    world: World, disk: Disk, program: socket.socket
+) -> None:
+    with world.stream([address_of(program)]) as stream:
+        disk.fill()
+        world.lab.server.kill()
+        is_sound(world)
+        world.lab.server.start()
+        world.lab.server.wait_until_ready()
+        world.lab.wait_for_links()
+        assert stream.requested.state("PROD") == "Streaming"
+        with stream.connect() as sock:
+            sock.sendall(b"goes on")
+        disk.clear()
+    assert stream.requested.state("PROD") == "Released"
+    is_sound(world)
