@@ -163,13 +163,12 @@ class Probe:
     def _drop_silent(self) -> None:
         for end in self._ends:
             if not end.ready.called:
-                end.give_up(f"nothing came back within {CONNECT_SECONDS:g} s")
+                end.abort()
 
     async def _why_not(self, dead: Sequence[_End]) -> str:
         """:param dead: ends without a connection to the other gateway."""
         first = dead[0]
-        target = self._targets[first.channel]
-        found = await _look(self._reactor, target)
+        found = first.complaint or await _look(self._reactor, self._targets[first.channel])
         if len(self._ends) == 1:
             return found
         channels = ", ".join(str(end.channel) for end in dead[:10]) + (", ..." if len(dead) > 10 else "")
@@ -291,6 +290,7 @@ class _End(Protocol):
         self.ready: Deferred[None] = Deferred()
         self.closed: Deferred[None] = Deferred()
         self.lost: str | None = None
+        self.complaint = ""
         self.reported = _Reported()
         self._waiting = b""
         self._pinged: Deferred[None] | None = None
@@ -331,7 +331,8 @@ class _End(Protocol):
 
     def _answered(self) -> None:
         if self._waiting[:1] != READY:
-            self.give_up("the other end does not speak this version of the probe: install the same version at both")
+            self.complaint = "the other gateway answers in words of another version: install the same one at both"
+            self.abort()
             return
         self._waiting = self._waiting[1:]
         self.seconds_to_answer = self._reactor.seconds() - self._opened_at
@@ -383,11 +384,6 @@ class _End(Protocol):
         """End this direction; the other end then ends the other one."""
         if self.lost is None:
             self.transport.loseWriteConnection()
-
-    def give_up(self, why: str) -> None:
-        """It is of no use."""
-        self.lost = why
-        self.abort()
 
     def abort(self) -> None:
         """Reset it. Idempotent."""

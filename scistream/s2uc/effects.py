@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.internet.task import deferLater
@@ -32,6 +32,7 @@ from scistream.wire.messages import (
     LastError,
     Message,
     ProdLstn,
+    Rel,
     Req,
     Resp,
     Role,
@@ -42,6 +43,9 @@ from scistream.wire.messages import (
 
 PATIENCE = 30.0
 LOOK_AGAIN = 0.5
+
+RELEASE_PATIENCE = 60.0
+"""Seconds for a release in all: a facility whose gateway is silent goes on by itself, and nobody needs to watch."""
 
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
@@ -212,6 +216,8 @@ class StreamEffects:
             earlier.cancel()
         asked = self._servers[role].dialer.ask(command, PATIENCE)
         self._asking[role] = asked
+        if isinstance(command, Rel):
+            asked.addTimeout(RELEASE_PATIENCE, self._reactor, _still_releasing)
         asked.addCallbacks(lambda answer: self.machine.side_answered(role, answer), self._refused, (), {}, (role,))
 
     def forget(self, role: Role) -> None:
@@ -433,6 +439,10 @@ class Server:
             for effects in list(self.streams):
                 if effects.uid == message.uid:
                     effects.heard(self, message)
+
+
+def _still_releasing(_cancelled: Any, seconds: float) -> NoReturn:
+    raise StreamError("timeout", f"it is still Releasing after {seconds:g} s: a gateway there does not answer")
 
 
 W = TypeVar("W")

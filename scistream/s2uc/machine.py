@@ -15,10 +15,11 @@ Releasing                          both RESP                     Released
 any                                anything else                 same
 ================================== ============================= ============
 
-Streaming and Released are idle. `uid-in-use` is an ERROR with a difference: what that side has is another stream, so
-it is not released there, and the other side's answer is waited for, since it may say the same. A side that does not
-confirm a release in time is named in `Core.not_released`; the machine still ends in Released, since nobody waits for
-ever.
+Streaming and Released are idle. Two ERRORs have their own way. `target-refused` by the producer's side, when ProdApp
+has said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. After
+`uid-in-use` what that side has is another stream, so it is not released there, and the other side's answer is waited
+for, since it may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
+machine still ends in Released, since nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ def _start_provisioning(stream: Stream, core: Core) -> None:
     core.effects.provision(core.generation)
 
 
-for _state in (Reserved, Streaming):
+for _state in (Reserved, Updating, Streaming):
     _state.upon(Stream._provision).to(Provisioning)(_start_provisioning)
 
 # -- UpdateTargets
@@ -262,8 +263,17 @@ def _release(stream: Stream, core: Core) -> None:
         stream._both_released()
 
 
+@Updating.upon(Stream.side_refused).loop()
+def _not_updated(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
+    outdated = core.app_listeners != core.provisioned_for
+    if role == PROD and error.code == "target-refused" and outdated:
+        stream._provision()
+    else:
+        _refused(stream, core, role, error)
+
+
 for _state in LIVE:
-    if _state is not Reserving:
+    if _state not in (Reserving, Updating):
         _state.upon(Stream.side_refused).loop()(_refused)
     _state.upon(Stream.failed).to(Releasing)(_failed)
     _state.upon(Stream.release).to(Releasing)(_release)
@@ -323,7 +333,7 @@ for _state in STATES:
         _state.upon(Stream.targets_made).loop().returns(None)
     if _state is not Reserving:
         _state.upon(Stream._both_reserved).loop().returns(None)
-    if _state not in (Reserved, Streaming):
+    if _state not in (Reserved, Updating, Streaming):
         _state.upon(Stream._provision).loop().returns(None)
     if _state is not Updating:
         _state.upon(Stream._both_updated).loop().returns(None)

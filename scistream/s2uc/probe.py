@@ -257,6 +257,7 @@ class _Side:
         self.dialer.on_up = self._up
         self.dialer.on_down = self._down
         self._reactor = reactor
+        self._plain = trust is None
         self._request = request
         self._name = f"{SIDE[role]}'s S2CS {address}"
         self._word: Deferred[str] | None = None
@@ -311,12 +312,10 @@ class _Side:
         return float(self._reactor.seconds() - sent)
 
     def _certificate(self) -> str:
-        link = self.dialer.link
-        handle = link.transport.getHandle() if link is not None else None
-        if not isinstance(handle, SSL.Connection):
+        if self._plain or self.dialer.link is None:
             return "plain TCP"
-        chain = handle.get_verified_chain(as_cryptography=True) or []
-        left = _days_left(chain)
+        connection: SSL.Connection = self.dialer.link.transport.getHandle()
+        left = _days_left(connection.get_verified_chain(as_cryptography=True) or [])
         if left < SOON:
             return f"its certificate is good for {left} more days only (its operator has to renew it)"
         return f"its certificate is good for {left} more days"

@@ -411,6 +411,22 @@ def test_a_gateway_that_says_nothing_is_given_up_after_20_seconds_and_the_other_
     assert world.both_are_empty()
 
 
+def test_a_release_ends_for_its_user_after_a_minute_though_a_gateway_is_silent_and_goes_on_without_her(
+    world: World,
+) -> None:
+    stream = world.request()
+    world.network.mute(CONS_PORT + 1)
+    started = world.network.seconds()
+    error = world.refusal(stream.release().deferred, within=70.0)
+    assert 55.0 < world.network.seconds() - started < 65.0
+    for part in ("consumer side", CONS_S2CS, "still Releasing after 60 s"):
+        assert part in error.msg
+    assert world.state("s2cs", CONS) == "releasing"
+    world.network.unmute(CONS_PORT + 1)
+    world.network.until(lambda: world.state("s2cs", CONS) == "released", within=30.0)
+    assert world.both_are_empty()
+
+
 def test_an_s2cs_that_is_not_there_is_named_after_30_seconds_and_the_other_side_released(world: World) -> None:
     world.network.close_door(CONS_PORT)
     error = world.refusal(world.ask(), within=31.0)

@@ -185,7 +185,11 @@ INPUTS = [
 ]
 PRIVATE: list[tuple[str, Callable[[Rig], Any], dict[str, str]]] = [
     ("_both_reserved", lambda rig: rig.machine._both_reserved(), {"Reserving": "Reserved"}),
-    ("_provision", lambda rig: rig.machine._provision(), {"Reserved": "Provisioning", "Streaming": "Provisioning"}),
+    (
+        "_provision",
+        lambda rig: rig.machine._provision(),
+        dict.fromkeys(("Reserved", "Updating", "Streaming"), "Provisioning"),
+    ),
     ("_both_updated", lambda rig: rig.machine._both_updated(), {"Updating": "Streaming"}),
     ("_both_released", lambda rig: rig.machine._both_released(), {"Releasing": "Released"}),
 ]
@@ -493,3 +497,17 @@ def test_where_only_one_side_knows_the_uid_the_other_is_released() -> None:
     assert asked(rig.news()) == [(CONS, Rel)]
     rig.answers(CONS)
     assert rig.state == "Released"
+
+
+def test_targets_that_a_new_hello_has_outdated_are_made_anew() -> None:
+    rig = Rig().to("Updating")
+    rig.machine.prod_lstn(["10.0.0.9:7001"])
+    rig.refuses(StreamError("target-refused", "not among the addresses of the Hello"), PROD)
+    assert (rig.state, rig.core.generation) == ("Provisioning", 2)
+    assert rig.core.provisioned_for == ["10.0.0.9:7001"]
+
+
+def test_targets_that_are_refused_though_they_are_the_latest_end_the_stream() -> None:
+    rig = Rig().to("Updating")
+    rig.refuses(StreamError("target-refused", "outside the app_networks"), PROD)
+    assert rig.state == "Releasing"
