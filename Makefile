@@ -7,13 +7,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long model lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/scistream demo $(ARGS)
 
+# The tests wait more than they work, so several files run at once.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Each part killed at each step, twenty times at random instants: about an hour.
+test-long: $(VENV)/.installed-test
+	$(PYTEST) -m long $(ARGS)
+
+# The model checker within its wide bounds: minutes. A JSON line at the end.
+model: $(VENV)/.installed-test
+	@$(BIN)/python tests/model/run.py $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

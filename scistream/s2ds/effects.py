@@ -284,8 +284,9 @@ class Holding:
         self._probe.start()
 
     def _stop_probe(self) -> None:
-        if self._probe is not None:
-            self._probe.stop()
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.stop()
         responder, self._responder = self._responder, None
         if responder is not None:
             responder.stop()

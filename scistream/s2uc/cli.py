@@ -138,6 +138,8 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     \b
     Ask two facilities for a stream, give each application its join string, wait:
         s2uc request --prod anl.example:5000 --cons ornl.example:5000 --num-conn 4 --rate 10Gbit
+    Find out the day before whether all that it needs is there:
+        s2uc probe --prod anl.example:5000 --cons ornl.example:5000 --num-conn 4 --rate 10Gbit
     Later, from any terminal:
         s2uc list
         s2uc status UID

@@ -20,7 +20,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
-from scistream.s2uc.probe import Check, Probing, Report
+from scistream.s2uc.probe import Probing, Report
+from scistream.s2uc.probe_side import Check
 from scistream.s2uc.waiting import Waiting, leave, reactor_here
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address

@@ -10,72 +10,31 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
-from datetime import UTC, datetime
-from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from typing import Any
 
-from cryptography import x509
 from msgspec import Struct
-from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from scistream.s2uc.connection_map import connection_map
 from scistream.s2uc.credentials import issue_credentials
-from scistream.security.control import Trust, dialer
+from scistream.s2uc.effects import SIDE
+from scistream.s2uc.probe_side import STATUS_SECONDS, Check, Side, own_certificate
+from scistream.security.control import Trust
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, StreamError
 from scistream.wire.join import hash_app_key, new_app_key
 from scistream.wire.line import decode, encode
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import (
-    CONS,
-    PROBE_LIFE,
-    PROD,
-    Command,
-    Hello,
-    ProbeResult,
-    Rel,
-    Req,
-    Resp,
-    Role,
-    Status,
-    UpdateTargets,
-)
+from scistream.wire.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
 
-REACH_SECONDS = 15.0
-STATUS_SECONDS = 10.0
-GRANT_SECONDS = 30.0
 UPDATE_SECONDS = 25.0
-RELEASE_SECONDS = 30.0
 BESIDE_DATA = 40.0
 """What a probe takes at most beside the seconds of its test data."""
 LOOK_AGAIN = 0.25
-TRIPS = 3
-SOON = 7
-"""Certificates that end in fewer days than this are worth a word."""
 MUCH_LESS = 0.9
-SHOWN = 4
 NO_PROGRAM = "127.0.0.1:9"
 """In place of a ProdApp's address: under a probe nothing is dialled there."""
-
-SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
-
-
-class Check(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. `ok` is None where it could not be tried; `text` says what to do, too."""
-
-    name: Literal["certificate", "reach", "grant", "wan", "release"]
-    ok: bool | None
-    text: str
-    role: Role | None = None
-
-    def __str__(self) -> str:
-        return f"{_WORDS[self.ok]:<8}{self.text}"
-
-
-_WORDS: dict[bool | None, str] = {True: "ok", False: "FAILED", None: "-"}
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -123,9 +82,7 @@ class Probing:
         self._result: ProbeResult | None = None
         self._certificate = trust.certificate if trust is not None else None
         requests = {role: self._request(role, num_conn) for role in addresses}
-        self._sides = {
-            role: _Side(reactor, role, address, trust, requests[role]) for role, address in addresses.items()
-        }
+        self._sides = {role: Side(reactor, role, address, trust, requests[role]) for role, address in addresses.items()}
 
     def _request(self, role: Role, num_conn: int) -> Req:
         request = Req(
@@ -151,7 +108,7 @@ class Probing:
         sides = list(self._sides.values())
         try:
             if self._certificate is not None:
-                self._note(_own_certificate(self._certificate))
+                self._note(own_certificate(self._certificate))
             await self._of_each(side.reach() for side in sides)
             await self._of_each(side.reserve() for side in sides)
             self._note(await self._between())
@@ -244,157 +201,3 @@ class Probing:
             ends = f"by itself it ends within {PROBE_LIFE:g} s of its beginning"
             return Check(name="release", ok=False, text=f"release: {'; '.join(still)}; {ends}")
         return Check(name="release", ok=True, text="released: nothing of the probe is left at either facility")
-
-
-class _Side:
-    """One facility."""
-
-    def __init__(self, reactor: Any, role: Role, address: Address, trust: Trust | None, request: Req) -> None:
-        self.role: Role = role
-        self.granted: Resp | None = None
-        self.asked = False
-        self.dialer = dialer(reactor, address, f"the S2CS at {address}", trust)
-        self.dialer.on_up = self._up
-        self.dialer.on_down = self._down
-        self._reactor = reactor
-        self._plain = trust is None
-        self._request = request
-        self._name = f"{SIDE[role]}'s S2CS {address}"
-        self._word: Deferred[str] | None = None
-        self._reached = False
-
-    @property
-    def listeners(self) -> list[str]:
-        """What it has reserved, in the order of the channels."""
-        return list(self.granted.listeners or []) if self.granted is not None else []
-
-    @property
-    def csr(self) -> str:
-        """The certificate requests of its gateways."""
-        return (self.granted.csr or "") if self.granted is not None else ""
-
-    # -- the steps
-
-    async def reach(self) -> Check:
-        """Name, TCP, TLS, certificate, and an answer to Status."""
-        started = self._reactor.seconds()
-        self._word = Deferred()
-        self.dialer.startService()
-        try:
-            trouble = await self._word.addTimeout(REACH_SECONDS, self._reactor)
-        except TimeoutError:
-            trouble = f"it has said nothing for {REACH_SECONDS:g} s: its operator has to look at it"
-        finally:
-            self._word = None
-        if trouble:
-            return self._reach_failed(trouble)
-        took = self._reactor.seconds() - started
-        certificate = self._certificate()
-        try:
-            trips = [await self._trip() for _ in range(TRIPS)]
-        except StreamError as error:
-            return self._reach_failed(error.msg)
-        self._reached = True
-        text = f"{self._name}: reached in {took * 1e3:.0f} ms, {certificate}, Status comes back in {_ms(median(trips))}"
-        return Check(name="reach", role=self.role, ok=True, text=text)
-
-    def _reach_failed(self, why: str) -> Check:
-        return Check(name="reach", role=self.role, ok=False, text=f"{self._name}: {why}")
-
-    async def _trip(self) -> float:
-        """Ask for a stream that is not there, of which the S2CS knows the answer by itself."""
-        sent = self._reactor.seconds()
-        try:
-            await self.ask(Status(uid=self._request.uid, role=self.role, seq=UNSENT), STATUS_SECONDS)
-        except StreamError as error:
-            if error.code != "unknown-uid":
-                raise
-        return float(self._reactor.seconds() - sent)
-
-    def _certificate(self) -> str:
-        if self._plain or self.dialer.link is None:
-            return "plain TCP"
-        connection: SSL.Connection = self.dialer.link.transport.getHandle()
-        left = _days_left(connection.get_verified_chain(as_cryptography=True) or [])
-        if left < SOON:
-            return f"its certificate is good for {left} more days only (its operator has to renew it)"
-        return f"its certificate is good for {left} more days"
-
-    async def reserve(self) -> Check:
-        """Ask for its side of the stream."""
-        facility = f"{SIDE[self.role]}'s facility"
-        if not self._reached:
-            why = "not asked for a stream, since its S2CS is out of reach"
-            return Check(name="grant", role=self.role, ok=None, text=f"{facility}: {why}")
-        self.asked = True
-        try:
-            answer = await self.ask(self._request, GRANT_SECONDS)
-        except StreamError as error:
-            why = f"refuses the stream ({error.code}): {error.msg}"
-            if error.code == "bad-message" and "protocol" in error.msg:
-                why = "its S2CS knows no probes: its operator has to install the current version"
-            return Check(name="grant", role=self.role, ok=False, text=f"{facility}: {why}")
-        self.granted = answer
-        count = len(self.listeners)
-        channels = f"{count} channels" if count > 1 else "1 channel"
-        where = ", ".join(self.listeners[:SHOWN]) + (", ..." if count > SHOWN else "")
-        text = f"{facility}: grants {channels} at {self._request.rate:g} Mbit/s, on {where}"
-        return Check(name="grant", role=self.role, ok=True, text=text)
-
-    async def release(self) -> str:
-        """Release what may have been reserved; why it could not be, or nothing."""
-        command = Rel(uid=self._request.uid, role=self.role, seq=UNSENT)
-        try:
-            await self.ask(command, RELEASE_SECONDS)
-        except StreamError as error:
-            if error.code != "unknown-uid":
-                return f"{SIDE[self.role]} side: {error.msg}"
-        return ""
-
-    async def ask(self, command: Command, seconds: float) -> Resp:
-        """The final answer to a command.
-
-        :raises StreamError: its refusal, or `timeout` after so many seconds, even if it says that it works on it.
-        """
-        try:
-            return await self.dialer.ask(command, None).addTimeout(seconds, self._reactor)
-        except TimeoutError:
-            trouble = self.dialer.outbox.trouble
-            name = str(command.__struct_config__.tag)
-            msg = f"{self.dialer.peer_name} did not carry out {name} within {seconds:g} s"
-            raise StreamError("timeout", f"{msg}: {trouble}" if trouble else msg) from None
-
-    # -- from the link
-
-    def _up(self) -> None:
-        self._say("")
-
-    def _down(self, trouble: str, hopeless: bool) -> None:
-        if self._word is not None:
-            self._say(trouble)
-        elif hopeless:
-            self.dialer.outbox.close(StreamError("not-authenticated", trouble))
-
-    def _say(self, word: str) -> None:
-        waiting, self._word = self._word, None
-        if waiting is not None:
-            waiting.callback(word)
-
-
-def _own_certificate(path: Path) -> Check:
-    left = _days_left(x509.load_pem_x509_certificates(path.read_bytes()))
-    if left < 0:
-        text = f"your certificate {path}: has expired; have it renewed by your facility"
-    else:
-        text = f"your certificate {path}: is good for {left} more days" + (" only" if left < SOON else "")
-    return Check(name="certificate", ok=left >= 0, text=text)
-
-
-def _days_left(chain: Iterable[x509.Certificate]) -> int:
-    """Whole days until the first of them expires; negative if one has."""
-    first = min((certificate.not_valid_after_utc for certificate in chain), default=datetime.now(UTC))
-    return (first - datetime.now(UTC)).days
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"

@@ -130,9 +130,15 @@ def states(world: World, uid: str) -> tuple[str, str]:
     )
 
 
-def all_words(world: World) -> str:
-    """What all daemons have logged, for the report of a failure."""
-    return "\n".join(f"--- {daemon.name}\n{daemon.words()[-6000:]}" for daemon in world.daemons)
+def story(world: World, uid: str) -> str:
+    """What all daemons have logged of a stream and of their links, for the report of a failure."""
+    parts = []
+    for daemon in world.daemons:
+        lines = daemon.words().splitlines()
+        first = next((number for number, line in enumerate(lines) if uid in line), len(lines))
+        told = [line for line in lines[max(0, first - 5) :] if uid in line or "uid=" not in line]
+        parts.append(f"--- {daemon.name}\n" + "\n".join(told[-60:]))
+    return "\n".join(parts)
 
 
 class Life:
@@ -156,6 +162,7 @@ class Life:
         self._started: list[Program] = []
         self._frozen: list[Program | Daemon] = []
         self._gave_up = False
+        self._released = False
         self._links_before = 0
         self._struck: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1)
@@ -166,7 +173,7 @@ class Life:
             with self.exchange:
                 return self._live()
         except BaseException as problem:
-            problem.add_note(f"{self.cell}, stream {self.uid}\n{self.exchange}\n{all_words(self.world)}")
+            problem.add_note(f"{self.cell}, stream {self.uid}\n{self.exchange}\n{story(self.world, self.uid)}")
             raise
         finally:
             self._thaw()
@@ -197,7 +204,7 @@ class Life:
         if cell.step == BEFORE:
             if not self.chance and "S2CS" in cell.victim:
                 other = 1 if cell.role == PROD else 0
-                until(lambda: states(self.world, self.uid)[other] == "Listening", lambda: all_words(self.world))
+                until(lambda: states(self.world, self.uid)[other] == "Listening", lambda: "the other side does not reserve")
             elif not self.chance:
                 self.client.end(status=1)
             self._strike(BEFORE, lambda: True)
@@ -291,6 +298,7 @@ class Life:
         if self.cell.step == RELEASING:
             self._freeze(self.gateway)
             self.client = self.world.start_s2uc("release", self.uid)
+            self._released = True
             self._strike(RELEASING, lambda: self._state() == "Releasing")
             until(lambda: self.client.process.poll() is not None, lambda: f"it does not end: {self.client}")
             self._tend()
@@ -300,10 +308,17 @@ class Life:
             return False
         assert both_are(self.world, self.uid, "Streaming"), states(self.world, self.uid)
         self.world.s2uc("release", self.uid)
+        self._released = True
         return True
 
     def _is_over(self) -> None:
-        """Wait until nobody has anything of the stream any more."""
+        """Wait until nobody has anything of the stream any more.
+
+        Of a stream that has come to stream, s2uc has taken its leave: when one side of it fails, the other goes on until
+        the user releases it.
+        """
+        if self.told and not self._released and self.client.process.poll() == 0:
+            self.world.s2uc("release", self.uid)
         until(
             lambda: both_are(self.world, self.uid, "Released"),
             lambda: f"the sides do not agree: {states(self.world, self.uid)}",
@@ -339,9 +354,8 @@ class Life:
         if self.client.process.poll() != -signal.SIGKILL or self._gave_up or self._is_held_by_a_program:
             return
         if self.cell.back == ATTACH:
-            self.client = self.world.start_s2uc(
-                "attach", self.uid, "--json", *([] if self.joins else ["--timeout", "2"])
-            )
+            patience = [] if self.joins else ["--timeout", "2s"]  # nobody can say Hello any more
+            self.client = self.world.start_s2uc("attach", self.uid, "--json", *patience)
         else:
             self._gave_up = True
             if self.cell.back == RELEASE:
@@ -444,8 +458,10 @@ def _of_session(leader: int) -> list[int]:
 
 def a_full_stream_can_be_had(world: World) -> None:
     """All ports and all capacity are free."""
-    with world.request(CHANNELS, RATE):
-        assert all(len(gateway.ports_in_use()) == CHANNELS for each in world.facilities for gateway in each.gateways)
+    client = world.request(CHANNELS, RATE).program
+    assert all(len(gateway.ports_in_use()) == CHANNELS for each in world.facilities for gateway in each.gateways)
+    client.ask_to_end()  # as Ctrl-C does: it releases
+    client.end(status=1)
 
 
 def nothing_is_left(world: World, before: Footprint) -> None:

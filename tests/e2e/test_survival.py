@@ -55,7 +55,7 @@ def a_life(cell: Cell, chance=None) -> Job:
         before = world.footprint()
         lived = Life(world, cell, chance).live()
         if chance is None:
-            assert lived == cell.lives, f"{lived}, {all_words(world)}"
+            assert lived == cell.lives, f"{lived}"
         nothing_is_left(world, before)
         print(f"{cell} {time.monotonic() - t:.2f}")
 

@@ -1,0 +1,101 @@
+"""What stands between this gateway and another one, found out by knocking there: a connection of its own, on which
+nothing is said. A probe asks when one of its channels has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from scistream.security.tls import explain
+from scistream.wire.address import Address
+
+CONNECT_SECONDS = 5.0
+LET_IN_SECONDS = 2.0
+"""A connection that another gateway keeps for so long is one that it lets in."""
+
+
+async def why_not(reactor: Any, target: Address) -> str:
+    """Why there is no connection to another gateway, as far as a connection attempt of one's own shows it."""
+    knock = _Knock(reactor, target)
+    connector = reactor.connectTCP(target.host, target.port, _KnockFactory(knock), timeout=CONNECT_SECONDS)
+    try:
+        return await knock.found
+    finally:
+        connector.disconnect()
+
+
+class _Knock(Protocol):
+    """Connects and says nothing: what the other gateway does then tells how far one gets."""
+
+    transport: Any
+
+    def __init__(self, reactor: Any, target: Address) -> None:
+        self.found: Deferred[str] = Deferred()
+        self._reactor = reactor
+        self._target = target
+        self._let_in: Any = None
+
+    def connectionMade(self) -> None:
+        self._let_in = self._reactor.callLater(LET_IN_SECONDS, self._was_let_in)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._let_in.active():
+            self._let_in.cancel()
+            self._was_shut_out()
+
+    def failed(self, reason: Failure) -> None:
+        """There is no connection at all, or it was over before it was looked at."""
+        if isinstance(reason.value, ConnectError) and reason.value.osError == errno.ECONNRESET:
+            self._was_shut_out()
+            return
+        self._say(
+            f"from this gateway to {self._target}: {explain(reason)} The other facility has to open all `ports` of its "
+            "gateway to this one, and `advertise` in its [wan] has to be an address that reaches it"
+        )
+
+    def _was_shut_out(self) -> None:
+        self._say(
+            f"the gateway at {self._target} accepts a connection and closes it at once: its `wan_networks` have to "
+            f"contain {_source_towards(self._target)}, from which this gateway comes"
+        )
+
+    def _was_let_in(self) -> None:
+        self._say(
+            f"the gateway at {self._target} accepts a connection, but no TLS session comes of it: compare the clocks "
+            "of both gateways, look for a firewall that opens TLS, and see both logs"
+        )
+
+    def _say(self, what: str) -> None:
+        if not self.found.called:
+            self.found.callback(what)
+
+
+def _source_towards(target: Address) -> str:
+    """The address that this machine has for another one. No packet is sent."""
+    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((target.host, target.port))
+        except OSError:
+            return "this gateway"
+        return str(sock.getsockname()[0])
+
+
+class _KnockFactory(ClientFactory):
+    noisy = False
+
+    def __init__(self, knock: _Knock) -> None:
+        self._knock = knock
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        return self._knock
+
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        self._knock.failed(reason)

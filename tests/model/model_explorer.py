@@ -1,0 +1,365 @@
+"""The explorer: every run of a scenario in which no more than so much goes wrong, each run to its end.
+
+A run is named by its faults and the steps at which they happen; between them things happen in the order of
+`World.next`. A run is repeated from the beginning to get to its last fault, and goes on from there: in each state that
+was not seen before all further faults are tried, as far as the bounds allow, and where it comes to a state that
+another run has been in with as much left to go wrong, it need not go on. States are compared by their fingerprints.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_faults import CRASH, Bounds, Fault, do, fault_words, happen, inside, possible, words
+from model_fingerprint import fingerprint
+from model_invariants import at_rest, at_the_end, in_every_state
+from model_stand_ins import installed
+from model_world import SCENARIOS, Scenario, Stores, World, stores
+
+Path = tuple[tuple[int, Fault], ...]
+
+MOST_STEPS = 4000
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run that is still to be made.
+
+    :param before: the fingerprint of the state in which its last fault happens.
+    """
+
+    path: Path
+    before: int | None = None
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not happen, and the run in which it does."""
+
+    scenario: str
+    path: Path
+    steps: int
+    what: str
+
+    @property
+    def length(self) -> tuple[int, int]:
+        """The shortest is the one with the fewest faults, then with the fewest steps."""
+        return len(self.path), self.steps
+
+
+@dataclass
+class Counts:
+    """How much was explored."""
+
+    states: int = 0
+    transitions: int = 0
+    runs: int = 0
+    depth: int = 0
+    violations: list[Violation] = field(default_factory=list)
+
+    def add(self, other: Counts) -> None:
+        """Both together."""
+        self.states += other.states
+        self.transitions += other.transitions
+        self.runs += other.runs
+        self.depth = max(self.depth, other.depth)
+        self.violations += other.violations
+
+
+class Seen:
+    """The states that runs have been in, shared by all workers: a hash table in shared memory.
+
+    Two workers that add at the same moment may lose an entry; a state is then explored twice.
+    """
+
+    def __init__(self, slots: int = 1 << 24, workers: int = 2) -> None:
+        self._slots = slots
+        self._memory = mmap.mmap(-1, 8 * (2 * slots + workers))
+        self._words = memoryview(self._memory).cast("Q")
+        self._workers = workers
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._memory[:] = bytes(len(self._memory))
+
+    def running(self, worker: int, run: int) -> None:
+        """A worker begins a run."""
+        self._words[2 * self._slots + worker] = run
+
+    def _in_progress_elsewhere(self, run: int, worker: int) -> bool:
+        return any(self._words[2 * self._slots + other] == run for other in range(self._workers) if other != worker)
+
+    def add(self, key: int, run: int) -> int:
+        """Note that a run has been here; 0 if it is the first, otherwise the run that was."""
+        words, slots = self._words, self._slots
+        key = (key & _MASK) or 1
+        at = key % slots
+        while True:
+            there = words[2 * at]
+            if there == 0:
+                words[2 * at] = key
+                words[2 * at + 1] = run
+                return 0
+            if there == key:
+                return words[2 * at + 1]
+            at = (at + 1) % slots
+
+    def find(self, key: int) -> int:
+        """The run that has been here; 0 if none."""
+        words, slots = self._words, self._slots
+        key = (key & _MASK) or 1
+        at = key % slots
+        while (there := words[2 * at]) != 0:
+            if there == key:
+                return words[2 * at + 1]
+            at = (at + 1) % slots
+        return 0
+
+    def settled(self, earlier: int, run: int, worker: int) -> bool:
+        """Whether `run` may rely on the run that was in a state earlier: it is over, or relies on nobody later."""
+        return earlier < run or not self._in_progress_elsewhere(earlier, worker)
+
+
+class Explorer:
+    """Makes the runs of one scenario within bounds, in one process.
+
+    :param seen: what was seen already, maybe by others too.
+    :param worker: which of them this is.
+    """
+
+    def __init__(self, scenario: Scenario, bounds: Bounds, files: Stores, seen: Seen, worker: int = 0) -> None:
+        self.scenario = scenario
+        self.bounds = bounds
+        self.counts = Counts()
+        self._files = files
+        self._seen = seen
+        self._worker = worker
+
+    def left(self, path: Path) -> tuple[int, int]:
+        """How much more may go wrong: faults of the network, and of parties."""
+        crashes = sum(fault[0] in CRASH for _, fault in path)
+        return self.bounds.network - (len(path) - crashes), self.bounds.crashes - crashes
+
+    def run(self, task: Task, number: int) -> list[Task]:
+        """Make one run to its end or to where another has been; gives the runs that branch off from it."""
+        self._seen.running(self._worker, number)
+        self.counts.runs += 1
+        branches: list[Task] = []
+        world = World(self.scenario, self._files)
+        faults = dict(task.path)
+        last = task.path[-1][0] if task.path else -1
+        left = self.left(task.path)
+        own: set[int] = set()
+        for step in range(MOST_STEPS):
+            event = world.next()
+            here = None
+            if step == last and task.before is not None and fingerprint(world) != task.before:
+                raise RuntimeError(f"a run did not go as it went before: {task}")
+            if step > last:
+                here = fingerprint(world)
+                if here in own:
+                    here = None
+                elif self._was_here(here, left, number):
+                    break
+                else:
+                    own.add(here)
+                world.broken.extend(in_every_state(world))
+                if event is None:
+                    world.broken.extend(at_the_end(world))
+                elif event[0] == "rest":
+                    world.broken.extend(at_rest(world))
+                    world.broken.extend(_needless(world, task.path))
+                if self._is_broken(world, task.path, step):
+                    break
+            if event is None:
+                break
+            if here is not None and left != (0, 0):
+                for fault in possible(world, event, self.bounds):
+                    if left[fault[0] in CRASH]:
+                        branches.append(Task((*task.path, (step, fault)), here))
+            fault = faults.get(step)
+            if fault is not None:
+                do(world, event, fault)
+            else:
+                happen(world, event)
+                if here is not None and left[1] and event[0] in ("deliver", "fire"):
+                    process = event[1].process
+                    for fault in inside(world, event, self.bounds, process.effects if process is not None else 0):
+                        branches.append(Task((*task.path, (step, fault)), here))
+            if step >= last:
+                self.counts.transitions += 1
+                if world.broken and self._is_broken(world, task.path, step):
+                    break
+        else:
+            self._broken(f"it never ends: {MOST_STEPS} steps", task.path, MOST_STEPS)
+        self.counts.depth = max(self.counts.depth, step)
+        return branches
+
+    def _was_here(self, state: int, left: tuple[int, int], number: int) -> bool:
+        seen = self._seen
+        if not seen.add(hash((state, "any")), number):
+            self.counts.states += 1
+        for network in range(left[0], self.bounds.network + 1):
+            for crashes in range(left[1], self.bounds.crashes + 1):
+                if (network, crashes) != left:
+                    earlier = seen.find(hash((state, network, crashes)))
+                    if earlier and seen.settled(earlier, number, self._worker):
+                        return True
+        earlier = seen.add(hash((state, *left)), number)
+        return bool(earlier) and seen.settled(earlier, number, self._worker)
+
+    def _is_broken(self, world: World, path: Path, step: int) -> bool:
+        for what in dict.fromkeys(world.broken):
+            self._broken(what, path, step)
+        return bool(world.broken)
+
+    def _broken(self, what: str, path: Path, step: int) -> None:
+        self.counts.violations.append(Violation(self.scenario.name, path, step, what))
+
+
+_HARMLESS = frozenset({"lose", "repeat", "again late", "last", "break", "break half"})
+
+
+def _needless(world: World, path: Path) -> Iterator[str]:
+    """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try.
+
+    Two things are another matter: an S2CS that has just lost its gateways takes no new stream, and a client cannot
+    tell an old ProdLstn that comes late from a new one.
+    """
+    user = world.user
+    if (
+        user is not None
+        and user.core.error is not None
+        and world.network.now < 300.0
+        and all(fault[0] in _HARMLESS for _, fault in path)
+        and "no gateway of this facility can be reached" not in user.core.error.msg
+        and not (user.core.error.code == "target-refused" and any(fault[0] == "again late" for _, fault in path))
+    ):
+        yield f"A: the stream ended for nothing: {user.core.error}"
+
+
+# -- in one process or in two
+
+
+def explore(
+    scenario: Scenario,
+    bounds: Bounds,
+    *,
+    workers: int = 1,
+    slots: int = 1 << 22,
+    stop_early: bool = False,
+    prepare: Callable[[], Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Counts:
+    """Explore a scenario.
+
+    :param workers: processes that share the work.
+    :param slots: room for so many states in memory, with as many ways to get into them as the bounds leave.
+    :param stop_early: stop at the first violation.
+    :param prepare: called first, in each process, with everything installed: to plant a fault in the code.
+    :param tell: gets a line from time to time.
+    """
+    seen = Seen(slots, workers)
+    total = Counts()
+    began = time.monotonic()
+    context = multiprocessing.get_context("fork")
+    numbers = context.Value("q", -1)
+    with context.Pool(workers, _begin, (scenario, bounds, seen, numbers, prepare)) as pool:
+        level = [Task(())]
+        depth = 0
+        while level:
+            following: list[Task] = []
+            size = max(1, min(200, len(level) // (8 * workers)))
+            chunks = [(number, level[number : number + size]) for number in range(0, len(level), size)]
+            done = 0
+            for branches, counts in pool.imap_unordered(_work, [(depth, *chunk) for chunk in chunks]):
+                following += branches
+                total.add(counts)
+                done += 1
+                if done % max(1, len(chunks) // 10) == 0:
+                    rate = total.states / (time.monotonic() - began)
+                    tell(
+                        f"{scenario.name}: {depth} faults, {done}/{len(chunks)} of {len(level)} runs; "
+                        f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s, "
+                        f"{len(total.violations)} violations"
+                    )
+                if stop_early and total.violations:
+                    return total
+            if total.violations:
+                break
+            level = following
+            depth += 1
+    return total
+
+
+_explorer: Explorer
+_kept = ExitStack()
+
+
+def _begin(scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, prepare: Callable[[], Any] | None) -> None:
+    """A worker starts; what it opens here goes with its process."""
+    global _explorer
+    with numbers.get_lock():
+        numbers.value += 1
+        worker = numbers.value
+    _kept.enter_context(installed())
+    if prepare is not None:
+        prepare()
+    files = _kept.enter_context(stores())
+    _explorer = Explorer(scenario, bounds, files, seen, worker)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def _work(chunk: tuple[int, int, list[Task]]) -> tuple[list[Task], Counts]:
+    depth, first, tasks = chunk
+    explorer = _explorer
+    explorer.counts = Counts()
+    branches: list[Task] = []
+    for index, task in enumerate(tasks):
+        number = (depth << 56) | ((first + index + 1) << 24)
+        for count, branch in enumerate(explorer.run(task, number)):
+            if depth and explorer.left(branch.path) == (0, 0):
+                explorer.run(branch, number + count + 1)
+            else:
+                branches.append(branch)
+        gc.collect()
+    return branches, explorer.counts
+
+
+# -- in words
+
+
+def story(violation: Violation, prepare: Callable[[], Any] | None = None) -> str:
+    """The trace of a violation, for a person: each step, each fault, and the states that machines entered."""
+    lines = [f"In the scenario '{violation.scenario}', {len(violation.path)} fault(s), {violation.steps} steps:"]
+    with installed(), stores() as files:
+        if prepare is not None:
+            prepare()
+        world = World(SCENARIOS[violation.scenario], files)
+        faults = dict(violation.path)
+        for step in range(violation.steps + 1):
+            event = world.next()
+            if event is None:
+                break
+            fault = faults.get(step)
+            told = f"FAULT: {fault_words(world, event, fault)}" if fault is not None else words(world, event)
+            world.news.clear()
+            if fault is not None:
+                do(world, event, fault)
+            else:
+                happen(world, event)
+            entered = f"   [{'; '.join(world.news)}]" if world.news else ""
+            lines.append(f"{step:5d}  {world.network.now:7.2f} s  {told}{entered}")
+    lines.append(f"       VIOLATION: {violation.what}")
+    return os.linesep.join(lines)

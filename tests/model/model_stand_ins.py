@@ -1,0 +1,222 @@
+"""What stands in for sockets, keys, chance and logs, so that a run of the model is quick and always the same.
+
+`installed` puts the stand-ins into the project's modules and takes them out again. Everything else that runs in the
+model is the project's own code.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_network import Network, Process
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger, LogLevel
+
+import scistream.s2cs.service
+import scistream.s2ds.effects
+import scistream.s2ds.service
+import scistream.s2uc.effects
+import scistream.security.control
+import scistream.wire.link
+from scistream.s2cs.record import Record
+from scistream.s2cs.streams import Store
+from scistream.s2ds.ports import Ports
+from scistream.wire.errors import StreamError
+from scistream.wire.line import Link
+from scistream.wire.messages import Role, StreamKey
+
+
+class Now:
+    """Whose code is running: stand-ins that are made by the code itself belong to that process."""
+
+    process: Process
+    open_store: Callable[[Path], Store]
+    noted: Callable[[Any, dict[str, Any]], None]
+
+
+class ModelEndpoint:
+    """Where a party dials, in place of a `HostnameEndpoint`."""
+
+    def __init__(self, process: Process, _host: str, port: int, **_: Any) -> None:
+        self._process = process
+        self._port = port
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """IStreamClientEndpoint."""
+        return self._process.network.dial(self._process, self._port, factory)
+
+
+class ModelStore(Store):
+    """The real store, of one process: what that does after its death is not written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.process = Now.process
+        self.written: dict[StreamKey, tuple[str, int]] = {}
+
+    def save(self, record: Record) -> None:
+        if self.process.may():
+            super().save(record)
+            self.written[record.key] = (record.state, record.generation)
+
+    def load(self) -> list[Record]:
+        records = super().load()
+        self.written = {record.key: (record.state, record.generation) for record in records}
+        return records
+
+    def empty(self) -> None:
+        """Forget all, for another run."""
+        self._db.execute("DELETE FROM stream")
+        self.written = {}
+
+
+class ModelSocket:
+    """As much of a socket as ports and listeners need."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._name = (host, port)
+        self.listens = False
+        self.closed = False
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._name
+
+    def setsockopt(self, *_: Any) -> None:
+        """Nothing to set."""
+
+    def listen(self, _backlog: int) -> None:
+        assert not self.closed
+        self.listens = True
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self._name[1]
+
+    def close(self) -> None:
+        self.closed = True
+        self.listens = False
+
+
+class ModelPorts(Ports):
+    """The real bookkeeping, without the kernel's."""
+
+    def _bind(self, host: str, count: int, bound: dict[int, Any], *, reuse: bool) -> None:
+        for port in self._idle:
+            if len(bound) < count:
+                bound[port] = ModelSocket(host, port)
+
+
+class ModelElement:
+    """Remembers what is open and armed, and carries nothing."""
+
+    def __init__(self, _process: Process, **_: Any) -> None:
+        self.streams: dict[StreamKey, dict[int, Any]] = {}
+
+    def open(self, uid: str, role: Role, _rate: float, channels: Sequence[int]) -> None:
+        self.streams.setdefault((uid, role), dict.fromkeys(channels))
+
+    def arm(self, arming: Any) -> None:
+        self.streams[arming.uid, arming.role][arming.channel] = arming
+
+    def close(self, uid: str, role: Role) -> None:
+        self.streams.pop((uid, role), None)
+
+    def figures(self, _uid: str, _role: Role) -> list[Any]:
+        return []
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """The credentials of a WAN connection: who signed them."""
+
+    authority: str
+
+
+class ModelSecret:
+    """The key of a stream at a gateway: a number that was never used before."""
+
+    def __init__(self) -> None:
+        network = Now.process.network
+        network.count += 1
+        self.csr = f"request {Now.process.party} {network.count}\n"
+
+    def context(self, data_conn_key: str, _uid: str, _role: Role) -> ModelContext:
+        authority, *fitting = data_conn_key.splitlines(keepends=True)
+        if self.csr not in fitting:
+            raise StreamError("bad-message", "data_conn_key: none of its certificates is for the key of this gateway.")
+        return ModelContext(authority)
+
+
+def model_credentials(_uid: str, _generation: int, _left: float, csr: Mapping[Role, str]) -> dict[Role, str]:
+    """Every authority is another one."""
+    network = Now.process.network
+    network.count += 1
+    return {role: f"authority {network.count}\n{bundle}" for role, bundle in csr.items()}
+
+
+def _boot(_bytes: int = 16) -> str:
+    party = {"producer's S2DS": 1, "consumer's S2DS": 2}.get(Now.process.party, sum(Now.process.party.encode()))
+    return f"{party:016x}{Now.process.number:016x}"
+
+
+def _number_link(self: Any, *args: Any, **kwargs: Any) -> None:
+    _init_link(self, *args, **kwargs)
+    network: Network = Now.process.network
+    network.count += 1
+    self._number = network.count
+
+
+_init_link = Link.__init__
+
+
+def _emit(self: Logger, level: Any, format: str | None = None, **fields: Any) -> None:
+    if level is LogLevel.critical or "log_failure" in fields or "state" in fields:
+        Now.noted(level, fields)
+
+
+def _app_key() -> str:
+    network = Now.process.network
+    network.count += 1
+    return f"{network.count:043d}"
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The stand-ins are in place for as long as this lasts."""
+    replaced: list[tuple[Any, str, Any]] = [
+        (scistream.security.control, "HostnameEndpoint", ModelEndpoint),
+        (scistream.s2cs.service, "Store", lambda path: Now.open_store(path)),
+        (scistream.s2cs.service, "beside", lambda file, name: file.parent / name),
+        (scistream.s2ds.service, "Ports", ModelPorts),
+        (scistream.s2ds.service, "Element", ModelElement),
+        (scistream.s2ds.service, "secrets", types.SimpleNamespace(token_hex=_boot)),
+        (scistream.s2ds.service, "_raise_descriptor_limit", lambda: None),
+        (scistream.s2ds.effects, "StreamSecret", ModelSecret),
+        (scistream.s2uc.effects, "issue_credentials", model_credentials),
+        (scistream.s2uc.effects, "new_app_key", _app_key),
+        (scistream.wire.link, "random", types.SimpleNamespace(uniform=lambda low, high: high)),
+        (Link, "__init__", _number_link),
+        (Link, "__hash__", lambda self: self._number),
+        (Logger, "emit", _emit),
+    ]
+    before = [(where, name, where.__dict__.get(name, _ABSENT)) for where, name, _ in replaced]
+    state = random.getstate()
+    try:
+        for where, name, what in replaced:
+            setattr(where, name, what)
+        yield
+    finally:
+        random.setstate(state)
+        for where, name, what in before:
+            if what is _ABSENT:
+                delattr(where, name)
+            else:
+                setattr(where, name, what)
+
+
+_ABSENT = object()

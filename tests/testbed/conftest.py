@@ -1,0 +1,38 @@
+"""Fixtures of tests on a testbed: see `testbed` and `testbed_facilities`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import netns
+import pytest
+from testbed import Testbed
+from testbed_facilities import Facilities
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Iterator[Testbed]:
+    """A testbed, shared by all tests; nothing of it may be left in the end."""
+    lack = netns.missing()
+    if lack is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(lack)
+    with Testbed.of_its_own() as testbed:
+        yield testbed
+    assert testbed.leftovers() == []
+
+
+@pytest.fixture
+def wan(testbed: Testbed) -> Iterator[Testbed]:
+    """The testbed, for a test that mistreats the WAN: it begins with one that is well, and leaves one behind."""
+    testbed.wan(clear=True)
+    testbed.reseed(1)
+    yield testbed
+    testbed.wan(clear=True)
+
+
+@pytest.fixture(scope="module")
+def facilities(testbed: Testbed) -> Iterator[Facilities]:
+    """SciStream on the testbed, shared by the tests of a file."""
+    with Facilities(testbed) as facilities:
+        yield facilities
