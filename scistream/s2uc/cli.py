@@ -361,7 +361,7 @@ class _Output:
 async def _request(client: Client, wishes: _Request, output: _Output) -> int:
     memory = Memory()
     now = time.time()
-    memory.add(
+    is_new = memory.add(
         Remembered(
             uid=wishes.uid,
             prod=wishes.prod,
@@ -373,6 +373,12 @@ async def _request(client: Client, wishes: _Request, output: _Output) -> int:
             label=wishes.label,
         )
     )
+    if not is_new:
+        raise StreamError(
+            "uid-in-use",
+            f"you have asked for stream {wishes.uid} already: look at it with `s2uc status`, end it with "
+            "`s2uc release`, or choose another uid",
+        )
     try:
         asking = client.request(**msgspec.structs.asdict(wishes))
     except StreamError:
@@ -505,7 +511,12 @@ def _print_streaming(stream: Stream, output: _Output) -> None:
 async def _release(client: Client, uid: str) -> int:
     memory = Memory()
     known = memory.find(uid)
-    await client.remembered(known.uid, prod=known.prod, cons=known.cons).release()
+    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    try:
+        await stream.release()
+    except CancelledError:
+        stream.abandon()
+        await stream.release()  # which says what has not confirmed
     memory.remove(known.uid)
     click.echo(f"released {known.uid}")
     return 0

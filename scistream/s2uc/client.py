@@ -233,6 +233,10 @@ class Stream:
         self._effects.machine.release()
         return Waiting(self._effects.when_ended().addCallback(lambda _: self._effects.check_released()))
 
+    def abandon(self) -> None:
+        """Wait no longer for a release: what has not confirmed it goes on by itself, and `release` names it."""
+        self._effects.abandon()
+
     def fail(self, error: StreamError) -> None:
         """End the stream at both sides because of this; what waits for it fails with it."""
         self._effects.machine.failed(error)

@@ -220,6 +220,12 @@ class StreamEffects:
             asked.addTimeout(RELEASE_PATIENCE, self._reactor, _still_releasing)
         asked.addCallbacks(lambda answer: self.machine.side_answered(role, answer), self._refused, (), {}, (role,))
 
+    def abandon(self) -> None:
+        """The user waits no longer for the sides that have not confirmed a release."""
+        for role in list(self.core.owing) if self.core.state == "Releasing" else ():
+            self.forget(role)
+            self.machine.side_refused(role, StreamError("timeout", "nobody waited for it"))
+
     def forget(self, role: Role) -> None:
         asked = self._asking.pop(role, None)
         if asked is not None:

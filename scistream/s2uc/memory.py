@@ -45,13 +45,13 @@ class Memory:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or default_path()
 
-    def add(self, stream: Remembered) -> None:
-        """Remember a stream.
+    def add(self, stream: Remembered) -> bool:
+        """Remember a stream; False, and nothing changes, if one of its uid is remembered already.
 
         :raises ConfigProblem: if the file cannot be read or written.
         """
         with self._locked() as streams:
-            streams[stream.uid] = stream
+            return streams.setdefault(stream.uid, stream) is stream
 
     def remove(self, uid: str) -> None:
         """Forget a stream, known or not."""

@@ -177,10 +177,11 @@ class Probing:
 
     def _in_words(self, found: ProbeResult) -> str:
         least = min(found.mbit_to_consumer, found.mbit_to_producer)
+        moved = f"{found.bytes / 1e9:.2f} GB" if found.bytes >= 1e9 else f"{found.bytes / 1e6:.1f} MB"
         words = (
-            f"connected in {found.connect_ms:.1f} ms, round trip {found.rtt_ms:.1f} ms, {found.mbit_to_consumer:,.0f} "
-            f"Mbit/s to the consumer, {found.mbit_to_producer:,.0f} Mbit/s to the producer, all of the "
-            f"{found.bytes / 1e9:.2f} GB right"
+            f"connected in {found.connect_ms:.1f} ms, round trip {found.rtt_ms:.1f} ms, "
+            f"{_mbit(found.mbit_to_consumer)} to the consumer, {_mbit(found.mbit_to_producer)} to the producer, "
+            f"all of the {moved} right"
         )
         if least < MUCH_LESS * self._rate:
             words += (
@@ -201,3 +202,7 @@ class Probing:
             ends = f"by itself it ends within {PROBE_LIFE:g} s of its beginning"
             return Check(name="release", ok=False, text=f"release: {'; '.join(still)}; {ends}")
         return Check(name="release", ok=True, text="released: nothing of the probe is left at either facility")
+
+
+def _mbit(rate: float) -> str:
+    return f"{rate:,.0f} Mbit/s" if rate >= 10 else f"{rate:.2g} Mbit/s"

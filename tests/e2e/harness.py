@@ -238,7 +238,7 @@ _nursery: Nursery | None = None
 
 
 def _start(command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str] | Child:
-    if _nursery is not None and _nursery.can_start(command):
+    if _nursery is not None and _nursery.can_start(command, env):
         return _nursery.start(command, errors, env, cwd)
     return _tethered(command, errors, env, cwd)
 
@@ -362,6 +362,8 @@ class Daemon:
         self.file.write_text(_toml(settings))
         self._arguments = ["-n", "--pidfile=", f"--logfile={self.log}", kind, "--config", str(self.file)]
         self.program: Program | None = None
+        self.env: dict[str, str] = {}
+        """What its environment has besides the test's own, from its next start on."""
 
     @property
     def pid(self) -> int:
@@ -372,7 +374,7 @@ class Daemon:
     def start(self) -> None:
         """Start it; it is ready when `wait_until_ready` returns."""
         command = [str(self.programs / "twistd"), *self._arguments]
-        self.program = Program(command, self.log.with_suffix(".err"), os.environ)
+        self.program = Program(command, self.log.with_suffix(".err"), {**os.environ, **self.env})
 
     def wait_until_ready(self) -> None:
         """Wait until it listens."""

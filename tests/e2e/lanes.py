@@ -1,51 +1,94 @@
 """Runs the tests of a file beside each other: most of their time goes into waiting for time limits of the protocol.
 
-A test of such a file only waits for the result of its job. The jobs run in a few threads, each in a world that is made
-for it, or that earlier jobs with the same wishes have left as they found it.
+A test that is marked by `beside` is a job. It runs in one of a few threads, in a world of its own, or in one that earlier
+jobs with the same wishes have left as they found it; what pytest calls in its place only waits for the result.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import World
+import pytest
+from harness import World, many_processes
 
-Job = Callable[[World], None]
+WIDTH = 5
+LONGEST = 2 * 3600.0
+"""Seconds after which a result does not come any more; a job has its own limits."""
 
 
 @dataclass(eq=False)
 class Task:
-    """A job, the wishes for its world, and, in time, its result."""
+    """A job, and, in time, its result."""
 
-    job: Job
+    job: Callable[[World], None]
     wishes: Mapping[str, Any]
     result: Future[None] = field(default_factory=Future)
+
+
+def beside(**wishes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a test of the arguments `world` and those of its parameters run beside the others of its file, which needs a
+    fixture `lanes`.
+
+    :param wishes: how its world differs from the usual, as `World` takes it.
+    """
+
+    def decorate(job: Callable[..., None]) -> Callable[..., None]:
+        def test(request: pytest.FixtureRequest, lanes: Lanes, **_: Any) -> None:
+            lanes.wait_for(request.node.nodeid)
+
+        names = ["request", "lanes", *list(inspect.signature(job).parameters)[1:]]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        test.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+        test.__name__, test.__doc__, test.__module__ = job.__name__, job.__doc__, job.__module__
+        test.job, test.wishes = job, wishes  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
+
+@contextmanager
+def lanes_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[Lanes]:
+    """Start all jobs of a file that pytest is to run, in the order of the file."""
+    tasks: dict[str, Task] = {}
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item.function, "job"):
+            tasks[item.nodeid] = _task(item)
+    with many_processes(), Lanes(folder, tasks) as lanes:
+        yield lanes
+
+
+def _task(item: pytest.Function) -> Task:
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return Task(lambda world: item.function.job(world, **given), item.function.wishes)
 
 
 class Lanes:
     """The threads. Use it as a context manager; at its end all worlds are left, and what they complain of is raised.
 
     :param folder: for all files.
-    :param tasks: carried out in this order.
+    :param tasks: by the names of their tests; started in this order.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], width: int) -> None:
+    def __init__(self, folder: Path, tasks: Mapping[str, Task]) -> None:
         self._folder = folder
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        for task in tasks:
-            self._tasks.put(task)
+        self._tasks = tasks
+        self._waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        for task in tasks.values():
+            self._waiting.put(task)
         self._worlds = 0
         self._naming = threading.Lock()
         self._complaints: list[BaseException] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(min(width, len(tasks)))]
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(min(WIDTH, len(tasks)))]
 
     def __enter__(self) -> Lanes:
         for thread in self._threads:
@@ -53,17 +96,29 @@ class Lanes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._is_over.set()
         for thread in self._threads:
             thread.join()
         for complaint in self._complaints:
             raise complaint
 
+    def wait_for(self, name: str) -> None:
+        """Wait for the end of a test's job, and raise what it has raised."""
+        self._tasks[name].result.result(LONGEST)
+
+    def new_folder(self) -> Path:
+        """A folder for a world."""
+        with self._naming:
+            self._worlds += 1
+            folder = self._folder / f"world-{self._worlds}"
+        folder.mkdir()
+        return folder
+
     def _run(self) -> None:
         lane = _Lane(self)
-        while not self._stop.is_set():
+        while not self._is_over.is_set():
             try:
-                task = self._tasks.get_nowait()
+                task = self._waiting.get_nowait()
             except queue.Empty:
                 break
             try:
@@ -77,14 +132,6 @@ class Lanes:
             lane.leave()
         except BaseException as problem:
             self._complaints.append(problem)
-
-    def new_folder(self) -> Path:
-        """A folder for a world."""
-        with self._naming:
-            self._worlds += 1
-            folder = self._folder / f"world-{self._worlds}"
-        folder.mkdir()
-        return folder
 
 
 class _Lane:
@@ -101,8 +148,8 @@ class _Lane:
         if self._world is None or self._wishes != named:
             self.leave()
             self._wishes = named
-            self._world = World(self._lanes.new_folder(), **wishes)
-            self._world.__enter__()
+            world = World(self._lanes.new_folder(), **wishes)
+            self._world = world.__enter__()
         return self._world
 
     def leave(self) -> None:
@@ -113,7 +160,5 @@ class _Lane:
 
     def give_up(self) -> None:
         """End the world in which something went wrong: what else is wrong in it does not matter."""
-        try:
+        with suppress(AssertionError):
             self.leave()
-        except AssertionError:
-            return

@@ -51,9 +51,10 @@ class Nursery:
             command = [*launcher, sys.executable, __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
-    def can_start(self, command: Sequence[str]) -> bool:
-        """Whether it is one of the project's commands, or a script given to Python."""
-        return Path(command[0]).name in _ENTRIES or list(command[:2]) == [sys.executable, "-c"]
+    def can_start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Whether it is one of the project's commands, or a script given to Python, and needs no program loaded anew."""
+        is_known = Path(command[0]).name in _ENTRIES or list(command[:2]) == [sys.executable, "-c"]
+        return is_known and "LD_PRELOAD" not in env
 
     def start(self, command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path) -> Child:
         """Start a command; its standard output can be read from the child."""

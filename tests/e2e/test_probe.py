@@ -51,15 +51,15 @@ def test_between_healthy_facilities_every_line_says_ok_and_what_was_measured(wor
         assert all(facility.gateways[0].offers(listener) for listener in listeners)
     measured = re.search(
         r"connected in ([\d.]+) ms, round trip ([\d.]+) ms, (\d+) Mbit/s to the consumer, "
-        r"(\d+) Mbit/s to the producer, all of the ([\d.]+) GB right",
+        r"(\d+) Mbit/s to the producer, all of the ([\d.]+) MB right",
         lines[5],
     )
     assert measured is not None
-    connected, trip, to_consumer, to_producer, gigabytes = map(float, measured.groups())
+    connected, trip, to_consumer, to_producer, megabytes = map(float, measured.groups())
     assert connected > trip > 0
     assert 100 < to_consumer < 220, "it is not faster than the rate that was asked for"
     assert 100 < to_producer < 220
-    assert 0.02 < gigabytes < 0.1
+    assert 20 < megabytes < 100
     assert lines[6] == "ok      released: nothing of the probe is left at either facility"
 
 
@@ -93,7 +93,7 @@ def test_one_facility_can_be_probed_against_itself(world: World) -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_no_application_gets_into_a_probe(world: World) -> None:
     between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
-    running = world.start_s2uc("probe", *between, "--seconds", "3", "--rate", "10Mbit")
+    running = world.start_s2uc("probe", *between, "--seconds", "2", "--rate", "10Mbit")
     lines = [running.line() for _ in range(5)]
     listener = line_of(lines, "consumer's facility").partition(" on ")[2]
     sock = until(lambda: accepted(listener), lambda: "its listener does not listen")
