@@ -1,0 +1,36 @@
+"""The commented examples in conf/: they load, name every setting, and show its default."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, load
+from scistream.s2uc.commands import read_file
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES: list[tuple[str, Any]] = [("s2cs.toml", S2CSConfig), ("s2ds.toml", S2DSConfig), ("s2uc.toml", S2UCConfig)]
+NEEDED = {"certificate", "key", "authorities", "controller", "gateways"}
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_an_example_names_every_setting_and_no_other(name: str, kind: Any) -> None:
+    load(CONF / name, kind)
+    assert set(tomllib.loads((CONF / name).read_text())) == set(kind.__struct_fields__)
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_an_example_shows_the_defaults(name: str, kind: Any) -> None:
+    shown = tomllib.loads((CONF / name).read_text())
+    defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks"}:
+        assert shown[key] == defaults[key], key
+
+
+@pytest.mark.parametrize("name", ["request.json", "release.json"])
+def test_an_example_of_a_request_file_can_be_read(name: str) -> None:
+    read_file(CONF / "examples" / name)
