@@ -68,6 +68,8 @@ class Held:
         self._owner_links: set[Link] = set()
         self._asking: dict[str, Deferred[Resp]] = {}
         self._timers: list[IDelayedCall] = []
+        # From here on the wall clock may jump as it likes.
+        self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
     @property
     def page_key(self) -> str:
@@ -149,7 +151,7 @@ class Held:
     def start_timers(self, record: Record) -> None:
         reactor, now = self._server.reactor, self._server.wall()
         self._timers = [
-            reactor.callLater(max(0.0, record.expires_at - now), self.machine.expired),
+            reactor.callLater(self._seconds_left(), self.machine.expired),
             reactor.callLater(max(0.0, record.hello_by - now), self.machine.hello_timeout),
         ]
 
@@ -211,10 +213,14 @@ class Held:
             connection_map=record.connection_map,
             figures=self._figures(),
             gateways=sorted(record.plan),
-            seconds_left=max(0.0, record.expires_at - self._server.wall()) if record.state != "Released" else 0.0,
+            seconds_left=self._seconds_left() if record.state != "Released" else 0.0,
             last_error=record.last_error,
             probe=self._probe(),
         )
+
+    def _seconds_left(self) -> float:
+        left: float = self._expires_at - self._server.reactor.seconds()
+        return max(0.0, left)
 
     def _figures(self) -> list[ChannelFigures]:
         figures: list[ChannelFigures] = []

@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from harness import HOST, address_of
+
 from scistream.wire.address import Address
 
 _PART = 64 * 1024

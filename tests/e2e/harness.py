@@ -287,6 +287,10 @@ class Program:
         assert line is not None, f"{self} has ended"
         return line.rstrip("\n")
 
+    def has_line(self) -> bool:
+        """Whether it is there already."""
+        return not self._lines.empty() and self._lines.queue[0] is not None
+
     def next_line(self) -> str | None:
         """The same, if it is there already."""
         with suppress(queue.Empty):

@@ -1,7 +1,7 @@
 """Runs the tests of a file beside each other: most of their time goes into waiting for time limits of the protocol.
 
-A test that is marked by `beside` is a job. It runs in one of a few threads, in a world of its own, or in one that earlier
-jobs with the same wishes have left as they found it; what pytest calls in its place only waits for the result.
+A test that is marked by `beside` is a job. It runs in one of a few threads, in a world of its own, or in one that
+earlier jobs with the same wishes have left as they found it; what pytest calls in its place only waits for the result.
 """
 
 from __future__ import annotations

@@ -204,7 +204,10 @@ class Life:
         if cell.step == BEFORE:
             if not self.chance and "S2CS" in cell.victim:
                 other = 1 if cell.role == PROD else 0
-                until(lambda: states(self.world, self.uid)[other] == "Listening", lambda: "the other side does not reserve")
+                until(
+                    lambda: states(self.world, self.uid)[other] == "Listening",
+                    lambda: "the other side does not reserve",
+                )
             elif not self.chance:
                 self.client.end(status=1)
             self._strike(BEFORE, lambda: True)
@@ -314,8 +317,8 @@ class Life:
     def _is_over(self) -> None:
         """Wait until nobody has anything of the stream any more.
 
-        Of a stream that has come to stream, s2uc has taken its leave: when one side of it fails, the other goes on until
-        the user releases it.
+        Of a stream that has come to stream, s2uc has taken its leave: when one side of it fails, the other goes on
+        until the user releases it.
         """
         if self.told and not self._released and self.client.process.poll() == 0:
             self.world.s2uc("release", self.uid)

@@ -52,7 +52,7 @@ class Nursery:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def can_start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
-        """Whether it is one of the project's commands, or a script given to Python, and needs no program loaded anew."""
+        """Whether it is one of the project's commands, or a script given to Python, with nothing to load before it."""
         is_known = Path(command[0]).name in _ENTRIES or list(command[:2]) == [sys.executable, "-c"]
         return is_known and "LD_PRELOAD" not in env
 

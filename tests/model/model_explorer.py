@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_faults import CRASH, Bounds, Fault, do, fault_words, happen, inside, possible, words
-from model_fingerprint import fingerprint
 from model_invariants import at_rest, at_the_end, in_every_state
 from model_stand_ins import installed
-from model_world import SCENARIOS, Scenario, Stores, World, stores
+from model_world import SCENARIOS, USER, Scenario, Stores, World, stores
 
 Path = tuple[tuple[int, Fault], ...]
 
@@ -87,10 +86,6 @@ class Seen:
         self._words = memoryview(self._memory).cast("Q")
         self._workers = workers
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._memory[:] = bytes(len(self._memory))
-
     def running(self, worker: int, run: int) -> None:
         """A worker begins a run."""
         self._words[2 * self._slots + worker] = run
@@ -103,7 +98,7 @@ class Seen:
         words, slots = self._words, self._slots
         key = (key & _MASK) or 1
         at = key % slots
-        while True:
+        for _ in range(slots // 2):
             there = words[2 * at]
             if there == 0:
                 words[2 * at] = key
@@ -112,6 +107,7 @@ class Seen:
             if there == key:
                 return words[2 * at + 1]
             at = (at + 1) % slots
+        raise MemoryError(f"there are more states than {slots} slots can hold")
 
     def find(self, key: int) -> int:
         """The run that has been here; 0 if none."""
@@ -143,6 +139,7 @@ class Explorer:
         self._files = files
         self._seen = seen
         self._worker = worker
+        self._salt = hash(bounds)
 
     def left(self, path: Path) -> tuple[int, int]:
         """How much more may go wrong: faults of the network, and of parties."""
@@ -154,7 +151,7 @@ class Explorer:
         self._seen.running(self._worker, number)
         self.counts.runs += 1
         branches: list[Task] = []
-        world = World(self.scenario, self._files)
+        world = World(self.scenario, self._files, crashes=self.bounds.crashes > 0)
         faults = dict(task.path)
         last = task.path[-1][0] if task.path else -1
         left = self.left(task.path)
@@ -162,10 +159,10 @@ class Explorer:
         for step in range(MOST_STEPS):
             event = world.next()
             here = None
-            if step == last and task.before is not None and fingerprint(world) != task.before:
+            if step == last and task.before is not None and world.painter.fingerprint() != task.before:
                 raise RuntimeError(f"a run did not go as it went before: {task}")
             if step > last:
-                here = fingerprint(world)
+                here = world.painter.fingerprint()
                 if here in own:
                     here = None
                 elif self._was_here(here, left, number):
@@ -191,9 +188,8 @@ class Explorer:
                 do(world, event, fault)
             else:
                 happen(world, event)
-                if here is not None and left[1] and event[0] in ("deliver", "fire"):
-                    process = event[1].process
-                    for fault in inside(world, event, self.bounds, process.effects if process is not None else 0):
+                if here is not None and left[1]:
+                    for fault in inside(world, event, self.bounds):
                         branches.append(Task((*task.path, (step, fault)), here))
             if step >= last:
                 self.counts.transitions += 1
@@ -211,10 +207,10 @@ class Explorer:
         for network in range(left[0], self.bounds.network + 1):
             for crashes in range(left[1], self.bounds.crashes + 1):
                 if (network, crashes) != left:
-                    earlier = seen.find(hash((state, network, crashes)))
+                    earlier = seen.find(hash((state, self._salt, network, crashes)))
                     if earlier and seen.settled(earlier, number, self._worker):
                         return True
-        earlier = seen.add(hash((state, *left)), number)
+        earlier = seen.add(hash((state, self._salt, *left)), number)
         return bool(earlier) and seen.settled(earlier, number, self._worker)
 
     def _is_broken(self, world: World, path: Path, step: int) -> bool:
@@ -230,21 +226,26 @@ _HARMLESS = frozenset({"lose", "repeat", "again late", "last", "break", "break h
 
 
 def _needless(world: World, path: Path) -> Iterator[str]:
-    """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try.
+    """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does the
+    user's client, if it goes when both sides have reserved, and comes back.
 
     Two things are another matter: an S2CS that has just lost its gateways takes no new stream, and a client cannot
     tell an old ProdLstn that comes late from a new one.
     """
     user = world.user
-    if (
-        user is not None
-        and user.core.error is not None
-        and world.network.now < 300.0
-        and all(fault[0] in _HARMLESS for _, fault in path)
-        and "no gateway of this facility can be reached" not in user.core.error.msg
-        and not (user.core.error.code == "target-refused" and any(fault[0] == "again late" for _, fault in path))
-    ):
-        yield f"A: the stream ended for nothing: {user.core.error}"
+    error = user.core.error if user is not None else None
+    if error is None or world.network.now > SOON_ENOUGH:
+        return
+    late = any(fault[0] == "again late" for _, fault in path)
+    if "no gateway of this facility can be reached" in error.msg or (error.code == "target-refused" and late):
+        return
+    may_return = bool(world.joins) and not world.has_released
+    if all(fault[0] in _HARMLESS or (fault[:2] == ("crash", USER) and may_return) for _, fault in path):
+        yield f"A: the stream ended for nothing: {error}"
+
+
+SOON_ENOUGH = 300.0
+"""Before this time no stream's time is over."""
 
 
 # -- in one process or in two
@@ -254,8 +255,8 @@ def explore(
     scenario: Scenario,
     bounds: Bounds,
     *,
-    workers: int = 1,
-    slots: int = 1 << 22,
+    workers: int = 2,
+    seen: Seen | None = None,
     stop_early: bool = False,
     prepare: Callable[[], Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -263,41 +264,36 @@ def explore(
     """Explore a scenario.
 
     :param workers: processes that share the work.
-    :param slots: room for so many states in memory, with as many ways to get into them as the bounds leave.
-    :param stop_early: stop at the first violation.
+    :param seen: what was seen of this scenario within other bounds: such states are not counted again.
+    :param stop_early: stop at the first violation; otherwise when all runs with as many faults are made.
     :param prepare: called first, in each process, with everything installed: to plant a fault in the code.
     :param tell: gets a line from time to time.
     """
-    seen = Seen(slots, workers)
+    seen = seen or Seen(1 << 20, workers)
     total = Counts()
     began = time.monotonic()
     context = multiprocessing.get_context("fork")
     numbers = context.Value("q", -1)
     with context.Pool(workers, _begin, (scenario, bounds, seen, numbers, prepare)) as pool:
-        level = [Task(())]
-        depth = 0
-        while level:
+        level, faults = [Task(())], 0
+        while level and not total.violations:
             following: list[Task] = []
-            size = max(1, min(200, len(level) // (8 * workers)))
-            chunks = [(number, level[number : number + size]) for number in range(0, len(level), size)]
-            done = 0
-            for branches, counts in pool.imap_unordered(_work, [(depth, *chunk) for chunk in chunks]):
+            size = max(1, min(100, len(level) // (8 * workers)))
+            chunks = [(faults, first, level[first : first + size]) for first in range(0, len(level), size)]
+            for done, (branches, counts) in enumerate(pool.imap_unordered(_work, chunks), 1):
                 following += branches
                 total.add(counts)
-                done += 1
-                if done % max(1, len(chunks) // 10) == 0:
+                for violation in counts.violations:
+                    tell(f"VIOLATION after {len(violation.path)} faults and {violation.steps} steps: {violation.what}")
+                if done % (len(chunks) // 10 + 1) == 0:
                     rate = total.states / (time.monotonic() - began)
                     tell(
-                        f"{scenario.name}: {depth} faults, {done}/{len(chunks)} of {len(level)} runs; "
-                        f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s, "
-                        f"{len(total.violations)} violations"
+                        f"{scenario.name}, {bounds}: {faults} faults, {done * size} of {len(level)} runs; "
+                        f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s"
                     )
                 if stop_early and total.violations:
-                    return total
-            if total.violations:
-                break
-            level = following
-            depth += 1
+                    break
+            level, faults = following, faults + 1
     return total
 
 
@@ -346,7 +342,7 @@ def story(violation: Violation, prepare: Callable[[], Any] | None = None) -> str
     with installed(), stores() as files:
         if prepare is not None:
             prepare()
-        world = World(SCENARIOS[violation.scenario], files)
+        world = World(SCENARIOS[violation.scenario], files, crashes=True)
         faults = dict(violation.path)
         for step in range(violation.steps + 1):
             event = world.next()

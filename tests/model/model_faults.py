@@ -14,7 +14,7 @@ from model_fingerprint import decoded
 from model_invariants import essence, may_change, unchanged_by
 from model_network import LONG, QUIET, Item, Process
 from model_stand_ins import Now
-from model_world import USER, World, connections_of, target_of
+from model_world import USER, World, connections_of
 
 Fault = tuple[Any, ...]
 
@@ -44,6 +44,11 @@ class Bounds:
     kinds: frozenset[str] = NETWORK | CRASH
     comebacks: tuple[float | None, ...] = (SOON, LATE, None)
 
+    def __str__(self) -> str:
+        """As a person would write it."""
+        kinds = "any" if self.kinds == NETWORK | CRASH else ", ".join(sorted(self.kinds))
+        return f"{self.network} network + {self.crashes} crash ({kinds})"
+
 
 def possible(world: World, event: Any, bounds: Bounds) -> Iterator[Fault]:
     """The faults to try in place of, or right before, the event that would come next."""
@@ -72,7 +77,7 @@ def _to_message(world: World, event: Any) -> Iterator[Fault]:
     if item.kind in ("line", "dial", "lookup") and item.hold is None and not item.repeated:
         if len(world.network.flight) > 1:
             yield ("last",)
-        if item.kind == "line":
+        if item.kind != "dial":
             yield ("late",)
 
 
@@ -93,7 +98,7 @@ def _to_links(world: World, event: Any) -> Iterator[Fault]:
 
 def _surprises(world: World, event: Any) -> Iterator[Fault]:
     """A timer of the receiver goes off first; the user releases at an odd moment."""
-    process = target_of(event)
+    process = world.target(event)
     if event[0] == "deliver" and process is not None:
         for index, timer in enumerate(world.network.timers):
             if timer.process is process and (timer.kind is LONG or timer.label == "_give_up"):
@@ -120,11 +125,11 @@ def _parties(world: World, event: Any) -> list[str]:
     return found
 
 
-def inside(world: World, event: Any, bounds: Bounds, effects: int) -> Iterator[Fault]:
-    """Crashes of an S2CS in the middle of an event that had so many effects on the outside."""
-    process = target_of(event)
-    if "crash inside" in bounds.kinds and process is not None and process.party in world.controls:
-        for done in range(1, effects):
+def inside(world: World, event: Any, bounds: Bounds) -> Iterator[Fault]:
+    """Crashes of an S2CS or the user's client in the middle of the event that came last, between two of its effects."""
+    process = world.target(event)
+    if "crash inside" in bounds.kinds and process is not None and process.party in (USER, *world.controls):
+        for done in range(1, process.effects):
             yield ("crash inside", process.party, done, SOON)
 
 
@@ -134,12 +139,14 @@ def inside(world: World, event: Any, bounds: Bounds, effects: int) -> Iterator[F
 def do(world: World, event: Any, fault: Fault) -> None:
     """Let a fault happen where `event` would have come next."""
     world.at_rest = False
-    process = target_of(event)
+    process = world.target(event)
     if process is not None:
         process.effects = 0
         Now.process = process
-    with world.watched():
+    try:
         _do(world, event, fault)
+    except Exception:
+        world.not_handled()
 
 
 def _do(world: World, event: Any, fault: Fault) -> None:

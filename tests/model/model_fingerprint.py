@@ -1,8 +1,8 @@
 """A number that is the same for two states of the model that differ in nothing that matters.
 
 What does not matter: how long ago anything was, how long recurring timers have still to run, how often something was
-tried, the names that were made by chance, sentences for people. Remaining times of other timers are compared
-coarsely. Names made by chance (boots, keys, authorities) are told apart by the order in which they appear.
+tried, the numbers of links and of the commands on them, sentences for people. Remaining times of other timers are
+compared coarsely.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ import msgspec
 from model_network import FINITE, QUIET, Connection, Item
 
 from scistream.logs import state_of
-from scistream.wire.line import Link, decode
-from scistream.wire.messages import Error, Hello, ProdLstn, Req, ReqListeners, Resp, StartConn, Status, UpdateTargets
+from scistream.wire.line import decode
+from scistream.wire.messages import (
+    Error,
+    Hello,
+    ProdLstn,
+    Rel,
+    Req,
+    ReqListeners,
+    Resp,
+    StartConn,
+    Status,
+    UpdateTargets,
+)
 
 if TYPE_CHECKING:
     from model_world import World
@@ -25,16 +36,6 @@ _COARSE = (2.5, 12.0, 25.0, 60.0)
 def coarse(seconds: float) -> int:
     """The class of a remaining time."""
     return sum(seconds > limit for limit in _COARSE)
-
-
-def fingerprint(world: World) -> int:
-    """The number of the state that a world is in."""
-    return hash(picture(world))
-
-
-def picture(world: World) -> tuple[Any, ...]:
-    """All that matters of the state that a world is in."""
-    return _Painter(world).all()
 
 
 def essence(world: World) -> list[tuple[str, Any]]:
@@ -56,106 +57,144 @@ def essence(world: World) -> list[tuple[str, Any]]:
     return found
 
 
-class _Painter:
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.names: dict[str, int] = {}
-        self.connections: dict[int, int] = {}
-        for index, connection in enumerate(world.network.connections):
-            for end in (connection.client, connection.server):
-                self.connections[id(link_of(end))] = index
-        for gateway in world.gateways.values():
-            self.name(gateway.boot)
+class Painter:
+    """Gives the fingerprints of one world; what it knows of parties that nothing has happened to, it keeps."""
 
-    def all(self) -> tuple[Any, ...]:
-        world = self.world
-        return (
-            tuple((name, one.alive, one.silent) for name, one in world.processes.items()),
-            tuple(self.gateway(one) for one in world.gateways.values()),
-            tuple(self.control(one) for one in world.controls.values()),
-            self.user(),
-            tuple((name, self.application(one)) for name, one in world.applications.items()),
-            tuple(self.connection(one) for one in world.network.connections),
-            tuple([self.item(one) for one in world.network.flight]),
-            self.timers(),
-            tuple(world.script),
-            world.at_rest,
-            bool(world.joins),
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._known: dict[str, int] = {}
+        self._links: dict[int, Any] = {}
+        self._connections: list[tuple[Any, Connection]] = []
+        self._now = -1.0
+
+    def fingerprint(self) -> int:
+        """The number of the state that the world is in."""
+        world, network = self._world, self._world.network
+        if network.rewired:
+            network.rewired = False
+            self._name_links()
+            self._known.clear()
+        if network.now != self._now:
+            self._now = network.now
+            self._known.clear()
+        for party in network.touched:
+            self._known.pop(party, None)
+        network.touched.clear()
+        return hash(
+            (
+                tuple([self._party(party, process) for party, process in world.processes.items()]),
+                self._callers(),
+                tuple(
+                    [(key, _end(one.client), _end(one.server)) for key, one in self._connections],
+                ),
+                tuple([self._item(one) for one in network.flight]),
+                self._timers(),
+                len(world.script),
+                world.at_rest,
+                bool(world.joins),
+            )
         )
 
-    def name(self, text: str) -> int:
-        """The place of a name among those seen so far."""
-        return self.names.setdefault(text, len(self.names))
+    def _name_links(self) -> None:
+        """A link is known by its ends, and by its place among those that have the same."""
+        found: list[tuple[Any, Connection]] = []
+        seen: dict[Any, int] = {}
+        for one in self._world.network.connections:
+            ends = one.client.process.party, one.server.process.party
+            seen[ends] = seen.get(ends, -1) + 1
+            found.append(((*ends, seen[ends]), one))
+        found.sort(key=lambda named: named[0])
+        self._connections = found
+        self._links = {}
+        for key, one in found:
+            self._links[id(one.client.link)] = self._links[id(one.server.link)] = key
+
+    def _party(self, party: str, process: Any) -> int:
+        known = self._known.get(party)
+        if known is None:
+            world = self._world
+            if party in world.gateways:
+                what = self._gateway(world.gateways[party])
+            elif party in world.controls:
+                what = self._control(world.controls[party])
+            elif party in world.applications:
+                what = self._application(world.applications[party])
+            elif world.user is not None and process is world.user.process:
+                what = self._user(world.user)
+            else:
+                what = ()
+            known = self._known[party] = hash((party, process.alive, process.silent, what))
+        return known
 
     # -- parties
 
-    def gateway(self, server: Any) -> tuple[Any, ...]:
+    def _gateway(self, server: Any) -> tuple[Any, ...]:
         return (
-            tuple((key, self.holding(one)) for key, one in server._holdings.items()),
+            server.boot,
+            tuple([(key, self._holding(one)) for key, one in server._holdings.items()]),
             len(server.ports._given),
             server.capacity._reserved,
             tuple(server.element.streams),
         )
 
-    def holding(self, one: Any) -> tuple[Any, ...]:
+    def _holding(self, one: Any) -> tuple[Any, ...]:
         core = one._core
         element = one._server.element.streams.get((core.uid, core.role), {})
         return (
             state_of(one.machine),
             core.state,
-            core.generation,
-            self.update(core.current),
-            self.update(core.update),
-            self.callers(core.callers),
+            _content(core.current),
+            _content(core.update),
+            len(core.callers),
             core.last_error and core.last_error.code,
             tuple(core.listeners),
-            tuple((channel, sock.listens) for channel, (sock, _) in one._listeners.items()),
-            tuple(arming and (arming.target, self.name(arming.context.authority)) for arming in element.values()),
+            tuple([(channel, sock.listens) for channel, (sock, _) in one._listeners.items()]),
+            tuple([arming and (arming.target, arming.context) for arming in element.values()]),
             one._rate,
             one._timer is not None and one._timer.active(),
             one.released_at is None,
-            one._secret and self.name(one._secret.csr),
+            one._secret and one._secret.csr,
         )
 
-    def control(self, server: Any) -> tuple[Any, ...]:
+    def _control(self, server: Any) -> tuple[Any, ...]:
         return (
-            tuple((key, self.held(one)) for key, one in server.streams.items()),
-            tuple((*self.dialer(one.dialer), one.settled, one.room is None) for one in server.gateways.values()),
+            tuple([(key, self._held(one)) for key, one in server.streams.items()]),
+            tuple([(self._dialer(one.dialer), one.settled, one.room is None) for one in server.gateways.values()]),
             tuple(server.store.written.items()),
+            tuple(server.unwritten),
             len(server._early),
         )
 
-    def held(self, one: Any) -> tuple[Any, ...]:
+    def _held(self, one: Any) -> tuple[Any, ...]:
         record, core = one.record, one.core
+        links = self._links
         return (
             state_of(one.machine),
             record.state,
             record.generation,
-            self.name(record.content),
-            tuple(record.app_listeners),
+            record.content,
             record.greeted,
-            tuple([self.name(boot) for boot in record.boots.values()]),
-            tuple(record.listeners.values()),
-            tuple([self.name(csr) for csr in record.csr.values()]),
             record.last_error and record.last_error.code,
+            tuple(record.app_listeners),
+            tuple(record.boots.values()),
+            tuple(record.listeners.values()),
+            tuple(record.csr.values()),
             tuple(record.plan),
-            self.callers(core.callers),
+            len(core.callers),
             tuple(sorted(core.owing)),
             tuple([error.code for error in core.refusals.values()]),
-            self.update(core.update),
+            _content(core.update),
             core.before_update,
             tuple(core.listeners_told),
             core.hello_overdue,
-            self.connections.get(id(one.app_link)),
-            self.outbox(one.app_outbox),
-            tuple(sorted(self.connections.get(id(link), -1) for link in one._owner_links)),
-            tuple(timer.label for timer in one._timers if timer.active()),
+            core.unwritten,
+            links.get(id(one.app_link)),
+            self._outbox(one.app_outbox),
+            tuple(sorted([links.get(id(link), ()) for link in one._owner_links])),
+            tuple([timer.label for timer in one._timers if timer.active()]),
         )
 
-    def user(self) -> tuple[Any, ...]:
-        user = self.world.user
-        if user is None:
-            return ()
+    def _user(self, user: Any) -> tuple[Any, ...]:
         core, effects = user.core, user.stream._effects
         return (
             user.attaching,
@@ -164,18 +203,19 @@ class _Painter:
             core.state,
             core.generation,
             tuple(sorted(core.reached)),
-            tuple((role, tuple(one.listeners or ()), self.name(one.csr or "")) for role, one in core.answers.items()),
+            tuple([(role, one.csr, tuple(one.listeners or ())) for role, one in core.answers.items()]),
             tuple(core.app_listeners),
             tuple(core.provisioned_for),
-            tuple([self.update(one) for one in core.updates.values()]),
+            tuple([_content(one) for one in core.updates.values()]),
             tuple(sorted(core.owing)),
+            tuple(core.taken),
             core.error and core.error.code,
-            tuple((role, error.code) for role, error in core.not_released.items()),
+            tuple([(role, error.code) for role, error in core.not_released.items()]),
             effects._follows,
-            tuple([self.dialer(server.dialer) for server in user.client._servers.values()]),
+            tuple([self._dialer(server.dialer) for server in user.client._servers.values()]),
         )
 
-    def application(self, one: Any) -> tuple[Any, ...]:
+    def _application(self, one: Any) -> tuple[Any, ...]:
         return (
             state_of(one.machine),
             one._greeted,
@@ -183,23 +223,20 @@ class _Painter:
             one._program is not None,
             one._finished.called,
             tuple(one._listeners),
-            self.dialer(one._dialer),
+            self._dialer(one._dialer),
         )
 
     # -- what parties are made of
 
-    def update(self, command: UpdateTargets | None) -> Any:
-        return command and (command.generation, self.name(_authority(command)), tuple(command.connection_map.items()))
+    def _dialer(self, one: Any) -> tuple[Any, ...]:
+        return one.running, self._links.get(id(one.link)), self._outbox(one.outbox)
 
-    def dialer(self, one: Any) -> tuple[Any, ...]:
-        return one.running, self.connections.get(id(one.link)), self.outbox(one.outbox)
-
-    def outbox(self, one: Any) -> tuple[Any, ...]:
-        now = self.world.network.now
+    def _outbox(self, one: Any) -> tuple[Any, ...]:
+        now = self._now
         return tuple(
             [
                 (
-                    self.message(waiting.command),
+                    _content(waiting.command),
                     waiting.give_up and waiting.give_up.kind is FINITE and coarse(waiting.give_up.when - now),
                     bool(waiting.sent_as),
                     _expected(waiting),
@@ -208,52 +245,45 @@ class _Painter:
             ]
         )
 
-    def callers(self, callers: list[Any]) -> tuple[Any, ...]:
+    def _callers(self) -> tuple[Any, ...]:
+        """Who waits for an answer, by the command that waits there, which may be answered or given up by now."""
+        world = self._world
         found = []
-        for caller in callers:
-            if caller.link.is_up:
-                index = self.connections.get(id(caller.link))
-                if index is not None:
-                    end = self.world.network.connections[index].client
-                    found.append((index, _place(_outbox_of(link_of(end)), caller.seq)))
+        for party, control in world.controls.items():
+            for held in control.streams.values():
+                found += [(party, *self._caller(caller)) for caller in held.core.callers]
+        for party, gateway in world.gateways.items():
+            for holding in gateway._holdings.values():
+                found += [(party, *self._caller(caller)) for caller in holding._core.callers]
         return tuple(found)
+
+    def _caller(self, caller: Any) -> tuple[Any, ...]:
+        key = self._links.get(id(caller.link)) if caller.link.is_up else None
+        if key is None:
+            return ("nobody",)
+        client = next(one.client for known, one in self._connections if known == key)
+        return key, _place(_outbox_of(client.link), caller.seq)
 
     # -- the network
 
-    def connection(self, one: Connection) -> tuple[Any, ...]:
-        return tuple(
-            [
-                (end.process.party, end.open, end.closing, link_of(end).is_up, link_of(end)._bad_lines)
-                for end in (one.client, one.server)
-            ]
-        )
-
-    def item(self, one: Item) -> tuple[Any, ...]:
-        hold = one.hold if one.hold is None or one.hold is QUIET else coarse(one.hold - self.world.network.now)
+    def _item(self, one: Item) -> tuple[Any, ...]:
+        hold = one.hold if one.hold is None or one.hold is QUIET else coarse(one.hold - self._now)
         if one.kind != "line":
-            where = one.end and self.connections.get(id(link_of(one.end)))
+            where = one.end and self._links.get(id(one.end.link))
             return one.kind, where, one.sender and one.sender.party, one.process and one.process.party, hold, one.text
-        assert one.end is not None
+        end = one.end
+        assert end is not None
         message = decoded(one.data)
-        from_end = one.end.other if isinstance(message, _COMMANDS) else one.end
-        link = link_of(from_end)
-        return (
-            self.connections.get(id(link_of(one.end))),
-            one.end is one.end.connection.client,
-            hold,
-            self.message(message),
-            _place(_outbox_of(link), getattr(message, "seq", None)),
+        place = _place(
+            _outbox_of(end.other.link if isinstance(message, _COMMANDS) else end.link), getattr(message, "seq", None)
         )
+        return self._links.get(id(end.link)), end is end.connection.client, hold, place, _content(message)
 
-    def message(self, message: Any) -> tuple[Any, ...]:
-        still, names = _content(message)
-        return still, tuple([self.name(text) for text in names])
-
-    def timers(self) -> tuple[Any, ...]:
-        now = self.world.network.now
+    def _timers(self) -> tuple[Any, ...]:
+        now = self._now
         finite, others = [], []
-        for timer in self.world.network.timers:
-            party = timer.process.party if timer.process is not None else timer.args
+        for timer in self._world.network.timers:
+            party = timer.process.party if timer.process is not None else timer.args[0]
             if timer.kind is FINITE:
                 finite.append((party, timer.label, coarse(timer.when - now)))
             else:
@@ -262,13 +292,11 @@ class _Painter:
         return tuple(finite), tuple(others)
 
 
-_COMMANDS = (Req, ReqListeners, Hello, UpdateTargets, StartConn, Status)
+def _end(end: Any) -> tuple[Any, ...]:
+    return end.open, end.closing, end.link.is_up, end.link._bad_lines
 
 
-def link_of(end: Any) -> Link:
-    """The project's link behind a transport."""
-    protocol = end.protocol
-    return getattr(protocol, "_protocol", protocol)  # type: ignore[no-any-return]
+_COMMANDS = (Req, ReqListeners, Hello, UpdateTargets, StartConn, Status, Rel)
 
 
 def _outbox_of(link: Any) -> Any:
@@ -315,44 +343,46 @@ def decoded(line: bytes) -> Any:
     return message
 
 
-def _authority(command: UpdateTargets) -> str:
-    return command.data_conn_key.partition("\n")[0]
+_contents: dict[int, tuple[Any, int]] = {}
 
 
-_contents: dict[int, tuple[Any, tuple[Any, tuple[str, ...]]]] = {}
-
-
-def _content(message: Any) -> tuple[Any, tuple[str, ...]]:
-    """What a message says, without its number and its sentences: what is always the same, and names made by chance."""
+def _content(message: Any) -> int:
+    """What a message says, without its number and its sentences."""
     known = _contents.get(id(message))
     if known is not None and known[0] is message:
         return known[1]
     if len(_contents) > 100_000:
         _contents.clear()
-    found = _read(message)
+    found = hash(_read(message))
     _contents[id(message)] = (message, found)
     return found
 
 
-def _read(message: Any) -> tuple[Any, tuple[str, ...]]:
+def _read(message: Any) -> tuple[Any, ...]:
     kind, role = type(message).__name__, getattr(message, "role", None)
     if isinstance(message, UpdateTargets):
-        return (kind, role, message.generation, tuple(message.connection_map.items())), (_authority(message),)
+        return kind, role, message.generation, tuple(message.connection_map.items()), message.data_conn_key
     if isinstance(message, Resp):
         streams = [
             (
-                *(one.role, one.state, one.generation, tuple(one.app_listeners), tuple(one.listeners)),
+                *(one.role, one.state, one.generation, tuple(one.app_listeners), tuple(one.listeners), one.csr),
                 *(tuple(one.connection_map.items()), one.last_error and one.last_error.code),
             )
             for one in message.streams or []
         ]
-        names = [text for text in (message.csr, message.boot, *(one.csr for one in message.streams or [])) if text]
-        still = (kind, message.state, tuple(message.listeners or ()), tuple(streams), message.more)
-        return still, tuple(names)
+        return (
+            kind,
+            message.state,
+            tuple(message.listeners or ()),
+            message.csr,
+            message.boot,
+            message.more,
+            tuple(streams),
+        )
     if isinstance(message, Error):
-        return (kind, role, message.code), ()
+        return kind, role, message.code
     if isinstance(message, Hello | ProdLstn | StartConn):
-        return (kind, role, tuple(message.listeners or ())), ()
+        return kind, role, tuple(message.listeners or ())
     if isinstance(message, Status):
-        return (kind, role, message.uid is None, message.after), ()
-    return (kind, role), ()
+        return kind, role, message.uid is None, message.after
+    return kind, role

@@ -270,12 +270,11 @@ def on_write(world: World, end: End, data: bytes) -> None:
         world.broken.append(f"E: {party} answers {message.code}: {message.msg}")
     if not isinstance(message, Resp) or message.uid is None:
         return
-    if party in world.controls and message.state:
+    if party in world.controls and message.state and world.crashes:
         written = [state for state, _ in world.controls[party].store.written.values()]
         if message.state not in written:
-            world.broken.append(
-                f"{party} answers {message.state}, and its store says {', '.join(written) or 'nothing'}"
-            )
+            there = ", ".join(written) or "nothing"
+            world.broken.append(f"{party} answers {message.state}; if it crashed now, its store would say {there}")
     elif party in world.gateways and message.state == "Released":
         role = next(role for role, facility in world.facilities.items() if party in facility.gateways)
         world.said_released.add((end.process, role))

@@ -45,8 +45,7 @@ class Timer:
         self.args = args
         self.kwargs = kwargs
         self.label = label_of(function)
-        network.count += 1
-        self.number = network.count
+        self.number = network.another()
 
     def __lt__(self, other: Timer) -> bool:
         return (self.when, self.number) < (other.when, other.number)
@@ -105,6 +104,12 @@ class Process:
         self.dies_after: int | None = None
         self.programs: list[Any] = []
         self.nameResolver = self
+        self._count = 0
+
+    def another(self) -> int:
+        """A number that this run has not used before."""
+        self._count += 1
+        return self._count
 
     def may(self) -> bool:
         """Whether an effect on the outside still happens: not in a run that has died in the middle of an event."""
@@ -225,16 +230,20 @@ class Connection:
 class End:
     """The transport of one end."""
 
-    disconnecting = False
-
     def __init__(self, connection: Connection, process: Process, host: IPv4Address, peer: IPv4Address) -> None:
         self.connection = connection
         self.process = process
         self.protocol: Any = None
+        self.link: Any = None
         self.open = True
         self.closing = False
         self._host = host
         self._peer = peer
+
+    @property
+    def disconnecting(self) -> bool:
+        """ITransport."""
+        return self.closing
 
     @property
     def other(self) -> End:
@@ -265,6 +274,7 @@ class End:
         """The connection is no more."""
         if self.open:
             self.open = False
+            self.process.network.touched.add(self.process.party)
             if self.process.alive:
                 self.protocol.connectionLost(Failure(why))
 
@@ -295,18 +305,27 @@ def _address(port: int) -> IPv4Address:
 class Network:
     """All that is on its way, and all that waits for its time.
 
+    :ivar touched: the parties whose code was run since this was emptied.
+    :ivar rewired: connections were made or have gone since this was set to False.
     :ivar on_write: hears of each line that is sent, before it is on its way.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.count = 0
+        self.touched: set[str] = set()
+        self.rewired = True
         self.flight: list[Item] = []
         self.timers: list[Timer] = []
         self.connections: list[Connection] = []
         self.doors: dict[int, tuple[Process, Any]] = {}
         self.on_write: Callable[[End, bytes], None] = lambda end, data: None
         self._made = 0
+        self._count = 0
+
+    def another(self) -> int:
+        """A number that was not used before."""
+        self._count += 1
+        return self._count
 
     # -- what is sent
 
@@ -355,6 +374,9 @@ class Network:
     def deliver(self, item: Item) -> None:
         """It arrives."""
         self.flight.remove(item)
+        for process in (item.process, item.sender) if item.kind == "dial" else (item.process,):
+            if process is not None:
+                self.touched.add(process.party)
         if item.kind == "line":
             end = item.end
             assert end is not None
@@ -389,8 +411,10 @@ class Network:
         connection.client = End(connection, client, near, far)
         connection.server = End(connection, process, far, near)
         self.connections.append(connection)
+        self.rewired = True
         for end, made_by, address in ((connection.server, server_factory, near), (connection.client, factory, far)):
             end.protocol = made_by.buildProtocol(address)
+            end.link = getattr(end.protocol, "_protocol", end.protocol)  # behind that of a ClientService
         for end in (connection.server, connection.client):
             end.protocol.makeConnection(end)
         item.data.callback(connection.client.protocol)
@@ -402,6 +426,7 @@ class Network:
     def _forget(self, connection: Connection) -> None:
         if not connection.is_open and connection in self.connections:
             self.connections.remove(connection)
+            self.rewired = True
 
     # -- time
 
@@ -409,6 +434,8 @@ class Network:
         """It is time, or later than that."""
         self.timers.remove(timer)
         timer.network = None
+        if timer.process is not None:
+            self.touched.add(timer.process.party)
         self.now = max(self.now, timer.when)
         timer.function(*timer.args, **timer.kwargs)
 
@@ -424,6 +451,8 @@ class Network:
         """It never arrives. An attempt to connect fails; a close and a lookup cannot be lost."""
         self.flight.remove(item)
         if item.kind == "dial":
+            assert item.sender is not None
+            self.touched.add(item.sender.party)
             item.data.errback(Failure(ConnectionRefusedError("the network is broken")))
 
     def break_(self, connection: Connection) -> None:
@@ -449,6 +478,7 @@ class Network:
     def kill(self, process: Process, *, flush: bool) -> None:
         """A process dies. What it has sent is lost, or with `flush` still arrives; its peers lose their links."""
         process.alive = False
+        self.touched.add(process.party)
         self.timers = [timer for timer in self.timers if timer.process is not process]
         self.doors = {port: door for port, door in self.doors.items() if door[0] is not process}
         self.flight = [
@@ -470,6 +500,7 @@ class Network:
     def silence(self, process: Process) -> None:
         """From now on nothing comes in or goes out, and nobody is told."""
         process.silent = True
+        self.touched.add(process.party)
         for item in list(self.flight):
             if item.kind == "dial" and (item.sender is process or item.process is process):
                 self.flight.remove(item)

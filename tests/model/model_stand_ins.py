@@ -11,10 +11,12 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_network import Network, Process
+from automat._core import Automaton
+from model_network import Process
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 
@@ -27,6 +29,7 @@ import scistream.wire.link
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import Store
 from scistream.s2ds.ports import Ports
+from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.messages import Role, StreamKey
@@ -57,6 +60,7 @@ class ModelStore(Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._db.execute("PRAGMA synchronous = OFF")  # the machine does not die here, only processes do
         self.process = Now.process
         self.written: dict[StreamKey, tuple[str, int]] = {}
 
@@ -72,6 +76,8 @@ class ModelStore(Store):
 
     def empty(self) -> None:
         """Forget all, for another run."""
+        if not self.written:
+            return
         self._db.execute("DELETE FROM stream")
         self.written = {}
 
@@ -141,9 +147,8 @@ class ModelSecret:
     """The key of a stream at a gateway: a number that was never used before."""
 
     def __init__(self) -> None:
-        network = Now.process.network
-        network.count += 1
-        self.csr = f"request {Now.process.party} {network.count}\n"
+        process = Now.process
+        self.csr = f"request {process.party} {process.number}.{process.another()}\n"
 
     def context(self, data_conn_key: str, _uid: str, _role: Role) -> ModelContext:
         authority, *fitting = data_conn_key.splitlines(keepends=True)
@@ -154,9 +159,9 @@ class ModelSecret:
 
 def model_credentials(_uid: str, _generation: int, _left: float, csr: Mapping[Role, str]) -> dict[Role, str]:
     """Every authority is another one."""
-    network = Now.process.network
-    network.count += 1
-    return {role: f"authority {network.count}\n{bundle}" for role, bundle in csr.items()}
+    process = Now.process
+    authority = f"authority {process.number}.{process.another()}\n"
+    return {role: authority + bundle for role, bundle in csr.items()}
 
 
 def _boot(_bytes: int = 16) -> str:
@@ -166,12 +171,24 @@ def _boot(_bytes: int = 16) -> str:
 
 def _number_link(self: Any, *args: Any, **kwargs: Any) -> None:
     _init_link(self, *args, **kwargs)
-    network: Network = Now.process.network
-    network.count += 1
-    self._number = network.count
+    self._number = Now.process.network.another()
 
 
 _init_link = Link.__init__
+
+
+_parse = cache(Address.parse)
+_searched = Automaton.outputForInput
+
+
+def _looked_up(self: Any, state: Any, symbol: Any) -> Any:
+    """Automat's search through a machine's table, remembered."""
+    known = self.__dict__.setdefault("_known", {})
+    key = (id(state), symbol)
+    found = known.get(key)
+    if found is None:
+        found = known[key] = _searched(self, state, symbol)
+    return found
 
 
 def _emit(self: Logger, level: Any, format: str | None = None, **fields: Any) -> None:
@@ -180,9 +197,7 @@ def _emit(self: Logger, level: Any, format: str | None = None, **fields: Any) ->
 
 
 def _app_key() -> str:
-    network = Now.process.network
-    network.count += 1
-    return f"{network.count:043d}"
+    return f"{Now.process.another():043d}"
 
 
 @contextmanager
@@ -203,6 +218,8 @@ def installed() -> Iterator[None]:
         (Link, "__init__", _number_link),
         (Link, "__hash__", lambda self: self._number),
         (Logger, "emit", _emit),
+        (Automaton, "outputForInput", _looked_up),
+        (Address, "parse", staticmethod(_parse)),
     ]
     before = [(where, name, where.__dict__.get(name, _ABSENT)) for where, name, _ in replaced]
     state = random.getstate()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_fingerprint import essence
+from model_fingerprint import Painter, essence
 from model_network import HOST, LONG, Connection, End, Network, Process, Timer
 from model_stand_ins import ModelStore, Now
 from twisted.internet.defer import Deferred
@@ -175,14 +175,17 @@ class World:
     """One run.
 
     :param files: where the stores are.
+    :param crashes: servers may die at any moment, so what they say must be in their stores before they say it.
     :ivar script: what the people have still to do.
-    :ivar rests: how often everything has come to rest.
+    :ivar at_rest: nothing happens any more before a stream's time is over, or people act.
+    :ivar has_released: the user has asked for the release.
     :ivar broken: what must not happen and did.
     :ivar news: states that machines entered since this was emptied.
     """
 
-    def __init__(self, scenario: Scenario, files: Stores) -> None:
+    def __init__(self, scenario: Scenario, files: Stores, *, crashes: bool = False) -> None:
         files.begin()
+        self.crashes = crashes
         Now.open_store = files.open
         Now.noted = self._noted
         self.scenario = scenario
@@ -197,11 +200,12 @@ class World:
         self.joins: dict[Role, str] = {}
         self.app_ports: dict[Role, int] = {PROD: 7000, CONS: 0}
         self.script = list(scenario.script)
-        self.rests = 0
+        self.has_released = False
         self.at_rest = False
         self.broken: list[str] = []
         self.news: list[str] = []
         self.said_released: set[tuple[Process, Role]] = set()
+        self.painter = Painter(self)
         self._calm: tuple[Any, float] = (None, 0.0)
         for facility in self.facilities.values():
             for name in facility.gateways:
@@ -221,6 +225,7 @@ class World:
 
     def start(self, party: str) -> None:
         """A party starts, for the first time or again."""
+        self.network.touched.add(party)
         for facility in self.facilities.values():
             if party == facility.control:
                 process = self.process(party)
@@ -299,6 +304,7 @@ class World:
 
     def _return(self) -> None:
         process = self.process(USER)
+        self.network.touched.add(USER)
         client = Client(insecure=True, reactor=process)
         self.user = user = User(process, client, client.remembered(UID, **self._sides()), attaching=True)
         attached: Deferred[None] = user.stream.attach().deferred
@@ -317,10 +323,13 @@ class World:
     def _release(self) -> None:
         assert self.user is not None
         Now.process = self.user.process
+        self.has_released = True
         self.user.stream.release().deferred.addErrback(self._user_failed)
 
     def _close(self) -> None:
         assert self.user is not None
+        Now.process = self.user.process
+        self.network.touched.add(USER)
         self.user.closed = True
         self.user.client.close()
 
@@ -346,6 +355,7 @@ class World:
 
     def act(self, step: str) -> None:
         """A step of the script."""
+        self.network.rewired = True
         if step == "ask":
             self._ask()
         elif step in ("consumer", "producer"):
@@ -401,27 +411,32 @@ class World:
             return ("lift", held)
         return ("fire", first) if first is not None and first.when <= end else None
 
+    def target(self, event: tuple[Any, ...]) -> Process | None:
+        """Whose code runs when this happens."""
+        if event[0] in ("deliver", "fire"):
+            return event[1].process  # type: ignore[no-any-return]
+        if event == ("act", "release") and self.user is not None:
+            return self.user.process
+        return None
+
     def do(self, event: tuple[Any, ...]) -> None:
         """It happens."""
-        process = target_of(event)
+        process = self.target(event)
         if process is not None:
             process.effects = 0
             Now.process = process
-        with self.watched():
-            self._do(event)
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """What the parties' code raises here would be logged by a reactor."""
         try:
-            yield
+            self._do(event)
         except Exception:
-            self.broken.append(f"an exception was not handled:\n{traceback.format_exc()}")
+            self.not_handled()
+
+    def not_handled(self) -> None:
+        """The parties' code has raised an exception, which a reactor would log."""
+        self.broken.append(f"an exception was not handled:\n{traceback.format_exc()}")
 
     def _do(self, event: tuple[Any, ...]) -> None:
         kind, network = event[0], self.network
         if kind == "rest":
-            self.rests += 1
             self.at_rest = True
             return
         if kind == "deliver":
@@ -456,15 +471,6 @@ class World:
             self.news.append(f"{Now.process.party}{f' ({side})' if side else ''}: {fields['state']}")
         else:
             self.broken.append(f"somebody logged something critical: {fields}")
-
-
-def target_of(event: tuple[Any, ...]) -> Process | None:
-    """Whose code runs when this happens."""
-    if event[0] == "deliver":
-        return event[1].process
-    if event[0] == "fire":
-        return event[1].process
-    return None
 
 
 def connections_of(world: World, process: Process) -> list[Connection]:

@@ -1,0 +1,241 @@
+"""Faults planted in the project's code: the explorer is worth something only if it finds them.
+
+Each is a mistake that people make in such protocols, and each does no harm as long as nothing goes wrong. They are
+planted in a process of their own and stay there: a worker of the explorer, which ends with its search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from model_faults import SOON, Bounds
+
+from scistream.s2cs import effects as s2cs_effects
+from scistream.s2cs import machine as s2cs_machine
+from scistream.s2cs.machine import Core as S2CSCore
+from scistream.s2cs.service import ControlServer
+from scistream.s2ds import machine as s2ds_machine
+from scistream.s2ds.effects import Holding
+from scistream.s2ds.service import DataServer
+from scistream.s2uc import machine as s2uc_machine
+from scistream.s2uc.effects import StreamEffects
+from scistream.wire import link
+from scistream.wire.link import Outbox
+from scistream.wire.messages import CONS, PROD, Rel
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault to plant.
+
+    :param plant: plants it, for good.
+    :param scenario: in which it does harm.
+    :param bounds: the least that must go wrong for that.
+    """
+
+    name: str
+    plant: Callable[[], None]
+    scenario: str
+    bounds: Bounds
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(name: str, scenario: str, network: int, crashes: int, *kinds: str, comeback: float | None = SOON) -> Any:
+    """Note what follows as a way to plant a fault, found where faults of these kinds happen."""
+
+    def note(plant: Callable[[], None]) -> Callable[[], None]:
+        bounds = Bounds(network, crashes, frozenset(kinds), (comeback,))
+        MUTATIONS[name] = Mutation(name, plant, scenario, bounds)
+        return plant
+
+    return note
+
+
+def _becomes(original: Any, mutated: Any) -> None:
+    """A function that a machine's table holds already does something else from now on."""
+    original.__code__ = mutated.__code__
+
+
+# -- what is asked twice is done twice
+
+
+@mutation("a gateway reserves once more when ReqListeners is repeated", "life", 1, 0, "repeat")
+def _reserve_twice() -> None:
+    def _req_again(stream: Any, core: Any, caller: Any, request: Any) -> None:
+        core.callers.append(caller)
+        core.effects.bind(request)
+        core.present_all("reserved once more")
+
+    _becomes(s2ds_machine._req_again, _req_again)
+
+
+@mutation("an S2CS and its gateways take a lower generation", "new targets", 1, 0, "again late")
+def _take_lower_generations() -> None:
+    s2cs_machine._repeats_update = lambda core, caller, command: False
+
+    def _consider_update(stream: Any, core: Any, caller: Any, command: Any) -> None:
+        stream._carry_out(caller, command)
+
+    _becomes(s2ds_machine._consider_update, _consider_update)
+
+
+@mutation("an answer that says that the work goes on counts as the last one", "life", 1, 0, "repeat")
+def _take_any_answer() -> None:
+    link.still_working = lambda command, answer: False
+
+
+# -- what is lost is not made up for
+
+
+@mutation("commands that were sent once are not sent again on a new link", "life", 1, 0, "break")
+def _send_once() -> None:
+    down, up = Outbox.link_down, Outbox.link_up
+
+    def link_down(self: Any, trouble: str) -> None:
+        for waiting in self._waiting:
+            waiting.forgotten = bool(waiting.sent_as)
+        down(self, trouble)
+
+    def link_up(self: Any, link: Any) -> None:
+        waiting = self._waiting
+        self._waiting = [one for one in waiting if not getattr(one, "forgotten", False)]
+        up(self, link)
+        self._waiting = waiting
+
+    Outbox.link_down = link_down  # type: ignore[method-assign]
+    Outbox.link_up = link_up  # type: ignore[method-assign]
+
+
+@mutation("the user's client does not look for a ProdLstn that was lost", "life", 1, 0, "lose")
+def _miss_prod_lstn() -> None:
+    looked = StreamEffects._looked
+
+    def blind(self: Any, answer: Any, role: Any) -> None:
+        if self.core.state != "Reserved":
+            looked(self, answer, role)
+
+    StreamEffects._looked = blind  # type: ignore[method-assign]
+
+
+@mutation("ConsApp is told to connect once only", "life", 1, 0, "break")
+def _tell_once() -> None:
+    tell = S2CSCore.tell_consumer_to_connect
+
+    def tell_once(self: Any) -> None:
+        if not getattr(self, "told", False):
+            self.told = True
+            tell(self)
+
+    S2CSCore.tell_consumer_to_connect = tell_once  # type: ignore[method-assign]
+
+
+# -- a release that is forgotten
+
+
+@mutation("what was being reserved is not released when that fails", "life", 0, 1, "silence")
+def _forget_to_release() -> None:
+    release = s2cs_machine._release_all
+
+    def mutated(core: Any, stream: Any) -> None:
+        if core.record.state == "Reserving":
+            core.record.plan = {}
+        release(core, stream)
+
+    s2cs_machine._release_all = mutated
+
+
+@mutation("an S2CS gives REL up", "life", 0, 1, "silence")
+def _give_rel_up() -> None:
+    ask = Outbox.ask
+
+    def impatient(self: Any, command: Any, patience: float | None) -> Any:
+        return ask(self, command, 20.0 if isinstance(command, Rel) and patience is None else patience)
+
+    Outbox.ask = impatient  # type: ignore[method-assign]
+
+
+@mutation("one side that fails does not release the other", "life", 0, 1, "crash")
+def _leave_the_other() -> None:
+    def _failed(stream: Any, core: Any, error: Any) -> None:
+        core.error = error
+        core.state = "Releasing"
+        core.owing = set()
+        stream._both_released()
+
+    _becomes(s2uc_machine._failed, _failed)
+
+
+@mutation("a gateway has no clock of its own for the end of a stream", "life", 0, 1, "crash", comeback=None)
+def _no_end() -> None:
+    Holding.start_timer = lambda self, seconds: None  # type: ignore[method-assign]
+
+
+@mutation("a gateway forgets at once what it has released", "life", 2, 0, "again late", "release")
+def _forget_the_released() -> None:
+    command = DataServer._command
+
+    def forgetful(self: Any, link: Any, message: Any) -> None:
+        key = message.uid, message.role
+        if key in self._holdings and self._holdings[key].released_at is not None:
+            del self._holdings[key]
+        command(self, link, message)
+
+    DataServer._command = forgetful  # type: ignore[method-assign]
+
+
+@mutation("an S2CS forgets a REL that overtook its REQ", "life", 2, 0, "late", "release")
+def _forget_early_releases() -> None:
+    ControlServer._remember_released = lambda self, command, owner: None  # type: ignore[method-assign]
+
+
+# -- what a restart makes of it
+
+
+@mutation("an S2CS answers REL before it has written", "life", 0, 1, "crash inside")
+def _answer_first() -> None:
+    def _gone(stream: Any, core: Any) -> None:
+        for caller in core.release_callers():
+            core.resp(caller, "Released", _GONE)  # type: ignore[name-defined]  # noqa: F821
+        core.enter("Released")
+
+    _becomes(s2cs_machine._gone, _gone)
+
+
+@mutation("an S2CS does not notice that a gateway has started anew", "life", 0, 1, "crash")
+def _ignore_boots() -> None:
+    def gateway_knows(self: Any, gateway: Any, boot: str, expected: Any, known: Any) -> None:
+        """Whatever it says."""
+
+    ControlServer.gateway_knows = gateway_knows  # type: ignore[method-assign]
+
+
+@mutation("an S2CS that was restarted takes what it was releasing for released", "life", 0, 1, "crash inside")
+def _resume_too_late() -> None:
+    def restored_stream(core: Any) -> Any:
+        if core.record.state == "Releasing":
+            core.record.state = "Released"
+            core.effects.save(core.record)
+        return s2cs_machine.restored_stream(core)
+
+    s2cs_effects.restored_stream = restored_stream
+
+
+@mutation("a user's client that comes back begins to count generations anew", "life", 0, 1, "crash")
+def _count_anew() -> None:
+    take_up = StreamEffects._take_up
+
+    def forgetful(self: Any, sides: Any) -> None:
+        for role in (PROD, CONS):
+            sides[role] = _without_generation(sides[role])
+        take_up(self, sides)
+
+    StreamEffects._take_up = forgetful  # type: ignore[method-assign]
+
+
+def _without_generation(status: Any) -> Any:
+    return msgspec.structs.replace(status, generation=0, state="Ready")

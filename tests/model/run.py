@@ -1,0 +1,85 @@
+"""Explores the whole protocol within wide bounds, then shows that it finds what is planted in the code.
+
+Progress goes to standard error; the last line, on standard output, is one JSON object. The exit status is 1 if a
+promise is broken, or if a planted fault does harm by itself or is not found. About a quarter of an hour on two cores.
+
+The bounds: in a life of a stream, any two faults of the network; any fault of the network and any of a party; any two
+of the network of the plainer kinds with a crash of a party that comes back soon. In the other scenarios any fault of
+the network, any of a party, and a plain one of each. What a fault is, and where it is tried, is in model_faults.py;
+which states count as one, in model_fingerprint.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from model_explorer import Counts, Seen, explore, story
+from model_faults import CRASH, NETWORK, SOON, Bounds
+from model_mutations import MUTATIONS
+from model_planted import harm_by_itself, search
+from model_world import SCENARIOS
+
+PLAIN = frozenset({"lose", "last", "break"})
+RESTART = frozenset({"crash", "crash inside"})
+ANY_KIND = NETWORK | CRASH
+
+BOUNDS: tuple[tuple[str, Bounds], ...] = (
+    ("life", Bounds(2, 0, NETWORK)),
+    ("life", Bounds(0, 1, CRASH)),
+    ("life", Bounds(1, 1, ANY_KIND, (SOON, None))),
+    ("life", Bounds(2, 1, PLAIN | RESTART, (SOON,))),
+    ("new targets", Bounds(1, 0, NETWORK)),
+    ("new targets", Bounds(0, 1, CRASH)),
+    ("new targets", Bounds(1, 1, PLAIN | RESTART, (SOON,))),
+    ("user returns", Bounds(1, 0, NETWORK)),
+    ("user returns", Bounds(0, 1, CRASH)),
+    ("user returns", Bounds(1, 1, PLAIN | RESTART, (SOON,))),
+    ("pool", Bounds(1, 0, NETWORK)),
+    ("pool", Bounds(0, 1, CRASH)),
+)
+
+
+def main() -> int:
+    workers = max(1, min(2, os.cpu_count() or 1))
+    began = time.monotonic()
+    total = Counts()
+    seen = {name: Seen(1 << 24, workers) for name in SCENARIOS}
+    for name, bounds in BOUNDS:
+        total.add(explore(SCENARIOS[name], bounds, workers=workers, seen=seen[name], tell=_say))
+    for violation in sorted(total.violations, key=lambda one: one.length)[:3]:
+        _say(story(violation))
+    found = [name for name in MUTATIONS if _is_found(name)]
+    seconds = time.monotonic() - began
+    _say(f"{total.states} states in {total.runs} runs, {seconds:.0f} s")
+    result = {
+        "states": total.states,
+        "transitions": total.transitions,
+        "depth": total.depth,
+        "violations": len(total.violations),
+        "planted": len(MUTATIONS),
+        "found": len(found),
+    }
+    print(json.dumps(result))
+    return 0 if not total.violations and len(found) == len(MUTATIONS) else 1
+
+
+def _is_found(name: str) -> bool:
+    mutation = MUTATIONS[name]
+    harm = harm_by_itself(mutation)
+    if harm:
+        _say(f"planted: {name}: does harm although nothing goes wrong: {harm[0].what}")
+        return False
+    found = search(mutation)
+    _say(f"planted: {name}: " + (f"found: {found.what}" if found is not None else "NOT FOUND"))
+    return found is not None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
