@@ -13,6 +13,8 @@ from model_planted import harm_by_itself, search
 from model_stand_ins import installed
 from model_world import SCENARIOS, stores
 
+pytestmark = pytest.mark.long
+
 PLAIN = frozenset({"lose", "repeat", "last", "break"})
 
 
