@@ -58,6 +58,8 @@ from lives import (
 )
 from test_refusals import RawLink, ada
 
+pytestmark = pytest.mark.long
+
 from scistream.wire.messages import CONS, PROD, Role
 
 AGAIN = 20
@@ -587,7 +589,6 @@ def test_a_killed_party(world: World, cell: Cell) -> None:
     nothing_is_left(world, before)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("cell", MATRIX, ids=str)
 @beside(lab=POOL, centre=POOL)
 def test_a_party_killed_at_any_instant(world: World, cell: Cell) -> None:
