@@ -58,9 +58,9 @@ from lives import (
 )
 from test_refusals import RawLink, ada
 
-pytestmark = pytest.mark.long
-
 from scistream.wire.messages import CONS, PROD, Role
+
+pytestmark = pytest.mark.long
 
 AGAIN = 20
 """How often each cell of the matrix is tried at random instants."""
