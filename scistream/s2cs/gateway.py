@@ -46,6 +46,8 @@ class Gateway:
         self.settled = False
         """Whether it is known if there is a gateway and what room it has; not while that is being found out."""
         self.room: Room | None = None
+        """None as long as that is not known, and while the gateway is silent."""
+        self._is_silent = False
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
 
@@ -85,6 +87,11 @@ class Gateway:
 
     def _no_page(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
+        error = failure.value
+        is_late = isinstance(error, StreamError) and error.code == "timeout"
+        if is_late and self.dialer.link is not None and not self._is_silent:
+            self.log.warn("gateway {gateway} gets no new stream until it answers", gateway=self.name)
+            self._is_silent, self.room = True, None
         self._settle()
 
     def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
@@ -96,6 +103,9 @@ class Gateway:
         self.figures = {key: status.figures for key, status in known.items()}
         self.probes = {key: status.probe for key, status in known.items() if status.probe is not None}
         self.room = answer.room
+        if self._is_silent:
+            self.log.info("gateway {gateway} answers again", gateway=self.name)
+            self._is_silent = False
         self._server.gateway_knows(self, answer.boot or "", expected, known)
         self._settle()
 

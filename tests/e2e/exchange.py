@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import threading
@@ -15,6 +16,7 @@ from scistream.wire.address import Address
 _PERIOD = MIB - 3
 _PART = 64 * 1024
 _LOOK_AGAIN = 0.05
+_RESET = (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)  # as reading, writing and ending a direction say it
 _PATTERNS: dict[tuple[str, int], bytes] = {}
 
 
@@ -59,10 +61,10 @@ class End:
                 self._receive(enough)
             if ready & selectors.EVENT_WRITE and self._sending and self.how is None:
                 self._send(enough)
-        except (ConnectionResetError, BrokenPipeError):
-            self.how = "reset"
         except BlockingIOError:
             return
+        except OSError as problem:
+            self.how = "reset" if problem.errno in _RESET else str(problem)
         if self.ended and not self._sending and self.how is None:
             self.how = "whole"
 

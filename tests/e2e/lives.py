@@ -192,25 +192,25 @@ class Life:
     # -- the steps
 
     def _ask(self) -> None:
-        cell = self.cell
-        if cell.step == BEFORE:
-            self._victim_daemon().kill()
-        if cell.step == RESERVING:
+        if self.cell.step == RESERVING:
             self._freeze(self.gateway)
-        if cell.step == BEFORE and "S2DS" in cell.victim and not self.chance:
-            words = f"no link to {self.gateway.name}"
-            until(lambda: words in self.facility.server.words(), lambda: f"{words} is not logged")
+        if self.cell.step != BEFORE:
+            self.client = self._request()
+            return
+        words, mark = f"no link to {self.gateway.name}", len(self.facility.server.words())
+        victim = self._victim_daemon()
+        assert victim is not None
+        victim.kill()
+        if victim is self.gateway and self.chance is None:
+            until(lambda: words in self.facility.server.words()[mark:], lambda: f"{words} is not logged")
         self.client = self._request()
-        if cell.step == BEFORE:
-            if not self.chance and "S2CS" in cell.victim:
-                other = 1 if cell.role == PROD else 0
-                until(
-                    lambda: states(self.world, self.uid)[other] == "Listening",
-                    lambda: "the other side does not reserve",
-                )
-            elif not self.chance:
-                self.client.end(status=1)
-            self._strike(BEFORE, lambda: True)
+        self._strike(BEFORE, self._has_asked_in_vain)
+
+    def _has_asked_in_vain(self) -> bool:
+        """Whether a request has found that a party is not there."""
+        if self._victim_daemon() is self.facility.server:
+            return states(self.world, self.uid)[self.cell.role == PROD] == "Listening"
+        return "gateway-failed" in self.client.end(status=1).stderr
 
     def _request(self) -> Program:
         if self._is_held_by_a_program:
@@ -329,12 +329,15 @@ class Life:
         )
         if self.exchange.ends:
             self.exchange.finish()
+        status = self.client.process.poll()
+        allowed = {0, 1, -signal.SIGKILL} | ({2} if self.chance and self.cell.back == ATTACH else set())
+        assert status in allowed, str(self.client)
         for role, app in self.apps.items():
             if not self._needs_programs:
                 app.end(status=None)
                 assert not _of_session(app.pid), str(app)
-                allowed = (0, 1) if role == PROD or self.told else (1,)
-                assert app.process.returncode in (*allowed, -signal.SIGKILL), str(app)
+                ended = {1} if role == CONS and not self.told and self.chance is None else {0, 1}
+                assert app.process.returncode in ended | {-signal.SIGKILL}, str(app)
 
     # -- the user
 

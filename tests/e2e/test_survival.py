@@ -248,6 +248,25 @@ def test_while_one_gateway_of_a_pool_is_gone_new_streams_go_to_the_other(world: 
     assert_same(before, world.footprint)
 
 
+@beside(lab=TWO_GATEWAYS, centre=TWO_GATEWAYS)
+def test_a_gateway_of_a_pool_that_falls_silent_gets_no_new_streams_until_it_answers(world: World) -> None:
+    before, lab = world.footprint(), world.lab
+    silent, other = lab.gateways
+    with ExitStack() as opened:
+        opened.callback(thaw, silent)
+        freeze(silent)
+        until(lambda: f"{silent.name} gets no new stream" in lab.server.words(), lab.server.words, 45.0)
+        for streams in (1, 2):
+            opened.enter_context(flowing(world))
+            assert len(other.ports_in_use()) == streams
+        mark = len(lab.server.words())
+        thaw(silent)
+        until(lambda: f"{silent.name} answers again" in lab.server.words()[mark:], lab.server.words, 20.0)
+        opened.enter_context(flowing(world))
+        assert [len(gateway.ports_in_use()) for gateway in lab.gateways] == [1, 2]
+    assert_same(before, world.footprint)
+
+
 # Silence, and links that break
 
 

@@ -12,18 +12,20 @@ import gc
 import mmap
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from model_faults import CRASH, Bounds, Fault, do, fault_words, happen, inside, possible, words
 from model_invariants import at_rest, at_the_end, in_every_state
 from model_stand_ins import installed
-from model_world import SCENARIOS, USER, Scenario, Stores, World, stores
+from model_world import SCENARIOS, USER, Scenario, Stores, World, folder_for_stores, stores
 
-Path = tuple[tuple[int, Fault], ...]
+Faults = tuple[tuple[int, Fault], ...]
 
 MOST_STEPS = 4000
 _MASK = (1 << 64) - 1
@@ -36,7 +38,7 @@ class Task:
     :param before: the fingerprint of the state in which its last fault happens.
     """
 
-    path: Path
+    path: Faults
     before: int | None = None
 
 
@@ -45,7 +47,7 @@ class Violation:
     """Something that must not happen, and the run in which it does."""
 
     scenario: str
-    path: Path
+    path: Faults
     steps: int
     what: str
 
@@ -141,7 +143,7 @@ class Explorer:
         self._worker = worker
         self._salt = hash(bounds)
 
-    def left(self, path: Path) -> tuple[int, int]:
+    def left(self, path: Faults) -> tuple[int, int]:
         """How much more may go wrong: faults of the network, and of parties."""
         crashes = sum(fault[0] in CRASH for _, fault in path)
         return self.bounds.network - (len(path) - crashes), self.bounds.crashes - crashes
@@ -163,10 +165,12 @@ class Explorer:
                 raise RuntimeError(f"a run did not go as it went before: {task}")
             if step > last:
                 here = world.painter.fingerprint()
+                world.broken.extend(_needless(world, task.path))
                 if here in own:
                     here = None
                 elif self._was_here(here, left, number):
-                    break
+                    if not world.broken:
+                        break
                 else:
                     own.add(here)
                 world.broken.extend(in_every_state(world))
@@ -174,7 +178,6 @@ class Explorer:
                     world.broken.extend(at_the_end(world))
                 elif event[0] == "rest":
                     world.broken.extend(at_rest(world))
-                    world.broken.extend(_needless(world, task.path))
                 if self._is_broken(world, task.path, step):
                     break
             if event is None:
@@ -213,19 +216,19 @@ class Explorer:
         earlier = seen.add(hash((state, self._salt, *left)), number)
         return bool(earlier) and seen.settled(earlier, number, self._worker)
 
-    def _is_broken(self, world: World, path: Path, step: int) -> bool:
+    def _is_broken(self, world: World, path: Faults, step: int) -> bool:
         for what in dict.fromkeys(world.broken):
             self._broken(what, path, step)
         return bool(world.broken)
 
-    def _broken(self, what: str, path: Path, step: int) -> None:
+    def _broken(self, what: str, path: Faults, step: int) -> None:
         self.counts.violations.append(Violation(self.scenario.name, path, step, what))
 
 
 _HARMLESS = frozenset({"lose", "repeat", "again late", "last", "break", "break half"})
 
 
-def _needless(world: World, path: Path) -> Iterator[str]:
+def _needless(world: World, path: Faults) -> Iterator[str]:
     """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does the
     user's client, if it goes when both sides have reserved, and comes back.
 
@@ -274,7 +277,10 @@ def explore(
     began = time.monotonic()
     context = multiprocessing.get_context("fork")
     numbers = context.Value("q", -1)
-    with context.Pool(workers, _begin, (scenario, bounds, seen, numbers, prepare)) as pool:
+    with (
+        folder_for_stores() as folder,
+        context.Pool(workers, _begin, (scenario, bounds, seen, numbers, folder, prepare)) as pool,
+    ):
         level, faults = [Task(())], 0
         while level and not total.violations:
             following: list[Task] = []
@@ -301,17 +307,23 @@ _explorer: Explorer
 _kept = ExitStack()
 
 
-def _begin(scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, prepare: Callable[[], Any] | None) -> None:
-    """A worker starts; what it opens here goes with its process."""
+def _begin(
+    scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, folder: Path, prepare: Callable[[], Any] | None
+) -> None:
+    """A worker starts; what it opens here goes with its process, which its pool ends by SIGTERM."""
     global _explorer
+    signal.set_wakeup_fd(-1)  # a reactor in the process that it was forked from has handlers of its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with numbers.get_lock():
         numbers.value += 1
         worker = numbers.value
     _kept.enter_context(installed())
     if prepare is not None:
         prepare()
-    files = _kept.enter_context(stores())
-    _explorer = Explorer(scenario, bounds, files, seen, worker)
+    mine = folder / str(worker)
+    mine.mkdir()
+    _explorer = Explorer(scenario, bounds, Stores(mine), seen, worker)
     gc.collect()
     gc.freeze()
     gc.disable()

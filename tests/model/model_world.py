@@ -142,11 +142,18 @@ class Stores:
 
 
 @contextmanager
-def stores() -> Iterator[Stores]:
-    """Files for the stores, in memory where the system allows it."""
+def folder_for_stores() -> Iterator[Path]:
+    """A folder for as long as this lasts, in memory where the system allows it."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
-        yield Stores(Path(folder))
+        yield Path(folder)
+
+
+@contextmanager
+def stores() -> Iterator[Stores]:
+    """Files for the stores."""
+    with folder_for_stores() as folder:
+        yield Stores(folder)
 
 
 @dataclass
