@@ -142,7 +142,7 @@ class StreamEffects:
     async def attach(self) -> None:
         """Learn from both sides where the stream is, and go on from there; a half of a stream is released.
 
-        :raises StreamError: if a side does not answer, or the stream is over there.
+        :raises StreamError: if a side does not answer, or the stream is over there, or is released meanwhile.
         """
         deadline = self._reactor.seconds() + PATIENCE
         sides = await self.status()
@@ -154,8 +154,10 @@ class StreamEffects:
         for role in (PROD, CONS):
             if role not in sides or sides[role].state in ("Releasing", "Released"):
                 self.machine.failed(self._why_over(role, sides.get(role)))
-                await self.when_ended()
-                self.check_ended()
+        if self.core.state in ("Releasing", "Released"):  # because of that, or by `release` meanwhile
+            await self.when_ended()
+            self.check_ended()
+            raise self._why_ended()
         self._take_up(sides)
 
     def _why_over(self, role: Role, side: StreamStatus | None) -> StreamError:

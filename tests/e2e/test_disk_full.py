@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from harness import World, address_of, assert_same, listen, needs, until
 
-pytestmark = pytest.mark.long  # they wait for what happens every 15 s
 
 CANNOT = "the store of this S2CS cannot be written"
 WRITES_AGAIN = 30.0

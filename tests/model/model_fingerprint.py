@@ -324,9 +324,9 @@ def _place(outbox: Any, seq: int | None) -> int | None:
 
 def _expected(waiting: Any) -> Any:
     """What an S2CS will compare the answer to a Status with, which it keeps nowhere else."""
-    if type(waiting.command) is not Status or not waiting.result.callbacks:
+    if type(waiting.command) is not Status or not waiting.result._callbacks:
         return None
-    arguments = waiting.result.callbacks[0][0][1]
+    arguments = waiting.result._callbacks[0][0][1]
     return tuple(sorted(arguments[0])) if arguments and isinstance(arguments[0], set) else None
 
 

@@ -503,6 +503,19 @@ def test_a_request_that_is_cancelled_releases_both_sides(world: World) -> None:
     assert world.both_are_empty()
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_release_while_a_returned_client_attaches_ends_both(world: World, is_known: bool) -> None:
+    uid = world.request().uid if is_known else str(uuid4())
+    client = Client(insecure=True, reactor=world.network)
+    stream = client.remembered(uid, prod=PROD_S2CS, cons=CONS_S2CS)
+    attaching = stream.attach().deferred
+    world.result(stream.release().deferred)
+    assert world.refusal(attaching).code in ("wrong-state", "unknown-uid")
+    assert stream.state == "Released"
+    assert world.both_are_empty()
+    world.result(client.close().deferred)
+
+
 def test_a_stream_expires_at_both_sides(world: World) -> None:
     stream = world.stream(expires=120.0)
     ended = stream.ended().deferred
