@@ -1,4 +1,4 @@
-"""The command ``scistream``: certificates of a facility, a look at the store of its S2CS, and a demonstration.
+"""The command ``scistream``: certificates of a facility, a look at its S2CS's store and policy, and a demonstration.
 
 What S2UC and the application controllers do has commands of its own. Nothing here makes a certificate itself:
 `scistream.security.pki` does, and a `PkiError` of it becomes one line and exit status 2 here.
@@ -17,6 +17,7 @@ from cryptography import x509
 from scistream import __version__
 from scistream.demo.command import demo
 from scistream.s2cs.command import store
+from scistream.s2cs.policy_command import policy
 from scistream.security.pki import Issued, Kind, PkiError, fingerprint, init_authority, issue
 
 
@@ -33,6 +34,7 @@ def main() -> None:
 
 main.add_command(demo)
 main.add_command(store)
+main.add_command(policy)
 
 
 @main.group()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -119,6 +119,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     expires: str = "24h"
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
+    policy: str = ""
 
     def check(self) -> None:
         """:raises ValueError: naming the key."""
@@ -202,7 +203,14 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
         """All that can be checked is in the types."""
 
 
-AnyConfig = TypeVar("AnyConfig", S2CSConfig, S2DSConfig, S2UCConfig)
+class Checked(Protocol):
+    """A file's settings, which can look at themselves."""
+
+    def check(self) -> None:
+        """:raises ValueError: naming the key."""
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Checked)
 
 
 def load(path: Path, kind: type[AnyConfig]) -> AnyConfig:
@@ -234,7 +242,7 @@ def networks(texts: list[str]) -> tuple[Network, ...]:
     return tuple(parse_network(text) for text in texts)
 
 
-def _explain(wrong: msgspec.ValidationError, kind: type[Struct]) -> str:
+def _explain(wrong: msgspec.ValidationError, kind: Any) -> str:
     reason, found_path, path = str(wrong).rpartition(" - at ")
     if not found_path:
         reason, path = path, ""

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.logs import trace
+from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
 from scistream.s2cs.record import Record, ordered_listeners, whole_probe
@@ -20,9 +21,11 @@ from scistream.wire.line import Link
 from scistream.wire.link import Caller, Outbox
 from scistream.wire.messages import (
     CONS,
+    MAX_TEXT,
     ChannelFigures,
     Command,
     Error,
+    LastError,
     ProbeResult,
     ProdLstn,
     Rel,
@@ -168,6 +171,18 @@ class Held:
         if owner == self.record.owner:
             self._owner_links.add(link)
 
+    def release(self, caller: Caller, owner: str) -> None:
+        """REL: by the owner, or by an administrator, who is named to the owner and to the application."""
+        record = self.record
+        is_told = owner != record.owner and record.state not in ("Releasing", "Released")
+        if is_told:
+            msg = f"the stream was released by {identity_of(owner).name}, an administrator of this facility"
+            record.last_error = LastError(code="wrong-state", msg=msg[:MAX_TEXT])
+        self.machine.rel(caller)
+        if is_told and record.last_error is not None:
+            told = record.last_error
+            self.tell_owner(Error(uid=record.uid, role=record.role, code=told.code, msg=told.msg))
+
     def note_application(self, link: Link) -> None:
         """The application said Hello on this link: StartConn goes there."""
         if self.app_link is not link:
@@ -221,6 +236,10 @@ class Held:
     def _seconds_left(self) -> float:
         left: float = self._expires_at - self._server.reactor.seconds()
         return max(0.0, left)
+
+    def bytes_carried(self) -> int:
+        """In both directions together, as far as the gateways have said."""
+        return sum(one.bytes_to_consumer + one.bytes_to_producer for one in self._figures())
 
     def _figures(self) -> list[ChannelFigures]:
         figures: list[ChannelFigures] = []

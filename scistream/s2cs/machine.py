@@ -14,7 +14,7 @@ Ready, Streaming, Listening (CONS)      UpdateTargets                          U
 Updating                                last RESP                              Streaming
 Updating                                target-refused by all                  as before it
 Updating                                other ERROR, give-up                   Releasing
-Reserving, Listening, Ready, Updating,  REL, expires, S2DS failed              Releasing
+Reserving, Listening, Ready, Updating,  REL, expires, S2DS failed, policy      Releasing
 Streaming
 Releasing                               last RESP, unknown-uid or new boot     Released
 Releasing, Released                     REL                                    same
@@ -122,6 +122,9 @@ class Stream(Protocol):
 
     def expired(self) -> None:
         """The stream's life is over."""
+
+    def forbidden(self, why: str) -> None:
+        """The policy of the facility lets the stream go on no longer; `why` is a sentence that names the rule."""
 
     def hello_timeout(self) -> None:
         """No application has said Hello, or nobody has used it, in time."""
@@ -590,7 +593,8 @@ def _rel(stream: Stream, core: Core, caller: Caller) -> None:
     _release_all(core, stream)
     for other in refuse:
         core.refuse(other, "wrong-state", "the stream was released meanwhile")
-    gone = "the stream was released by its owner"
+    by_another = core.record.last_error
+    gone = by_another.msg if by_another is not None else "the stream was released by its owner"
     core.effects.tell_application(_news(core.record, "wrong-state", gone))
 
 
@@ -614,6 +618,10 @@ def _expired(stream: Stream, core: Core) -> None:
     stream._fail("expired", "the time of this stream is over")
 
 
+def _forbidden(stream: Stream, core: Core, why: str) -> None:
+    stream._fail("not-authorized", why)
+
+
 def _gateway_gone(stream: Stream, core: Core, gateway: str, why: str) -> None:
     if gateway in core.record.plan:
         core.owing.discard(gateway)
@@ -624,6 +632,7 @@ for _state in LIVE:
     _state.upon(Stream.rel).to(Releasing)(_rel)
     _state.upon(Stream._fail).to(Releasing)(_failed)
     _state.upon(Stream.expired).loop()(_expired)
+    _state.upon(Stream.forbidden).loop()(_forbidden)
     _state.upon(Stream.gateway_lost).loop()(_gateway_gone)
 
 
@@ -704,6 +713,7 @@ for _state in (Idle, Released):
     _state.upon(Stream.gateway_lost).loop().returns(None)
 for _state in (Idle, Releasing, Released):
     _state.upon(Stream.expired).loop().returns(None)
+    _state.upon(Stream.forbidden).loop().returns(None)
     _state.upon(Stream._fail).loop().returns(None)
 for _state in (Idle, Streaming, Releasing, Released):
     _state.upon(Stream.hello_timeout).loop().returns(None)

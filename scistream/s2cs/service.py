@@ -21,12 +21,14 @@ from twisted.python.failure import Failure
 
 from scistream.config import S2CSConfig, beside, parse_seconds
 from scistream.s2cs.effects import Held
+from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, member, spread
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
-from scistream.security.control import PLAIN_IDENTITY, Door, Trust, dialer
+from scistream.s2cs.volume import Volume
+from scistream.security.control import Door, Trust, dialer
 from scistream.security.tls import Identity
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -62,6 +64,7 @@ class ControlServer(Service):
     :param config_file: where they came from: relative paths start there.
     :param wall: seconds since the epoch, for deadlines that outlive this process.
     :raises CertificateProblem: if the certificates are not usable.
+    :raises ConfigProblem: if the policy is not usable.
     :raises StoreProblem: if the store is not usable.
     :raises StreamError: if it would serve or dial plain TCP beyond loopback.
     """
@@ -82,6 +85,8 @@ class ControlServer(Service):
             one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, to_gateways))
             for one in config.gateways
         }
+        self.volume = Volume(wall)
+        self.guard = Guard(config, policy_of(config, config_file), self.volume.today)
         self.store = Store(beside(config_file, config.state))
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
@@ -128,11 +133,13 @@ class ControlServer(Service):
         for key, held in list(self.streams.items()):
             if held.record.state == "Released" and self.wall() - held.record.released_at > REMEMBER_SECONDS:
                 self.store.forget(key)
+                self.volume.forget(key)
                 del self.streams[key]
 
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written: its uid is free again."""
         self.unwritten.discard(held.record.key)
+        self.volume.forget(held.record.key)
         self.store.forget(held.record.key)
         if self.streams.get(held.record.key) is held:
             del self.streams[held.record.key]
@@ -187,6 +194,8 @@ class ControlServer(Service):
     def _req(self, link: Link, owner: str, request: Req) -> None:
         held = self.streams.get((request.uid, request.role))
         if held is not None:
+            if held.record.owner == owner:
+                self.guard.check_still_allowed(held.record)
             held.note_owner_link(link, owner)
             held.machine.req(Caller(link, request.seq), request, owner, {})
         elif not all(gateway.settled for gateway in self.gateways.values()):
@@ -196,13 +205,7 @@ class ControlServer(Service):
 
     def _new_stream(self, link: Link, owner: str, request: Req) -> None:
         self._forget_old()
-        life = request.expires or parse_seconds(self.config.expires)
-        longest = parse_seconds(self.config.longest_expires)
-        if life > longest:
-            raise StreamError(
-                "not-authorized",
-                f"asked for a stream of {life:.0f} s, and this facility allows {longest:.0f} s at most",
-            )
+        life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         plan = spread(self._members(), request.num_conn, request.rate)
         record = Record(
@@ -214,6 +217,7 @@ class ControlServer(Service):
             hello_by=self.wall() + hello,
         )
         held = self.streams[record.key] = Held(self, record)
+        self.volume.begin(record.key)
         held.note_owner_link(link, owner)
         held.machine.req(Caller(link, request.seq), request, owner, plan)
 
@@ -228,20 +232,17 @@ class ControlServer(Service):
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         held = self.streams.get((command.uid, command.role))
         if held is None:
-            if isinstance(command, Rel):
+            if isinstance(command, Rel) and self.guard.may_ask(owner, command.role):
                 self._remember_released(command, owner)
             raise StreamError("unknown-uid", f"no stream {command.uid} of role {command.role} was asked for here")
-        self._check_owner(held, owner)
+        self.guard.check_owner(held.record, owner)
         held.note_owner_link(link, owner)
         caller = Caller(link, command.seq)
         if isinstance(command, UpdateTargets):
+            self.guard.check_update(held.record, command)
             held.machine.update_targets(caller, command)
         else:
-            held.machine.rel(caller)
-
-    def _check_owner(self, held: Held, owner: str) -> None:
-        if held.record.owner != owner:
-            raise StreamError("not-authorized", f"stream {held.record.uid} has another owner than {owner}")
+            held.release(caller, owner)
 
     def _remember_released(self, command: Rel, owner: str) -> None:
         """A REL that overtook its REQ: the REQ comes too late then."""
@@ -253,14 +254,14 @@ class ControlServer(Service):
     # -- Status
 
     def _status(self, link: Link, owner: str, command: Status) -> None:
-        mine = [held for held in self.streams.values() if held.record.owner == owner]
+        mine = [held for held in self.streams.values() if self.guard.may_see(held.record, owner)]
         if command.uid is not None:
             named = [held for held in self.streams.values() if held.record.uid == command.uid]
             chosen = [held for held in named if command.role in (None, held.record.role)]
             if not chosen:
                 raise StreamError("unknown-uid", f"no stream {command.uid} was asked for here")
             for held in chosen:
-                self._check_owner(held, owner)
+                self.guard.check_owner(held.record, owner)
                 held.note_owner_link(link, owner)
         else:
             chosen = [
@@ -302,6 +303,7 @@ class ControlServer(Service):
             link.refuse(hello, "not-authorized", _REFUSED_HELLO)
             link.close()
             return
+        self.guard.check_hello(held.record, hello)
         held.note_application(link)
         held.machine.hello(Caller(link, hello.seq), hello.listeners or [])
 
@@ -337,6 +339,17 @@ class ControlServer(Service):
             if orphaned and status.state not in ("Releasing", "Released"):
                 self.log.warn("releasing {uid} ({role}) on {gateway}: no record of it", uid=key[0], role=key[1])
                 gateway.release(key)
+        self._count_volume(set(known))
+
+    def _count_volume(self, carried: set[StreamKey]) -> None:
+        """Note what these streams have carried, and end those whose owner has used up a day's allowance."""
+        live = [held for key, held in self.streams.items() if key in carried and held.record.state != "Released"]
+        for held in live:
+            self.volume.note(held.record.key, held.record.owner, held.bytes_carried())
+        for held in live:
+            reason = self.guard.overdrawn(held.record)
+            if reason is not None:
+                held.machine.forbidden(reason)
 
 
 def _trusts(config: S2CSConfig, config_file: Path) -> tuple[Trust | None, Trust | None]:
@@ -367,4 +380,4 @@ def _user(link: Link) -> str:
         raise StreamError("not-authenticated", "this needs a client certificate; without one only Hello is understood")
     if peer.name.startswith("scistream:controller:"):
         raise StreamError("not-authorized", f"{peer.name} is a controller's certificate, not a user's")
-    return f"{peer.name} ({peer.issuer})" if peer != PLAIN_IDENTITY else peer.name
+    return owner_of(peer)

@@ -24,7 +24,9 @@ from scistream.s2uc.commands import (
     Request,
     attach_stream,
     clock_time,
+    list_at,
     read_file,
+    release_at,
     release_stream,
     request_stream,
     show_status,
@@ -215,10 +217,15 @@ def request(
 
 @main.command()
 @click.argument("uid")
+@click.option(
+    "--at", type=ADDRESS, help="End what this S2CS has of it, and nothing else: of any user's, for an administrator."
+)
 @_credential_options
 @click.pass_context
-def release(ctx: click.Context, uid: str) -> None:
+def release(ctx: click.Context, uid: str, at: Address | None) -> None:
     """End a stream at both facilities."""
+    if at is not None:
+        _finish(ctx.obj, lambda client: release_at(client, str(at), uid))
     _finish(ctx.obj, lambda client: release_stream(client, uid))
 
 
@@ -299,8 +306,13 @@ def probe(
 
 @main.command("list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list.")
-def list_streams(as_json: bool) -> None:
+@click.option("--at", type=ADDRESS, help="Ask this S2CS for all that live there: of all users, for an administrator.")
+@_credential_options
+@click.pass_context
+def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     """Show the streams that this user has asked for and not released, without asking the facilities."""
+    if at is not None:
+        _finish(ctx.obj, lambda client: list_at(client, str(at), as_json))
     try:
         streams = Memory().all()
     except ConfigProblem as problem:

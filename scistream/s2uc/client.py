@@ -19,6 +19,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
@@ -26,6 +27,7 @@ from scistream.s2uc.waiting import Waiting, leave, reactor_here
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
+from scistream.wire.link import Dialer
 from scistream.wire.messages import CONS, PROD, Role, StreamStatus
 
 DEFAULT_RATE = 1000.0
@@ -133,6 +135,31 @@ class Client:
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
         return Waiting(Deferred.fromCoroutine(probing.run()))
+
+    def streams_at(self, s2cs: str) -> Waiting[list[StreamStatus]]:
+        """All streams at an S2CS that we may see: our own, and as an administrator of the facility all.
+
+        :param s2cs: its HOST:PORT.
+        :raises StreamError: if it does not answer, or refuses.
+        """
+        return Waiting(Deferred.fromCoroutine(facility.streams_at(self._reached(s2cs))))
+
+    def release_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
+        """End what one S2CS has of a stream, our own or, as an administrator of the facility, anybody's.
+
+        :returns: what it had of it.
+        :raises StreamError: if it does not answer, or refuses.
+        """
+        return Waiting(Deferred.fromCoroutine(facility.release_at(self._reached(s2cs), _uid_of(uid))))
+
+    def _reached(self, s2cs: str) -> Dialer:
+        try:
+            link = self._server(Address.parse(s2cs)).dialer
+        except ValueError as wrong:
+            raise StreamError("bad-message", str(wrong)) from None
+        if not link.running:
+            link.startService()
+        return link
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
         """A stream that was asked for earlier, maybe by another process: it can be released and looked at."""
@@ -262,6 +289,14 @@ class Requested(Waiting[Stream]):
     def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
         super().__init__(deferred)
         self.stream = stream
+
+
+def _uid_of(text: str) -> str:
+    """:raises StreamError: `bad-message`, if it is none."""
+    try:
+        return _checked_uid(text)
+    except ValueError as wrong:
+        raise StreamError("bad-message", str(wrong)) from None
 
 
 def _checked_uid(text: str) -> str:

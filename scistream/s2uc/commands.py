@@ -226,6 +226,31 @@ async def release_stream(client: Client, uid: str) -> int:
     return 0
 
 
+async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
+    streams = await client.streams_at(s2cs)
+    if as_json:
+        click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
+        return 0
+    table = Table("uid", "role", "state", "owner", "channels", "Mbit/s", "left", "label")
+    for one in streams:
+        left = f"{one.seconds_left / 3600:.1f} h"
+        table.add_row(
+            one.uid, one.role, one.state, one.owner, str(len(one.channels)), f"{one.rate:g}", left, one.label or ""
+        )
+    wide_console().print(table if streams else "no streams")
+    return 0
+
+
+async def release_at(client: Client, s2cs: str, uid: str) -> int:
+    """A uid that is shortened is looked for among all streams there."""
+    fitting = sorted({one.uid for one in await client.streams_at(s2cs) if one.uid.startswith(uid.lower())})
+    if len(fitting) > 1:
+        raise ConfigProblem(f"{len(fitting)} streams at {s2cs} have a uid that begins with {uid!r}: write more of it")
+    for side in await client.release_at(s2cs, fitting[0] if fitting else uid):
+        click.echo(f"released {side.uid} ({side.role}) of {side.owner}")
+    return 0
+
+
 async def wait_for_stream(client: Client, uid: str, timeout: float | None) -> int:
     known = Memory().find(uid)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)

@@ -346,12 +346,32 @@ def verify_client(connection: SSL.Connection) -> Identity | None:
             "A client certificate needs exactly one URI or e-mail address among its subjectAltNames, and this one has "
             f"{_listed(names)}: have one issued with scistream pki issue."
         )
-    spki = (
-        chain[-1].public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return Identity(issuer=issuer_name(chain[-1]), name=names[0])
+
+
+def issuer_name(authority: x509.Certificate) -> str:
+    """What `Identity.issuer` is for those whom this authority vouches for."""
+    spki = authority.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     digest = hashes.Hash(hashes.SHA256())
     digest.update(spki)
-    return Identity(issuer=f"sha256:{digest.finalize().hex()}", name=names[0])
+    return f"sha256:{digest.finalize().hex()}"
+
+
+def load_authority(path: Path, setting: str) -> x509.Certificate:
+    """The one authority whose certificate a PEM file holds.
+
+    :param setting: the setting that names the file, for the message.
+    :raises CertificateProblem: if the file cannot be read, or holds anything else.
+    """
+    found = _load_certificates(path, setting)
+    if len(found) != 1 or not _is_authority(found[0]):
+        raise CertificateProblem(
+            f"{path} is not the certificate of one authority (it holds {len(found)}): name the authority's own file in "
+            f"`{setting}`."
+        )
+    return found[0]
 
 
 def verified_certificate(connection: SSL.Connection) -> x509.Certificate:

@@ -237,3 +237,36 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path, pk
         db.execute("PRAGMA user_version = 99")
     line = refusal(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", s2cs(pki))))
     assert f"the store {store} has schema version 99" in line
+
+
+BROKEN = [
+    ("rates = 1", "rule 1: rates: no such key; allowed are "),
+    ('rate = "lots"', "rule 1 `a`: rate: 'lots' is no rate"),
+    ('roles = ["PROD"]', "is not TOML: "),
+    ('[[administrators]]\nissuer = "nowhere.pem"\nidentities = ["x:y"]', "administrators 1: issuer: "),
+]
+
+
+@pytest.mark.parametrize(("line", "complaint"), BROKEN)
+def test_a_policy_that_cannot_be_used_is_named_with_its_rule_and_its_key(
+    tmp_path: Path, pki: Path, line: str, complaint: str
+) -> None:
+    policy = tmp_path / "policy.toml"
+    sound = f'[[rules]]\nname = "a"\nissuer = "{pki / "ca.pem"}"\nidentities = ["*@lab.example"]\nroles = []\n'
+    settings = {**s2cs(pki), "policy": '"policy.toml"'}
+    policy.write_text(sound + line)
+    assert refusal_of(tmp_path, "s2cs", settings).startswith(f"{policy}: {complaint}")
+
+    policy.write_text(sound)
+    port = int(settings["listen"].strip('"').rpartition(":")[2])
+    with started(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", settings))) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not serves(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_policy_that_is_not_there_is_named(tmp_path: Path, pki: Path) -> None:
+    line = refusal_of(tmp_path, "s2cs", {**s2cs(pki), "policy": '"nowhere.toml"'})
+    assert line == f"{tmp_path / 'nowhere.toml'}: cannot be read: No such file or directory"

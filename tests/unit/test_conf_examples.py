@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, load
+from scistream.s2cs.policy import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2uc.commands import read_file
+from scistream.security.pki import init_authority
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES: list[tuple[str, Any]] = [("s2cs.toml", S2CSConfig), ("s2ds.toml", S2DSConfig), ("s2uc.toml", S2UCConfig)]
@@ -29,6 +31,21 @@ def test_an_example_shows_the_defaults(name: str, kind: Any) -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
     for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks"}:
         assert shown[key] == defaults[key], key
+
+
+def test_the_example_of_a_policy_names_every_setting_and_shows_the_defaults(tmp_path: Path) -> None:
+    text = (CONF / "policy.toml").read_text()
+    init_authority(tmp_path / "pki", "Demo Light Source")
+    (tmp_path / "policy.toml").write_text(text)
+    load_policy(tmp_path / "policy.toml")
+    shown = tomllib.loads(text)
+    assert set(shown) == set(PolicyFile.__struct_fields__)
+    [rule], [administrators] = shown["rules"], shown["administrators"]
+    assert set(administrators) == set(AdministratorSection.__struct_fields__)
+    assert set(rule) == set(RuleSection.__struct_fields__)
+    defaults = RuleSection(name="", issuer="", identities=[], roles=[])
+    for key in set(rule) - {"name", "issuer", "identities", "roles"}:
+        assert rule[key] == getattr(defaults, key), key
 
 
 @pytest.mark.parametrize("name", ["request.json", "release.json"])

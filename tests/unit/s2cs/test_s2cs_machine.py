@@ -36,6 +36,7 @@ def only_in(**names: str) -> Callable[[str], str]:
     return lambda state: names.get(state, "")
 
 
+FORBIDDEN = dict.fromkeys(LIVE, "policy")
 GONE = dict.fromkeys(LIVE, "S2DS failed") | {"Releasing": "new boot"}
 
 INPUTS = [
@@ -62,6 +63,7 @@ INPUTS = [
     Input("gateway_released", lambda rig: rig.confirm(), only_in(Releasing="unknown-uid")),
     Input("gateway_lost", lambda rig: rig.machine.gateway_lost("dtn1", "restarted"), lambda state: GONE.get(state, "")),
     Input("expired", lambda rig: rig.machine.expired(), always("expires")),
+    Input("forbidden", lambda rig: rig.machine.forbidden("rule 1"), lambda state: FORBIDDEN.get(state, "")),
     Input("hello_timeout", lambda rig: rig.machine.hello_timeout(), always("Hello timer")),
     # from a gateway that has no part in this stream
     Input("gateway_refused", lambda rig: rig.machine.gateway_refused("dtn9", NO_PORTS), always("")),

@@ -1,0 +1,175 @@
+"""The policy of an S2CS at work: what it is asked before a command of a user or an application has any effect.
+
+`Guard` knows the streams by their records alone. Whatever it forbids it raises as a StreamError, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cryptography import x509
+from twisted.logger import Logger
+
+from scistream.config import S2CSConfig, beside, parse_seconds
+from scistream.s2cs.identities import canonical
+from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
+from scistream.s2cs.record import Record
+from scistream.s2cs.rules import Asked, Standing
+from scistream.security.control import PLAIN_IDENTITY
+from scistream.security.tls import Identity, issuer_name
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import PROD, Hello, Req, Role, UpdateTargets
+
+_log = Logger()
+
+
+def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
+    """The policy that the settings of an S2CS name; None if they name none. Says in the log what it has found.
+
+    :raises ConfigProblem: if it cannot be used.
+    """
+    if not config.policy:
+        _log.info("no policy: every user of a trusted authority may ask for streams, within longest_expires")
+        return None
+    file = beside(config_file, config.policy)
+    policy = load_policy(file)
+    _log.info("policy {file}: {count} rules, and nothing else is allowed", file=str(file), count=len(policy.rules))
+    for issuer in sorted(policy.issuers - _trusted(config, config_file)):
+        _log.warn(
+            "policy {file}: issuer {issuer} is not in `authorities`: nobody comes from it", file=file, issuer=issuer
+        )
+    return policy
+
+
+def _trusted(config: S2CSConfig, config_file: Path) -> set[str]:
+    """The issuers that users can come from."""
+    if config.insecure:
+        return {NO_CERTIFICATES}
+    files = [beside(config_file, name) for name in config.authorities]
+    return {issuer_name(one) for file in files for one in x509.load_pem_x509_certificates(file.read_bytes())}
+
+
+def owner_of(identity: Identity) -> str:
+    """The owner that somebody is, in the form that records keep."""
+    if identity == PLAIN_IDENTITY:
+        return identity.name
+    return f"{canonical(identity.name)} ({identity.issuer})"
+
+
+def identity_of(owner: str) -> Identity:
+    """The other way round."""
+    name, found, issuer = owner.rpartition(" (")
+    return Identity(issuer.removesuffix(")"), name) if found else Identity(PLAIN_IDENTITY.issuer, owner)
+
+
+class Guard:
+    """Who may do what at this S2CS.
+
+    :param policy: None lets every user of a trusted authority ask, within `longest_expires`. May be replaced at any
+        time: what streams have already goes on; what is asked from then on is held to the new one.
+    :param used_today: how many bytes the streams of an owner have carried since midnight UTC.
+    """
+
+    def __init__(self, config: S2CSConfig, policy: Policy | None, used_today: Callable[[str], int]) -> None:
+        self.policy = policy
+        self._usual_life = parse_seconds(config.expires)
+        self._longest_life = parse_seconds(config.longest_expires)
+        self._used_today = used_today
+
+    def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
+        """Whether a new stream may be had, and for how many seconds.
+
+        :param records: of all streams of this S2CS.
+        :raises StreamError: `not-authorized`, naming the rule.
+        """
+        if request.expires is not None:
+            self._check_facility(request.expires)
+        if self.policy is None:
+            self._check_facility(self._usual_life)
+            return request.expires or self._usual_life
+        asked = Asked(request.role, request.rate, request.num_conn, request.expires, request.wan_security)
+        identity = identity_of(owner)
+        decision = self.policy.rule_for(identity, request.role)
+        decision.enforce()
+        assert decision.rule is not None, "an allowance comes from a rule"
+        standing = _standing(owner, request.uid, decision.rule.roles, records, self._used_today(owner))
+        decision.rule.decide(asked, standing).enforce()
+        longest = min(self._longest_life, decision.rule.expires or self._longest_life)
+        return request.expires or min(self._usual_life, longest)
+
+    def _check_facility(self, life: float) -> None:
+        if life > self._longest_life:
+            raise StreamError(
+                "not-authorized",
+                f"asked for a stream of {life:.0f} s, and this facility allows {self._longest_life:.0f} s at most",
+            )
+
+    def may_ask(self, owner: str, role: Role) -> bool:
+        """Whether somebody may have streams of this role at all."""
+        return self.policy is None or self.policy.rule_for(identity_of(owner), role).allowed
+
+    def check_still_allowed(self, record: Record) -> None:
+        """Whether the owner of a stream may still have such streams: no, if the policy has changed meanwhile.
+
+        :raises StreamError: `not-authorized`.
+        """
+        if self.policy is not None:
+            self.policy.rule_for(identity_of(record.owner), record.role).enforce()
+
+    def check_hello(self, record: Record, hello: Hello) -> None:
+        """Whether ProdApp may listen where it says that it does. What is known already is not looked at again.
+
+        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
+        """
+        if hello.role == PROD and hello.listeners != record.app_listeners:
+            self._check_targets(record, hello.listeners or [])
+
+    def check_update(self, record: Record, command: UpdateTargets) -> None:
+        """Whether these may be the targets of a stream, by the rule of its owner, whoever asks.
+
+        :raises StreamError: as for `check_hello`.
+        """
+        self._check_targets(record, command.connection_map.values() if record.role == PROD else ())
+
+    def _check_targets(self, record: Record, targets: Iterable[str]) -> None:
+        if self.policy is None:
+            return
+        is_probe = record.request is not None and record.request.protocol == "probe"  # it has no program to reach
+        self.policy.decide_targets(identity_of(record.owner), record.role, () if is_probe else targets).enforce()
+
+    def check_owner(self, record: Record, owner: str) -> None:
+        """Whether somebody may see, update and release a stream.
+
+        :raises StreamError: `not-authorized`, if it is neither the owner nor an administrator.
+        """
+        if not self.may_see(record, owner):
+            raise StreamError("not-authorized", f"stream {record.uid} has another owner than {owner}")
+
+    def may_see(self, record: Record, owner: str) -> bool:
+        """The same, as a truth value."""
+        if record.owner == owner:
+            return True
+        return self.policy is not None and self.policy.is_administrator(identity_of(owner))
+
+    def overdrawn(self, record: Record) -> str | None:
+        """Why a live stream has to end: its owner has used up what the rule allows for a day."""
+        if self.policy is None:
+            return None
+        rule = self.policy.rule_for(identity_of(record.owner), record.role).rule
+        if rule is None or record.role not in rule.roles:
+            return None
+        decision = rule.decide_volume(self._used_today(record.owner))
+        return None if decision.allowed else decision.reason
+
+
+def _standing(owner: str, uid: str, roles: Iterable[str], records: Iterable[Record], used_today: int) -> Standing:
+    """What an owner has in these roles beside the stream that is asked for; both ends of one here count as one."""
+    rates = {
+        record.uid: record.request.rate
+        for record in records
+        if record.request is not None
+        and (record.owner, record.uid == uid, record.role in roles) == (owner, False, True)
+        and record.state != "Released"
+    }
+    return Standing(len(rates), sum(rates.values()), used_today)

@@ -1,0 +1,468 @@
+"""A policy at work in memory: what it refuses at each command changes nothing, and what it allows goes on as ever.
+
+The links are plain, and say who their user is by the test's word. The parties are those of `test_whole_protocol`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_network import HOST, MemoryNetwork
+from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
+from twisted.internet.defer import Deferred
+from zope.interface import directlyProvides, providedBy
+
+from scistream.config import S2CSConfig
+from scistream.s2cs.enforcement import Guard, identity_of, owner_of
+from scistream.s2cs.policy import load_policy
+from scistream.s2cs.record import Record
+from scistream.s2cs.volume import Volume
+from scistream.s2uc.client import Client, Stream
+from scistream.security.control import PLAIN_IDENTITY, dialer
+from scistream.security.tls import Identity
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+from scistream.wire.link import UNSENT, Dialer
+from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, Status, UpdateTargets
+
+LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+ADA = Identity(LAB, "ada@lab.example")
+BOB = Identity(LAB, "bob@lab.example")
+IMPOSTOR = Identity(OTHER, "ada@lab.example")
+OPERATOR = Identity(LAB, "operator@lab.example")
+UIDS = [f"00000000-0000-4000-8000-{n:012}" for n in range(9)]
+
+
+class As:
+    """The network, as one user comes to it: the doors of the S2CS know who she is."""
+
+    def __init__(self, network: MemoryNetwork, identity: Identity) -> None:
+        self._network = network
+        self._identity = identity
+        directlyProvides(self, providedBy(network))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def connectTCP(self, host: str, port: int, factory: Any, *args: Any, **kwargs: Any) -> Any:
+        """IReactorTCP."""
+        build = factory.buildProtocol
+
+        def build_known(address: Any) -> Any:
+            self._network.doors[port].coming = self._identity
+            return build(address)
+
+        factory.buildProtocol = build_known
+        return self._network.connectTCP(host, port, factory, *args, **kwargs)
+
+
+class Knowing:
+    """A door that gives the next link the peer that was announced; nobody, if none was."""
+
+    def __init__(self, door: Any) -> None:
+        self._door = door
+        self.coming: Identity | None = None
+
+    def buildProtocol(self, address: Any) -> Any:
+        """IProtocolFactory."""
+        link = self._door.buildProtocol(address)
+        link.peer, self.coming = self.coming, None
+        return link
+
+
+class Lab:
+    """A world whose producer's facility has a policy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "policy.toml"
+        self.world = World(folder)
+        self.control = self.world.prod.control
+        for port in (self.world.prod.port, self.world.cons.port):
+            self.world.network.doors[port] = Knowing(self.world.network.doors[port])
+
+    def has(self, *sections: str) -> None:
+        """From now on this is its policy."""
+        self._file.write_text("\n".join(sections))
+        self.control.guard.policy = load_policy(self._file)
+
+    def client(self, identity: Identity = ADA) -> Client:
+        return Client(insecure=True, reactor=As(self.world.network, identity))
+
+    def ask(self, identity: Identity = ADA, **wishes: Any) -> Deferred[Stream]:
+        fields = {"prod": PROD_S2CS, "cons": CONS_S2CS, "rate": 100.0, "expires": 3600.0, **wishes}
+        return self.client(identity).request(**fields).deferred
+
+    def request(self, identity: Identity = ADA, **wishes: Any) -> Stream:
+        return self.world.result(self.ask(identity, **wishes))
+
+    def refusal(self, identity: Identity = ADA, **wishes: Any) -> str:
+        """The sentence with which a stream is refused; it leaves nothing at either side."""
+        before = self.world.prod.held(), self.world.cons.held(), self.live()
+        error = self.world.refusal(self.ask(identity, **wishes))
+        assert error.code == "not-authorized"
+        assert (self.world.prod.held(), self.world.cons.held(), self.live()) == before
+        return error.msg
+
+    def live(self) -> list[Record]:
+        """What the store has of streams that are not released."""
+        return [record for record in self.control.store.load() if record.state != "Released"]
+
+    def link(self, identity: Identity) -> Dialer:
+        """A lasting link of somebody to the S2CS, to say what no library says."""
+        link = dialer(As(self.world.network, identity), Address(HOST, PROD_PORT), "the S2CS", None)
+        link.startService()
+        return link
+
+    def say(self, identity: Identity, command: Command) -> Resp:
+        return self.world.result(self.link(identity).ask(command, 30.0))
+
+    def refused(self, identity: Identity, command: Command) -> StreamError:
+        return self.world.refusal(self.link(identity).ask(command, 30.0))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.world.close()
+
+
+def rule(identity: str = "ada@lab.example", issuer: str = LAB, name: str = "beamline", **limits: Any) -> str:
+    fields = {"name": name, "issuer": issuer, "identities": [identity], "roles": ["PROD", "CONS"], **limits}
+    return "[[rules]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+
+
+ADMINISTRATORS = f'[[administrators]]\nissuer = "{LAB}"\nidentities = ["operator@lab.example"]\n'
+
+
+def a_req(uid: str = UIDS[0], role: Role = PROD, **fields: Any) -> Req:
+    whole = {"num_conn": 1, "rate": 1.0, "app_key_hash": "0" * 64, **fields}
+    return Req(uid=uid, role=role, seq=UNSENT, **whole)
+
+
+def everything(uid: str | None = None) -> Status:
+    return Status(uid=uid, role=None, seq=UNSENT)
+
+
+# -- REQ
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "refused", "words"),
+    [
+        ({"roles": ["PROD"]}, {}, None, ""),
+        ({"roles": ["CONS"]}, None, {}, "allows the role CONS, and PROD was asked"),
+        (
+            {"rate": "200Mbit"},
+            {"rate": 200.0},
+            {"rate": 201.0},
+            "allows at most 200 Mbit/s a stream, and 201 was asked",
+        ),
+        ({"num_conn": 2}, {"num_conn": 2}, {"num_conn": 3}, "allows at most 2 channels a stream, and 3 were asked"),
+        ({"expires": "2h"}, {"expires": 7200.0}, {"expires": 7260.0}, "a life of at most 2h, and 121m was asked"),
+        ({"total_rate": "1Gbit"}, {"rate": 1000.0}, {"rate": 1001.0}, "at most 1000 Mbit/s over all streams"),
+    ],
+)
+def test_a_request_over_a_limit_is_refused_by_the_name_of_its_rule(
+    lab: Lab, limits: dict[str, Any], allowed: dict[str, Any] | None, refused: dict[str, Any] | None, words: str
+) -> None:
+    lab.has(rule("bob@lab.example", name="first"), rule(**limits))
+    if refused is not None:
+        said = lab.refusal(**refused)
+        assert "producer side: rule 2 `beamline` allows" in said
+        assert words in said
+    if allowed is not None:
+        stream = lab.request(**allowed)
+        lab.world.result(stream.release().deferred)
+    assert lab.world.both_are_empty()
+
+
+def test_whom_no_rule_names_is_refused(lab: Lab) -> None:
+    lab.has(rule())
+    for stranger in (BOB, IMPOSTOR):
+        rows = lab.control.store.load()
+        said = lab.refusal(stranger)
+        assert "no rule of this facility's policy is for" in said
+        assert stranger.name in said
+        assert lab.control.store.load() == rows, "not even the release of what was refused is remembered"
+    lab.request(ADA)
+
+
+def test_without_a_policy_every_user_may_ask(lab: Lab) -> None:
+    assert lab.control.guard.policy is None
+    lab.request(IMPOSTOR)
+
+
+def test_streams_at_once_are_counted_by_identity_and_come_back_with_a_release(lab: Lab) -> None:
+    lab.has(rule("*@lab.example", streams=2))
+    first, _ = lab.request(), lab.request(BOB)
+    lab.request()
+    assert "rule 1 `beamline` allows at most 2 streams at once, and there are 2: release one first" in lab.refusal()
+    lab.world.result(first.release().deferred)
+    lab.request()
+
+
+def test_both_ends_of_a_stream_at_one_facility_count_as_one(lab: Lab) -> None:
+    lab.has(rule(streams=1, total_rate="100Mbit"))
+    lab.request(cons=PROD_S2CS)
+    assert "at most 1 streams at once" in lab.refusal(cons=PROD_S2CS)
+
+
+def test_rates_of_live_streams_add_up(lab: Lab) -> None:
+    lab.has(rule(total_rate="300Mbit"))
+    first = lab.request(rate=200.0)
+    assert "with those that there are 301 was asked" in lab.refusal(rate=101.0)
+    lab.request(rate=100.0)
+    lab.world.result(first.release().deferred)
+    lab.request(rate=200.0)
+
+
+def test_a_request_that_does_not_say_how_long_lives_no_longer_than_its_rule_allows(lab: Lab) -> None:
+    lab.has(rule(expires="2h"), rule("bob@lab.example", name="free"))
+    for identity, uid, life in ((ADA, UIDS[0], 7200.0), (BOB, UIDS[1], 86400.0)):
+        lab.say(identity, a_req(uid))
+        assert lab.control.streams[uid, PROD].record.life == life
+
+
+def test_the_facility_s_own_bound_of_life_stays(lab: Lab) -> None:
+    lab.has(rule(expires="30d"))
+    assert "this facility allows 604800 s at most" in lab.refusal(expires=8 * 86400.0)
+    lab.request(expires=7 * 86400.0)
+
+
+# -- targets
+
+
+def test_a_hello_from_elsewhere_than_the_rule_s_targets_is_refused_and_changes_nothing(lab: Lab) -> None:
+    lab.has(rule(targets=[f"{HOST}/32:7000-7001"]))
+    stream = lab.request()
+    for listeners in [(Address(HOST, 7002),), (DETECTOR, Address("192.0.2.1", 7000))]:
+        intruder = lab.world.application(stream.join[PROD], "program", listeners=listeners)
+        assert lab.world.result(intruder.finished) == 1
+        assert intruder.error is not None
+        assert intruder.error.code == "target-refused"
+        assert (
+            f"rule 1 `beamline` allows the targets {HOST}/32:7000-7001, and not {listeners[-1]}" in intruder.error.msg
+        )
+        assert lab.world.state("s2cs", PROD) == "listening"
+        assert lab.world.network.programs == []
+
+    lab.world.application(stream.join[PROD], "program", listeners=(DETECTOR,))
+    lab.world.result(stream.provisioned().deferred)
+
+
+def test_targets_that_a_later_policy_forbids_are_refused_at_the_update(lab: Lab) -> None:
+    lab.has(rule())
+    stream = lab.request()
+    lab.world.application(stream.join[PROD], "program", listeners=(DETECTOR,))
+    lab.world.result(stream.provisioned().deferred)
+    command = UpdateTargets(
+        uid=stream.uid,
+        role=PROD,
+        seq=UNSENT,
+        generation=2,
+        connection_map={f"{HOST}:{port}": str(DETECTOR) for port in lab.world.prod.listening()},
+        data_conn_key="none",
+    )
+    lab.has(rule(targets=["192.0.2.0/24"]))
+    refused = lab.refused(ADA, command)
+    assert (refused.code, "rule 1 `beamline` allows the targets 192.0.2.0/24" in refused.msg) == (
+        "target-refused",
+        True,
+    )
+    assert lab.control.streams[stream.uid, PROD].record.generation == 1
+    assert lab.world.both_are("streaming")
+    lab.has(rule())
+    assert lab.refused(ADA, command).code != "target-refused", "the control: it comes as far as the gateway"
+
+
+# -- whose streams
+
+
+def test_the_same_address_from_another_authority_can_neither_see_nor_end_a_stream(lab: Lab) -> None:
+    lab.has(rule(), rule(issuer=OTHER, name="visitor"))
+    stream = lab.request()
+    assert [one.uid for one in lab.say(ADA, everything()).streams or []] == [stream.uid]
+    assert lab.say(IMPOSTOR, everything()).streams == []
+    for command in (everything(stream.uid), Rel(uid=stream.uid, role=PROD, seq=UNSENT)):
+        assert lab.refused(IMPOSTOR, command).code == "not-authorized"
+    assert lab.refused(IMPOSTOR, a_req(stream.uid)).code == "uid-in-use"
+    assert lab.world.state("s2cs", PROD) == "listening"
+    lab.world.result(stream.release().deferred)
+
+
+def test_the_domain_of_an_address_is_one_owner_s_however_it_is_written(lab: Lab) -> None:
+    lab.has(rule(streams=1))
+    stream = lab.request()
+    shouting = Identity(LAB, "ada@LAB.example")
+    assert [one.uid for one in lab.say(shouting, everything()).streams or []] == [stream.uid]
+    assert "at most 1 streams" in lab.refusal(shouting)
+    assert lab.say(Identity(LAB, "Ada@lab.example"), everything()).streams == [], "before the @ it matters"
+
+
+def test_an_administrator_sees_and_releases_a_stream_and_its_owner_hears_by_whom(lab: Lab) -> None:
+    lab.has(rule("*@lab.example"), ADMINISTRATORS)
+    stream = lab.request()
+    bobs = lab.request(BOB)
+    lab.world.application(stream.join[PROD], "detector")
+    lab.world.result(stream.provisioned().deferred)
+    ended = stream.ended().deferred
+
+    seen = lab.say(OPERATOR, everything()).streams or []
+    assert {(one.uid, one.owner) for one in seen} == {(stream.uid, owner_of(ADA)), (bobs.uid, owner_of(BOB))}
+    assert [one.uid for one in lab.say(BOB, everything()).streams or []] == [bobs.uid]
+    assert lab.refused(BOB, Rel(uid=stream.uid, role=PROD, seq=UNSENT)).code == "not-authorized"
+    assert lab.refused(BOB, everything(stream.uid)).code == "not-authorized"
+
+    released = lab.world.result(lab.client(OPERATOR).release_at(PROD_S2CS, stream.uid).deferred)
+    assert [(one.uid, one.role, one.state) for one in released] == [(stream.uid, PROD, "Streaming")]
+    error = lab.world.refusal(ended)
+    assert "released by operator@lab.example, an administrator of this facility" in error.msg
+    assert lab.world.state("s2cs", PROD, stream.uid) == lab.world.state("s2cs", CONS, stream.uid) == "released"
+    last = lab.control.streams[stream.uid, PROD].record.last_error
+    assert last is not None
+    assert "operator@lab.example" in last.msg
+    assert lab.world.state("s2cs", PROD, bobs.uid) == "listening"
+
+
+def test_an_application_hears_that_an_administrator_has_released_its_stream(lab: Lab) -> None:
+    lab.has(rule(), ADMINISTRATORS)
+    stream = lab.request(cons=PROD_S2CS)
+    analysis = lab.world.application(stream.join[CONS])
+    lab.world.network.until(lambda: lab.world.state("app", CONS) == "waiting")
+    released = lab.world.result(lab.client(OPERATOR).release_at(PROD_S2CS, stream.uid).deferred)
+    assert [one.role for one in released] == [CONS, PROD]
+    assert lab.world.result(analysis.finished) == 1
+    assert analysis.error is not None
+    assert "released by operator@lab.example" in analysis.error.msg
+
+
+def test_an_administrator_may_ask_for_no_stream_without_a_rule(lab: Lab) -> None:
+    lab.has(rule(), ADMINISTRATORS)
+    assert "no rule" in lab.refusal(OPERATOR)
+    lab.request(ADA)
+
+
+def test_all_streams_are_seen_page_by_page(lab: Lab) -> None:
+    lab.has(rule("*@lab.example"), ADMINISTRATORS)
+    lab.world.network.run(1.0)
+    for uid in UIDS[:8]:
+        lab.say(ADA, a_req(uid))
+    answer = lab.say(OPERATOR, Status(uid=None, role=None, seq=UNSENT, limit=3))
+    assert ([one.uid for one in answer.streams or []], answer.more) == (UIDS[:3], f"{UIDS[2]}/PROD")
+    seen = lab.world.result(lab.client(OPERATOR).streams_at(PROD_S2CS).deferred)
+    assert [one.uid for one in seen] == UIDS[:8]
+    assert lab.world.result(lab.client(BOB).streams_at(PROD_S2CS).deferred) == []
+
+
+# -- a policy that changes
+
+
+def test_a_stream_that_a_later_policy_would_not_allow_goes_on_and_can_be_seen_and_released(lab: Lab) -> None:
+    lab.has(rule("*@lab.example"))
+    request = a_req()
+    assert lab.say(ADA, request).state == "Listening"
+    stream = lab.request()
+    detector = lab.world.application(stream.join[PROD], "detector")
+    lab.world.result(stream.provisioned().deferred)
+
+    lab.has(rule("bob@lab.example"))
+    lab.world.network.run(120.0)
+    assert len(lab.world.prod.listening()) == 1, "the gateway goes on forwarding"
+    assert lab.world.state("app", PROD) == "serving"
+    assert "no rule" in lab.refused(ADA, request).msg
+    update = UpdateTargets(
+        uid=stream.uid, role=PROD, seq=UNSENT, generation=9, connection_map={"a:1": "b:1"}, data_conn_key="none"
+    )
+    assert lab.refused(ADA, update).code == "not-authorized"
+    late = lab.world.application(stream.join[PROD], "detector", listeners=(Address(HOST, 7077),))
+    assert lab.world.result(late.finished) == 1
+    assert late.error is not None
+    assert late.error.code == "not-authorized"
+    lab.world.network.sever(PROD_PORT)
+    lab.world.network.run(5.0)
+    assert detector.error is None, "the Hello that it repeats is no news"
+
+    assert len(lab.say(ADA, everything()).streams or []) == 2
+    assert lab.world.state("s2cs", PROD, stream.uid) == "streaming"
+    lab.world.result(stream.release().deferred)
+    assert lab.say(ADA, Rel(uid=request.uid, role=PROD, seq=UNSENT)).state == "Released"
+    assert lab.world.both_are_empty()
+
+
+# -- bytes of a day
+
+
+def carry(lab: Lab, stream: Stream, count: int) -> None:
+    """The producer's gateway has forwarded so much to the consumer, and the S2CS has heard of it."""
+    [channel] = lab.world.prod.gateways[0].element._streams[stream.uid, PROD].channels.values()
+    channel._to_consumer.bytes += count
+    lab.world.network.run(16.0)
+
+
+def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: Lab) -> None:
+    lab.has(rule("*@lab.example", bytes_per_day="1M"))
+    first, second = lab.request(), lab.request()
+    bobs = lab.request(BOB)
+    ended = [one.ended().deferred for one in (first, second)]
+    carry(lab, first, 2**20 - 10)
+    carry(lab, second, 10)
+    assert lab.control.volume.today(owner_of(ADA)) == 2**20
+    assert lab.world.state("s2cs", PROD, first.uid) == lab.world.state("s2cs", PROD, second.uid) == "listening"
+    assert "rule 1 `beamline` allows 1M a day, and 1M have gone over" in lab.refusal()
+
+    carry(lab, second, 1)
+    for one in ended:
+        error = lab.world.refusal(one)
+        assert error.code == "not-authorized"
+        assert "rule 1 `beamline` allows 1M a day" in error.msg
+    for uid in (first.uid, second.uid):
+        assert lab.world.state("s2cs", PROD, uid) == lab.world.state("s2cs", CONS, uid) == "released"
+    assert "1M a day" in lab.refusal(), "what released streams have carried still counts"
+    assert lab.world.state("s2cs", PROD, bobs.uid) == "listening"
+    lab.request(BOB)
+
+
+def test_a_day_s_volume_begins_anew_at_midnight_utc() -> None:
+    now = 86400.0 * 100 + 86399
+    volume = Volume(lambda: now)
+    key = (UIDS[0], PROD)
+    volume.begin(key)
+    volume.note(key, "ada", 1000)
+    volume.note(key, "ada", 1500)
+    assert (volume.today("ada"), volume.today("bob")) == (1500, 0)
+    now += 2
+    assert volume.today("ada") == 0
+    volume.note(key, "ada", 1700)
+    assert volume.today("ada") == 200
+    volume.note(key, "ada", 100)
+    assert volume.today("ada") == 200, "a gateway that counts anew takes nothing back"
+
+
+def test_of_a_stream_that_ran_before_only_what_is_added_counts() -> None:
+    volume = Volume(lambda: 0.0)
+    volume.note((UIDS[0], PROD), "ada", 5000)
+    volume.note((UIDS[0], PROD), "ada", 5200)
+    assert volume.today("ada") == 200
+
+
+# -- owners
+
+
+@pytest.mark.parametrize(
+    "identity", [ADA, PLAIN_IDENTITY, Identity(LAB, "urn:x (y) z"), Identity(LAB, "insecure:loopback")]
+)
+def test_an_owner_and_an_identity_are_one_and_the_same(identity: Identity) -> None:
+    assert identity_of(owner_of(identity)) == identity
+
+
+def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
+    guard = Guard(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
+    assert guard.life("ada", a_req(), []) == 1800.0
+    assert guard.life("ada", a_req(expires=3600.0), []) == 3600.0
+    with pytest.raises(StreamError, match="3600 s at most"):
+        guard.life("ada", a_req(expires=3601.0), [])
