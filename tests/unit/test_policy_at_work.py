@@ -14,15 +14,17 @@ import pytest
 from memory_network import HOST, MemoryNetwork
 from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
 from twisted.internet.defer import Deferred
+from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
 
 from scistream.config import S2CSConfig
-from scistream.s2cs.enforcement import Guard, identity_of, owner_of
+from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.record import Record
 from scistream.s2cs.volume import Volume
 from scistream.s2uc.client import Client, Stream
 from scistream.security.control import PLAIN_IDENTITY, dialer
+from scistream.security.pki import init_authority
 from scistream.security.tls import Identity
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -268,12 +270,12 @@ def test_targets_that_a_later_policy_forbids_are_refused_at_the_update(lab: Lab)
         connection_map={f"{HOST}:{port}": str(DETECTOR) for port in lab.world.prod.listening()},
         data_conn_key="none",
     )
-    lab.has(rule(targets=["192.0.2.0/24"]))
-    refused = lab.refused(ADA, command)
-    assert (refused.code, "rule 1 `beamline` allows the targets 192.0.2.0/24" in refused.msg) == (
-        "target-refused",
-        True,
-    )
+    lab.has(rule(targets=["192.0.2.0/24"]), rule("*@lab.example", name="everybody"), ADMINISTRATORS)
+    for whoever in (ADA, OPERATOR):
+        refused = lab.refused(whoever, command)
+        assert refused.code == "target-refused"
+        assert "rule 1 `beamline` allows the targets 192.0.2.0/24" in refused.msg, "the owner's, whoever asks"
+    assert lab.refused(BOB, command).code == "not-authorized"
     assert lab.control.streams[stream.uid, PROD].record.generation == 1
     assert lab.world.both_are("streaming")
     lab.has(rule())
@@ -458,6 +460,33 @@ def test_of_a_stream_that_ran_before_only_what_is_added_counts() -> None:
 )
 def test_an_owner_and_an_identity_are_one_and_the_same(identity: Identity) -> None:
     assert identity_of(owner_of(identity)) == identity
+
+
+def test_at_an_insecure_s2cs_everybody_is_one_identity_that_a_rule_may_name(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(rule("insecure:loopback", "none", rate="2Mbit"))
+    config = S2CSConfig(gateways=[], insecure=True, policy="policy.toml")
+    guard = Guard(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
+    assert guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=2.0), []) == 86400.0
+    with pytest.raises(StreamError, match="rule 1 `beamline`"):
+        guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=3.0), [])
+
+
+def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path: Path) -> None:
+    trusted = init_authority(tmp_path / "pki", "The lab").certificate
+    (tmp_path / "policy.toml").write_text(rule(issuer="pki/ca.pem") + rule(issuer=OTHER, name="visitors"))
+    config = S2CSConfig(gateways=[], authorities=[str(trusted)], policy="policy.toml")
+    said: list[str] = []
+
+    def hear(event: Any) -> None:
+        said.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(hear)
+    try:
+        policy_of(config, tmp_path / "s2cs.toml")
+    finally:
+        globalLogPublisher.removeObserver(hear)
+    [warning] = [line for line in said if "is not in `authorities`" in line]
+    assert OTHER in warning
 
 
 def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
