@@ -33,7 +33,7 @@ class Cutter:
         self._listener = socket.create_server((HOST, 0))
         self._listener.setblocking(False)
         self.address = address_of(self._listener)
-        self.cuts = 0
+        self._cuts = 0
         self._partner: dict[socket.socket, socket.socket] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -47,6 +47,10 @@ class Cutter:
     ) -> None:
         self._over.set()
         self._thread.join()
+
+    def has_cut(self) -> bool:
+        """Whether any connection has been cut so far."""
+        return self._cuts > 0
 
     # In the thread
 
@@ -90,7 +94,7 @@ class Cutter:
             self._close(selector, sock)
 
     def _cut(self, selector: selectors.BaseSelector) -> None:
-        self.cuts += bool(self._partner)
+        self._cuts += bool(self._partner)
         while self._partner:
             self._close(selector, next(iter(self._partner)))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from harness import World, address_of, assert_same, listen, needs, until
 
-
 CANNOT = "the store of this S2CS cannot be written"
 WRITES_AGAIN = 30.0
 """An S2CS looks at what it could not write as often as it hears from its gateways."""
