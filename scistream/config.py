@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec import Struct, field
 
+from scistream.security.material import Trust
 from scistream.wire.address import Address, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
 
@@ -96,6 +97,7 @@ class Controller(_Section, frozen=True, kw_only=True):
     certificate: str
     key: str
     authorities: list[str]
+    crl: list[str] = field(default_factory=list)
 
 
 class Gateway(_Section, frozen=True, kw_only=True):
@@ -114,6 +116,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     certificate: str = ""
     key: str = ""
     authorities: list[str] = field(default_factory=list)
+    crl: list[str] = field(default_factory=list)
     controller: Controller | None = None
     insecure: bool = False
     expires: str = "24h"
@@ -167,6 +170,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     certificate: str = ""
     key: str = ""
     authorities: list[str] = field(default_factory=list)
+    crl: list[str] = field(default_factory=list)
     insecure: bool = False
     ports: str = "5100-5200"
     capacity: str = "10Gbit"
@@ -197,6 +201,7 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
     certificate: str = ""
     key: str = ""
     authorities: list[str] = field(default_factory=list)
+    crl: list[str] = field(default_factory=list)
     insecure: bool = False
 
     def check(self) -> None:
@@ -235,6 +240,32 @@ def load(path: Path, kind: type[AnyConfig]) -> AnyConfig:
 def beside(config_file: Path, name: str) -> Path:
     """The path that a setting names: relative ones start at the folder of the configuration file."""
     return config_file.resolve().parent / Path(name).expanduser()
+
+
+class _WithCertificates(Protocol):
+    """A section that names certificates."""
+
+    @property
+    def certificate(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def authorities(self) -> list[str]: ...
+
+    @property
+    def crl(self) -> list[str]: ...
+
+
+def trust_of(section: _WithCertificates, config_file: Path) -> Trust:
+    """The files that a section names."""
+    return Trust(
+        beside(config_file, section.certificate),
+        beside(config_file, section.key),
+        tuple(beside(config_file, name) for name in section.authorities),
+        tuple(beside(config_file, name) for name in section.crl),
+    )
 
 
 def networks(texts: list[str]) -> tuple[Network, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Generic, NoReturn
+from typing import Any, Generic, NoReturn, Protocol, cast
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
 from twisted.python import usage
 
 from scistream.clock import run_on_monotonic_time
@@ -54,26 +55,49 @@ def daemon_reactor() -> Any:
     return reactor
 
 
+class Reloadable(Protocol):
+    """What a daemon runs."""
+
+    def reload(self) -> None:
+        """Read again what may have changed on disk; raise one of `SETUP_PROBLEMS` with nothing changed if it is bad."""
+
+
 class Daemon(MultiService):
     """Runs a party's service under twistd; what keeps it from starting is told in one line.
+
+    SIGHUP lets the service read its files again.
 
     :param file: the configuration file, for that line.
     """
 
+    log = Logger()
+
     def __init__(self, service: Service, file: Path) -> None:
         super().__init__()
         self._file = file
+        self._reloadable: Reloadable = cast(Reloadable, service)
         self.addService(service)
 
     def startService(self) -> None:
         from twisted.internet import reactor
 
         _stop_at_signals(reactor)
+        signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts
         try:
             super().startService()
         except SETUP_PROBLEMS as problem:
             refuse_to_start(f"{self._file}: {problem}")
+
+    def _reload(self) -> None:
+        if not self.running:
+            return
+        try:
+            self._reloadable.reload()
+        except SETUP_PROBLEMS as problem:
+            self.log.error("NOT reloaded, what was in force before stays: {problem}", problem=str(problem))
+        else:
+            self.log.info("reloaded what {file} names", file=self._file)
 
 
 def _stop_at_signals(reactor: Any) -> None:

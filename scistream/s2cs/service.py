@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.config import S2CSConfig, beside, parse_seconds
+from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
@@ -28,7 +28,9 @@ from scistream.s2cs.pool import Member, member, spread
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
 from scistream.s2cs.volume import Volume
-from scistream.security.control import Door, Trust, dialer
+from scistream.security.control import Door, close_refused, dialer, log_refusal
+from scistream.security.expiry import ExpiryWatch
+from scistream.security.keyring import Keyring, client_keyring
 from scistream.security.tls import Identity
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -77,12 +79,16 @@ class ControlServer(Service):
         self.reactor = reactor
         self.config = config
         self.wall = wall
-        own, to_gateways = _trusts(config, config_file)
+        own = None if config.insecure else trust_of(config, config_file)
         self._door = Door(reactor, Address.parse(config.listen), own, client_certificate="optional")
+        self._to_gateways: Keyring | None = None
+        if config.controller is not None and not config.insecure:
+            self._to_gateways = client_keyring(trust_of(config.controller, config_file))
+        self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.gateways = {
-            one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, to_gateways))
+            one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, self._to_gateways))
             for one in config.gateways
         }
         self.volume = Volume(wall)
@@ -100,6 +106,8 @@ class ControlServer(Service):
         self._port = self._door.open(lambda: self)
         self._restore()
         super().startService()
+        if self._keyrings():
+            self._watch.start()
         for gateway in self.gateways.values():
             gateway.dialer.startService()
         self.log.info(
@@ -112,6 +120,7 @@ class ControlServer(Service):
     def stopService(self) -> Deferred[Any]:
         """Close links and timers; the streams go on, and are taken up again at the next start."""
         super().stopService()
+        self._watch.stop()
         for held in self.streams.values():
             held.stop_timers()
         for link in list(self._links):
@@ -121,6 +130,39 @@ class ControlServer(Service):
         if port is not None:
             stopping.append(maybeDeferred(port.stopListening))
         return DeferredList(stopping).addCallback(lambda _: self.store.close())
+
+    def reload(self) -> None:
+        """Read certificates, keys, authorities and CRLs again: all of them, or nothing changes.
+
+        Users and gateways that are not believed any more lose their links; streams go on.
+
+        :raises CertificateProblem: if a file is not usable.
+        """
+        keyrings = self._keyrings().values()
+        new = [keyring.read() for keyring in keyrings]
+        # What else is read again (a policy) is read here, before anything changes: what raises leaves all as it was.
+        for put_in_force in new:
+            put_in_force()
+        if self._door.keyring is not None:
+            close_refused(list(self._links), self._door.keyring)
+        if self._to_gateways is not None:
+            close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
+        self._watch.look()
+
+    def _keyrings(self) -> dict[str, Keyring]:
+        named = {"server": self._door.keyring, "controller": self._to_gateways}
+        return {name: keyring for name, keyring in named.items() if keyring is not None}
+
+    def _warnings(self, link: Link) -> list[str] | None:
+        """What expires soon, for a user who asks: of this facility, and her own certificate."""
+        if not self._keyrings():
+            return None
+        found = self._watch.warnings()
+        for gateway in self.gateways.values():
+            whose = f"the certificate of the gateway {gateway.name}"
+            found += self._watch.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
+        found += self._watch.of_peer(link, "your own certificate", "have it renewed by your facility")
+        return found or None
 
     def _restore(self) -> None:
         held = [Held(self, record, restored=True) for record in self.store.load()]
@@ -160,6 +202,7 @@ class ControlServer(Service):
 
     def link_down(self, link: Link, reason: Failure) -> None:
         self._links.discard(link)
+        log_refusal(link, reason)
         for held in self.streams.values():
             held.link_lost(link)
 
@@ -199,9 +242,13 @@ class ControlServer(Service):
             held.note_owner_link(link, owner)
             held.machine.req(Caller(link, request.seq), request, owner, {})
         elif not all(gateway.settled for gateway in self.gateways.values()):
-            self._early.append(lambda: self.message_received(link, request))
+            self._early.append(lambda: self._req_again(link, request))
         else:
             self._new_stream(link, owner, request)
+
+    def _req_again(self, link: Link, request: Req) -> None:
+        if link.is_up:  # otherwise its sender repeats it, unless she was revoked meanwhile
+            self.message_received(link, request)
 
     def _new_stream(self, link: Link, owner: str, request: Req) -> None:
         self._forget_old()
@@ -287,7 +334,9 @@ class ControlServer(Service):
             streams.append(status)
         last = page[len(streams) - 1].page_key if len(streams) < len(page) else None
         state = streams[0].state if command.uid is not None and len(streams) == 1 else ""
-        link.answer(command, state, f"{len(streams)} streams", streams=streams, more=last)
+        link.answer(
+            command, state, f"{len(streams)} streams", streams=streams, more=last, warnings=self._warnings(link)
+        )
 
     # -- applications
 
@@ -350,24 +399,6 @@ class ControlServer(Service):
             reason = self.guard.overdrawn(held.record)
             if reason is not None:
                 held.machine.forbidden(reason)
-
-
-def _trusts(config: S2CSConfig, config_file: Path) -> tuple[Trust | None, Trust | None]:
-    """With what it shows itself to users and applications, and with what to its gateways."""
-    if config.insecure or config.controller is None:
-        return None, None
-    return (
-        Trust(
-            beside(config_file, config.certificate),
-            beside(config_file, config.key),
-            tuple(beside(config_file, name) for name in config.authorities),
-        ),
-        Trust(
-            beside(config_file, config.controller.certificate),
-            beside(config_file, config.controller.key),
-            tuple(beside(config_file, name) for name in config.controller.authorities),
-        ),
-    )
 
 
 def _user(link: Link) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from twisted.python.failure import Failure
 
 from scistream.config import (
     S2DSConfig,
-    beside,
     networks,
     parse_ports,
     parse_rate,
     parse_seconds,
+    trust_of,
 )
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Element
 from scistream.s2ds.ports import Ports
-from scistream.security.control import PLAIN_IDENTITY, Door, Trust
+from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
+from scistream.security.expiry import ExpiryWatch
+from scistream.security.keyring import Keyring
 from scistream.wire.address import Address
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
@@ -64,14 +67,9 @@ class DataServer(Service):
     def __init__(self, reactor: Any, config: S2DSConfig, config_file: Path) -> None:
         self.reactor = reactor
         self.config = config
-        trust = None
-        if not config.insecure:
-            trust = Trust(
-                beside(config_file, config.certificate),
-                beside(config_file, config.key),
-                tuple(beside(config_file, name) for name in config.authorities),
-            )
+        trust = None if config.insecure else trust_of(config, config_file)
         self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
+        self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.boot = secrets.token_hex(16)
@@ -90,6 +88,8 @@ class DataServer(Service):
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
         self._port = self._door.open(lambda: self)
         super().startService()
+        if self._keyrings():
+            self._watch.start()
         self.log.info(
             "party=s2ds listens on {listen} for {controller}, boot {boot}",
             listen=self.config.listen,
@@ -99,6 +99,7 @@ class DataServer(Service):
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()
+        self._watch.stop()
         for holding in self._holdings.values():
             holding.close_all()
         for link in list(self._links):
@@ -106,6 +107,23 @@ class DataServer(Service):
         port, self._port = self._port, None
         stopping = [maybeDeferred(port.stopListening)] if port is not None else []
         return DeferredList(stopping) if stopping else succeed(None)
+
+    def reload(self) -> None:
+        """Read certificates, keys, authorities and CRLs again: all of them, or nothing changes.
+
+        A controller that is not believed any more loses its link; streams go on.
+
+        :raises CertificateProblem: if a file is not usable.
+        """
+        keyrings = self._keyrings().values()
+        for put_in_force in [keyring.read() for keyring in keyrings]:
+            put_in_force()
+        for keyring in keyrings:
+            close_refused(list(self._links), keyring)
+        self._watch.look()
+
+    def _keyrings(self) -> dict[str, Keyring]:
+        return {} if self._door.keyring is None else {"server": self._door.keyring}
 
     # -- LinkOwner
 
@@ -120,6 +138,7 @@ class DataServer(Service):
 
     def link_down(self, link: Link, reason: Failure) -> None:
         self._links.discard(link)
+        log_refusal(link, reason)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
         """Nothing is ever asked of a controller: an answer is noise."""

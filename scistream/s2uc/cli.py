@@ -17,7 +17,7 @@ from rich.table import Table
 
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
-from scistream.config import ConfigProblem, S2UCConfig, beside, load
+from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client
 from scistream.s2uc.commands import (
     Output,
@@ -34,6 +34,8 @@ from scistream.s2uc.commands import (
     wide_console,
 )
 from scistream.s2uc.memory import Memory
+from scistream.security.expiry import expiring_soon
+from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_PROBE_SECONDS
 
@@ -61,12 +63,26 @@ class _Credentials:
         certificate = self.certificate or (beside(file, settings.certificate) if settings.certificate else None)
         key = self.key or (beside(file, settings.key) if settings.key else None)
         authorities = self.authorities or tuple(beside(file, name) for name in settings.authorities)
+        crl = tuple(beside(file, name) for name in settings.crl)
         if not insecure and not (certificate and key and authorities):
             raise ConfigProblem(
                 f"no certificates: name certificate, key and authorities in {file}, or give --certificate, --key and "
                 "--authority (only on loopback, for a trial, --insecure does without)"
             )
-        return Client(certificate=certificate, key=key, authorities=authorities, insecure=insecure, reactor=reactor)
+        return Client(
+            certificate=certificate, key=key, authorities=authorities, crl=crl, insecure=insecure, reactor=reactor
+        )
+
+    def warnings(self) -> list[str]:
+        """What of the user's own files expires soon; files that cannot be read are no matter here."""
+        file = self.config or default_config()
+        try:
+            settings = load(file, S2UCConfig)
+            if settings.insecure or not settings.certificate:
+                return []
+            return expiring_soon("your", trust_of(settings, file))
+        except (ConfigProblem, CertificateProblem):
+            return []
 
 
 def default_config() -> Path:
@@ -310,13 +326,18 @@ def probe(
 @_credential_options
 @click.pass_context
 def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
-    """Show the streams that this user has asked for and not released, without asking the facilities."""
+    """Show the streams that this user has asked for and not released, without asking the facilities.
+
+    On standard error it also warns of certificates of this user that expire soon.
+    """
     if at is not None:
         _finish(ctx.obj, lambda client: list_at(client, str(at), as_json))
     try:
         streams = Memory().all()
     except ConfigProblem as problem:
         refuse(problem)
+    for warning in ctx.ensure_object(_Credentials).warnings():
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
         return

@@ -39,6 +39,7 @@ class Client:
     """A user of facilities, with lasting links to their S2CS.
 
     :param certificate: her certificate chain (PEM), its `key`, and the `authorities` of the facilities.
+    :param crl: lists of revoked certificates (PEM), one for each of these authorities, or none.
     :param insecure: plain TCP, on loopback only, in place of certificates.
     :param reactor: the reactor; found by itself if not given.
     """
@@ -49,6 +50,7 @@ class Client:
         certificate: Path | str | None = None,
         key: Path | str | None = None,
         authorities: Sequence[Path | str] = (),
+        crl: Sequence[Path | str] = (),
         insecure: bool = False,
         reactor: Any = None,
     ) -> None:
@@ -60,7 +62,12 @@ class Client:
                     "not-authenticated",
                     "no certificates: give certificate, key and authorities, or on loopback insecure",
                 )
-            self._trust = Trust(Path(certificate), Path(key), tuple(Path(one) for one in authorities))
+            self._trust = Trust(
+                Path(certificate),
+                Path(key),
+                tuple(Path(one) for one in authorities),
+                tuple(Path(one) for one in crl),
+            )
         self._servers: dict[Address, Server] = {}
 
     async def __aenter__(self) -> Client:
@@ -168,6 +175,14 @@ class Client:
             return Stream(self, _checked_uid(uid), servers, remembered=True)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What the facilities have said, in their last answers to Status, of certificates that expire soon.
+
+        By the address of the S2CS; those that have said nothing are left out.
+        """
+        return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 
     def close(self) -> Waiting[None]:
         """Close the links, after the releases that are under way. Streams go on without us."""

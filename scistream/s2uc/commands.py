@@ -284,9 +284,12 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
             troubles[known.uid] = str(error)
     if as_json:
         sides = {one: {role: msgspec.to_builtins(side) for role, side in both.items()} for one, both in answers.items()}
-        click.echo(json.dumps({"streams": sides, "errors": troubles}))
+        click.echo(json.dumps({"streams": sides, "errors": troubles, "warnings": client.warnings}))
     else:
         _print_status(streams, answers)
+        for server, warnings in client.warnings.items():
+            for warning in warnings:
+                click.echo(f"warning: {server}: {warning}", err=True)
     for one, trouble in troubles.items():
         click.echo(f"{one}: {trouble}", err=True)
     return 1 if troubles else 0

@@ -401,8 +401,12 @@ class StreamEffects:
                 return []
             raise StreamError(error.code, f"{SIDE[role]} side: {error.msg}") from None
 
+        def answered(answer: Resp) -> list[StreamStatus]:
+            self._servers[role].warnings = answer.warnings or []
+            return answer.streams or []
+
         asked = self._servers[role].dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
-        return asked.addCallbacks(lambda answer: answer.streams or [], refused)
+        return asked.addCallbacks(answered, refused)
 
 
 class Server:
@@ -412,6 +416,8 @@ class Server:
         self.dialer = link
         self.streams: set[StreamEffects] = set()
         self.authority: str | None = None
+        self.warnings: list[str] = []
+        """What it has said last of certificates that expire soon."""
         link.on_up = self._up
         link.on_down = self._down
         link.on_poll = self._poll

@@ -6,24 +6,26 @@ which is allowed on loopback only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.security.keyring import Keyring, client_keyring, server_keyring
+from scistream.security.material import Trust as Trust
 from scistream.security.pki import fingerprint
 from scistream.security.tls import (
     CertificateProblem,
+    ClientCertificate,
+    ContextSource,
     Identity,
-    client_context,
+    RefusedCertificate,
     explain,
     pinned_client_context,
-    server_context,
     verify_client,
     verify_pinned_server,
     verify_server,
@@ -34,40 +36,36 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link, LinkOwner
 from scistream.wire.link import Dialer, LinkFactory
+from scistream.wire.messages import Error
 
 CONNECT_SECONDS = 10.0
+
+_log = Logger()
 
 PLAIN_IDENTITY = Identity(issuer="none", name="insecure:loopback")
 """Who everybody is where links are plain TCP."""
 
 
-@dataclass(frozen=True)
-class Trust:
-    """With what a party shows itself (a chain and its key), and which authorities it believes."""
-
-    certificate: Path
-    key: Path
-    authorities: tuple[Path, ...]
-
-
-def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | None) -> Dialer:
+def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | Keyring | None) -> Dialer:
     """A lasting link to a server whose authority we know. Its peer is the SHA-256 of that authority's certificate.
 
-    :param trust: None dials plain TCP; the peer is then an empty string.
+    :param trust: None dials plain TCP; the peer is then an empty string. A keyring may be shared by several dialers,
+        and each time they dial they use what is in force in it.
     :raises CertificateProblem: if the files of `trust` are not usable.
     :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
     """
     if trust is None:
         return _plain_dialer(reactor, address, peer_name)
-    context = client_context(trust.certificate, trust.key, trust.authorities)
+    keyring = trust if isinstance(trust, Keyring) else client_keyring(trust)
 
     def authenticate(connection: SSL.Connection) -> str:
         verify_server(connection, address.host)
+        keyring.check(connection)
         chain = connection.get_verified_chain(as_cryptography=True)
         assert chain, "verify_server has seen it"
         return fingerprint(chain[-1])
 
-    return _tls_dialer(reactor, address, peer_name, context, authenticate)
+    return _tls_dialer(reactor, address, peer_name, lambda: keyring.context, authenticate)
 
 
 def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str | None) -> Dialer:
@@ -101,39 +99,66 @@ class Door:
     :raises StreamError: `not-authenticated` if plain TCP would be offered beyond this machine.
     """
 
-    def __init__(self, reactor: Any, address: Address, trust: Trust | None, *, client_certificate: str) -> None:
+    def __init__(
+        self, reactor: Any, address: Address, trust: Trust | None, *, client_certificate: ClientCertificate
+    ) -> None:
         self._reactor = reactor
         self._address = address
-        self._context: SSL.Context | None = None
+        self.keyring: Keyring | None = None
+        """What it shows and believes; None where links are plain TCP."""
         if trust is None:
             _only_loopback(address)
-        elif client_certificate == "required":
-            self._context = server_context(
-                trust.certificate, trust.key, trust.authorities, client_certificate="required"
-            )
         else:
-            self._context = server_context(
-                trust.certificate, trust.key, trust.authorities, client_certificate="optional"
-            )
+            self.keyring = server_keyring(trust, client_certificate)
 
     def open(self, owner_of: Callable[[], LinkOwner]) -> IListeningPort:
         """Listen; each link gets an owner of its own. The peer of a link is an `Identity` or None.
 
         :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.
         """
-        authenticate = verify_client if self._context is not None else None
-        plain_peer = None if self._context is not None else PLAIN_IDENTITY
+        keyring = self.keyring
+        authenticate = None if keyring is None else _client_verifier(keyring)
+        plain_peer = PLAIN_IDENTITY if keyring is None else None
         factory: IProtocolFactory = LinkFactory(
             lambda _: Link(owner_of(), self._reactor, authenticate, plain_peer, accepted=True)
         )
-        if self._context is not None:
-            factory = wrap_server_factory(self._context, factory, self._reactor)
+        if keyring is not None:
+            factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
         port: IListeningPort = self._reactor.listenTCP(self._address.port, factory, 128, self._address.host)
         return port
 
 
+def _client_verifier(keyring: Keyring) -> Callable[[SSL.Connection], Identity | None]:
+    def authenticate(connection: SSL.Connection) -> Identity | None:
+        peer = verify_client(connection)
+        keyring.check(connection)
+        return peer
+
+    return authenticate
+
+
+def log_refusal(link: Link, reason: Failure) -> None:
+    """Of a link that is gone: log whose certificate was refused in its handshake, and why, if that was it."""
+    if isinstance(reason.value, RefusedCertificate):
+        _log.warn("refused {peer}: {why}", peer=link.address, why=reason.value.sentence)
+
+
+def close_refused(links: Iterable[Link | None], keyring: Keyring) -> None:
+    """Close those links whose peer would not be let in any more, after what its keyring believes has changed."""
+    for link in links:
+        refusal = keyring.refusal(link)
+        if link is not None and refusal is not None:
+            _log.warn("closed the link of {peer}: {refusal}", peer=link.address, refusal=refusal)
+            link.send(Error(uid=None, code="not-authenticated", msg=f"your certificate is not valid here: {refusal}"))
+            link.close()
+
+
 def _tls_dialer(
-    reactor: Any, address: Address, peer_name: str, context: SSL.Context, authenticate: Callable[[SSL.Connection], str]
+    reactor: Any,
+    address: Address,
+    peer_name: str,
+    context: ContextSource,
+    authenticate: Callable[[SSL.Connection], str],
 ) -> Dialer:
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
     secured = wrap_client_endpoint(context, address.host, endpoint, reactor)

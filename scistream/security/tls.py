@@ -9,9 +9,7 @@ believes anything: the handshake alone checks neither the server's name nor ALPN
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -20,7 +18,6 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
@@ -48,19 +45,29 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream.security.material import (
+    NOT_AMONG_OURS,
+    Material,
+    is_authority,
+    load_certificates,
+    printable,
+    read_material,
+)
+from scistream.security.material import CertificateProblem as CertificateProblem
+
 ALPN = b"scistream/1"
 """The name of version 1 of the control protocol in the TLS handshake."""
+
+ClientCertificate = Literal["required", "optional"]
+"""Whether everybody who dials must have a certificate, or may."""
+
+ContextSource = SSL.Context | Callable[[], SSL.Context]
+"""A context, or what gives the one that is in force when a connection is made."""
 
 VerifyCallback = Callable[[SSL.Connection, X509, int, int, int], bool]
 """What pyOpenSSL calls for each certificate of a path: connection, certificate, error, depth, verdict so far."""
 
-_NOT_AMONG_OURS = "its authority is not in `authorities`"
 _WEAK_HASHES = frozenset({"md5", "sha1"})
-_MOST_TEXT = 200
-
-
-class CertificateProblem(Exception):
-    """A certificate, or a file of one, is not what it should be. The message is a sentence with the remedy."""
 
 
 class RefusedCertificate(SSL.Error):
@@ -95,37 +102,50 @@ def server_context(
     key: Path,
     authorities: Sequence[Path],
     *,
-    client_certificate: Literal["required", "optional"],
+    client_certificate: ClientCertificate,
+    crl: Sequence[Path] = (),
 ) -> SSL.Context:
     """The context of a control server. A client certificate that is sent has to be valid, even where it is optional.
 
     :param certificate: a PEM file, the server's certificate first, then the rest of its chain.
     :param key: its private key, a PEM file that only its owner may read.
     :param authorities: PEM files of the authorities that clients may come from; no others are trusted.
+    :param crl: PEM files of their CRLs; if there are any, each authority whose clients are to get in needs one.
     :raises CertificateProblem: if a file is missing, unreadable, too readable or does not fit.
     """
-    context = tls13_context(SSL.TLS_SERVER_METHOD)
-    _trust(context, authorities)
-    _present(context, certificate, key)
+    return server_context_of(read_material(certificate, key, authorities, crl), client_certificate)
+
+
+def server_context_of(material: Material, client_certificate: ClientCertificate) -> SSL.Context:
+    """The same of files that have been read.
+
+    :raises CertificateProblem: if OpenSSL refuses them.
+    """
+    context = _context(SSL.TLS_SERVER_METHOD, material)
     required = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if client_certificate == "required" else 0
-    context.set_verify(SSL.VERIFY_PEER | required, naming_refusals(_NOT_AMONG_OURS))
+    context.set_verify(SSL.VERIFY_PEER | required, naming_refusals(NOT_AMONG_OURS, material.revoked))
     context.set_session_id(ALPN)
     context.set_alpn_select_callback(_select_alpn)
     return context
 
 
-def client_context(certificate: Path | None, key: Path | None, authorities: Sequence[Path]) -> SSL.Context:
+def client_context(
+    certificate: Path | None, key: Path | None, authorities: Sequence[Path], crl: Sequence[Path] = ()
+) -> SSL.Context:
     """The context of a dialer that has the authorities of the far end, and a certificate or none.
 
     :raises CertificateProblem: as `server_context`, and if there is a certificate without a key or the reverse.
     """
-    context = tls13_context(SSL.TLS_CLIENT_METHOD)
-    _trust(context, authorities)
-    if certificate is not None and key is not None:
-        _present(context, certificate, key)
-    elif certificate is not None or key is not None:
-        raise CertificateProblem("A certificate and its key go together: set both `certificate` and `key`, or neither.")
-    context.set_verify(SSL.VERIFY_PEER, naming_refusals(_NOT_AMONG_OURS))
+    return client_context_of(read_material(certificate, key, authorities, crl))
+
+
+def client_context_of(material: Material) -> SSL.Context:
+    """The same of files that have been read.
+
+    :raises CertificateProblem: if OpenSSL refuses them.
+    """
+    context = _context(SSL.TLS_CLIENT_METHOD, material)
+    context.set_verify(SSL.VERIFY_PEER, naming_refusals(NOT_AMONG_OURS, material.revoked))
     context.set_alpn_protos([ALPN])
     return context
 
@@ -162,22 +182,36 @@ def trust(context: SSL.Context, authority: x509.Certificate) -> None:
     store.add_cert(X509.from_cryptography(authority))
 
 
-def naming_refusals(untrusted: str) -> VerifyCallback:
-    """A verify callback that decides nothing and, when OpenSSL refuses a certificate, says which one and why.
+def naming_refusals(untrusted: str, revoked: Callable[[x509.Certificate], str | None] | None = None) -> VerifyCallback:
+    """A verify callback that, when OpenSSL refuses a certificate, says which one and why.
 
-    OpenSSL's own error is a bare "certificate verify failed".
+    OpenSSL's own error is a bare "certificate verify failed". The callback decides one thing: where CRLs are asked,
+    the far end's own certificate needs one of its authority, and what stands above it is asked for only if the CRL
+    is there, since the root of a chain seldom issues one.
 
     :param untrusted: what to say of a certificate whose authority is not trusted in this context.
+    :param revoked: gives when and why a certificate was revoked.
     """
 
-    def name(_connection: SSL.Connection, certificate: X509, code: int, _depth: int, ok: int) -> bool:
+    def name(_connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
+        if not ok and code == _CODES.ERR_UNABLE_TO_GET_CRL and depth > 0:
+            return True
         if not ok:
             unknown = f"OpenSSL refuses it with verification error {code}"
             why = untrusted if code in _UNTRUSTED else _REFUSALS.get(code, unknown)
+            if code == _CODES.ERR_CERT_REVOKED and revoked is not None:
+                why = _when_revoked(certificate, revoked) or why
             raise RefusedCertificate(f"The far end's certificate is refused: {_describe(certificate)}: {why}.")
         return True
 
     return name
+
+
+def _when_revoked(certificate: X509, revoked: Callable[[x509.Certificate], str | None]) -> str | None:
+    try:
+        return revoked(certificate.to_cryptography())
+    except ValueError:  # hostile bytes, and nothing is lost but the words
+        return None
 
 
 def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
@@ -188,89 +222,41 @@ def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
     raise SSL.Error([("SSL routines", "", "no application protocol")])
 
 
-def _trust(context: SSL.Context, authorities: Sequence[Path]) -> None:
-    if not authorities:
-        raise CertificateProblem("No authority is trusted: name at least one file in `authorities`.")
-    for path in authorities:
-        for authority in _load_certificates(path, "authorities"):
-            if not _is_authority(authority):
-                name = _printable(authority.subject.rfc4514_string())
-                raise CertificateProblem(
-                    f"{path} has a certificate that is not an authority's, {name}: name the authority's own file in "
-                    "`authorities`."
-                )
-            trust(context, authority)
+def _context(method: int, material: Material) -> SSL.Context:
+    """What the contexts of both ends have in common."""
+    context = tls13_context(method)
+    for authority in material.authorities:
+        trust(context, authority.certificate)
+    if material.chain:
+        _present(context, material)
+    if material.crls:
+        _ask_crls(context, material)
+    return context
 
 
-def _present(context: SSL.Context, certificate: Path, key: Path) -> None:
+def _present(context: SSL.Context, material: Material) -> None:
     """Show this certificate and its chain to the far end."""
-    leaf, *chain = _load_certificates(certificate, "certificate")
-    private_key = _load_key(key)
-    try:
-        fits = leaf.public_key() == private_key.public_key()
-    except Exception as wrong:
-        raise CertificateProblem(f"{certificate} holds a public key that cannot be used: {wrong}.") from wrong
-    if not fits:
-        raise CertificateProblem(
-            f"The key {key} does not belong to the certificate {certificate}, or the latter does not begin with the "
-            "certificate of its owner: name the two files that were issued together."
-        )
+    leaf, *chain = (held.certificate for held in material.chain)
+    assert material.key is not None, "a chain comes with its key"
     try:
         context.use_certificate(leaf)
         for link in chain:
             context.add_extra_chain_cert(link)
-        context.use_privatekey(private_key)
+        context.use_privatekey(material.key)
     except SSL.Error as wrong:
         raise CertificateProblem(
-            f"OpenSSL refuses the certificate {certificate} or its key {key}: {_reason(wrong)}. Have a new one issued."
+            f"OpenSSL refuses the certificate {material.chain[0].file} or its key: {_reason(wrong)}. Have a new one "
+            "issued."
         ) from wrong
 
 
-def _read(path: Path, setting: str, *, secret: bool = False) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if secret and os.name == "posix" and mode & 0o077:
-                raise CertificateProblem(
-                    f"{path} is a private key and others than its owner may use it (mode {stat.S_IMODE(mode):04o}): "
-                    f"run chmod 600 {path}."
-                )
-            return file.read()
-    except FileNotFoundError as wrong:
-        raise CertificateProblem(
-            f"{path} is not there: have it made (scistream pki issue), or correct the setting `{setting}`."
-        ) from wrong
-    except OSError as wrong:
-        raise CertificateProblem(
-            f"{path} could not be read: {wrong.strerror}. Let this user read it, or correct the setting `{setting}`."
-        ) from wrong
-
-
-def _load_certificates(path: Path, setting: str) -> list[x509.Certificate]:
-    data = _read(path, setting)
-    try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError as wrong:
-        raise CertificateProblem(
-            f"{path} holds no certificates in PEM form: {wrong}. Correct the file, or the setting `{setting}`."
-        ) from wrong
-
-
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
-    data = _read(path, "key", secret=True)
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except TypeError as wrong:
-        raise CertificateProblem(
-            f"{path} is locked with a passphrase, which a server cannot be asked for: store the key without one."
-        ) from wrong
-    except Exception as wrong:  # ValueError, or UnsupportedAlgorithm, which is no subclass of it
-        raise CertificateProblem(
-            f"{path} holds no private key in PEM form: {wrong}. Correct the file, or the setting `key`."
-        ) from wrong
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise CertificateProblem(f"{path} is neither an elliptic-curve nor an RSA key: have one of these issued.")
-    return key
+def _ask_crls(context: SSL.Context, material: Material) -> None:
+    """Refuse what is revoked, on the whole path; see `naming_refusals` for authorities whose CRL is not there."""
+    store = context.get_cert_store()
+    assert store is not None, "every context has a store"
+    for held in material.crls:
+        store.add_crl(held.crl)
+    store.set_flags(X509StoreFlags.CRL_CHECK | X509StoreFlags.CRL_CHECK_ALL)
 
 
 # --- who the far end is
@@ -309,7 +295,7 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
     try:
         path = X509StoreContext(store, sent[0], sent[1:]).get_verified_chain()
         leaf, *links, anchor = (certificate.to_cryptography() for certificate in path)
-        fit = _is_authority(anchor) and all(_fit_for_server(certificate) for certificate in (leaf, *links))
+        fit = is_authority(anchor) and all(_fit_for_server(certificate) for certificate in (leaf, *links))
     except X509StoreContextError as wrong:
         raise CertificateProblem(
             f"The certificate of {host} does not lead to the pinned authority ({wrong}): the server is not the one "
@@ -365,8 +351,8 @@ def load_authority(path: Path, setting: str) -> x509.Certificate:
     :param setting: the setting that names the file, for the message.
     :raises CertificateProblem: if the file cannot be read, or holds anything else.
     """
-    found = _load_certificates(path, setting)
-    if len(found) != 1 or not _is_authority(found[0]):
+    found = load_certificates(path, setting)
+    if len(found) != 1 or not is_authority(found[0]):
         raise CertificateProblem(
             f"{path} is not the certificate of one authority (it holds {len(found)}): name the authority's own file in "
             f"`{setting}`."
@@ -440,13 +426,6 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
         return None
 
 
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return False
-
-
 def _fit_for_server(certificate: x509.Certificate) -> bool:
     """What OpenSSL checks in a handshake and not in a verification of its own: purpose, and no broken hash."""
     try:
@@ -474,12 +453,7 @@ def _is_address(host: str) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(_printable(name) for name in names) or "no name"
-
-
-def _printable(text: str) -> str:
-    """Words of the far end, as a log may hold them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TEXT])
+    return ", ".join(printable(name) for name in names) or "no name"
 
 
 def _describe(certificate: X509) -> str:
@@ -488,7 +462,7 @@ def _describe(certificate: X509) -> str:
         subject, issuer = parsed.subject.rfc4514_string(), parsed.issuer.rfc4514_string()
     except Exception:  # hostile bytes, and nothing is lost but the words
         return "one that cannot be read"
-    return f"{_printable(subject) or 'one without a subject'}, issued by {_printable(issuer) or 'nobody'}"
+    return f"{printable(subject) or 'one without a subject'}, issued by {printable(issuer) or 'nobody'}"
 
 
 _CODES = SSL.X509VerificationCodes
@@ -507,6 +481,14 @@ _REFUSALS: dict[int, str] = {
     _CODES.ERR_CERT_SIGNATURE_FAILURE: "its signature is not that of its authority",
     _CODES.ERR_INVALID_CA: "it has signed another one and is no authority",
     _CODES.ERR_PATH_LENGTH_EXCEEDED: "its authority may not have authorities below it",
+    _CODES.ERR_CERT_REVOKED: "it was revoked",
+    _CODES.ERR_UNABLE_TO_GET_CRL: "there is no CRL of its authority in `crl`, and without one nobody can tell whether "
+    "it was revoked: name that authority's CRL there (scistream pki crl makes it)",
+    _CODES.ERR_CRL_HAS_EXPIRED: "the CRL of its authority has expired, or our clock is ahead: a fresh one has to be "
+    "put in place (scistream pki crl makes it), and the server told to reload",
+    _CODES.ERR_CRL_NOT_YET_VALID: "the CRL of its authority is not valid yet: our clock is behind",
+    _CODES.ERR_CRL_SIGNATURE_FAILURE: "the CRL of its authority is not signed by that authority: have it made again",
+    _CODES.ERR_KEYUSAGE_NO_CRL_SIGN: "its authority may not issue the CRL that `crl` names",
     _CODES.ERR_INVALID_PURPOSE: "it is issued for another purpose (a server's is for servers, a client's for clients)",
 }
 
@@ -518,11 +500,11 @@ _REFUSALS: dict[int, str] = {
 class ServerTLS:
     """Makes the TLS side of each accepted connection."""
 
-    def __init__(self, context: SSL.Context) -> None:
+    def __init__(self, context: ContextSource) -> None:
         self._context = context
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
+        connection = SSL.Connection(_in_force(self._context), None)
         connection.set_accept_state()
         return connection
 
@@ -531,13 +513,13 @@ class ServerTLS:
 class ClientTLS:
     """Makes the TLS side of each dialled connection, and tells the server which name it was dialled by."""
 
-    def __init__(self, context: SSL.Context, host: str) -> None:
+    def __init__(self, context: ContextSource, host: str) -> None:
         self._context = context
         host = host.partition("%")[0].rstrip(".")
         self._server_name = None if _is_address(host) else host.encode("idna")
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
+        connection = SSL.Connection(_in_force(self._context), None)
         connection.set_connect_state()
         if self._server_name is not None:
             connection.set_tlsext_host_name(self._server_name)
@@ -565,13 +547,17 @@ def _inside(outer: IProtocol) -> IProtocol:
     return inner
 
 
-def wrap_server_factory(context: SSL.Context, factory: IProtocolFactory, clock: IReactorTime) -> IProtocolFactory:
+def _in_force(context: ContextSource) -> SSL.Context:
+    return context if isinstance(context, SSL.Context) else context()
+
+
+def wrap_server_factory(context: ContextSource, factory: IProtocolFactory, clock: IReactorTime) -> IProtocolFactory:
     """A factory to listen with, whose connections speak TLS and hand the plain bytes to those of `factory`."""
     return TLSMemoryBIOFactory(ServerTLS(context), False, factory, clock)
 
 
 def wrap_client_endpoint(
-    context: SSL.Context, host: str, endpoint: IStreamClientEndpoint, clock: IReactorTime
+    context: ContextSource, host: str, endpoint: IStreamClientEndpoint, clock: IReactorTime
 ) -> IStreamClientEndpoint:
     """An endpoint that dials as `endpoint` does and speaks TLS with `host`, a name or an address.
 
@@ -608,9 +594,9 @@ def _explain_tls(wrong: SSL.Error) -> str:
         return _CLOSED
     before, alert, name = reason.rpartition(" alert ")
     if alert and not before.count(" "):
-        said = _printable(name)
+        said = printable(name)
         return _ALERTS.get(name, f"The far end ended the TLS handshake, saying {said!r}: its log says more.")
-    return _TLS_PROBLEMS.get(reason, f"TLS failed: {_printable(reason)}.")
+    return _TLS_PROBLEMS.get(reason, f"TLS failed: {printable(reason)}.")
 
 
 def _reason(wrong: SSL.Error) -> str | None:
@@ -629,7 +615,8 @@ _ALERTS: dict[str, str] = {
     "certificate required": "The far end asks for a client certificate and got none: set `certificate` and `key`.",
     "unknown ca": "The far end does not trust the authority of our certificate: use a certificate that this facility "
     "issued, or ask its operator to trust the authority.",
-    "certificate expired": "The far end finds our certificate expired: have a new one issued, and compare the clocks.",
+    "certificate expired": "The far end finds our certificate expired (have a new one issued, and compare the clocks), "
+    "or its own list of revoked ones (then its log says so).",
     "certificate revoked": "The far end says that our certificate is revoked: have a new one issued.",
     "certificate unknown": "The far end refuses our certificate without saying why: its log says more.",
     "bad certificate": "The far end refuses our certificate as not valid: compare the clocks, and see its log.",

@@ -43,6 +43,7 @@ AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Warnings = Annotated[list[Text], Meta(max_length=200)]
 StateName = Annotated[str, Meta(max_length=32)]
 Protocol = Literal["tcp", "probe"]
 """What a stream carries: connections of applications, or test data between its gateways alone."""
@@ -285,7 +286,8 @@ class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
 
-    `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full.
+    `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
+    an S2CS's answer to Status: sentences about certificates that expire soon.
     """
 
     uid: Uid | None
@@ -298,6 +300,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     streams: list[StreamStatus] | None = None
     more: str | None = None
     room: Room | None = None
+    warnings: Warnings | None = None
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):

@@ -203,6 +203,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         streams=st.none() | st.lists(statuses, max_size=2),
         more=st.none() | text(100),
         room=st.none() | st.builds(Room, ports=integers(0, 65535), rate=finite),
+        warnings=st.none() | st.lists(messages_to_people, max_size=3),
     ),
     Error: st.builds(
         Error,
@@ -271,6 +272,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "streams": [{"uid": UID, "role": "PROD", "state": "Streaming", "figures": [{"channel": 0}]}],
         "more": "",
         "room": {"ports": 8, "rate": 1.0},
+        "warnings": ["the server certificate expires in 6 days"],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }
