@@ -1,15 +1,16 @@
 """The authority of a facility: a small certificate authority kept in one directory.
 
-`init_authority` makes it, `issue` makes the certificates of servers, controllers and users with it; the
-command ``scistream pki`` calls both. `make_authority` and `make_leaf` build certificates in memory, and
-are shared with whoever needs authorities that never touch a disk. Nothing here opens a connection, and
-no private key file is ever overwritten or readable by anyone but its owner.
+`init_authority` makes it, `issue` makes the certificates of servers, controllers and users with it; what happens to
+these later is in register.py (revoked, renewed), and how others get theirs without moving a key in enrol.py.
+`make_authority` and `make_leaf` build certificates in memory, and are shared with whoever needs authorities that
+never touch a disk. Nothing here opens a connection, and no private key file is ever readable by anyone but its owner.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,9 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from scistream.security import register
+from scistream.security.register import PkiError as PkiError
+
 Kind = Literal["server", "controller", "user"]
 """Whom a certificate is for: a server that is dialled, an S2CS that dials its S2DS, a user who dials an S2CS."""
 
@@ -36,10 +40,20 @@ BACKDATE = timedelta(hours=1)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_@+:][A-Za-z0-9_@+:.-]{0,63}\Z")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _MAX_COMMON_NAME = 64
+_TAKEN = ("ca", "crl")
 
 
-class PkiError(Exception):
-    """An authority or a certificate could not be made. The message is a sentence with the remedy."""
+@dataclass(frozen=True)
+class Authority:
+    """Who signs: its certificate first in the chain, those above it behind, and its private key."""
+
+    chain: tuple[x509.Certificate, ...]
+    key: CertificateIssuerPrivateKeyTypes
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """Its own."""
+        return self.chain[0]
 
 
 @dataclass(frozen=True)
@@ -57,11 +71,11 @@ def init_authority(directory: Path, facility: str, days: int = 3650) -> Issued:
     :param days: how long the authority is valid.
     :raises PkiError: if it is there already, or cannot be written.
     """
-    _check_days(days)
+    check_days(days)
     if not facility.strip() or len(facility) > _MAX_COMMON_NAME or not facility.isprintable():
         raise PkiError(f"{facility!r} is no name for a facility: give 1 to 64 printable characters.")
     files = Issued(directory / "ca.pem", directory / "ca.key")
-    _refuse_overwriting(files, "Choose another directory; a new authority invalidates every certificate of the old.")
+    refuse_overwriting(files, "Choose another directory; a new authority invalidates every certificate of the old.")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as wrong:
@@ -73,7 +87,7 @@ def init_authority(directory: Path, facility: str, days: int = 3650) -> Issued:
             x509.NameAttribute(NameOID.COMMON_NAME, "SciStream authority"),
         ]
     )
-    _write(files, _pem(make_authority(subject, key, datetime.now(UTC) + timedelta(days=days))), key)
+    _write(files, pem_of(make_authority(subject, key, datetime.now(UTC) + timedelta(days=days))), key)
     return files
 
 
@@ -87,7 +101,27 @@ def issue(directory: Path, kind: Kind, name: str, san: Sequence[str] = (), days:
     :param days: how long it is valid, at most as long as the authority is.
     :raises PkiError: if the names do not fit the kind, a file is there already, or the authority is missing.
     """
-    _check_days(days)
+    names = names_for(kind, name, san)
+    authority = load_authority(directory)
+    files = files_of(directory, name)
+    refuse_overwriting(files, "Renew it (scistream pki renew), choose another name, or move both files away first.")
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = certify(authority, kind, name, names, key.public_key(), days)
+    register.record_issue(directory, kind, name, leaf)
+    _write(files, pem_of(leaf, *authority.chain), key)
+    return files
+
+
+def files_of(directory: Path, name: str) -> Issued:
+    """Where the certificate of that name is, and its key."""
+    return Issued(directory / f"{name}.pem", directory / f"{name}.key")
+
+
+def names_for(kind: Kind, name: str, san: Sequence[str] = ()) -> list[x509.GeneralName]:
+    """The subjectAltNames of a certificate for `name`.
+
+    :raises PkiError: if they do not fit the kind, or `name` cannot also name a file.
+    """
     if kind not in get_args(Kind):
         raise PkiError(f"{kind!r} is no kind of certificate: choose one of {', '.join(get_args(Kind))}.")
     if not _FILE_NAME.match(name):
@@ -95,18 +129,27 @@ def issue(directory: Path, kind: Kind, name: str, san: Sequence[str] = (), days:
             f"{name!r} cannot name a certificate, because it also names the file: use up to 64 letters, digits "
             "and _ @ + : . - and start with none of the last two."
         )
-    if name == "ca":
-        raise PkiError("The name 'ca' is taken by the authority itself: choose another one.")
-    names = _server_names(name, san) if kind == "server" else _client_names(kind, name, san)
-    authority, authority_key = _load_authority(directory)
-    files = Issued(directory / f"{name}.pem", directory / f"{name}.key")
-    _refuse_overwriting(files, "Choose another name, or move both files away first.")
-    key = ec.generate_private_key(ec.SECP256R1())
+    if name in _TAKEN:
+        raise PkiError(f"The name {name!r} is taken by the authority itself: choose another one.")
+    return _server_names(name, san) if kind == "server" else _client_names(kind, name, san)
+
+
+def certify(
+    authority: Authority,
+    kind: Kind,
+    name: str,
+    names: Sequence[x509.GeneralName],
+    public_key: CertificatePublicKeyTypes,
+    days: int,
+) -> x509.Certificate:
+    """A certificate of this authority, valid for so many days, and at most as long as the authority is.
+
+    :raises PkiError: if that is no number of days.
+    """
+    check_days(days)
     usage = ExtendedKeyUsageOID.SERVER_AUTH if kind == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
-    not_after = min(datetime.now(UTC) + timedelta(days=days), authority.not_valid_after_utc)
-    leaf = make_leaf(name, names, usage, key.public_key(), authority, authority_key, not_after)
-    _write(files, _pem(leaf) + _pem(authority), key)
-    return files
+    not_after = min(datetime.now(UTC) + timedelta(days=days), authority.certificate.not_valid_after_utc)
+    return make_leaf(name, names, usage, public_key, authority.certificate, authority.key, not_after)
 
 
 def make_authority(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, not_after: datetime) -> x509.Certificate:
@@ -138,7 +181,6 @@ def make_leaf(
     not_after: datetime,
 ) -> x509.Certificate:
     """A certificate for these subjectAltNames and this one extended key usage, valid from an hour ago."""
-    issuer_id = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
@@ -152,9 +194,20 @@ def make_leaf(
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False)
+        .add_extension(issuer_id(authority), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
+
+
+def issuer_id(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """How what an authority signs refers to its key."""
+    try:
+        own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:  # an authority that somebody else has made
+        public_key = authority.public_key()
+        assert isinstance(public_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey), "load_authority has seen it"
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def fingerprint(certificate: bytes | x509.Certificate) -> str:
@@ -170,7 +223,8 @@ def fingerprint(certificate: bytes | x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _check_days(days: int) -> None:
+def check_days(days: int) -> None:
+    """:raises PkiError: if nothing can be valid for so many days."""
     if not 1 <= days <= 36500:
         raise PkiError(f"A certificate cannot be valid for {days} days: give 1 to 36500.")
 
@@ -243,9 +297,13 @@ def _client_names(kind: Kind, name: str, san: Sequence[str]) -> list[x509.Genera
     return [x509.RFC822Name(name)]
 
 
-def _load_authority(directory: Path) -> tuple[x509.Certificate, CertificateIssuerPrivateKeyTypes]:
+def load_authority(directory: Path) -> Authority:
+    """The authority in a directory: ``ca.pem`` (its certificate; if it is no root, those above it behind), ``ca.key``.
+
+    :raises PkiError: if it is not there, not readable, not whole, or has expired.
+    """
     try:
-        authority = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
+        chain = x509.load_pem_x509_certificates((directory / "ca.pem").read_bytes())
         key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
     except FileNotFoundError as wrong:
         raise PkiError(
@@ -257,6 +315,7 @@ def _load_authority(directory: Path) -> tuple[x509.Certificate, CertificateIssue
         raise PkiError(
             f"The authority in {directory} could not be read: {wrong}. Restore ca.pem and ca.key."
         ) from wrong
+    authority = chain[0]
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise PkiError(f"{directory / 'ca.key'} is neither an elliptic-curve nor an RSA key: make an authority anew.")
     if key.public_key() != authority.public_key():
@@ -266,14 +325,23 @@ def _load_authority(directory: Path) -> tuple[x509.Certificate, CertificateIssue
             f"The authority in {directory} has expired on {authority.not_valid_after_utc:%Y-%m-%d}: make a new one "
             "in another directory."
         )
-    return authority, key
+    return Authority(tuple(chain), key)
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+def pem_of(*certificates: x509.Certificate) -> bytes:
+    """Certificates as a file has them."""
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
-def _refuse_overwriting(files: Issued, remedy: str) -> None:
+def key_pem(key: PrivateKeyTypes) -> bytes:
+    """A private key as a file has it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def refuse_overwriting(files: Issued, remedy: str) -> None:
+    """:raises PkiError: if one of them is there."""
     for path in (files.certificate, files.key):
         if os.path.lexists(path):
             raise PkiError(f"{path} is there already and is not overwritten. {remedy}")
@@ -281,16 +349,15 @@ def _refuse_overwriting(files: Issued, remedy: str) -> None:
 
 def _write(files: Issued, certificate: bytes, key: PrivateKeyTypes) -> None:
     """Write both files or neither."""
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _create(files.key, pem, 0o600)
+    create_file(files.key, key_pem(key), 0o600)
     try:
-        _create(files.certificate, certificate, 0o644)
+        create_file(files.certificate, certificate, 0o644)
     except PkiError:
         files.key.unlink(missing_ok=True)
         raise
 
 
-def _create(path: Path, data: bytes, mode: int) -> None:
+def create_file(path: Path, data: bytes, mode: int) -> None:
     """Make a new file, that has its mode from the first moment on, and never follow or replace what is there."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -300,4 +367,28 @@ def _create(path: Path, data: bytes, mode: int) -> None:
     except OSError as wrong:
         raise PkiError(
             f"{path} could not be written: {wrong.strerror}. Choose a directory that you may write."
+        ) from wrong
+
+
+def replace_files(*contents: tuple[Path, bytes, int]) -> None:
+    """Put files (path, bytes, mode) in place of those that are there: each of them at once, and all or none begun.
+
+    :raises PkiError: if one cannot be written; then none has changed.
+    """
+    ready: list[tuple[Path, Path]] = []
+    try:
+        for path, data, mode in contents:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            ready.append((Path(name), path))
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+        for new, path in ready:
+            new.replace(path)
+    except OSError as wrong:
+        for new, _ in ready:
+            new.unlink(missing_ok=True)
+        raise PkiError(
+            f"{wrong.filename} could not be written: {wrong.strerror}. Choose a directory that you may write."
         ) from wrong

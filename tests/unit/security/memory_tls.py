@@ -143,3 +143,90 @@ def store(
     with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(pem)
     return certificate_file, key_file
+
+
+def ca_without_crl_sign(directory: Path) -> None:
+    """Give an authority in a directory a certificate by which it may sign certificates and nothing else."""
+    authority = Authority.load(directory)
+    old = authority.certificate
+    usage = old.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.crl_sign
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(old.subject)
+        .public_key(authority.key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.KeyUsage(False, False, False, False, False, key_cert_sign=True, crl_sign=False,
+                          encipher_only=False, decipher_only=False),
+            critical=True,
+        )
+    )  # fmt: skip
+    made = builder.sign(authority.key, hashes.SHA256())
+    (directory / "ca.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+
+
+def an_intermediate(above: Authority, name: str) -> Authority:
+    """An authority below another one."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(common_name(name))
+        .issuer_name(above.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(above.key, hashes.SHA256())
+    )
+    return Authority(certificate, key)
+
+
+def a_root(name: str) -> Authority:
+    """An authority that may have authorities below it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(common_name(name))
+        .issuer_name(common_name(name))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(certificate, key)
+
+
+def a_crl(
+    authority: Authority, *revoked: x509.Certificate, left: timedelta = timedelta(days=1)
+) -> x509.CertificateRevocationList:
+    """A CRL as any authority may make one."""
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(now - timedelta(days=3))
+        .next_update(now + left)
+    )
+    for certificate in revoked:
+        one = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now)
+        builder = builder.add_revoked_certificate(one.build())
+    return builder.sign(authority.key, hashes.SHA256())
+
+
+def written(file: Path, *things: x509.Certificate | x509.CertificateRevocationList) -> Path:
+    """PEM of these in a file."""
+    file.write_bytes(b"".join(thing.public_bytes(serialization.Encoding.PEM) for thing in things))
+    return file

@@ -162,7 +162,7 @@ def test_a_certificate_is_not_overwritten(directory: Path) -> None:
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pki, "_refuse_overwriting", lambda *_: None)
+    monkeypatch.setattr(pki, "refuse_overwriting", lambda *_: None)
     (directory / "ada.key").write_text("precious")
     (directory / "bob.pem").write_text("precious")
     for name in ("ada", "bob"):

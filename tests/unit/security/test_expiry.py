@@ -1,0 +1,138 @@
+"""Warnings before something expires: 30, 7 and 1 days ahead, a line at each, and again in what others are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import Logger, formatEvent, globalLogPublisher
+
+from scistream.security.expiry import Ending, ExpiryWatch, expiring_soon
+from scistream.security.keyring import server_keyring
+from scistream.security.material import Trust
+from scistream.security.pki import init_authority, issue
+from scistream.security.revocation import make_crl, renew
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    said: list[str] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("log_namespace") == "expiry-test":
+            said.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(note)
+    yield said
+    globalLogPublisher.removeObserver(note)
+
+
+class Watched:
+    """A server with a certificate of 40 days, under a clock that starts now."""
+
+    def __init__(self, directory: Path, *, crl_days: int | None = None, authority_days: int = 3650) -> None:
+        self.directory = directory
+        ca = init_authority(directory, "Example", authority_days).certificate
+        self.server = issue(directory, "server", "s2cs.example", days=40)
+        crls: tuple[Path, ...] = ()
+        if crl_days is not None:
+            make_crl(directory, crl_days)
+            crls = (directory / "crl.pem",)
+        self.trust = Trust(self.server.certificate, self.server.key, (ca,), crls)
+        self.keyring = server_keyring(self.trust, "optional")
+        self.clock = Clock()
+        self._start = datetime.now(UTC).timestamp()
+        log = Logger("expiry-test")
+        self.watch = ExpiryWatch(self.clock, {"server": self.keyring}, self.wall, log)
+
+    def wall(self) -> float:
+        return self._start + self.clock.seconds()
+
+    def pass_days(self, days: float) -> None:
+        for _ in range(int(days)):
+            self.clock.advance(DAY)
+
+
+def test_there_is_one_line_at_each_threshold_and_one_at_the_end(tmp_path: Path, lines: list[str]) -> None:
+    watched = Watched(tmp_path / "pki")
+    watched.watch.start()
+    days = []
+    for day in range(1, 45):
+        before = len(lines)
+        watched.pass_days(1)
+        days += [day] * (len(lines) - before)
+    assert len(days) == 4
+    assert [abs(found - expected) <= 1 for found, expected in zip(days, (10, 33, 39, 40), strict=True)] == [True] * 4
+    assert f"the server certificate of s2cs.example ({watched.server.certificate}) expires in 30 days" in lines[0]
+    assert "expires in 7 days" in lines[1]
+    assert "has expired, on" in lines[3]
+    assert "scistream pki renew" in lines[0]
+    watched.watch.stop()
+    assert watched.clock.getDelayedCalls() == []
+
+
+def test_a_look_at_the_start_tells_what_is_late_already_and_says_it_once(tmp_path: Path, lines: list[str]) -> None:
+    watched = Watched(tmp_path / "pki")
+    watched.clock.advance(36 * DAY)
+    watched.watch.start()
+    assert len(lines) == 1
+    watched.watch.look()
+    assert len(lines) == 1
+    watched.watch.stop()
+
+
+def test_a_renewed_certificate_is_warned_of_no_more(tmp_path: Path, lines: list[str]) -> None:
+    watched = Watched(tmp_path / "pki")
+    watched.clock.advance(36 * DAY)
+    assert len(watched.watch.warnings()) == 1
+    renew(watched.directory, "s2cs.example", 397)
+    watched.keyring.read()()
+    watched.watch.look()
+    assert watched.watch.warnings() == lines == []
+
+
+def test_an_authority_and_a_crl_are_watched_too(tmp_path: Path, lines: list[str]) -> None:
+    watched = Watched(tmp_path / "pki", crl_days=5, authority_days=20)
+    watched.watch.look()
+    said = "\n".join(lines)
+    assert f"the authority CN=SciStream authority,O=Example ({tmp_path}/pki/ca.pem) expires in 20 days" in said
+    assert f"the CRL of CN=SciStream authority,O=Example ({tmp_path}/pki/crl.pem) expires in 5 days" in said
+    assert "scistream pki crl" in said
+    assert len(lines) == 3, "the certificate ends with its authority, which is not named twice"
+
+
+def test_a_crl_that_has_expired_is_an_error_at_each_look(tmp_path: Path, lines: list[str]) -> None:
+    watched = Watched(tmp_path / "pki", crl_days=5)
+    watched.clock.advance(6 * DAY)
+    watched.watch.look()
+    watched.watch.look()
+    assert len([line for line in lines if line.startswith("CRL: ") and "is refused until a fresh one" in line]) == 2
+
+
+def test_what_others_are_told_names_no_file(tmp_path: Path) -> None:
+    watched = Watched(tmp_path / "pki", crl_days=5)
+    assert watched.watch.warnings()
+    assert not any(str(tmp_path) in warning for warning in watched.watch.warnings())
+
+
+def test_a_user_is_told_of_her_own_files(tmp_path: Path) -> None:
+    init_authority(tmp_path / "pki", "Example")
+    ada, bob = issue(tmp_path / "pki", "user", "ada", days=3), issue(tmp_path / "pki", "user", "bob", days=50)
+    authorities = (tmp_path / "pki" / "ca.pem",)
+    (warning,) = expiring_soon("your", Trust(ada.certificate, ada.key, authorities))
+    assert warning.startswith(f"your certificate of scistream:user:ada ({ada.certificate}) expires in 3 days")
+    assert expiring_soon("your", Trust(bob.certificate, bob.key, authorities)) == []
+
+
+def test_the_thresholds_are_30_7_and_1_days(tmp_path: Path) -> None:
+    watched = Watched(tmp_path / "pki")
+    end = watched.keyring.material.chain[0].certificate.not_valid_after_utc
+    ending = Ending("it", end, "")
+    levels = [ending.level(end - timedelta(days=days)) for days in (31, 30, 8, 7, 2, 1, 0.5, 0, -1)]
+    assert levels == [None, 30, 30, 7, 7, 1, 1, 0, 0]
