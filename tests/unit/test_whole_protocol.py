@@ -493,6 +493,25 @@ def test_a_release_that_overtakes_its_request_makes_the_request_come_too_late(wo
     assert world.both_are_empty()
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_request_that_came_before_the_gateways_were_known_counts_only_if_its_link_is_still_there(
+    world: World, stays: bool
+) -> None:
+    world.network.mute(PROD_PORT + 1)
+    link = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
+    link.startService()
+    asked = link.ask(Req(uid=str(uuid4()), role=PROD, seq=UNSENT, num_conn=1, rate=1.0, app_key_hash="0" * 64), 60.0)
+    asked.addErrback(lambda _: None)
+    world.network.run(1.0)
+    assert not world.prod.control.streams
+    if not stays:
+        link.stopService()
+        world.network.run(1.0)
+    world.network.unmute(PROD_PORT + 1)
+    world.network.run(30.0)
+    assert bool(world.prod.control.streams) is stays
+
+
 def test_a_request_that_is_cancelled_releases_both_sides(world: World) -> None:
     asking = world.client.request(prod=PROD_S2CS, cons=CONS_S2CS, rate=100.0)
     asking.deferred.addErrback(lambda _: None)
