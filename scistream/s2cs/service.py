@@ -78,6 +78,7 @@ class ControlServer(Service):
     ) -> None:
         self.reactor = reactor
         self.config = config
+        self._config_file = config_file
         self.wall = wall
         own = None if config.insecure else trust_of(config, config_file)
         self._door = Door(reactor, Address.parse(config.listen), own, client_certificate="optional")
@@ -132,15 +133,17 @@ class ControlServer(Service):
         return DeferredList(stopping).addCallback(lambda _: self.store.close())
 
     def reload(self) -> None:
-        """Read certificates, keys, authorities and CRLs again: all of them, or nothing changes.
+        """Read certificates, keys, authorities, CRLs and the policy again: all of them, or nothing changes.
 
         Users and gateways that are not believed any more lose their links; streams go on.
 
         :raises CertificateProblem: if a file is not usable.
+        :raises ConfigProblem: if the policy is not.
         """
-        keyrings = self._keyrings().values()
-        new = [keyring.read() for keyring in keyrings]
-        # What else is read again (a policy) is read here, before anything changes: what raises leaves all as it was.
+        # Everything is read before anything changes: what raises leaves all as it was.
+        new = [keyring.read() for keyring in self._keyrings().values()]
+        policy = policy_of(self.config, self._config_file)
+        self.guard.policy = policy
         for put_in_force in new:
             put_in_force()
         if self._door.keyring is not None:

@@ -1,0 +1,82 @@
+"""A reload of an S2CS: everything is read again and good, or nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from memory_network import MemoryNetwork
+
+from scistream.config import ConfigProblem, Controller, Gateway, S2CSConfig
+from scistream.s2cs.service import ControlServer
+from scistream.security.pki import init_authority, issue
+from scistream.security.revocation import renew
+from scistream.security.tls import CertificateProblem
+
+RULE = '[[rules]]\nname = "{}"\nissuer = "pki/ca.pem"\nidentities = ["ada@lab.example"]\nroles = ["{}"]\n'
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ControlServer]:
+    pki = tmp_path / "pki"
+    init_authority(pki, "Example Light Source")
+    issue(pki, "server", "s2cs.example")
+    issue(pki, "controller", "s2cs")
+    (tmp_path / "policy.toml").write_text(RULE.format("one", "PROD"))
+    authorities = ["pki/ca.pem"]
+    settings = S2CSConfig(
+        gateways=[Gateway(name="dtn1", address="127.0.0.1:5001")],
+        certificate="pki/s2cs.example.pem",
+        key="pki/s2cs.example.key",
+        authorities=authorities,
+        controller=Controller(certificate="pki/s2cs.pem", key="pki/s2cs.key", authorities=authorities),
+        policy="policy.toml",
+    )
+    server = ControlServer(MemoryNetwork(), settings, tmp_path / "s2cs.toml")
+    yield server
+    server.store.close()
+
+
+def in_force(server: ControlServer) -> tuple[object, ...]:
+    door, to_gateways = server._door.keyring, server._to_gateways
+    assert door is not None
+    assert to_gateways is not None
+    return door.context, door.material, to_gateways.context, to_gateways.material, server.guard.policy
+
+
+def test_all_that_is_read_again_is_in_force_afterwards(server: ControlServer, tmp_path: Path) -> None:
+    before = in_force(server)
+    for name in ("s2cs.example", "s2cs"):
+        renew(tmp_path / "pki", name, 100)
+    (tmp_path / "policy.toml").write_text(RULE.format("one", "PROD") + RULE.format("two", "CONS"))
+    server.reload()
+    assert all(new is not old for new, old in zip(in_force(server), before, strict=True))
+    assert server.guard.policy is not None
+    assert len(server.guard.policy.rules) == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ("policy.toml", ConfigProblem),
+        ("pki/s2cs.key", CertificateProblem),
+        ("pki/s2cs.example.pem", CertificateProblem),
+        ("pki/ca.pem", CertificateProblem),
+    ],
+)
+def test_one_broken_file_among_good_new_ones_leaves_all_as_it_was(
+    server: ControlServer, tmp_path: Path, broken: str, problem: type[Exception]
+) -> None:
+    before = in_force(server)
+    for name in ("s2cs.example", "s2cs"):
+        renew(tmp_path / "pki", name, 100)
+    (tmp_path / "policy.toml").write_text(RULE.format("other", "CONS"))
+    good = (tmp_path / broken).read_bytes()
+    (tmp_path / broken).write_text("half a file")
+    with pytest.raises(problem):
+        server.reload()
+    assert in_force(server) == before
+    (tmp_path / broken).write_bytes(good)
+    server.reload()
+    assert in_force(server) != before
