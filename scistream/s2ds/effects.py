@@ -27,7 +27,17 @@ from scistream.security.stream import StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
-from scistream.wire.messages import CONS, PROD, Error, Rel, ReqListeners, Resp, StreamStatus, UpdateTargets
+from scistream.wire.messages import (
+    CONS,
+    PROD,
+    ChannelFigures,
+    Error,
+    Rel,
+    ReqListeners,
+    Resp,
+    StreamStatus,
+    UpdateTargets,
+)
 
 
 class Gateway(Protocol):
@@ -118,9 +128,9 @@ class Holding:
         waiting.addCallback(lambda _: self._arm(command, targets, context, found))
 
     def close(self) -> None:
-        self.close_all()
+        figures = self.close_all()
         self.released_at = self._server.reactor.seconds()
-        self.machine.closed()
+        self.machine.closed(figures)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         caller.link.send(message)
@@ -135,8 +145,8 @@ class Holding:
 
     # -- for the server
 
-    def close_all(self) -> None:
-        """Let go of everything; idempotent."""
+    def close_all(self) -> list[ChannelFigures]:
+        """Let go of everything, and give the last figures; the second time there are none."""
         server = self._server
         self.stop_timer()
         self._stop_probe()
@@ -144,11 +154,12 @@ class Holding:
         for sock, listener in listeners.values():
             listener.stop()
             server.ports.release(sock)
-        server.element.close(self._core.uid, self._core.role)
+        figures = server.element.close(self._core.uid, self._core.role)
         if self._rate:
             server.capacity.release(self._rate)
             self._rate = 0.0
         self._secret = None
+        return figures
 
     def status(self) -> StreamStatus:
         """This stream, for an answer to Status."""
@@ -163,7 +174,7 @@ class Holding:
             csr=core.csr,
             generation=core.generation,
             connection_map=dict(core.current.connection_map) if core.current is not None else {},
-            figures=self._server.element.figures(core.uid, core.role),
+            figures=self._server.element.figures(core.uid, core.role) or core.figures,
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,

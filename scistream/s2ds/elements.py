@@ -75,17 +75,22 @@ class Element:
             return
         of_channel.carry(self._means, of_channel.arming, sock)
 
-    def close(self, uid: str, role: Role) -> None:
-        """Reset every connection of the stream: not one byte crosses after this. Its figures go too. Idempotent."""
+    def close(self, uid: str, role: Role) -> list[ChannelFigures]:
+        """Reset every connection of the stream: not one byte crosses after this.
+
+        :returns: its last figures, which go with it; nothing for a stream that is not open.
+        """
         stream = self._streams.pop((uid, role), None)
-        if stream is not None:
-            cut = stream.close()
-            self.log.info("Stream {uid} ({role}) is closed; connections cut: {cut}", uid=uid, role=role, cut=cut)
+        if stream is None:
+            return []
+        cut = stream.close()
+        self.log.info("Stream {uid} ({role}) is closed; connections cut: {cut}", uid=uid, role=role, cut=cut)
+        return stream.figures()
 
     def figures(self, uid: str, role: Role) -> list[ChannelFigures]:
         """What each channel has carried so far; nothing for a stream that is not open."""
         stream = self._streams.get((uid, role))
-        return [] if stream is None else [of_channel.figures() for of_channel in stream.channels.values()]
+        return [] if stream is None else stream.figures()
 
 
 class _Stream:
@@ -95,6 +100,9 @@ class _Stream:
         self._to_producer = Throttle(reactor, Bucket(rate, time.monotonic))
         self._to_consumer = Throttle(reactor, Bucket(rate, time.monotonic))
         self.channels = {number: _Channel(number, self._to_producer, self._to_consumer) for number in channels}
+
+    def figures(self) -> list[ChannelFigures]:
+        return [of_channel.figures() for of_channel in self.channels.values()]
 
     def close(self) -> int:
         relays = [relay for channel in self.channels.values() for relay in channel.relays]

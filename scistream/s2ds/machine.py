@@ -31,7 +31,7 @@ from automat import TypeMachineBuilder
 
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import Caller
-from scistream.wire.messages import Error, LastError, ReqListeners, Resp, Role, UpdateTargets
+from scistream.wire.messages import ChannelFigures, Error, LastError, ReqListeners, Resp, Role, UpdateTargets
 
 
 class Effects(Protocol):
@@ -44,7 +44,8 @@ class Effects(Protocol):
         """Check targets and credentials and let the channels listen: then `armed` or `not_armed`."""
 
     def close(self) -> None:
-        """Close listeners, reset connections, return ports and capacity, forget the key: then `closed`."""
+        """Close listeners, reset connections, return ports and capacity, forget the key: then `closed`, with the
+        last figures of each channel."""
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         """Answer a command."""
@@ -83,8 +84,8 @@ class Stream(Protocol):
     def expired(self) -> None:
         """The stream's life is over."""
 
-    def closed(self) -> None:
-        """Nothing of the stream is left."""
+    def closed(self, figures: list[ChannelFigures]) -> None:
+        """Nothing of the stream is left but its last figures."""
 
     def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
         """An UpdateTargets is news."""
@@ -115,6 +116,7 @@ class Core:
     update: UpdateTargets | None = None
     callers: list[Caller] = field(default_factory=list)
     last_error: LastError | None = None
+    figures: list[ChannelFigures] = field(default_factory=list)
 
     @property
     def generation(self) -> int:
@@ -122,8 +124,10 @@ class Core:
         return self.current.generation if self.current is not None else 0
 
     def present(self, caller: Caller, msg: str) -> None:
-        """Answer with the state that the stream is in, and with what was reserved."""
+        """Answer with the state that the stream is in, and with what was reserved, or carried when it is over."""
         fields: dict[str, Any] = {"listeners": self.listeners, "csr": self.csr} if self.listeners else {}
+        if self.state == "Released":
+            fields["figures"] = self.figures
         self.effects.answer(
             caller, Resp(uid=self.uid, seq=caller.seq, state=self.state, msg=msg, boot=self.boot, **fields)
         )
@@ -347,8 +351,9 @@ def _rel_again(stream: Stream, core: Core, caller: Caller) -> None:
 
 
 @Releasing.upon(Stream.closed).to(Released)
-def _closed(stream: Stream, core: Core) -> None:
+def _closed(stream: Stream, core: Core, figures: list[ChannelFigures]) -> None:
     core.state = "Released"
+    core.figures = figures
     core.listeners, core.csr = [], ""
     core.present_all("the stream is released")
 

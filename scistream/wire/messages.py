@@ -287,7 +287,8 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
 
     `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
-    an S2CS's answer to Status: sentences about certificates that expire soon.
+    an S2CS's answer to Status: sentences about certificates that expire soon. `figures` are the last ones of a stream
+    that an S2DS has released.
     """
 
     uid: Uid | None
@@ -301,6 +302,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     more: str | None = None
     room: Room | None = None
     warnings: Warnings | None = None
+    figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):

@@ -400,14 +400,16 @@ async def test_closing_a_stream_resets_both_sides_and_nothing_crosses_any_more(m
     pushed, end = deferToThread(push, producer), deferToThread(how_it_ends, consumer)
     side, other = (stream.prod, stream.cons) if role == PROD else (stream.cons, stream.prod)
     await until(lambda: side.figures().bytes_to_consumer > MIB)
-    side.element.close(stream.uid, role)
+    (last,) = side.element.close(stream.uid, role)
+    assert last.bytes_to_consumer > MIB
+    assert (last.connections, last.accepted, last.reset) == (0, 1, 1)
     assert side.element.figures(stream.uid, role) == []
     await until(lambda: other.figures().reset == 1)
     stopped = other.figures()
     assert await pushed == "reset"
     assert await end == "reset"
     assert other.figures() == stopped
-    side.element.close(stream.uid, role)
+    assert side.element.close(stream.uid, role) == []
 
 
 @pytest_twisted.ensureDeferred

@@ -129,8 +129,9 @@ class ModelElement:
     def arm(self, arming: Any) -> None:
         self.streams[arming.uid, arming.role][arming.channel] = arming
 
-    def close(self, uid: str, role: Role) -> None:
+    def close(self, uid: str, role: Role) -> list[Any]:
         self.streams.pop((uid, role), None)
+        return []
 
     def figures(self, _uid: str, _role: Role) -> list[Any]:
         return []

@@ -16,7 +16,7 @@ from scistream.s2ds import machine as s2ds
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
-from scistream.wire.messages import PROD, Error, ReqListeners, Resp, UpdateTargets
+from scistream.wire.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
 
 [TABLE] = tables_of(s2ds.__doc__)
 STATES = [state.name for state in s2ds.STATES]
@@ -114,7 +114,7 @@ class Rig:
         if state in ("Releasing", "Released"):
             self.rel()
         if state == "Released":
-            self.machine.closed()
+            self.machine.closed([])
         assert self.state == state
         self.news()
         return self
@@ -163,7 +163,7 @@ INPUTS = [
     Input("not_armed", lambda rig: rig.machine.not_armed(REFUSED), "target-refused"),
     Input("not_armed", lambda rig: rig.machine.not_armed(BROKEN), "other failure"),
     Input("expired", lambda rig: rig.machine.expired(), "expires"),
-    Input("closed", lambda rig: rig.machine.closed(), "all closed"),
+    Input("closed", lambda rig: rig.machine.closed([]), "all closed"),
 ]
 PRIVATE: list[tuple[str, Callable[[Rig], Any], dict[str, str]]] = [
     (
@@ -424,7 +424,7 @@ def test_rel_closes_everything_and_is_answered_when_that_is_done(state: str) -> 
     assert kinds(news)[-2:] == ["stop timer", "close"]
     waiting = [call[1] for call in news if call[0] == "answer"]
     assert [message.code for message in waiting] == (["wrong-state"] if state in ("Reserving", "Updating") else [])
-    rig.machine.closed()
+    rig.machine.closed([])
     resp = rig.answer_to(seq)
     assert (resp.state, resp.listeners, resp.boot) == ("Released", None, BOOT)
     assert rig.core.last_error is None
@@ -436,7 +436,7 @@ def test_rel_in_releasing_is_answered_with_the_state_and_again_when_it_is_done()
     rig.news()
     second = rig.rel()
     assert rig.answer_to(second).state == "Releasing"
-    rig.machine.closed()
+    rig.machine.closed([])
     finals = [call[1] for call in rig.news()]
     assert [(final.seq, final.state) for final in finals] == [(first, "Released"), (second, "Released")]
 
@@ -444,11 +444,26 @@ def test_rel_in_releasing_is_answered_with_the_state_and_again_when_it_is_done()
 def test_rel_of_a_stream_that_is_gone_gets_the_same_answer_as_the_first() -> None:
     rig = Rig().to("Forwarding")
     first = rig.rel()
-    rig.machine.closed()
+    rig.machine.closed([])
     said = rig.answer_to(first)
     for _ in range(3):
         again = rig.rel()
         assert rig.answer_to(again) == msgspec.structs.replace(said, seq=again)
+
+
+def test_the_answer_to_rel_has_the_last_figures_whoever_ended_the_stream() -> None:
+    last = [ChannelFigures(channel=0, bytes_to_consumer=5, accepted=1)]
+    rig = Rig().to("Forwarding")
+    seq = rig.rel()
+    again = rig.rel()
+    assert rig.answer_to(again).figures is None, "it is still being closed"
+    rig.machine.closed(last)
+    assert rig.answer_to(seq).figures == last
+    expired = Rig().to("Forwarding")
+    expired.machine.expired()
+    expired.machine.closed(last)
+    for _ in range(2):
+        assert expired.answer_to(expired.rel()).figures == last
 
 
 def test_rel_of_a_stream_that_was_never_reserved_is_unknown_and_its_request_comes_too_late() -> None:
@@ -465,7 +480,7 @@ def test_an_expired_stream_closes_everything_by_itself(state: str) -> None:
     assert kinds(news)[-2:] == ["stop timer", "close"]
     waiting = [call[1] for call in news if call[0] == "answer"]
     assert [message.code for message in waiting] == (["expired"] if state in ("Reserving", "Updating") else [])
-    rig.machine.closed()
+    rig.machine.closed([])
     assert rig.news() == []
     assert rig.state == "Released"
     assert rig.core.last_error is not None
@@ -478,5 +493,5 @@ def test_an_effect_that_ends_after_the_release_does_not_bring_the_stream_back(la
     rig.rel()
     rig.bound() if late == "bound" else rig.machine.armed()
     assert rig.state == "Releasing"
-    rig.machine.closed()
+    rig.machine.closed([])
     assert rig.answer_to(rig.rel()).listeners is None

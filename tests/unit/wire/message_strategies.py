@@ -204,6 +204,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         more=st.none() | text(100),
         room=st.none() | st.builds(Room, ports=integers(0, 65535), rate=finite),
         warnings=st.none() | st.lists(messages_to_people, max_size=3),
+        figures=st.none() | st.lists(figures, max_size=3),
     ),
     Error: st.builds(
         Error,
@@ -273,6 +274,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "more": "",
         "room": {"ports": 8, "rate": 1.0},
         "warnings": ["the server certificate expires in 6 days"],
+        "figures": [{"channel": 0, "bytes_to_consumer": 5}],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }
