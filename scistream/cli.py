@@ -12,6 +12,7 @@ from scistream import __version__
 from scistream.demo.command import demo
 from scistream.s2cs.command import store
 from scistream.s2cs.policy_command import policy
+from scistream.s2cs.usage import usage
 from scistream.security.command import pki
 
 
@@ -30,3 +31,4 @@ main.add_command(demo)
 main.add_command(store)
 main.add_command(policy)
 main.add_command(pki)
+main.add_command(usage)

@@ -113,6 +113,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     gateways: list[Gateway]
     listen: str = "127.0.0.1:5000"
     state: str = "s2cs.sqlite"
+    audit: str = "auto"
     certificate: str = ""
     key: str = ""
     authorities: list[str] = field(default_factory=list)
@@ -134,6 +135,8 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(f"gateways: two of them have one name, among {', '.join(names)}")
         for gateway in self.gateways:
             _address(f"gateways: {gateway.name}: address", gateway.address)
+        if not self.audit:
+            raise ValueError("audit: is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
             _parsed(key, parse_seconds, getattr(self, key))
         if not self.insecure:

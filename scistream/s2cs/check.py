@@ -1,12 +1,12 @@
 """What is in an S2CS's store, and whether it is sound: for `scistream store check`. Reads only, also beside a running
-S2CS; nothing here is used by the server.
+S2CS; nothing here is used by the server. `read_only` is how `scistream usage` opens it, too.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import msgspec
 from scistream.config import ConfigProblem
 from scistream.s2cs.machine import LIVE, Released, Releasing
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import SCHEMA_VERSION
+from scistream.s2cs.streams import SCHEMA_VERSION, Counts
 
 RELEASED = str(Released.name)
 LIVE_STATES = tuple(str(state.name) for state in (*LIVE, Releasing))
@@ -26,6 +26,11 @@ LIVE_STATES = tuple(str(state.name) for state in (*LIVE, Releasing))
 _DAMAGED = "SQLite finds the file damaged"
 _COMPLETE = ("Listening", "Ready", "Updating", "Streaming")
 _COLUMNS = ["uid", "role", "owner", "state", "released_at", "record"]
+_BOOKS = {
+    "heard": ["uid", "role", "gateway", "boot", *Counts._fields],
+    "usage": ["day", "owner", "uid", "role", *Counts._fields[:3]],
+}
+_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM stream ORDER BY uid, role"
 START_ANEW = (
     "Stop the S2CS, keep a copy of the file, and restore it from a backup or let the S2CS make a new one: what its "
@@ -67,11 +72,22 @@ def check_store(path: Path) -> Findings:
 
     :raises Unreadable: if it is not there, may not be read, or is no SQLite database.
     """
+    with read_only(path) as db:
+        return _look_through(db)
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """One moment of a store, whatever an S2CS writes meanwhile.
+
+    :raises Unreadable: if it is not there, may not be read, or is no SQLite database.
+    """
     try:
         with open(path, "rb") as file:
             file.read(1)
         with closing(sqlite3.connect(f"file:{quote(str(path))}?{_manner(path)}", uri=True)) as db:
-            return _look_through(db)
+            db.execute("BEGIN")
+            yield db
     except OSError as problem:
         raise Unreadable(f"{path} cannot be read: {problem.strerror}") from None
     except sqlite3.Error as problem:
@@ -88,7 +104,6 @@ def _manner(path: Path) -> str:
 
 
 def _look_through(db: sqlite3.Connection) -> Findings:
-    db.execute("BEGIN")  # one moment of the store, whatever an S2CS writes meanwhile
     found = Findings(version=int(db.execute("PRAGMA user_version").fetchone()[0]))
     try:
         _look_at_tables(db, found)
@@ -108,6 +123,8 @@ def _look_at_tables(db: sqlite3.Connection, found: Findings) -> None:
     columns = [row[1] for row in db.execute("PRAGMA table_info(stream)")]
     if columns == _COLUMNS:
         _look_at_records(db, found)
+        if found.version == SCHEMA_VERSION:
+            found.problems += [Problem(what, START_ANEW) for what in _books_problems(db)]
     elif found.version == SCHEMA_VERSION:
         found.problems.append(Problem("its table of streams is not as it should be", START_ANEW))
     elif db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -128,6 +145,20 @@ def _look_at_records(db: sqlite3.Connection, found: Findings) -> None:
             found.released += 1
         else:
             found.live.append(record)
+
+
+def _books_problems(db: sqlite3.Connection) -> Iterator[str]:
+    """What no S2CS would have written into the tables of `ledger.py`."""
+    for table, columns in _BOOKS.items():
+        if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != columns:
+            yield f"its table {table} is not as it should be"
+            continue
+        numbers = [column for column in columns if column in Counts._fields]
+        wrong = " OR ".join(f"typeof({column}) != 'integer' OR {column} < 0" for column in numbers)
+        for row in db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {wrong} LIMIT 20"):
+            yield f"its table {table} has a row that counts less than nothing, or no number: {row}"
+    for (day,) in db.execute(f"SELECT DISTINCT day FROM usage WHERE day NOT GLOB '{_DAY}' LIMIT 20"):
+        yield f"its table usage has {day!r} in place of a day"
 
 
 def _contradictions(row: tuple[Any, ...], record: Record) -> Iterator[str]:

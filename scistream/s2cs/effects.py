@@ -11,8 +11,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.logs import trace
+from scistream.s2cs.audit import AuditTrail, StreamTrail
 from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
 from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
@@ -44,6 +46,8 @@ class Facility(Protocol):
     reactor: Any
     wall: Callable[[], float]
     store: Store
+    ledger: Ledger
+    audit: AuditTrail
     unwritten: set[StreamKey]
     """The streams whose record in the store is not as it should be: written as soon as there is room."""
 
@@ -69,6 +73,7 @@ class Held:
         self.app_link: Link | None = None
         self.app_outbox = Outbox(server.reactor, "the application")
         self._owner_links: set[Link] = set()
+        self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
         self._timers: list[IDelayedCall] = []
         # From here on the wall clock may jump as it likes.
@@ -84,6 +89,10 @@ class Held:
     def save(self, record: Record) -> bool:
         if record.state == "Released" and not record.released_at:
             record.released_at = self._server.wall()
+        if record.state == "Streaming" and not record.started_at:
+            record.started_at = self._server.wall()
+        if record.state == "Released":
+            self.trail.ended()
         try:
             self._server.store.save(record)
         except StreamError as error:
@@ -91,9 +100,11 @@ class Held:
             self._server.unwritten.add(record.key)
             return False
         self._server.unwritten.discard(record.key)
+        self.trail.saved()
         return True
 
     def forget(self, record: Record) -> None:
+        self.trail.ended()
         self._server.forget(self)
 
     def ask(self, gateway: str, command: Command) -> None:
@@ -108,7 +119,7 @@ class Held:
         asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
         self._asking[gateway] = asked
         if releasing:
-            asked.addCallbacks(lambda _: self.machine.gateway_released(gateway), self._rel_refused, (), {}, (gateway,))
+            asked.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
         else:
             asked.addCallbacks(
                 lambda answer: self.machine.gateway_answered(gateway, answer), self._refused, (), {}, (gateway,)
@@ -127,15 +138,21 @@ class Held:
         if isinstance(error, StreamError) and error.code != "shutting-down":
             self.machine.gateway_refused(gateway, error)
 
+    def _rel_answered(self, answer: Resp, gateway: str) -> None:
+        self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures)
+        self.machine.gateway_released(gateway)
+
     def _rel_refused(self, failure: Failure, gateway: str) -> None:
         failure.trap(StreamError, CancelledError)
         error = failure.value
         if isinstance(error, StreamError) and error.code != "shutting-down":
             if error.code != "unknown-uid":
                 self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
+            self._server.ledger.hear_last(self.record, gateway, None, None)
             self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
+        self.trail.answered(caller, message)
         caller.link.send(message)
 
     def tell_owner(self, message: ProdLstn | Error) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -18,6 +19,9 @@ FIGURES_PATIENCE = 2.0
 
 class Listener(Protocol):
     """Who hears what a gateway says."""
+
+    def figures_heard(self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]) -> None:
+        """What streams have carried there since they were reserved."""
 
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached."""
@@ -101,6 +105,7 @@ class Gateway:
             self._next_page(expected, known, answer.more)
             return
         self.figures = {key: status.figures for key, status in known.items()}
+        self._server.figures_heard(self.name, answer.boot or "", self.figures)
         self.probes = {key: status.probe for key, status in known.items() if status.probe is not None}
         self.room = answer.room
         if self._is_silent:
@@ -110,8 +115,10 @@ class Gateway:
         self._settle()
 
     def _note_figures(self, answer: Resp) -> None:
+        heard = {(status.uid, status.role): status.figures for status in answer.streams or []}
+        self.figures.update(heard)
+        self._server.figures_heard(self.name, answer.boot or "", heard)
         for status in answer.streams or []:
-            self.figures[status.uid, status.role] = status.figures
             if status.probe is not None:
                 self.probes[status.uid, status.role] = status.probe
 

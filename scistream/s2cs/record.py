@@ -19,7 +19,8 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
 
     `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
-    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart.
+    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so is
+    `started_at`, when its first targets came into force.
     """
 
     uid: str
@@ -40,6 +41,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     life: float = 0.0
     expires_at: float = 0.0
     hello_by: float = 0.0
+    started_at: float = 0.0
     released_at: float = 0.0
 
     @property

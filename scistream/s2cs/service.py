@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
@@ -20,9 +21,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
+from scistream.s2cs.audit import AuditTrail
+from scistream.s2cs.audit_sink import open_sink
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, member, spread
 from scistream.s2cs.record import Record
@@ -31,16 +35,19 @@ from scistream.s2cs.volume import Volume
 from scistream.security.control import Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.keyring import Keyring, client_keyring
-from scistream.security.tls import Identity
+from scistream.security.tls import Identity, explain
 from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
+from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller
+from scistream.wire.link import Caller, command_name
 from scistream.wire.messages import (
     Answer,
+    ChannelFigures,
+    Command,
     Error,
     Hello,
     Message,
+    ProdLstn,
     Rel,
     Req,
     Resp,
@@ -52,6 +59,7 @@ from scistream.wire.messages import (
 
 MAX_PAGE_BYTES = 150_000
 
+_TAKES = "an S2CS takes REQ, UpdateTargets, REL, Status and Hello"
 _REFUSED_HELLO = (
     "no stream here waits for that application with that key: it was released, or has expired, or the join "
     "string is for the other side or another facility. Ask for a new join string."
@@ -94,7 +102,10 @@ class ControlServer(Service):
         }
         self.volume = Volume(wall)
         self.guard = Guard(config, policy_of(config, config_file), self.volume.today)
-        self.store = Store(beside(config_file, config.state))
+        store = beside(config_file, config.state)
+        self.store = Store(store)
+        self.ledger = Ledger(self.store, wall)
+        self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
         self._early: list[Callable[[], None]] = []
@@ -130,7 +141,15 @@ class ControlServer(Service):
         port, self._port = self._port, None
         if port is not None:
             stopping.append(maybeDeferred(port.stopListening))
-        return DeferredList(stopping).addCallback(lambda _: self.store.close())
+        return DeferredList(stopping).addCallback(lambda _: self._close_files())
+
+    def _close_files(self) -> None:
+        self.ledger.write()
+        self.audit.stopped(self._live())
+        self.store.close()
+
+    def _live(self) -> int:
+        return sum(held.record.state != "Released" for held in self.streams.values())
 
     def reload(self) -> None:
         """Read certificates, keys, authorities, CRLs and the policy again: all of them, or nothing changes.
@@ -171,6 +190,7 @@ class ControlServer(Service):
         held = [Held(self, record, restored=True) for record in self.store.load()]
         self.streams = {one.record.key: one for one in held}
         self._forget_old()
+        self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in self.streams.values():
             resume(one.machine, one.core)
 
@@ -179,6 +199,7 @@ class ControlServer(Service):
             if held.record.state == "Released" and self.wall() - held.record.released_at > REMEMBER_SECONDS:
                 self.store.forget(key)
                 self.volume.forget(key)
+                self.ledger.forget(key)
                 del self.streams[key]
 
     def forget(self, held: Held) -> None:
@@ -186,6 +207,7 @@ class ControlServer(Service):
         self.unwritten.discard(held.record.key)
         self.volume.forget(held.record.key)
         self.store.forget(held.record.key)
+        self.ledger.forget(held.record.key)
         if self.streams.get(held.record.key) is held:
             del self.streams[held.record.key]
 
@@ -204,6 +226,8 @@ class ControlServer(Service):
         self._links.add(link)
 
     def link_down(self, link: Link, reason: Failure) -> None:
+        if link.refusal is not None or (link not in self._links and isinstance(reason.value, SSL.Error)):
+            self.audit.link_refused(link, explain(reason))
         self._links.discard(link)
         log_refusal(link, reason)
         for held in self.streams.values():
@@ -221,10 +245,14 @@ class ControlServer(Service):
             elif isinstance(message, Req | UpdateTargets | Rel | Status):
                 self._from_user(link, message)
             elif not isinstance(message, Resp | Error):
-                link.refuse(message, "not-authorized", "an S2CS takes REQ, UpdateTargets, REL, Status and Hello")
+                self._refuse(link, message, "not-authorized", _TAKES)
         except StreamError as error:
             assert not isinstance(message, Resp | Error)
-            link.refuse(message, error.code, error.msg)
+            self._refuse(link, message, error.code, error.msg)
+
+    def _refuse(self, link: Link, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
+        self.audit.refused(link, command_name(command), command.uid, command.role, code, msg)
+        link.refuse(command, code, msg)
 
     # -- users
 
@@ -243,7 +271,7 @@ class ControlServer(Service):
             if held.record.owner == owner:
                 self.guard.check_still_allowed(held.record)
             held.note_owner_link(link, owner)
-            held.machine.req(Caller(link, request.seq), request, owner, {})
+            held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif not all(gateway.settled for gateway in self.gateways.values()):
             self._early.append(lambda: self._req_again(link, request))
         else:
@@ -255,6 +283,7 @@ class ControlServer(Service):
 
     def _new_stream(self, link: Link, owner: str, request: Req) -> None:
         self._forget_old()
+        self.audit.request(link, request, owner)
         life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         plan = spread(self._members(), request.num_conn, request.rate)
@@ -269,7 +298,7 @@ class ControlServer(Service):
         held = self.streams[record.key] = Held(self, record)
         self.volume.begin(record.key)
         held.note_owner_link(link, owner)
-        held.machine.req(Caller(link, request.seq), request, owner, plan)
+        held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
     def _members(self) -> list[Member]:
         records = [held.record for held in self.streams.values()]
@@ -287,11 +316,12 @@ class ControlServer(Service):
             raise StreamError("unknown-uid", f"no stream {command.uid} of role {command.role} was asked for here")
         self.guard.check_owner(held.record, owner)
         held.note_owner_link(link, owner)
-        caller = Caller(link, command.seq)
+        caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             self.guard.check_update(held.record, command)
             held.machine.update_targets(caller, command)
         else:
+            held.trail.release_asked(link)
             held.release(caller, owner)
 
     def _remember_released(self, command: Rel, owner: str) -> None:
@@ -352,14 +382,22 @@ class ControlServer(Service):
             self.log.warn(
                 "refused a Hello for {uid} ({role}) from {peer}", uid=hello.uid, role=hello.role, peer=link.address
             )
-            link.refuse(hello, "not-authorized", _REFUSED_HELLO)
+            self._refuse(link, hello, "not-authorized", _REFUSED_HELLO)
             link.close()
             return
         self.guard.check_hello(held.record, hello)
         held.note_application(link)
-        held.machine.hello(Caller(link, hello.seq), hello.listeners or [])
+        held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
     # -- gateways
+
+    def figures_heard(self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]) -> None:
+        """Book what streams have carried."""
+        for key, told in figures.items():
+            held = self.streams.get(key)
+            if held is not None:
+                self.ledger.hear(held.record, gateway, boot, told)
+        self.ledger.write()
 
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached: requests that came early may go on."""
@@ -380,9 +418,12 @@ class ControlServer(Service):
         :param expected: what `held_by` gave when the gateway was asked.
         """
         self._write_again()
+        self.audit.flush()
         for key, held in list(self.streams.items()):
             if held.is_of_another_boot(gateway.name, boot):
                 held.machine.gateway_lost(gateway.name, "was restarted, and what it held of this stream is gone")
+            elif held.record.state == "Releasing":
+                continue  # the answer to REL, which is still to come, brings the last figures
             elif key in expected and (key not in known or known[key].state in ("Releasing", "Released")):
                 held.machine.gateway_lost(gateway.name, "has released this stream by itself")
         for key, status in known.items():

@@ -1,15 +1,18 @@
-"""The store: the records of an S2CS's streams, in SQLite, called directly.
+"""The store: the records of an S2CS's streams, and what they have carried, in SQLite, called directly.
 
 Write-ahead logging makes a record safe against the death of the process at any instant. One row a
-stream, keyed by (uid, role), with the record as JSON beside what a person may want to select by.
+stream, keyed by (uid, role), with the record as JSON beside what a person may want to select by. The
+books of `ledger.py` are two tables: `heard`, what each gateway has told last of a stream, and `usage`,
+what was booked on each day, which outlives the records.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from twisted.logger import Logger
@@ -17,7 +20,7 @@ from twisted.logger import Logger
 from scistream.config import ConfigProblem
 from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import StreamKey
+from scistream.wire.messages import Role, StreamKey
 
 REMEMBER_SECONDS = 24 * 3600.0
 
@@ -49,13 +52,70 @@ def _make_tables(db: sqlite3.Connection) -> None:
     )
 
 
-STEPS: tuple[Step, ...] = (_make_tables,)
+def _make_books(db: sqlite3.Connection) -> None:
+    """Version 2: what streams have carried."""
+    db.execute(
+        """
+        CREATE TABLE heard (
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            gateway TEXT NOT NULL,
+            boot TEXT NOT NULL,
+            bytes_to_consumer INTEGER NOT NULL,
+            bytes_to_producer INTEGER NOT NULL,
+            connections INTEGER NOT NULL,
+            reset INTEGER NOT NULL,
+            PRIMARY KEY (uid, role, gateway)
+        ) WITHOUT ROWID
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE usage (
+            day TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            bytes_to_consumer INTEGER NOT NULL,
+            bytes_to_producer INTEGER NOT NULL,
+            connections INTEGER NOT NULL,
+            PRIMARY KEY (day, owner, uid, role)
+        ) WITHOUT ROWID
+        """
+    )
+
+
+STEPS: tuple[Step, ...] = (_make_tables, _make_books)
 """The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
 SCHEMA_VERSION = len(STEPS)
 
 
+class Counts(NamedTuple):
+    """What was carried: bytes each way, connections accepted, and those of them that ended abnormally."""
+
+    bytes_to_consumer: int = 0
+    bytes_to_producer: int = 0
+    connections: int = 0
+    reset: int = 0
+
+
+NO_COUNTS = Counts()
+
+
+class Booking(NamedTuple):
+    """What a gateway has told of a stream, in all, and what of it is news."""
+
+    uid: str
+    role: Role
+    gateway: str
+    owner: str
+    boot: str
+    counts: Counts
+    news: Counts
+
+
 class Store:
-    """The records of one S2CS.
+    """The records of one S2CS, and its books.
 
     :param path: the database file; made, with mode 0600, if it is not there, and brought up to date if it is older.
     :param steps: how it is brought up to date.
@@ -137,12 +197,62 @@ class Store:
             raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
 
     def forget(self, key: StreamKey) -> None:
-        """Remove a record; one that cannot be removed now goes at the next start."""
+        """Remove a record; one that cannot be removed now goes at the next start. What was booked stays."""
         try:
+            self._db.execute("DELETE FROM heard WHERE uid = ? AND role = ?", key)
             self._db.execute("DELETE FROM stream WHERE uid = ? AND role = ?", key)
         except sqlite3.Error:
             return
 
+    # -- the books
+
+    def load_heard(self) -> dict[tuple[str, Role, str], tuple[str, Counts]]:
+        """What each gateway has told last of each stream, in which run of it, by (uid, role, gateway).
+
+        :raises StoreProblem: if it cannot be read.
+        """
+        try:
+            rows = self._db.execute("SELECT * FROM heard").fetchall()
+        except sqlite3.Error as problem:
+            raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
+        return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
+
+    def book(self, day: str, bookings: Iterable[Booking]) -> None:
+        """Note what was told, and add the news to that day: all of it, or nothing.
+
+        :raises StreamError: `no-capacity` if it cannot be written.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for one in bookings:
+                self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
+                self._db.execute(_ADD, (day, one.owner, one.uid, one.role, *one.news[:3]))
+            self._db.execute("COMMIT")
+        except sqlite3.Error as problem:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+
+    def bytes_on(self, day: str, owner: str) -> int:
+        """Bytes of an owner's streams on a day, both ways together.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        try:
+            return int(self._db.execute(_BYTES, (day, owner)).fetchone()[0])
+        except sqlite3.Error as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+_HEAR = "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD = """
+    INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+        bytes_to_consumer = bytes_to_consumer + excluded.bytes_to_consumer,
+        bytes_to_producer = bytes_to_producer + excluded.bytes_to_producer,
+        connections = connections + excluded.connections
+"""
+_BYTES = "SELECT coalesce(sum(bytes_to_consumer + bytes_to_producer), 0) FROM usage WHERE day = ? AND owner = ?"

@@ -53,10 +53,11 @@ UNSENT = 0
 
 @dataclass(frozen=True)
 class Caller:
-    """Who waits for an answer: a link, and the number that the command has on it."""
+    """Who waits for an answer: a link, the number that the command has on it, and the command's name."""
 
     link: Link
     seq: int
+    cmd: str = ""
 
 
 def still_working(command: Command, answer: Resp) -> bool:

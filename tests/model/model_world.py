@@ -85,6 +85,7 @@ class Facility:
             gateways=[Gateway(name=name, address=f"{HOST}:{at}") for name, at in self.gateways.items()],
             insecure=True,
             state=f"{role}.sqlite",
+            audit="none",
         )
         # The consumer's gateway has to look the producer's up by name: so its arming takes a while.
         wan = Leg(advertise="gateway.example" if role == PROD else "")

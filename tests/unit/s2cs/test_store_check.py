@@ -96,7 +96,7 @@ def test_a_sound_store_is_told_with_its_live_streams_by_state(file: Path) -> Non
         record(3, state="Released"),
     )
     assert in_words(file, check_store(file), NOW) == [
-        f"{file}: schema version 1, 4 records",
+        f"{file}: schema version {SCHEMA_VERSION}, 4 records",
         "live streams: 3 (1 Listening, 2 Streaming)",
         f"  Listening  PROD {uid_of(2)} of ada, expires in 3 hours",
         f"  Streaming  PROD {uid_of(1)} of ada, expires in 3 hours",
@@ -236,24 +236,25 @@ def test_an_older_store_is_brought_up_to_date_step_by_step_with_its_records(file
 
         return take
 
-    Store(file, [*STEPS, more, step(3), step(4)]).close()
-    assert taken == [(3, True, 2), (4, True, 3)]
-    assert version_of(file) == 4
+    known = SCHEMA_VERSION
+    Store(file, [*STEPS, more, step(known + 2), step(known + 3)]).close()
+    assert taken == [(known + 2, True, known + 1), (known + 3, True, known + 2)]
+    assert version_of(file) == known + 3
     with contextlib.closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT uid, site FROM stream ORDER BY uid").fetchall() == [
             (uid_of(1), "here"),
             (uid_of(2), "here"),
         ]
-    with pytest.raises(StoreProblem, match="schema version 4, and this software knows 1"):
+    with pytest.raises(StoreProblem, match=f"schema version {known + 3}, and this software knows {known}"):
         Store(file)
-    assert version_of(file) == 4
+    assert version_of(file) == known + 3
 
 
 def test_an_upgrade_that_fails_in_the_middle_leaves_the_store_as_it_was(file: Path) -> None:
     filled(file, record(1))
     with pytest.raises(StoreProblem, match="disk I/O error"):
         Store(file, [*STEPS, more, fails])
-    assert version_of(file) == 1
+    assert version_of(file) == SCHEMA_VERSION
     assert "the store is sound" in check(file, 0)
     store = Store(file)
     assert store.load() == [record(1)]
@@ -262,7 +263,7 @@ def test_an_upgrade_that_fails_in_the_middle_leaves_the_store_as_it_was(file: Pa
 
 def test_a_new_store_is_made_by_all_steps_from_nothing(file: Path) -> None:
     Store(file, [*STEPS, more]).close()
-    assert version_of(file) == 2
+    assert version_of(file) == SCHEMA_VERSION + 1
 
 
 def test_a_database_of_something_else_is_not_made_a_store(file: Path) -> None:

@@ -1,0 +1,328 @@
+"""The audit trail of an S2CS: who asked for what, from where, what became of it, and how many bytes it carried.
+
+`AuditTrail` writes the lines that concern the server, `StreamTrail` those of one stream; the server and `Held` tell
+them what happens. A line that cannot be written waits in memory and is written as soon as it can be, and no new stream
+is taken meanwhile: a facility must be able to say who has streamed what. Streams that are there go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from twisted.logger import Logger
+
+from scistream import __version__
+from scistream.s2cs.audit_events import (
+    SCHEMA,
+    End,
+    Event,
+    Hello,
+    LinesLost,
+    LinkRefused,
+    Refused,
+    Release,
+    Request,
+    ServerStart,
+    ServerStop,
+    Start,
+    Targets,
+    line_of,
+)
+from scistream.s2cs.audit_sink import Sink
+from scistream.s2cs.ledger import Total
+from scistream.s2cs.record import Record
+from scistream.wire.errors import StreamError
+from scistream.wire.line import Link
+from scistream.wire.link import Caller
+from scistream.wire.messages import Error, Req, Resp, Role
+
+MAX_WAITING_BYTES = 2**20
+"""Lines that wait in memory; those above it are counted, and dropped."""
+WINDOW_SECONDS = 60.0
+MOST_IN_WINDOW = 20
+"""Refusals of one kind from one address that get a line of their own in each window."""
+MOST_ADDRESSES = 4096
+
+
+class AuditTrail:
+    """The trail of one S2CS.
+
+    :param sink: where lines go; None keeps no trail.
+    :param server: what the S2CS listens on, for each line.
+    :param wall: seconds since the epoch.
+    """
+
+    log = Logger()
+
+    def __init__(self, sink: Sink | None, server: str, wall: Callable[[], float]) -> None:
+        self._sink = sink
+        self._server = server
+        self.wall = wall
+        self._waiting: deque[str] = deque()
+        self._waiting_bytes = 0
+        self._lost = 0
+        self._is_failing = False
+        self._refusals: dict[Hashable, _Window] = {}
+
+    # -- the server
+
+    def started(self, gateways: list[str], streams: int, insecure: bool) -> None:
+        """The S2CS serves from now on."""
+        if self._sink is None:
+            self.log.warn("audit is 'none': nobody will be able to say who has streamed what")
+        self._emit(ServerStart, version=__version__, gateways=gateways, streams=streams, insecure=insecure)
+
+    def stopped(self, streams: int) -> None:
+        """The S2CS ends."""
+        self._end_windows(all_of_them=True)
+        self._emit(ServerStop, streams=streams)
+        if self._sink is None:
+            return
+        if self._waiting or self._lost:
+            lost = len(self._waiting) + self._lost
+            self.log.error("AUDIT: {sink} cannot be written; lines lost: {lost}", sink=self._sink.name, lost=lost)
+        self._sink.close()
+
+    def link_refused(self, link: Link, reason: str) -> None:
+        """A link has failed at the door."""
+        address, host = _address(link)
+        self._emit_refusal((host,), LinkRefused, address=address, reason=reason)
+
+    def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
+        """A command was refused."""
+        address, host = _address(link)
+        identity, issuer = _peer(link)
+        self._emit_refusal(
+            (host, identity, issuer, cmd, code),
+            Refused,
+            address=address,
+            identity=identity,
+            issuer=issuer,
+            cmd=cmd,
+            uid=uid,
+            role=role,
+            code=code,
+            reason=reason,
+        )
+
+    def request(self, link: Link, request: Req, owner: str) -> None:
+        """A new stream is asked for.
+
+        :raises StreamError: `no-capacity` if that cannot be written down: the stream must not be taken then.
+        """
+        identity, issuer = split_owner(owner)
+        self._emit(
+            Request,
+            uid=request.uid,
+            role=request.role,
+            identity=identity,
+            issuer=issuer,
+            address=_address(link)[0],
+            num_conn=request.num_conn,
+            rate=request.rate,
+            expires=request.expires,
+            protocol=request.protocol,
+            app_from=request.app_from,
+            label=request.label,
+        )
+        if self._is_failing:
+            why = "the audit trail of this S2CS cannot be written, so it takes no new stream: tell its operator"
+            raise StreamError("no-capacity", why)
+
+    # -- of streams
+
+    def of_stream(self, kind: type[Any], record: Record, **fields: Any) -> None:
+        """Something has happened to a stream."""
+        identity, issuer = split_owner(record.owner)
+        self._emit(kind, uid=record.uid, role=record.role, identity=identity, issuer=issuer, **fields)
+
+    # -- writing
+
+    def flush(self) -> None:
+        """Write what waits, and what was left out of the last window. To be called now and then."""
+        self._end_windows()
+        self._write_waiting()
+
+    def reopen(self) -> None:
+        """The file may have been moved away: at SIGHUP."""
+        if self._sink is None:
+            return
+        try:
+            self._sink.reopen()
+        except OSError as problem:
+            self._failed(problem)
+            return
+        self._write_waiting()
+
+    def _emit(self, kind: type[Any], **fields: Any) -> None:
+        if self._sink is not None:
+            self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
+
+    def _emit_refusal(self, key: Hashable, kind: type[Any], **fields: Any) -> None:
+        """Whoever knocks again and again must not fill the disk: what is above the measure is only counted."""
+        if self._sink is None:
+            return
+        event = kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, repeated=0, **fields)
+        self._end_windows()
+        if key not in self._refusals and len(self._refusals) >= MOST_ADDRESSES:
+            key = None
+        window = self._refusals.setdefault(key, _Window(self.wall()))
+        window.seen += 1
+        if window.seen <= MOST_IN_WINDOW:
+            self._write(event)
+        else:
+            window.last = event
+
+    def _end_windows(self, *, all_of_them: bool = False) -> None:
+        """They are in the order of their beginning. A clock that was set back ends them, too."""
+        now = self.wall()
+        for key, window in list(self._refusals.items()):
+            if not all_of_them and 0 <= now - window.began < WINDOW_SECONDS:
+                return
+            del self._refusals[key]
+            if window.last is not None:
+                repeated = window.seen - MOST_IN_WINDOW - 1
+                self._write(msgspec.structs.replace(window.last, repeated=repeated))
+
+    def _write(self, event: Event) -> None:
+        line = line_of(event)
+        if self._waiting_bytes + len(line) > MAX_WAITING_BYTES:
+            self._lost += 1
+        else:
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        sink = self._sink
+        if sink is None:
+            return
+        try:
+            while self._waiting:
+                sink.write(self._waiting[0])
+                self._waiting_bytes -= len(self._waiting.popleft())
+            if self._lost:
+                lost = LinesLost(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, count=self._lost)
+                sink.write(line_of(lost))
+        except OSError as problem:
+            self._failed(problem)
+            return
+        if self._is_failing:
+            self.log.info("AUDIT: {sink} is written again; lines lost: {lost}", sink=sink.name, lost=self._lost)
+        self._is_failing, self._lost = False, 0
+
+    def _failed(self, problem: OSError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            assert self._sink is not None
+            self.log.error(
+                "AUDIT: {sink} cannot be written: {reason}. No new stream is taken until it can: make room",
+                sink=self._sink.name,
+                reason=problem.strerror,
+            )
+
+
+class _Window:
+    """The refusals of one kind, from one address, in a minute."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.seen = 0
+        self.last: Any = None
+
+
+class StreamTrail:
+    """What the trail says of one stream, each thing once.
+
+    :param carried: gives what is known of its bytes.
+    :param restored: it was in the store when the S2CS started.
+    """
+
+    def __init__(self, audit: AuditTrail, record: Record, carried: Callable[[], Total], *, restored: bool) -> None:
+        self._audit = audit
+        self._record = record
+        self._carried = carried
+        self._generation = record.generation
+        self._has_ended = restored and record.state == "Released"
+        self._greeted_on: Link | None = None
+        self._greeted_with: list[str] = []
+
+    def answered(self, caller: Caller, message: Resp | Error) -> None:
+        """A command is answered."""
+        record = self._record
+        if isinstance(message, Error):
+            self._audit.refused(caller.link, caller.cmd, record.uid, record.role, message.code, message.msg)
+        elif caller.cmd == "Hello" and (caller.link, record.app_listeners) != (self._greeted_on, self._greeted_with):
+            self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
+            address, _ = _address(caller.link)
+            self._audit.of_stream(Hello, record, address=address, listeners=self._greeted_with)
+
+    def release_asked(self, link: Link) -> None:
+        """Somebody who may has asked for its end."""
+        if self._record.state not in ("Releasing", "Released"):
+            address, _ = _address(link)
+            by, by_issuer = _peer(link)
+            self._audit.of_stream(Release, self._record, address=address, by=by, by_issuer=by_issuer)
+
+    def saved(self) -> None:
+        """The record is written down: it may say something new."""
+        record = self._record
+        if record.state == "Streaming" and record.generation != self._generation:
+            kind = Targets if self._generation else Start
+            self._generation = record.generation
+            gateways, targets = sorted(record.plan), record.connection_map
+            self._audit.of_stream(kind, record, generation=record.generation, gateways=gateways, targets=targets)
+
+    def ended(self) -> None:
+        """Nothing of it is left. Said before it is written down: a crash in between repeats it and loses nothing."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        record, now, carried = self._record, self._audit.wall(), self._carried()
+        error, request = record.last_error, record.request
+        self._audit.of_stream(
+            End,
+            record,
+            label=request.label if request is not None else None,
+            num_conn=request.num_conn if request is not None else 0,
+            rate=request.rate if request is not None else 0.0,
+            duration=_seconds(now - (record.expires_at - record.life)),
+            streaming=_seconds(now - record.started_at) if record.started_at else 0.0,
+            bytes_to_consumer=carried.bytes_to_consumer,
+            bytes_to_producer=carried.bytes_to_producer,
+            connections=carried.connections,
+            reset=carried.reset,
+            complete=carried.complete,
+            code=error.code if error is not None else "released",
+            reason=error.msg if error is not None else "the stream was released on request",
+        )
+
+
+def split_owner(owner: str) -> tuple[str, str | None]:
+    """Identity and issuer of an owner, as records keep it."""
+    name, bracket, issuer = owner.rpartition(" (")
+    return (name, issuer.removesuffix(")")) if bracket and owner.endswith(")") else (owner, None)
+
+
+def _peer(link: Link) -> tuple[str | None, str | None]:
+    """Identity and issuer of the certificate that the peer has shown, if any."""
+    peer = link.peer
+    return (peer.name, peer.issuer) if peer is not None else (None, None)
+
+
+def _address(link: Link) -> tuple[str, str]:
+    """Where the peer of a link is, with and without the port."""
+    address = link.address
+    return address, address.rpartition(":")[0]
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _seconds(span: float) -> float:
+    return round(max(0.0, span), 3)
