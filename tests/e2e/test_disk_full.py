@@ -4,67 +4,33 @@ on when there is room. A tmpfs of its own is that disk.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import World, address_of, assert_same, listen, needs, until
+from harness import World, address_of, assert_same, listen, until
+from small_disk import Disk, small_disk
 
 CANNOT = "the store of this S2CS cannot be written"
 WRITES_AGAIN = 30.0
 """An S2CS looks at what it could not write as often as it hears from its gateways."""
 
 
-class Disk:
-    """A file system that can be filled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._filler = folder / "filler"
-
-    def fill(self) -> None:
-        """Leave no room at all."""
-        with open(self._filler, "ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError as problem:
-                if problem.errno != errno.ENOSPC:
-                    raise
-
-    def clear(self) -> None:
-        """Make room again."""
-        self._filler.unlink(missing_ok=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    needs("mount", "umount")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        why = f"no file system can be mounted here: {mounted.stderr.strip()}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    try:
-        yield Disk(folder)
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.fixture
 def world(disk: Disk, tmp_path: Path) -> Iterator[World]:
-    """The store of the lab is on that disk."""
+    """The store of the lab is on that disk, and nothing else."""
     folder = tmp_path / "world"
     folder.mkdir()
     store = disk.folder / "s2cs.sqlite"
-    world = World(folder, lab={"settings": {"state": str(store)}})
+    world = World(folder, lab={"settings": {"state": str(store), "audit": str(folder / "audit.jsonl")}})
     world.lab.store = store
     with world:
         world.request().release()  # a first stream leaves what the later ones find there
