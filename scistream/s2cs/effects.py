@@ -254,10 +254,6 @@ class Held:
         left: float = self._expires_at - self._server.reactor.seconds()
         return max(0.0, left)
 
-    def bytes_carried(self) -> int:
-        """In both directions together, as far as the gateways have said."""
-        return sum(one.bytes_to_consumer + one.bytes_to_producer for one in self._figures())
-
     def _figures(self) -> list[ChannelFigures]:
         figures: list[ChannelFigures] = []
         for name in self.record.plan:

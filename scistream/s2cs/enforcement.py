@@ -157,7 +157,7 @@ class Guard:
         if self.policy is None:
             return None
         rule = self.policy.rule_for(identity_of(record.owner), record.role).rule
-        if rule is None or record.role not in rule.roles:
+        if rule is None or record.role not in rule.roles or rule.bytes_per_day is None:
             return None
         decision = rule.decide_volume(self._used_today(record.owner))
         return None if decision.allowed else decision.reason

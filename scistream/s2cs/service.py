@@ -31,7 +31,6 @@ from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, member, spread
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
-from scistream.s2cs.volume import Volume
 from scistream.security.control import Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.keyring import Keyring, client_keyring
@@ -100,11 +99,11 @@ class ControlServer(Service):
             one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, self._to_gateways))
             for one in config.gateways
         }
-        self.volume = Volume(wall)
-        self.guard = Guard(config, policy_of(config, config_file), self.volume.today)
+        policy = policy_of(config, config_file)
         store = beside(config_file, config.state)
         self.store = Store(store)
         self.ledger = Ledger(self.store, wall)
+        self.guard = Guard(config, policy, self.ledger.usage_today)
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
@@ -198,14 +197,12 @@ class ControlServer(Service):
         for key, held in list(self.streams.items()):
             if held.record.state == "Released" and self.wall() - held.record.released_at > REMEMBER_SECONDS:
                 self.store.forget(key)
-                self.volume.forget(key)
                 self.ledger.forget(key)
                 del self.streams[key]
 
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written: its uid is free again."""
         self.unwritten.discard(held.record.key)
-        self.volume.forget(held.record.key)
         self.store.forget(held.record.key)
         self.ledger.forget(held.record.key)
         if self.streams.get(held.record.key) is held:
@@ -296,7 +293,6 @@ class ControlServer(Service):
             hello_by=self.wall() + hello,
         )
         held = self.streams[record.key] = Held(self, record)
-        self.volume.begin(record.key)
         held.note_owner_link(link, owner)
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
@@ -432,16 +428,14 @@ class ControlServer(Service):
             if orphaned and status.state not in ("Releasing", "Released"):
                 self.log.warn("releasing {uid} ({role}) on {gateway}: no record of it", uid=key[0], role=key[1])
                 gateway.release(key)
-        self._count_volume(set(known))
+        self._end_overdrawn(set(known))
 
-    def _count_volume(self, carried: set[StreamKey]) -> None:
-        """Note what these streams have carried, and end those whose owner has used up a day's allowance."""
-        live = [held for key, held in self.streams.items() if key in carried and held.record.state != "Released"]
-        for held in live:
-            self.volume.note(held.record.key, held.record.owner, held.bytes_carried())
-        for held in live:
-            reason = self.guard.overdrawn(held.record)
-            if reason is not None:
+    def _end_overdrawn(self, carried: set[StreamKey]) -> None:
+        """End the streams whose owner has used up what the policy allows for a day."""
+        for key in carried:
+            held = self.streams.get(key)
+            reason = self.guard.overdrawn(held.record) if held is not None else None
+            if held is not None and reason is not None:
                 held.machine.forbidden(reason)
 
 

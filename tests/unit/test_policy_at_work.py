@@ -21,7 +21,6 @@ from scistream.config import S2CSConfig
 from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.record import Record
-from scistream.s2cs.volume import Volume
 from scistream.s2uc.client import Client, Stream
 from scistream.security.control import PLAIN_IDENTITY, dialer
 from scistream.security.pki import init_authority
@@ -413,7 +412,7 @@ def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: L
     ended = [one.ended().deferred for one in (first, second)]
     carry(lab, first, 2**20 - 10)
     carry(lab, second, 10)
-    assert lab.control.volume.today(owner_of(ADA)) == 2**20
+    assert lab.control.ledger.usage_today(owner_of(ADA)) == 2**20
     assert lab.world.state("s2cs", PROD, first.uid) == lab.world.state("s2cs", PROD, second.uid) == "listening"
     assert "rule 1 `beamline` allows 1M a day, and 1M have gone over" in lab.refusal()
 
@@ -427,29 +426,6 @@ def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: L
     assert "1M a day" in lab.refusal(), "what released streams have carried still counts"
     assert lab.world.state("s2cs", PROD, bobs.uid) == "listening"
     lab.request(BOB)
-
-
-def test_a_day_s_volume_begins_anew_at_midnight_utc() -> None:
-    now = 86400.0 * 100 + 86399
-    volume = Volume(lambda: now)
-    key = (UIDS[0], PROD)
-    volume.begin(key)
-    volume.note(key, "ada", 1000)
-    volume.note(key, "ada", 1500)
-    assert (volume.today("ada"), volume.today("bob")) == (1500, 0)
-    now += 2
-    assert volume.today("ada") == 0
-    volume.note(key, "ada", 1700)
-    assert volume.today("ada") == 200
-    volume.note(key, "ada", 100)
-    assert volume.today("ada") == 200, "a gateway that counts anew takes nothing back"
-
-
-def test_of_a_stream_that_ran_before_only_what_is_added_counts() -> None:
-    volume = Volume(lambda: 0.0)
-    volume.note((UIDS[0], PROD), "ada", 5000)
-    volume.note((UIDS[0], PROD), "ada", 5200)
-    assert volume.today("ada") == 200
 
 
 # -- owners
