@@ -168,6 +168,7 @@ class ControlServer(Service):
             close_refused(list(self._links), self._door.keyring)
         if self._to_gateways is not None:
             close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
+        self.audit.reopen()
         self._watch.look()
 
     def _keyrings(self) -> dict[str, Keyring]:
