@@ -19,6 +19,7 @@ from scistream.config import S2DSConfig
 from scistream.logs import trace
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Arming, Element
+from scistream.s2ds.itself import leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
@@ -51,6 +52,9 @@ class Gateway(Protocol):
     element: Element
     app_networks: tuple[Network, ...]
     wan_networks: tuple[Network, ...]
+
+    def wan_listeners(self) -> set[int]:
+        """The ports that streams have here towards other gateways."""
 
 
 class Holding:
@@ -161,6 +165,12 @@ class Holding:
         self._secret = None
         return figures
 
+    def wan_listeners(self) -> set[int]:
+        """The ports that the stream has here towards other gateways."""
+        if self._core.role != PROD:
+            return set()
+        return {sock.getsockname()[1] for sock, _ in self._listeners.values()}
+
     def status(self) -> StreamStatus:
         """This stream, for an answer to Status."""
         core = self._core
@@ -202,6 +212,18 @@ class Holding:
             raise StreamError(
                 "target-refused",
                 f"target {target} is outside the {key} of this gateway ({', '.join(map(str, allowed))})",
+            )
+        self._refuse_itself(target)
+
+    def _refuse_itself(self, target: Address) -> None:
+        server = self._server
+        control, lent = Address.parse(server.config.listen).port, range(server.ports.first, server.ports.last + 1)
+        to_wan = self._core.role == CONS
+        if leads_back(target, control, lent, server.wan_listeners(), to_wan=to_wan):
+            raise StreamError(
+                "target-refused",
+                f"target {target} is this gateway itself: its control port and the ports {lent[0]}-{lent[-1]} that it "
+                "lends to streams are no targets",
             )
 
     def _reach(self) -> tuple[str, tuple[Network, ...]]:

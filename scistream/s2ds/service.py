@@ -173,6 +173,10 @@ class DataServer(Service):
             if holding.released_at is not None and now - holding.released_at > REMEMBER_SECONDS:
                 del self._holdings[key]
 
+    def wan_listeners(self) -> set[int]:
+        """The ports that streams have here towards other gateways."""
+        return set().union(*(holding.wan_listeners() for holding in self._holdings.values()))
+
     def _answer_status(self, link: Link, command: Status) -> None:
         after = command.after or ""
         chosen = sorted(

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from scistream.security.pki import make_authority, make_leaf
 from scistream.security.stream import consumer_name, producer_name
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import PROD, Role
+from scistream.wire.messages import MAX_LIFE, PROD, Role
 
 MAX_GATEWAYS = 64
 """More certificates than this would not fit into a `data_conn_key`."""
@@ -33,13 +33,13 @@ _REQUEST = re.compile(r"-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\s]+----
 def issue_credentials(uid: str, generation: int, seconds_left: float, csr: Mapping[Role, str]) -> dict[Role, str]:
     """Certificates for all gateways of a stream, under a new authority whose key no one has once this returns.
 
-    :param seconds_left: how long the stream still lives.
+    :param seconds_left: how long the stream still lives, by the word of its facilities: at most `MAX_LIFE` counts.
     :param csr: for each role a PEM bundle, one certificate request a gateway.
     :return: for each role a PEM bundle: the authority, then a certificate for each of its requests, in order.
     :raises StreamError: ``gateway-failed``, if a bundle has no request, too many, or one that is not sound.
     """
     keys = {role: _public_keys(role, bundle) for role, bundle in csr.items()}
-    not_after = datetime.now(UTC) + timedelta(seconds=max(0.0, seconds_left)) + AFTERLIFE
+    not_after = datetime.now(UTC) + timedelta(seconds=min(max(0.0, seconds_left), MAX_LIFE)) + AFTERLIFE
     authority_key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"stream {uid} {generation}")])
     authority = make_authority(subject, authority_key, not_after)

@@ -26,6 +26,7 @@ from scistream.wire.line import Link, decode, encode
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import (
     CONS,
+    MAX_GENERATION,
     PROD,
     Command,
     Error,
@@ -235,6 +236,10 @@ class StreamEffects:
 
     def provision(self, generation: int) -> None:
         self._started = self._reactor.seconds()
+        if generation > MAX_GENERATION:
+            msg = f"a facility speaks of generation {generation - 1}, and there is none after it: ask for a new stream"
+            self.machine.failed(StreamError("gateway-failed", msg))
+            return
         listeners = {role: list(answer.listeners or []) for role, answer in self.core.answers.items()}
         requests = {role: answer.csr or "" for role, answer in self.core.answers.items()}
         try:
@@ -368,12 +373,16 @@ class StreamEffects:
                 asked.addCallbacks(self._looked, self._looked_in_vain, (role,), {}, (role,))
 
     def _looked(self, answer: Resp, role: Role) -> None:
-        for status in answer.streams or []:
+        for status in self._of_side(answer, role):
             if status.state in ("Releasing", "Released"):
                 last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
                 self._lost(role, StreamError(last.code, last.msg))
             elif role == PROD and status.app_listeners:
                 self.machine.prod_lstn(status.app_listeners)
+
+    def _of_side(self, answer: Resp, role: Role) -> list[StreamStatus]:
+        """What a facility says of the side that it keeps. It has no say in any other."""
+        return [status for status in answer.streams or [] if (status.uid, status.role) == (self.uid, role)]
 
     def _looked_in_vain(self, failure: Failure, role: Role) -> None:
         failure.trap(StreamError, CancelledError)
@@ -403,7 +412,7 @@ class StreamEffects:
 
         def answered(answer: Resp) -> list[StreamStatus]:
             self._servers[role].warnings = answer.warnings or []
-            return answer.streams or []
+            return self._of_side(answer, role)
 
         asked = self._servers[role].dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
         return asked.addCallbacks(answered, refused)

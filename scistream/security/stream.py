@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from scistream.security.tls import (
     CertificateProblem,
@@ -83,7 +83,7 @@ class StreamSecret:
             trust(context, authority)
             context.use_certificate(leaf)
             context.use_privatekey(self._key)
-        except SSL.Error as wrong:
+        except (SSL.Error, crypto.Error) as wrong:  # the latter when it reads more strictly than `cryptography`
             raise _bad(f"OpenSSL refuses its certificates: {wrong}") from wrong
         context.set_tls13_ciphersuites(CIPHERS)
         context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)

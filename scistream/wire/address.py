@@ -16,6 +16,7 @@ from typing import NamedTuple
 IPAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+_SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 
 
@@ -55,6 +56,9 @@ class Address(NamedTuple):
 
 
 def _ipv6(host: str, text: str) -> str:
+    _, percent, scope = host.partition("%")
+    if percent and not _SCOPE.match(scope):
+        raise ValueError(f"{text!r} has the zone {scope!r}, which names no interface")
     try:
         return str(IPv6Address(host))
     except ValueError:

@@ -19,6 +19,7 @@ PROD: Role = "PROD"
 CONS: Role = "CONS"
 
 MAX_CHANNELS = 1024
+MAX_GENERATION = 2**53
 MAX_RATE = 10_000_000.0
 MAX_LIFE = 366 * 86400.0
 PROBE_LIFE = 60.0
@@ -28,11 +29,12 @@ MAX_TEXT = 2000
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
 NumConn = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
 Rate = Annotated[float, Meta(gt=0, le=MAX_RATE)]
 Life = Annotated[float, Meta(gt=0, le=MAX_LIFE)]
-Generation = Annotated[int, Meta(ge=1, le=2**53)]
+Generation = Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
 Listeners = Annotated[list[AddressText], Meta(max_length=MAX_CHANNELS)]
 SomeListeners = Annotated[list[AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
@@ -220,11 +222,11 @@ class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     channel: Channel
-    bytes_to_consumer: int = 0
-    bytes_to_producer: int = 0
-    connections: int = 0
-    accepted: int = 0
-    reset: int = 0
+    bytes_to_consumer: Count = 0
+    bytes_to_producer: Count = 0
+    connections: Count = 0
+    accepted: Count = 0
+    reset: Count = 0
 
 
 class LastError(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -250,7 +252,7 @@ class ProbeResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rtt_ms: float = 0.0
     mbit_to_consumer: float = 0.0
     mbit_to_producer: float = 0.0
-    bytes: int = 0
+    bytes: Count = 0
     bytes_right: bool = True
 
 
@@ -267,7 +269,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     listeners: Listeners = field(default_factory=list)
     csr: Pem = ""
     app_listeners: Listeners = field(default_factory=list)
-    generation: int = 0
+    generation: Annotated[int, Meta(ge=0, le=MAX_GENERATION)] = 0
     connection_map: dict[AddressText, AddressText] = field(default_factory=dict)
     figures: list[ChannelFigures] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
@@ -275,11 +277,16 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     last_error: LastError | None = None
     probe: ProbeResult | None = None
 
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+        _check_addresses("app_listeners", self.app_listeners)
+        _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+
 
 class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a gateway has to promise in all, used or free: ports, and Mbit/s each way."""
 
-    ports: int
+    ports: Count
     rate: float
 
 
@@ -303,6 +310,9 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     room: Room | None = None
     warnings: Warnings | None = None
     figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):

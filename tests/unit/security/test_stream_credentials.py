@@ -264,6 +264,16 @@ def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> N
     mine.context(stream.bundles[PROD], stream.uid, PROD)
 
 
+def test_an_authority_that_openssl_cannot_read_is_refused_though_another_library_could(stream: Stream) -> None:
+    """A fuzzer has found it: its issuer is no UTF-8."""
+    authority, leaf = certificates(stream.bundles[PROD])
+    der = authority.public_bytes(serialization.Encoding.DER)
+    odd = x509.load_der_x509_certificate(der.replace(b"stream ", b"\xfftream ", 1))
+    with pytest.raises(StreamError, match="OpenSSL refuses its certificates") as refused:
+        stream.producer.context(pem(odd, leaf), stream.uid, PROD)
+    assert refused.value.code == "bad-message"
+
+
 def test_a_secret_shows_its_request_and_not_its_key() -> None:
     secret, other = StreamSecret(), StreamSecret()
     request = x509.load_pem_x509_csr(secret.csr.encode())

@@ -66,6 +66,8 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
         ("läb:80", "neither a name nor an address"),
         ("a" * 64 + ":80", "neither a name nor an address"),
         (LONGEST_HOST + "b:80", "neither a name nor an address"),
+        ("[fe80::1%eth0\n2026-01-01 granted]:80", "names no interface"),
+        ("[::1%\x1b[2J]:80", "names no interface"),
         ("256.0.0.1:80", "is none"),
         ("127.1:80", "is none"),
         ("010.0.0.1:80", "is none"),
@@ -87,6 +89,7 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert 1 <= address.port <= 65535
+    assert str(address).isprintable(), "it is written into logs"
     assert Address.parse(str(address)) == address
 
 

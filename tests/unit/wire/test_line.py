@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from message_strategies import EXAMPLES, UID, fields_of, line, messages, without_lf
+from message_strategies import EXAMPLES, LONGEST_HOST, UID, fields_of, line, messages, without_lf
 
 from scistream.wire.errors import BadMessage, ErrorCode, StreamError
 from scistream.wire.line import MAX_LINE, decode, encode, is_answer
@@ -211,7 +211,7 @@ def test_a_carriage_return_before_the_end_is_ignored() -> None:
 
 
 def test_a_message_that_would_be_longer_than_a_peer_accepts_is_not_encoded() -> None:
-    longest = ["a" * 255 + ":65535"] * MAX_CHANNELS
+    longest = [f"{LONGEST_HOST}:65535"] * MAX_CHANNELS
     with pytest.raises(StreamError, match=f"over the limit of {MAX_LINE}"):
         encode(Resp(uid=UID, seq=1, state="Listening", msg="", listeners=longest))
 

@@ -1,0 +1,46 @@
+"""Whether a target leads back to the gateway that would dial it: a loop, or a way to its control port from within.
+
+Asked by `effects.py` when targets are set. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Set
+from ipaddress import IPv6Address
+
+from scistream.wire.address import Address, IPAddress
+
+_ANY_PORT = 9
+
+
+def leads_back(target: Address, control: int, reserved: range, wan_listeners: Set[int], *, to_wan: bool) -> bool:
+    """Whether nobody but this gateway listens at a numeric target, or ever will.
+
+    :param control: the port that the controller speaks to.
+    :param reserved: the ports that the gateway lends to streams.
+    :param wan_listeners: those that streams have as their WAN listeners now: one gateway may serve both ends.
+    :param to_wan: the target is to be another gateway's WAN listener; otherwise an application's.
+    """
+    if target.port != control and target.port not in reserved:
+        return False
+    if to_wan and target.port in wan_listeners:
+        return False
+    return target.numeric is not None and _is_this_machine(target.numeric)
+
+
+def _is_this_machine(host: IPAddress) -> bool:
+    mapped = host.ipv4_mapped if isinstance(host, IPv6Address) else None
+    host = mapped or host
+    return host.is_loopback or host.is_unspecified or _source_towards(host) == str(host)
+
+
+def _source_towards(host: IPAddress) -> str | None:
+    """The address that this machine has towards another one: towards one of its own, that address itself."""
+    family = socket.AF_INET6 if isinstance(host, IPv6Address) else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((str(host), _ANY_PORT))
+        except OSError:
+            return None
+        return str(sock.getsockname()[0])

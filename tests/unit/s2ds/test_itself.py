@@ -1,0 +1,78 @@
+"""Targets that lead back to the gateway which would dial them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from hostile_parties import SCRIPTS, DataServerParty
+from memory_network import HOST
+
+from scistream.s2ds.itself import leads_back
+from scistream.wire.address import Address
+
+CONTROL, LENT = 5001, range(5100, 5201)
+
+
+def own_address() -> str:
+    """An address of this machine that other machines see; loopback where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))
+        except OSError:
+            return HOST
+        return str(sock.getsockname()[0])
+
+
+def back(target: str, *wan_listeners: int, to_wan: bool = False) -> bool:
+    return leads_back(Address.parse(target), CONTROL, LENT, frozenset(wan_listeners), to_wan=to_wan)
+
+
+@pytest.mark.parametrize(
+    "host", [HOST, "127.8.9.10", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]", own_address()]
+)
+def test_the_control_port_and_the_ports_of_streams_lead_back_by_every_address_of_this_machine(host: str) -> None:
+    for port in (CONTROL, LENT[0], LENT[-1]):
+        assert back(f"{host}:{port}")
+        assert back(f"{host}:{port}", to_wan=True)
+    for port in (CONTROL + 1, LENT[0] - 1, LENT[-1] + 1, 7000):
+        assert not back(f"{host}:{port}")
+
+
+def test_the_same_ports_of_another_machine_and_of_a_name_lead_elsewhere() -> None:
+    for host in ("192.0.2.1", "[2001:db8::1]", "[::ffff:192.0.2.1]", "gateway.example"):
+        for port in (CONTROL, LENT[0]):
+            assert not back(f"{host}:{port}")
+
+
+def test_one_gateway_may_serve_both_ends_of_a_stream_by_its_wan_listeners_alone() -> None:
+    assert not back(f"{HOST}:5100", 5100, to_wan=True)
+    assert back(f"{HOST}:5101", 5100, to_wan=True)
+    assert back(f"{HOST}:5100", 5100, to_wan=False)
+
+
+def test_a_gateway_refuses_itself_as_a_target_and_goes_on_with_another(tmp_path: Path) -> None:
+    reserve, update, *_ = SCRIPTS[DataServerParty][0]
+    gateway = DataServerParty(tmp_path)
+    try:
+        gateway.hear([reserve])
+        for port in (5001, 50010, 50017):
+            gateway.hear([update.replace(b"127.0.0.1:7000", b"127.0.0.1:%d" % port)])
+            answer = gateway.ends()[0].messages[-1]
+            assert (answer.code, "this gateway itself" in answer.msg) == ("target-refused", True)  # type: ignore[union-attr]
+        gateway.hear([update])
+        assert gateway.ends()[0].messages[-1].state == "Forwarding"  # type: ignore[union-attr]
+    finally:
+        gateway.close()
+
+
+def test_a_consumer_s_listener_cannot_lead_to_itself(tmp_path: Path) -> None:
+    reserve, update, *_ = (line.replace(b'"PROD"', b'"CONS"') for line in SCRIPTS[DataServerParty][0])
+    gateway = DataServerParty(tmp_path)
+    try:
+        gateway.hear([reserve, update.replace(b"127.0.0.1:7000", b"127.0.0.1:50010")])
+        answer = gateway.ends()[0].messages[-1]
+        assert answer.code == "target-refused"  # type: ignore[union-attr]
+    finally:
+        gateway.close()

@@ -1,0 +1,210 @@
+"""Every party behind a link in memory, and a far side that says anything: random lines, mutated ones, odd times.
+
+What must hold whatever is said is in `hostile_parties`: nothing raises, nobody else's stream changes, ports and
+capacity are those of live streams, what comes back is bounded, and eight bad lines are the last.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+from hostile_parties import (
+    CONS,
+    KEY,
+    OTHER_UID,
+    PROD,
+    SCRIPTS,
+    UID,
+    ApplicationAtControlServer,
+    Applications,
+    DataServerParty,
+    Party,
+    UserAtControlServer,
+    UserClient,
+)
+from hostile_scripts import mutate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_network import HOST
+
+from scistream.wire.line import MAX_BAD_LINES
+from scistream.wire.messages import Resp
+
+KINDS = list(SCRIPTS)
+AnyParty = TypeVar("AnyParty", bound=Party)
+
+
+@contextmanager
+def party(kind: type[AnyParty]) -> Iterator[AnyParty]:
+    with tempfile.TemporaryDirectory() as folder:
+        one = kind(Path(folder))
+        try:
+            yield one
+            one.check()
+        finally:
+            one.close()
+
+
+def states(one: Party) -> set[str]:
+    """What the party has answered about streams."""
+    return {message.state for end in one.ends() for message in end.messages if isinstance(message, Resp)}
+
+
+# -- the control: who means well is served
+
+
+def test_a_user_and_a_controller_who_mean_well_are_served() -> None:
+    with party(UserAtControlServer) as server:
+        server.hear(SCRIPTS[UserAtControlServer][0])
+        assert states(server) >= {"Listening", "Streaming", "Released"}
+    with party(DataServerParty) as gateway:
+        gateway.hear(SCRIPTS[DataServerParty][0])
+        assert states(gateway) >= {"Reserved", "Forwarding", "Released"}
+
+
+def test_applications_and_a_user_who_are_answered_well_get_what_they_want() -> None:
+    with party(ApplicationAtControlServer) as server:
+        server.hear(SCRIPTS[ApplicationAtControlServer][0])
+        assert states(server) >= {"Listening", "Ready"}
+    with party(Applications) as applications:
+        for script in SCRIPTS[Applications][:2]:
+            applications.hear(script[:2])
+        assert [program.args[0] for program in applications.network.programs] == ["detector", "analyse"]
+    with party(UserClient) as client:
+        client.hear(SCRIPTS[UserClient][0][:5])
+        assert client.stream.state == "Streaming"
+
+
+# -- whatever is said
+
+
+lines = st.binary(max_size=60).filter(lambda line: b"\n" not in line)
+
+
+def scripts_from(kind: type[Party]) -> st.SearchStrategy[list[bytes]]:
+    """Mutations of what a far side says that means well."""
+    meant_well = [line for script in SCRIPTS[kind] for line in script]
+
+    def mutated(script: list[bytes], times: int, chance: Random) -> list[bytes]:
+        spoilt = list(script)
+        for _ in range(times):
+            mutate(spoilt, chance, meant_well)
+        return [line.replace(b"\n", b"") for line in spoilt]
+
+    return st.builds(mutated, st.sampled_from(SCRIPTS[kind]), st.integers(1, 4), st.randoms())
+
+
+@settings(max_examples=250)
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_mutated_lines_break_no_promise(kind: type[Party], data: st.DataObject) -> None:
+    with party(kind) as one:
+        one.hear(data.draw(scripts_from(kind)))
+
+
+@settings(max_examples=75)
+@given(kind=st.sampled_from(KINDS), said=st.lists(lines, max_size=12))
+def test_random_lines_break_no_promise(kind: type[Party], said: list[bytes]) -> None:
+    with party(kind) as one:
+        one.hear(said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_eighth_bad_line_is_the_last_and_what_comes_with_it_does_nothing(kind: type[Party]) -> None:
+    good = SCRIPTS[kind][0][0]
+    with party(kind) as one:
+        link = one.far(0)
+        assert link is not None
+        for number in range(MAX_BAD_LINES - 1):
+            one.say(b"bad line %d" % number)
+        assert not link.closed
+        answered = len(link.messages)
+        link.transport.write(b"bad\n" + good + b"\n" + good + b"\n")
+        one.network.run(0.1)
+        assert link.closed
+        assert len(link.messages) == answered + 1, "the last answer is the one to the bad line"
+        assert not states(one)
+
+
+# -- what hostile lines have shown
+
+
+def answer(**fields: Any) -> bytes:
+    return json.dumps({"cmd": "RESP", "uid": UID, "seq": 1, "state": "Listening", "msg": "", **fields}).encode()
+
+
+def reserved(role: str, listener: str) -> bytes:
+    return (b"C" if role == CONS else b"") + answer(listeners=[listener], csr=f"$CSR-{role}")
+
+
+def test_listeners_of_a_facility_that_are_no_addresses_are_a_bad_message() -> None:
+    with party(UserClient) as client:
+        client.hear([reserved(PROD, "nonsense"), reserved(CONS, f"{HOST}:60010")])
+        assert client.stream.state == "Reserving"
+        client.hear([reserved(PROD, f"{HOST}:50010")])
+        assert client.stream.state == "Reserved"
+
+
+def of_earlier(role: str, state: str, app: str = f"{HOST}:7000", **more: Any) -> dict[str, Any]:
+    listener = f"{HOST}:{50010 if role == PROD else 60010}"
+    known = {"uid": OTHER_UID, "role": role, "state": state, "listeners": [listener], "csr": f"$CSR-{role}"}
+    return {**known, "seconds_left": 3600.0, "app_listeners": [app] if role == PROD else [], **more}
+
+
+def attached(client: UserClient, prod: list[dict[str, Any]], cons: list[dict[str, Any]]) -> None:
+    client.hear([answer(seq="$SEQ", streams=prod), b"C" + answer(seq="$SEQ", streams=cons)])
+
+
+def test_a_stream_is_attached_to_by_what_each_facility_says_of_its_own_side() -> None:
+    with party(UserClient) as client:
+        attached(client, [of_earlier(PROD, "Ready")], [of_earlier(CONS, "Listening")])
+        assert client.earlier.state == "Updating"
+        assert client.earlier.connection_map[f"{HOST}:50010"] == f"{HOST}:7000"
+
+
+def test_a_facility_has_no_say_in_the_side_of_another() -> None:
+    forged = of_earlier(PROD, "Ready", app=f"{HOST}:6666", csr="$CSR-CONS", listeners=[f"{HOST}:6667"])
+    with party(UserClient) as client:
+        attached(client, [of_earlier(PROD, "Ready")], [of_earlier(CONS, "Listening"), forged])
+        assert client.earlier.state == "Updating"
+        assert client.earlier.connection_map == {f"{HOST}:60010": f"{HOST}:50010", f"{HOST}:50010": f"{HOST}:7000"}
+
+
+@pytest.mark.parametrize("odd", [{"seconds_left": 1e308}, {"seconds_left": -1e308}])
+def test_extreme_numbers_of_a_facility_do_not_upset_a_user(odd: dict[str, Any]) -> None:
+    with party(UserClient) as client:
+        attached(client, [of_earlier(PROD, "Ready", **odd)], [of_earlier(CONS, "Listening", **odd)])
+        assert client.earlier.state == "Updating"
+
+
+def test_the_highest_generation_of_all_has_none_after_it_and_the_stream_is_released() -> None:
+    with party(UserClient) as client:
+        last = {"generation": 2**53}
+        attached(client, [of_earlier(PROD, "Ready", **last)], [of_earlier(CONS, "Listening", **last)])
+        assert client.earlier.state == "Releasing"
+        for prefix in (b"", b"C"):
+            client.hear([prefix + answer(seq="$SEQ", state="Released")])
+        assert client.earlier.state == "Released"
+        assert "none after it" in str(client.earlier._effects.core.error)
+
+
+@pytest.mark.parametrize("odd", [{"generation": 2**64}, {"generation": -1}, {"app_listeners": ["nonsense"]}])
+def test_what_no_facility_can_mean_is_a_bad_message(odd: dict[str, Any]) -> None:
+    with party(UserClient) as client:
+        before = client.earlier.state
+        attached(client, [of_earlier(PROD, "Ready", **odd)], [of_earlier(CONS, "Listening")])
+        assert client.earlier.state == before
+
+
+def test_an_application_that_knows_the_key_of_the_other_side_changes_nothing() -> None:
+    hello = {"cmd": "Hello", "uid": UID, "role": PROD, "seq": 1, "app_key": KEY, "listeners": [f"{HOST}:7000"]}
+    with party(ApplicationAtControlServer) as server:
+        server.hear([json.dumps(hello).encode()])
+        assert server.ends()[0].closed
+        assert server.server.streams[UID, CONS].record.state == "Listening"

@@ -1,0 +1,50 @@
+"""The pages of what is promised, in docs/: each promise names a test that is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEADINGS = ("What happens", "Who\n")
+
+
+def tests_that_exist() -> set[str]:
+    return {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"``(test_\w+)``", text))
+
+
+def section(page: str, title: str | None) -> str:
+    """What stands under a title, up to the next one; the whole page without one."""
+    if title is None:
+        return page
+    _, _, rest = page.partition(f"\n{title}\n")
+    assert rest, title
+    return re.split(r"\n[^\n]+\n-{4,}\n", rest.partition("\n")[2])[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("survival.rst", None), ("security.rst", "Who can do what, and what stops it")]
+)
+def test_every_line_of_a_table_of_promises_names_its_test(name: str, title: str | None) -> None:
+    page = section((ROOT / "docs" / name).read_text(), title)
+    lines = re.findall(r"^   \* -(.*?)(?=^   \* -|^\S|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert len(lines) > 15
+    for line in lines:
+        assert line.lstrip(" ").startswith(HEADINGS) or named_in(line), line
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    there = tests_that_exist()
+    for page in (*ROOT.glob("docs/*.rst"), ROOT / "README.rst"):
+        missing = named_in(page.read_text()) - there
+        assert not missing, f"{page.name}: {missing}"
