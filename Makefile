@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-long model lint bench clean
+.PHONY: demo test test-long model fuzz lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/scistream demo $(ARGS)
@@ -26,6 +26,10 @@ test-long: $(VENV)/.installed-test
 model: $(VENV)/.installed-test
 	@$(BIN)/python tests/model/run.py $(ARGS)
 
+# A fuzzer on the codec, the parsers, and every machine behind it: ten minutes, or ARGS='--seconds 60'.
+fuzz: $(VENV)/.installed-fuzz
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ bench: $(VENV)/.installed
 	@$(BIN)/python bench/setup_time.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find scistream tests bench twisted -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache
 
@@ -51,4 +55,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing the tools of the tests ..."
 	@$(BIN)/python -m pip $(INSTALL) '.[test,lint]'
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-test
+	@echo "installing the fuzzer ..."
+	@$(BIN)/python -m pip $(INSTALL) '.[fuzz]'
 	@touch $@
