@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from far_ends import RawLink, dial_wan
 from harness import (
     HOST,
     Daemon,
@@ -54,50 +54,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 # -- links by hand
-
-
-class RawLink:
-    """A control link that a test writes itself: TLS, and lines.
-
-    :param issued: the certificate to show, or None.
-    """
-
-    def __init__(self, address: Address, authority: Path, issued: Issued | None = None) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(authority)
-        context.set_alpn_protocols(["scistream/1"])
-        if issued is not None:
-            context.load_cert_chain(issued.certificate, issued.key)
-        sock = socket.create_connection(address, timeout=20)
-        self._sock = context.wrap_socket(sock, server_hostname=address.host)
-        self._lines = self._sock.makefile("rb")
-
-    def __enter__(self) -> RawLink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._sock.close()
-
-    def send(self, line: bytes) -> None:
-        self._sock.sendall(line)
-
-    def say(self, cmd: str, **fields: Any) -> None:
-        self.send(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
-
-    def hear(self) -> dict[str, Any] | None:
-        """The next message; None at the end of the link, however it ends."""
-        try:
-            line = self._lines.readline()
-        except (ssl.SSLError, ConnectionResetError):
-            return None
-        return json.loads(line) if line else None
-
-    def ask(self, cmd: str, **fields: Any) -> dict[str, Any]:
-        self.say(cmd, **fields)
-        answer = self.hear()
-        assert answer is not None
-        return answer
 
 
 def ada(world: World) -> Issued:
@@ -415,41 +371,6 @@ def test_a_line_that_is_too_long_closes_the_link(world: World) -> None:
 
 
 # -- the ports of gateways
-
-
-def dial_wan(address: Address, context: SSL.Context, name: bytes) -> str:
-    """Handshake with a gateway as another gateway would; how that ends."""
-    sock = socket.create_connection(address, timeout=20)
-    connection = SSL.Connection(context, None)
-    connection.set_tlsext_host_name(name)
-    connection.set_connect_state()
-    try:
-        while True:
-            try:
-                connection.do_handshake()
-                connection.recv(1)
-            except SSL.WantReadError:
-                _flush(connection, sock)
-                try:
-                    data = sock.recv(65536)
-                except ConnectionResetError:
-                    return "reset"
-                if not data:
-                    return "closed"
-                connection.bio_write(data)
-    except SSL.ZeroReturnError:
-        return "closed"
-    except SSL.Error as refused:
-        return f"alert {refused.args[0]}"
-    finally:
-        sock.close()
-
-
-def _flush(connection: SSL.Connection, sock: socket.socket) -> None:
-    try:
-        sock.sendall(connection.bio_read(1 << 20))
-    except SSL.WantReadError:
-        return
 
 
 def credentials(uid: str) -> SSL.Context:
