@@ -30,9 +30,12 @@ class HandMade:
     """One side of a stream at one facility. Released at the end of its context, unless that has been done.
 
     :param targets: for PROD what the application listens on; for CONS where the other gateway would be.
+    :param hello: what the application names besides as where it listens.
     """
 
-    def __init__(self, world: World, role: Role, targets: Sequence[str], num_conn: int = 1) -> None:
+    def __init__(
+        self, world: World, role: Role, targets: Sequence[str], num_conn: int = 1, hello: Sequence[str] = ()
+    ) -> None:
         self.uid = str(uuid4())
         self.role = role
         self.facility: Facility = world.lab if role == PROD else world.centre
@@ -42,14 +45,17 @@ class HandMade:
         self._link = RawLink(self.facility.server.address, self.facility.authority, ada)
         self._seq = 0
         self._released = False
-        key = new_app_key()
-        reserved = self._ask("REQ", num_conn=num_conn, rate=100.0, app_key_hash=hash_app_key(key), expires=600.0)
+        self.app_key = new_app_key()
+        reserved = self._ask(
+            "REQ", num_conn=num_conn, rate=100.0, app_key_hash=hash_app_key(self.app_key), expires=600.0
+        )
         self.listeners: list[str] = reserved["listeners"]
         self._csr = x509.load_pem_x509_csr(reserved["csr"].encode())
         if role == PROD:
             with RawLink(self.facility.server.address, self.facility.authority) as application:
-                hello = {"uid": self.uid, "role": role, "seq": 1, "app_key": key, "listeners": self.targets}
-                assert application.ask("Hello", **hello)["cmd"] == "RESP"
+                named = [*self.targets, *hello]
+                about = {"uid": self.uid, "role": role, "seq": 1, "app_key": self.app_key}
+                assert application.ask("Hello", **about, listeners=named)["cmd"] == "RESP"
             told = self._link.hear()
             assert told is not None
             assert told["cmd"] == "ProdLstn"

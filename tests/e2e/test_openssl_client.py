@@ -46,16 +46,16 @@ class Listener:
     application: socket.socket | None = field(default=None)
 
     def ask(self, *options: str, certificate: bool = True) -> str:
-        """What s_client prints, until it is welcome or the connection ends."""
+        """What s_client prints, until it is welcome, or refused, or the connection ends."""
         shown = ["-cert", str(self.shown.certificate), "-key", str(self.shown.key)] if certificate else []
         command = ["openssl", "s_client", "-connect", str(self.address), *self.options, *shown, *options]
-        return _talk(command, self.say, self.welcome)
+        return _talk(command, self.say, (self.welcome, '"cmd":"ERROR"'))
 
     def welcomes(self, *options: str, certificate: bool = True) -> bool:
         return self.welcome in self.ask(*options, certificate=certificate)
 
 
-def _talk(command: list[str], say: str, until: str) -> str:
+def _talk(command: list[str], say: str, until: tuple[str, ...]) -> str:
     heard = ""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -70,11 +70,13 @@ def _talk(command: list[str], say: str, until: str) -> str:
                 process.stdin.flush()
             for line in process.stdout:
                 heard += line
-                if until in heard:
+                if any(last in line for last in until):
                     break
         finally:
             guard.cancel()
             process.kill()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
     return heard
 
 
