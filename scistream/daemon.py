@@ -12,8 +12,10 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
 
+from scistream.accepting import listen_patiently
 from scistream.clock import run_on_monotonic_time
 from scistream.config import AnyConfig, ConfigProblem, load
+from scistream.process import keep_secrets, raise_descriptor_limit
 from scistream.security.tls import CertificateProblem
 from scistream.wire.errors import StreamError
 
@@ -31,6 +33,7 @@ class DaemonOptions(usage.Options, Generic[AnyConfig]):
 
     def postOptions(self) -> None:
         """Read the file."""
+        keep_secrets()
         if self["config"] is None:
             refuse_to_start("which configuration? Say --config FILE; conf/ has commented examples")
         self.file = Path(self["config"])
@@ -48,10 +51,11 @@ def refuse_to_start(why: str) -> NoReturn:
 
 
 def daemon_reactor() -> Any:
-    """The reactor that twistd runs, with timers that the wall clock cannot disturb."""
+    """The reactor that twistd runs, with timers that the wall clock cannot disturb and ports that wait for room."""
     from twisted.internet import reactor
 
     run_on_monotonic_time(reactor)
+    listen_patiently(reactor)
     return reactor
 
 
@@ -81,6 +85,8 @@ class Daemon(MultiService):
     def startService(self) -> None:
         from twisted.internet import reactor
 
+        keep_secrets()  # again, since twistd may have become another user meanwhile, which undoes it
+        raise_descriptor_limit()
         _stop_at_signals(reactor)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts

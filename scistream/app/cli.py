@@ -15,6 +15,7 @@ import scistream
 from scistream.app.controller import Controller
 from scistream.command_line import refuse, run, start_logging
 from scistream.config import ConfigProblem
+from scistream.process import keep_secrets
 from scistream.wire.address import Address
 from scistream.wire.join import Join
 from scistream.wire.messages import CONS, PROD, Role
@@ -40,6 +41,7 @@ def main(verbose: int) -> None:
     The join string is a secret: it is read from SCISTREAM_JOIN (and taken out of the program's environment) or from
     --join-file, never from an argument. The exit status is the program's.
     """
+    keep_secrets(no_core=False)  # the program's core files are its own affair
     start_logging(verbose)
 
 
@@ -101,6 +103,7 @@ def _run(role: Role, join_file: Path | None, listeners: list[Address], command: 
 
 
 def _read_join(file: Path | None) -> Join:
+    # What the kernel shows in /proc/PID/environ stays as it was: that is why `keep_secrets` closes it to others.
     from_environment = os.environ.pop(JOIN_VARIABLE, "")
     try:
         text = from_environment if file is None else _first_line(file)

@@ -18,14 +18,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, PAUSE_SECONDS, Shortage
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 
 BACKLOG = 1024
-ACCEPTS_A_TURN = 64
-PAUSE_SECONDS = 0.5
+ROOM_SECONDS = 0.1
+"""Seconds until a listener without room looks again."""
 
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -129,7 +129,8 @@ def _unusable(host: str, port: int, problem: OSError) -> StreamError:
 class Listener:
     """Accepts connections on a bound socket from `start` until `stop`.
 
-    When the process is out of descriptors, connections wait in the kernel's queue until it is not.
+    When the process is out of descriptors, or has no room for more, connections wait in the kernel's queue until it
+    has.
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
     :param sock: a bound socket; it is closed by `stop`, so release its port after that.
@@ -141,17 +142,25 @@ class Listener:
         self._reactor = reactor
         self._sock = sock
         self._on_accept: Callable[[socket.socket, tuple[Any, ...]], None] | None = None
+        self._has_room: Callable[[], bool] = _always
         self._pause: Any = None
-        self._warned = False
+        self._shortage = Shortage(reactor)
 
-    def start(self, on_accept: Callable[[socket.socket, tuple[Any, ...]], None]) -> None:
+    def start(
+        self,
+        on_accept: Callable[[socket.socket, tuple[Any, ...]], None],
+        has_room: Callable[[], bool] | None = None,
+    ) -> None:
         """Listen; each connection goes to `on_accept` as (non-blocking socket, address of the peer).
 
-        Started once more, it only exchanges `on_accept`.
+        Started once more, it only exchanges the callables.
+
+        :param has_room: tells whether one more may be accepted now.
 
         :raises StreamError: ``gateway-failed`` when someone else listens there by now.
         """
         started, self._on_accept = self._on_accept is not None, on_accept
+        self._has_room = has_room or _always
         if started:
             return
         try:
@@ -185,16 +194,20 @@ class Listener:
         for _ in range(ACCEPTS_A_TURN):
             if self._sock.fileno() == -1:  # stopped by what it accepted
                 return
+            if not self._has_room():
+                self._rest(ROOM_SECONDS)
+                return
             try:
                 sock, peer = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as problem:
-                if problem.errno in _EXHAUSTED:
-                    self._rest(problem)
+                if problem.errno in EXHAUSTED:
+                    self._shortage.begins(self._address, problem)
+                    self._rest(PAUSE_SECONDS)
                     return
                 continue  # this one connection failed before it was accepted
-            self._warned = False
+            self._shortage.ends(self._address)
             self._hand_on(sock, peer)
 
     def doWrite(self) -> None:
@@ -215,17 +228,18 @@ class Listener:
             self.log.failure("A connection from {peer} could not be handed on", peer=peer)
             sock.close()
 
-    def _rest(self, problem: OSError) -> None:
+    def _rest(self, seconds: float) -> None:
         self._reactor.removeReader(self)
-        self._pause = self._reactor.callLater(PAUSE_SECONDS, self._wake)
-        if not self._warned:
-            self._warned = True
-            self.log.warn(
-                "Accepting on {listener} rests until the system has room again: {reason}",
-                listener=str(Address(*self._sock.getsockname()[:2])),
-                reason=os.strerror(problem.errno or 0),
-            )
+        self._pause = self._reactor.callLater(seconds, self._wake)
 
     def _wake(self) -> None:
         self._pause = None
         self._reactor.addReader(self)
+
+    @property
+    def _address(self) -> Address:
+        return Address(*self._sock.getsockname()[:2])
+
+
+def _always() -> bool:
+    return True

@@ -18,6 +18,7 @@ from rich.table import Table
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
 from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of
+from scistream.process import keep_secrets
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client
 from scistream.s2uc.commands import (
     Output,
@@ -172,6 +173,7 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     A UID may be shortened to its beginning. The applications say Hello with `appctrl`.
     Exit status: 0 done; 1 the stream or a facility failed; 2 wrong usage or configuration.
     """
+    keep_secrets()
     start_logging(verbose)
     if req_file is not None:
         if ctx.invoked_subcommand is not None:

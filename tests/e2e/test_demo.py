@@ -44,13 +44,20 @@ class Run:
         )
 
     def descendants(self) -> dict[int, str]:
-        """Every other process that has inherited this run's mark: its pid and its command line."""
+        """Every other process that has inherited this run's mark: its pid and its command line.
+
+        The servers keep their environment from all but root; the configuration file that they are given tells them.
+        """
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != self.process.pid:
                 try:
-                    if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
-                        found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if (
+                        str(self.temporary) in line
+                        or f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
+                    ):
+                        found[int(entry.name)] = line
                 except OSError:
                     continue
         return found
