@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
+from scistream.security.guard import Bounds
 from scistream.security.material import Trust
 from scistream.wire.address import Address, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
@@ -91,6 +92,53 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all sections share."""
 
 
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """How much the door for control links takes; see `scistream.security.guard.Bounds`."""
+
+    links: _Count = 4096
+    links_per_address: _Count = 512
+    unproven: _Count = 512
+    unproven_per_address: _Count = 32
+    links_per_identity: _Count = 64
+    commands_per_second: _Count = 200
+    failures: _Count = 20
+    longest_refusal: str = "30s"
+
+    def check(self) -> None:
+        """:raises ValueError: naming the key."""
+        _parsed("limits.longest_refusal", parse_seconds, self.longest_refusal)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The same for a guard."""
+        return Bounds(
+            links=self.links,
+            links_per_address=self.links_per_address,
+            unproven=self.unproven,
+            unproven_per_address=self.unproven_per_address,
+            links_per_identity=self.links_per_identity,
+            commands_per_second=self.commands_per_second,
+            failures=self.failures,
+            longest_refusal=parse_seconds(self.longest_refusal),
+        )
+
+
+class GatewayLimits(Limits, frozen=True, kw_only=True):
+    """The same for a gateway, and what the ports of its streams take."""
+
+    half_open: _Count = 64
+    controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
+
+    def check(self) -> None:
+        """:raises ValueError: naming the key."""
+        super().check()
+        for text in self.controller_networks:
+            _parsed("limits.controller_networks", parse_network, text)
+
+
 class Controller(_Section, frozen=True, kw_only=True):
     """With what an S2CS shows itself to its gateways, and whom it takes for one."""
 
@@ -124,10 +172,12 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
     policy: str = ""
+    limits: Limits = field(default_factory=Limits)
 
     def check(self) -> None:
         """:raises ValueError: naming the key."""
         _address("listen", self.listen)
+        self.limits.check()
         if not self.gateways:
             raise ValueError("gateways: name at least one, as a section [[gateways]] with name and address")
         names = [gateway.name for gateway in self.gateways]
@@ -182,10 +232,12 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_timeout: str = "60s"
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
 
     def check(self) -> None:
         """:raises ValueError: naming the key."""
         _address("listen", self.listen)
+        self.limits.check()
         _parsed("ports", parse_ports, self.ports)
         _parsed("capacity", parse_rate, self.capacity)
         _parsed("wan_timeout", parse_seconds, self.wan_timeout)

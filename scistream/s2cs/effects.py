@@ -72,6 +72,7 @@ class Held:
         trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role)
         self.app_link: Link | None = None
         self.app_outbox = Outbox(server.reactor, "the application")
+        self.wrong_hellos = 0
         self._owner_links: set[Link] = set()
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
@@ -248,6 +249,7 @@ class Held:
             seconds_left=self._seconds_left() if record.state != "Released" else 0.0,
             last_error=record.last_error,
             probe=self._probe(),
+            wrong_hellos=self.wrong_hellos,
         )
 
     def _seconds_left(self) -> float:

@@ -31,8 +31,11 @@ from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, member, spread
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
-from scistream.security.control import Door, close_refused, dialer, log_refusal
+from scistream.s2cs.wrong_keys import WrongKeys
+from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
+from scistream.security.guard import FIRST_REFUSAL
+from scistream.security.guard import Guard as DoorGuard
 from scistream.security.keyring import Keyring, client_keyring
 from scistream.security.tls import Identity, explain
 from scistream.wire.address import Address
@@ -93,6 +96,10 @@ class ControlServer(Service):
         if config.controller is not None and not config.insecure:
             self._to_gateways = client_keyring(trust_of(config.controller, config_file))
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
+        self._door_guard = DoorGuard(
+            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=FIRST_REFUSAL
+        )
+        self._wrong_keys = WrongKeys(reactor)
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.gateways = {
@@ -114,7 +121,7 @@ class ControlServer(Service):
     def startService(self) -> None:
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine is every owner")
-        self._port = self._door.open(lambda: self)
+        self._port = self._door.open(lambda: self, self._door_guard)
         self._restore()
         super().startService()
         if self._keyrings():
@@ -134,6 +141,7 @@ class ControlServer(Service):
         self._watch.stop()
         for held in self.streams.values():
             held.stop_timers()
+        self._wrong_keys.stop()
         for link in list(self._links):
             link.close()
         stopping: list[Deferred[Any]] = [gateway.dialer.stopService() for gateway in self.gateways.values()]
@@ -222,31 +230,46 @@ class ControlServer(Service):
 
     def link_up(self, link: Link) -> None:
         self._links.add(link)
+        if link.peer is not None:
+            link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
     def link_down(self, link: Link, reason: Failure) -> None:
         if link.refusal is not None or (link not in self._links and isinstance(reason.value, SSL.Error)):
             self.audit.link_refused(link, explain(reason))
-        self._links.discard(link)
         log_refusal(link, reason)
+        self._wrong_keys.forget(link)
+        if link not in self._links:
+            return
+        self._links.remove(link)
+        if link.is_stranger:  # no stream has anything to do with it, and there may be very many of either
+            return
         for held in self.streams.values():
             held.link_lost(link)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
+        if link.is_stranger:
+            link.misused("an answer to nothing")
+            return
         for held in self.streams.values():
             if held.app_link is link and held.app_outbox.answered(answer):
                 return
 
     def message_received(self, link: Link, message: Message) -> None:
+        if self._wrong_keys.has(link):
+            link.misused("more after a wrong key")
+            return
         try:
             if isinstance(message, Hello):
                 self._hello(link, message)
             elif isinstance(message, Req | UpdateTargets | Rel | Status):
                 self._from_user(link, message)
             elif not isinstance(message, Resp | Error):
-                self._refuse(link, message, "not-authorized", _TAKES)
+                raise StreamError("not-authorized", _TAKES)
         except StreamError as error:
             assert not isinstance(message, Resp | Error)
             self._refuse(link, message, error.code, error.msg)
+            if link.peer is None and not isinstance(message, Hello):
+                link.misused(f"{command_name(message)} without a certificate")
 
     def _refuse(self, link: Link, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
         self.audit.refused(link, command_name(command), command.uid, command.role, code, msg)
@@ -376,12 +399,12 @@ class ControlServer(Service):
         known = request.app_key_hash if request is not None else "0" * 64
         given = hashlib.sha256(hello.app_key.encode()).hexdigest()
         if not hmac.compare_digest(known, given) or held is None:
-            self.log.warn(
-                "refused a Hello for {uid} ({role}) from {peer}", uid=hello.uid, role=hello.role, peer=link.address
-            )
-            self._refuse(link, hello, "not-authorized", _REFUSED_HELLO)
-            link.close()
+            if held is not None:
+                held.wrong_hellos += 1
+            self.audit.refused(link, command_name(hello), hello.uid, hello.role, "not-authorized", _REFUSED_HELLO)
+            self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
+        link.prove(None)
         self.guard.check_hello(held.record, hello)
         held.note_application(link)
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])

@@ -75,6 +75,7 @@ class Holding:
         self._allowed: Callable[[str], bool] = _nobody
         self._responder: Responder | None = None
         self._probe: Probe | None = None
+        self._strangers = 0
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -257,7 +258,7 @@ class Holding:
             for channel, target in targets.items():
                 self._server.element.arm(Arming(command.uid, command.role, channel, target, context))
             for channel, (_, listener) in self._listeners.items():
-                listener.start(self._acceptor(channel))
+                listener.start(self._acceptor(channel), self._room(channel))
         except StreamError as error:
             self.machine.not_armed(error)
             return
@@ -329,17 +330,27 @@ class Holding:
 
         def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
             if not self._allowed(peer[0]):
-                self.log.warn(
-                    "refused a connection from {peer}: outside the networks of this channel",
-                    peer=peer[0],
-                    uid=core.uid,
-                    channel=channel,
-                )
                 sock.close()
+                self._note_stranger(peer[0], channel)
                 return
             self._server.element.carry(core.uid, core.role, channel, sock)
 
         return accepted
+
+    def _room(self, channel: int) -> Callable[[], bool]:
+        return lambda: self._server.element.has_room(self._core.uid, self._core.role, channel)
+
+    def _note_stranger(self, host: str, channel: int) -> None:
+        """Log it at the first, second, fourth, eighth...: nobody shall fill the log."""
+        self._strangers += 1
+        if self._strangers & (self._strangers - 1) == 0:
+            self.log.warn(
+                "refused a connection from {peer}: outside the networks of this channel; of this stream: {count}",
+                peer=host,
+                count=self._strangers,
+                uid=self._core.uid,
+                channel=channel,
+            )
 
 
 @implementer(IResolutionReceiver)

@@ -20,9 +20,12 @@ from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Flow, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.watch import Watch
-from scistream.wire.messages import ChannelFigures, Role, StreamKey
+from scistream.wire.messages import PROD, ChannelFigures, Role, StreamKey
 
 __all__ = ["Arming", "Element"]
+
+GRACE = 1.0
+"""Seconds that a connection from the WAN has for its handshake before another may take its place."""
 
 
 class Element:
@@ -33,6 +36,7 @@ class Element:
     :param dial_timeout: seconds for a connection to the target.
     :param handshake_timeout: seconds for the TLS handshake on the WAN.
     :param wan_timeout: seconds that a break of the WAN may last before connections are reset.
+    :param half_open: connections of one channel that are being joined at the same time, at most.
     """
 
     log = Logger()
@@ -45,10 +49,12 @@ class Element:
         dial_timeout: float = 10.0,
         handshake_timeout: float = 10.0,
         wan_timeout: float = 60.0,
+        half_open: int = 64,
     ) -> None:
         self._means = Means(
             reactor, Buffers(buffer_size), Watch(reactor, wan_timeout), dial_timeout, handshake_timeout, wan_timeout
         )
+        self._half_open = half_open
         self._streams: dict[StreamKey, _Stream] = {}
 
     def open(self, uid: str, role: Role, rate: float, channels: Sequence[int]) -> None:
@@ -60,6 +66,18 @@ class Element:
         """New connections of the channel go this way; those that are open finish on the old target."""
         tune(arming.context)
         self._streams[arming.uid, arming.role].channels[arming.channel].arming = arming
+
+    def has_room(self, uid: str, role: Role, channel: int) -> bool:
+        """Whether the channel can take a connection now.
+
+        If too many of it are not joined yet, a connection from the WAN that has had its time for the handshake makes
+        room: whoever connects and says nothing keeps nobody out for long.
+        """
+        stream = self._streams.get((uid, role))
+        of_channel = stream.channels.get(channel) if stream is not None else None
+        if of_channel is None or len(of_channel.opening) < self._half_open:
+            return True
+        return role == PROD and of_channel.make_room(self._means.reactor.seconds())
 
     def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
         """Take over an accepted connection. Where the channel is not armed it is reset."""
@@ -122,13 +140,25 @@ class _Channel:
         self._to_consumer = Flow(to_consumer)
         self.arming: Arming | None = None
         self.relays: set[Relay] = set()
+        self.opening: dict[Relay, float] = {}
         self.accepted = 0
         self.reset = 0
 
     def carry(self, means: Means, arming: Arming, sock: socket.socket) -> None:
-        relay = Relay(means, arming, sock, self._to_producer, self._to_consumer, self._ended)
+        relay = Relay(means, arming, sock, self._to_producer, self._to_consumer, self._ended, self._opened)
         self.relays.add(relay)
+        self.opening[relay] = means.reactor.seconds()
         relay.start()
+
+    def make_room(self, now: float) -> bool:
+        """End the connection that has taken longest over its handshake, if that is long enough."""
+        for relay, since in self.opening.items():
+            if now - since < GRACE:
+                return False
+            if not relay.is_verified:
+                relay.reset("no TLS handshake yet, and others wait")
+                return True
+        return False
 
     def figures(self) -> ChannelFigures:
         return ChannelFigures(
@@ -140,7 +170,11 @@ class _Channel:
             reset=self.reset,
         )
 
+    def _opened(self, relay: Relay) -> None:
+        self.opening.pop(relay, None)
+
     def _ended(self, relay: Relay, well: bool) -> None:
+        self.opening.pop(relay, None)
         self.relays.discard(relay)
         self.reset += not well
 

@@ -6,7 +6,6 @@ ports, capacity, the stream's key, listeners, and the element that forwards.
 
 from __future__ import annotations
 
-import resource
 import secrets
 import time
 from pathlib import Path
@@ -26,12 +25,14 @@ from scistream.config import (
     parse_seconds,
     trust_of,
 )
+from scistream.process import raise_descriptor_limit
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Element
 from scistream.s2ds.ports import Ports
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
+from scistream.security.guard import Guard
 from scistream.security.keyring import Keyring
 from scistream.wire.address import Address
 from scistream.wire.line import Link
@@ -70,12 +71,21 @@ class DataServer(Service):
         trust = None if config.insecure else trust_of(config, config_file)
         self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
         self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
+        self._guard = Guard(
+            reactor,
+            config.limits.bounds,
+            f"the door {config.listen}",
+            known_refusal=0.0,
+            known=networks(config.limits.controller_networks),
+        )
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.boot = secrets.token_hex(16)
         self.ports = Ports(*parse_ports(config.ports))
         self.capacity = Capacity(parse_rate(config.capacity))
-        self.element = Element(reactor, wan_timeout=parse_seconds(config.wan_timeout))
+        self.element = Element(
+            reactor, wan_timeout=parse_seconds(config.wan_timeout), half_open=config.limits.half_open
+        )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self._holdings: dict[StreamKey, Holding] = {}
@@ -83,10 +93,10 @@ class DataServer(Service):
     # -- the service
 
     def startService(self) -> None:
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
-        self._port = self._door.open(lambda: self)
+        self._port = self._door.open(lambda: self, self._guard)
         super().startService()
         if self._keyrings():
             self._watch.start()
@@ -132,9 +142,11 @@ class DataServer(Service):
             self.log.warn("refused {peer} at {address}: not our controller", peer=link.peer, address=link.address)
             msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
             link.send(Error(uid=None, code="not-authorized", msg=msg))
+            link.distrust("not our controller")
             link.close()
             return
         self._links.add(link)
+        link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
     def link_down(self, link: Link, reason: Failure) -> None:
         self._links.discard(link)
@@ -200,9 +212,3 @@ class DataServer(Service):
 
 def _page_key(key: StreamKey) -> str:
     return f"{key[0]}/{key[1]}"
-
-
-def _raise_descriptor_limit() -> None:
-    """Each connection takes two descriptors: take as many as this process may have."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

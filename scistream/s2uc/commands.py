@@ -308,6 +308,8 @@ def _print_status(streams: list[Remembered], answers: dict[str, dict[Role, Strea
 
 def _status_row(side: StreamStatus) -> tuple[str, ...]:
     last = f"{side.last_error.code}: {side.last_error.msg}" if side.last_error is not None else ""
+    if side.wrong_hellos:
+        last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()
     return (
         side.state,
         str(len(side.channels)),

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.security.guard import Entrance, Guard, Visit
 from scistream.security.keyring import Keyring, client_keyring, server_keyring
 from scistream.security.material import Trust as Trust
 from scistream.security.pki import fingerprint
@@ -39,6 +40,7 @@ from scistream.wire.link import Dialer, LinkFactory
 from scistream.wire.messages import Error
 
 CONNECT_SECONDS = 10.0
+BACKLOG = 1024
 
 _log = Logger()
 
@@ -111,20 +113,25 @@ class Door:
         else:
             self.keyring = server_keyring(trust, client_certificate)
 
-    def open(self, owner_of: Callable[[], LinkOwner]) -> IListeningPort:
-        """Listen; each link gets an owner of its own. The peer of a link is an `Identity` or None.
+    def open(self, owner_of: Callable[[], LinkOwner], guard: Guard) -> IListeningPort:
+        """Listen; each link that the guard lets in gets an owner. The peer of a link is an `Identity` or None.
 
         :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.
         """
         keyring = self.keyring
         authenticate = None if keyring is None else _client_verifier(keyring)
         plain_peer = PLAIN_IDENTITY if keyring is None else None
-        factory: IProtocolFactory = LinkFactory(
-            lambda _: Link(owner_of(), self._reactor, authenticate, plain_peer, accepted=True)
-        )
-        if keyring is not None:
-            factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
-        port: IListeningPort = self._reactor.listenTCP(self._address.port, factory, 128, self._address.host)
+
+        def link_factory(visit: Callable[[], Visit]) -> IProtocolFactory:
+            factory: IProtocolFactory = LinkFactory(
+                lambda _: Link(owner_of(), self._reactor, authenticate, plain_peer, accepted=True, visit=visit())
+            )
+            if keyring is not None:
+                factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
+            return factory
+
+        entrance = Entrance(guard, link_factory)
+        port: IListeningPort = self._reactor.listenTCP(self._address.port, entrance, BACKLOG, self._address.host)
         return port
 
 

@@ -120,21 +120,80 @@ class LinkOwner(Protocol):
         """An answer, or the unasked ERROR of a stream that failed, came in."""
 
 
+class Visit(Protocol):
+    """What stands behind an accepted link at its door: it hears what becomes of the link, and bounds it."""
+
+    def arrived(self, cut: Callable[[str], None]) -> None:
+        """The link is there; `cut` ends it at once, for a reason."""
+
+    def proven(self, who: str | None) -> bool:
+        """Its owner knows who is there (None: somebody without a name of his own); False if he has too many links."""
+
+    def failed(self, why: str) -> None:
+        """The peer did what it should not."""
+
+    def line(self) -> float:
+        """The peer has said a line; seconds to wait before the next is read."""
+
+    def over(self) -> None:
+        """The link is gone."""
+
+
+class _NoDoor:
+    """For links that came in by no door."""
+
+    def arrived(self, cut: Callable[[str], None]) -> None:
+        """Nobody counts it."""
+
+    def proven(self, who: str | None) -> bool:
+        return True
+
+    def failed(self, why: str) -> None:
+        """Nobody holds it against the peer."""
+
+    def line(self) -> float:
+        return 0.0
+
+    def over(self) -> None:
+        """Nobody has counted it."""
+
+
+NO_DOOR: Visit = _NoDoor()
+
+
 @implementer(IPushProducer)
 class _Brake:
-    """Stops reading from a peer that does not read what we write to it."""
+    """Stops reading from a peer that does not read what we write to it, or that says too much at once."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
+        self._full = False
+        self._resting = False
 
     def pauseProducing(self) -> None:
+        self._full = True
         self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._transport.resumeProducing()
+        self._full = False
+        self._resume()
 
     def stopProducing(self) -> None:
         """The transport is going away, and this with it."""
+
+    def rest(self) -> None:
+        """Read nothing until `go_on`."""
+        self._resting = True
+        self._transport.pauseProducing()
+
+    def go_on(self) -> None:
+        """The end of `rest`."""
+        self._resting = False
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._full and not self._resting:
+            self._transport.resumeProducing()
 
 
 @implementer(IHandshakeListener)
@@ -146,7 +205,9 @@ class Link(LineOnlyReceiver):
     :param authenticate: called with the TLS connection after its handshake; it returns who the peer is
         (None: nobody that a certificate names) or raises to refuse it. Without it the transport is plain
         TCP, and the peer is `plain_peer`.
-    :param accepted: whether the peer dialled; a peer without a certificate must then say something soon.
+    :param accepted: whether the peer dialled; a peer without a certificate is then a stranger until its owner calls
+        `prove`, which must be soon: lines are short, and there is one time limit for all of them.
+    :param visit: what the door that it came in by keeps of it.
     """
 
     delimiter = b"\n"
@@ -162,6 +223,7 @@ class Link(LineOnlyReceiver):
         plain_peer: Any = None,
         *,
         accepted: bool,
+        visit: Visit = NO_DOOR,
     ) -> None:
         self.owner = owner
         self.clock = clock
@@ -170,8 +232,12 @@ class Link(LineOnlyReceiver):
         self.refusal: Exception | None = None
         self._authenticate = authenticate
         self._accepted = accepted
+        self._visit = visit
         self._limit: IDelayedCall | None = None
-        self._first_line_due = False
+        self._rest: IDelayedCall | None = None
+        self._brake: _Brake | None = None
+        self.is_stranger = False
+        self._has_spoken = False
         self._bad_lines = 0
         self.last_seq = 0
 
@@ -179,6 +245,7 @@ class Link(LineOnlyReceiver):
 
     def connectionMade(self) -> None:
         self._start_limit(HANDSHAKE_SECONDS, "no TLS handshake")
+        self._visit.arrived(self._cut_off)
         if self._authenticate is None:
             self._come_up()
 
@@ -189,13 +256,18 @@ class Link(LineOnlyReceiver):
         except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
             self.refusal = problem
             self._log.warn("refused a peer: {reason}", reason=str(problem), peer=self.address)
+            self._visit.failed(f"a peer was refused: {problem}")
             self.transport.abortConnection()
             return
         self._come_up()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._stop_limit()
+        self._stop_rest()
+        if not self.is_up and isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError):
+            self._visit.failed("a TLS handshake failed")
         self.is_up = False
+        self._visit.over()
         if self.refusal is not None:
             reason = Failure(self.refusal)
         self.owner.link_down(self, reason)
@@ -207,10 +279,8 @@ class Link(LineOnlyReceiver):
     def lineReceived(self, line: bytes) -> None:
         if not self.is_up:
             return
-        if self._first_line_due:
-            self._first_line_due = False
-            self.MAX_LENGTH = MAX_LINE
-        self._stop_limit()
+        self._has_spoken = True
+        self._slow_down(self._visit.line())
         try:
             message = decode(line)
         except BadMessage as bad:
@@ -223,6 +293,7 @@ class Link(LineOnlyReceiver):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._log.warn("closed a link: a line of over {limit} bytes", limit=self.MAX_LENGTH, peer=self.address)
+        self._visit.failed(f"a line of over {self.MAX_LENGTH} bytes")
         self.send(Error(uid=None, code="bad-message", msg=f"a line has at most {self.MAX_LENGTH} bytes"))
         self.close()
 
@@ -233,6 +304,39 @@ class Link(LineOnlyReceiver):
         """The peer's address, for logs."""
         peer = self.transport.getPeer()
         return str(Address(peer.host, peer.port)) if hasattr(peer, "host") else str(peer)
+
+    @property
+    def host(self) -> str:
+        """The host of the peer's address."""
+        return str(getattr(self.transport.getPeer(), "host", ""))
+
+    def prove(self, who: str | None) -> None:
+        """It is known who is there: from now on the link may be silent, and say long lines.
+
+        :param who: the name under which the links of one identity are counted; None if nobody has a name of his own
+            here. If that one has too many links this one is closed.
+        """
+        if self.is_stranger:
+            self.is_stranger = False
+            self.MAX_LENGTH = MAX_LINE
+            self._stop_limit()
+        if not self._visit.proven(who):
+            self._log.warn("closed a link of {who}, who has too many", who=who, peer=self.address)
+            msg = f"{who} has as many links here as one identity may have: close some of them (`links_per_identity`)"
+            self.send(Error(uid=None, code="no-capacity", msg=msg))
+            self.close()
+
+    def distrust(self, why: str) -> None:
+        """Hold it against the peer's address."""
+        self._visit.failed(why)
+
+    def misused(self, why: str) -> None:
+        """What was said is not for this link: it counts as a bad line."""
+        self._visit.failed(why)
+        self._bad_lines += 1
+        if self._bad_lines >= MAX_BAD_LINES:
+            self._log.warn("closed a link: {count} bad lines", count=self._bad_lines, peer=self.address)
+            self.close()
 
     def send(self, message: Message) -> None:
         """Write a message; a link that is down drops it, since its peer will ask again."""
@@ -268,6 +372,7 @@ class Link(LineOnlyReceiver):
         that neither reads nor closes is cut off."""
         if self.is_up:
             self._stop_limit()
+            self._stop_rest()
             self._start_limit(CLOSE_SECONDS, "no end of the connection")
             if self._accepted:
                 self.transport.unregisterProducer()  # TLS would wait for it
@@ -286,21 +391,40 @@ class Link(LineOnlyReceiver):
         self._stop_limit()
         self.is_up = True
         if self._accepted:
-            self.transport.registerProducer(_Brake(self.transport), True)
+            self._brake = _Brake(self.transport)
+            self.transport.registerProducer(self._brake, True)
         if self._accepted and self.peer is None:
-            self._first_line_due = True
+            self.is_stranger = True
             self.MAX_LENGTH = MAX_FIRST_LINE
             self._start_limit(FIRST_LINE_SECONDS, "no line")
         self.owner.link_up(self)
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
-        self._bad_lines += 1
         self._log.warn("bad message: {reason}", reason=bad.msg, peer=self.address)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
-        if self._bad_lines >= MAX_BAD_LINES:
-            self._log.warn("closed a link: {count} bad lines", count=self._bad_lines, peer=self.address)
-            self.close()
+        self.misused("a bad line")
+
+    def _slow_down(self, seconds: float) -> None:
+        """Read nothing for so long; what has been read already goes on."""
+        if seconds <= 0 or self._brake is None:
+            return
+        if self._rest is not None:
+            self._rest.reset(seconds)
+            return
+        self._log.debug("reading rests: too many commands", peer=self.address)
+        self._brake.rest()
+        self._rest = self.clock.callLater(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if self._brake is not None:
+            self._brake.go_on()
+
+    def _stop_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rested()
 
     def _start_limit(self, seconds: float, what: str) -> None:
         self._limit = self.clock.callLater(seconds, self._too_slow, what, seconds)
@@ -312,6 +436,12 @@ class Link(LineOnlyReceiver):
 
     def _too_slow(self, what: str, seconds: float) -> None:
         self._limit = None
-        self.refusal = StreamError("timeout", f"{what} in {seconds:g} s")
+        if self.is_stranger and self._has_spoken and self.is_up:
+            what = "nothing that lets it in"
         self._log.warn("closed a link: {what} in {seconds} s", what=what, seconds=seconds, peer=self.address)
+        self._visit.failed(f"{what} in {seconds:g} s")
+        self._cut_off(f"{what} in {seconds:g} s")
+
+    def _cut_off(self, why: str) -> None:
+        self.refusal = StreamError("timeout", why)
         self.transport.abortConnection()

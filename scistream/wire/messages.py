@@ -257,7 +257,10 @@ class ProbeResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds."""
+    """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
+
+    `wrong_hellos` counts those with a wrong key since the S2CS was started.
+    """
 
     uid: Uid
     role: Role
@@ -276,6 +279,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seconds_left: float = 0.0
     last_error: LastError | None = None
     probe: ProbeResult | None = None
+    wrong_hellos: int = 0
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

@@ -133,6 +133,9 @@ class ModelElement:
         self.streams.pop((uid, role), None)
         return []
 
+    def has_room(self, _uid: str, _role: Role, _channel: int) -> bool:
+        return True
+
     def figures(self, _uid: str, _role: Role) -> list[Any]:
         return []
 
@@ -211,7 +214,7 @@ def installed() -> Iterator[None]:
         (scistream.s2ds.service, "Ports", ModelPorts),
         (scistream.s2ds.service, "Element", ModelElement),
         (scistream.s2ds.service, "secrets", types.SimpleNamespace(token_hex=_boot)),
-        (scistream.s2ds.service, "_raise_descriptor_limit", lambda: None),
+        (scistream.s2ds.service, "raise_descriptor_limit", lambda: None),
         (scistream.s2ds.effects, "StreamSecret", ModelSecret),
         (scistream.s2uc.effects, "issue_credentials", model_credentials),
         (scistream.s2uc.effects, "new_app_key", _app_key),

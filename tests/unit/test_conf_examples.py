@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, load
+from scistream.config import GatewayLimits, Limits, S2CSConfig, S2DSConfig, S2UCConfig, load
 from scistream.s2cs.policy import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2uc.commands import read_file
 from scistream.security.pki import init_authority
@@ -32,7 +32,7 @@ def test_an_example_shows_the_defaults(name: str, kind: Any) -> None:
         field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         for field in msgspec.structs.fields(kind)
     }
-    for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks"}:
+    for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks", "limits"}:
         assert shown[key] == defaults[key], key
 
 
@@ -49,6 +49,11 @@ def test_the_example_of_a_policy_names_every_setting_and_shows_the_defaults(tmp_
     defaults = RuleSection(name="", issuer="", identities=[], roles=[])
     for key in set(rule) - {"name", "issuer", "identities", "roles"}:
         assert rule[key] == getattr(defaults, key), key
+
+
+@pytest.mark.parametrize(("name", "kind"), [("s2cs.toml", Limits), ("s2ds.toml", GatewayLimits)])
+def test_an_example_shows_each_limit_with_its_default(name: str, kind: Any) -> None:
+    assert tomllib.loads((CONF / name).read_text())["limits"] == msgspec.to_builtins(kind())
 
 
 @pytest.mark.parametrize("name", ["request.json", "release.json"])

@@ -225,6 +225,8 @@ def test_a_missing_key_is_named(tmp_path: Path, text: str, key: str) -> None:
         ('lan = "eth0"', "lan"),
         ("[lan]\nbind = 1", "lan.bind"),
         ("capacity = 10", "capacity"),
+        ("[limits]\nfailures = 0", "limits.failures"),
+        ('[limits]\nunproven = "many"', "limits.unproven"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_path: Path, text: str, key: str) -> None:
@@ -247,6 +249,8 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
         ('[wan]\nbind = "0.0.0.0"', "wan.advertise", "which address do others reach?"),
         ('[wan]\nbind = "::"', "wan.advertise", "which address do others reach?"),
         ('[wan]\nadvertise = "a host"', "wan.advertise", "'a host'"),
+        ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is no network"),
+        ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is no time"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text: str, key: str, value: str) -> None:

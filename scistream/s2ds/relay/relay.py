@@ -85,6 +85,7 @@ class Relay:
 
     :param sock: the accepted connection, owned from here on: from ConsApp for CONS, from the WAN for PROD.
     :param on_end: called once, with the relay and whether it ended well.
+    :param on_open: called when both sides are joined.
     """
 
     log = Logger()
@@ -97,17 +98,21 @@ class Relay:
         to_producer: Flow,
         to_consumer: Flow,
         on_end: Callable[[Relay, bool], None],
+        on_open: Callable[[Relay], None],
     ) -> None:
         self._means = means
         self._arming = arming
         self._sock = sock
         self._flows = (to_producer, to_consumer)
         self._on_end = on_end
+        self._on_open = on_open
         self._legs: list[Leg] = []
         self._pumps: list[_Pump] = []
         self._opening: Deferred[Any] | None = None
         self._peer = peer_of(sock)
         self.over = False
+        self.is_verified = False
+        """Whether the far end of the WAN leg has shown who it is."""
 
     def start(self) -> None:
         """Join the two sides and begin to pump; nothing passes before the WAN peer is verified."""
@@ -152,6 +157,7 @@ class Relay:
             await deferLater(reactor, DIAL_AGAIN)
 
     def _begin(self, legs: tuple[Leg, Leg]) -> None:
+        self._on_open(self)
         consumer, producer = legs
         to_producer, to_consumer = self._flows
         self._pumps.append(_Pump(self, consumer, producer, to_producer, self._means))
@@ -170,6 +176,7 @@ class Relay:
         leg = self._tls(self._sock, None)
         await leg.handshake(self._means.handshake_timeout)
         verify_consumer(leg.connection, self._arming.uid, self._arming.channel)
+        self.is_verified = True
         return leg
 
     def _not_opened(self, failure: Failure) -> None:

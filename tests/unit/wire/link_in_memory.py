@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from scistream.wire.line import Link, decode
+from scistream.wire.line import NO_DOOR, Link, Visit, decode
 from scistream.wire.messages import Answer, Message
 
 
@@ -54,11 +54,12 @@ class Peer:
         accepted: bool = True,
         plain_peer: Any = "ada",
         authenticate: Callable[[Any], Any] | None = None,
+        visit: Visit | None = None,
     ) -> None:
         self.clock = Clock()
         self.owner = Owner()
         self.wire = Wire()
-        self.link = Link(self.owner, self.clock, authenticate, plain_peer, accepted=accepted)
+        self.link = Link(self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_DOOR)
         self.link.makeConnection(self.wire)
 
     def says(self, *lines: bytes) -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from link_in_memory import Peer
 from message_strategies import UID, line, messages, without_lf
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 
+from scistream.security.guard import Bounds, Guard
 from scistream.wire.errors import StreamError
 from scistream.wire.line import MAX_BAD_LINES, MAX_FIRST_LINE, MAX_LINE, decode
 from scistream.wire.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
@@ -236,11 +238,26 @@ def test_the_first_line_of_a_stranger_may_have_65536_bytes_and_no_more() -> None
     assert other.reads() == [Error(uid=None, code="bad-message", msg="a line has at most 65536 bytes")]
 
 
-def test_later_lines_of_a_stranger_may_be_as_long_as_anybody_s() -> None:
+def test_lines_of_a_stranger_stay_short_until_it_is_known_who_he_is() -> None:
+    other = stranger()
+    other.says(REL, padded(MAX_FIRST_LINE + 1))
+    assert other.is_closed
+
     peer = stranger()
-    peer.says(REL, padded(MAX_LINE))
+    peer.says(REL)
+    peer.link.prove(None)
+    peer.says(padded(MAX_LINE))
     assert len(peer.owner.messages) == 2
     peer.says(padded(MAX_LINE + 1))
+    assert peer.is_closed
+
+
+def test_a_stranger_s_line_that_comes_byte_by_byte_and_never_ends_is_cut_at_the_same_length() -> None:
+    peer = stranger()
+    for _ in range(MAX_FIRST_LINE):
+        peer.link.dataReceived(b"x")
+    assert not peer.is_closed
+    peer.link.dataReceived(b"x")
     assert peer.is_closed
 
 
@@ -271,10 +288,21 @@ def test_a_stranger_that_says_no_line_in_10_seconds_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("first", [REL, b"rubbish"])
-def test_a_stranger_that_has_said_a_line_may_be_silent(first: bytes) -> None:
+def test_a_stranger_that_nobody_knows_after_10_seconds_is_cut_off_whatever_it_said(first: bytes) -> None:
     peer = stranger()
     peer.clock.advance(9.9)
     peer.says(first)
+    assert not peer.is_cut_off
+    peer.clock.advance(0.2)
+    assert peer.is_cut_off
+    peer.goes()
+    assert "nothing that lets it in in 10 s" in str(peer.owner.downs[0].value)
+
+
+def test_a_stranger_may_be_silent_once_it_is_known_who_he_is() -> None:
+    peer = stranger()
+    peer.says(REL)
+    peer.link.prove(None)
     peer.clock.advance(86400)
     assert not peer.is_closed
     assert peer.clock.getDelayedCalls() == []
@@ -393,6 +421,35 @@ def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     assert peer.wire.producerState == "paused"
     brake.resumeProducing()
     assert peer.wire.producerState == "producing"
+
+
+def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> None:
+    door = Guard(Clock(), Bounds(commands_per_second=10), "the door", known_refusal=0.0)
+    visit = door.admit("192.0.2.1")
+    peer = Peer(visit=visit)
+    peer.link.prove("ada")
+    peer.says(*[REL] * 50)
+    assert peer.wire.producerState == "producing"
+    peer.says(*[REL] * 20)
+    assert peer.wire.producerState == "paused"
+    assert len(peer.owner.messages) == 70
+    peer.clock.advance(1.9)
+    assert peer.wire.producerState == "paused"
+    peer.clock.advance(0.2)
+    assert peer.wire.producerState == "producing"
+
+
+def test_a_link_that_rests_and_is_closed_leaves_no_timer_but_its_last_one() -> None:
+    door = Guard(Clock(), Bounds(commands_per_second=1), "the door", known_refusal=0.0)
+    peer = Peer(visit=door.admit("192.0.2.1"))
+    peer.link.prove("ada")
+    peer.says(*[REL] * 10)
+    assert peer.wire.producerState == "paused"
+    peer.link.close()
+    assert len(peer.clock.getDelayedCalls()) == 1
+    peer.goes()
+    assert peer.clock.getDelayedCalls() == []
+    assert door.links == 0
 
 
 def test_the_peer_s_address_is_known_for_logs() -> None:

@@ -1,0 +1,422 @@
+"""Who may come in by a door, decided before anything is made for a connection.
+
+A `Guard` counts the links of one door: by address (an IPv6 /64 counts as one), in all, and by identity. A link is
+*unproven* until its owner knows who is there. Failures make an address wait before it is let in again, longer each
+time; a link that proves itself clears its address. `Guard.admit` costs a look into a table, and the table is bounded.
+
+Whoever shares an address with an attacker (NAT) shares its waits: each is at most `longest_refusal`, fades within
+minutes, and touches no link that is up. At an address where somebody has proved himself before it is at most the
+guard's `known_refusal`. A full door makes room at the expense of the address that holds most of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from scistream.wire.address import Address, Network, inside
+
+HALF_LIFE = 60.0
+"""Seconds in which half of what is held against an address fades."""
+FIRST_REFUSAL = 1.0
+GRACE = 2.0
+"""Seconds that an unproven link has before another one from its own address may take its place."""
+SHARE = 4
+"""Unproven links of an address for which a full door makes room at the expense of others."""
+MOST_PLACES = 10_000
+BURST_SECONDS = 5.0
+"""A rate of commands may be exceeded by what it allows in so many seconds."""
+
+_MOST_DOUBLINGS = 16
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much a door takes.
+
+    :param links: links in all; `links_per_address` of them from one address.
+    :param unproven: links that have not shown yet who they are; `unproven_per_address` of them from one address.
+    :param links_per_identity: links under one certificate's name.
+    :param commands_per_second: of one identity, or one application's link; more are read later.
+    :param failures: so many in a short time make an address wait.
+    :param longest_refusal: seconds that it waits at most.
+    """
+
+    links: int = 4096
+    links_per_address: int = 512
+    unproven: int = 512
+    unproven_per_address: int = 32
+    links_per_identity: int = 64
+    commands_per_second: float = 200.0
+    failures: int = 20
+    longest_refusal: float = 30.0
+
+
+def place_of(host: str) -> str:
+    """What counts as one address: an IPv4 address, an IPv6 /64; an IPv4 address mapped into IPv6 is one of IPv4."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:  # no number: some other kind of transport
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, 64), strict=False))
+
+
+class Fading:
+    """A count that halves every `HALF_LIFE` seconds."""
+
+    __slots__ = ("_at", "_count")
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._at = 0.0
+
+    def at(self, now: float) -> float:
+        """How much of it is left."""
+        return self._count * math.exp2(-max(0.0, now - self._at) / HALF_LIFE)
+
+    def add(self, now: float, most: float) -> float:
+        """One more, up to `most`; gives what it is then."""
+        self._count, self._at = min(self.at(now) + 1.0, most), now
+        return self._count
+
+    def clear(self) -> None:
+        """Nothing is left."""
+        self._count = 0.0
+
+
+def doubling(first: float, times: float, longest: float) -> float:
+    """`first` seconds, doubled so many times, `longest` at most; nothing for a negative number of times."""
+    return min(longest, first * 2.0 ** min(times, _MOST_DOUBLINGS)) if times >= 0 else 0.0
+
+
+class _Place:
+    """What a guard knows of one address."""
+
+    __slots__ = ("known", "links", "name", "refused", "refused_until", "trouble", "unproven")
+
+    def __init__(self, name: str, *, known: bool) -> None:
+        self.name = name
+        self.links = 0
+        self.unproven: OrderedDict[Visit, None] = OrderedDict()  # the oldest first
+        self.trouble = Fading()
+        self.refused_until = 0.0
+        self.refused = 0
+        self.known = known
+
+
+class _Allowance:
+    """How many commands may still come in now; below zero, how many came too early."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate", "links")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._most = self._left = rate * BURST_SECONDS
+        self._at = now
+        self.links = 0
+
+    def take(self, now: float) -> float:
+        """One comes in; seconds to wait before the next is read."""
+        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1.0
+        self._at = now
+        return max(0.0, -self._left / self._rate)
+
+
+class Guard:
+    """The guard of one door.
+
+    :param clock: tells the time; no timer is set.
+    :param door: how logs call it.
+    :param known_refusal: seconds that an address waits at most where somebody has proved himself before.
+    :param known: networks that count as such from the beginning.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        bounds: Bounds,
+        door: str,
+        *,
+        known_refusal: float,
+        known: tuple[Network, ...] = (),
+    ) -> None:
+        self._clock = clock
+        self._bounds = bounds
+        self._door = door
+        self._known_refusal = known_refusal
+        self._known = known
+        self._places: OrderedDict[str, _Place] = OrderedDict()  # the longest unused first
+        self._identities: dict[str, _Allowance] = {}
+        self.links = 0
+        self.unproven = 0
+        self.refused = 0
+        self.moved = 0
+
+    def admit(self, host: str) -> Visit | None:
+        """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
+        now = self._clock.seconds()
+        place = self._place(host)
+        why = self._why_not(place, now)
+        if why is not None:
+            self._refuse(place, why)
+            return None
+        return Visit(self, place, now)
+
+    def _place(self, host: str) -> _Place:
+        name = place_of(host)
+        place = self._places.get(name)
+        if place is None:
+            place = self._places[name] = _Place(name, known=self._is_known(host))
+            self._forget_some()
+        else:
+            self._places.move_to_end(name)
+        return place
+
+    def _is_known(self, host: str) -> bool:
+        address = Address(host.partition("%")[0], 0).numeric
+        return address is not None and inside(address, self._known)
+
+    def _forget_some(self) -> None:
+        """Keep the table bounded. An address with links stays: links are bounded on their own."""
+        while len(self._places) > MOST_PLACES + self.links:
+            for name, place in self._places.items():
+                if not place.links:
+                    del self._places[name]
+                    break
+
+    def _why_not(self, place: _Place, now: float) -> str | None:
+        bounds = self._bounds
+        if place.refused_until > now:
+            return f"it has failed too often, and waits {place.refused_until - now:.0f} s more"
+        if self.links >= bounds.links:
+            return f"there are {self.links} links already (`links`)"
+        if place.links >= bounds.links_per_address:
+            return f"it has {place.links} links already (`links_per_address`)"
+        if len(place.unproven) >= bounds.unproven_per_address and not self._replace(place, now):
+            return f"{len(place.unproven)} of its links have not shown who they are (`unproven_per_address`)"
+        if self.unproven >= bounds.unproven and not self._make_room(place, now):
+            return f"{self.unproven} links have not shown who they are (`unproven`), and it has most of them"
+        return None
+
+    def _replace(self, place: _Place, now: float) -> bool:
+        """End the oldest unproven link of an address, if it has had its time."""
+        oldest = next(iter(place.unproven))
+        if now - oldest.since < GRACE:
+            return False
+        oldest.make_way()
+        return True
+
+    def _make_room(self, newcomer: _Place, now: float) -> bool:
+        """End the oldest unproven link of the address that has most of them."""
+        most = max((place for place in self._places.values() if place.unproven), key=_claim)
+        if len(newcomer.unproven) >= min(len(most.unproven), SHARE):
+            return self._replace(newcomer, now)
+        next(iter(most.unproven)).make_way()
+        self.moved += 1
+        if _is_power_of_two(self.moved):
+            self.log.warn(
+                "{door} is full of links that have not shown who they are: ended one from {place}, which has {count} "
+                "of them, for one from {newcomer}; so far {moved} were ended so",
+                door=self._door,
+                place=most.name,
+                count=len(most.unproven),
+                newcomer=newcomer.name,
+                moved=self.moved,
+            )
+        return True
+
+    def _refuse(self, place: _Place, why: str) -> None:
+        self.refused += 1
+        place.refused += 1
+        if _is_power_of_two(place.refused):  # an attacker shall not fill the log
+            self.log.warn(
+                "{door} refused a link from {place}: {why}; refused from there so far: {count}, in all: {all}",
+                door=self._door,
+                place=place.name,
+                why=why,
+                count=place.refused,
+                all=self.refused,
+            )
+
+    # -- for visits
+
+    def came(self, visit: Visit, place: _Place) -> None:
+        """A link is there."""
+        self.links += 1
+        self.unproven += 1
+        place.links += 1
+        place.unproven[visit] = None
+
+    def no_longer_unproven(self, visit: Visit, place: _Place) -> None:
+        """It has shown who it is, or is gone. Idempotent."""
+        if visit in place.unproven:
+            del place.unproven[visit]
+            self.unproven -= 1
+
+    def went(self, place: _Place) -> None:
+        """A link is gone."""
+        self.links -= 1
+        place.links -= 1
+
+    def failed(self, place: _Place, why: str) -> None:
+        """Hold it against the address."""
+        now, bounds = self._clock.seconds(), self._bounds
+        count = place.trouble.add(now, bounds.failures + _MOST_DOUBLINGS)
+        # The count that fades makes up for what is lost between two failures: the limit is met, not only neared.
+        seconds = doubling(FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
+        if place.known:
+            seconds = min(seconds, self._known_refusal)
+        if seconds:
+            place.refused_until = max(place.refused_until, now + seconds)
+            self.log.warn(
+                "{door} lets {place} wait {seconds} s after {count} failures, the last one: {why}",
+                door=self._door,
+                place=place.name,
+                seconds=seconds,
+                count=round(count),
+                why=why,
+            )
+
+    def allowance(self, who: str | None, place: _Place) -> _Allowance | None:
+        """Somebody has proved himself: his allowance, which all his links share; None if he has too many links."""
+        place.known = True
+        place.trouble.clear()
+        place.refused_until = 0.0
+        now = self._clock.seconds()
+        if who is None:
+            return _Allowance(self._bounds.commands_per_second, now)
+        mine = self._identities.get(who)
+        if mine is None:
+            mine = self._identities[who] = _Allowance(self._bounds.commands_per_second, now)
+        if mine.links >= self._bounds.links_per_identity:
+            return None
+        mine.links += 1
+        return mine
+
+    def released(self, who: str) -> None:
+        """One link of an identity is gone."""
+        mine = self._identities[who]
+        mine.links -= 1
+        if not mine.links:
+            del self._identities[who]
+
+    def seconds(self) -> float:
+        """The time."""
+        return self._clock.seconds()
+
+
+class Visit:
+    """One accepted link, for its guard; `wire.line.Link` tells it what happens."""
+
+    __slots__ = ("_allowance", "_cut", "_failed", "_guard", "_over", "_place", "_who", "since")
+
+    def __init__(self, guard: Guard, place: _Place, now: float) -> None:
+        self._guard = guard
+        self._place = place
+        self._cut: Callable[[str], None] = _ignore
+        self._allowance: _Allowance | None = None
+        self._who: str | None = None
+        self._failed = False
+        self._over = False
+        self.since = now
+        guard.came(self, place)
+
+    def arrived(self, cut: Callable[[str], None]) -> None:
+        """The link is there; `cut` ends it at once, for a reason."""
+        self._cut = cut
+
+    def proven(self, who: str | None) -> bool:
+        """It is known who is there; False if that one has too many links.
+
+        :param who: the name of an identity whose links are counted together; None for others.
+        """
+        self._guard.no_longer_unproven(self, self._place)
+        if self._allowance is None:
+            self._allowance = self._guard.allowance(who, self._place)
+            self._who = who if self._allowance is not None else None
+        return self._allowance is not None
+
+    def failed(self, why: str) -> None:
+        """It did what it should not. Counts once, and only while nobody knows who it is."""
+        if self._allowance is None and not self._failed:
+            self._failed = True
+            self._guard.failed(self._place, why)
+
+    def line(self) -> float:
+        """It has said a line; seconds to wait before the next is read."""
+        return 0.0 if self._allowance is None else self._allowance.take(self._guard.seconds())
+
+    def make_way(self) -> None:
+        """Another one gets its place."""
+        self.failed("it has not shown who it is, and others wait")
+        self.over()
+        self._cut("it has not shown who it is, and others wait")
+
+    def over(self) -> None:
+        """The link is gone. Idempotent."""
+        if self._over:
+            return
+        self._over = True
+        self._guard.no_longer_unproven(self, self._place)
+        self._guard.went(self._place)
+        if self._who is not None:
+            self._guard.released(self._who)
+
+
+class Entrance(Factory):
+    """Asks the guard about each connection before any part of a link is made for it.
+
+    :param link_factory: makes the factory of links, from what gives the visit of the link that is being made.
+    """
+
+    noisy = False
+
+    def __init__(self, guard: Guard, link_factory: Callable[[Callable[[], Visit]], IProtocolFactory]) -> None:
+        self._guard = guard
+        self._visit: Visit | None = None
+        self._inner = link_factory(self._current)
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        visit = self._guard.admit(str(getattr(addr, "host", addr)))
+        if visit is None:
+            return None
+        self._visit = visit
+        return self._inner.buildProtocol(addr)  # type: ignore[arg-type]
+
+    def doStart(self) -> None:
+        self._inner.doStart()
+
+    def doStop(self) -> None:
+        self._inner.doStop()
+
+    def _current(self) -> Visit:
+        visit, self._visit = self._visit, None
+        assert visit is not None, "one link is made for each connection"
+        return visit
+
+
+def _claim(place: _Place) -> tuple[int, float]:
+    """How soon an address has to make room: it holds more, or has held it longer."""
+    return len(place.unproven), -next(iter(place.unproven)).since
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
+
+
+def _ignore(_why: str) -> None:
+    """The link is not made yet."""

@@ -1,0 +1,413 @@
+"""Who may come in by a door, in virtual time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from twisted.internet.task import Clock
+
+from scistream.security import guard as guard_module
+from scistream.security.guard import FIRST_REFUSAL, GRACE, HALF_LIFE, Bounds, Fading, Guard, Visit, doubling, place_of
+from scistream.wire.address import parse_network
+
+ATTACKER, USER = "192.0.2.66", "192.0.2.7"
+
+
+class Door:
+    """A guard and its clock. Links that it ends itself are in `cut`, with the reason."""
+
+    def __init__(self, *, known_refusal: float = FIRST_REFUSAL, **bounds: float) -> None:
+        self.clock = Clock()
+        self.guard = Guard(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
+        self.cut: list[Visit] = []
+
+    def comes(self, host: str) -> Visit | None:
+        visit = self.guard.admit(host)
+        if visit is not None:
+            visit.arrived(lambda _why: self.cut.append(visit))
+        return visit
+
+    def must_come(self, host: str) -> Visit:
+        visit = self.comes(host)
+        assert visit is not None
+        return visit
+
+    def fails(self, host: str, times: int = 1) -> None:
+        for _ in range(times):
+            visit = self.must_come(host)
+            visit.failed("rubbish")
+            visit.over()
+
+    def seconds_until_open(self, host: str, step: float = 0.25) -> float:
+        began = self.clock.seconds()
+        while (visit := self.comes(host)) is None:
+            self.clock.advance(step)
+        visit.over()
+        return self.clock.seconds() - began
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::5", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("a socket without an address", "a socket without an address"),
+    ],
+)
+def test_an_ipv4_address_counts_alone_and_an_ipv6_address_with_its_neighbours(host: str, place: str) -> None:
+    assert place_of(host) == place
+
+
+# -- how many
+
+
+def test_unproven_links_of_one_address_are_bounded_and_others_still_come_in() -> None:
+    door = Door(unproven_per_address=3)
+    assert [door.comes(ATTACKER) is not None for _ in range(5)] == [True, True, True, False, False]
+    assert door.comes(USER) is not None
+    assert door.guard.refused == 2
+    assert door.cut == []
+
+
+def test_an_address_at_its_limit_gets_in_at_the_expense_of_its_own_oldest_link_after_a_while() -> None:
+    door = Door(unproven_per_address=2)
+    oldest, _ = door.must_come(ATTACKER), door.must_come(ATTACKER)
+    door.clock.advance(GRACE - 0.1)
+    assert door.comes(ATTACKER) is None
+    door.clock.advance(0.2)
+    assert door.comes(ATTACKER) is not None
+    assert door.cut == [oldest]
+    assert (door.guard.links, door.guard.unproven) == (2, 2)
+
+
+def test_a_full_door_makes_room_at_the_expense_of_the_address_that_holds_most() -> None:
+    door = Door(unproven=6, unproven_per_address=4)
+    held = [door.must_come(ATTACKER) for _ in range(4)]
+    others = [door.must_come("192.0.2.8"), door.must_come("192.0.2.9")]
+    assert door.comes(USER) is not None
+    assert door.cut == held[:1]
+    assert door.guard.unproven == 6
+    assert door.comes("192.0.2.8") is not None
+    assert door.cut == held[:2]
+    assert not set(others) & set(door.cut)
+
+
+def test_who_holds_most_of_a_full_door_gets_no_more_of_it_at_once() -> None:
+    door = Door(unproven=4, unproven_per_address=4)
+    door.must_come(USER)
+    for _ in range(3):
+        door.must_come(ATTACKER)
+    assert door.comes(ATTACKER) is None
+    assert door.cut == []
+
+
+def test_a_full_door_makes_room_for_a_few_links_of_an_address_and_no_more() -> None:
+    door = Door(unproven=40, unproven_per_address=20)
+    for number in range(2):
+        for _ in range(20):
+            door.must_come(f"198.51.100.{number}")
+    assert [door.comes(ATTACKER) is not None for _ in range(6)] == [True] * 4 + [False] * 2
+    assert door.comes(USER) is not None
+    assert len(door.cut) == 5
+
+
+def test_a_door_that_many_addresses_fill_lets_the_next_one_in_for_the_oldest() -> None:
+    door = Door(unproven=5)
+    held = []
+    for number in range(5):
+        held.append(door.must_come(f"198.51.100.{number}"))
+        door.clock.advance(0.01)
+    assert door.comes(USER) is not None
+    assert door.cut == held[:1]
+
+
+def test_links_that_have_proved_themselves_leave_the_room_of_the_unproven_to_others() -> None:
+    door = Door(unproven_per_address=2, links_per_address=5)
+    for _ in range(5):
+        assert door.must_come(USER).proven(None)
+    assert door.guard.unproven == 0
+    assert door.comes(USER) is None, "links_per_address"
+    assert door.comes(ATTACKER) is not None
+
+
+def test_links_in_all_are_bounded() -> None:
+    door = Door(links=3)
+    visits = [door.must_come(f"198.51.100.{number}") for number in range(3)]
+    for visit in visits:
+        visit.proven(None)
+    assert door.comes(USER) is None
+    visits[0].over()
+    visits[0].over()
+    assert door.comes(USER) is not None
+
+
+def test_links_of_one_identity_are_bounded_wherever_they_come_from() -> None:
+    door = Door(links_per_identity=2)
+    first, second, third = (door.must_come(f"198.51.100.{number}") for number in range(3))
+    assert first.proven("ada")
+    assert second.proven("ada")
+    assert not third.proven("ada")
+    third.over()
+    assert door.must_come(USER).proven("grace")
+    first.over()
+    assert door.must_come(USER).proven("ada")
+
+
+def test_links_without_a_name_are_not_counted_as_one_identity() -> None:
+    door = Door(links_per_identity=2)
+    assert all(door.must_come(USER).proven(None) for _ in range(5))
+
+
+# -- failures
+
+
+def test_an_address_waits_after_too_many_failures_and_no_other_one_does() -> None:
+    door = Door(failures=3)
+    door.fails(ATTACKER, 2)
+    assert door.comes(ATTACKER) is not None
+    door.fails(ATTACKER)
+    assert door.comes(ATTACKER) is None
+    assert door.comes(USER) is not None
+
+
+def test_the_wait_doubles_up_to_a_limit() -> None:
+    door = Door(failures=3, longest_refusal=10.0)
+    door.fails(ATTACKER, 3)
+    waits = [door.seconds_until_open(ATTACKER)]
+    for _ in range(6):
+        door.fails(ATTACKER)
+        waits.append(door.seconds_until_open(ATTACKER))
+    assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert max(waits) == 10.0
+
+
+def test_a_quiet_time_lets_everything_fade() -> None:
+    door = Door(failures=5)
+    door.fails(ATTACKER, 5)
+    door.clock.advance(10 * HALF_LIFE)
+    door.fails(ATTACKER, 4)
+    assert door.comes(ATTACKER) is not None
+
+
+def test_a_link_counts_one_failure_however_many_bad_lines_it_says() -> None:
+    door = Door(failures=2)
+    visit = door.must_come(ATTACKER)
+    for _ in range(100):
+        visit.failed("a bad line")
+    assert door.comes(ATTACKER) is not None
+
+
+def test_a_link_that_proves_itself_clears_its_address() -> None:
+    door = Door(failures=3)
+    waiting = door.must_come(USER)
+    door.fails(USER, 3)
+    assert door.comes(USER) is None
+    assert waiting.proven("ada")
+    assert door.comes(USER) is not None
+
+
+def test_what_a_known_peer_does_is_not_held_against_its_address() -> None:
+    door = Door(failures=1)
+    visit = door.must_come(USER)
+    visit.proven("ada")
+    visit.failed("a bad line")
+    assert door.comes(USER) is not None
+
+
+def test_where_somebody_has_proved_himself_the_wait_stays_short() -> None:
+    door = Door(failures=2)
+    door.must_come(USER).proven("ada")
+    for _ in range(6):
+        door.fails(USER)
+        assert door.seconds_until_open(USER) <= FIRST_REFUSAL
+
+
+def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -> None:
+    door = Door(known_refusal=0.0, failures=2, unproven=8, unproven_per_address=4)
+    door.must_come(USER).proven("the controller")
+    for _ in range(50):
+        door.fails(USER)
+    for _ in range(20):
+        door.comes(USER)
+    door.clock.advance(GRACE)
+    assert door.must_come(USER).proven("the controller")
+
+
+def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_proved_himself_there_yet() -> None:
+    clock = Clock()
+    networks = (parse_network("192.0.2.0/28"), parse_network("2001:db8::/48"))
+    guard = Guard(clock, Bounds(failures=1), "the door", known_refusal=0.0, known=networks)
+    for host in (USER, "2001:db8::7", ATTACKER):
+        for _ in range(5):
+            visit = guard.admit(host)
+            if visit is not None:
+                visit.failed("rubbish")
+                visit.over()
+    assert guard.admit(USER) is not None
+    assert guard.admit("2001:db8::8") is not None
+    assert guard.admit(ATTACKER) is None
+
+
+def test_links_that_are_up_are_left_alone_when_their_address_has_to_wait() -> None:
+    door = Door(failures=1)
+    visit = door.must_come(USER)
+    visit.proven("ada")
+    door.guard._places[USER].known = False
+    door.fails(USER, 1)
+    assert door.comes(USER) is None
+    assert door.cut == []
+
+
+# -- commands
+
+
+def test_commands_may_come_in_bursts_and_are_read_later_above_the_rate() -> None:
+    door = Door(commands_per_second=10)
+    visit, other = door.must_come(USER), door.must_come(USER)
+    assert visit.line() == 0.0, "of an unproven link other things are bounded"
+    visit.proven("ada")
+    other.proven("ada")
+    waits = [link.line() for _ in range(25) for link in (visit, other)]
+    assert waits == [0.0] * 50, "five seconds' worth"
+    assert visit.line() == pytest.approx(0.1)
+    assert other.line() == pytest.approx(0.2), "they share one allowance"
+    door.clock.advance(0.2)
+    assert visit.line() == pytest.approx(0.1)
+    door.clock.advance(3600)
+    assert [visit.line() for _ in range(50)] == [0.0] * 50
+    assert visit.line() > 0
+
+
+# -- its own memory
+
+
+def test_the_table_of_addresses_is_bounded_and_keeps_those_that_hold_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MOST_PLACES", 10)
+    door = Door(failures=1)
+    visit = door.must_come(USER)
+    for number in range(1000):
+        door.fails(f"198.51.{number // 250}.{number % 250}")
+    assert len(door.guard._places) <= 11
+    visit.over()
+    assert door.guard.links == 0
+
+
+# -- anything at all
+
+
+@given(
+    st.lists(st.floats(0, 1000), min_size=1, max_size=50).map(sorted),
+    st.floats(0, 10_000),
+)
+def test_a_fading_count_never_exceeds_how_often_it_happened_and_fades_to_nothing(
+    times: list[float], later: float
+) -> None:
+    count = Fading()
+    for number, at in enumerate(times, 1):
+        assert 1.0 <= count.add(at, 1000.0) <= number
+    end = times[-1]
+    assert count.at(end + later) <= count.at(end)
+    assert count.at(end + 40 * HALF_LIFE) < 0.001
+
+
+@given(st.floats(-100, 1e6), st.floats(0.5, 1e4))
+def test_a_wait_is_never_longer_than_the_longest(times: float, longest: float) -> None:
+    seconds = doubling(1.0, times, longest)
+    assert 0.0 <= seconds <= longest
+    assert doubling(1.0, times + 1, longest) >= seconds
+
+
+HOSTS = [*(f"198.51.100.{number}" for number in range(4)), "2001:db8::1", "2001:db8::2", "2001:db8:1::1"]
+
+
+class AnyVisits(RuleBasedStateMachine):
+    """Whatever comes and goes, the guard's counts are those of the links that are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounds = Bounds(
+            links=12,
+            links_per_address=6,
+            unproven=6,
+            unproven_per_address=3,
+            links_per_identity=2,
+            failures=3,
+            longest_refusal=5.0,
+        )
+        self.clock = Clock()
+        self.guard = Guard(self.clock, self.bounds, "the door", known_refusal=1.0)
+        self.there: dict[Visit, str] = {}
+        self.proven: dict[Visit, str | None] = {}
+
+    @rule(host=st.sampled_from(HOSTS))
+    def somebody_comes(self, host: str) -> None:
+        visit = self.guard.admit(host)
+        if visit is not None:
+            self.there[visit] = place_of(host)
+            visit.arrived(lambda _why: self._gone(visit))
+
+    def _gone(self, visit: Visit) -> None:
+        assert visit not in self.proven, "only the unproven make room"
+        del self.there[visit]
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data(), who=st.sampled_from(["ada", "grace", None]))
+    def one_proves_itself(self, data: st.DataObject, who: str | None) -> None:
+        visit = data.draw(st.sampled_from(list(self.there)))
+        if visit not in self.proven:
+            if visit.proven(who):
+                self.proven[visit] = who
+            else:
+                self._leaves(visit)
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def one_fails(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(list(self.there))).failed("rubbish")
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def one_goes(self, data: st.DataObject) -> None:
+        self._leaves(data.draw(st.sampled_from(list(self.there))))
+
+    def _leaves(self, visit: Visit) -> None:
+        visit.over()
+        visit.over()
+        del self.there[visit]
+        self.proven.pop(visit, None)
+
+    @rule(seconds=st.floats(0, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def it_counts_right_and_keeps_its_bounds(self) -> None:
+        unproven = [visit for visit in self.there if visit not in self.proven]
+        assert self.guard.links == len(self.there) <= self.bounds.links
+        assert self.guard.unproven == len(unproven) <= self.bounds.unproven
+        assert all(count <= self.bounds.links_per_address for count in Counter(self.there.values()).values())
+        places = Counter(self.there[visit] for visit in unproven)
+        assert all(count <= self.bounds.unproven_per_address for count in places.values())
+        names = Counter(name for name in self.proven.values() if name is not None)
+        assert all(count <= self.bounds.links_per_identity for count in names.values())
+
+    def teardown(self) -> None:
+        for visit in list(self.there):
+            self._leaves(visit)
+        assert (self.guard.links, self.guard.unproven) == (0, 0)
+        self.clock.advance(20 * HALF_LIFE)
+        for host in HOSTS:
+            assert self.guard.admit(host) is not None, "after a quiet time everybody is let in"
+
+
+TestAnyVisits = AnyVisits.TestCase
