@@ -1,0 +1,155 @@
+"""Those who connect and mean harm: sockets and links by hand, from any address of loopback.
+
+127.0.0.0/8 is one machine, so a test can come from as many addresses as it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from scistream.security.pki import Issued
+from scistream.wire.address import Address
+
+TIMEOUT = 60.0
+
+
+@contextmanager
+def many_descriptors() -> Iterator[None]:
+    """This process may open thousands meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def connection(address: Address, source: str) -> socket.socket:
+    """A TCP connection from that address."""
+    return socket.create_connection(address, timeout=TIMEOUT, source_address=(source, 0))
+
+
+def client_hello(protocol: str = "scistream/1") -> bytes:
+    """The first flight of a TLS client that offers this protocol."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols([protocol])
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    handshake = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    return outgoing.read()
+
+
+@contextmanager
+def half_open(address: Address, sources: Sequence[str], count: int) -> Iterator[list[socket.socket]]:
+    """So many connections that begin a TLS handshake and say no more, spread over the source addresses."""
+    with ExitStack() as opened:
+        begun = client_hello()
+        sockets = []
+        for number in range(count):
+            sock = opened.enter_context(connection(address, sources[number % len(sources)]))
+            with suppress(OSError):  # it is closed already
+                sock.sendall(begun[: len(begun) // 2])
+            sockets.append(sock)
+        yield sockets
+
+
+def closed(sockets: Sequence[socket.socket]) -> int:
+    """How many of these the other side has closed or reset by now. Nothing is ever sent on them."""
+    looking = select.poll()
+    for sock in sockets:
+        looking.register(sock, select.POLLIN)
+    return len(looking.poll(0))
+
+
+def is_shut_out(address: Address, source: str) -> bool:
+    """Whether a connection from there is closed at once, before a byte of it is read: a TLS server answers a hello."""
+    with connection(address, source) as sock:
+        try:
+            sock.sendall(client_hello())
+            return not sock.recv(1)
+        except ConnectionResetError:
+            return True
+
+
+def seconds_of_dripping(sock: socket.socket, data: bytes) -> float:
+    """Send a byte a second until the other side has had enough; how long that took."""
+    began = time.monotonic()
+    for number in range(len(data)):
+        try:
+            sock.sendall(data[number : number + 1])
+            sock.settimeout(1.0)
+            if not sock.recv(65536):
+                break
+        except TimeoutError:
+            continue
+        except (OSError, ssl.SSLError):
+            break
+        finally:
+            sock.settimeout(TIMEOUT)
+    return time.monotonic() - began
+
+
+class HostileLink:
+    """A control link that says what it likes: TLS as it should be, and lines.
+
+    :param source: the address that it comes from.
+    :param issued: the certificate to show, or None.
+    """
+
+    def __init__(self, address: Address, authority: Path, source: str = "127.0.0.1", issued: Issued | None = None):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(authority)
+        context.set_alpn_protocols(["scistream/1"])
+        if issued is not None:
+            context.load_cert_chain(issued.certificate, issued.key)
+        sock = connection(address, source)
+        try:
+            self.sock = context.wrap_socket(sock, server_hostname=address.host)
+        except BaseException:
+            sock.close()
+            raise
+        self._lines = self.sock.makefile("rb")
+
+    def __enter__(self) -> HostileLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def say(self, cmd: str, **fields: Any) -> None:
+        self.send(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next message; None at the end of the link, however it ends."""
+        try:
+            line = self._lines.readline()
+        except (ssl.SSLError, ConnectionResetError):
+            return None
+        return json.loads(line) if line else None
+
+    def ask(self, cmd: str, **fields: Any) -> dict[str, Any] | None:
+        self.say(cmd, **fields)
+        return self.hear()
+
+
+def attempted(work: Callable[[], Any]) -> bool:
+    """Whether it worked, and was not cut off."""
+    try:
+        work()
+    except (OSError, ssl.SSLError):
+        return False
+    return True
