@@ -160,6 +160,7 @@ class Guard:
         self._known_refusal = known_refusal
         self._known = known
         self._places: OrderedDict[str, _Place] = OrderedDict()  # the longest unused first
+        self._waited_for: dict[_Place, None] = {}  # those with unproven links
         self._identities: dict[str, _Allowance] = {}
         self.links = 0
         self.unproven = 0
@@ -209,7 +210,7 @@ class Guard:
         if len(place.unproven) >= bounds.unproven_per_address and not self._replace(place, now):
             return f"{len(place.unproven)} of its links have not shown who they are (`unproven_per_address`)"
         if self.unproven >= bounds.unproven and not self._make_room(place, now):
-            return f"{self.unproven} links have not shown who they are (`unproven`), and it has most of them"
+            return f"{self.unproven} links have not shown who they are (`unproven`), and it has its share of them"
         return None
 
     def _replace(self, place: _Place, now: float) -> bool:
@@ -222,7 +223,7 @@ class Guard:
 
     def _make_room(self, newcomer: _Place, now: float) -> bool:
         """End the oldest unproven link of the address that has most of them."""
-        most = max((place for place in self._places.values() if place.unproven), key=_claim)
+        most = max(self._waited_for, key=_claim)
         if len(newcomer.unproven) >= min(len(most.unproven), SHARE):
             return self._replace(newcomer, now)
         next(iter(most.unproven)).make_way()
@@ -260,12 +261,15 @@ class Guard:
         self.unproven += 1
         place.links += 1
         place.unproven[visit] = None
+        self._waited_for[place] = None
 
     def no_longer_unproven(self, visit: Visit, place: _Place) -> None:
         """It has shown who it is, or is gone. Idempotent."""
         if visit in place.unproven:
             del place.unproven[visit]
             self.unproven -= 1
+            if not place.unproven:
+                del self._waited_for[place]
 
     def went(self, place: _Place) -> None:
         """A link is gone."""
