@@ -139,8 +139,24 @@ def test_a_thousand_half_open_handshakes_at_a_gateway_do_not_keep_its_controller
         world.lab.server.stop()
         world.lab.server.start()
         world.lab.server.wait_until_ready()
-        world.lab.wait_for_links()
+        until(lambda: reserves(world), world.lab.server.words)
         carries(world)
+
+
+def reserves(world: World) -> bool:
+    """Whether the producer's S2CS gets ports of its gateway; they are given back."""
+    uid = str(uuid4())
+    wishes = {"num_conn": 1, "rate": 1.0, "app_key_hash": "0" * 64}
+    with HostileLink(world.lab.server.address, world.lab.authority, issued=ada(world)) as link:
+        answer = link.ask("REQ", uid=uid, role=PROD, seq=1, **wishes)
+        while answer is not None and answer.get("state") == "Reserving":
+            answer = link.hear()
+        if answer is None or answer["cmd"] != "RESP":
+            return False
+        answer = link.ask("REL", uid=uid, role=PROD, seq=2)
+        while answer is not None and answer.get("state") == "Releasing":
+            answer = link.hear()
+        return answer is not None and answer["state"] == "Released"
 
 
 def test_a_controller_gets_in_at_a_gateway_while_rubbish_pours_in_from_its_own_address(
@@ -170,6 +186,7 @@ def test_a_controller_gets_in_at_a_gateway_while_rubbish_pours_in_from_its_own_a
             until(lambda: len(thrown) > 100, gateway.words)
             server.start()
             server.wait_until_ready()
+            until(lambda: reserves(world), server.words)
             carries(world)
         finally:
             going_on.set()
@@ -473,6 +490,15 @@ def test_connections_that_say_nothing_at_a_wan_port_keep_no_gateway_out(world: W
         assert "no TLS handshake within 10 s" in gateway.words()
 
 
+def is_reset(port: Address, source: str) -> bool:
+    """Whether a connection from there is reset, be it before the kernel has said that it is there."""
+    try:
+        with connection(port, source) as sock:
+            return sock.recv(1) != b""
+    except ConnectionResetError:
+        return True
+
+
 def test_who_comes_from_outside_the_networks_is_reset_at_once_on_wan_and_lan(fresh_world: Callable[..., World]) -> None:
     only_us = {"app_networks": ["127.0.0.1/32"], "wan_networks": ["127.0.0.1/32"]}
     world = fresh_world(lab={"gateway": only_us}, centre={"gateway": only_us})
@@ -480,9 +506,7 @@ def test_who_comes_from_outside_the_networks_is_reset_at_once_on_wan_and_lan(fre
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
         for port in (wan, Address.parse(stream.listeners[0])):
-            for _ in range(40):
-                with connection(port, stranger) as sock, pytest.raises(ConnectionResetError):
-                    assert sock.recv(1) != b""
+            assert all(is_reset(port, stranger) for _ in range(40))
         with stream.connect() as analysis, accept(detector) as camera:
             camera.sendall(b"ours")
             assert receive_exactly(analysis, 4) == b"ours"
