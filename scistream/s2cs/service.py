@@ -34,8 +34,7 @@ from scistream.s2cs.streams import REMEMBER_SECONDS, Store
 from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import FIRST_REFUSAL
-from scistream.security.guard import Guard as DoorGuard
+from scistream.security.guard import FIRST_REFUSAL, DoorGuard
 from scistream.security.keyring import Keyring, client_keyring
 from scistream.security.tls import Identity, explain
 from scistream.wire.address import Address

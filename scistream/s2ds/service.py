@@ -32,7 +32,7 @@ from scistream.s2ds.elements import Element
 from scistream.s2ds.ports import Ports
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import Guard
+from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring
 from scistream.wire.address import Address
 from scistream.wire.line import Link
@@ -71,7 +71,7 @@ class DataServer(Service):
         trust = None if config.insecure else trust_of(config, config_file)
         self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
         self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
-        self._guard = Guard(
+        self._door_guard = DoorGuard(
             reactor,
             config.limits.bounds,
             f"the door {config.listen}",
@@ -96,7 +96,7 @@ class DataServer(Service):
         raise_descriptor_limit()
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
-        self._port = self._door.open(lambda: self, self._guard)
+        self._port = self._door.open(lambda: self, self._door_guard)
         super().startService()
         if self._keyrings():
             self._watch.start()

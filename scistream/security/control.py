@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.security.guard import Entrance, Guard, Visit
+from scistream.security.guard import DoorGuard, Entrance, Visit
 from scistream.security.keyring import Keyring, client_keyring, server_keyring
 from scistream.security.material import Trust as Trust
 from scistream.security.pki import fingerprint
@@ -113,7 +113,7 @@ class Door:
         else:
             self.keyring = server_keyring(trust, client_certificate)
 
-    def open(self, owner_of: Callable[[], LinkOwner], guard: Guard) -> IListeningPort:
+    def open(self, owner_of: Callable[[], LinkOwner], guard: DoorGuard) -> IListeningPort:
         """Listen; each link that the guard lets in gets an owner. The peer of a link is an `Identity` or None.
 
         :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.

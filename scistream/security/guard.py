@@ -1,8 +1,8 @@
 """Who may come in by a door, decided before anything is made for a connection.
 
-A `Guard` counts the links of one door: by address (an IPv6 /64 counts as one), in all, and by identity. A link is
+A `DoorGuard` counts the links of one door: by address (an IPv6 /64 counts as one), in all, and by identity. A link is
 *unproven* until its owner knows who is there. Failures make an address wait before it is let in again, longer each
-time; a link that proves itself clears its address. `Guard.admit` costs a look into a table, and the table is bounded.
+time; a link that proves itself clears its address. To admit costs a look into a table, and the table is bounded.
 
 Whoever shares an address with an attacker (NAT) shares its waits: each is at most `longest_refusal`, fades within
 minutes, and touches no link that is up. At an address where somebody has proved himself before it is at most the
@@ -134,7 +134,7 @@ class _Allowance:
         return max(0.0, -self._left / self._rate)
 
 
-class Guard:
+class DoorGuard:
     """The guard of one door.
 
     :param clock: tells the time; no timer is set.
@@ -328,7 +328,7 @@ class Visit:
 
     __slots__ = ("_allowance", "_cut", "_failed", "_guard", "_over", "_place", "_who", "since")
 
-    def __init__(self, guard: Guard, place: _Place, now: float) -> None:
+    def __init__(self, guard: DoorGuard, place: _Place, now: float) -> None:
         self._guard = guard
         self._place = place
         self._cut: Callable[[str], None] = _ignore
@@ -389,7 +389,7 @@ class Entrance(Factory):
 
     noisy = False
 
-    def __init__(self, guard: Guard, link_factory: Callable[[Callable[[], Visit]], IProtocolFactory]) -> None:
+    def __init__(self, guard: DoorGuard, link_factory: Callable[[Callable[[], Visit]], IProtocolFactory]) -> None:
         self._guard = guard
         self._visit: Visit | None = None
         self._inner = link_factory(self._current)

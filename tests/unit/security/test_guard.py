@@ -11,7 +11,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.task import Clock
 
 from scistream.security import guard as guard_module
-from scistream.security.guard import FIRST_REFUSAL, GRACE, HALF_LIFE, Bounds, Fading, Guard, Visit, doubling, place_of
+from scistream.security.guard import (
+    FIRST_REFUSAL,
+    GRACE,
+    HALF_LIFE,
+    Bounds,
+    DoorGuard,
+    Fading,
+    Visit,
+    doubling,
+    place_of,
+)
 from scistream.wire.address import parse_network
 
 ATTACKER, USER = "192.0.2.66", "192.0.2.7"
@@ -22,7 +32,7 @@ class Door:
 
     def __init__(self, *, known_refusal: float = FIRST_REFUSAL, **bounds: float) -> None:
         self.clock = Clock()
-        self.guard = Guard(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
+        self.guard = DoorGuard(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
         self.cut: list[Visit] = []
 
     def comes(self, host: str) -> Visit | None:
@@ -246,7 +256,7 @@ def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -
 def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_proved_himself_there_yet() -> None:
     clock = Clock()
     networks = (parse_network("192.0.2.0/28"), parse_network("2001:db8::/48"))
-    guard = Guard(clock, Bounds(failures=1), "the door", known_refusal=0.0, known=networks)
+    guard = DoorGuard(clock, Bounds(failures=1), "the door", known_refusal=0.0, known=networks)
     for host in (USER, "2001:db8::7", ATTACKER):
         for _ in range(5):
             visit = guard.admit(host)
@@ -345,7 +355,7 @@ class AnyVisits(RuleBasedStateMachine):
             longest_refusal=5.0,
         )
         self.clock = Clock()
-        self.guard = Guard(self.clock, self.bounds, "the door", known_refusal=1.0)
+        self.guard = DoorGuard(self.clock, self.bounds, "the door", known_refusal=1.0)
         self.there: dict[Visit, str] = {}
         self.proven: dict[Visit, str | None] = {}
 
