@@ -96,7 +96,20 @@ def sees(pid: int, file: str, tmp_path: Path) -> str:
     return as_user([sys.executable, "-c", SPY, f"/proc/{pid}/{file}"], tmp_path).stdout.strip()
 
 
+def wait_until_it_runs(process: subprocess.Popen[bytes]) -> None:
+    """Until then it still has capabilities to lay down, and is closed to spies for that reason alone."""
+
+    def runs() -> bool:
+        assert process.poll() is None, "it has ended"
+        arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+        return len(arguments) > 1 and arguments[1] != b"-c"
+
+    until(runs, lambda: f"process {process.pid} is not the program yet")
+
+
 def wait_until_it_keeps_secrets(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    wait_until_it_runs(process)
+
     def keeps() -> bool:
         assert process.poll() is None, "it has ended"
         return sees(process.pid, "mem", tmp_path) == "refused"
@@ -111,6 +124,7 @@ SECRETIVE = ["s2cs", "s2ds", "s2uc", "appctrl"]
 @pytest.mark.parametrize("kind", SECRETIVE)
 def test_the_memory_of_a_process_with_secrets_is_closed_to_others_of_its_user(kind: str, tmp_path: Path) -> None:
     with running("ordinary", tmp_path) as control:
+        wait_until_it_runs(control)
         assert sees(control.pid, "mem", tmp_path) == sees(control.pid, "environ", tmp_path) == "opened"
     with running(kind, tmp_path) as process:
         wait_until_it_keeps_secrets(process, tmp_path)
@@ -120,6 +134,7 @@ def test_the_memory_of_a_process_with_secrets_is_closed_to_others_of_its_user(ki
 def test_no_debugger_of_the_same_user_gets_a_core_of_it(tmp_path: Path) -> None:
     needs("gcore")
     with running("ordinary", tmp_path) as control:
+        wait_until_it_runs(control)
         assert as_user(["gcore", "-o", str(tmp_path / "control"), str(control.pid)], tmp_path).returncode == 0
         assert list(tmp_path.glob("control*"))
     with running("appctrl", tmp_path) as process:
@@ -140,7 +155,7 @@ def test_a_crash_of_a_process_with_secrets_leaves_no_core_file(
         return status
 
     with running("ordinary", tmp_path) as control:
-        until(lambda: b"sleep" in Path(f"/proc/{control.pid}/cmdline").read_bytes()[:6], lambda: "it is not there")
+        wait_until_it_runs(control)
         left_one = os.WCOREDUMP(crash(control))
     if not left_one:
         pytest.skip("no process leaves a core file on this machine")
