@@ -34,7 +34,9 @@ from twisted.python.failure import Failure
 import scistream
 from scistream.s2ds.elements import Arming, Element
 from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds.relay import relay
 from scistream.s2ds.relay.plain import PlainLeg
+from scistream.s2ds.relay.tls import RECORD
 from scistream.s2ds.relay.watch import Watch
 from scistream.s2uc.credentials import issue_credentials
 from scistream.security.stream import StreamSecret, server_name
@@ -286,6 +288,21 @@ async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
         figures = side.figures()
         assert (figures.bytes_to_producer, figures.bytes_to_consumer) == (64 * MIB, 64 * MIB)
         assert (figures.accepted, figures.reset) == (1, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_comes_together_with_the_last_full_record_is_passed_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "TURN", RECORD)  # so that a turn is over with each full record
+    stream = make()
+    for _ in range(20):
+        consumer, producer = await stream.pair()
+        question = await deferToThread(send, consumer, 4 * RECORD)
+        consumer.shutdown(socket.SHUT_WR)
+        assert await deferToThread(receive, producer) == (4 * RECORD, question)
+        producer.close()
+        consumer.close()
 
 
 @pytest.mark.parametrize("first", ["consumer", "producer"])

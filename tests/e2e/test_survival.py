@@ -348,13 +348,14 @@ def test_links_that_break_all_the_time_only_delay_a_stream(world: World) -> None
             exchange = opened.enter_context(Exchange(1))
             between = ["--prod", cutters[0].address, "--cons", cutters[1].address, "--rate", ONE]
             requested = Requested(world, world.start_s2uc("request", "--json", *between))
-            consumer = world.cons(requested.join["CONS"])
-            world.prod(requested.join["PROD"], exchange.listen).end()
+            joins = requested.join
+            for cutter in cutters:  # s2uc waits for ProdApp, over links that break
+                until(cutter.has_cut, lambda: "no link was cut")
+            consumer = world.cons(joins["CONS"])
+            world.prod(joins["PROD"], exchange.listen).end()
             requested.streaming()
             assert exchange.connect(json.loads(consumer.end().stdout)["listeners"])
             exchange.wait_for_more()
-            for cutter in cutters:
-                until(cutter.has_cut, lambda: "no link was cut")
             assert both_are(world, requested.uid, "Streaming")
             assert exchange.finish() == "whole"
             requested.release()

@@ -116,7 +116,7 @@ class Leg(ABC):
 
     @abstractmethod
     def pending(self) -> bool:
-        """Whether bytes wait inside the leg, of which the socket says nothing."""
+        """Whether bytes, or the end of them, wait inside the leg, of which the socket says nothing."""
 
     def want_read(self, wanted: bool) -> None:
         """Call `on_readable` when it is worth reading (level-triggered), or no longer."""

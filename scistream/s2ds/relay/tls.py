@@ -111,7 +111,9 @@ class TlsLeg(Leg):
         return True
 
     def pending(self) -> bool:
-        return self.connection.pending() > 0
+        # The peer's close_notify may have been read together with its last record: the socket says no more of it.
+        ended = self.connection.get_shutdown() & SSL.RECEIVED_SHUTDOWN
+        return bool(ended) or self.connection.pending() > 0
 
     def _shake(self) -> None:
         try:
