@@ -21,6 +21,7 @@ from scistream.command_line import refuse
 from scistream.s2cs.audit import split_owner
 from scistream.s2cs.check import Unreadable, read_only
 from scistream.s2cs.streams import SCHEMA_VERSION
+from scistream.wire.errors import printable
 
 _DATE = click.DateTime(["%Y-%m-%d"])
 _KEYS = {"day": ("day",), "identity": ("owner",), "both": ("day", "owner")}
@@ -137,4 +138,4 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 def _printable(text: Any) -> Text:
     """Words of others, as a terminal may show them."""
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text or ""))
+    return Text(printable(text or ""))

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 
@@ -26,7 +27,7 @@ from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Request
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
+from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import CONS, PROD, NumConn, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -234,9 +235,8 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     table = Table("uid", "role", "state", "owner", "channels", "Mbit/s", "left", "label")
     for one in streams:
         left = f"{one.seconds_left / 3600:.1f} h"
-        table.add_row(
-            one.uid, one.role, one.state, one.owner, str(len(one.channels)), f"{one.rate:g}", left, one.label or ""
-        )
+        row = (one.uid, one.role, one.state, one.owner, str(len(one.channels)), f"{one.rate:g}", left, one.label or "")
+        table.add_row(*map(_of_a_server, row))
     wide_console().print(table if streams else "no streams")
     return 0
 
@@ -247,7 +247,7 @@ async def release_at(client: Client, s2cs: str, uid: str) -> int:
     if len(fitting) > 1:
         raise ConfigProblem(f"{len(fitting)} streams at {s2cs} have a uid that begins with {uid!r}: write more of it")
     for side in await client.release_at(s2cs, fitting[0] if fitting else uid):
-        click.echo(f"released {side.uid} ({side.role}) of {side.owner}")
+        click.echo(printable(f"released {side.uid} ({side.role}) of {side.owner}"))
     return 0
 
 
@@ -289,7 +289,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         _print_status(streams, answers)
         for server, warnings in client.warnings.items():
             for warning in warnings:
-                click.echo(f"warning: {server}: {warning}", err=True)
+                click.echo(printable(f"warning: {server}: {warning}"), err=True)
     for one, trouble in troubles.items():
         click.echo(f"{one}: {trouble}", err=True)
     return 1 if troubles else 0
@@ -302,8 +302,14 @@ def _print_status(streams: list[Remembered], answers: dict[str, dict[Role, Strea
     for known in streams:
         for role in (PROD, CONS):
             side = answers.get(known.uid, {}).get(role)
-            table.add_row(known.uid, SIDE[role], *(_status_row(side) if side is not None else ("unknown",)))
+            row = _status_row(side) if side is not None else ("unknown",)
+            table.add_row(known.uid, SIDE[role], *map(_of_a_server, row))
     wide_console().print(table if streams else "no streams")
+
+
+def _of_a_server(text: str) -> Text:
+    """Words of a server in a table: as they are, without markup, and harmless to a terminal."""
+    return Text(printable(text))
 
 
 def _status_row(side: StreamStatus) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from twisted.internet.defer import TimeoutError as TookTooLong
 from scistream.s2uc.effects import SIDE
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
+from scistream.wire.errors import StreamError, printable
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import Command, Rel, Req, Resp, Role, Status
 
@@ -40,7 +40,7 @@ class Check(Struct, frozen=True, kw_only=True):
     role: Role | None = None
 
     def __str__(self) -> str:
-        return f"{_WORDS[self.ok]:<8}{self.text}"
+        return f"{_WORDS[self.ok]:<8}{printable(self.text)}"
 
 
 _WORDS: dict[bool | None, str] = {True: "ok", False: "FAILED", None: "-"}

@@ -18,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from scistream.wire import errors
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """The kinds of key that certificates here may have."""
 
@@ -171,8 +173,8 @@ def is_authority(certificate: x509.Certificate) -> bool:
 
 
 def printable(text: str) -> str:
-    """Words of the far end, or of a file, as a log may hold them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TEXT])
+    """Words of the far end, or of a file, as a log may hold them: printable, and not too many."""
+    return errors.printable(text[:_MOST_TEXT])
 
 
 def name_of(name: x509.Name) -> str:

@@ -26,14 +26,21 @@ ErrorCode = Literal[
 """Every code that an ERROR may carry."""
 
 
+def printable(text: str) -> str:
+    """Words of a far end as a terminal or a log may hold them: nothing in them forges a line or moves a cursor."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class StreamError(Exception):
     """A refusal or a failure, in the words of the protocol.
 
     :param code: one of `ErrorCode`.
-    :param msg: a sentence for a person: what was asked, what is there, what to do.
+    :param msg: a sentence for a person: what was asked, what is there, what to do. It may come from a far end, so what
+        is not printable in it becomes a question mark.
     """
 
     def __init__(self, code: ErrorCode, msg: str) -> None:
+        msg = printable(msg)
         super().__init__(code, msg)
         self.code: ErrorCode = code
         self.msg = msg

@@ -1,0 +1,39 @@
+"""Words of a far end on a terminal: they neither forge a line, nor move the cursor, nor are they markup."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from twisted.python.failure import Failure
+
+from scistream.command_line import report
+from scistream.s2uc import commands
+from scistream.s2uc.memory import Remembered
+from scistream.s2uc.probe_side import Check
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import CONS, PROD, LastError, StreamStatus
+
+UID = "12345678-1234-4234-8234-123456789abc"
+HOSTILE = "oh\nerror: your disk is full\x1b[2J\x9b31m\u202egnp.exe [red]not[/red]"
+SHOWN = "oh?error: your disk is full?[2J?31m?gnp.exe [red]not[/red]"
+
+
+def test_an_error_of_a_far_end_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report(Failure(StreamError("no-ports", HOSTILE)))
+    assert capsys.readouterr().err == f"error: no-ports: {SHOWN}\n"
+
+
+def test_what_a_probe_has_found_is_one_line() -> None:
+    assert str(Check(name="wan", ok=False, text=HOSTILE)) == f"FAILED  {SHOWN}"
+
+
+def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(commands, "wide_console", lambda: Console(file=shown, width=400, force_terminal=True))
+    side = StreamStatus(uid=UID, role=PROD, state="Released", last_error=LastError(code="timeout", msg=HOSTILE))
+    known = Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=1.0)
+    commands._print_status([known], {UID: {PROD: side, CONS: side}})
+    assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
+    assert "\x1b[2J" not in shown.getvalue()
