@@ -787,6 +787,17 @@ def _listeners(consumer: Program) -> list[str]:
     return found
 
 
+def refused_request(world: World, *options: str, prod: str = "", cons: str = "") -> str:
+    """The one line of a request that fails: nothing is printed besides, and ``s2uc`` remembers no more than before."""
+    between = ["--prod", prod or world.lab.s2cs, "--cons", cons or world.centre.s2cs]
+    remembered = world.s2uc("list", "--json").stdout
+    ended = world.start_s2uc("request", *between, *options).end(status=1)
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert world.s2uc("list", "--json").stdout == remembered
+    return line
+
+
 @contextmanager
 def listeners(count: int, host: str = HOST) -> Iterator[list[socket.socket]]:
     """So many listeners of a ProdApp, closed at the end."""

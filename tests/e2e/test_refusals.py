@@ -30,6 +30,7 @@ from harness import (
     free_ports,
     listen,
     receive_exactly,
+    refused_request,
     together,
     until,
 )
@@ -138,17 +139,6 @@ def test_a_hello_with_a_wrong_join_string_is_refused_and_starts_no_program(
 
 
 # -- room
-
-
-def refused_request(world: World, *options: str, prod: str = "", cons: str = "") -> str:
-    """The one line of a request that fails."""
-    between = ["--prod", prod or world.lab.s2cs, "--cons", cons or world.centre.s2cs]
-    remembered = world.s2uc("list", "--json").stdout
-    ended = world.start_s2uc("request", *between, *options).end(status=1)
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
-    assert world.s2uc("list", "--json").stdout == remembered
-    return line
 
 
 def test_more_ports_than_a_side_has_are_refused_and_the_other_side_keeps_nothing(world: World) -> None:
