@@ -13,6 +13,7 @@ from scistream.command_line import refuse
 from scistream.s2cs.check import LIVE_STATES, Findings, Unreadable, check_store
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import SCHEMA_VERSION
+from scistream.wire.errors import printable
 
 
 @click.group()
@@ -33,7 +34,7 @@ def check(file: Path) -> None:
     except Unreadable as problem:
         refuse(problem)
     for line in in_words(file, found, time.time()):
-        click.echo(line)
+        click.echo(printable(line))  # owners are named as others wish, and a damaged file may hold anything
     sys.exit(1 if found.problems else 0)
 
 

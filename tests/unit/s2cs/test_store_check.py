@@ -175,6 +175,19 @@ def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
     assert said.count("PROBLEM") == 3
 
 
+def test_words_in_a_store_forge_no_line_and_move_no_cursor(file: Path) -> None:
+    hostile = record(1)
+    hostile.owner = "eve\nthe store is sound\x1b[2J"
+    filled(file, hostile)
+    with tampered(file) as db:
+        db.execute("UPDATE stream SET uid = ?", ("\x1b[1A\rall is well",))
+    said = check(file, 1)
+    assert f"PROD {uid_of(1)} of eve?the store is sound?[2J, " in said
+    assert "PROBLEM: stream ?[1A?all is well (PROD): " in said
+    assert "\nthe store is sound" not in said
+    assert "\x1b" not in said
+
+
 def test_damage_to_the_file_is_found(file: Path) -> None:
     filled(file, *[record(number) for number in range(200)])
     data = bytearray(file.read_bytes())
