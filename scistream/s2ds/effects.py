@@ -18,11 +18,11 @@ from zope.interface import implementer
 from scistream.config import S2DSConfig
 from scistream.logs import trace
 from scistream.s2ds.capacity import Capacity
-from scistream.s2ds.elements import Arming, Element
 from scistream.s2ds.itself import leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
+from scistream.s2ds.relay.element import Arming, Element
 from scistream.s2ds.responder import Responder
 from scistream.security.stream import StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network

@@ -28,8 +28,8 @@ from scistream.config import (
 from scistream.process import raise_descriptor_limit
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
-from scistream.s2ds.elements import Element
 from scistream.s2ds.ports import Ports
+from scistream.s2ds.relay.element import Element
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard

@@ -32,9 +32,9 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 import scistream
-from scistream.s2ds.elements import Arming, Element
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.relay import relay
+from scistream.s2ds.relay.element import Arming, Element
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tls import RECORD
 from scistream.s2ds.relay.watch import Watch
@@ -470,7 +470,7 @@ async def test_a_consumer_that_gives_up_while_the_gateways_meet_leaves_nothing(m
 KILLED = """
 import sys
 from twisted.internet import reactor
-from scistream.s2ds.elements import Arming, Element
+from scistream.s2ds.relay.element import Arming, Element
 from scistream.s2ds.ports import Listener, Ports
 from scistream.security.stream import StreamSecret
 from scistream.wire.address import Address

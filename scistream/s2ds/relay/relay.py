@@ -19,9 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffers
+from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Refused, peer_of, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
-from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.watch import Watch
 from scistream.security.stream import server_name, verify_consumer, verify_producer
@@ -68,16 +68,6 @@ class Means:
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
-
-
-class Flow:
-    """One direction of one channel: what it has carried, and the rate it shares with its stream."""
-
-    __slots__ = ("bytes", "throttle")
-
-    def __init__(self, throttle: Throttle) -> None:
-        self.bytes = 0
-        self.throttle = throttle
 
 
 class Relay:
@@ -300,7 +290,7 @@ class _Pump:
                 self._wait_for_sink()
                 return False
             self._start += count
-            self._flow.bytes += count
+            self._flow.moved(count)
         self.drop()
         return True
 

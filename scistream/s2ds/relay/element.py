@@ -15,8 +15,9 @@ from twisted.logger import Logger
 
 from scistream.s2ds.capacity import Bucket
 from scistream.s2ds.relay.buffers import Buffers
+from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
-from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Flow, Means, Relay
+from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.watch import Watch
