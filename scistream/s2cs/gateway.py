@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -11,10 +11,26 @@ from twisted.python.failure import Failure
 
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import ChannelFigures, ProbeResult, Rel, Resp, Room, Status, StreamKey, StreamStatus
+from scistream.wire.messages import (
+    MAX_PAGE_KEY,
+    ChannelFigures,
+    ProbeResult,
+    Rel,
+    Resp,
+    Room,
+    Status,
+    StreamKey,
+    StreamStatus,
+)
 
 STATUS_PATIENCE = 20.0
 FIGURES_PATIENCE = 2.0
+PAGE = 20
+"""Streams that a gateway is asked for at a time."""
+MOST_STREAMS = 65535
+"""A stream has a port of its own at least, so no gateway has more."""
+MOST_RELEASES = 1000
+"""Streams that nobody here knows, and that a gateway is asked to release at the same time."""
 
 
 class Listener(Protocol):
@@ -26,8 +42,8 @@ class Listener(Protocol):
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached."""
 
-    def held_by(self, gateway: str) -> set[StreamKey]:
-        """The streams that this gateway must know of."""
+    def held_by(self, gateway: str) -> Mapping[StreamKey, Collection[int]]:
+        """The streams that this gateway must know of, and the channels that it has of each."""
 
     def gateway_knows(
         self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
@@ -52,6 +68,9 @@ class Gateway:
         self.room: Room | None = None
         """None as long as that is not known, and while the gateway is silent."""
         self._is_silent = False
+        self._is_asked = False
+        """For all its streams, page by page: once at a time."""
+        self._releasing: set[StreamKey] = set()
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
 
@@ -63,9 +82,14 @@ class Gateway:
         return asked.addCallbacks(self._note_figures, _no_figures)
 
     def release(self, key: StreamKey) -> None:
-        """Release what the gateway holds of a stream that nobody here knows."""
+        """Release what the gateway holds of a stream that nobody here knows. One that waits for its answer already is
+        not asked for again, and when there are very many the rest has its turn at a later comparison."""
+        if key in self._releasing or len(self._releasing) >= MOST_RELEASES:
+            return
+        self._releasing.add(key)
         uid, role = key
-        self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT), None).addErrback(_no_figures)
+        asked = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT), None)
+        asked.addErrback(_no_figures).addBoth(lambda _: self._releasing.discard(key))
 
     def _up(self) -> None:
         self.log.info("gateway {gateway} is there", gateway=self.name)
@@ -83,14 +107,18 @@ class Gateway:
 
     def _compare(self) -> None:
         """Ask for all streams, page by page."""
-        self._next_page(self._server.held_by(self.name), {}, None)
+        if not self._is_asked:
+            self._next_page(set(self._server.held_by(self.name)), {}, "")
 
-    def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str | None) -> None:
-        asked = self.dialer.ask(Status(uid=None, role=None, seq=UNSENT, after=after), STATUS_PATIENCE)
-        asked.addCallbacks(self._page, self._no_page, (expected, known))
+    def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
+        self._is_asked = True
+        command = Status(uid=None, role=None, seq=UNSENT, after=after or None, limit=PAGE)
+        asked = self.dialer.ask(command, STATUS_PATIENCE)
+        asked.addCallbacks(self._page, self._no_page, (expected, known, after))
 
     def _no_page(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
+        self._is_asked = False
         error = failure.value
         is_late = isinstance(error, StreamError) and error.code == "timeout"
         if is_late and self.dialer.link is not None and not self._is_silent:
@@ -98,29 +126,51 @@ class Gateway:
             self._is_silent, self.room = True, None
         self._settle()
 
-    def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
+    def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
+        self._is_asked = False
         for status in answer.streams or []:
             known[status.uid, status.role] = status
-        if answer.more is not None:
+        if not _can_be(answer, known, after):
+            self.log.error("gateway {gateway} gives pages of streams that cannot be: ignored", gateway=self.name)
+            self.room = None
+            self._settle()
+        elif answer.more is not None:
             self._next_page(expected, known, answer.more)
-            return
-        self.figures = {key: status.figures for key, status in known.items()}
-        self._server.figures_heard(self.name, answer.boot or "", self.figures)
-        self.probes = {key: status.probe for key, status in known.items() if status.probe is not None}
+        else:
+            self._hear_all(answer, expected, known)
+            self._settle()
+
+    def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
+        self.figures, self.probes = {}, {}
+        self._hear(answer.boot or "", known.values())
         self.room = answer.room
         if self._is_silent:
             self.log.info("gateway {gateway} answers again", gateway=self.name)
             self._is_silent = False
         self._server.gateway_knows(self, answer.boot or "", expected, known)
-        self._settle()
 
     def _note_figures(self, answer: Resp) -> None:
-        heard = {(status.uid, status.role): status.figures for status in answer.streams or []}
+        self._hear(answer.boot or "", answer.streams or [])
+
+    def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
+        """Note what streams have carried; a gateway has no say in any that is not on it."""
+        held = self._server.held_by(self.name)
+        heard = {}
+        for status in streams:
+            key = (status.uid, status.role)
+            if key in held:
+                told = {one.channel: one for one in status.figures if one.channel in held[key]}
+                heard[key] = list(told.values())
+                if status.probe is not None:
+                    self.probes[key] = status.probe
         self.figures.update(heard)
-        self._server.figures_heard(self.name, answer.boot or "", heard)
-        for status in answer.streams or []:
-            if status.probe is not None:
-                self.probes[status.uid, status.role] = status.probe
+        self._server.figures_heard(self.name, boot, heard)
+
+
+def _can_be(page: Resp, known: Collection[StreamKey], after: str) -> bool:
+    """Whether pages that go on like this have an end; what a gateway says takes no memory without end."""
+    goes_on = page.more is None or (page.more > after and len(page.more) <= MAX_PAGE_KEY)
+    return goes_on and len(page.streams or []) <= PAGE and len(known) <= MOST_STREAMS
 
 
 def _no_figures(failure: Failure) -> None:

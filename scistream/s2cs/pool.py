@@ -22,7 +22,7 @@ class Member:
 
     def channels(self, rate_each: float) -> int:
         """How many channels of that rate it can take."""
-        return max(0, min(self.ports, int(self.rate / rate_each + _ROUNDING)))
+        return int(max(0.0, min(float(self.ports), self.rate / rate_each + _ROUNDING)))  # it may be infinite
 
 
 def member(name: str, room: Room, records: Iterable[Record]) -> Member:

@@ -425,9 +425,9 @@ class ControlServer(Service):
             for go_on in early:
                 go_on()
 
-    def held_by(self, gateway: str) -> set[StreamKey]:
-        """The streams that this gateway must know of: it has reserved for them, and was not seen to release."""
-        return {key for key, held in self.streams.items() if held.is_held_by(gateway)}
+    def held_by(self, gateway: str) -> dict[StreamKey, list[int]]:
+        """The streams that this gateway must know of, and its channels: reserved, and not seen to be released."""
+        return {key: held.record.plan[gateway] for key, held in self.streams.items() if held.is_held_by(gateway)}
 
     def gateway_knows(
         self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]

@@ -20,12 +20,14 @@ CONS: Role = "CONS"
 
 MAX_CHANNELS = 1024
 MAX_GENERATION = 2**53
-MAX_RATE = 10_000_000.0
+MIN_RATE, MAX_RATE = 1e-6, 10_000_000.0
+"""Mbit/s of a whole stream."""
 MAX_LIFE = 366 * 86400.0
 PROBE_LIFE = 60.0
 """Seconds that a probe lives at most."""
 MAX_PROBE_SECONDS = 20.0
 MAX_TEXT = 2000
+MAX_PAGE_KEY = 64
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
@@ -89,7 +91,7 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     role: Role
     seq: Seq
     num_conn: NumConn
-    rate: Rate
+    rate: Annotated[float, Meta(ge=MIN_RATE, le=MAX_RATE)]
     app_key_hash: Sha256
     expires: Life | None = None
     hello_timeout: Life | None = None
@@ -210,7 +212,7 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     uid: Uid | None
     role: Role | None
     seq: Seq
-    after: Annotated[str, Meta(max_length=64)] | None = None
+    after: Annotated[str, Meta(max_length=MAX_PAGE_KEY)] | None = None
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
 
 

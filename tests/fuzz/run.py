@@ -25,6 +25,7 @@ SHARES = {
     "credentials": 2,
     "s2cs_user": 4,
     "s2cs_application": 2,
+    "s2cs_gateway": 3,
     "s2ds": 3,
     "s2uc": 3,
     "app": 2,

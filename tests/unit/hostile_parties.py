@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from memory_network import HOST, MemoryNetwork, MemoryPorts
+from msgspec import structs
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller
 from scistream.config import Gateway, S2CSConfig, S2DSConfig
+from scistream.s2cs.gateway import Gateway as PoolMember
 from scistream.s2cs.machine import STATES as S2CS_STATES
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.machine import STATES as S2DS_STATES
@@ -36,12 +39,28 @@ from scistream.wire.errors import BadMessage, StreamError
 from scistream.wire.join import Join, hash_app_key
 from scistream.wire.line import MAX_BAD_LINES, MAX_LINE, Link, decode, encode, is_answer
 from scistream.wire.link import LinkFactory
-from scistream.wire.messages import CONS, PROD, Error, Hello, Message, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.wire.messages import (
+    CONS,
+    PROD,
+    ChannelFigures,
+    Error,
+    Hello,
+    Message,
+    Rel,
+    Req,
+    Resp,
+    Role,
+    Status,
+    UpdateTargets,
+)
 
 UID = "12345678-1234-4234-8234-123456789abc"
 """The stream that the far side talks about."""
 OTHER_UID = "87654321-4321-4234-8234-cba987654321"
 """A stream of somebody else, or one of an earlier run."""
+THIRD_UID = "99999999-4321-4234-8234-cba987654321"
+"""A stream that nobody has asked for."""
+BOOT, OTHER_BOOT = "b" * 32, "c" * 32
 KEY = "k" * 43
 OTHER_KEY = "o" * 43
 
@@ -52,7 +71,7 @@ MOST_SECONDS = 600.0
 BASE_BYTES, BYTES_A_LINE = 65536, 32768
 """A party writes no more than this in all and for each line, second and link: how a flood through it is bounded."""
 
-FAR, GATEWAY, CONTROL = 99, 5001, 5000
+FAR, GATEWAY, FALSE_GATEWAY, CONTROL = 99, 5001, 5002, 5000
 PROD_PORT, CONS_PORT = 5000, 6000
 
 _csr = {role: StreamSecret().csr for role in (PROD, CONS)}
@@ -299,12 +318,17 @@ class ControlServerParty(Party):
 
     def start(self, folder: Path) -> None:
         self.gateway = _gateway(self.network, folder)
-        pool = [Gateway(name="dtn", address=f"{HOST}:{GATEWAY}")]
-        settings = S2CSConfig(listen=f"{HOST}:{CONTROL}", gateways=pool, insecure=True)
+        settings = S2CSConfig(listen=f"{HOST}:{CONTROL}", gateways=self._pool(), insecure=True)
         self.server = ControlServer(self.network, settings, folder / "s2cs.toml", wall=self.network.seconds)
         self.server.startService()
-        self.network.run(SETTLE)
+        self.network.until(lambda: all(one.settled for one in self.server.gateways.values()))
         self._stream_of_ada()
+        self._visit()
+
+    def _pool(self) -> list[Gateway]:
+        return [Gateway(name="dtn", address=f"{HOST}:{GATEWAY}")]
+
+    def _visit(self) -> None:
         self.network.doors[FAR] = _door(self.server, self.network, self.visitor)
         self.network.connectTCP(HOST, FAR, self._far[0])
 
@@ -381,6 +405,50 @@ class ApplicationAtControlServer(ControlServerParty):
         greeted = any(KEY.encode() in line and b"Hello" in line for end in self.ends() for line in end.said)
         assert record.state == "Listening" or (record.state == "Ready" and greeted)
         assert record.generation == 0
+
+
+class GatewayAtControlServer(ControlServerParty):
+    """The far side is a second gateway of the S2CS, which it dials; on the second link Eve asks for streams there.
+
+    Ada's stream is on the first gateway, an honest one.
+    """
+
+    def start(self, folder: Path) -> None:
+        super().start(folder)
+        self.network.doors[FALSE_GATEWAY] = self._far[0]
+        self.network.until(lambda: self.false.dialer.link is not None, 10.0)
+        self.network.doors[FAR - 2] = _door(self.server, self.network, EVE)
+        self.network.connectTCP(HOST, FAR - 2, self._far[1])
+
+    def _pool(self) -> list[Gateway]:
+        return [*super()._pool(), Gateway(name="false", address=f"{HOST}:{FALSE_GATEWAY}")]
+
+    def _visit(self) -> None:
+        """The far side is dialled."""
+
+    @property
+    def false(self) -> PoolMember:
+        """What the S2CS knows of the false gateway."""
+        return self.server.gateways["false"]
+
+    def _adas_record(self) -> bytes:
+        held = self.server.streams[OTHER_UID, PROD]
+        status = held.status()
+        moved = [one for one in status.figures if one != ChannelFigures(channel=one.channel)]
+        shown = structs.replace(status, seconds_left=0.0, figures=moved)
+        carried = self.server.ledger.total(held.record), self.server.ledger.usage_today(held.record.owner)
+        return super()._adas_record() + repr((shown, carried)).encode()
+
+    def check_state(self) -> None:
+        super().check_state()
+        mine = self.server.held_by("false")
+        assert set(self.false.figures) | set(self.false.probes) <= set(self.server.streams)
+        waiting = Counter(repr(one.command) for one in self.false.dialer.outbox._waiting)
+        assert all(count <= 2 for said, count in waiting.items() if said.startswith("Rel")), "it asks on and on"
+        for key in mine:
+            record = self.server.streams[key].record
+            assert record.request is not None
+            assert record.state == "Releasing" or len(record.listeners) == record.request.num_conn
 
 
 # -- who dials: the far side is a hostile S2CS
@@ -483,6 +551,17 @@ def _status_of(role: Role, state: str, **more: Any) -> dict[str, Any]:
             "seconds_left": 3600.0, **more}  # fmt: skip
 
 
+_MUCH_ROOM = {"ports": 1000, "rate": 5000.0}
+_ROOM = _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=BOOT, room=_MUCH_ROOM, streams=[])
+_FIGURES = {"channel": 0, "bytes_to_consumer": 9, "bytes_to_producer": 8, "connections": 0, "accepted": 1, "reset": 0}
+_PROBE = {"state": "done", "connect_ms": 1.0, "rtt_ms": 0.5, "mbit_to_consumer": 9.5, "mbit_to_producer": 9.5,
+          "bytes": 1000, "bytes_right": True}  # fmt: skip
+
+
+def _at_gateway(uid: str, role: Role = PROD, **more: Any) -> dict[str, Any]:
+    return {"uid": uid, "role": role, "state": "Forwarding", "figures": [_FIGURES], "generation": 1, **more}
+
+
 def _to(second: bool, line: bytes) -> bytes:
     return b"C" + line if second else line
 
@@ -510,6 +589,51 @@ SCRIPTS: dict[type[Party], list[list[bytes]]] = {
             _line("REQ", **_about(uid=OTHER_UID), **_REQ),
             _line("Status", **_about(uid=OTHER_UID)),
             _line("Hello", **_about(uid=OTHER_UID), app_key=KEY, listeners=[f"{HOST}:7000"]),
+        ],
+    ],
+    GatewayAtControlServer: [
+        [
+            _ROOM,
+            b"C" + _line("REQ", **_about(), **_REQ),
+            _line("RESP", uid=UID, seq="$SEQ", **_RESERVED, csr="$CSR-PROD", boot=BOOT),
+            b"C" + _line("Hello", **_about(seq=2), app_key=KEY, listeners=[f"{HOST}:7000"]),
+            b"C" + _line("UpdateTargets", **_about(seq=3), **_TARGETS),
+            _line("RESP", uid=UID, seq="$SEQ", state="Forwarding", msg="", boot=BOOT),
+            b"C" + _line("Status", uid=UID, role=None, seq=4),
+            _line("RESP", uid=UID, seq="$SEQ", state="", msg="", boot=BOOT, streams=[_at_gateway(UID)]),
+            b"!15",
+            _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=BOOT, room=_MUCH_ROOM,
+                  streams=[_at_gateway(UID)]),
+            b"C" + _line("REL", **_about(seq=5)),
+            _line("RESP", uid=UID, seq="$SEQ", state="Released", msg="", boot=BOOT, figures=[_FIGURES]),
+        ],
+        [
+            _ROOM,
+            b"C" + _line("REQ", **_about(CONS), **{**_REQ, "num_conn": 4}),
+            _line("ERROR", uid=UID, seq="$SEQ", code="no-ports", msg="none"),
+            _line("ERROR", uid=UID, seq="$SEQ", code="unknown-uid", msg="none"),
+        ],
+        [
+            _ROOM,
+            b"!15",
+            _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=BOOT, room=_MUCH_ROOM,
+                  streams=[_at_gateway(OTHER_UID), _at_gateway(THIRD_UID)], more=f"{THIRD_UID}/PROD"),
+            _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=BOOT, room=_MUCH_ROOM, streams=[]),
+            _line("ERROR", uid=OTHER_UID, role=PROD, code="expired", msg="over"),
+            b"!31",
+        ],
+        [
+            _ROOM,
+            b"C" + _line("REQ", **_about(CONS), **{**_REQ, "protocol": "probe", "probe_seconds": 2.0}),
+            _line("RESP", uid=UID, seq="$SEQ", **_RESERVED, csr="$CSR-CONS", boot=BOOT),
+            b"C" + _line("UpdateTargets", **_about(CONS, 3), **_TARGETS),
+            _line("RESP", uid=UID, seq="$SEQ", state="Forwarding", msg=""),
+            b"!15",
+            _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=BOOT, room=_MUCH_ROOM,
+                  streams=[_at_gateway(UID, role=CONS, probe=_PROBE)]),
+            b"C" + _STATUS,
+            b"!3",
+            _line("RESP", uid=None, seq="$SEQ", state="", msg="", boot=OTHER_BOOT, room=_MUCH_ROOM),
         ],
     ],
     ApplicationAtControlServer: [

@@ -16,15 +16,18 @@ from typing import Any, TypeVar
 
 import pytest
 from hostile_parties import (
+    BOOT,
     CONS,
     KEY,
     OTHER_UID,
     PROD,
     SCRIPTS,
+    THIRD_UID,
     UID,
     ApplicationAtControlServer,
     Applications,
     DataServerParty,
+    GatewayAtControlServer,
     Party,
     UserAtControlServer,
     UserClient,
@@ -35,10 +38,11 @@ from hypothesis import strategies as st
 from memory_network import HOST
 
 from scistream.wire.line import MAX_BAD_LINES
-from scistream.wire.messages import Resp
+from scistream.wire.messages import Error, Message, Rel, ReqListeners, Resp, Status
 
 KINDS = list(SCRIPTS)
 AnyParty = TypeVar("AnyParty", bound=Party)
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 @contextmanager
@@ -67,6 +71,14 @@ def test_a_user_and_a_controller_who_mean_well_are_served() -> None:
     with party(DataServerParty) as gateway:
         gateway.hear(SCRIPTS[DataServerParty][0])
         assert states(gateway) >= {"Reserved", "Forwarding", "Released"}
+
+
+def test_an_s2cs_takes_what_a_gateway_says_of_the_streams_that_are_on_it() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.hear(SCRIPTS[GatewayAtControlServer][0])
+        assert states(server) >= {"Listening", "Streaming", "Released"}
+        carried = server.server.ledger.total(server.server.streams[UID, PROD].record)
+        assert (carried.bytes_to_consumer, carried.bytes_to_producer, carried.complete) == (9, 8, True)
 
 
 def test_applications_and_a_user_who_are_answered_well_get_what_they_want() -> None:
@@ -101,14 +113,14 @@ def scripts_from(kind: type[Party]) -> st.SearchStrategy[list[bytes]]:
     return st.builds(mutated, st.sampled_from(SCRIPTS[kind]), st.integers(1, 4), st.randoms())
 
 
-@settings(max_examples=250)
+@settings(max_examples=300)
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_mutated_lines_break_no_promise(kind: type[Party], data: st.DataObject) -> None:
     with party(kind) as one:
         one.hear(data.draw(scripts_from(kind)))
 
 
-@settings(max_examples=75)
+@settings(max_examples=90)
 @given(kind=st.sampled_from(KINDS), said=st.lists(lines, max_size=12))
 def test_random_lines_break_no_promise(kind: type[Party], said: list[bytes]) -> None:
     with party(kind) as one:
@@ -200,6 +212,99 @@ def test_what_no_facility_can_mean_is_a_bad_message(odd: dict[str, Any]) -> None
         before = client.earlier.state
         attached(client, [of_earlier(PROD, "Ready", **odd)], [of_earlier(CONS, "Listening")])
         assert client.earlier.state == before
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-7])
+def test_a_rate_of_next_to_nothing_is_a_bad_message(rate: float) -> None:
+    with party(UserAtControlServer) as server:
+        request = json.loads(SCRIPTS[UserAtControlServer][0][0])
+        server.hear([json.dumps({**request, "rate": rate, "num_conn": 2}).encode()])
+        (refusal,) = server.ends()[0].messages
+        assert isinstance(refusal, Error)
+        assert refusal.code == "bad-message"
+        assert "rate" in refusal.msg
+
+
+# -- what a false gateway has shown
+
+
+def page(*uids: str, more: str | None = None, figures: int = 7, **room: Any) -> bytes:
+    """An answer to Status for all streams."""
+    carried = [{"channel": channel, "bytes_to_consumer": figures} for channel in (0, 1, 900)]
+    streams = [{"uid": uid, "role": PROD, "state": "Forwarding", "figures": carried} for uid in uids]
+    return answer(
+        uid=None,
+        seq="$SEQ",
+        state="",
+        boot=BOOT,
+        room={"ports": 100, "rate": 5000.0, **room},
+        streams=streams,
+        more=more,
+    )
+
+
+def numbered(count: int) -> list[str]:
+    return [f"{number:08x}-4321-4234-8234-cba987654321" for number in range(count)]
+
+
+def said(server: GatewayAtControlServer, kind: type[AnyMessage]) -> list[AnyMessage]:
+    """What the S2CS has said to its false gateway."""
+    return [message for message in server._far[0].ends[-1].messages if isinstance(message, kind)]
+
+
+def test_a_gateway_has_no_say_in_what_streams_on_another_one_have_carried() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.hear([page(OTHER_UID, THIRD_UID), b"!15", page(OTHER_UID)])
+        adas = server.server.streams[OTHER_UID, PROD]
+        assert server.server.ledger.usage_today(adas.record.owner) == 0
+        assert server.false.figures == {}
+        assert server.false.room is not None
+
+
+def test_a_stream_has_the_figures_of_its_own_channels_alone() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.hear([*SCRIPTS[GatewayAtControlServer][0][:6], b"!15", page(UID)])
+        assert [one.channel for one in server.server.streams[UID, PROD].status().figures] == [0]
+
+
+def test_pages_that_never_end_are_ignored_and_a_gateway_that_gives_them_gets_no_stream() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.hear([page()])
+        assert server.false.room is not None
+        endless = page(*numbered(1), more="5/PROD")
+        server.hear([b"!15", *[endless] * 30])
+        assert server.false.room is None
+        assert len(said(server, Status)) == 3, "the first one of all, and two pages"
+        server.hear([b"!15", page()])
+        assert server.false.room is not None, "it has come to reason"
+
+
+@pytest.mark.parametrize("odd", [{"more": "x" * 65}, {"uids": numbered(21)}, {"more": ""}])
+def test_a_page_that_was_not_asked_for_like_this_is_ignored(odd: dict[str, Any]) -> None:
+    uids = odd.pop("uids", [])
+    with party(GatewayAtControlServer) as server:
+        server.hear([page(*uids, **odd)])
+        assert server.false.room is None
+        assert not said(server, Rel)
+
+
+def test_a_stream_that_nobody_knows_is_released_once_however_often_a_gateway_names_it() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.hear([page(*numbered(3)), b"!15", page(*numbered(3)), b"!15", page(*numbered(3))])
+        assert len(server.false.dialer.outbox) == 3
+        released = answer(uid=numbered(1)[0], seq=said(server, Rel)[-3].seq, state="Released")
+        server.hear([released, b"!15", page(*numbered(3))])
+        assert {one.uid for one in said(server, Rel)} == set(numbered(3))
+
+
+def test_room_without_end_is_room() -> None:
+    with party(GatewayAtControlServer) as server:
+        request = json.loads(SCRIPTS[GatewayAtControlServer][0][1].removeprefix(b"C"))
+        server.hear([page(rate=1e308), b"C" + json.dumps({**request, "rate": 0.1}).encode()])
+        assert len(said(server, ReqListeners)) == 1
+
+
+# -- what else hostile lines have shown
 
 
 def test_an_application_that_knows_the_key_of_the_other_side_changes_nothing() -> None:

@@ -16,6 +16,7 @@ from scistream.wire.messages import (
     MAX_LIFE,
     MAX_PROBE_SECONDS,
     MAX_RATE,
+    MIN_RATE,
     PROBE_LIFE,
     PROD,
     Command,
@@ -72,7 +73,7 @@ def test_every_command_has_a_number_and_a_role() -> None:
 INSIDE: list[tuple[str, str, list[Any]]] = [
     ("REQ", "seq", [1, BIG]),
     ("REQ", "num_conn", [1, 1024]),
-    ("REQ", "rate", [5e-324, 1, MAX_RATE]),
+    ("REQ", "rate", [MIN_RATE, 1, MAX_RATE]),
     ("REQ", "expires", [5e-324, 1, PROBE_LIFE]),
     ("REQ", "probe_seconds", [5e-324, MAX_PROBE_SECONDS]),
     ("REQ", "hello_timeout", [5e-324, MAX_LIFE, None]),
