@@ -78,6 +78,35 @@ def test_an_ipv4_address_counts_alone_and_an_ipv6_address_with_its_neighbours(ho
     assert place_of(host) == place
 
 
+def test_all_addresses_of_a_64_share_one_bound_and_the_next_64_has_its_own() -> None:
+    door = Door(unproven_per_address=3, links_per_address=5)
+    mine = [f"2001:db8:0:1::{number:x}" for number in range(1, 9)]
+    visits = [visit for host in mine if (visit := door.comes(host)) is not None]
+    assert len(visits) == 3
+    assert door.comes("2001:db8:0:2::1") is not None
+    assert door.comes("::ffff:192.0.2.7") is not None
+    for visit in visits:
+        visit.proven(None)
+    assert [door.comes(host) is not None for host in mine[3:7]] == [True, True, False, False]
+
+
+def test_a_64_waits_for_what_one_of_its_addresses_does_and_the_next_64_does_not() -> None:
+    door = Door(failures=3)
+    for number in range(1, 4):
+        door.fails(f"2001:db8:0:1::{number:x}")
+    assert door.comes("2001:db8:0:1:ffff::1") is None
+    assert door.comes("2001:db8:0:2::1") is not None
+    assert door.comes("2001:db8::1") is not None
+
+
+def test_ipv4_addresses_that_come_mapped_into_ipv6_do_not_share_one_64() -> None:
+    door = Door(failures=2)
+    door.fails("::ffff:192.0.2.66", 2)
+    assert door.comes(ATTACKER) is None
+    assert door.comes("::ffff:192.0.2.7") is not None
+    assert door.comes("::1") is not None
+
+
 # -- how many
 
 

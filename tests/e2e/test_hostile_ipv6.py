@@ -1,0 +1,105 @@
+"""Those who connect over IPv6 to use a server up: the addresses of a /64 count as one, IPv4 addresses one by one.
+
+The S2CS listens on all addresses of both kinds. An IPv4 address comes to it mapped into IPv6, and counts alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from harness import HOST, World, needs_ipv6, until
+from strangers import HostileLink, attempted, closed, connection, half_open, is_shut_out
+
+from scistream.security.pki import Issued
+from scistream.wire.address import Address
+
+MOST_LINKS, MOST_FAILURES = 6, 3
+SIX = "::1"
+
+
+@pytest.fixture(scope="module")
+def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The producer's facility is on IPv6; its S2CS takes IPv4 at the same port."""
+    needs_ipv6()
+    limits = {"links_per_address": MOST_LINKS, "failures": MOST_FAILURES, "longest_refusal": "8s"}
+    world = World(tmp_path_factory.mktemp("world"), lab={"host": SIX, "settings": {"limits": limits}})
+    settings = world.lab.server.file
+    mine, both = f'listen = "{world.lab.server.address}"', f'listen = "[::]:{world.lab.server.address.port}"'
+    assert mine in settings.read_text()
+    settings.write_text(settings.read_text().replace(mine, both))
+    with world:
+        yield world
+
+
+@pytest.fixture
+def six(world: World) -> Address:
+    """Where one comes in by IPv6."""
+    return world.lab.server.address
+
+
+@pytest.fixture
+def four(world: World) -> Address:
+    """The same door, by IPv4."""
+    return Address(HOST, world.lab.server.address.port)
+
+
+def is_served(world: World) -> bool:
+    """Whether a user with a certificate gets her answer over IPv6."""
+    issued = Issued(world.folder / "users" / "ada.pem", world.folder / "users" / "ada.key")
+    try:
+        with HostileLink(world.lab.server.address, world.lab.authority, SIX, issued) as link:
+            answer = link.ask("Status", uid=None, role=None, seq=1)
+    except OSError:
+        return False
+    return answer is not None and answer["cmd"] == "RESP"
+
+
+def test_a_64_has_so_many_links_and_an_ipv4_address_at_the_same_door_its_own(
+    world: World, six: Address, four: Address, nothing_left: None
+) -> None:
+    server = world.lab.server
+    with half_open(six, [SIX], MOST_LINKS) as sockets:
+        assert is_shut_out(six, SIX)
+        assert not closed(sockets)
+        assert not is_shut_out(four, HOST)
+        with half_open(four, [HOST], MOST_LINKS):
+            assert is_shut_out(four, HOST)
+    assert f"refused a link from ::/64: it has {MOST_LINKS} links already (`links_per_address`)" in server.words()
+    assert f"refused a link from {HOST}: it has {MOST_LINKS} links already (`links_per_address`)" in server.words()
+    until(lambda: is_served(world), server.words)
+    assert not is_shut_out(four, HOST)
+
+
+def test_rubbish_shuts_a_64_out_and_no_ipv4_address_and_both_are_let_in_again(
+    world: World, six: Address, four: Address, nothing_left: None
+) -> None:
+    server = world.lab.server
+
+    def throw() -> bool:
+        with connection(six, SIX) as sock:
+            attempted(lambda: sock.sendall(b"GET / HTTP/1.1\r\n\r\n"))
+            attempted(lambda: sock.recv(100))
+        return is_shut_out(six, SIX)
+
+    until(throw, server.words)
+    assert not is_shut_out(four, HOST)
+    assert "lets ::/64 wait" in server.words()
+    until(lambda: is_served(world), server.words)
+
+
+def test_links_of_a_64_are_still_served_over_ipv6_when_ipv4_is_at_its_limit(
+    world: World, four: Address, nothing_left: None
+) -> None:
+    with half_open(four, [HOST], MOST_LINKS):
+        assert is_shut_out(four, HOST)
+        assert is_served(world)
+
+
+def test_the_door_is_one_for_both(six: Address, four: Address) -> None:
+    """The control: without limits in the way either kind is answered."""
+    for address, kind in ((six, socket.AF_INET6), (four, socket.AF_INET)):
+        with connection(address, address.host) as sock:
+            assert sock.family == kind
+        assert not is_shut_out(address, address.host)
