@@ -41,6 +41,6 @@ def fresh_world(linux: None, tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 @pytest.fixture
 def nothing_left(world: World) -> Iterator[None]:
-    """What the test does leaves nothing behind in any daemon of the world."""
+    """What the test does leaves nothing behind in any daemon of the world: no descriptor, port, stream, or memory."""
     with world.unchanged():
         yield

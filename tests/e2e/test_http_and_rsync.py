@@ -58,7 +58,7 @@ def test_curl_fetches_a_file_of_one_gibibyte(world: World, tmp_path: Path) -> No
     needs("curl", "sha256sum")
     expected = write_large_file(tmp_path / "large.raw")
     port = free_ports()
-    before = world.footprint().rss
+    before = world.footprint()
     serve = [sys.executable, "-m", "http.server", "--bind", HOST, "--directory", str(tmp_path), str(port)]
     fetch = "curl --silent --show-error --fail http://{host}:{port}/large.raw | sha256sum"
     with world.request(rate="50Gbit") as requested:
@@ -66,7 +66,7 @@ def test_curl_fetches_a_file_of_one_gibibyte(world: World, tmp_path: Path) -> No
         client = world.cons(requested.join["CONS"], ["sh", "-c", fetch])
         requested.streaming()
         assert client.end().stdout.split()[0] == expected
-        grown = {name: size - before[name] for name, size in world.footprint().rss.items()}
+        grown = world.footprint().grown(before)
         assert max(grown.values()) < MOST_MEMORY, grown
     assert server.process.poll() is None, "the program outlives its stream"
     server.stop()

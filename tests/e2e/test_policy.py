@@ -1,7 +1,7 @@
 """A facility whose policy has ten thousand rules: each limit refuses by the name of its rule, beside a control that
 succeeds; and whose streams an administrator, a plain user and a namesake may see and release.
 
-The daemons' descriptors, ports and live streams are compared before and after each test (`nothing_left`).
+The daemons' descriptors, ports, live streams and memory are compared before and after each test (`nothing_left`).
 """
 
 from __future__ import annotations

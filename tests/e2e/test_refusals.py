@@ -1,6 +1,6 @@
 """What is refused, beside a control that is not: nobody gets what is not theirs, and nothing is left behind.
 
-The daemons' descriptors, ports and live streams are compared before and after each test (`nothing_left`).
+The daemons' descriptors, ports, live streams and memory are compared before and after each test (`nothing_left`).
 """
 
 from __future__ import annotations
