@@ -6,6 +6,7 @@ paths in a file are relative to the file's own folder.
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ from scistream.security.material import Trust
 from scistream.wire.address import Address, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
 
+MAX_ELEMENTS = 256
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
 
 
@@ -86,6 +88,18 @@ def parse_ports(text: str) -> tuple[int, int]:
     if not 1 <= low <= high <= 65535:
         raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
     return low, high
+
+
+def parse_elements(value: int | str) -> int:
+    """How many element processes: ``auto`` is one a processor that this process may use.
+
+    :raises ValueError: with a sentence that names the value and what is allowed.
+    """
+    if value == "auto":
+        return len(os.sched_getaffinity(0))
+    if isinstance(value, str) or not 0 <= value <= MAX_ELEMENTS:
+        raise ValueError(f'{value!r}: write "auto", or a number from 0 (none: one process does all) to {MAX_ELEMENTS}')
+    return value
 
 
 class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -227,6 +241,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     insecure: bool = False
     ports: str = "5100-5200"
     capacity: str = "10Gbit"
+    elements: int | str = "auto"
     lan: Leg = field(default_factory=Leg)
     wan: Leg = field(default_factory=Leg)
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
@@ -234,10 +249,16 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     wan_timeout: str = "60s"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
 
+    @property
+    def element_count(self) -> int:
+        """How many element processes there are; 0: none, the initiator's own process carries the data."""
+        return parse_elements(self.elements)
+
     def check(self) -> None:
         """:raises ValueError: naming the key."""
         _address("listen", self.listen)
         self.limits.check()
+        _parsed("elements", parse_elements, self.elements)
         _parsed("ports", parse_ports, self.ports)
         _parsed("capacity", parse_rate, self.capacity)
         _parsed("wan_timeout", parse_seconds, self.wan_timeout)
@@ -353,7 +374,7 @@ def _address(key: str, text: str) -> None:
     _parsed(key, Address.parse, text)
 
 
-def _parsed(key: str, parse: Any, text: str) -> None:
+def _parsed(key: str, parse: Any, text: str | int) -> None:
     try:
         parse(text)
     except ValueError as wrong:

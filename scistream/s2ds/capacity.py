@@ -7,6 +7,7 @@ belongs to an element, one for each direction of a stream. Neither does any I/O 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from scistream.wire.errors import StreamError
 
@@ -54,39 +55,92 @@ class Capacity:
         return 1e-9 * self.total
 
 
+class Store(Protocol):
+    """Where the tokens of a bucket are kept. Several processes may share them."""
+
+    def lock(self) -> bool:
+        """Keep others out until `unlock`; False if one of them is in."""
+
+    def unlock(self) -> None:
+        """Let others in."""
+
+    def get(self) -> tuple[float, float]:
+        """How many tokens there were, and when; 0 and 0 at the very first."""
+
+    def put(self, count: float, when: float) -> None:
+        """Keep these."""
+
+
+class Private:
+    """The store of a bucket that one process has for itself."""
+
+    def __init__(self) -> None:
+        self._kept = 0.0, 0.0
+
+    def lock(self) -> bool:
+        return True
+
+    def unlock(self) -> None:
+        """There are no others."""
+
+    def get(self) -> tuple[float, float]:
+        return self._kept
+
+    def put(self, count: float, when: float) -> None:
+        self._kept = count, when
+
+
 class Bucket:
     """A token bucket over application bytes: one direction of one stream, shared by all its connections.
 
+    What was taken and given back is kept here and serves the next, so that little messages cost no lock.
+
     :param rate: Mbit/s.
-    :param clock: seconds on a clock that is never set back.
+    :param clock: seconds on a clock that is never set back, the same for all who share the store.
+    :param store: shared with the buckets of the same stream and direction in other elements.
     """
 
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, clock: Callable[[], float], store: Store | None = None) -> None:
         self._speed = rate * BYTES_PER_MBIT
         self._burst = max(LEAST_BURST, self._speed * BURST_SECONDS)
         self._worthwhile = min(self._burst, max(1.0, self._speed * PAUSE_SECONDS))
         self._clock = clock
-        self._tokens = self._burst
-        self._filled_at = clock()
+        self._store = store if store is not None else Private()
+        self._spare = 0
 
     def take(self, wanted: int) -> int:
         """How many of `wanted` bytes may go now, 0 rather than a crumb; what is not used of them is given back."""
-        self._fill()
-        granted = min(wanted, int(self._tokens)) if self._tokens >= self._worthwhile else 0
-        self._tokens -= granted
+        if self._spare < wanted:
+            self._spare += self._draw(wanted - self._spare)
+            if self._spare < min(wanted, self._worthwhile):
+                return 0
+        granted = min(wanted, self._spare)
+        self._spare -= granted
         return granted
 
     def give_back(self, unused: int) -> None:
         """Return bytes that were taken and did not go."""
-        self._tokens += unused
+        self._spare += unused
 
     def wait(self) -> float:
         """Seconds until it is worth asking again; 0.0 when it is now."""
-        self._fill()
-        missing = self._worthwhile - self._tokens
+        missing = self._worthwhile - self._spare - self._tokens(self._clock())
         return missing / self._speed if missing > 0 else 0.0
 
-    def _fill(self) -> None:
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._speed)
-        self._filled_at = now
+    def _draw(self, wanted: int) -> int:
+        if not self._store.lock():
+            return 0  # asked again soon: nobody is in for long
+        try:
+            now = self._clock()
+            tokens = self._tokens(now)
+            granted = min(wanted, int(tokens)) if tokens + self._spare >= self._worthwhile else 0
+            self._store.put(tokens - granted, now)
+        finally:
+            self._store.unlock()
+        return granted
+
+    def _tokens(self, now: float) -> float:
+        tokens, counted_at = self._store.get()
+        if not counted_at:
+            return self._burst
+        return min(self._burst, tokens + (now - counted_at) * self._speed)

@@ -1,5 +1,5 @@
 """What carries out the decisions of a stream's machine at S2DS: ports, capacity, the stream's key, listeners, and the
-element that forwards.
+elements that forward.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from OpenSSL import SSL
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IResolutionReceiver
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.config import S2DSConfig
 from scistream.logs import trace
 from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.elements import Elements
 from scistream.s2ds.itself import leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
-from scistream.s2ds.relay.element import Arming, Element
 from scistream.s2ds.responder import Responder
-from scistream.security.stream import StreamSecret
+from scistream.security.stream import Credentials, StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
@@ -40,6 +40,11 @@ from scistream.wire.messages import (
     UpdateTargets,
 )
 
+LOOK_UP_SECONDS = 10.0
+"""How long the name of another gateway is looked up; less than an S2CS waits."""
+
+_OUR_FAULT = "the gateway failed to set targets, by a fault of its own: see its log"
+
 
 class Gateway(Protocol):
     """What a stream needs of the gateway that holds it."""
@@ -49,7 +54,7 @@ class Gateway(Protocol):
     boot: str
     ports: Ports
     capacity: Capacity
-    element: Element
+    elements: Elements
     app_networks: tuple[Network, ...]
     wan_networks: tuple[Network, ...]
 
@@ -109,7 +114,8 @@ class Holding:
         told = [str(Address(leg.told, sock.getsockname()[1])) for sock in sockets]
         self._told = dict(zip(told, request.channels, strict=True))
         self._allowed = self._source_check(request)
-        server.element.open(request.uid, request.role, request.rate, request.channels)
+        slots = {channel: sock.getsockname()[1] - server.ports.first for channel, (sock, _) in self._listeners.items()}
+        server.elements.open(request.uid, request.role, request.rate, slots)
         self.machine.bound(told, self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:
@@ -120,20 +126,22 @@ class Holding:
         try:
             targets = self._targets(command)
             assert self._secret is not None
-            context = self._secret.context(command.data_conn_key, command.uid, command.role)
+            credentials = self._secret.credentials(command.data_conn_key, command.uid, command.role)
         except StreamError as error:
             self.machine.not_armed(error)
             return
         names = [target for target in targets.values() if target.numeric is None]
         if not names:
-            self._arm(command, targets, context, {})
+            self._arm(command, targets, credentials, {})
             return
         found: dict[str, str] = {}
         waiting = DeferredList([self._resolve(name.host, found) for name in names])
-        waiting.addCallback(lambda _: self._arm(command, targets, context, found))
+        waiting.addCallback(lambda _: self._arm(command, targets, credentials, found))
 
     def close(self) -> None:
-        figures = self.close_all()
+        self.close_all().addCallback(self._closed)
+
+    def _closed(self, figures: list[ChannelFigures]) -> None:
         self.released_at = self._server.reactor.seconds()
         self.machine.closed(figures)
 
@@ -150,21 +158,26 @@ class Holding:
 
     # -- for the server
 
-    def close_all(self) -> list[ChannelFigures]:
+    def close_all(self) -> Deferred[list[ChannelFigures]]:
         """Let go of everything, and give the last figures; the second time there are none."""
         server = self._server
         self.stop_timer()
         self._stop_probe()
         listeners, self._listeners = self._listeners, {}
-        for sock, listener in listeners.values():
-            listener.stop()
-            server.ports.release(sock)
-        figures = server.element.close(self._core.uid, self._core.role)
-        if self._rate:
-            server.capacity.release(self._rate)
-            self._rate = 0.0
+        rate, self._rate = self._rate, 0.0
         self._secret = None
-        return figures
+        for _, listener in listeners.values():
+            listener.stop()
+
+        def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
+            # Not before: the ports are also the places of the figures.
+            for sock, _ in listeners.values():
+                server.ports.release(sock)
+            if rate:
+                server.capacity.release(rate)
+            return figures
+
+        return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
 
     def wan_listeners(self) -> set[int]:
         """The ports that the stream has here towards other gateways."""
@@ -185,7 +198,7 @@ class Holding:
             csr=core.csr,
             generation=core.generation,
             connection_map=dict(core.current.connection_map) if core.current is not None else {},
-            figures=self._server.element.figures(core.uid, core.role) or core.figures,
+            figures=self._server.elements.figures(core.uid, core.role) or core.figures,
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,
@@ -238,6 +251,7 @@ class Holding:
         """Look a gateway's name up, once for a generation: what was checked is what is dialled."""
         lookup = _Lookup()
         self._server.reactor.nameResolver.resolveHostName(lookup, name)
+        lookup.finished.addTimeout(LOOK_UP_SECONDS, self._server.reactor, lambda _, __: [])
 
         def note(hosts: list[str]) -> None:
             _, allowed = self._reach()
@@ -248,29 +262,45 @@ class Holding:
         return lookup.finished.addCallback(note)
 
     def _arm(
-        self, command: UpdateTargets, targets: dict[int, Address], context: SSL.Context, found: dict[str, str]
+        self,
+        command: UpdateTargets,
+        targets: dict[int, Address],
+        credentials: Credentials,
+        found: dict[str, str],
     ) -> None:
         if not self._listeners:
             return
         try:
             for channel, target in targets.items():
                 targets[channel] = self._numeric(target, found)
-            for channel, target in targets.items():
-                self._server.element.arm(Arming(command.uid, command.role, channel, target, context))
-            for channel, (_, listener) in self._listeners.items():
-                listener.start(self._acceptor(channel), self._room(channel))
         except StreamError as error:
             self.machine.not_armed(error)
             return
+        arming = self._server.elements.arm(command.uid, command.role, targets, credentials)
+        arming.addCallback(lambda _: self._listen(targets))
+        arming.addErrback(self._not_armed)
+
+    def _listen(self, targets: dict[int, Address]) -> None:
+        """Every element knows where connections go."""
+        if not self._listeners:
+            return  # the stream was released meanwhile
+        for channel, (_, listener) in self._listeners.items():
+            listener.start(self._acceptor(channel), self._room(channel))
         self.machine.armed()
         if self._is_probe and self._core.role == CONS and self._probe is None:
             self._start_probe(targets)
+
+    def _not_armed(self, failure: Failure) -> None:
+        if not failure.check(StreamError):
+            self.log.failure("Targets could not be set", failure=failure)
+        error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", _OUR_FAULT)
+        self.machine.not_armed(error)
 
     def _numeric(self, target: Address, found: dict[str, str]) -> Address:
         if target.numeric is not None:
             return target
         if target.host not in found:
-            raise StreamError("target-refused", f"target {target}: no such name is known to this gateway")
+            raise StreamError("target-refused", f"target {target}: this gateway finds no address of that name")
         numeric = Address(found[target.host], target.port)
         self._check_target(numeric)
         return numeric
@@ -312,7 +342,7 @@ class Holding:
         assert request.probe_seconds is not None
 
         def carry(channel: int, sock: socket.socket) -> None:
-            self._server.element.carry(uid, role, channel, sock)
+            self._server.elements.carry(uid, role, channel, sock)
 
         self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds)
         self._probe.start()
@@ -333,12 +363,12 @@ class Holding:
                 sock.close()
                 self._note_stranger(peer[0], channel)
                 return
-            self._server.element.carry(core.uid, core.role, channel, sock)
+            self._server.elements.carry(core.uid, core.role, channel, sock)
 
         return accepted
 
     def _room(self, channel: int) -> Callable[[], bool]:
-        return lambda: self._server.element.has_room(self._core.uid, self._core.role, channel)
+        return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
 
     def _note_stranger(self, host: str, channel: int) -> None:
         """Log it at the first, second, fourth, eighth...: nobody shall fill the log."""
@@ -368,7 +398,8 @@ class _Lookup:
         self._hosts.append(address.host)
 
     def resolutionComplete(self) -> None:
-        self.finished.callback(self._hosts)
+        if not self.finished.called:  # nobody waits any more
+            self.finished.callback(self._hosts)
 
 
 def _nobody(_host: str) -> bool:

@@ -1,7 +1,7 @@
 """The initiator of an S2DS as a Twisted service: it obeys one controller, and owns what streams hold here.
 
 `DataServer` takes commands; each stream has a `Holding` that carries out what its machine decides:
-ports, capacity, the stream's key, listeners, and the element that forwards.
+ports, capacity, the stream's key, listeners, and the elements that forward.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,8 +28,9 @@ from scistream.config import (
 from scistream.process import raise_descriptor_limit
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
+from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Ports
-from scistream.s2ds.relay.element import Element
+from scistream.s2ds.relay.element import Settings
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
@@ -83,8 +84,12 @@ class DataServer(Service):
         self.boot = secrets.token_hex(16)
         self.ports = Ports(*parse_ports(config.ports))
         self.capacity = Capacity(parse_rate(config.capacity))
-        self.element = Element(
-            reactor, wan_timeout=parse_seconds(config.wan_timeout), half_open=config.limits.half_open
+        self.elements = Elements(
+            reactor,
+            config.element_count,
+            self.ports.last - self.ports.first + 1,
+            Settings(wan_timeout=parse_seconds(config.wan_timeout)),
+            config.limits.half_open,
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
@@ -97,6 +102,7 @@ class DataServer(Service):
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
         self._port = self._door.open(lambda: self, self._door_guard)
+        self.elements.start()
         super().startService()
         if self._keyrings():
             self._watch.start()
@@ -110,13 +116,14 @@ class DataServer(Service):
     def stopService(self) -> Deferred[Any]:
         super().stopService()
         self._watch.stop()
-        for holding in self._holdings.values():
-            holding.close_all()
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None
-        stopping = [maybeDeferred(port.stopListening)] if port is not None else []
-        return DeferredList(stopping) if stopping else succeed(None)
+        stopping: list[Deferred[Any]] = [maybeDeferred(port.stopListening)] if port is not None else []
+        for holding in self._holdings.values():
+            holding.close_all()  # what an element does not answer in time ends with it
+        stopping.append(self.elements.stop())
+        return DeferredList(stopping)
 
     def reload(self) -> None:
         """Read certificates, keys, authorities and CRLs again: all of them, or nothing changes.

@@ -1,10 +1,11 @@
 """The credentials of one stream's WAN connections, as a gateway holds them.
 
 An S2DS makes a `StreamSecret` for each stream that it reserves, sends its certificate request upwards, and makes
-a context of the certificates that come back with the targets; a new generation of these makes a new context.
+`Credentials` of the certificates that come back with the targets; its elements make a context of them, and of each
+new generation another one.
 Connect is the handshake under these contexts (protocol, "Who may do what"), and `verify_consumer` at the producer
 and `verify_producer` at the consumer complete it: until they return, no application is dialled and no byte passed.
-The private key stays in memory here. Nothing here opens a socket.
+The private key stays in memory. Nothing here opens a socket.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from msgspec import Struct
 from OpenSSL import SSL, crypto
 
 from scistream.security.tls import (
@@ -66,32 +68,23 @@ class StreamSecret:
         )
         self.csr = request.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
-    def context(self, data_conn_key: str, uid: str, role: Role) -> SSL.Context:
-        """The context of this gateway's WAN connections under these credentials: a server's for PROD, else a client's.
-
-        A `send` under it takes all of its bytes or, on a full socket, none (`WantWriteError`: come again with the
-        same bytes). The far end's tickets, which mean nothing, arrive right after the handshake: a client that
-        closes without having read them resets its connection.
+    def credentials(self, data_conn_key: str, uid: str, role: Role) -> Credentials:
+        """What this gateway's WAN connections show and check from now on.
 
         :param data_conn_key: PEM, the stream's authority and then one certificate a gateway.
         :raises StreamError: ``bad-message``, if it does not parse, or no certificate in it fits this key and stream.
         """
         authority, certificates = _parse(data_conn_key)
         leaf = self._own(authority, certificates, uid, role)
-        context = tls13_context(SSL.TLS_SERVER_METHOD if role == PROD else SSL.TLS_CLIENT_METHOD)
-        try:
-            trust(context, authority)
-            context.use_certificate(leaf)
-            context.use_privatekey(self._key)
-        except (SSL.Error, crypto.Error) as wrong:  # the latter when it reads more strictly than `cryptography`
-            raise _bad(f"OpenSSL refuses its certificates: {wrong}") from wrong
-        context.set_tls13_ciphersuites(CIPHERS)
-        context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, naming_refusals(_NOT_THIS_STREAM))
-        if role == PROD:
-            context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
-            context.set_session_id(uuid4().bytes)
-        return context
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        made = Credentials(
+            role=role,
+            authority=authority.public_bytes(encoding).decode(),
+            certificate=leaf.public_bytes(encoding).decode(),
+            key=self._key.private_bytes(encoding, form, serialization.NoEncryption()).decode(),
+        )
+        made.context()  # OpenSSL may read more strictly than `cryptography`
+        return made
 
     def _own(
         self, authority: x509.Certificate, certificates: list[x509.Certificate], uid: str, role: Role
@@ -121,6 +114,52 @@ class StreamSecret:
             return certificate.public_key() == self._key.public_key()
         except Exception:  # a key of a kind or curve that this library does not know is not ours
             return False
+
+
+class Credentials(Struct, frozen=True, kw_only=True):
+    """The credentials of a stream's WAN connections at one gateway, as its elements get them.
+
+    Secret, and so it does not show itself: the key goes from memory to memory of one machine and nowhere else.
+    """
+
+    role: Role
+    authority: str
+    certificate: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"<Credentials of {self.role}>"
+
+    def context(self) -> SSL.Context:
+        """The context of these connections: a server's for PROD, else a client's.
+
+        A `send` under it takes all of its bytes or, on a full socket, none (`WantWriteError`: come again with the
+        same bytes). The far end's tickets, which mean nothing, arrive right after the handshake: a client that
+        closes without having read them resets its connection.
+
+        :raises StreamError: ``bad-message``, if OpenSSL refuses them.
+        """
+        context = tls13_context(SSL.TLS_SERVER_METHOD if self.role == PROD else SSL.TLS_CLIENT_METHOD)
+        try:
+            trust(context, x509.load_pem_x509_certificate(self.authority.encode()))
+            context.use_certificate(x509.load_pem_x509_certificate(self.certificate.encode()))
+            context.use_privatekey(_load_key(self.key))
+        except (SSL.Error, crypto.Error) as wrong:
+            raise _bad(f"OpenSSL refuses its certificates: {wrong}") from wrong
+        context.set_tls13_ciphersuites(CIPHERS)
+        context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, naming_refusals(_NOT_THIS_STREAM))
+        if self.role == PROD:
+            context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
+            context.set_session_id(uuid4().bytes)
+        return context
+
+
+def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
+    """The private key of a stream."""
+    key = serialization.load_pem_private_key(pem.encode(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:

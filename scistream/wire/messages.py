@@ -32,6 +32,7 @@ MAX_PAGE_KEY = 64
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Measured = Annotated[float, Meta(ge=0)]
 Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
 NumConn = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
 Rate = Annotated[float, Meta(gt=0, le=MAX_RATE)]
@@ -221,6 +222,10 @@ class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Bytes are application bytes, counted as they leave towards that application; `connections`
     are open now, `accepted` counts all ever, `reset` those that ended abnormally.
+
+    The rest is what TCP says of the connections between the gateways, not older than a few seconds: the mean
+    round-trip time in milliseconds, segments sent again since the channel was reserved, the delivery rate of all
+    together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 where there is none.
     """
 
     channel: Channel
@@ -229,6 +234,10 @@ class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connections: Count = 0
     accepted: Count = 0
     reset: Count = 0
+    rtt_ms: Measured = 0.0
+    retransmits: Count = 0
+    delivery_mbit: Measured = 0.0
+    waiting: Count = 0
 
 
 class LastError(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -367,7 +367,7 @@ def credentials(uid: str) -> SSL.Context:
     """What a consumer's gateway holds for a stream of this uid, under an authority of our own."""
     secrets = {PROD: StreamSecret(), CONS: StreamSecret()}
     keys = issue_credentials(uid, 1, 3600.0, {role: secret.csr for role, secret in secrets.items()})
-    return secrets[CONS].context(keys[CONS], uid, CONS)
+    return secrets[CONS].credentials(keys[CONS], uid, CONS).context()
 
 
 def without_credentials() -> SSL.Context:

@@ -32,9 +32,10 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 import scistream
+from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.relay import relay
-from scistream.s2ds.relay.element import Arming, Element
+from scistream.s2ds.relay.element import Settings
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tls import RECORD
 from scistream.s2ds.relay.watch import Watch
@@ -136,8 +137,9 @@ class Side:
         self.uid = uid
         self.ports = ports
         self.secret = StreamSecret()
-        self.element = Element(reactor, **times)  # type: ignore[arg-type]
-        self.element.open(uid, role, rate, range(channels))
+        self.elements = Elements(reactor, 0, channels, Settings(**times))  # type: ignore[arg-type]
+        self.elements.start()
+        self.elements.open(uid, role, rate, dict(enumerate(range(channels))))
         self.sockets = ports.reserve("127.0.0.1", channels)
         self.listeners = [Listener(reactor, sock) for sock in self.sockets]
 
@@ -145,20 +147,26 @@ class Side:
         return Address(*self.sockets[channel].getsockname())
 
     def arm(self, bundle: str, targets: list[Address]) -> None:
-        context = self.secret.context(bundle, self.uid, self.role)
-        for channel, (listener, target) in enumerate(zip(self.listeners, targets, strict=True)):
-            self.element.arm(Arming(self.uid, self.role, channel, target, context))
-            listener.start(lambda sock, _peer, number=channel: self.element.carry(self.uid, self.role, number, sock))
+        credentials = self.secret.credentials(bundle, self.uid, self.role)
+        self.elements.arm(self.uid, self.role, dict(enumerate(targets)), credentials)
+        for channel, listener in enumerate(self.listeners):
+            listener.start(lambda sock, _peer, number=channel: self.elements.carry(self.uid, self.role, number, sock))
 
     def figures(self, channel: int = 0) -> ChannelFigures:
-        return self.element.figures(self.uid, self.role)[channel]
+        return self.elements.figures(self.uid, self.role)[channel]
 
     def close(self) -> None:
         for listener in self.listeners:
             listener.stop()
-        self.element.close(self.uid, self.role)
+        self.elements.close(self.uid, self.role)
+        self.elements.stop()
         for sock in self.sockets:
             self.ports.release(sock)
+
+    def relays(self) -> list[relay.Relay]:
+        """What is open on its first channel."""
+        (here,) = self.elements._members
+        return list(here._element._streams[self.uid, self.role].channels[0].relays)  # type: ignore[attr-defined]
 
 
 class Stream:
@@ -417,24 +425,24 @@ async def test_closing_a_stream_resets_both_sides_and_nothing_crosses_any_more(m
     pushed, end = deferToThread(push, producer), deferToThread(how_it_ends, consumer)
     side, other = (stream.prod, stream.cons) if role == PROD else (stream.cons, stream.prod)
     await until(lambda: side.figures().bytes_to_consumer > MIB)
-    (last,) = side.element.close(stream.uid, role)
+    (last,) = await side.elements.close(stream.uid, role)
     assert last.bytes_to_consumer > MIB
     assert (last.connections, last.accepted, last.reset) == (0, 1, 1)
-    assert side.element.figures(stream.uid, role) == []
+    assert side.elements.figures(stream.uid, role) == []
     await until(lambda: other.figures().reset == 1)
     stopped = other.figures()
     assert await pushed == "reset"
     assert await end == "reset"
     assert other.figures() == stopped
-    assert side.element.close(stream.uid, role) == []
+    assert await side.elements.close(stream.uid, role) == []
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_connection_to_a_closed_stream_or_unarmed_channel_is_reset(make: Make) -> None:
     stream = make()
-    stream.cons.element.close(stream.uid, CONS)
+    stream.cons.elements.close(stream.uid, CONS)
     assert await deferToThread(stream.attempt) == "reset"
-    stream.cons.element.open(stream.uid, CONS, 100.0, [0])
+    stream.cons.elements.open(stream.uid, CONS, 100.0, {0: 0})
     assert await deferToThread(stream.attempt) == "reset"
     assert (stream.cons.figures().accepted, stream.cons.figures().reset) == (1, 1)
 
@@ -470,7 +478,8 @@ async def test_a_consumer_that_gives_up_while_the_gateways_meet_leaves_nothing(m
 KILLED = """
 import sys
 from twisted.internet import reactor
-from scistream.s2ds.relay.element import Arming, Element
+from scistream.s2ds.elements import Elements
+from scistream.s2ds.relay.element import Settings
 from scistream.s2ds.ports import Listener, Ports
 from scistream.security.stream import StreamSecret
 from scistream.wire.address import Address
@@ -483,10 +492,10 @@ print(secret.csr, end="", flush=True)
 bundle = ""
 while bundle.count("END CERTIFICATE") < 2:
     bundle += sys.stdin.readline()
-element = Element(reactor)
-element.open(uid, "PROD", 1e6, [0])
-element.arm(Arming(uid, "PROD", 0, target, secret.context(bundle, uid, "PROD")))
-Listener(reactor, sock).start(lambda sock, _peer: element.carry(uid, "PROD", 0, sock))
+elements = Elements(reactor, 0, 1, Settings())
+elements.open(uid, "PROD", 1e6, {0: 0})
+elements.arm(uid, "PROD", {0: target}, secret.credentials(bundle, uid, "PROD"))
+Listener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PROD", 0, sock))
 print("armed", flush=True)
 reactor.run()
 """
@@ -602,7 +611,7 @@ async def test_a_stranger_without_tls_is_sent_away(make: Make, greeting: bytes) 
 @pytest_twisted.ensureDeferred
 async def test_a_wan_connection_that_ends_without_saying_so_is_a_reset_not_an_end(make: Make) -> None:
     stream = make()
-    context = stream.cons.secret.context(stream.bundles[CONS], stream.uid, CONS)
+    context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
     _, sock = await deferToThread(knock, stream.prod.address(), context, server_name(stream.uid, 0))
     producer = await deferToThread(stream.accept)
     assert await deferToThread(receive_exactly, producer, 9) == b"let me in"
@@ -644,8 +653,8 @@ async def test_a_slow_reader_slows_its_writer_and_nobody_else(make: Make) -> Non
     held = [
         pump._end - pump._start
         for side in (stream.prod, stream.cons)
-        for relay in side.element._streams[stream.uid, side.role].channels[0].relays
-        for pump in relay._pumps
+        for one in side.relays()
+        for pump in one._pumps
         if pump._buffer is not None
     ]
     assert 0 < sum(held) <= 2 * 262144
@@ -697,7 +706,7 @@ async def test_the_connections_of_a_stream_share_its_rate(make: Make) -> None:
     rate = sum(moved) * 8e-6 / (time.monotonic() - began)
     assert rate == pytest.approx(80.0, rel=0.1)
     assert min(moved) > sum(moved) / 4 * 0.5, "one of them starves"
-    stream.cons.element.close(stream.uid, CONS)
+    stream.cons.elements.close(stream.uid, CONS)
     await gatherResults(running)
 
 
@@ -759,7 +768,7 @@ async def test_idle_and_half_closed_connections_cost_no_time(make: Make) -> None
     before = time.process_time()
     await sleep(1.0)
     assert time.process_time() - before < 0.05
-    assert all(not side.element._means.buffers._idle[8:] for side in (stream.prod, stream.cons))
+    assert all(not one._means.buffers._idle[8:] for side in (stream.prod, stream.cons) for one in side.relays())
 
 
 @pytest_twisted.ensureDeferred

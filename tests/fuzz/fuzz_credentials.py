@@ -33,7 +33,7 @@ def _sign(csr: str) -> None:
 
 def _take(bundle: str) -> None:
     for role, secret in _secrets.items():
-        secret.context(bundle, UID, role)
+        secret.credentials(bundle, UID, role).context()
 
 
 def _text(use: Callable[[str], None]) -> Callable[[bytes], None]:

@@ -134,12 +134,12 @@ class Painter:
             tuple([(key, self._holding(one)) for key, one in server._holdings.items()]),
             len(server.ports._given),
             server.capacity._reserved,
-            tuple(server.element.streams),
+            tuple(server.elements.streams),
         )
 
     def _holding(self, one: Any) -> tuple[Any, ...]:
         core = one._core
-        element = one._server.element.streams.get((core.uid, core.role), {})
+        element = one._server.elements.streams.get((core.uid, core.role), {})
         return (
             state_of(one.machine),
             core.state,

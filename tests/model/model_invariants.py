@@ -48,8 +48,8 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
             yield f"B: {name} has given out {len(server.ports._given)} ports, and its live streams have {ports}"
         if abs(server.capacity._reserved - rate) > 1e-6:
             yield f"B: {name} has promised {server.capacity._reserved:g} Mbit/s, and its live streams have {rate:g}"
-        if set(server.element.streams) != streams:
-            yield f"B: the element of {name} has other streams open than those that live"
+        if set(server.elements.streams) != streams:
+            yield f"B: the elements of {name} have other streams open than those that live"
 
 
 def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
@@ -66,7 +66,7 @@ def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
 def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
     server = world.gateways[gateway]
     for key, holding in server._holdings.items():
-        if key[1] == role and (key in server.element.streams or holding._listeners):
+        if key[1] == role and (key in server.elements.streams or holding._listeners):
             yield f"{gateway} still has something of {role}, after it has answered REL"
 
 
@@ -74,12 +74,12 @@ def crossings(world: World) -> Iterator[tuple[Any, Any]]:
     """The pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
     for consumers, consumer in _of_role(world, CONS):
         for channel, (sock, _) in consumer._listeners.items():
-            arming = consumers.element.streams.get((consumer._core.uid, CONS), {}).get(channel)
+            arming = consumers.elements.streams.get((consumer._core.uid, CONS), {}).get(channel)
             if not sock.listens or arming is None:
                 continue
             for producers, producer in _of_role(world, PROD):
                 for there, (other, _) in producer._listeners.items():
-                    armed = producers.element.streams.get((producer._core.uid, PROD), {}).get(there)
+                    armed = producers.elements.streams.get((producer._core.uid, PROD), {}).get(there)
                     if (
                         armed is not None
                         and other.listens

@@ -188,7 +188,7 @@ def _forget_the_released() -> None:
     DataServer._command = forgetful  # type: ignore[method-assign]
 
 
-@mutation("an S2CS forgets a REL that overtook its REQ", "life", 2, 0, "late", "release")
+@mutation("an S2CS forgets a REL that overtook its REQ", "life", 2, 0, "last", "release")
 def _forget_early_releases() -> None:
     ControlServer._remember_released = lambda self, command, owner: None  # type: ignore[method-assign]
 

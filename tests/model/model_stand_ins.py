@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Any
 
 from automat._core import Automaton
 from model_network import Process
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger, LogLevel
 
 import scistream.s2cs.service
@@ -117,21 +117,26 @@ class ModelPorts(Ports):
                 bound[port] = ModelSocket(host, port)
 
 
-class ModelElement:
+class ModelElements:
     """Remembers what is open and armed, and carries nothing."""
 
-    def __init__(self, _process: Process, **_: Any) -> None:
-        self.streams: dict[StreamKey, dict[int, Any]] = {}
+    def __init__(self, _process: Process, *_: Any) -> None:
+        self.streams: dict[StreamKey, dict[int, ModelArming | None]] = {}
 
-    def open(self, uid: str, role: Role, _rate: float, channels: Sequence[int]) -> None:
-        self.streams.setdefault((uid, role), dict.fromkeys(channels))
+    def start(self) -> None:
+        """Nothing to start."""
 
-    def arm(self, arming: Any) -> None:
-        self.streams[arming.uid, arming.role][arming.channel] = arming
+    def open(self, uid: str, role: Role, _rate: float, slots: Mapping[int, int]) -> None:
+        self.streams.setdefault((uid, role), dict.fromkeys(slots))
 
-    def close(self, uid: str, role: Role) -> list[Any]:
+    def arm(self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext) -> Deferred[None]:
+        for channel, target in targets.items():
+            self.streams[uid, role][channel] = ModelArming(target, credentials)
+        return succeed(None)
+
+    def close(self, uid: str, role: Role) -> Deferred[list[Any]]:
         self.streams.pop((uid, role), None)
-        return []
+        return succeed([])
 
     def has_room(self, _uid: str, _role: Role, _channel: int) -> bool:
         return True
@@ -147,6 +152,14 @@ class ModelContext:
     authority: str
 
 
+@dataclass(frozen=True)
+class ModelArming:
+    """Where the connections of a channel go, and under which credentials."""
+
+    target: Address
+    context: ModelContext
+
+
 class ModelSecret:
     """The key of a stream at a gateway: a number that was never used before."""
 
@@ -154,7 +167,7 @@ class ModelSecret:
         process = Now.process
         self.csr = f"request {process.party} {process.number}.{process.another()}\n"
 
-    def context(self, data_conn_key: str, _uid: str, _role: Role) -> ModelContext:
+    def credentials(self, data_conn_key: str, _uid: str, _role: Role) -> ModelContext:
         authority, *fitting = data_conn_key.splitlines(keepends=True)
         if self.csr not in fitting:
             raise StreamError("bad-message", "data_conn_key: none of its certificates is for the key of this gateway.")
@@ -212,7 +225,7 @@ def installed() -> Iterator[None]:
         (scistream.s2cs.service, "Store", lambda path: Now.open_store(path)),
         (scistream.s2cs.service, "beside", lambda file, name: file.parent / name),
         (scistream.s2ds.service, "Ports", ModelPorts),
-        (scistream.s2ds.service, "Element", ModelElement),
+        (scistream.s2ds.service, "Elements", ModelElements),
         (scistream.s2ds.service, "secrets", types.SimpleNamespace(token_hex=_boot)),
         (scistream.s2ds.service, "raise_descriptor_limit", lambda: None),
         (scistream.s2ds.effects, "StreamSecret", ModelSecret),

@@ -261,7 +261,7 @@ def _is_bad(line: bytes) -> bool:
 
 
 def _gateway(network: MemoryNetwork, folder: Path) -> DataServer:
-    settings = S2DSConfig(listen=f"{HOST}:{GATEWAY}", insecure=True, ports="50010-50017", capacity="1Gbit")
+    settings = S2DSConfig(listen=f"{HOST}:{GATEWAY}", insecure=True, ports="50010-50017", capacity="1Gbit", elements=0)
     server = DataServer(network, settings, folder / "s2ds.toml")
     server.ports = MemoryPorts(50010, 50017)
     server.startService()
@@ -281,7 +281,7 @@ def check_gateway(server: DataServer) -> None:
     listening = sum(sock.listens for sock in server.ports._given)  # type: ignore[attr-defined]
     armed = [core.request for core in live if core.current is not None and core.request is not None]
     assert listening == sum(len(request.channels) for request in armed)
-    assert len(server.element._streams) == len(requests)
+    assert len(server.elements._streams) == len(requests)
 
 
 class DataServerParty(Party):

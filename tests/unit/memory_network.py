@@ -96,6 +96,7 @@ class MemoryNetwork(MemoryReactorClock):
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """IReactorTCP."""
+        port = port or next(self._numbers)
         assert port not in self.doors, f"two listen on {port}"
         self.doors[port] = factory
         return _Door(self, port)

@@ -11,6 +11,7 @@ from memory_network import HOST
 from test_whole_protocol import CONS_PORT, Facility, World
 
 from scistream.s2cs.audit_events import read_line
+from scistream.s2ds.relay.board import TO_CONSUMER
 from scistream.s2uc.client import Stream
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS, PROD, Role
@@ -44,8 +45,9 @@ def tags(events: list[Any]) -> list[str]:
 
 def carry(facility: Facility, stream: Stream, role: Role, count: int, gateway: int = 0) -> None:
     """As if a gateway had passed on so many bytes to the consumer on its first channel of a stream."""
-    channels = facility.gateways[gateway].element._streams[stream.uid, role].channels
-    next(iter(channels.values()))._to_consumer.bytes += count
+    elements = facility.gateways[gateway].elements
+    first = next(iter(elements._streams[stream.uid, role].start.slots.values()))
+    elements._board.words[elements._board.row(first, 0) + TO_CONSUMER] += count
 
 
 def booked(facility: Facility) -> dict[str, int]:

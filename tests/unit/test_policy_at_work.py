@@ -21,6 +21,7 @@ from scistream.config import S2CSConfig
 from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.record import Record
+from scistream.s2ds.relay.board import TO_CONSUMER
 from scistream.s2uc.client import Client, Stream
 from scistream.security.control import PLAIN_IDENTITY, dialer
 from scistream.security.pki import init_authority
@@ -400,8 +401,9 @@ def test_a_stream_that_a_later_policy_would_not_allow_goes_on_and_can_be_seen_an
 
 def carry(lab: Lab, stream: Stream, count: int) -> None:
     """The producer's gateway has forwarded so much to the consumer, and the S2CS has heard of it."""
-    [channel] = lab.world.prod.gateways[0].element._streams[stream.uid, PROD].channels.values()
-    channel._to_consumer.bytes += count
+    elements = lab.world.prod.gateways[0].elements
+    [slot] = elements._streams[stream.uid, PROD].start.slots.values()
+    elements._board.words[elements._board.row(slot, 0) + TO_CONSUMER] += count
     lab.world.network.run(16.0)
 
 

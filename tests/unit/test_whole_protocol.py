@@ -56,7 +56,7 @@ class Facility:
 
     def _gateway(self, at: int, first: int) -> DataServer:
         settings = S2DSConfig(
-            listen=f"{HOST}:{at}", insecure=True, ports=f"{first}-{first + 7}", capacity="1Gbit", wan_timeout="60s"
+            listen=f"{HOST}:{at}", insecure=True, ports=f"{first}-{first + 7}", capacity="1Gbit", elements=0
         )
         server = DataServer(self.network, settings, self._folder / f"{at}.toml")
         server.ports = MemoryPorts(first, first + 7)

@@ -1,127 +1,168 @@
-"""An element: carries the connections of streams on one gateway, in this process.
+"""An element: carries connections of streams, in a process of its own (`worker.py`) or in the initiator's.
 
-The initiator opens a stream here when it is reserved, arms its channels when their targets are known, hands
-over accepted connections, and closes it at the end. An element decides nothing about who may have what.
+The initiator gives it orders and hands it accepted connections. An element decides nothing about who may have what.
 """
 
 from __future__ import annotations
 
+import random
 import socket
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from msgspec import Struct
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from scistream.s2ds.capacity import Bucket
+from scistream.s2ds.relay import board
+from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.orders import MakeRoom, Order, Rel, StartLstn, UpdateTargets
 from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.watch import Watch
-from scistream.wire.messages import PROD, ChannelFigures, Role, StreamKey
-
-__all__ = ["Arming", "Element"]
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import Role, StreamKey
 
 GRACE = 1.0
 """Seconds that a connection from the WAN has for its handshake before another may take its place."""
+
+SAMPLE_SECONDS = 2.0
+SAMPLES = 200
+"""Connections of one channel that TCP is asked about each time; the sums are made of them."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How every element of a gateway works; times in seconds.
+
+    :ivar wan_timeout: that a break of the WAN may last before connections are reset.
+    :ivar dial_timeout: for a connection to the target.
+    :ivar handshake_timeout: for the TLS handshake on the WAN.
+    :ivar buffer_size: bytes in flight in each direction of a connection, at most.
+    """
+
+    wan_timeout: float = 60.0
+    dial_timeout: float = 10.0
+    handshake_timeout: float = 10.0
+    buffer_size: int = 262144
 
 
 class Element:
     """A buffer-and-forward element.
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
-    :param buffer_size: bytes in flight in each direction of a connection, at most.
-    :param dial_timeout: seconds for a connection to the target.
-    :param handshake_timeout: seconds for the TLS handshake on the WAN.
-    :param wan_timeout: seconds that a break of the WAN may last before connections are reset.
-    :param half_open: connections of one channel that are being joined at the same time, at most.
+    :param figures: where it counts, in the rows of `number`.
     """
 
     log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        *,
-        buffer_size: int = 262144,
-        dial_timeout: float = 10.0,
-        handshake_timeout: float = 10.0,
-        wan_timeout: float = 60.0,
-        half_open: int = 64,
-    ) -> None:
+    def __init__(self, reactor: Any, figures: Board, number: int, settings: Settings) -> None:
         self._means = Means(
-            reactor, Buffers(buffer_size), Watch(reactor, wan_timeout), dial_timeout, handshake_timeout, wan_timeout
+            reactor,
+            Buffers(settings.buffer_size),
+            Watch(reactor, settings.wan_timeout),
+            settings.dial_timeout,
+            settings.handshake_timeout,
+            settings.wan_timeout,
         )
-        self._half_open = half_open
+        self._board = figures
+        self._number = number
         self._streams: dict[StreamKey, _Stream] = {}
+        self._sampling: IDelayedCall | None = None
 
-    def open(self, uid: str, role: Role, rate: float, channels: Sequence[int]) -> None:
-        """A stream is reserved, at `rate` Mbit/s each way: its figures exist from here. Idempotent."""
-        if (uid, role) not in self._streams:
-            self._streams[uid, role] = _Stream(self._means.reactor, rate, channels)
+    def carry_out(self, order: Order) -> None:
+        """Do what the initiator says. An order that was carried out already does nothing.
 
-    def arm(self, arming: Arming) -> None:
-        """New connections of the channel go this way; those that are open finish on the old target."""
-        tune(arming.context)
-        self._streams[arming.uid, arming.role].channels[arming.channel].arming = arming
-
-    def has_room(self, uid: str, role: Role, channel: int) -> bool:
-        """Whether the channel can take a connection now.
-
-        If too many of it are not joined yet, a connection from the WAN that has had its time for the handshake makes
-        room: whoever connects and says nothing keeps nobody out for long.
+        :raises StreamError: ``bad-message`` for credentials that OpenSSL refuses, ``gateway-failed`` for a stream that
+            is not there.
         """
-        stream = self._streams.get((uid, role))
-        of_channel = stream.channels.get(channel) if stream is not None else None
-        if of_channel is None or len(of_channel.opening) < self._half_open:
-            return True
-        return role == PROD and of_channel.make_room(self._means.reactor.seconds())
+        if isinstance(order, StartLstn):
+            self._open(order)
+        elif isinstance(order, UpdateTargets):
+            self._arm(order)
+        elif isinstance(order, Rel):
+            self._close(order)
+        elif isinstance(order, MakeRoom):
+            self._make_room(order)
 
     def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
         """Take over an accepted connection. Where the channel is not armed it is reset."""
         stream = self._streams.get((uid, role))
         of_channel = stream.channels.get(channel) if stream is not None else None
-        if stream is None or of_channel is None:
+        if of_channel is None:
             _refuse(sock)
-            return
-        of_channel.accepted += 1
-        if of_channel.arming is None:
-            of_channel.reset += 1
-            _refuse(sock)
-            return
-        of_channel.carry(self._means, of_channel.arming, sock)
+            self._board.words[self._board.ended(self._number)] += 1
+        else:
+            of_channel.carry(self._means, sock)
+            if self._sampling is None:
+                self._sampling = self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
 
-    def close(self, uid: str, role: Role) -> list[ChannelFigures]:
-        """Reset every connection of the stream: not one byte crosses after this.
+    def stop(self) -> None:
+        """Reset every connection."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
 
-        :returns: its last figures, which go with it; nothing for a stream that is not open.
-        """
-        stream = self._streams.pop((uid, role), None)
+    def _sample(self) -> None:
+        self._sampling = None
+        for stream in self._streams.values():
+            for of_channel in stream.channels.values():
+                if of_channel.is_used:
+                    of_channel.sample()
+                    self._sampling = self._sampling or self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
+
+    def _open(self, order: StartLstn) -> None:
+        if (order.uid, order.role) not in self._streams:
+            self._streams[order.uid, order.role] = _Stream(self._means.reactor, self._board, self._number, order)
+
+    def _arm(self, order: UpdateTargets) -> None:
+        """Those connections that are open finish on the old target."""
+        stream = self._streams.get((order.uid, order.role))
         if stream is None:
-            return []
-        cut = stream.close()
-        self.log.info("Stream {uid} ({role}) is closed; connections cut: {cut}", uid=uid, role=role, cut=cut)
-        return stream.figures()
+            raise StreamError("gateway-failed", f"an element knows nothing of stream {order.uid} ({order.role})")
+        context = None
+        if order.credentials is not None:
+            context = order.credentials.context()
+            tune(context)
+        for channel, target in order.targets.items():
+            arming = Arming(order.uid, order.role, channel, Address.parse(target), context)
+            stream.channels[channel].arming = arming
 
-    def figures(self, uid: str, role: Role) -> list[ChannelFigures]:
-        """What each channel has carried so far; nothing for a stream that is not open."""
-        stream = self._streams.get((uid, role))
-        return [] if stream is None else stream.figures()
+    def _close(self, order: Rel) -> None:
+        stream = self._streams.pop((order.uid, order.role), None)
+        if stream is not None:
+            cut = stream.close()
+            self.log.info(
+                "Stream {uid} ({role}) is closed; connections cut: {cut}", uid=order.uid, role=order.role, cut=cut
+            )
+
+    def _make_room(self, order: MakeRoom) -> None:
+        stream = self._streams.get((order.uid, order.role))
+        if stream is not None:
+            stream.channels[order.channel].make_room(self._means.reactor.seconds(), order.count)
 
 
 class _Stream:
     """What an element holds for one stream."""
 
-    def __init__(self, reactor: Any, rate: float, channels: Sequence[int]) -> None:
-        self._to_producer = Throttle(reactor, Bucket(rate, time.monotonic))
-        self._to_consumer = Throttle(reactor, Bucket(rate, time.monotonic))
-        self.channels = {number: _Channel(number, self._to_producer, self._to_consumer) for number in channels}
-
-    def figures(self) -> list[ChannelFigures]:
-        return [of_channel.figures() for of_channel in self.channels.values()]
+    def __init__(self, reactor: Any, figures: Board, element: int, order: StartLstn) -> None:
+        first = next(iter(order.slots.values()))
+        self._to_consumer, self._to_producer = (
+            Throttle(reactor, Bucket(order.rate, time.monotonic, figures.tokens(first, direction)))
+            for direction in (0, 1)
+        )
+        self.channels = {
+            channel: _Channel(figures, element, slot, self._to_consumer, self._to_producer)
+            for channel, slot in order.slots.items()
+        }
 
     def close(self) -> int:
         relays = [relay for channel in self.channels.values() for relay in channel.relays]
@@ -133,51 +174,75 @@ class _Stream:
 
 
 class _Channel:
-    """One channel, its open connections and its figures."""
+    """One channel at this element, its open connections and its row of figures."""
 
-    def __init__(self, number: int, to_producer: Throttle, to_consumer: Throttle) -> None:
-        self._number = number
-        self._to_producer = Flow(to_producer)
-        self._to_consumer = Flow(to_consumer)
+    def __init__(self, figures: Board, element: int, slot: int, to_consumer: Throttle, to_producer: Throttle) -> None:
+        self._words = figures.words
+        self._row = row = figures.row(slot, element)
+        self._ended_at = figures.ended(element)
+        self._to_consumer = Flow(to_consumer, self._words, row + board.TO_CONSUMER)
+        self._to_producer = Flow(to_producer, self._words, row + board.TO_PRODUCER)
         self.arming: Arming | None = None
-        self.relays: set[Relay] = set()
-        self.opening: dict[Relay, float] = {}
-        self.accepted = 0
-        self.reset = 0
+        self.relays: dict[Relay, int] = {}
+        """What is open, and how many of its segments had been sent again when it was last looked at."""
+        self._joining: dict[Relay, float] = {}
 
-    def carry(self, means: Means, arming: Arming, sock: socket.socket) -> None:
-        relay = Relay(means, arming, sock, self._to_producer, self._to_consumer, self._ended, self._opened)
-        self.relays.add(relay)
-        self.opening[relay] = means.reactor.seconds()
+    @property
+    def is_used(self) -> bool:
+        """Whether there is anything to say, or to take back, of its connections."""
+        return bool(self.relays or self._words[self._row + board.RTT_US])
+
+    def carry(self, means: Means, sock: socket.socket) -> None:
+        words, row = self._words, self._row
+        words[row + board.TAKEN] += 1
+        if self.arming is None:
+            words[row + board.RESET] += 1
+            words[self._ended_at] += 1
+            _refuse(sock)
+            return
+        words[row + board.OPEN] += 1
+        words[row + board.JOINING] += 1
+        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._joined)
+        self.relays[relay] = 0
+        self._joining[relay] = means.reactor.seconds()
         relay.start()
 
-    def make_room(self, now: float) -> bool:
-        """End the connection that has taken longest over its handshake, if that is long enough."""
-        for relay, since in self.opening.items():
-            if now - since < GRACE:
-                return False
-            if not relay.is_verified:
-                relay.reset("no TLS handshake yet, and others wait")
-                return True
-        return False
+    def make_room(self, now: float, count: int) -> None:
+        """End the connections that have taken longest over their handshake, if that is long enough."""
+        old = [relay for relay, since in self._joining.items() if now - since >= GRACE and not relay.is_verified]
+        for relay in old[:count]:
+            relay.reset("no TLS handshake yet, and others wait")
 
-    def figures(self) -> ChannelFigures:
-        return ChannelFigures(
-            channel=self._number,
-            bytes_to_consumer=self._to_consumer.bytes,
-            bytes_to_producer=self._to_producer.bytes,
-            connections=len(self.relays),
-            accepted=self.accepted,
-            reset=self.reset,
-        )
+    def sample(self) -> None:
+        """Write down what TCP says of the connections to the other gateway; if there are many, of some of them."""
+        words, row = self._words, self._row
+        chosen = [relay for relay in self.relays if relay not in self._joining]
+        share = max(1.0, len(chosen) / SAMPLES)
+        if share > 1.0:
+            chosen = random.sample(chosen, SAMPLES)
+        rtt = delivery = waiting = 0.0
+        for relay in chosen:
+            one = relay.sample()
+            rtt += one.rtt
+            delivery += one.delivery_rate
+            waiting += one.waiting
+            words[row + board.RETRANSMITS] += max(0, one.retransmits - self.relays[relay])
+            self.relays[relay] = one.retransmits
+        words[row + board.RTT_US] = int(rtt * share * 1e6)
+        words[row + board.DELIVERY] = int(delivery * share)
+        words[row + board.WAITING] = int(waiting * share)
 
-    def _opened(self, relay: Relay) -> None:
-        self.opening.pop(relay, None)
+    def _joined(self, relay: Relay) -> None:
+        if self._joining.pop(relay, None) is not None:
+            self._words[self._row + board.JOINING] -= 1
 
     def _ended(self, relay: Relay, well: bool) -> None:
-        self.opening.pop(relay, None)
-        self.relays.discard(relay)
-        self.reset += not well
+        self._joined(relay)
+        self.relays.pop(relay, None)
+        words, row = self._words, self._row
+        words[row + board.OPEN] -= 1
+        words[row + board.RESET] += not well
+        words[self._ended_at] += 1
 
 
 def _refuse(sock: socket.socket) -> None:

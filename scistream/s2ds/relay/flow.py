@@ -8,15 +8,17 @@ from scistream.s2ds.relay.throttle import Throttle
 class Flow:
     """What the connections of a channel share in one direction.
 
-    :ivar bytes: application bytes that the far end's socket has taken.
+    :param words: the memory of the gateway's figures.
+    :param at: where in it this direction's application bytes are counted.
     """
 
-    __slots__ = ("bytes", "throttle")
+    __slots__ = ("_at", "_words", "throttle")
 
-    def __init__(self, throttle: Throttle) -> None:
-        self.bytes = 0
+    def __init__(self, throttle: Throttle, words: memoryview, at: int) -> None:
         self.throttle = throttle
+        self._words = words
+        self._at = at
 
     def moved(self, count: int) -> None:
-        """So many bytes more have gone out."""
-        self.bytes += count
+        """So many bytes more have been taken by the far end's socket."""
+        self._words[self._at] += count

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
@@ -55,7 +55,7 @@ class Arming:
     role: Role
     channel: int
     target: Address
-    context: SSL.Context
+    context: SSL.Context | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,15 @@ class Means:
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
+
+
+class Sample(NamedTuple):
+    """A"""
+
+    rtt: float
+    retransmits: int
+    delivery_rate: float
+    waiting: int
 
 
 class Relay:
@@ -123,6 +132,10 @@ class Relay:
                 reason=reason,
             )
         self._finish(well=False)
+
+    def sample(self) -> Sample:
+        """What TCP says."""
+        return Sample(0.0, 0, 0.0, 0)
 
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
@@ -187,6 +200,7 @@ class Relay:
 
     def _tls(self, sock: socket.socket, name: str | None) -> TlsLeg:
         prepare(sock, self._means.wan_timeout)
+        assert self._arming.context is not None
         leg = TlsLeg(self._means.reactor, sock, self._means.watch, self.reset, self._arming.context, name)
         self._legs.append(leg)
         return leg

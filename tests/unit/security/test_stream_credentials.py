@@ -39,8 +39,8 @@ class Stream:
         self.bundles = issue_credentials(
             self.uid, generation, 3600.0, {PROD: self.producer.csr, CONS: self.consumer.csr}
         )
-        self.server = self.producer.context(self.bundles[PROD], self.uid, PROD)
-        self.client = self.consumer.context(self.bundles[CONS], self.uid, CONS)
+        self.server = self.producer.credentials(self.bundles[PROD], self.uid, PROD).context()
+        self.client = self.consumer.credentials(self.bundles[CONS], self.uid, CONS).context()
 
     def name(self, channel: int = 0) -> bytes:
         return server_name(self.uid, channel).encode()
@@ -134,7 +134,7 @@ def test_names_of_another_stream_under_the_same_authority_are_refused(stream: St
         return make_leaf("x", [x509.DNSName(name)], usage, key, authority.certificate, authority.key, until)
 
     own = leaf(stream.producer, f"*.prod.{uid}.scistream", ExtendedKeyUsageOID.SERVER_AUTH)
-    server = stream.producer.context(pem(authority.certificate, own), uid, PROD)
+    server = stream.producer.credentials(pem(authority.certificate, own), uid, PROD).context()
     for name, good in ((f"cons.{uid}.scistream", True), (f"cons.{wrong}.scistream", False)):
         client = SSL.Context(SSL.TLS_CLIENT_METHOD)
         client.use_certificate(leaf(stream.consumer, name, CLIENT))
@@ -212,7 +212,10 @@ def test_each_gateway_of_a_side_finds_its_own_certificate() -> None:
     assert (len(certificates(bundles[PROD])), len(certificates(bundles[CONS]))) == (4, 3)
     for producer in producers:
         for consumer in consumers:
-            server, client = producer.context(bundles[PROD], uid, PROD), consumer.context(bundles[CONS], uid, CONS)
+            server, client = (
+                producer.credentials(bundles[PROD], uid, PROD).context(),
+                consumer.credentials(bundles[CONS], uid, CONS).context(),
+            )
             ends = join(server, client, server_name(uid, 3).encode())
             verify_consumer(ends.server, uid, 3)
             verify_producer(ends.client, uid, 3)
@@ -222,7 +225,9 @@ def test_one_gateway_can_serve_both_ends_of_a_stream() -> None:
     uid = str(uuid4())
     both = StreamSecret()
     bundles = issue_credentials(uid, 1, 60.0, {PROD: both.csr, CONS: both.csr})
-    ends = join(both.context(bundles[PROD], uid, PROD), both.context(bundles[CONS], uid, CONS), None)
+    ends = join(
+        both.credentials(bundles[PROD], uid, PROD).context(), both.credentials(bundles[CONS], uid, CONS).context(), None
+    )
     assert ends.done
 
 
@@ -255,13 +260,13 @@ def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> N
         (pem(expired.certificate, late), stream.uid, PROD, "compare the clocks"),
     ):
         with pytest.raises(StreamError) as refused:
-            mine.context(bundle, uid, role)
+            mine.credentials(bundle, uid, role).context()
         assert refused.value.code == "bad-message"
         assert refused.value.msg.startswith("data_conn_key: ")
         assert why in refused.value.msg
     with pytest.raises(StreamError, match="is for the key of this gateway"):
-        stranger.context(stream.bundles[PROD], stream.uid, PROD)
-    mine.context(stream.bundles[PROD], stream.uid, PROD)
+        stranger.credentials(stream.bundles[PROD], stream.uid, PROD).context()
+    mine.credentials(stream.bundles[PROD], stream.uid, PROD).context()
 
 
 def test_an_authority_that_openssl_cannot_read_is_refused_though_another_library_could(stream: Stream) -> None:
@@ -270,7 +275,7 @@ def test_an_authority_that_openssl_cannot_read_is_refused_though_another_library
     der = authority.public_bytes(serialization.Encoding.DER)
     odd = x509.load_der_x509_certificate(der.replace(b"stream ", b"\xfftream ", 1))
     with pytest.raises(StreamError, match="OpenSSL refuses its certificates") as refused:
-        stream.producer.context(pem(odd, leaf), stream.uid, PROD)
+        stream.producer.credentials(pem(odd, leaf), stream.uid, PROD).context()
     assert refused.value.code == "bad-message"
 
 

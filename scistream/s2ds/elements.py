@@ -1,0 +1,533 @@
+"""The elements of a gateway, as the initiator has them: processes, or one in its own.
+
+`Elements` gives orders to all of them and hands each accepted connection to the one with the least to do. An element
+that dies, or answers no more, takes its own connections with it (the kernel resets them) and is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import Factory, ProcessProtocol, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from scistream.s2ds.relay import board
+from scistream.s2ds.relay.board import Board
+from scistream.s2ds.relay.element import Element, Settings
+from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.orders import (
+    Beat,
+    Carry,
+    Error,
+    MakeRoom,
+    Order,
+    Ordered,
+    Rel,
+    Said,
+    StartLstn,
+    UpdateTargets,
+    encode,
+    read_report,
+)
+from scistream.s2ds.relay.relay import LAN_PATIENCE
+from scistream.s2ds.relay.worker import BOARD_FD, HANDING_FD, LINE_FD, MAX_ORDER
+from scistream.security.stream import Credentials
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import PROD, ChannelFigures, Role, StreamKey
+
+PATIENCE = 10.0
+"""Seconds that an element has for its answer. One that does not give it is killed: nothing is known of it any more."""
+STARTING_PATIENCE = 30.0
+"""The same while it is being started."""
+BEAT_SECONDS = 5.0
+START_AGAIN = 0.1
+"""Seconds between an element's death and the next one; twice as long each time, while they die young."""
+LONGEST_START_AGAIN = 5.0
+YOUNG = 10.0
+STOP_SECONDS = 2.0
+ROOM_AT_ONCE = 8
+"""Connections without a handshake that make room for others when one is asked for."""
+
+
+class Died(Exception):
+    """The element that was to do it is no more."""
+
+
+@dataclass
+class _Stream:
+    """What an element that is started again has to know of a stream."""
+
+    start: StartLstn
+    update: UpdateTargets | None = None
+    handed: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Of an element and a channel: how many connections were handed over."""
+
+
+class Elements:
+    """All elements of a gateway. `start` before the first connection is handed over; `stop` ends them.
+
+    :param reactor: an `IReactorProcess`, `IReactorSocket` and `IReactorTime`.
+    :param count: how many processes; 0: none, the one element is in this process.
+    :param slots: how many channels the gateway can have.
+    :param settings: of each element.
+    :param half_open: connections of one channel that are not joined to the other side yet, at most.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, count: int, slots: int, settings: Settings, half_open: int = 64) -> None:
+        self._reactor = reactor
+        self._half_open = half_open
+        self._board = Board.create(slots, max(count, 1))
+        self._streams: dict[StreamKey, _Stream] = {}
+        self._members: list[_Member] = (
+            [_Process(reactor, self._board, number, settings, self._replay, self._settle) for number in range(count)]
+            if count
+            else [_Here(Element(reactor, self._board, 0, settings))]
+        )
+        self._handed = [0] * len(self._members)
+
+    def start(self) -> None:
+        """Start the processes."""
+        for member in self._members:
+            member.start()
+
+    def stop(self) -> Deferred[None]:
+        """Reset every connection; fires when no process is left."""
+        stopping = DeferredList([member.stop() for member in self._members])
+        return stopping.addCallback(lambda _: self._board.close())
+
+    # -- streams
+
+    def open(self, uid: str, role: Role, rate: float, slots: Mapping[int, int]) -> None:
+        """A stream is reserved, at `rate` Mbit/s each way: its figures exist from here. Idempotent.
+
+        :param slots: of each channel; nobody else has them until `close` has fired.
+        """
+        if (uid, role) in self._streams:
+            return
+        for slot in slots.values():
+            self._board.clear(slot)
+        stream = _Stream(StartLstn(uid=uid, role=role, rate=rate, slots=dict(slots)))
+        self._streams[uid, role] = stream
+        for member in self._members:
+            member.ask(stream.start).addErrback(_is_dead)
+
+    def arm(
+        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: Credentials | None
+    ) -> Deferred[None]:
+        """New connections of each channel go to these numeric addresses; those that are open finish on the old ones.
+
+        Fires when every element has it, or fails with the StreamError of one.
+        """
+        stream = self._streams[uid, role]
+        shown = {channel: str(target) for channel, target in targets.items()}
+        stream.update = UpdateTargets(uid=uid, role=role, targets=shown, credentials=credentials)
+        # An element that dies meanwhile hears it when it is started again, before it gets a connection.
+        asked = [member.ask(stream.update).addErrback(_is_dead) for member in self._members]
+        armed = gatherResults(asked, consumeErrors=True)
+        return armed.addCallbacks(lambda _: None, lambda failure: failure.value.subFailure)
+
+    def close(self, uid: str, role: Role) -> Deferred[list[ChannelFigures]]:
+        """Reset every connection of the stream. Not one byte crosses after this has fired, with its last figures;
+        with none for a stream that is not open."""
+        if (uid, role) not in self._streams:
+            return succeed([])
+        order = Rel(uid=uid, role=role)
+        closed = DeferredList([member.ask(order).addErrback(_is_dead) for member in self._members])
+
+        def last(_: object) -> list[ChannelFigures]:
+            figures = self.figures(uid, role)
+            del self._streams[uid, role]
+            return figures
+
+        return closed.addCallback(last)
+
+    def figures(self, uid: str, role: Role) -> list[ChannelFigures]:
+        """What each channel has carried so far; nothing for a stream that is not open."""
+        stream = self._streams.get((uid, role))
+        if stream is None:
+            return []
+        return [self._board.figures(channel, slot) for channel, slot in stream.start.slots.items()]
+
+    # -- connections
+
+    def has_room(self, uid: str, role: Role, channel: int) -> bool:
+        """Whether the channel can take a connection now.
+
+        If too many of it are not joined yet, connections from the WAN that have had their time for the handshake make
+        room: whoever connects and says nothing keeps nobody out for long.
+        """
+        stream = self._streams.get((uid, role))
+        if stream is None or channel not in stream.start.slots:
+            return True  # it will be refused
+        if not any(member.ready for member in self._members):
+            return False
+        if self._unjoined(stream, channel) < self._half_open:
+            return True
+        if role != PROD:
+            return False
+        slot = stream.start.slots[channel]
+        fullest = max(self._members, key=lambda member: self._word(slot, member.number, board.JOINING))
+        order = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE)
+        fullest.ask(order).addErrback(_is_dead)
+        return self._unjoined(stream, channel) < self._half_open
+
+    def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
+        """Hand an accepted connection to the element that has the fewest of its channel, and of all among equals.
+
+        It is this process's no longer. If no element takes it, it is reset.
+        """
+        stream = self._streams.get((uid, role))
+        if stream is None or channel not in stream.start.slots:
+            _refuse(sock)
+            return
+        carry = Carry(uid=uid, role=role, channel=channel)
+        for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
+            if member.ready and member.carry(carry, sock):
+                key = member.number, channel
+                stream.handed[key] = stream.handed.get(key, 0) + 1
+                self._handed[member.number] += 1
+                return
+        self.log.warn("No element takes a connection on channel {channel} of stream {uid}", channel=channel, uid=uid)
+        _refuse(sock)
+
+    def _load(self, stream: _Stream, channel: int, element: int) -> tuple[int, int]:
+        """The connections of a channel at an element, and of all that it has."""
+        in_all = self._handed[element] - self._board.words[self._board.ended(element)]
+        return self._on_its_way(stream, channel, element) + self._of(stream, channel, element, board.OPEN), in_all
+
+    def _unjoined(self, stream: _Stream, channel: int) -> int:
+        return sum(
+            self._on_its_way(stream, channel, member.number) + self._of(stream, channel, member.number, board.JOINING)
+            for member in self._members
+        )
+
+    def _on_its_way(self, stream: _Stream, channel: int, element: int) -> int:
+        """How many were handed over and are not taken yet."""
+        return stream.handed.get((element, channel), 0) - self._of(stream, channel, element, board.TAKEN)
+
+    def _of(self, stream: _Stream, channel: int, element: int, word: int) -> int:
+        return self._word(stream.start.slots[channel], element, word)
+
+    def _word(self, slot: int, element: int, word: int) -> int:
+        return self._board.words[self._board.row(slot, element) + word]
+
+    # -- an element that died
+
+    def _settle(self, element: int) -> int:
+        """Count what went with an element: all that it had is reset. Gives how many that were."""
+        words, lost = self._board.words, 0
+        for stream in self._streams.values():
+            for channel, slot in stream.start.slots.items():
+                row = self._board.row(slot, element)
+                on_its_way = self._on_its_way(stream, channel, element)
+                gone = words[row + board.OPEN] + on_its_way
+                words[row + board.TAKEN] += on_its_way
+                words[row + board.RESET] += gone
+                for word in (board.OPEN, board.JOINING, board.RTT_US, board.DELIVERY, board.WAITING):
+                    words[row + word] = 0
+                lost += gone
+        words[self._board.ended(element)] = self._handed[element]
+        return lost
+
+    def _replay(self) -> list[Order]:
+        """What a new element has to be told."""
+        orders: list[Order] = []
+        for stream in self._streams.values():
+            orders.append(stream.start)
+            if stream.update is not None:
+                orders.append(stream.update)
+        return orders
+
+
+class _Member(Protocol):
+    """One element, wherever it is."""
+
+    number: int
+    ready: bool
+
+    def start(self) -> None:
+        """Bring it to life."""
+
+    def stop(self) -> Deferred[None]:
+        """End it; fires when it is gone."""
+
+    def ask(self, order: Order) -> Deferred[None]:
+        """Have an order carried out; fails with its StreamError, or with `Died`."""
+
+    def carry(self, carry: Carry, sock: socket.socket) -> bool:
+        """Hand a connection over; False if it cannot take one now."""
+
+
+class _Here:
+    """The element in this process."""
+
+    number = 0
+    ready = True
+
+    def __init__(self, element: Element) -> None:
+        self._element = element
+
+    def start(self) -> None:
+        """It is there."""
+
+    def stop(self) -> Deferred[None]:
+        self._element.stop()
+        return succeed(None)
+
+    def ask(self, order: Order) -> Deferred[None]:
+        try:
+            self._element.carry_out(order)
+        except StreamError as error:
+            return fail(error)
+        return succeed(None)
+
+    def carry(self, carry: Carry, sock: socket.socket) -> bool:
+        self._element.carry(carry.uid, carry.role, carry.channel, sock)
+        return True
+
+
+class _Process:
+    """An element in a process of its own, which is started again whenever it ends.
+
+    :param replay: gives what a new one has to be told.
+    :param settle: counts what went with one that died.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        figures: Board,
+        number: int,
+        settings: Settings,
+        replay: Callable[[], list[Order]],
+        settle: Callable[[int], int],
+    ) -> None:
+        self.number = number
+        self.ready = False
+        self._reactor = reactor
+        self._board = figures
+        self._settings = settings
+        self._replay = replay
+        self._settle = settle
+        self._line: _Line | None = None
+        self._handing: socket.socket | None = None
+        self._process: Any = None
+        self._beats = LoopingCall(self._beat)
+        self._beats.clock = reactor
+        self._again: IDelayedCall | None = None
+        self._pause = START_AGAIN
+        self._born = 0.0
+        self._stopped: Deferred[None] | None = None
+
+    def start(self) -> None:
+        self._again = None
+        self._born = self._reactor.seconds()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        handing, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [self._board.slots, self._board.elements, self.number, encode(self._settings).decode()]
+        with ours, theirs, taking, open(os.devnull, "rb") as nothing:
+            ours.setblocking(False)
+            handing.setblocking(False)
+            self._handing = handing
+            self._process = self._reactor.spawnProcess(
+                _Ends(self._ended),
+                sys.executable,
+                [sys.executable, "-m", "scistream.s2ds.relay.worker", *map(str, arguments)],
+                env=None,
+                childFDs={
+                    0: nothing.fileno(),
+                    1: 2,
+                    2: 2,
+                    LINE_FD: theirs.fileno(),
+                    HANDING_FD: taking.fileno(),
+                    BOARD_FD: self._board.fd,
+                },
+            )
+            self._line = line = _Line(self._reactor, self.number, self._stuck)
+            factory = Factory.forProtocol(lambda: line)
+            factory.noisy = False
+            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+        # What it is told before it is there waits in the pair; it gets no connection before it knows its streams.
+        told = [
+            line.ask(order, STARTING_PATIENCE).addErrback(self._not_replayed) for order in [*self._replay(), Beat()]
+        ]
+        DeferredList(told).addCallback(lambda _: self._is_ready(line))
+
+    def stop(self) -> Deferred[None]:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._process is None:
+            return succeed(None)
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
+        self._cut()
+        stuck = self._reactor.callLater(STOP_SECONDS, self._kill)
+        return stopped.addCallback(lambda _: stuck.active() and stuck.cancel()).addCallback(lambda _: None)
+
+    def ask(self, order: Order) -> Deferred[None]:
+        if self._line is None:
+            return fail(Died())
+        return self._line.ask(order, PATIENCE if self.ready else STARTING_PATIENCE)
+
+    def carry(self, carry: Carry, sock: socket.socket) -> bool:
+        assert self._handing is not None
+        try:
+            socket.send_fds(self._handing, [encode(carry)], [sock.fileno()])
+        except OSError:  # it does not take any off the pair just now, or has died
+            return False
+        sock.close()  # it is the element's alone
+        return True
+
+    def _is_ready(self, line: _Line) -> None:
+        if line is self._line and self._process is not None:
+            self.ready = True
+            self.log.info("element {number} is ready (process {pid})", number=self.number, pid=self._process.pid)
+            if not self._beats.running:
+                self._beats.start(BEAT_SECONDS, now=False)
+
+    def _not_replayed(self, failure: Failure) -> None:
+        if not failure.check(Died):
+            self.log.error(
+                "element {number}: a stream could not be taken up: {reason}",
+                number=self.number,
+                reason=str(failure.value),
+            )
+
+    def _beat(self) -> None:
+        self.ask(Beat()).addErrback(_is_dead)
+
+    def _stuck(self, order: Order, patience: float) -> None:
+        self.log.error(
+            "element {number} has not answered {order} in {seconds:g} s and is killed",
+            number=self.number,
+            order=order.__struct_config__.tag,
+            seconds=patience,
+        )
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    def _cut(self) -> None:
+        """It is to take and do nothing any more."""
+        self.ready = False
+        if self._beats.running:
+            self._beats.stop()
+        handing, self._handing = self._handing, None
+        if handing is not None:
+            handing.close()
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def _ended(self, reason: Failure) -> None:
+        self._process = None
+        self.ready = False
+        lost = self._settle(self.number)
+        self._cut()
+        if self._stopped is not None:
+            self._stopped.callback(None)
+            return
+        if self._reactor.seconds() - self._born >= YOUNG:
+            self._pause = START_AGAIN
+        self.log.error(
+            "element {number} ended ({reason}); connections reset: {lost}; another is started",
+            number=self.number,
+            reason=reason.getErrorMessage(),
+            lost=lost,
+        )
+        self._again = self._reactor.callLater(self._pause, self.start)
+        self._pause = min(2 * self._pause, LONGEST_START_AGAIN)
+
+
+class _Ends(ProcessProtocol):
+    """Hears of a process's end."""
+
+    def __init__(self, ended: Callable[[Failure], None]) -> None:
+        self._on_end = ended
+
+    def processEnded(self, reason: Failure) -> None:
+        self._on_end(reason)
+
+
+class _Line(LineOnlyReceiver):
+    """This end of the line of orders.
+
+    :param stuck: called with an order that has not been answered in time, and with that time.
+    """
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_ORDER
+    transport: Any
+    log = Logger()
+
+    def __init__(self, reactor: Any, number: int, stuck: Callable[[Order, float], None]) -> None:
+        self._reactor = reactor
+        self._number = number
+        self._stuck = stuck
+        self._seq = 0
+        self._waiting: dict[int, tuple[Deferred[None], IDelayedCall]] = {}
+
+    def ask(self, order: Order, patience: float) -> Deferred[None]:
+        """Give an order that is to be answered in so many seconds; fires when it was carried out, or fails."""
+        self._seq += 1
+        answered: Deferred[None] = Deferred()
+        self._waiting[self._seq] = answered, self._reactor.callLater(patience, self._stuck, order, patience)
+        self.transport.write(encode(Ordered(seq=self._seq, order=order)) + b"\n")
+        return answered
+
+    def close(self) -> None:
+        """No more of it: what is not answered will not be."""
+        self.transport.abortConnection()
+        waiting, self._waiting = self._waiting, {}
+        for answered, timer in waiting.values():
+            if timer.active():
+                timer.cancel()
+            answered.errback(Died())
+
+    def lineReceived(self, line: bytes) -> None:
+        report = read_report(line)
+        if isinstance(report, Said):
+            level = LogLevel.lookupByName(report.level)
+            self.log.emit(level, "element {number}: {text}", number=self._number, text=report.text)
+            return
+        answered, timer = self._waiting.pop(report.seq, (None, None))
+        if answered is None or timer is None:
+            return
+        if timer.active():
+            timer.cancel()
+        if isinstance(report, Error):
+            answered.errback(StreamError(report.code, report.msg))
+        else:
+            answered.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The process will end, if it has not yet: that is what counts."""
+
+
+def _is_dead(failure: Failure) -> None:
+    """An element that died has nothing of a stream any more; the next one is told what it has to know."""
+    failure.trap(Died)
+
+
+def _refuse(sock: socket.socket) -> None:
+    prepare(sock, LAN_PATIENCE)
+    sock.close()

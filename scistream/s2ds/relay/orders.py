@@ -1,0 +1,115 @@
+"""What an initiator says to its elements, and they to it: one JSON object a line, as on every link of SciStream.
+
+The two ends are one program on one machine over a socket pair, which loses nothing: there is no repetition here. An
+accepted connection goes over a second pair, with a `Carry` that says what it is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from scistream.security.stream import Credentials
+from scistream.wire.errors import ErrorCode
+from scistream.wire.messages import Role
+
+
+class _Order(Struct, frozen=True, kw_only=True, tag_field="cmd", forbid_unknown_fields=True):
+    """What all of them share."""
+
+
+class StartLstn(_Order, frozen=True, kw_only=True, tag="StartLstn"):
+    """A stream is reserved: `slots` has the slot of each of its channels, `rate` is in Mbit/s, each way.
+
+    The listening sockets stay with the initiator.
+    """
+
+    uid: str
+    role: Role
+    rate: float
+    slots: dict[int, int]
+
+
+class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
+    """New connections of each channel go to these numeric addresses from now on.
+
+    :ivar credentials: of the WAN leg. None: that is plain TCP too, which no stream asks for.
+    """
+
+    uid: str
+    role: Role
+    targets: dict[int, str]
+    credentials: Credentials | None
+
+
+class Rel(_Order, frozen=True, kw_only=True, tag="REL"):
+    """Reset every connection of the stream, and forget it: not one byte crosses after the answer."""
+
+    uid: str
+    role: Role
+
+
+class MakeRoom(_Order, frozen=True, kw_only=True, tag="MakeRoom"):
+    """Others wait: end up to `count` connections of a channel that have had their time for the handshake."""
+
+    uid: str
+    role: Role
+    channel: int
+    count: int
+
+
+class Beat(_Order, frozen=True, kw_only=True, tag="Beat"):
+    """Is it alive?"""
+
+
+Order = StartLstn | UpdateTargets | Rel | MakeRoom | Beat
+
+
+class Ordered(Struct, frozen=True, kw_only=True):
+    """An order with its number on this link, counted from 1."""
+
+    seq: int
+    order: Order
+
+
+class Resp(_Order, frozen=True, kw_only=True, tag="RESP"):
+    """The order of that number was carried out."""
+
+    seq: int
+
+
+class Error(_Order, frozen=True, kw_only=True, tag="ERROR"):
+    """It was not."""
+
+    seq: int
+    code: ErrorCode
+    msg: str
+
+
+class Said(_Order, frozen=True, kw_only=True, tag="Log"):
+    """A line for the log: what a person reads, and a level of `twisted.logger`."""
+
+    level: str
+    text: str
+
+
+Report = Resp | Error | Said
+
+
+class Carry(Struct, frozen=True, kw_only=True):
+    """Beside this comes a descriptor: a connection that was accepted on this channel."""
+
+    uid: str
+    role: Role
+    channel: Annotated[int, Meta(ge=0)]
+
+
+MAX_PACKET = 1024
+"""No `Carry` is longer, in bytes."""
+
+encode = msgspec.json.Encoder().encode
+read_order: Any = msgspec.json.Decoder(Ordered).decode
+read_report: Any = msgspec.json.Decoder(cast(Any, Report)).decode
+read_carry: Any = msgspec.json.Decoder(Carry).decode
