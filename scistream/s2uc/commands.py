@@ -28,7 +28,7 @@ from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
-from scistream.wire.messages import CONS, PROD, NumConn, Role, StreamStatus
+from scistream.wire.messages import CONS, PROD, ChannelFigures, NumConn, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -287,6 +287,8 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         click.echo(json.dumps({"streams": sides, "errors": troubles, "warnings": client.warnings}))
     else:
         _print_status(streams, answers)
+        if uid is not None:
+            _print_channels(answers.get(streams[0].uid, {}))
         for server, warnings in client.warnings.items():
             for warning in warnings:
                 click.echo(printable(f"warning: {server}: {warning}"), err=True)
@@ -305,6 +307,42 @@ def _print_status(streams: list[Remembered], answers: dict[str, dict[Role, Strea
             row = _status_row(side) if side is not None else ("unknown",)
             table.add_row(known.uid, SIDE[role], *map(_of_a_server, row))
     wide_console().print(table if streams else "no streams")
+
+
+def _print_channels(sides: dict[Role, StreamStatus]) -> None:
+    table = Table(
+        "side",
+        "channel",
+        "open",
+        "accepted",
+        "reset",
+        "GB to cons.",
+        "GB to prod.",
+        "WAN round trip ms",
+        "sent again",
+        "WAN Mbit/s",
+        "kB waiting",
+    )
+    for role in (PROD, CONS):
+        for one in sides[role].figures if role in sides else ():
+            table.add_row(SIDE[role], *_channel_row(one))
+    if table.row_count:
+        wide_console().print(table)
+
+
+def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
+    return (
+        str(one.channel),
+        str(one.connections),
+        str(one.accepted),
+        str(one.reset),
+        f"{one.bytes_to_consumer / 1e9:.3f}",
+        f"{one.bytes_to_producer / 1e9:.3f}",
+        f"{one.rtt_ms:.3f}" if one.rtt_ms else "",
+        str(one.retransmits),
+        f"{one.delivery_mbit:.1f}" if one.delivery_mbit else "",
+        f"{one.waiting / 1e3:.1f}" if one.connections else "",
+    )
 
 
 def _of_a_server(text: str) -> Text:

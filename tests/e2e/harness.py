@@ -403,6 +403,10 @@ class Daemon:
         program.process.kill()
         program.process.wait()
 
+    def processes(self) -> list[int]:
+        """Its own process, and those that it has started."""
+        return [self.pid, *elements_of(self.pid)]
+
     def words(self) -> str:
         """All that it has logged."""
         logs = [path.read_text(errors="replace") for path in (self.log, self.log.with_suffix(".err")) if path.exists()]
@@ -568,6 +572,17 @@ def open_descriptors(pid: int) -> int:
     if not count:
         _missing("only root can count the descriptors of a daemon on a kernel before 6.2")
     return count
+
+
+def elements_of(pid: int) -> list[int]:
+    """The processes that a gateway has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            words = stat.read_text().rpartition(") ")[2].split()
+            if words[0] != "Z" and int(words[1]) == pid:
+                found.append(int(stat.parent.name))
+    return sorted(found)
 
 
 def _memory(pid: int) -> int:
@@ -789,12 +804,12 @@ class World:
     def footprint(self) -> Footprint:
         """What all daemons hold now."""
         return Footprint(
-            descriptors={each.name: open_descriptors(each.pid) for each in self.daemons},
+            descriptors={each.name: sum(map(open_descriptors, each.processes())) for each in self.daemons},
             ports={each.name: each.ports_in_use() for facility in self.facilities for each in facility.gateways},
             live_streams={
                 each.name: sum(state != "Released" for state in each.states().values()) for each in self.facilities
             },
-            memory={each.name: _memory(each.pid) for each in self.daemons},
+            memory={each.name: sum(map(_memory, each.processes())) for each in self.daemons},
         )
 
     @contextmanager
