@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import HOST, World, address_of, free_ports, listen, needs, until
+from harness import HOST, World, address_of, elements_of, free_ports, listen, needs, until
 
 from scistream.wire.address import Address
 from scistream.wire.join import Join, new_app_key
@@ -129,6 +129,14 @@ def test_the_memory_of_a_process_with_secrets_is_closed_to_others_of_its_user(ki
     with running(kind, tmp_path) as process:
         wait_until_it_keeps_secrets(process, tmp_path)
         assert sees(process.pid, "environ", tmp_path) == "refused"
+
+
+def test_the_memory_of_an_element_is_closed_to_others_of_its_user(tmp_path: Path) -> None:
+    with running("s2ds", tmp_path) as gateway:
+        elements = until(lambda: elements_of(gateway.pid), lambda: "no element was started")
+        for pid in elements:
+            until(lambda pid=pid: sees(pid, "mem", tmp_path) == "refused", lambda: "the memory of an element is open")
+            assert sees(pid, "environ", tmp_path) == "refused"
 
 
 def test_no_debugger_of_the_same_user_gets_a_core_of_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import msgspec
 import pytest
 from memory_network import HOST, MemoryNetwork, MemoryPorts
 from twisted.internet.defer import Deferred
@@ -21,7 +22,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller
-from scistream.config import Gateway, S2CSConfig, S2DSConfig
+from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Client, Stream
@@ -710,3 +711,28 @@ def test_both_sides_stream_or_both_are_released_after_any_restarts_of_servers(po
         pools.result(releasing, within=60.0)
         pools.network.run(30.0)
     assert pools.both_are_empty()
+
+
+class NobodyAnswers:
+    """A resolver that has no answer for the names of gateways."""
+
+    def __init__(self, others: Any) -> None:
+        self._others = others
+
+    def resolveHostName(self, receiver: Any, hostName: str, *args: Any, **kwargs: Any) -> Any:
+        """IHostnameResolver."""
+        if not hostName.startswith("gateway"):
+            return self._others.resolveHostName(receiver, hostName, *args, **kwargs)
+        return receiver.resolutionBegan(None)
+
+
+def test_a_name_that_is_not_answered_for_is_given_up_and_the_targets_refused(world: World) -> None:
+    world.network.nameResolver = NobodyAnswers(world.network.nameResolver)  # type: ignore[attr-defined]
+    for gateway in world.prod.gateways:
+        gateway.config = msgspec.structs.replace(gateway.config, wan=Leg(advertise="gateway.example"))
+    stream = world.request()
+    world.application(stream.join[PROD], "detector")
+    refused = world.refusal(stream.provisioned().deferred, within=15.0)
+    assert refused.code == "target-refused"
+    assert "finds no address of that name" in refused.msg
+    assert world.network.seconds() < 12.0
