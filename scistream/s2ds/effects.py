@@ -58,8 +58,11 @@ class Gateway(Protocol):
     app_networks: tuple[Network, ...]
     wan_networks: tuple[Network, ...]
 
-    def wan_listeners(self) -> set[int]:
-        """The ports that streams have here towards other gateways."""
+    def wan_listeners(self, uid: str) -> set[int]:
+        """The ports that a stream has here towards other gateways."""
+
+    def dialled(self) -> set[int]:
+        """The ports of this gateway that streams which live here have as their targets, or have had."""
 
 
 class Holding:
@@ -74,6 +77,9 @@ class Holding:
         trace(self.machine, self.log, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
         self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
+        self.dials_here: set[int] = set()
+        """Ports of this gateway, WAN listeners of the same stream, that are its targets, or have been: a connection may
+        still be on its way there."""
         self._told: dict[str, int] = {}
         self._rate = 0.0
         self._secret: StreamSecret | None = None
@@ -98,9 +104,11 @@ class Holding:
         except StreamError as error:
             self._not_bound(error)
             return
-        leg = server.config.wan if request.role == PROD else server.config.lan
+        leg, barred = server.config.wan, set[int]()
+        if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
+            leg, barred = server.config.lan, server.dialled()
         try:
-            sockets = server.ports.reserve(leg.bind, len(request.channels))
+            sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
         except StreamError as error:
             server.capacity.release(request.rate)
             self._not_bound(error)
@@ -175,6 +183,7 @@ class Holding:
                 server.ports.release(sock)
             if rate:
                 server.capacity.release(rate)
+            self.dials_here = set()
             return figures
 
         return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
@@ -228,12 +237,14 @@ class Holding:
                 f"target {target} is outside the {key} of this gateway ({', '.join(map(str, allowed))})",
             )
         self._refuse_itself(target)
+        if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
+            self.dials_here.add(target.port)
 
     def _refuse_itself(self, target: Address) -> None:
         server = self._server
         control, lent = Address.parse(server.config.listen).port, range(server.ports.first, server.ports.last + 1)
         to_wan = self._core.role == CONS
-        if leads_back(target, control, lent, server.wan_listeners(), to_wan=to_wan):
+        if leads_back(target, control, lent, server.wan_listeners(self._core.uid), to_wan=to_wan):
             raise StreamError(
                 "target-refused",
                 f"target {target} is this gateway itself: its control port and the ports {lent[0]}-{lent[-1]} that it "

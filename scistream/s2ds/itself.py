@@ -19,7 +19,8 @@ def leads_back(target: Address, control: int, reserved: range, wan_listeners: Se
 
     :param control: the port that the controller speaks to.
     :param reserved: the ports that the gateway lends to streams.
-    :param wan_listeners: those that streams have as their WAN listeners now: one gateway may serve both ends.
+    :param wan_listeners: those that the same stream has as its WAN listeners now: one gateway may serve both ends. As
+        long as it has them as targets they are lent to nobody as LAN listeners: see `Holding.dials_here`.
     :param to_wan: the target is to be another gateway's WAN listener; otherwise an application's.
     """
     if target.port != control and target.port not in reserved:

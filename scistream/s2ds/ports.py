@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -43,19 +43,21 @@ class Ports:
         """How many ports this gateway has not given out."""
         return len(self._idle)
 
-    def reserve(self, host: str, count: int) -> list[socket.socket]:
+    def reserve(self, host: str, count: int, barred: Container[int] = ()) -> list[socket.socket]:
         """`count` sockets bound to the numeric address `host`, each on a port of its own, or none at all.
 
         They do not listen: the kernel refuses connections until a `Listener` is started.
 
+        :param barred: ports that will not do.
         :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
         """
         bound: dict[int, socket.socket] = {}
+        idle = [port for port in self._idle if port not in barred]
         try:
             if count <= self.free:
-                self._bind(host, count, bound, reuse=False)
+                self._bind(host, idle, count, bound, reuse=False)
             if len(bound) < count <= self.free:  # what is left may only be waiting out TIME_WAIT
-                self._bind(host, count, bound, reuse=True)
+                self._bind(host, idle, count, bound, reuse=True)
             if len(bound) < count:
                 raise self._too_few(host, count, len(bound))
         except BaseException:
@@ -74,8 +76,10 @@ class Ports:
         if port is not None:
             self._idle[port] = None
 
-    def _bind(self, host: str, count: int, bound: dict[int, socket.socket], *, reuse: bool) -> None:
-        for port in self._idle:
+    def _bind(
+        self, host: str, ports: Iterable[int], count: int, bound: dict[int, socket.socket], *, reuse: bool
+    ) -> None:
+        for port in ports:
             if len(bound) == count:
                 return
             if port not in bound:

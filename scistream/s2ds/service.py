@@ -39,6 +39,7 @@ from scistream.wire.address import Address
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
 from scistream.wire.messages import (
+    PROD,
     Answer,
     Error,
     Message,
@@ -192,9 +193,14 @@ class DataServer(Service):
             if holding.released_at is not None and now - holding.released_at > REMEMBER_SECONDS:
                 del self._holdings[key]
 
-    def wan_listeners(self) -> set[int]:
-        """The ports that streams have here towards other gateways."""
-        return set().union(*(holding.wan_listeners() for holding in self._holdings.values()))
+    def wan_listeners(self, uid: str) -> set[int]:
+        """The ports that a stream has here towards other gateways."""
+        holding = self._holdings.get((uid, PROD))
+        return holding.wan_listeners() if holding is not None else set()
+
+    def dialled(self) -> set[int]:
+        """The ports of this gateway that streams which live here have as their targets, or have had."""
+        return set().union(*(holding.dials_here for holding in self._holdings.values()))
 
     def _answer_status(self, link: Link, command: Status) -> None:
         after = command.after or ""

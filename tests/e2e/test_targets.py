@@ -9,12 +9,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from far_ends import RawLink
 from hand_made import CONS, PROD, HandMade, context, nobody_waits
-from harness import HOST, World, accept, address_of, connect, listen
+from harness import HOST, World, accept, address_of, connect, listen, until
 from OpenSSL import SSL
+from test_refusals import ada
 
 from scistream.security.stream import server_name
 from scistream.wire.address import Address
@@ -152,6 +154,36 @@ def test_a_consumers_gateway_is_not_sent_to_itself_or_out_of_its_networks(world:
             assert ("this gateway itself" in str(answer["msg"])) == (target in itself)
         with connect(stream.listeners[0]), accept(wan) as control:
             assert control.recv(1) == b"\x16", "the beginning of a TLS handshake"
+
+
+def test_a_port_that_is_dialled_as_a_wan_listener_is_lent_to_no_application_while_it_is(world: World) -> None:
+    gateway = world.lab.gateways[0]
+    count = gateway.last_port - gateway.first_port + 1
+
+    def ask(cmd: str, uid: str, role: str, **fields: Any) -> dict[str, Any]:
+        with RawLink(world.lab.server.address, world.lab.authority, ada(world)) as link:
+            return link.ask(cmd, uid=uid, role=role, seq=1, **fields)
+
+    def lent(role: str, channels: int) -> list[str]:
+        """What listeners there are for so many channels; none if it is refused."""
+        uid = str(uuid4())
+        answer = ask("REQ", uid, role, num_conn=channels, rate=1.0, app_key_hash="0" * 64)
+        if answer["cmd"] == "ERROR":
+            assert answer["code"] == "no-ports"
+            return []
+        ask("REL", uid, role)
+        return list(answer["listeners"])
+
+    with listen() as detector, world.stream([address_of(detector)], cons=world.lab) as stream:
+        dialled = stream.requested.streaming()["connection_map"][stream.listeners[0]]
+        ask("REL", stream.uid, PROD)
+        until(lambda: len(gateway.ports_in_use()) == 1, world.lab.server.words)
+        assert dialled in lent(PROD, count - 1)
+        assert lent(CONS, count - 1) == []
+        others = lent(CONS, count - 2)
+        assert len(others) == count - 2
+        assert dialled not in others
+    assert dialled in lent(CONS, count)
 
 
 def test_a_gateway_may_be_sent_to_its_own_wan_listener_when_it_serves_both_ends(world: World) -> None:

@@ -154,6 +154,7 @@ class Painter:
             one._timer is not None and one._timer.active(),
             one.released_at is None,
             one._secret and one._secret.csr,
+            tuple(sorted(one.dials_here)),
         )
 
     def _control(self, server: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -111,8 +111,8 @@ class ModelSocket:
 class ModelPorts(Ports):
     """The real bookkeeping, without the kernel's."""
 
-    def _bind(self, host: str, count: int, bound: dict[int, Any], *, reuse: bool) -> None:
-        for port in self._idle:
+    def _bind(self, host: str, ports: Iterable[int], count: int, bound: dict[int, Any], *, reuse: bool) -> None:
+        for port in ports:
             if len(bound) < count:
                 bound[port] = ModelSocket(host, port)
 

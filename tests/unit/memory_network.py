@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -294,8 +294,8 @@ class MemoryPorts(Ports):
         super().__init__(first, last)
         self.taken: set[int] = set()
 
-    def _bind(self, host: str, count: int, bound: dict[int, Any], *, reuse: bool) -> None:
-        for port in self._idle:
+    def _bind(self, host: str, ports: Iterable[int], count: int, bound: dict[int, Any], *, reuse: bool) -> None:
+        for port in ports:
             if len(bound) < count and port not in self.taken:
                 bound[port] = MemorySocket(host, port)
 

@@ -59,6 +59,16 @@ def test_a_released_port_is_the_last_to_be_given_out_again(ports: Ports) -> None
     assert taken(ports.reserve("127.0.0.1", 1)) == [number]
 
 
+def test_barred_ports_are_left_free_and_count_as_too_few(ports: Ports) -> None:
+    barred = {FIRST, LAST}
+    with pytest.raises(StreamError, match=r"7 port.* 6 of the range"):
+        ports.reserve("127.0.0.1", 7, barred)
+    assert ports.free == 8
+    given = ports.reserve("127.0.0.1", 6, barred)
+    assert barred.isdisjoint(taken(given))
+    assert set(taken(ports.reserve("127.0.0.1", 2))) == barred
+
+
 def test_nobody_can_connect_before_a_listener_is_started(ports: Ports) -> None:
     (sock,) = ports.reserve("127.0.0.1", 1)
     with pytest.raises(ConnectionRefusedError):
