@@ -26,6 +26,7 @@ from scistream.s2uc.commands import (
     attach_stream,
     clock_time,
     list_at,
+    plain,
     read_file,
     release_at,
     release_stream,
@@ -346,7 +347,8 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     table = Table("uid", "producer side", "consumer side", "channels", "Mbit/s", "asked for", "expires", "label")
     for one in streams:
         asked, expires = clock_time(one.asked_at), clock_time(one.expires_at)
-        table.add_row(one.uid, one.prod, one.cons, str(one.num_conn), f"{one.rate:g}", asked, expires, one.label or "")
+        size = (str(one.num_conn), f"{one.rate:g}")
+        table.add_row(*map(plain, (one.uid, one.prod, one.cons, *size, asked, expires, one.label or "")))
     wide_console().print(table if streams else "no streams")
 
 

@@ -236,7 +236,7 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     for one in streams:
         left = f"{one.seconds_left / 3600:.1f} h"
         row = (one.uid, one.role, one.state, one.owner, str(len(one.channels)), f"{one.rate:g}", left, one.label or "")
-        table.add_row(*map(_of_a_server, row))
+        table.add_row(*map(plain, row))
     wide_console().print(table if streams else "no streams")
     return 0
 
@@ -305,7 +305,7 @@ def _print_status(streams: list[Remembered], answers: dict[str, dict[Role, Strea
         for role in (PROD, CONS):
             side = answers.get(known.uid, {}).get(role)
             row = _status_row(side) if side is not None else ("unknown",)
-            table.add_row(known.uid, SIDE[role], *map(_of_a_server, row))
+            table.add_row(*map(plain, (known.uid, SIDE[role], *row)))
     wide_console().print(table if streams else "no streams")
 
 
@@ -345,8 +345,8 @@ def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
     )
 
 
-def _of_a_server(text: str) -> Text:
-    """Words of a server in a table: as they are, without markup, and harmless to a terminal."""
+def plain(text: str) -> Text:
+    """Words of a server or a user in a table: as they are, without markup, and harmless to a terminal."""
     return Text(printable(text))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from twisted.python.failure import Failure
 
 from scistream.command_line import report
-from scistream.s2uc import commands
-from scistream.s2uc.memory import Remembered
+from scistream.s2uc import cli, commands
+from scistream.s2uc.memory import Memory, Remembered
 from scistream.s2uc.probe_side import Check
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, LastError, StreamStatus
@@ -37,3 +39,17 @@ def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.Mo
     commands._print_status([known], {UID: {PROD: side, CONS: side}})
     assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
     assert "\x1b[2J" not in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    "label", [HOSTILE, "[/] of no markup", "[red]scan[/red]", ":smile:", "[link=http://x]y[/link]"]
+)
+def test_a_user_s_own_label_is_listed_as_it_is(label: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "400")
+    Memory().add(
+        Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=1.0, label=label)
+    )
+    ran = CliRunner().invoke(cli.main, ["list"])
+    assert ran.exit_code == 0
+    assert (SHOWN if label is HOSTILE else label) in ran.stdout
