@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from scistream import __version__
 from scistream.s2cs.audit_events import (
     SCHEMA,
+    BadLine,
     End,
     Event,
     Hello,
@@ -107,6 +108,21 @@ class AuditTrail:
             role=role,
             code=code,
             reason=reason,
+        )
+
+    def bad_line(self, link: Link, uid: str | None, reason: str, closed: bool) -> None:
+        """What was said is no message, or none for that link, which is `closed` for it or stays."""
+        address, host = _address(link)
+        identity, issuer = _peer(link)
+        self._emit_refusal(
+            (host, identity, issuer, "bad-line"),
+            BadLine,
+            address=address,
+            identity=identity,
+            issuer=issuer,
+            uid=uid,
+            reason=reason,
+            closed=closed,
         )
 
     def request(self, link: Link, request: Req, owner: str) -> None:

@@ -83,6 +83,18 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
     repeated: int
 
 
+class BadLine(_Event, frozen=True, kw_only=True, tag="bad-line"):
+    """What was said is no message of the protocol, or none that is for that link."""
+
+    address: str
+    identity: str | None
+    issuer: str | None
+    uid: str | None
+    reason: str
+    closed: bool
+    repeated: int
+
+
 class Hello(_StreamEvent, frozen=True, kw_only=True, tag="hello"):
     """An application has proven itself, on a new link or with other listeners than before."""
 
@@ -137,7 +149,10 @@ class LinesLost(_Event, frozen=True, kw_only=True, tag="lines-lost"):
     count: int
 
 
-Event = ServerStart | ServerStop | LinkRefused | Request | Refused | Hello | Start | Targets | Release | End | LinesLost
+_OfServer = ServerStart | ServerStop | LinkRefused
+_OfCommands = Request | Refused | BadLine
+_OfStreams = Hello | Start | Targets | Release | End
+Event = _OfServer | _OfCommands | _OfStreams | LinesLost
 KINDS: tuple[type[Any], ...] = Event.__args__
 
 

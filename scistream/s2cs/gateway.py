@@ -31,6 +31,8 @@ MOST_STREAMS = 65535
 """A stream has a port of its own at least, so no gateway has more."""
 MOST_RELEASES = 1000
 """Streams that nobody here knows, and that a gateway is asked to release at the same time."""
+MOST_ASKED = 32
+"""Users who wait for fresh figures of a gateway at the same time: whoever asks often shall not keep it busy."""
 
 
 class Listener(Protocol):
@@ -73,13 +75,16 @@ class Gateway:
         self._releasing: set[StreamKey] = set()
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
+        self._asked = 0
 
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
-        """Ask for the figures of a stream, or of all; fires when they are here or too long in coming."""
-        if self.dialer.link is None:
+        """Ask for the figures of a stream, or of all; fires when they are here or too long in coming, and at once if
+        too many have been asked for: what is known must do then."""
+        if self.dialer.link is None or self._asked >= MOST_ASKED:
             return succeed(None)
+        self._asked += 1
         asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
-        return asked.addCallbacks(self._note_figures, _no_figures)
+        return asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures)
 
     def release(self, key: StreamKey) -> None:
         """Release what the gateway holds of a stream that nobody here knows. One that waits for its answer already is
@@ -148,6 +153,10 @@ class Gateway:
             self.log.info("gateway {gateway} answers again", gateway=self.name)
             self._is_silent = False
         self._server.gateway_knows(self, answer.boot or "", expected, known)
+
+    def _no_longer_asked(self, outcome: Resp | Failure) -> Resp | Failure:
+        self._asked -= 1
+        return outcome
 
     def _note_figures(self, answer: Resp) -> None:
         self._hear(answer.boot or "", answer.streams or [])

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from twisted.python.failure import Failure
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.s2cs.audit import AuditTrail
 from scistream.s2cs.audit_sink import open_sink
+from scistream.s2cs.early_releases import EarlyReleases
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
@@ -113,6 +115,7 @@ class ControlServer(Service):
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
+        self._early_releases = EarlyReleases()
         self._early: list[Callable[[], None]] = []
 
     # -- the service
@@ -197,6 +200,8 @@ class ControlServer(Service):
         held = [Held(self, record, restored=True) for record in self.store.load()]
         self.streams = {one.record.key: one for one in held}
         self._forget_old()
+        for one in sorted(self.streams.values(), key=lambda one: one.record.released_at):
+            self._note_early_release(one)
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in self.streams.values():
             resume(one.machine, one.core)
@@ -206,6 +211,7 @@ class ControlServer(Service):
             if held.record.state == "Released" and self.wall() - held.record.released_at > REMEMBER_SECONDS:
                 self.store.forget(key)
                 self.ledger.forget(key)
+                self._early_releases.forget(held.record)
                 del self.streams[key]
 
     def forget(self, held: Held) -> None:
@@ -229,6 +235,7 @@ class ControlServer(Service):
 
     def link_up(self, link: Link) -> None:
         self._links.add(link)
+        link.on_bad_line = partial(self.audit.bad_line, link)
         if link.peer is not None:
             link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
@@ -247,7 +254,7 @@ class ControlServer(Service):
 
     def answer_received(self, link: Link, answer: Answer) -> None:
         if link.is_stranger:
-            link.misused("an answer to nothing")
+            self._misused(link, "an answer to nothing")
             return
         for held in self.streams.values():
             if held.app_link is link and held.app_outbox.answered(answer):
@@ -255,7 +262,7 @@ class ControlServer(Service):
 
     def message_received(self, link: Link, message: Message) -> None:
         if self._wrong_keys.has(link):
-            link.misused("more after a wrong key")
+            self._misused(link, "more after a wrong key")
             return
         try:
             if isinstance(message, Hello):
@@ -269,6 +276,10 @@ class ControlServer(Service):
             self._refuse(link, message, error.code, error.msg)
             if link.peer is None and not isinstance(message, Hello):
                 link.misused(f"{command_name(message)} without a certificate")
+
+    def _misused(self, link: Link, why: str) -> None:
+        self.audit.bad_line(link, None, why, link.is_out_of_patience)
+        link.misused(why)
 
     def _refuse(self, link: Link, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
         self.audit.refused(link, command_name(command), command.uid, command.role, code, msg)
@@ -349,6 +360,13 @@ class ControlServer(Service):
         held = Held(self, record, restored=True)
         if held.save(record):
             self.streams[record.key] = held
+            self._note_early_release(held)
+
+    def _note_early_release(self, held: Held) -> None:
+        surplus = self._early_releases.add(held.record)
+        if surplus is not None:
+            self.store.forget(surplus)
+            del self.streams[surplus]
 
     # -- Status
 

@@ -32,6 +32,8 @@ HANDSHAKE_SECONDS = 10.0
 FIRST_LINE_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
 MAX_BAD_LINES = 8
+MAX_UNREAD = 4 * 2**20
+"""Bytes that wait for a peer who does not read, beside what the transport takes before it calls itself full."""
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(cast(Any, Message))
 _encoder = msgspec.json.Encoder()
@@ -163,20 +165,33 @@ NO_DOOR: Visit = _NoDoor()
 
 @implementer(IPushProducer)
 class _Brake:
-    """Stops reading from a peer that does not read what we write to it, or that says too much at once."""
+    """Stops reading from a peer that does not read what we write to it, or that says too much at once.
 
-    def __init__(self, transport: Any) -> None:
+    :param go_on: called when the peer has read all that waited for it.
+    """
+
+    def __init__(self, transport: Any, go_on: Callable[[], None]) -> None:
         self._transport = transport
-        self._full = False
+        self._go_on = go_on
         self._resting = False
+        self.is_full = False
+        self.unread = 0
+        """Bytes written since the transport was full."""
 
     def pauseProducing(self) -> None:
-        self._full = True
+        self.is_full = True
         self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._full = False
+        self.is_full = False
+        self.unread = 0
         self._resume()
+        self._go_on()
+
+    def wrote(self, count: int) -> None:
+        """So many bytes are on their way to the peer."""
+        if self.is_full:
+            self.unread += count
 
     def stopProducing(self) -> None:
         """The transport is going away, and this with it."""
@@ -192,7 +207,7 @@ class _Brake:
         self._resume()
 
     def _resume(self) -> None:
-        if not self._full and not self._resting:
+        if not self.is_full and not self._resting:
             self._transport.resumeProducing()
 
 
@@ -239,6 +254,9 @@ class Link(LineOnlyReceiver):
         self.is_stranger = False
         self._has_spoken = False
         self._bad_lines = 0
+        self.on_bad_line: Callable[[str | None, str, bool], None] = _nobody
+        """Hears of each line that is no message: the uid in it, what is wrong, and whether the link is closed for it.
+        To be set by the owner."""
         self.last_seq = 0
 
     # -- from the transport
@@ -273,8 +291,23 @@ class Link(LineOnlyReceiver):
         self.owner.link_down(self, reason)
 
     def dataReceived(self, data: bytes) -> None:
-        if not self.transport.disconnecting:  # TLS goes on reading until the peer has closed, too
-            super().dataReceived(data)
+        """Take the lines one by one, and none while the peer does not read: each may be answered at length."""
+        if self.transport.disconnecting:  # TLS goes on reading until the peer has closed, too
+            return
+        lines = (self._buffer + data).split(self.delimiter)
+        self._buffer = lines.pop()
+        for number, line in enumerate(lines):
+            if self.transport.disconnecting:
+                return
+            if self._is_full:
+                self._buffer = self.delimiter.join([*lines[number:], self._buffer])
+                return
+            if len(line) > self.MAX_LENGTH:
+                self.lineLengthExceeded(line)
+                return
+            self.lineReceived(line)
+        if len(self._buffer) > self.MAX_LENGTH and not self.transport.disconnecting:
+            self.lineLengthExceeded(self._buffer)
 
     def lineReceived(self, line: bytes) -> None:
         if not self.is_up:
@@ -294,10 +327,17 @@ class Link(LineOnlyReceiver):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._log.warn("closed a link: a line of over {limit} bytes", limit=self.MAX_LENGTH, peer=self.address)
         self._visit.failed(f"a line of over {self.MAX_LENGTH} bytes")
-        self.send(Error(uid=None, code="bad-message", msg=f"a line has at most {self.MAX_LENGTH} bytes"))
+        msg = f"a line has at most {self.MAX_LENGTH} bytes"
+        self.on_bad_line(None, msg, True)
+        self.send(Error(uid=None, code="bad-message", msg=msg))
         self.close()
 
     # -- for the owner
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the next bad line is the last one."""
+        return self._bad_lines + 1 >= MAX_BAD_LINES
 
     @property
     def address(self) -> str:
@@ -345,13 +385,16 @@ class Link(LineOnlyReceiver):
         if isinstance(message, Resp | Error) and len(message.msg) > MAX_TEXT:
             message = msgspec.structs.replace(message, msg=message.msg[:MAX_TEXT])
         try:
-            self.transport.write(encode(message))
+            line = encode(message)
         except StreamError as error:
             self._log.error("{reason}: not sent", reason=error.msg, peer=self.address)
             if isinstance(message, Resp):
                 self.send(
                     Error(uid=message.uid, seq=message.seq, code="gateway-failed", msg=f"the answer: {error.msg}")
                 )
+            return
+        self.transport.write(line)
+        self._count_unread(len(line))
 
     def send_command(self, command: Command) -> int:
         """Number a command, write it, and give its number."""
@@ -391,7 +434,7 @@ class Link(LineOnlyReceiver):
         self._stop_limit()
         self.is_up = True
         if self._accepted:
-            self._brake = _Brake(self.transport)
+            self._brake = _Brake(self.transport, self._read_on)
             self.transport.registerProducer(self._brake, True)
         if self._accepted and self.peer is None:
             self.is_stranger = True
@@ -401,9 +444,30 @@ class Link(LineOnlyReceiver):
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
         self._log.warn("bad message: {reason}", reason=bad.msg, peer=self.address)
+        self.on_bad_line(bad.uid, bad.msg, self.is_out_of_patience)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
         self.misused("a bad line")
+
+    @property
+    def _is_full(self) -> bool:
+        return self._brake is not None and self._brake.is_full
+
+    def _read_on(self) -> None:
+        """Take the lines that were left when the peer did not read."""
+        if self.is_up:
+            self.dataReceived(b"")
+
+    def _count_unread(self, count: int) -> None:
+        if self._brake is None:
+            return
+        self._brake.wrote(count)
+        if self._brake.unread > MAX_UNREAD:
+            why = f"it does not read what is said to it, and {self._brake.unread} bytes wait"
+            self._log.warn("closed a link: {why}", why=why, peer=self.address)
+            self.is_up = False
+            self._stop_rest()
+            self._cut_off(why)
 
     def _slow_down(self, seconds: float) -> None:
         """Read nothing for so long; what has been read already goes on."""
@@ -445,3 +509,7 @@ class Link(LineOnlyReceiver):
     def _cut_off(self, why: str) -> None:
         self.refusal = StreamError("timeout", why)
         self.transport.abortConnection()
+
+
+def _nobody(_uid: str | None, _why: str, _closed: bool) -> None:
+    """Nobody asked to hear of it."""

@@ -179,7 +179,8 @@ def refused_by(facility: Facility, act: Callable[[], object]) -> list[Any]:
     before = len(lines_of(facility))
 
     def new() -> list[Any]:
-        return [event for event in lines_of(facility)[before:] if kinds([event])[0] in ("refused", "link-refused")]
+        about = ("refused", "link-refused", "bad-line")
+        return [event for event in lines_of(facility)[before:] if kinds([event])[0] in about]
 
     act()
     return list(until(new, facility.server.words))
@@ -270,6 +271,37 @@ def test_who_fails_at_the_door_is_told_with_the_reason(world: World, tmp_path: P
     with to_s2cs(world, ada(world)) as link:
         assert link.ask("Status", **everything())["cmd"] == "RESP"
     assert len(lines_of(world.lab)) == before
+
+
+def test_lines_that_are_no_message_are_told_with_who_said_them_and_which_one_closed_the_link(world: World) -> None:
+    name = f"mallory-{uuid4()}@lab.example"
+    mallory = issue(world.folder / "users", "user", name)
+    uid = str(uuid4())
+    before = len(lines_of(world.lab))
+    with to_s2cs(world, mallory) as link:
+        link.send(b'{"cmd": "REL", "uid": "%b", "role": "BOTH", "seq": 1}\n' % uid.encode())
+        assert link.hear() is not None
+        assert link.ask("Status", **everything())["cmd"] == "RESP", "what is one is not told"
+        for _ in range(7):
+            link.send(b"GET / HTTP/1.1\n")
+            assert link.hear() is not None
+        assert link.hear() is None
+    lines = lines_of(world.lab)[before:]
+    assert kinds(lines) == ["bad-line"] * 8
+    assert {line.identity for line in lines} == {name}
+    assert [line.uid for line in lines] == [uid] + [None] * 7
+    assert "role" in lines[0].reason
+    assert "not JSON" in lines[1].reason
+    assert [line.closed for line in lines] == [False] * 7 + [True]
+    with RawLink(world.lab.server.address, world.lab.authority) as stranger:
+        (line,) = refused_by(world.lab, lambda: stranger.send(b" " * 70_000))
+        assert (line.identity, line.uid, line.closed) == (None, None, True)
+        assert "65536" in line.reason
+    with RawLink(world.lab.server.address, world.lab.authority) as stranger:
+        (line,) = refused_by(
+            world.lab, lambda: stranger.send(b'{"cmd":"RESP","uid":null,"seq":1,"state":"","msg":""}\n')
+        )
+        assert (line.reason, line.closed) == ("an answer to nothing", False)
 
 
 # -- whoever is killed

@@ -48,7 +48,7 @@ from strangers import (
 
 from scistream.security.pki import Issued
 from scistream.wire.address import Address
-from scistream.wire.join import Join, new_app_key
+from scistream.wire.join import Join, hash_app_key, new_app_key
 from scistream.wire.messages import CONS, PROD
 
 LIMIT = 10.0
@@ -254,11 +254,11 @@ def throw_lines(world: World, source: str, count: int) -> int:
 def test_a_hundred_thousand_lines_of_rubbish_take_no_memory_and_keep_nobody_out(
     world: World, nothing_left: None
 ) -> None:
-    server = world.lab.server
+    server, trail = world.lab.server, world.lab.store.with_suffix(".audit.jsonl")
     sources = attackers(3, 40)
     throw_lines(world, sources[0], 500)
     before = memory(world, server)
-    logged = len(server.words())
+    logged, told = len(server.words()), trail.stat().st_size
     sent = answered = 0
     for number in range(200):
         answered += throw_lines(world, sources[number % len(sources)], 500)
@@ -271,6 +271,9 @@ def test_a_hundred_thousand_lines_of_rubbish_take_no_memory_and_keep_nobody_out(
     assert answered <= 200 * 8
     assert grown < 16 * MIB
     assert len(server.words()) - logged < 2 * MIB
+    told = trail.stat().st_size - told
+    print(f"the audit trail grew by {told / MIB:.2f} MiB")
+    assert 0 < told < MIB
     carries(world)
 
 
@@ -386,6 +389,103 @@ def test_a_flood_of_commands_is_read_at_its_pace_and_nobody_waits_for_it(fresh_w
         assert answer is not None
         assert time.monotonic() - began >= (161 - 20 * 5 - 2) / 20
     assert "Traceback" not in world.lab.server.words()
+
+
+# -- who says much and never reads
+
+
+@contextmanager
+def reserved_by_hand(link: HostileLink, **wishes: Any) -> Iterator[dict[str, Any]]:
+    """A producer's side; the names of what it is."""
+    name = {"uid": str(uuid4()), "role": PROD}
+    answer = link.ask("REQ", **name, seq=1, rate=1.0, **wishes)
+    assert answer is not None
+    assert answer["state"] == "Listening", answer
+    try:
+        yield name
+    finally:
+        with suppress(OSError):
+            link.say("REL", **name, seq=2)
+
+
+def test_who_asks_much_and_reads_no_answer_fills_no_memory_and_gets_all_of_it_in_the_end(
+    fresh_world: Callable[..., World],
+) -> None:
+    world = fresh_world(lab={"ports": 250})
+    server = world.lab.server
+    count = 900
+    with (
+        world.unchanged(),
+        HostileLink(server.address, world.lab.authority, issued=ada(world)) as owner,
+        reserved_by_hand(owner, num_conn=250, app_key_hash="0" * 64) as name,
+    ):
+        one = owner.ask("Status", **name, seq=3)
+        assert one is not None
+        size = len(json.dumps(one, separators=(",", ":")))
+        before = memory(world, server)
+        with HostileLink(server.address, world.lab.authority, issued=ada(world)) as link:
+            link.send(b"".join(question(name, seq) for seq in range(1, count + 1)))
+            most = 0
+            for _ in range(20):
+                assert is_served(world)
+                most = max(most, memory(world, server) - before)
+            print(
+                f"{count} answers of {size} bytes, {count * size / MIB:.1f} MiB in all; grown by {most / MIB:.1f} MiB"
+            )
+            assert count * size > 16 * MIB
+            assert most < 8 * MIB
+            heard = [link.hear() for _ in range(count)]
+        assert {one["seq"] for one in heard if one is not None} == set(range(1, count + 1))
+        owner.say("REL", **name, seq=4)
+        until(lambda: not world.lab.gateways[0].ports_in_use(), server.words)
+
+
+def question(name: dict[str, Any], seq: int) -> bytes:
+    return json.dumps({"cmd": "Status", **name, "seq": seq}).encode() + b"\n"
+
+
+def test_an_owner_who_never_reads_the_news_of_a_stream_is_cut_off_and_one_who_reads_is_not(
+    fresh_world: Callable[..., World],
+) -> None:
+    world = fresh_world()
+    server = world.lab.server
+    key = new_app_key()
+    with (
+        world.unchanged(),
+        HostileLink(server.address, world.lab.authority, issued=ada(world)) as owner,
+        reserved_by_hand(owner, num_conn=1, app_key_hash=hash_app_key(key)) as name,
+        HostileLink(server.address, world.lab.authority) as application,
+        HostileLink(server.address, world.lab.authority, issued=ada(world)) as reader,
+    ):
+        assert reader.ask("Status", **name, seq=1) is not None, "from now on it hears what the other one does"
+
+        def hello(seq: int) -> None:
+            listeners = [f"127.0.0.1:{10_000 + (seq + one) % 1000}" for one in range(1000)]
+            answer = application.ask("Hello", **name, seq=seq, app_key=key, listeners=listeners)
+            assert answer is not None
+            assert answer["cmd"] == "RESP"
+            told = reader.hear()
+            assert told is not None
+            assert (told["cmd"], told["listeners"]) == ("ProdLstn", listeners)
+
+        before = memory(world, server)
+        seq, most = 1, 0
+        while "does not read what is said to it" not in server.words():
+            assert seq < 2000, "16 MB have been said by now, and the kernel takes no more than 10"
+            hello(seq)
+            seq += 1
+            if seq % 20 == 0:
+                most = max(most, memory(world, server) - before)
+        print(f"cut off after {seq} times 19 kB; memory grew by {most / MIB:.1f} MiB")
+        assert most < 16 * MIB
+        while owner.hear() is not None:
+            pass
+        hello(seq)
+        assert is_served(world)
+        reader.say("REL", **name, seq=2)
+        until(lambda: not world.lab.gateways[0].ports_in_use(), server.words)
+    trail = world.lab.store.with_suffix(".audit.jsonl").read_text()
+    assert trail.count("it does not read what is said to it") == 1
 
 
 # -- keys that are not the right ones

@@ -45,6 +45,26 @@ class Wire(StringTransport):
         return self.handle
 
 
+class SlowWire(Wire):
+    """One that is full as a real one is, until its peer has read all and `drained` is called."""
+
+    bufferSize = 65536
+    is_full = False
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if len(self.value()) > self.bufferSize and self.producer is not None and not self.is_full:
+            self.is_full = True
+            self.producer.pauseProducing()
+
+    def drained(self) -> None:
+        """The peer has read all."""
+        self.clear()
+        if self.is_full and self.producer is not None:
+            self.is_full = False
+            self.producer.resumeProducing()
+
+
 class Peer:
     """The other end of a link of ours: says lines, and reads what is written to it. The parameters are the link's."""
 
@@ -55,10 +75,12 @@ class Peer:
         plain_peer: Any = "ada",
         authenticate: Callable[[Any], Any] | None = None,
         visit: Visit | None = None,
+        owner: Owner | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self.clock = Clock()
-        self.owner = Owner()
-        self.wire = Wire()
+        self.owner = owner or Owner()
+        self.wire = wire or Wire()
         self.link = Link(self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_DOOR)
         self.link.makeConnection(self.wire)
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from link_in_memory import Peer
+from link_in_memory import Owner, Peer, SlowWire
 from message_strategies import UID, line, messages, without_lf
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 
 from scistream.security.guard import Bounds, DoorGuard
 from scistream.wire.errors import StreamError
-from scistream.wire.line import MAX_BAD_LINES, MAX_FIRST_LINE, MAX_LINE, decode
+from scistream.wire.line import MAX_BAD_LINES, MAX_FIRST_LINE, MAX_LINE, MAX_UNREAD, Link, decode
 from scistream.wire.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
 
 REL = line("REL")
@@ -421,6 +421,89 @@ def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     assert peer.wire.producerState == "paused"
     brake.resumeProducing()
     assert peer.wire.producerState == "producing"
+
+
+class Verbose(Owner):
+    """Answers each command with much."""
+
+    def message_received(self, link: Link, message: Message) -> None:
+        super().message_received(link, message)
+        assert isinstance(message, Rel)
+        link.send(ProdLstn(uid=UID, role=PROD, listeners=["127.0.0.1:10000"] * 1000))
+
+
+def verbose_user() -> tuple[Peer, SlowWire]:
+    wire = SlowWire()
+    return Peer(owner=Verbose(), wire=wire), wire
+
+
+def test_while_a_peer_does_not_read_no_command_of_it_is_carried_out_and_none_is_lost() -> None:
+    peer, wire = verbose_user()
+    heard = peer.owner.messages
+    peer.says(*[line("REL", seq=number) for number in range(1, 101)])
+    peer.link.dataReceived(line("REL", seq=101)[:7])
+    assert 0 < len(heard) < 10, "it has answered until the transport was full"
+    waiting = len(wire.value())
+    assert waiting < 2 * SlowWire.bufferSize
+    peer.link.dataReceived(line("REL", seq=101)[7:] + b"\n")  # what TLS has read already
+    assert len(wire.value()) == waiting
+    read = 0
+    while wire.is_full:
+        read += len(peer.reads())
+        wire.drained()
+    read += len(peer.reads())
+    assert [message.seq for message in heard] == list(range(1, 102))  # type: ignore[union-attr]
+    assert read == 101
+    assert not peer.is_cut_off
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_peer_that_never_reads_what_comes_unasked_is_cut_off_and_one_that_reads_is_not(reads: bool) -> None:
+    peer, wire = verbose_user()
+    news = ProdLstn(uid=UID, role=PROD, listeners=["127.0.0.1:10000"] * 1000)
+    written = 0
+    for _ in range(2 * MAX_UNREAD // 18_000):
+        peer.link.send(news)
+        written = max(written, len(wire.value()))
+        if reads:
+            peer.reads()
+            wire.drained()
+    assert written <= MAX_UNREAD + 2 * MAX_LINE
+    assert peer.is_cut_off is not reads
+    peer.goes()
+    assert peer.clock.getDelayedCalls() == []
+    assert ("does not read" in str(peer.owner.downs[0].value)) is not reads
+
+
+def test_a_peer_that_reads_nothing_can_be_closed_with_lines_of_it_unread() -> None:
+    peer, wire = verbose_user()
+    peer.says(*[REL] * 100)
+    assert wire.is_full
+    heard = len(peer.owner.messages)
+    peer.link.close()
+    wire.drained()
+    assert len(peer.owner.messages) == heard
+    peer.clock.advance(10)
+    assert peer.is_cut_off
+
+
+def test_the_owner_is_told_of_each_bad_line_and_of_the_one_that_closes_the_link() -> None:
+    told: list[tuple[str | None, bool]] = []
+    for bad in (line("REL", role=7), b"RESP", line("RESP", seq="x")):
+        peer = user()
+        peer.link.on_bad_line = lambda uid, why, closed: told.append((uid if why else "no reason", closed))
+        peer.says(REL, *[bad] * 9)
+        assert peer.is_closed
+        assert told == [(decoded_uid(bad), False)] * 7 + [(decoded_uid(bad), True)]
+        told.clear()
+    peer = user()
+    peer.link.on_bad_line = lambda uid, why, closed: told.append((uid if why else "no reason", closed))
+    peer.says(b" " * (MAX_LINE + 1))
+    assert told == [(None, True)]
+
+
+def decoded_uid(bad: bytes) -> str | None:
+    return UID if UID.encode() in bad else None
 
 
 def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> None:

@@ -1,0 +1,144 @@
+"""Users whom a facility has let in and who mean harm, in memory: what they can make servers hold is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from memory_network import HOST
+from test_whole_protocol import PROD_PORT, PROD_S2CS, Facility, World
+from twisted.internet.defer import Deferred
+
+from scistream.s2cs.early_releases import MOST_OF_ONE_OWNER
+from scistream.s2cs.gateway import MOST_ASKED
+from scistream.security.control import dialer
+from scistream.wire.address import Address
+from scistream.wire.errors import StreamError
+from scistream.wire.link import UNSENT, Dialer
+from scistream.wire.messages import CONS, PROD, Rel, Req, Resp, Role, Status
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def link(world: World) -> Dialer:
+    """To the S2CS of the producer."""
+    link = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
+    link.startService()
+    return link
+
+
+def a_request(role: Role, channels: int, uid: str = "") -> Req:
+    return Req(uid=uid or str(uuid4()), role=role, seq=UNSENT, num_conn=channels, rate=1.0, app_key_hash="0" * 64)
+
+
+# -- loops
+
+
+def test_a_port_that_a_stream_dials_as_a_wan_listener_is_not_lent_to_applications_while_it_lives(
+    world: World, link: Dialer
+) -> None:
+    def reserve(role: Role, channels: int) -> Resp:
+        return world.result(link.ask(a_request(role, channels), 30.0))
+
+    def release(uid: str, role: Role) -> None:
+        assert world.result(link.ask(Rel(uid=uid, role=role, seq=UNSENT), 30.0)).state == "Released"
+
+    stream = world.result(world.client.request(prod=PROD_S2CS, cons=PROD_S2CS, rate=100.0).deferred)
+    world.application(stream.join[PROD], "detector")
+    world.result(stream.provisioned().deferred)
+    (dialled,) = set(stream.connection_map) & set(stream.connection_map.values())
+    world.result(world.client.close().deferred)
+    release(stream.uid, PROD)
+    assert world.prod.held() == [(1, 100.0)], "of eight ports seven are free, and one of these is still dialled"
+
+    assert world.refusal(link.ask(a_request(CONS, 7), 30.0)).code == "no-ports"
+    for_others = reserve(PROD, 7)
+    assert dialled in (for_others.listeners or ())
+    release(str(for_others.uid), PROD)
+    for_applications = reserve(CONS, 6)
+    assert dialled not in (for_applications.listeners or ())
+    release(str(for_applications.uid), CONS)
+
+    release(stream.uid, CONS)
+    assert world.prod.is_empty()
+    for_applications = reserve(CONS, 8)
+    assert dialled in (for_applications.listeners or ())
+
+
+# -- releases of what nobody asked for
+
+
+def rows(facility: Facility) -> int:
+    return int(facility.control.store._db.execute("SELECT count(*) FROM stream").fetchone()[0])
+
+
+def restart(world: World) -> None:
+    world.result(world.prod.control.stopService())
+    world.prod.control = world.prod.start_control()
+
+
+@pytest.mark.parametrize("between", [lambda _: None, restart], ids=["at once", "with a restart between"])
+def test_releases_of_streams_that_nobody_asked_for_fill_no_store(
+    world: World, link: Dialer, between: Callable[[World], None]
+) -> None:
+    uids = [str(uuid4()) for _ in range(3 * MOST_OF_ONE_OWNER)]
+    for number, uid in enumerate(uids):
+        if number == 2 * MOST_OF_ONE_OWNER:
+            between(world)
+        assert world.refusal(link.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0)).code == "unknown-uid"
+        assert rows(world.prod) == len(world.prod.control.streams) == min(number + 1, MOST_OF_ONE_OWNER)
+    for uid in uids[-MOST_OF_ONE_OWNER:]:
+        assert world.refusal(link.ask(a_request(PROD, 1, uid), 30.0)).code == "wrong-state"
+    assert world.result(link.ask(a_request(PROD, 1, uids[0]), 30.0)).state == "Listening"
+    assert rows(world.prod) == MOST_OF_ONE_OWNER + 1
+
+
+# -- questions
+
+
+def test_many_who_ask_for_figures_do_not_keep_a_gateway_busy_and_all_are_answered(world: World, link: Dialer) -> None:
+    stream = world.stream()
+    gateway = next(iter(world.prod.control.gateways.values()))
+    for is_silent in (False, True):
+        if is_silent:
+            world.network.mute(PROD_PORT + 1)
+        asked: list[Deferred[Resp]] = [
+            link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0) for _ in range(5 * MOST_ASKED)
+        ]
+        most = 0
+
+        def are_answered(asked: list[Deferred[Resp]] = asked) -> bool:
+            nonlocal most
+            most = max(most, len(gateway.dialer.outbox))
+            return all(one.called for one in asked)
+
+        world.network.until(are_answered, within=5.0)
+        assert MOST_ASKED <= most <= MOST_ASKED + 1, "one may be the S2CS's own"
+        assert {world.result(one).state for one in asked} == {"Streaming"}
+    world.network.unmute(PROD_PORT + 1)
+    world.network.run(30.0)
+    assert len(gateway.dialer.outbox) == 0
+    assert gateway._asked == 0
+
+
+def test_a_question_that_fails_makes_room_for_the_next(world: World, link: Dialer) -> None:
+    gateway = next(iter(world.prod.control.gateways.values()))
+    stream = world.stream()
+    for _ in range(2 * MOST_ASKED):
+        world.network.mute(PROD_PORT + 1)
+        answered = link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0)
+        world.network.run(0.01)
+        world.network.sever(PROD_PORT + 1)
+        world.network.unmute(PROD_PORT + 1)
+        assert world.result(answered).state == "Streaming"
+    with pytest.raises(StreamError):
+        world.result(link.ask(Status(uid=str(uuid4()), role=PROD, seq=UNSENT), 30.0))
+    assert gateway._asked == 0
