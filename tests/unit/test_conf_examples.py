@@ -59,3 +59,14 @@ def test_an_example_shows_each_limit_with_its_default(name: str, kind: Any) -> N
 @pytest.mark.parametrize("name", ["request.json", "release.json"])
 def test_an_example_of_a_request_file_can_be_read(name: str) -> None:
     read_file(CONF / "examples" / name)
+
+
+def test_the_example_for_the_kernel_has_settings_that_the_kernel_knows() -> None:
+    lines = (CONF / "sysctl" / "90-scistream.conf").read_text().splitlines()
+    settings = [line.partition(" = ") for line in lines if line and not line.startswith("#")]
+    assert len(settings) >= 4
+    for name, _, value in settings:
+        file = Path("/proc/sys", *name.split("."))
+        assert value
+        if file.parent.is_dir():  # not every one is there in a network namespace, or on another system
+            assert file.exists() or name.startswith("net.core"), name
