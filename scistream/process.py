@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import sys
 
+_PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 
@@ -30,6 +32,17 @@ def keep_secrets(*, no_core: bool = True) -> None:
             raise OSError(code, f"the kernel does not keep this process's memory private: {os.strerror(code)}")
     if no_core:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def end_with(parent: int) -> None:
+    """Be killed when the process that started this one ends, however that comes about.
+
+    :param parent: its id; it may be gone already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(f"process {parent}, which started this one, is gone")
 
 
 def raise_descriptor_limit() -> None:

@@ -123,7 +123,7 @@ class Elements:
         stream = _Stream(StartLstn(uid=uid, role=role, rate=rate, slots=dict(slots)))
         self._streams[uid, role] = stream
         for member in self._members:
-            member.ask(stream.start).addErrback(_is_dead)
+            member.ask(stream.start).addErrback(_tell)
 
     def arm(
         self, uid: str, role: Role, targets: Mapping[int, Address], credentials: Credentials | None
@@ -146,7 +146,7 @@ class Elements:
         if (uid, role) not in self._streams:
             return succeed([])
         order = Rel(uid=uid, role=role)
-        closed = DeferredList([member.ask(order).addErrback(_is_dead) for member in self._members])
+        closed = DeferredList([member.ask(order).addErrback(_tell) for member in self._members])
 
         def last(_: object) -> list[ChannelFigures]:
             figures = self.figures(uid, role)
@@ -182,7 +182,7 @@ class Elements:
         slot = stream.start.slots[channel]
         fullest = max(self._members, key=lambda member: self._word(slot, member.number, board.JOINING))
         order = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE)
-        fullest.ask(order).addErrback(_is_dead)
+        fullest.ask(order).addErrback(_tell)
         return self._unjoined(stream, channel) < self._half_open
 
     def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
@@ -340,7 +340,8 @@ class _Process:
         self._born = self._reactor.seconds()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         handing, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [self._board.slots, self._board.elements, self.number, encode(self._settings).decode()]
+        settings = encode(self._settings).decode()
+        arguments = [self._board.slots, self._board.elements, self.number, settings, os.getpid()]
         with ours, theirs, taking, open(os.devnull, "rb") as nothing:
             ours.setblocking(False)
             handing.setblocking(False)
@@ -411,7 +412,7 @@ class _Process:
             )
 
     def _beat(self) -> None:
-        self.ask(Beat()).addErrback(_is_dead)
+        self.ask(Beat()).addErrback(_tell)
 
     def _stuck(self, order: Order, patience: float) -> None:
         self.log.error(
@@ -526,6 +527,12 @@ class _Line(LineOnlyReceiver):
 def _is_dead(failure: Failure) -> None:
     """An element that died has nothing of a stream any more; the next one is told what it has to know."""
     failure.trap(Died)
+
+
+def _tell(failure: Failure) -> None:
+    """The same, where nobody waits to hear of anything else."""
+    if not failure.check(Died):
+        Elements.log.error("an element could not do what it was told: {reason}", reason=str(failure.value))
 
 
 def _refuse(sock: socket.socket) -> None:

@@ -278,6 +278,7 @@ def test_elements_end_with_the_initiator_that_is_killed(tmp_path: Path) -> None:
             with Pairs(stream, detector, 4) as pairs:
                 pairs.talk()
                 mine = elements_of(gateway.pid)
+                os.kill(mine[0], signal.SIGSTOP)  # also one that notices nothing by itself
                 gateway.kill()
                 assert all(is_reset(sock) for sock in (*pairs.consumers, *pairs.producers))
                 until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in mine), lambda: f"{mine} live on")

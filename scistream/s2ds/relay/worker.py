@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.clock import run_on_monotonic_time
-from scistream.process import keep_secrets, raise_descriptor_limit
+from scistream.process import end_with, keep_secrets, raise_descriptor_limit
 from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.element import Element, Settings
 from scistream.s2ds.relay.leg import prepare
@@ -58,6 +58,9 @@ class Orders(LineOnlyReceiver):
             self._element.carry_out(ordered.order)
         except StreamError as error:
             self.say(Error(seq=ordered.seq, code=error.code, msg=error.msg))
+        except Exception as fault:
+            self._element.log.failure("An order could not be carried out")
+            self.say(Error(seq=ordered.seq, code="gateway-failed", msg=f"an element failed here: {fault!r}"))
         else:
             self.say(Resp(seq=ordered.seq))
 
@@ -136,6 +139,7 @@ def main() -> None:
     """Carry what is handed over until the initiator goes away."""
     slots, elements, number = map(int, sys.argv[1:4])
     settings = msgspec.json.decode(sys.argv[4], type=Settings)
+    end_with(int(sys.argv[5]))
     keep_secrets()
     raise_descriptor_limit()
     for number_of_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
