@@ -443,6 +443,7 @@ class Gateway(Daemon):
             "authorities": [str(facility.authority)],
             "ports": f"{self.first_port}-{self.last_port}",
             "capacity": "100Gbit",
+            "elements": 1,  # each costs half a second; what several have in common is in `test_elements`
             "lan": {"bind": facility.host},
             "wan": {"bind": facility.host},
             **_files(issue(facility.pki, "server", f"{name}-server", [facility.host])),
