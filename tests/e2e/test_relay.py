@@ -24,21 +24,16 @@ from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
-from twisted.internet.testing import MemoryReactorClock
 from twisted.internet.threads import deferToThread
 from twisted.logger import globalLogPublisher
-from twisted.python.failure import Failure
 
 import scistream
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Listener, Ports
-from scistream.s2ds.relay import relay
+from scistream.s2ds.relay import pump, relay
 from scistream.s2ds.relay.element import Settings
-from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tls import RECORD
-from scistream.s2ds.relay.watch import Watch
 from scistream.s2uc.credentials import issue_credentials
 from scistream.security.stream import StreamSecret, server_name
 from scistream.wire.address import Address
@@ -302,7 +297,7 @@ async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
 async def test_an_end_that_comes_together_with_the_last_full_record_is_passed_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "TURN", RECORD)  # so that a turn is over with each full record
+    monkeypatch.setattr(pump, "TURN", RECORD)  # so that a turn is over with each full record
     stream = make()
     for _ in range(20):
         consumer, producer = await stream.pair()
@@ -534,25 +529,6 @@ async def test_a_gateway_that_is_killed_resets_both_applications(make: Make) -> 
     assert await both(*[lambda end=end: how_it_ends(end) for end in quiet]) == ["reset", "reset"]
 
 
-def test_news_of_a_dead_connection_does_not_reach_who_has_its_descriptor_now() -> None:
-    clock, broken = MemoryReactorClock(), list[str]()
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as peer:
-        sock, _ = server.accept()
-        leg = PlainLeg(clock, sock, Watch(clock, 60.0), broken.append)
-        leg.want_read(True)
-        clock.removeReader(leg)  # as a reactor does first
-        leg.connectionLost(Failure(ConnectionLost()))
-        assert broken == []
-        assert leg in clock.getReaders()
-        reset(peer)
-        clock.removeReader(leg)
-        leg.connectionLost(Failure(ConnectionLost()))
-        assert len(broken) == 1
-        assert "reset by peer" in broken[0]
-        leg.abort()
-    assert clock.getReaders() == []
-
-
 # Strangers on the WAN
 
 
@@ -651,11 +627,7 @@ async def test_a_slow_reader_slows_its_writer_and_nobody_else(make: Make) -> Non
     written = await deferToThread(fill, slow_producer, threading.Event())
     assert written < 32 * MIB
     held = [
-        pump._end - pump._start
-        for side in (stream.prod, stream.cons)
-        for one in side.relays()
-        for pump in one._pumps
-        if pump._buffer is not None
+        moving.held() for side in (stream.prod, stream.cons) for one in side.relays() for moving in one._pumps
     ]
     assert 0 < sum(held) <= 2 * 262144
     consumer, producer = await stream.pair()

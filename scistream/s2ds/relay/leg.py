@@ -1,8 +1,8 @@
 """A leg: one socket of a relay, as the relay sees it, whether plain TCP (`plain.py`) or TLS (`tls.py`).
 
-The relay reads and writes without blocking and says what it waits for; the leg translates that
-into the reactor's interest in its descriptor. Every socket resets its connection when it is closed
-or its process dies, until `close` ends it well.
+Pumps read and write without blocking. A leg knows whether that is worth a try, since a call has said otherwise
+last, and gives its pumps a turn when the poller tells of a change. Every socket resets its connection when it is
+closed or its process dies, until `close` ends it well.
 """
 
 from __future__ import annotations
@@ -12,21 +12,17 @@ import select
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
-from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReadWriteDescriptor
-from twisted.python.failure import Failure
-from zope.interface import implementer
-
+from scistream.s2ds.relay.buffers import Buffer
+from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.watch import Watch
 from scistream.wire.address import Address
 
 WANT = -1
-"""`Leg.read_into`: nothing is there now."""
+"""What reading returns when nothing is there now."""
 EOF = 0
-"""`Leg.read_into`: the peer has ended this direction well."""
+"""What reading returns when the peer has ended this direction well."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_WELL = struct.pack("ii", 0, 0)
@@ -66,43 +62,89 @@ def peer_of(sock: socket.socket) -> str:
         return "a peer that is gone"
 
 
-@implementer(IReadWriteDescriptor)
+def pending_error(sock: socket.socket) -> str | None:
+    """What the kernel holds against a socket. Asking clears it: only for a connection that is given up."""
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return os.strerror(code) if code else None
+
+
+class Mover(Protocol):
+    """Who reads from a leg or writes to it."""
+
+    def turn(self) -> None:
+        """Move what can be moved now. Never raises."""
+
+
+class Owner(Protocol):
+    """Whose leg it is."""
+
+    def reset(self, reason: str) -> None:
+        """The connection broke while nothing was read or written."""
+
+
 class Leg(ABC):
     """One connected socket, owned from here on.
 
-    :param reactor: an `IReactorFDSet`.
-    :param on_broken: called with a sentence when the connection breaks while nothing is read or written.
+    :ivar readable: reading is worth a try.
+    :ivar writable: writing is.
+    :ivar is_first: nothing has been read since it last became readable.
+    :ivar reader: who has a turn when it becomes readable.
+    :ivar writer: who has a turn when it becomes writable again.
+    :ivar wan: whether it crosses the WAN, where a long silence counts as a break.
     """
 
-    wan = False
-    """Whether this leg crosses the WAN, where a long silence counts as a break."""
+    __slots__ = (
+        "_crossed",
+        "_ending",
+        "_owner",
+        "_poller",
+        "_sock",
+        "_watch",
+        "born",
+        "is_first",
+        "peer",
+        "readable",
+        "reader",
+        "wan",
+        "writable",
+        "writer",
+    )
 
-    def __init__(self, reactor: Any, sock: socket.socket, watch: Watch, on_broken: Callable[[str], None]) -> None:
-        self._reactor = reactor
+    def __init__(self, poller: Poller, sock: socket.socket, watch: Watch, owner: Owner, *, wan: bool) -> None:
+        self._poller = poller
         self._sock = sock
         self._watch = watch
-        self._broken = on_broken
+        self._owner: Owner | None = owner
+        self._ending = False  # the peer has ended its direction, or the connection is over
+        self._crossed = False  # TLS has to write before it can read, or the other way round
         self.peer = peer_of(sock)
-        self.on_readable: Callable[[], None] = _nothing
-        self.on_writable: Callable[[], None] = _nothing
-        self._wants_read = self._wants_write = False
-        # TLS may have to write before it can read, and the other way round.
-        self._read_waits_for_room = self._write_waits_for_data = False
-        self._reader = self._writer = False
-        watch.add(sock, self.break_off, wan=self.wan)
+        self.readable = self.writable = self.is_first = True
+        self.reader: Mover | None = None
+        self.writer: Mover | None = None
+        self.wan = wan
+        self.born = 0
+        poller.add(self)
+        if wan:
+            watch.add(self)
 
-    # What a relay does with it
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket, to ask the system about it."""
+        return self._sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
 
     @abstractmethod
-    def read_into(self, room: memoryview) -> int:
-        """Read up to len(room) > 0 bytes: how many, or `WANT`, or `EOF`.
+    def read_into(self, buffer: Buffer, room: int) -> int:
+        """Read up to `room` > 0 bytes: how many, or `WANT`, or `EOF`.
 
         :raises Broken: the connection has ended abnormally.
         """
 
     @abstractmethod
-    def write(self, data: memoryview) -> int:
-        """Write: how many bytes went, 0 when there is no room. After 0, the next call begins with the same bytes.
+    def write(self, buffer: Buffer, start: int, end: int) -> int:
+        """Write what is between: how many bytes went, 0 for no room. After 0, the next call begins with the same bytes.
 
         :raises Broken: the connection has ended abnormally.
         """
@@ -114,100 +156,47 @@ class Leg(ABC):
         :raises Broken: the connection has ended abnormally.
         """
 
-    @abstractmethod
-    def pending(self) -> bool:
-        """Whether bytes, or the end of them, wait inside the leg, of which the socket says nothing."""
-
-    def want_read(self, wanted: bool) -> None:
-        """Call `on_readable` when it is worth reading (level-triggered), or no longer."""
-        self._wants_read = wanted
-        self._show_interest()
-
-    def want_write(self, wanted: bool) -> None:
-        """Call `on_writable` when it is worth writing (level-triggered), or no longer."""
-        self._wants_write = wanted
-        self._show_interest()
-
     def abort(self) -> None:
         """Reset the connection now. Idempotent."""
-        if self._sock.fileno() != -1:
-            self._wants_read = self._wants_write = False
-            self._show_interest()
-            self._watch.remove(self._sock)
+        if self._owner is not None:
+            self._owner = self.reader = self.writer = None
+            self._poller.remove(self)
+            if self.wan:
+                self._watch.remove(self)
             self._sock.close()
 
     def close(self) -> None:
         """Both directions have ended well: let the kernel deliver what it holds, and be gone."""
-        if self._sock.fileno() != -1:
+        if self._owner is not None:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WELL)
             self.abort()
 
     def break_off(self, reason: str) -> None:
         """Something other than reading or writing has found the connection dead."""
-        self._broken(f"{reason} ({self.peer})")
+        if self._owner is not None:
+            self._owner.reset(f"{reason} ({self.peer})")
 
-    def _show_interest(self) -> None:
-        if self._sock.fileno() == -1:
-            return
-        reads, writes = self._wants_read, self._wants_write
-        reader = (reads and not self._read_waits_for_room) or (writes and self._write_waits_for_data)
-        writer = (writes and not self._write_waits_for_data) or (reads and self._read_waits_for_room)
-        if reader is not self._reader:
-            self._reader = reader
-            (self._reactor.addReader if reader else self._reactor.removeReader)(self)
-        if writer is not self._writer:
-            self._writer = writer
-            (self._reactor.addWriter if writer else self._reactor.removeWriter)(self)
+    def event(self, mask: int) -> None:
+        """The poller's: it has become readable or writable, or it is over."""
+        if mask & ENDING:
+            self._ending = True
+            if mask & select.EPOLLERR:
+                self.break_off(pending_error(self._sock) or "the connection was reset")
+                return
+        wakes_writer = not self.writable and mask & WRITABLE
+        if self._crossed:
+            self._crossed = False
+            self.readable = self.writable = True
+            wakes_writer = 1
+            mask |= READABLE
+        if mask & READABLE:
+            self.readable = self.is_first = True
+            if self.reader is not None:
+                self.reader.turn()
+        if wakes_writer:
+            self.writable = True
+            if self.writer is not None:
+                self.writer.turn()
 
-    # IReadWriteDescriptor
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def logPrefix(self) -> str:
-        return "relay"
-
-    def doRead(self) -> None:
-        crossed = self._wants_write and self._write_waits_for_data
-        if self._wants_read and not self._read_waits_for_room:
-            self.on_readable()
-        if crossed:
-            self.on_writable()
-
-    def doWrite(self) -> None:
-        crossed = self._wants_read and self._read_waits_for_room
-        if self._wants_write and not self._write_waits_for_data:
-            self.on_writable()
-        if crossed:
-            self.on_readable()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._reader = self._writer = False  # the reactor has dropped both
-        if self._sock.fileno() == -1:
-            return
-        if is_event_of_another(self._sock, reason):
-            self._show_interest()
-        else:
-            self.break_off(pending_error(self._sock) or "the connection was lost")
-
-
-def is_event_of_another(sock: socket.socket, reason: Failure) -> bool:
-    """Whether the reactor reports the death of a connection whose descriptor has gone to this one.
-
-    It reads a batch of events; an early one may close a descriptor, and open it anew, that a later one is about.
-    """
-    if not reason.check(ConnectionDone, ConnectionLost):
-        return False
-    state = select.poll()
-    state.register(sock, 0)
-    return not state.poll(0)
-
-
-def pending_error(sock: socket.socket) -> str | None:
-    """What the kernel holds against a socket. Asking clears it: only for a connection that is given up."""
-    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    return os.strerror(code) if code else None
-
-
-def _nothing() -> None:
-    """A leg that no one waits for."""
+    def _break(self, problem: OSError) -> Broken:
+        return Broken(f"{explain(problem)} ({self.peer})")

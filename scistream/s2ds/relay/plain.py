@@ -1,4 +1,4 @@
-"""The LAN leg: plain TCP, and how a relay dials."""
+"""A leg of plain TCP, as the LAN's are, and how a relay dials."""
 
 from __future__ import annotations
 
@@ -8,42 +8,83 @@ import socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from scistream.s2ds.relay.leg import (
-    EOF,
-    WANT,
-    Broken,
-    Leg,
-    Refused,
-    explain,
-    is_event_of_another,
-    pending_error,
-    prepare,
-)
+from scistream.s2ds.relay.buffers import Buffer, Pipe
+from scistream.s2ds.relay.leg import WANT, Broken, Leg, Refused, explain, pending_error, prepare
+from scistream.s2ds.relay.reactor import WRITABLE, Poller
 from scistream.wire.address import Address
+
+_SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
+"""What the system says where it does not splice, or not these descriptors, or not now."""
+
+
+class CannotSplice(Exception):
+    """The system does not move bytes between a socket and a pipe by itself."""
 
 
 class PlainLeg(Leg):
     """A leg whose bytes are the application's own; a FIN ends a direction."""
 
-    def read_into(self, room: memoryview) -> int:
+    __slots__ = ()
+
+    def read_into(self, buffer: Buffer, room: int) -> int:
         try:
-            return self._sock.recv_into(room) or EOF
+            count = self._sock.recv_into(buffer.view, room)
         except BlockingIOError:
+            self.readable = False
             return WANT
         except OSError as problem:
             raise self._break(problem) from None
+        if count < room and not self._ending:
+            self.readable = False  # that was all: whatever comes now is told
+        return count
 
-    def write(self, data: memoryview) -> int:
+    def write(self, buffer: Buffer, start: int, end: int) -> int:
         try:
-            return self._sock.send(data)
+            count = self._sock.send(buffer.view[start:end])
         except BlockingIOError:
+            self.writable = False
             return 0
         except OSError as problem:
             raise self._break(problem) from None
+        return count
+
+    def splice_to(self, pipe: Pipe, room: int) -> int:
+        """Move up to `room` bytes that have come into a pipe: as `read_into`, where `WANT` may mean that it is full.
+
+        :raises CannotSplice: the system does not do that, and nothing was moved.
+        """
+        try:
+            count = os.splice(self._sock.fileno(), pipe.writing, room, flags=_SPLICE)
+        except BlockingIOError:
+            if not pipe.held:  # so it is the socket that has nothing
+                self.readable = False
+            return WANT
+        except OSError as problem:
+            if problem.errno in _NO_SPLICE:
+                raise CannotSplice from None
+            raise self._break(problem) from None
+        pipe.held += count
+        return count
+
+    def splice_from(self, pipe: Pipe) -> int:
+        """Write what a pipe holds: as `write`.
+
+        :raises CannotSplice: the system does not do that, and nothing was moved.
+        """
+        try:
+            count = os.splice(pipe.reading, self._sock.fileno(), pipe.held, flags=_SPLICE)
+        except BlockingIOError:
+            self.writable = False
+            return 0
+        except OSError as problem:
+            if problem.errno in _NO_SPLICE:
+                raise CannotSplice from None
+            raise self._break(problem) from None
+        pipe.held -= count
+        return count
 
     def finish_writing(self) -> bool:
         try:
@@ -52,14 +93,8 @@ class PlainLeg(Leg):
             raise self._break(problem) from None
         return True
 
-    def pending(self) -> bool:
-        return False
 
-    def _break(self, problem: OSError) -> Broken:
-        return Broken(f"{explain(problem)} ({self.peer})")
-
-
-def dial(reactor: Any, target: Address, timeout: float, patience: float) -> Deferred[socket.socket]:
+def dial(reactor: Any, poller: Poller, target: Address, timeout: float, patience: float) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
 
     Fails with `Broken`; cancelling it abandons the attempt.
@@ -72,7 +107,7 @@ def dial(reactor: Any, target: Address, timeout: float, patience: float) -> Defe
         result = Deferred()
         result.errback(Failure(Broken(f"{target} cannot be dialled: {explain(problem)}")))
         return result
-    dialling = _Dialling(reactor, sock, target)
+    dialling = _Dialling(poller, sock, target)
     result = dialling.result
     try:
         prepare(sock, patience)
@@ -80,30 +115,39 @@ def dial(reactor: Any, target: Address, timeout: float, patience: float) -> Defe
     except OSError as problem:
         dialling.fail(explain(problem))
         return result
-    dialling.start(code, timeout)
+    dialling.start(reactor, code, timeout)
     return result
 
 
-@implementer(IReadWriteDescriptor)
 class _Dialling:
     """One attempt to connect."""
 
-    def __init__(self, reactor: Any, sock: socket.socket, target: Address) -> None:
+    born = 0
+
+    def __init__(self, poller: Poller, sock: socket.socket, target: Address) -> None:
         self.result: Deferred[socket.socket] = Deferred(self._cancelled)
-        self._reactor = reactor
+        self._poller = poller
         self._sock: socket.socket | None = sock
         self._target = target
         self._timer: Any = None
+        self._is_polled = False
 
-    def start(self, code: int, timeout: float) -> None:
+    def start(self, reactor: Any, code: int, timeout: float) -> None:
         if code not in (0, errno.EINPROGRESS):
             self.fail(explain(OSError(code, "")))
             return
-        self._timer = self._reactor.callLater(timeout, self._time_out, timeout)
-        self._reactor.addWriter(self)
+        try:
+            self._poller.add(self)
+        except OSError as problem:
+            self.fail(explain(problem))
+            return
+        self._is_polled = True
+        self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
     def fail(self, reason: str) -> None:
-        if self._let_go():
+        sock = self._detach()
+        if sock is not None:
+            sock.close()
             kind = Refused if reason == os.strerror(errno.ECONNREFUSED) else Broken
             self.result.errback(Failure(kind(f"{self._target} cannot be reached: {reason}")))
 
@@ -112,54 +156,32 @@ class _Dialling:
         self.fail(f"no answer within {timeout:g} s")
 
     def _detach(self) -> socket.socket | None:
-        sock = self._sock
-        if sock is not None:
-            self._reactor.removeWriter(self)
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._sock = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._is_polled:
+            self._poller.remove(self)
+            self._is_polled = False
+        sock, self._sock = self._sock, None
         return sock
 
-    def _let_go(self) -> bool:
-        sock = self._detach()
-        if sock is None:
-            return False
-        sock.close()
-        return True
-
     def _cancelled(self, _result: Deferred[socket.socket]) -> None:
-        self._let_go()
+        sock = self._detach()
+        if sock is not None:
+            sock.close()
 
-    # IReadWriteDescriptor
+    # of the poller
 
     def fileno(self) -> int:
         return -1 if self._sock is None else self._sock.fileno()
 
-    def logPrefix(self) -> str:
-        return "dial"
-
-    def doWrite(self) -> None:
-        assert self._sock is not None
+    def event(self, mask: int) -> None:
+        if self._sock is None or not mask & WRITABLE:
+            return
         failure = pending_error(self._sock)
         if failure:
             self.fail(failure)
             return
-        try:
-            self._sock.getpeername()
-        except OSError:
-            return  # the event was about another that had this descriptor before
         sock = self._detach()
         assert sock is not None
         self.result.callback(sock)
-
-    def doRead(self) -> None:
-        """Nothing: reached only by an event about another that had this descriptor before."""
-
-    def connectionLost(self, reason: Failure) -> None:
-        if self._sock is None:
-            return
-        if is_event_of_another(self._sock, reason):
-            self._reactor.addWriter(self)
-        else:
-            self.fail(pending_error(self._sock) or "the connection was lost")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from OpenSSL import SSL
@@ -18,10 +18,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.s2ds.relay.buffers import Buffers
+from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Refused, peer_of, prepare
+from scistream.s2ds.relay.leg import Broken, Leg, Refused, peer_of, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
+from scistream.s2ds.relay.pump import PlainPump, Pump
+from scistream.s2ds.relay.reactor import Poller, poller_of
+from scistream.s2ds.relay.tcpinfo import bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.watch import Watch
 from scistream.security.stream import server_name, verify_consumer, verify_producer
@@ -29,18 +32,14 @@ from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS, Role
 
-TURN = 1024 * 1024
-"""Bytes that one direction of one connection may move before others have their turn."""
-
-SMALL = 8192
-"""A read of less than this has most likely emptied the connection: wait before reading again."""
-
 LAN_PATIENCE = 60.0
 """Seconds until an idle application whose host has vanished is noticed."""
 
-
 DIAL_AGAIN = 0.1
 """Seconds between two tries to reach a ProdApp that does not listen yet."""
+
+LITTLE_BUFFER = 65536
+"""Bytes of the buffers that plain connections use while what comes fits into one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Arming:
     """How the connections of one channel are carried from now on.
 
     :param target: where to connect to: a numeric address.
-    :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS.
+    :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS. None is a relay
+        by itself, between two legs of plain TCP: a stream of the product always has a context.
     """
 
     uid: str
@@ -68,10 +68,24 @@ class Means:
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
+    poller: Poller = field(init=False)
+    little: Buffers = field(init=False)
+    pipes: Pipes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "poller", poller_of(self.reactor))
+        object.__setattr__(self, "little", Buffers(min(LITTLE_BUFFER, self.buffers.size)))
+        object.__setattr__(self, "pipes", Pipes(self.buffers.size))
 
 
 class Sample(NamedTuple):
-    """A"""
+    """How the connection over the WAN is doing.
+
+    :param rtt: seconds, smoothed.
+    :param retransmits: segments sent again since it was opened.
+    :param delivery_rate: bytes a second, lately.
+    :param waiting: bytes in the gateway's buffers and in those of both its sockets.
+    """
 
     rtt: float
     retransmits: int
@@ -86,6 +100,22 @@ class Relay:
     :param on_end: called once, with the relay and whether it ended well.
     :param on_open: called when both sides are joined.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_arming",
+        "_flows",
+        "_legs",
+        "_means",
+        "_on_end",
+        "_on_open",
+        "_opening",
+        "_peer",
+        "_pumps",
+        "_sock",
+        "is_verified",
+        "over",
+    )
 
     log = Logger()
 
@@ -105,13 +135,12 @@ class Relay:
         self._flows = (to_producer, to_consumer)
         self._on_end = on_end
         self._on_open = on_open
-        self._legs: list[Leg] = []
-        self._pumps: list[_Pump] = []
+        self._legs: tuple[Leg, ...] = ()
+        self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
         self._peer = peer_of(sock)
         self.over = False
-        self.is_verified = False
-        """Whether the far end of the WAN leg has shown who it is."""
+        self.is_verified = False  # whether the far end of the WAN leg has shown who it is
 
     def start(self) -> None:
         """Join the two sides and begin to pump; nothing passes before the WAN peer is verified."""
@@ -134,18 +163,21 @@ class Relay:
         self._finish(well=False)
 
     def sample(self) -> Sample:
-        """What TCP says."""
-        return Sample(0.0, 0, 0.0, 0)
+        """How it is doing now; zeros while it is not joined, and when it is over."""
+        if not self._pumps:
+            return Sample(0.0, 0, 0.0, 0)
+        wan = next(leg for leg in self._legs if leg.wan)
+        info = tcp_info(wan.sock)
+        waiting = sum(pump.held() for pump in self._pumps) + sum(bytes_waiting(leg.sock) for leg in self._legs)
+        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting)
 
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
         if self._arming.role == CONS:
-            lan = self._plain(self._sock)
-            wan = await self._wan_out()
-        else:
-            wan = await self._wan_in()
-            lan = self._plain(await self._dial_program())
-        return (lan, wan) if self._arming.role == CONS else (wan, lan)
+            lan: Leg = self._plain(self._sock, LAN_PATIENCE, wan=False)
+            return lan, await self._wan_out()
+        wan = await self._wan_in()
+        return wan, self._plain(await self._dial_program(), LAN_PATIENCE, wan=False)
 
     async def _dial_program(self) -> socket.socket:
         """Connect to ProdApp, which may still be starting: where nobody listens, try again for `dial_timeout`."""
@@ -160,24 +192,36 @@ class Relay:
             await deferLater(reactor, DIAL_AGAIN)
 
     def _begin(self, legs: tuple[Leg, Leg]) -> None:
+        self._opening = None
         self._on_open(self)
         consumer, producer = legs
         to_producer, to_consumer = self._flows
-        self._pumps.append(_Pump(self, consumer, producer, to_producer, self._means))
-        self._pumps.append(_Pump(self, producer, consumer, to_consumer, self._means))
+        self._pumps = (self._pump(consumer, producer, to_producer), self._pump(producer, consumer, to_consumer))
         for pump in self._pumps:
             pump.turn()
 
-    async def _wan_out(self) -> TlsLeg:
+    def _pump(self, source: Leg, sink: Leg, flow: Flow) -> Pump:
+        means = self._means
+        if isinstance(source, PlainLeg) and isinstance(sink, PlainLeg):
+            return PlainPump(self, means.poller, source, sink, flow, means.buffers, means.little, means.pipes)
+        return Pump(self, means.poller, source, sink, flow, means.buffers)
+
+    async def _wan_out(self) -> Leg:
         uid, channel = self._arming.uid, self._arming.channel
-        leg = self._tls(await self._dial(self._means.wan_timeout), server_name(uid, channel))
-        await leg.handshake(self._means.handshake_timeout)
+        sock = await self._dial(self._means.wan_timeout)
+        if self._arming.context is None:
+            return self._plain(sock, self._means.wan_timeout, wan=True)
+        leg = self._tls(sock, self._arming.context, server_name(uid, channel))
+        await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_producer(leg.connection, uid, channel)
         return leg
 
-    async def _wan_in(self) -> TlsLeg:
-        leg = self._tls(self._sock, None)
-        await leg.handshake(self._means.handshake_timeout)
+    async def _wan_in(self) -> Leg:
+        if self._arming.context is None:
+            self.is_verified = True
+            return self._plain(self._sock, self._means.wan_timeout, wan=True)
+        leg = self._tls(self._sock, self._arming.context, None)
+        await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_consumer(leg.connection, self._arming.uid, self._arming.channel)
         self.is_verified = True
         return leg
@@ -190,19 +234,19 @@ class Relay:
         self.reset(str(failure.value))
 
     def _dial(self, patience: float) -> Deferred[socket.socket]:
-        return dial(self._means.reactor, self._arming.target, self._means.dial_timeout, patience)
+        means = self._means
+        return dial(means.reactor, means.poller, self._arming.target, means.dial_timeout, patience)
 
-    def _plain(self, sock: socket.socket) -> PlainLeg:
-        prepare(sock, LAN_PATIENCE)
-        leg = PlainLeg(self._means.reactor, sock, self._means.watch, self.reset)
-        self._legs.append(leg)
+    def _plain(self, sock: socket.socket, patience: float, *, wan: bool) -> PlainLeg:
+        prepare(sock, patience)
+        leg = PlainLeg(self._means.poller, sock, self._means.watch, self, wan=wan)
+        self._legs += (leg,)
         return leg
 
-    def _tls(self, sock: socket.socket, name: str | None) -> TlsLeg:
+    def _tls(self, sock: socket.socket, context: SSL.Context, name: str | None) -> TlsLeg:
         prepare(sock, self._means.wan_timeout)
-        assert self._arming.context is not None
-        leg = TlsLeg(self._means.reactor, sock, self._means.watch, self.reset, self._arming.context, name)
-        self._legs.append(leg)
+        leg = TlsLeg(self._means.poller, sock, self._means.watch, self, context, name)
+        self._legs += (leg,)
         return leg
 
     def direction_ended(self) -> None:
@@ -222,130 +266,5 @@ class Relay:
         self._sock.close()  # a leg has it, unless it never came to one
         for pump in self._pumps:
             pump.drop()
+        self._legs = self._pumps = ()  # which know this relay
         self._on_end(self, well)
-
-
-class _Pump:
-    """One direction: fill a buffer from the source, empty it into the sink, and so on."""
-
-    __slots__ = (
-        "_buffer",
-        "_buffers",
-        "_end",
-        "_eof",
-        "_flow",
-        "_queued",
-        "_reactor",
-        "_relay",
-        "_sink",
-        "_source",
-        "_start",
-        "ended",
-    )
-
-    def __init__(self, relay: Relay, source: Leg, sink: Leg, flow: Flow, means: Means) -> None:
-        self._relay = relay
-        self._source = source
-        self._sink = sink
-        self._flow = flow
-        self._buffers = means.buffers
-        self._reactor = means.reactor
-        self._buffer: memoryview | None = None  # held only while bytes are in flight
-        self._start = self._end = 0  # which part of it is still to be written
-        self._eof = False
-        self._queued = False  # waits for the stream's rate
-        self.ended = False
-        source.on_readable = sink.on_writable = self.turn
-
-    def turn(self) -> None:
-        """Move what can be moved now, up to a limit, and say what to wait for."""
-        if self._relay.over or self._queued or self.ended:
-            return
-        try:
-            self._move()
-        except Broken as broken:
-            self._relay.reset(str(broken))
-        except Exception as fault:
-            self._relay.log.failure("A relay failed")
-            self._relay.reset(f"it failed here: {fault!r}")
-
-    def drop(self) -> None:
-        """Let go of what was in flight."""
-        if self._buffer is not None:
-            self._buffers.give_back(self._buffer)
-            self._buffer = None
-
-    def _move(self) -> None:
-        left = TURN
-        while self._empty():
-            if self._eof:
-                self._end_direction()
-                return
-            if left <= 0:
-                self._wait_for_source()
-                if self._source.pending():  # of which the reactor knows nothing
-                    self._reactor.callLater(0, self.turn)
-                return
-            count = self._fill()
-            if count == WANT:
-                self._wait_for_source()
-                return
-            if count < SMALL and not self._source.pending():
-                left = 0
-            left -= count
-
-    def _empty(self) -> bool:
-        """Write what is held; False when the sink has no more room."""
-        if self._buffer is None:
-            return True
-        while self._start < self._end:
-            count = self._sink.write(self._buffer[self._start : self._end])
-            if not count:
-                self._wait_for_sink()
-                return False
-            self._start += count
-            self._flow.moved(count)
-        self.drop()
-        return True
-
-    def _fill(self) -> int:
-        """Read into a buffer of one's own: how much, `WANT` or `EOF`."""
-        throttle = self._flow.throttle
-        allowed = throttle.take(self._buffers.size)
-        if not allowed:
-            self._queued = True
-            throttle.wait(self._resume)
-            return WANT
-        buffer = self._buffers.borrow()
-        count = WANT
-        try:
-            count = self._source.read_into(buffer[:allowed])
-        finally:
-            throttle.give_back(allowed - max(count, 0))
-            if count > 0:
-                self._buffer, self._start, self._end = buffer, 0, count
-            else:
-                self._buffers.give_back(buffer)
-        self._eof = count == EOF
-        return count
-
-    def _end_direction(self) -> None:
-        self._source.want_read(False)
-        if not self._sink.finish_writing():
-            self._sink.want_write(True)
-            return
-        self._sink.want_write(False)
-        self.ended = True
-        self._relay.direction_ended()
-
-    def _resume(self) -> None:
-        self._queued = False
-        self.turn()
-
-    def _wait_for_source(self) -> None:
-        self._sink.want_write(False)
-        self._source.want_read(not self._queued)
-
-    def _wait_for_sink(self) -> None:
-        self._source.want_read(False)
-        self._sink.want_write(True)

@@ -1,7 +1,10 @@
-"""The WAN leg: TLS on the socket itself.
+"""A WAN leg under TLS, on the socket itself.
 
 Twisted's TLS transport ends both directions at the first close_notify; here each direction ends by
 one of its own, and an end without one counts as broken. Section 9, "Connect", of the protocol.
+
+pyOpenSSL keeps the handshake and all that goes wrong. Application bytes go between OpenSSL and a buffer directly:
+pyOpenSSL would make an object, and a copy, of each record that it reads.
 """
 
 from __future__ import annotations
@@ -9,24 +12,33 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg
+from scistream.s2ds.relay.buffers import Buffer
+from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner
+from scistream.s2ds.relay.reactor import Poller
 from scistream.s2ds.relay.watch import Watch
 
 RECORD = 16384
-"""The largest number of bytes in one TLS record, and so the most that one read returns."""
+"""The largest number of bytes in one TLS record, and so the most that OpenSSL reads at once."""
+
+_read = Binding.lib.SSL_read
+_write = Binding.lib.SSL_write
+_error = Binding.lib.SSL_get_error
+_WANT_READ = Binding.lib.SSL_ERROR_WANT_READ
+_WANT_WRITE = Binding.lib.SSL_ERROR_WANT_WRITE
 
 
-def tune(context: SSL.Context) -> None:
+def tune(context: SSL.Context | None) -> None:
     """Before the first connection of a context: an idle one is to give its buffers back."""
-    with contextlib.suppress(ValueError):  # it is in use: it was tuned when it was first armed
-        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    if context is not None:
+        with contextlib.suppress(ValueError):  # it is in use: it was tuned when it was first armed
+            context.set_mode(SSL.MODE_RELEASE_BUFFERS)
 
 
 class TlsLeg(Leg):
@@ -35,127 +47,145 @@ class TlsLeg(Leg):
     :param server_name: whom to ask for as a client; None is the server's side.
     """
 
-    wan = True
+    __slots__ = ("_ssl", "connection")
 
     def __init__(
         self,
-        reactor: Any,
+        poller: Poller,
         sock: socket.socket,
         watch: Watch,
-        on_broken: Callable[[str], None],
+        owner: Owner,
         context: SSL.Context,
         server_name: str | None,
     ) -> None:
-        super().__init__(reactor, sock, watch, on_broken)
+        super().__init__(poller, sock, watch, owner, wan=True)
         self.connection = SSL.Connection(context, sock)
         if server_name is None:
             self.connection.set_accept_state()
         else:
             self.connection.set_tlsext_host_name(server_name.encode("ascii"))
             self.connection.set_connect_state()
-        self._shaking: Deferred[None] | None = None
-        self._timer: Any = None
+        self._ssl = self.connection._ssl
 
-    def handshake(self, timeout: float) -> Deferred[None]:
+    def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Agree on keys within `timeout` seconds; who the peer is must still be verified.
 
         Fails with `Broken`; cancelling it gives it up.
         """
-        shaking: Deferred[None] = Deferred(self._cancelled)
-        self._shaking = shaking
-        self._timer = self._reactor.callLater(timeout, self._time_out, timeout)
-        self.on_readable = self.on_writable = self._shake
-        self._shake()
-        return shaking
+        handshake = _Handshake(self, reactor, timeout)
+        self.reader = self.writer = handshake
+        handshake.turn()
+        return handshake.result
 
-    def read_into(self, room: memoryview) -> int:
-        filled = 0
-        try:
-            while filled < len(room):
-                count = self.connection.recv_into(room[filled:], min(RECORD, len(room) - filled))
-                filled += count
-                if count < RECORD and not self.connection.pending():
-                    break  # the tail of what was sent, most likely
-        except SSL.WantReadError:
-            self._read_waits_for_room = False
-        except SSL.WantWriteError:
-            self._read_waits_for_room = True
-        except SSL.ZeroReturnError:
-            return filled or EOF
-        except SSL.Error as problem:
-            raise self._break(problem) from None
-        return filled or WANT
+    def read_into(self, buffer: Buffer, room: int) -> int:
+        ssl, at, filled = self._ssl, buffer.at, 0
+        while filled < room:
+            count = _read(ssl, at + filled, min(RECORD, room - filled))
+            if count <= 0:
+                return self._no_record(count, filled)
+            filled += count
+            if self.is_first and count < RECORD:
+                # A message by itself, most likely: it is to go on before there is a look for another.
+                self.is_first = False
+                break
+        return filled
 
-    def write(self, data: memoryview) -> int:
-        try:
-            return self.connection.send(data)
-        except SSL.WantWriteError:
-            self._write_waits_for_data = False
-        except SSL.WantReadError:
-            self._write_waits_for_data = True
-        except SSL.Error as problem:
-            raise self._break(problem) from None
-        return 0
+    def write(self, buffer: Buffer, start: int, end: int) -> int:
+        count: int = _write(self._ssl, buffer.at + start, end - start)
+        return count if count > 0 else self._no_room(count)
 
     def finish_writing(self) -> bool:
         try:
             self.connection.shutdown()
         except SSL.WantWriteError:
-            self._write_waits_for_data = False
+            self.writable = False
             return False
         except SSL.WantReadError:
-            self._write_waits_for_data = True
+            self.writable = False
+            self._crossed = True
             return False
         except SSL.Error as problem:
-            raise self._break(problem) from None
+            raise self.broken(problem) from None
         return True
 
-    def pending(self) -> bool:
-        # The peer's close_notify may have been read together with its last record: the socket says no more of it.
-        ended = self.connection.get_shutdown() & SSL.RECEIVED_SHUTDOWN
-        return bool(ended) or self.connection.pending() > 0
-
-    def _shake(self) -> None:
+    def _no_record(self, result: int, filled: int) -> int:
+        error = _error(self._ssl, result)
+        if error == _WANT_READ:
+            self.readable = False
+            return filled or WANT
+        if error == _WANT_WRITE:
+            self.readable = self.writable = False
+            self._crossed = True
+            return filled or WANT
         try:
-            self.connection.do_handshake()
-        except SSL.WantReadError:
-            self.want_write(False)
-            self.want_read(True)
-        except SSL.WantWriteError:
-            self.want_read(False)
-            self.want_write(True)
+            self.connection._raise_ssl_error(self._ssl, result)
+        except SSL.ZeroReturnError:
+            return filled or EOF  # which is told again
         except SSL.Error as problem:
-            self._shaken(self._break(problem))
+            raise self.broken(problem) from None
+        raise AssertionError(f"OpenSSL read {result} and found nothing wrong")
+
+    def _no_room(self, result: int) -> int:
+        error = _error(self._ssl, result)
+        self.writable = False
+        if error == _WANT_WRITE:
+            return 0
+        if error == _WANT_READ:
+            self._crossed = True
+            return 0
+        try:
+            self.connection._raise_ssl_error(self._ssl, result)
+        except SSL.Error as problem:
+            raise self.broken(problem) from None
+        raise AssertionError(f"OpenSSL wrote {result} and found nothing wrong")
+
+    def broken(self, problem: SSL.Error) -> Broken:
+        """What to raise of an error of OpenSSL's."""
+        return Broken(f"{_explain(problem)} ({self.peer})")
+
+
+class _Handshake:
+    """The first thing that happens on a leg; gone when it is over."""
+
+    def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
+        self.result: Deferred[None] = Deferred(lambda _: self._stop())
+        self._leg = leg
+        self._is_over = False
+        self._timer = reactor.callLater(timeout, self._time_out, timeout)
+
+    def turn(self) -> None:
+        leg = self._leg
+        try:
+            leg.connection.do_handshake()
+        except SSL.WantReadError:
+            leg.readable = False
+        except SSL.WantWriteError:
+            leg.writable = False
+        except SSL.Error as problem:
+            self._end(leg.broken(problem))
         else:
-            self._shaken(None)
+            self._end(None)
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._shaken(Broken(f"no TLS handshake within {timeout:g} s ({self.peer})"))
+        self._end(Broken(f"no TLS handshake within {timeout:g} s ({self._leg.peer})"))
 
-    def _shaken(self, problem: Broken | None) -> None:
-        shaking = self._stop_shaking()
-        if shaking is None:
+    def _end(self, problem: Broken | None) -> None:
+        if self._is_over:
             return
+        self._stop()
         if problem is None:
-            shaking.callback(None)
+            self.result.callback(None)
         else:
-            shaking.errback(Failure(problem))
+            self.result.errback(Failure(problem))
 
-    def _stop_shaking(self) -> Deferred[None] | None:
-        shaking, self._shaking = self._shaking, None
+    def _stop(self) -> None:
+        self._is_over = True
+        self._leg.reader = self._leg.writer = None
+        self._leg.readable = self._leg.writable = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.want_read(False)
-        self.want_write(False)
-        return shaking
-
-    def _cancelled(self, _shaking: Deferred[None]) -> None:
-        self._stop_shaking()
-
-    def _break(self, problem: SSL.Error) -> Broken:
-        return Broken(f"{_explain(problem)} ({self.peer})")
 
 
 def _explain(problem: SSL.Error) -> str:

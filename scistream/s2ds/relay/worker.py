@@ -31,6 +31,7 @@ from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.element import Element, Settings
 from scistream.s2ds.relay.leg import prepare
 from scistream.s2ds.relay.orders import MAX_PACKET, Error, Report, Resp, Said, encode, read_carry, read_order
+from scistream.s2ds.relay.reactor import install
 from scistream.s2ds.relay.relay import LAN_PATIENCE
 from scistream.wire.errors import StreamError
 
@@ -145,6 +146,7 @@ def main() -> None:
     for number_of_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number_of_signal, signal.SIG_IGN)  # it is for the initiator to say when this ends
 
+    install()
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
