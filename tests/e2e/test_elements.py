@@ -308,3 +308,22 @@ def _read_for(sock: socket.socket, seconds: float) -> int:
         with suppress(TimeoutError):
             count += len(sock.recv(65536))
     return count
+
+
+def test_the_figures_of_a_channel_say_what_tcp_knows_of_the_wan(world: World) -> None:
+    with (
+        closing(listen()) as detector,
+        world.stream([address_of(detector)]) as stream,
+        Pairs(stream, detector, 4) as pairs,
+    ):
+        pairs.talk()
+
+        def measured() -> bool:
+            return all(side.rtt_ms > 0 for side in figures(world, stream).values())
+
+        until(measured, lambda: figures(world, stream))
+        now = figures(world, stream)
+        for side in now.values():
+            assert (side.connections, side.accepted, side.reset) == (4, 4, 0)
+            assert side.bytes_to_consumer == side.bytes_to_producer == 4
+            assert side.delivery_mbit > 0

@@ -626,9 +626,7 @@ async def test_a_slow_reader_slows_its_writer_and_nobody_else(make: Make) -> Non
     slow_consumer, slow_producer = await stream.pair()
     written = await deferToThread(fill, slow_producer, threading.Event())
     assert written < 32 * MIB
-    held = [
-        moving.held() for side in (stream.prod, stream.cons) for one in side.relays() for moving in one._pumps
-    ]
+    held = [moving.held() for side in (stream.prod, stream.cons) for one in side.relays() for moving in one._pumps]
     assert 0 < sum(held) <= 2 * 262144
     consumer, producer = await stream.pair()
     began = time.monotonic()
