@@ -72,8 +72,11 @@ class Facility:
         """A certificate for a user at home here."""
         return issue(self._pki, "user", name)
 
-    def start_gateway(self, children: Children, on_end: Callable[[Child], None]) -> None:
-        """Write the configuration of its S2DS and start it; it obeys this facility's S2CS alone."""
+    def start_gateway(self, children: Children, on_end: Callable[[Child], None], **more: Any) -> Child:
+        """Write the configuration of its S2DS and start it; it obeys this facility's S2CS alone.
+
+        :param more: settings of ``s2ds.toml`` beside those that it needs.
+        """
         settings: dict[str, Any] = {
             "listen": str(self.s2ds),
             "controller": f"scistream:controller:{_CONTROLLER}",
@@ -81,11 +84,17 @@ class Facility:
             "ports": f"{self._first_port}-{self._first_port + self._channels - 1}",
             "capacity": f"{self._rate:.3f}Mbit",
             **_files(issue(self._pki, "server", "s2ds", [HOST])),
+            **more,
         }
-        self._start(children, "s2ds", settings, on_end)
+        return self._start(children, "s2ds", settings, on_end)
 
-    def start_server(self, children: Children, trusted: Sequence[Path], on_end: Callable[[Child], None]) -> None:
-        """Write the configuration of its S2CS and start it; it serves users of the authorities `trusted`."""
+    def start_server(
+        self, children: Children, trusted: Sequence[Path], on_end: Callable[[Child], None], **more: Any
+    ) -> Child:
+        """Write the configuration of its S2CS and start it; it serves users of the authorities `trusted`.
+
+        :param more: settings of ``s2cs.toml`` beside those that it needs.
+        """
         controller = _files(issue(self._pki, "controller", _CONTROLLER))
         settings: dict[str, Any] = {
             "listen": str(self.s2cs),
@@ -94,8 +103,9 @@ class Facility:
             **_files(issue(self._pki, "server", "s2cs", [HOST])),
             "controller": {**controller, "authorities": [str(self.authority)]},
             "gateways": [{"name": f"{self._short}-gateway", "address": str(self.s2ds)}],
+            **more,
         }
-        self._start(children, "s2cs", settings, on_end)
+        return self._start(children, "s2cs", settings, on_end)
 
     async def gateway_ready(self, reactor: Any) -> None:
         """Wait until its S2DS accepts connections.
@@ -111,10 +121,10 @@ class Facility:
         """
         await _ready(reactor, f"the S2CS of the {self.name}", self.s2cs)
 
-    def _start(self, children: Children, kind: str, settings: dict[str, Any], on_end: Callable[[Child], None]) -> None:
+    def _start(self, children: Children, kind: str, settings: dict[str, Any], on_end: Callable[[Child], None]) -> Child:
         path = self._folder / f"{kind}.toml"
         path.write_text(_toml(settings))
-        children.start(f"{self._short}-{kind}", [*_TWISTD, kind, "--config", str(path)], {}, on_end)
+        return children.start(f"{self._short}-{kind}", [*_TWISTD, kind, "--config", str(path)], {}, on_end)
 
 
 class Ports:
