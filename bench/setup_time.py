@@ -2,17 +2,15 @@
 
 Two facilities on loopback with certificates of their own (real `twistd` processes), mutual TLS on every
 control link, fresh links for every stream. Both application controllers say Hello as soon as they have their
-join string. Prints one JSON line; exits 1 if the median is not under the figure to reach.
+join string.
 
-    make bench ARGS='--streams 50'
-    make bench ARGS='--half-open 1000'      # each beside so many handshakes that were begun at the producer's S2CS
+    make bench ARGS='--only setup --streams 50'
+    make bench ARGS='--only setup --half-open 1000'
 """
 
 from __future__ import annotations
 
-import json
 import socket
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,11 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import click
 from twisted.internet.defer import DeferredList
 
 from scistream.app.controller import Controller
-from scistream.command_line import run, start_logging
 from scistream.demo.children import Children
 from scistream.demo.facilities import HOST, Facility, Ports
 from scistream.s2uc.client import Client
@@ -42,23 +38,12 @@ FROM_ONE_ADDRESS = 40
 """Half-open handshakes from one address: more than a door takes of it."""
 
 
-@click.command()
-@click.option("--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="How many to set up.")
-@click.option(
-    "--half-open", type=click.IntRange(0, 10_000), default=0, help="Beside so many handshakes that are never finished."
-)
-def main(streams: int, half_open: int) -> None:
-    """Measure how long the library takes to set a stream up."""
-    start_logging(0)
+async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
+    """Set so many streams up, one after the other.
 
-    async def whole(reactor: Any) -> int:
-        return await measure(reactor, streams, half_open)
-
-    sys.exit(run(whole))
-
-
-async def measure(reactor: Any, streams: int, half_open: int) -> int:
-    """Set so many streams up, one after the other; gives the exit status."""
+    :param half_open: beside so many handshakes that were begun at the producer's S2CS, anew for each stream.
+    :returns: what each has taken, in milliseconds.
+    """
     attacker = count()
     with TemporaryDirectory(prefix="scistream-bench-") as name:
         children = Children(reactor, Path(name))
@@ -71,18 +56,10 @@ async def measure(reactor: Any, streams: int, half_open: int) -> int:
             taken = []
             for _ in range(streams):
                 with _half_open(lab.s2cs, half_open, attacker):
-                    taken.append(await _one(reactor, user, lab, centre))
+                    taken.append(1000 * await _one(reactor, user, lab, centre))
         finally:
             await children.end_all()
-    milliseconds = sorted(1000 * seconds for seconds in taken)
-    median = statistics.median(milliseconds)
-    figures = {"work": "set-up of a stream", "streams": streams, "channels": CHANNELS, "median_ms": round(median, 1)}
-    spread = {"fastest_ms": round(milliseconds[0], 1), "slowest_ms": round(milliseconds[-1], 1)}
-    if half_open:
-        figures["half_open"] = half_open
-    reach = REACH_BESIDE_MS if half_open else REACH_MS
-    click.echo(json.dumps({**figures, **spread, "reach_ms": reach, "met": median < reach}))
-    return 0 if median < reach else 1
+    return taken
 
 
 @contextmanager
@@ -108,7 +85,7 @@ async def _start(reactor: Any, children: Children, *facilities: Facility) -> Non
 
 
 def _server_ended(child: Any) -> None:
-    click.echo(f"{child.name} ended unexpectedly ({child.end})\n" + "\n".join(child.tail()), err=True)
+    print(f"{child.name} ended unexpectedly ({child.end})", *child.tail(), sep="\n", file=sys.stderr)
 
 
 async def _one(reactor: Any, user: Issued, lab: Facility, centre: Facility) -> float:
@@ -128,7 +105,3 @@ async def _one(reactor: Any, user: Issued, lab: Facility, centre: Facility) -> f
 
 def _ignore(_line: str) -> None:
     """Where to connect is of no use here: nothing is sent."""
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,187 @@
+"""The command line of `make bench`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.status import Status
+from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectingCancelledError
+
+from bench import machine, peers, report
+from bench.paths import BenchProblem, Yard
+from bench.rows import Row
+from bench.works import FULL, QUICK, Effort, Work, all_works
+from scistream.command_line import ParsedType, run, start_logging
+from scistream.config import parse_elements
+from scistream.wire.errors import StreamError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.rst"
+WIDTH = 140
+"""Columns of what is printed to no terminal."""
+
+KEYS = [work.key for work in all_works(1, 0)]
+
+
+def elements_setting(text: str) -> str | int:
+    """The setting `elements` of a gateway as its file has it.
+
+    :raises ValueError: with a sentence.
+    """
+    setting = int(text) if text.isdigit() else text
+    parse_elements(setting)
+    return setting
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+What --only takes:
+"""
+    + "\n".join(f"  {work.key:13} {work.about}" for work in all_works(1, 0))
+    + """
+
+Give options through make as ARGS: make bench ARGS='--quick --only tls-1'.
+What it needs and what the table means is in docs/performance.rst.""",
+)
+@click.option("--quick", is_flag=True, help="Fewer and shorter runs: under five minutes.")
+@click.option("--only", type=click.Choice(KEYS), multiple=True, help="This work alone; may be given again.")
+@click.option(
+    "--runs", type=click.IntRange(1, 1000), help=f"Turns of each path. [default: {FULL.rounds}, quick {QUICK.rounds}]"
+)
+@click.option(
+    "--elements",
+    type=ParsedType("auto|N", elements_setting),
+    default="auto",
+    show_default=True,
+    help="The setting `elements` of our gateways.",
+)
+@click.option("--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="setup: how many streams.")
+@click.option(
+    "--half-open", type=click.IntRange(0, 10_000), default=0, help="setup: beside so many handshakes never finished."
+)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    help="Folder for latest.json and the plot.  [default: bench/results]",
+)
+@click.option("--page", is_flag=True, help="Measure nothing: put the last result into docs/performance.rst.")
+def main(
+    quick: bool,
+    only: Sequence[str],
+    runs: int | None,
+    elements: str | int,
+    streams: int,
+    half_open: int,
+    results: Path,
+    page: bool,
+) -> None:
+    """Measure SciStream beside HAProxy, nginx, stunnel and socat on this machine, in turn, and print one table.
+
+    Exit status: 0 if every row reaches what it should, 1 if one does not, 2 if a program is missing.
+    """
+    if page:
+        sys.exit(_write_page(results))
+    effort = QUICK if quick else FULL
+    effort = effort.with_rounds(runs or effort.rounds)
+    works = [work for work in all_works(streams, half_open) if not only or work.key in only]
+    programs = {program for work in works for program in work.programs(effort)}
+    packages = peers.missing(sorted(programs))
+    if packages:
+        click.echo(
+            f"error: these programs of others are not here: {' '.join(packages)}\n"
+            f"On Debian:  apt-get install --no-install-recommends {' '.join(packages)}",
+            err=True,
+        )
+        sys.exit(2)
+    start_logging(0)
+    bench = Bench(works, effort, sorted(programs), elements, results)
+    sys.exit(run(bench.course))
+
+
+class Bench:
+    """One run of it all."""
+
+    def __init__(
+        self, works: Sequence[Work], effort: Effort, programs: Sequence[str], elements: str | int, results: Path
+    ) -> None:
+        self._works = works
+        self._effort = effort
+        self._programs = programs
+        self._elements = elements
+        self._results = results
+        self._out = Console(width=None if sys.stdout.isatty() else WIDTH)
+        self._progress = Console(stderr=True)
+
+    async def course(self, reactor: Any) -> int:
+        """Measure, print, write; gives the exit status."""
+        try:
+            return await self._course(reactor)
+        except ConnectingCancelledError:  # what an interrupted attempt to connect is called
+            raise CancelledError from None
+
+    async def _course(self, reactor: Any) -> int:
+        facts = machine.describe(self._programs)
+        for name, value in facts.items():
+            self._out.print(f"{name:21} {value}", highlight=False, markup=False)
+        with TemporaryDirectory(prefix="scistream-bench-", ignore_cleanup_errors=True) as folder:
+            yard = Yard(reactor, Path(folder), self._elements)
+            try:
+                if self._programs:
+                    await yard.open()
+                rows = await self._measured(yard)
+            finally:
+                await yard.close()
+            for configuration in yard.configurations.values():
+                self._out.print(configuration, highlight=False, markup=False)
+        self._out.print(report.table(rows))
+        for path in report.save(rows, facts, self._results):
+            self._out.print(f"written: {path}", highlight=False)
+        return 1 if any(row.met is False for row in rows) else 0
+
+    async def _measured(self, yard: Yard) -> list[Row]:
+        rows: list[Row] = []
+        with self._progress.status("") as status:
+            for number, work in enumerate(self._works, 1):
+                title = f"{number} of {len(self._works)}: {work.key} ({work.about})"
+                if not self._progress.is_terminal:
+                    click.echo(title, err=True)
+                tell = partial(_show, status, title)
+                try:
+                    rows += await work.rows(yard, self._effort, tell)
+                except CancelledError:
+                    raise
+                except (BenchProblem, StreamError, OSError) as problem:
+                    click.echo("\n".join([f"{work.key}: {problem}", *getattr(problem, "log", [])]), err=True)
+                    rows += work.lost()
+        return rows
+
+
+def _show(status: Status, title: str, what: str) -> None:
+    status.update(f"{title}: {what}")
+
+
+def _write_page(results: Path) -> int:
+    try:
+        rows, facts = report.load(results)
+        PAGE.write_text(report.into_page(PAGE.read_text(), rows, facts))
+        shutil.copy(results / "latest.svg", PAGE.with_suffix(".svg"))
+    except (OSError, ValueError) as problem:
+        click.echo(f"error: {problem}; run `make bench` first", err=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The applications of the benchmark at both ends of a path; iperf3 is the one that is not here.
+
+``python -m bench.load ROLE ARGUMENT ...``: the servers run until they are ended, the clients print one JSON object.
+Sockets that block and nothing else between them: what is measured is the path. Nothing of SciStream is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+HOST = "127.0.0.1"
+TRIP = bytes(range(64))
+WARM_UP = 300
+"""Round trips before those that count."""
+HELD = bytes(16384)
+"""What each held connection passes, there and back: one full TLS record."""
+OPENERS = 16
+"""Connections that are being opened at the same time."""
+PATIENCE = 60.0
+"""Seconds without an answer after which a path counts as broken."""
+
+
+def serve_trips(port: int) -> None:
+    """Echo, one connection after the other, without a detour over epoll."""
+    with _listening(port) as listener:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                try:
+                    while data := connection.recv(65536):
+                        connection.sendall(data)
+                except ConnectionError:
+                    continue
+
+
+def serve_many(port: int) -> None:
+    """Echo, for thousands of connections at once."""
+    _raise_descriptor_limit()
+    open_ones: dict[int, socket.socket] = {}
+    with _listening(port) as listener, select.epoll() as poll:
+        listener.setblocking(False)
+        poll.register(listener, select.EPOLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == listener.fileno():
+                    _accept_all(listener, poll, open_ones)
+                elif not _echo(open_ones[fd]):
+                    open_ones.pop(fd).close()
+
+
+def _accept_all(listener: socket.socket, poll: select.epoll, open_ones: dict[int, socket.socket]) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        open_ones[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLIN)
+
+
+def _echo(connection: socket.socket) -> bool:
+    """Send back what is there; False at the end of the connection."""
+    try:
+        data = connection.recv(65536)
+        connection.sendall(data)
+    except ConnectionError:
+        return False
+    return bool(data)
+
+
+def trips(port: int, count: int) -> dict[str, float]:
+    """So many round trips of 64 bytes over one connection: microseconds, the median and the 99th of a hundred."""
+    with _connected(port) as connection:
+        for _ in range(WARM_UP):
+            _one_trip(connection)
+        taken = sorted(_one_trip(connection) for _ in range(count))
+    return {"p50_us": taken[count // 2] / 1000, "p99_us": taken[count * 99 // 100] / 1000}
+
+
+def _one_trip(connection: socket.socket) -> int:
+    began = time.perf_counter_ns()
+    connection.sendall(TRIP)
+    _receive(connection, len(TRIP))
+    return time.perf_counter_ns() - began
+
+
+def connects(port: int, seconds: float, workers: int) -> dict[str, float]:
+    """How many connections in a second `workers` threads get through, each with a byte there and back."""
+    until = time.monotonic() + seconds
+
+    def work(_number: int) -> int:
+        count = 0
+        while True:
+            with _connected(port) as connection:
+                connection.sendall(b"?")
+                _receive(connection, 1)
+            if time.monotonic() > until:
+                return count
+            count += 1
+
+    with ThreadPoolExecutor(workers) as pool:
+        return {"per_second": sum(pool.map(work, range(workers))) / seconds}
+
+
+def hold(port: int, count: int) -> dict[str, float]:
+    """Open so many connections, print "held", keep them until SIGUSR1; each passes data before and after."""
+    _raise_descriptor_limit()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    with ThreadPoolExecutor(OPENERS) as pool:
+        held = list(pool.map(lambda _: _connected(port), range(count)))
+        list(pool.map(_pass_data, held))
+        print(json.dumps({"held": count}), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        list(pool.map(_pass_data, held))
+    for connection in held:
+        connection.close()
+    return {"passed_data": count}
+
+
+def _pass_data(connection: socket.socket) -> None:
+    connection.sendall(HELD)
+    _receive(connection, len(HELD))
+
+
+def _connected(port: int) -> socket.socket:
+    connection = socket.create_connection((HOST, port), timeout=PATIENCE)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _receive(connection: socket.socket, count: int) -> None:
+    while count:
+        data = connection.recv(count)
+        if not data:
+            raise ConnectionError("the connection ended before the answer was there")
+        count -= len(data)
+
+
+def _listening(port: int) -> socket.socket:
+    return socket.create_server((HOST, port), backlog=4096)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+ROLES: dict[str, tuple[Callable[..., Any], tuple[Callable[[str], Any], ...]]] = {
+    "serve-trips": (serve_trips, (int,)),
+    "serve-many": (serve_many, (int,)),
+    "trips": (trips, (int, int)),
+    "connects": (connects, (int, float, int)),
+    "hold": (hold, (int, int)),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Play the role that the first argument names."""
+    play, kinds = ROLES[arguments[0]]
+    result = play(*(kind(text) for kind, text in zip(kinds, arguments[1:], strict=True)))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,318 @@
+"""The paths that are compared: each leads from ports of this machine to the same applications.
+
+`DIRECT` is no path at all; the peers' are those of peers.py; ours are two whole facilities as a user runs them, with a
+stream between them, and for one hop the relay alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+
+from bench import peers
+from bench.peers import FAR_NAME, HOST, Door, Papers, Program
+from bench.processes import listens
+from scistream.app.controller import Controller
+from scistream.config import parse_elements
+from scistream.demo.children import Child, Children
+from scistream.demo.facilities import Facility, Ports
+from scistream.s2uc.client import Client, Stream
+from scistream.security.pki import init_authority, issue
+from scistream.wire.address import Address
+from scistream.wire.join import Join
+from scistream.wire.messages import CONS, PROD
+
+BULK, TRIPS, MANY = "bulk", "trips", "many"
+OURS = "SciStream"
+DIRECT = "direct"
+
+CAPACITY = 400_000.0
+RATE = 100_000.0
+"""Mbit/s, of a gateway and of a stream: more than a machine moves over loopback."""
+
+_USER = "ada@lab.example"
+_POLICY = """[[rules]]
+name = "bench"
+issuer = {issuer}
+identities = ["{user}"]
+roles = ["PROD", "CONS"]
+rate = "100Gbit"
+num_conn = 16
+streams = 4
+"""
+_UP_WITHIN = 30.0
+_LOOK_AGAIN = 0.02
+
+
+class BenchProblem(Exception):
+    """Something cannot be measured; the message is a sentence for a person.
+
+    :param log: lines of logs that tell more.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.log = list(log)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A path that stands.
+
+    :param port: where to connect.
+    :param roots: the processes that carry it, without their descendants: the CPU time of all counts.
+    :param gateways: those of them that hold connections, of which the memory counts, each by itself.
+    :param children: those processes.
+    :param close: ends them.
+    """
+
+    name: str
+    port: int
+    roots: Sequence[int]
+    gateways: Sequence[int]
+    children: Children | None
+    close: Callable[[], Awaitable[Any]]
+
+    def tails(self) -> list[str]:
+        """The last lines of its logs."""
+        return self.children.tails() if self.children is not None else []
+
+
+class Yard:
+    """What all paths share: a folder, the applications behind them, certificates, and free ports.
+
+    :param elements: the setting `elements` of our gateways.
+    """
+
+    def __init__(self, reactor: Any, folder: Path, elements: str | int = "auto") -> None:
+        self.reactor = reactor
+        self.elements = elements
+        self.ports = Ports()
+        self.targets = {BULK: self.ports.take(), TRIPS: self.ports.take(), MANY: self.ports.take()}
+        self.configurations: dict[str, str] = {}
+        """Of the peers that were started: how, and with what."""
+        self._folder = folder
+        self._numbers = count()
+        self._applications = self.children("applications")
+        authority = folder / "pki"
+        trusted = init_authority(authority, "Bench").certificate
+        near, far = issue(authority, "user", "near@bench.example"), issue(authority, "server", FAR_NAME)
+        self.papers = Papers(trusted, near, far)
+
+    def children(self, name: str) -> Children:
+        """Processes that end together, with a folder of their own."""
+        return Children(self.reactor, self.folder(name))
+
+    def folder(self, name: str) -> Path:
+        """A new folder."""
+        path = self._folder / f"{next(self._numbers)}-{name}"
+        path.mkdir(mode=0o700)
+        return path
+
+    def door(self, application: str) -> Door:
+        """New ports of a path to that application."""
+        return Door(self.ports.take(), self.targets[application], self.ports.take())
+
+    async def open(self) -> None:
+        """Start the applications."""
+        ports = {name: str(port) for name, port in self.targets.items()}
+        commands = {
+            "iperf3": [peers.found("iperf3"), "--server", "--bind", HOST, "--port", ports[BULK]],
+            "serve-trips": [*python("bench.load"), "serve-trips", ports[TRIPS]],
+            "serve-many": [*python("bench.load"), "serve-many", ports[MANY]],
+        }
+        started = [self._applications.start(name, words, {}, say_ended) for name, words in commands.items()]
+        await self.until_listening(started, list(self.targets.values()))
+
+    async def close(self) -> None:
+        """End the applications."""
+        await self._applications.end_all()
+
+    async def until_listening(self, children: Sequence[Child], ports: Sequence[int]) -> None:
+        """Wait until these processes listen on all of these ports.
+
+        :raises BenchProblem: if they do not in time, or end.
+        """
+        deadline = self.reactor.seconds() + _UP_WITHIN
+        for port in ports:
+            while not listens(port):
+                ended = any(child.end is not None for child in children)
+                if ended or self.reactor.seconds() > deadline:
+                    names = " and ".join(child.name for child in children)
+                    log = [line for child in children for line in child.tail()]
+                    raise BenchProblem(f"nobody listens on port {port}: {names} did not come up", log)
+                await deferLater(self.reactor, _LOOK_AGAIN)
+
+
+Builder = Callable[[Yard, str], Awaitable[Way]]
+"""Makes a way to the application of that name."""
+
+
+async def direct(yard: Yard, application: str) -> Way:
+    """The application without anything before it."""
+
+    async def close() -> None:
+        """Nothing is there to be ended."""
+
+    return Way(DIRECT, yard.targets[application], [], [], None, close)
+
+
+def one_hop(name: str, program_for: Callable[[Door], Program]) -> Builder:
+    """A peer that forwards as it is."""
+
+    async def build(yard: Yard, application: str) -> Way:
+        door = yard.door(application)
+        return await _peer(yard, name, door, [program_for(door)], [door.enter])
+
+    return build
+
+
+def two_hops(name: str, programs_for: Callable[[Door, Papers], list[Program]]) -> Builder:
+    """A pair of a peer's processes, with TLS between them."""
+
+    async def build(yard: Yard, application: str) -> Way:
+        door = yard.door(application)
+        return await _peer(yard, name, door, programs_for(door, yard.papers), [door.middle, door.enter])
+
+    return build
+
+
+async def _peer(yard: Yard, name: str, door: Door, programs: Sequence[Program], ports: Sequence[int]) -> Way:
+    children = yard.children("peer")
+    yard.configurations |= {program.name: program.shown() for program in programs}
+    folder = yard.folder("configurations")
+    try:
+        started = [_start(children, program, folder / program.name) for program in programs]
+        await yard.until_listening(started, ports)
+    except BaseException:
+        await children.end_all()
+        raise
+    pids = [child.pid for child in started]
+    return Way(name, door.enter, pids, pids, children, children.end_all)
+
+
+def _start(children: Children, program: Program, folder: Path) -> Child:
+    program.write(folder)
+    return children.start(program.name, program.command(folder), {}, say_ended)
+
+
+async def plain_hop(yard: Yard, application: str) -> Way:
+    """Our relay alone."""
+    door = yard.door(application)
+    children = yard.children("plain-hop")
+    command = [*python("bench.plain_hop"), str(door.enter), str(door.target), str(parse_elements(yard.elements))]
+    try:
+        child = children.start("plain-hop", command, {}, say_ended)
+        await yard.until_listening([child], [door.enter])
+    except BaseException:
+        await children.end_all()
+        raise
+    return Way(OURS, door.enter, [child.pid], [child.pid], children, children.end_all)
+
+
+async def two_gateways(yard: Yard, application: str) -> Way:
+    """Two facilities with a policy and their audit trails, and a stream between them."""
+    children = yard.children("facilities")
+    try:
+        return await _Facilities(yard, children).open(application)
+    except BaseException:
+        await children.end_all()
+        raise
+
+
+class _Facilities:
+    """What stands behind our way of two hops."""
+
+    def __init__(self, yard: Yard, children: Children) -> None:
+        folder = yard.folder("facilities")
+        self._yard = yard
+        self._children = children
+        self._lab = Facility(folder / "lab", "Lab", "lab", 1, CAPACITY, yard.ports)
+        self._centre = Facility(folder / "centre", "Centre", "centre", 1, CAPACITY, yard.ports)
+        user = self._lab.user(_USER)
+        self._policy = folder / "policy.toml"
+        self._policy.write_text(_POLICY.format(issuer=json.dumps(str(self._lab.authority)), user=_USER))
+        self._client = Client(
+            certificate=user.certificate,
+            key=user.key,
+            authorities=[self._lab.authority, self._centre.authority],
+            reactor=yard.reactor,
+        )
+        self._stream: Stream | None = None
+
+    async def open(self, application: str) -> Way:
+        gateways, servers = [], []
+        for facility in (self._lab, self._centre):
+            gateways.append(facility.start_gateway(self._children, say_ended, elements=self._yard.elements))
+        for facility in (self._lab, self._centre):
+            await facility.gateway_ready(self._yard.reactor)
+            trusted = [self._lab.authority, self._centre.authority]
+            servers.append(facility.start_server(self._children, trusted, say_ended, policy=str(self._policy)))
+        for facility in (self._lab, self._centre):
+            await facility.server_ready(self._yard.reactor)
+        port = await self._ask(self._yard.targets[application])
+        pids = [child.pid for child in gateways]
+        return Way(OURS, port, [*pids, *(child.pid for child in servers)], pids, self._children, self.close)
+
+    async def _ask(self, target: int) -> int:
+        """Set a stream up as a user does; gives the port where the consumer connects."""
+        reactor, prod, cons = self._yard.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
+        self._stream = stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
+        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], (), ignore).run()
+        announced: list[str] = []
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], (), announced.append).run()
+        await stream.provisioned()
+        await gatherResults([producer, consumer])
+        return Address.parse(json.loads(announced[0])["listeners"][0]).port
+
+    async def close(self) -> None:
+        try:
+            if self._stream is not None:
+                await self._stream.release()
+            await self._client.close()
+        finally:
+            await self._children.end_all()
+
+
+def python(module: str) -> list[str]:
+    """A command line that runs a module."""
+    return [sys.executable, "-m", module]
+
+
+def say_ended(child: Child) -> None:
+    """Tell of a process that should have run on."""
+    lines = "\n".join(child.tail())
+    print(f"{child.name} ended unexpectedly ({child.end})\n{lines}", file=sys.stderr)
+
+
+def ignore(_line: str) -> None:
+    """A producer has nothing to announce."""
+
+
+PLAIN: dict[str, Builder] = {
+    OURS: plain_hop,
+    "HAProxy": one_hop("HAProxy", peers.haproxy),
+    "nginx": one_hop("nginx", peers.nginx),
+    "socat": one_hop("socat", peers.socat),
+    DIRECT: direct,
+}
+"""One hop without TLS."""
+
+PAIRS: dict[str, Builder] = {
+    OURS: two_gateways,
+    "stunnel": two_hops("stunnel", peers.stunnel_pair),
+    "nginx": two_hops("nginx", peers.nginx_pair),
+    "HAProxy": two_hops("HAProxy", peers.haproxy_pair),
+}
+"""Two hops with mutual TLS 1.3 between them."""
+
+PROGRAMS = {"HAProxy": "haproxy", "nginx": "nginx", "stunnel": "stunnel", "socat": "socat"}
+"""The program of each peer."""

@@ -1,0 +1,283 @@
+"""The peers and their configurations: each at its best on one machine, none at its defaults.
+
+Sessions are never resumed, since SciStream never resumes one: every TLS connection makes its whole handshake, with
+certificates of both sides. AES-128-GCM comes first, as with us. What was tried and gained nothing is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scistream.security.pki import Issued
+
+HOST = "127.0.0.1"
+SUITE = "TLS_AES_128_GCM_SHA256"
+FAR_NAME = "far.bench.example"
+NGINX_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+ADMINISTRATORS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where programs are that an ordinary user may not have in the PATH."""
+
+PACKAGES = {
+    "haproxy": "haproxy",
+    "nginx": "nginx-light libnginx-mod-stream",
+    "stunnel": "stunnel4",
+    "socat": "socat",
+    "iperf3": "iperf3",
+}
+"""The Debian packages of each program."""
+
+VERSIONS = {
+    "haproxy": ("-v",),
+    "nginx": ("-v",),
+    "stunnel": ("-version",),
+    "socat": ("-V",),
+    "iperf3": ("--version",),
+}
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a path is entered, and the application that it leads to: ports of this machine.
+
+    :param middle: of two hops, where the second one listens; 0 for one hop.
+    """
+
+    enter: int
+    target: int
+    middle: int = 0
+
+
+@dataclass(frozen=True)
+class Papers:
+    """The certificates of both hops, and the authority of both."""
+
+    authority: Path
+    near: Issued
+    far: Issued
+
+
+@dataclass(frozen=True)
+class Program:
+    """A process to start.
+
+    :param files: what it needs in its folder: name and content.
+    :param arguments: "{folder}" in them is that folder.
+    """
+
+    name: str
+    files: Mapping[str, str]
+    arguments: tuple[str, ...]
+
+    def command(self, folder: Path) -> list[str]:
+        """Its command line, with its files in that folder."""
+        return [word.replace("{folder}", str(folder)) for word in self.arguments]
+
+    def shown(self) -> str:
+        """For people: its command line and its configuration; keys are left out."""
+        texts = [text.rstrip() for text in self.files.values() if "PRIVATE KEY" not in text]
+        return "\n".join([f"--- {' '.join(self.arguments)}", *texts])
+
+    def write(self, folder: Path) -> None:
+        """Put its files there; keys may be among them."""
+        folder.mkdir(mode=0o700)
+        for name, content in self.files.items():
+            path = folder / name
+            path.touch(mode=0o600)
+            path.write_text(content.replace("{folder}", str(folder)))
+
+
+def find(program: str) -> str | None:
+    """Where a program is; those of administrators are looked for too, whoever asks."""
+    names = ("stunnel4", "stunnel") if program == "stunnel" else (program,)
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), *ADMINISTRATORS])
+    return next((found for name in names if (found := shutil.which(name, path=places))), None)
+
+
+def missing(programs: Iterable[str]) -> list[str]:
+    """The packages of those of these programs that are not here."""
+    lacking = [name for name in programs if find(name) is None or (name == "nginx" and not _nginx_has_streams())]
+    return [package for name in lacking for package in PACKAGES[name].split()]
+
+
+def version(program: str) -> str:
+    """What a program says of its version, in a line."""
+    said = subprocess.run([found(program), *VERSIONS[program]], capture_output=True, text=True, check=False)
+    lines = [line.strip() for line in (said.stdout + said.stderr).splitlines()]
+    return next((line for line in lines if any(sign.isdigit() for sign in line)), "of unknown version")
+
+
+def haproxy(door: Door, threads: int | None = None) -> Program:
+    """One hop: splices, and buffers of 256 KiB for what is not spliced."""
+    way = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{HOST}:{door.target}")
+    return _haproxy(
+        "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + way
+    )
+
+
+def haproxy_pair(door: Door, papers: Papers, threads: int | None = None) -> list[Program]:
+    """Two hops with TLS between them."""
+    head = _HAPROXY.format(threads=threads or _threads(), more=_HAPROXY_TLS, option="")
+    tls = f"ssl crt {{folder}}/own.pem ca-file {papers.authority} verify required"
+    far = f"{HOST}:{door.middle} {tls}"
+    near = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{far} verifyhost {FAR_NAME} no-ssl-reuse")
+    far = _LISTEN.format(listen=far, to=f"{HOST}:{door.target}")
+    return [
+        _haproxy("haproxy-near", head + near, {"own.pem": _both(papers.near)}),
+        _haproxy("haproxy-far", head + far, {"own.pem": _both(papers.far)}),
+    ]
+
+
+def _threads() -> int:
+    """A second thread gains nothing where the applications already keep two processors busy."""
+    cores = os.cpu_count() or 1
+    return cores if cores > 2 else 1
+
+
+_LISTEN = """
+listen way
+    bind {listen}
+    server next {to}
+"""
+
+_HAPROXY_TLS = f"""    tune.ssl.cachesize 0
+    ssl-default-bind-ciphersuites {SUITE}
+    ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets
+    ssl-default-server-ciphersuites {SUITE}
+    ssl-default-server-options ssl-min-ver TLSv1.3 no-tls-tickets
+"""
+
+_HAPROXY = """global
+    maxconn 1000
+    nbthread {threads}
+    tune.bufsize 262144
+{more}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+{option}"""
+
+
+def _haproxy(name: str, config: str, files: Mapping[str, str] | None = None) -> Program:
+    everything = {"haproxy.cfg": config, **(files or {})}
+    return Program(name, everything, (found("haproxy"), "-db", "-f", "{folder}/haproxy.cfg"))
+
+
+def _both(issued: Issued) -> str:
+    return issued.certificate.read_text() + issued.key.read_text()
+
+
+def nginx(door: Door, workers: str = "auto") -> Program:
+    """One hop through buffers of 256 KiB."""
+    return _nginx("nginx", workers, f"{HOST}:{door.enter}", f"{HOST}:{door.target}", "")
+
+
+def nginx_pair(door: Door, papers: Papers, workers: str = "auto") -> list[Program]:
+    """Two hops with TLS between them."""
+    near = f"""
+    proxy_ssl on;
+    proxy_ssl_session_reuse off;
+    proxy_ssl_protocols TLSv1.3;
+    proxy_ssl_conf_command Ciphersuites {SUITE};
+    proxy_ssl_certificate {papers.near.certificate};
+    proxy_ssl_certificate_key {papers.near.key};
+    proxy_ssl_trusted_certificate {papers.authority};
+    proxy_ssl_verify on;
+    proxy_ssl_name {FAR_NAME};
+"""
+    far = f"""
+    ssl_session_cache off;
+    ssl_session_tickets off;
+    ssl_protocols TLSv1.3;
+    ssl_conf_command Ciphersuites {SUITE};
+    ssl_certificate {papers.far.certificate};
+    ssl_certificate_key {papers.far.key};
+    ssl_client_certificate {papers.authority};
+    ssl_verify_client on;
+"""
+    middle = f"{HOST}:{door.middle}"
+    return [
+        _nginx("nginx-near", workers, f"{HOST}:{door.enter}", middle, near),
+        _nginx("nginx-far", workers, f"{middle} ssl", f"{HOST}:{door.target}", far),
+    ]
+
+
+def _nginx(name: str, workers: str, listen: str, to: str, more: str) -> Program:
+    module = f"load_module {NGINX_MODULE};\n" if NGINX_MODULE.exists() else ""
+    config = f"""{module}daemon off;
+worker_processes {workers};
+pid {{folder}}/nginx.pid;
+error_log {{folder}}/error.log;
+events {{ worker_connections 1000; }}
+stream {{
+    access_log off;
+    proxy_buffer_size 256k;
+    proxy_timeout 1h;
+    tcp_nodelay on;
+    server {{ listen {listen} backlog=4096; proxy_pass {to}; }}
+{more}}}
+"""
+    arguments = (found("nginx"), "-c", "{folder}/nginx.conf", "-e", "{folder}/error.log", "-p", "{folder}")
+    return Program(name, {"nginx.conf": config}, arguments)
+
+
+def _nginx_has_streams() -> bool:
+    if NGINX_MODULE.exists():
+        return True
+    said = subprocess.run([found("nginx"), "-V"], capture_output=True, text=True, check=False)
+    return "--with-stream " in said.stderr  # and not as a module that is elsewhere
+
+
+def stunnel_pair(door: Door, papers: Papers) -> list[Program]:
+    """Two hops with TLS between them."""
+    middle = f"{HOST}:{door.middle}"
+    near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{door.enter}\nconnect = {middle}\n"
+    far = f"\n[far]\naccept = {middle}\nconnect = {HOST}:{door.target}\n"
+    return [
+        Program(name, {"stunnel.conf": config}, (found("stunnel"), "{folder}/stunnel.conf"))
+        for name, config in (
+            ("stunnel-near", _stunnel(papers, papers.near) + near),
+            ("stunnel-far", _stunnel(papers, papers.far) + far),
+        )
+    ]
+
+
+def _stunnel(papers: Papers, own: Issued) -> str:
+    return f"""foreground = yes
+pid =
+debug = err
+sslVersion = TLSv1.3
+ciphersuites = {SUITE}
+sessionResume = no
+options = NO_TICKET
+verifyChain = yes
+CAfile = {papers.authority}
+cert = {own.certificate}
+key = {own.key}
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+"""
+
+
+def socat(door: Door) -> Program:
+    """One hop; a process for each connection."""
+    listen = f"TCP4-LISTEN:{door.enter},bind={HOST},fork,reuseaddr,nodelay,backlog=1024"
+    return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{HOST}:{door.target},nodelay"))
+
+
+def found(program: str) -> str:
+    """Where a program is.
+
+    :raises FileNotFoundError: if it is not installed.
+    """
+    found = find(program)
+    if found is None:
+        raise FileNotFoundError(f"{program} is not installed (package {PACKAGES[program]})")
+    return found

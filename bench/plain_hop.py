@@ -1,0 +1,55 @@
+"""One hop of this project with no TLS: the listener and the elements of a gateway, and nothing around them.
+
+``python -m bench.plain_hop ENTER TARGET COUNT``: what enters at a port of this machine goes on to another one. It is
+what HAProxy and nginx are without TLS; no gateway runs like this, since the leg between facilities is always TLS.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from functools import partial
+from typing import Any
+
+from scistream.clock import run_on_monotonic_time
+from scistream.command_line import start_logging
+from scistream.process import raise_descriptor_limit
+from scistream.s2ds.elements import Elements
+from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds.relay.element import Settings
+from scistream.wire.address import Address
+from scistream.wire.messages import CONS
+
+HOST = "127.0.0.1"
+UID = "00000000-0000-0000-0000-000000000000"
+RATE = 1e5
+"""Mbit/s: more than comes through."""
+
+
+def main(enter: int, target: int, count: int) -> None:
+    """Run until SIGTERM, with so many element processes; 0: in this one."""
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    start_logging(0)
+    raise_descriptor_limit()
+    run_on_monotonic_time(reactor)
+    (sock,) = Ports(enter, enter).reserve(HOST, 1)
+    elements = Elements(reactor, count, 1, Settings())
+    elements.start()
+    elements.open(UID, CONS, RATE, {0: 0})
+    armed = elements.arm(UID, CONS, {0: Address(HOST, target)}, None)
+    armed.addCallback(lambda _: _listen(reactor, sock, elements))
+    reactor.addSystemEventTrigger("before", "shutdown", elements.stop)
+    reactor.run()
+
+
+def _listen(reactor: Any, sock: socket.socket, elements: Elements) -> None:
+    def carry(accepted: socket.socket, _peer: Any) -> None:
+        elements.carry(UID, CONS, 0, accepted)
+
+    Listener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0))
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in sys.argv[1:]))

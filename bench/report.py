@@ -1,0 +1,170 @@
+"""What a person sees of the result: a table, a plot, and the part of the documentation that is made from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from bench.paths import OURS
+from bench.rows import CONNECTS, CPU, P50, THROUGHPUT, Figure, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BEGIN, END = ".. the last full run begins here", ".. the last full run ends here"
+_COLUMNS = ("work", "peer", "ours", "theirs", "ratio", "to reach", "met", "runs")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """All rows, for a terminal."""
+    drawn = Table(
+        title="SciStream beside its peers", title_justify="left", caption=_caption(rows), caption_justify="left"
+    )
+    for column in _COLUMNS:
+        drawn.add_column(column, justify="left" if column in ("work", "peer", "met") else "right")
+    for row in rows:
+        style = {True: "green", False: "bold red", None: "dim"}[row.met]
+        *cells, met, runs = words(row)
+        drawn.add_row(*cells, f"[{style}]{met}[/]", runs)
+    return drawn
+
+
+def words(row: Row) -> list[str]:
+    """The cells of a row; what is not there is a dash."""
+    sign = ">=" if row.better == "higher" else "<="
+    reach = "-" if row.reach is None else f"{sign} {row.reach:g}" + (" x" if row.peer else f" {row.unit}")
+    met = {True: "met", False: "MISSED", None: "-"}[row.met]
+    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    return [
+        row.work,
+        row.peer or "-",
+        _figure(row.ours, row.unit),
+        _figure(row.theirs, row.unit),
+        ratio,
+        reach,
+        met,
+        str(row.runs),
+    ]
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.4g} {unit}"
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    wanted = [row for row in rows if row.met is not None]
+    met = sum(row.met is True for row in wanted)
+    return f"{met} of {len(wanted)} rows met (within 5%); ratio = ours / theirs, the median over pairs of runs in turn"
+
+
+def save(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write latest.json, machine.json and the plot as PNG and SVG; gives what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "latest.json", folder / "machine.json"]
+    written[0].write_text("[\n" + ",\n".join(json.dumps(row.as_json()) for row in rows) + "\n]\n")
+    written[1].write_text(json.dumps(machine, indent=1) + "\n")
+    return written + _plot(rows, machine, folder)
+
+
+def load(folder: Path) -> tuple[list[Row], dict[str, str]]:
+    """What `save` has written."""
+    rows = [Row(**row) for row in json.loads((folder / "latest.json").read_text())]
+    return rows, json.loads((folder / "machine.json").read_text())
+
+
+_PANELS: tuple[tuple[Figure, str], ...] = (
+    (THROUGHPUT, "more is better"),
+    (CPU, "less is better"),
+    (P50, "less is better"),
+    (CONNECTS, "more is better"),
+)
+
+
+def bars(rows: Sequence[Row], figure: Figure) -> dict[str, dict[str, float]]:
+    """For one panel of the plot: by path, the figure of each who took part."""
+    panel: dict[str, dict[str, float]] = {}
+    for row in rows:
+        path, _, name = row.work.rpartition(": ")
+        if name == figure.name and row.ours is not None and row.peer is not None and row.theirs is not None:
+            panel.setdefault(path, {OURS: row.ours})[row.peer] = row.theirs
+    return panel
+
+
+def _plot(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> list[Path]:
+    panels = [(figure, better, bars(rows, figure)) for figure, better in _PANELS]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "scistream"
+    from matplotlib import pyplot
+
+    heights = [sum(len(group) + 1 for group in panel.values()) for _, _, panel in panels]
+    drawing, axes = pyplot.subplots(
+        len(panels),
+        1,
+        figsize=(9, 1.2 + 0.26 * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for (figure, better, panel), axis in zip(panels, axes[:, 0], strict=True):
+        _draw(axis, panel)
+        axis.set_title(f"{figure.name} ({figure.unit}, {better})", loc="left", fontsize=10)
+    drawing.suptitle(f"{machine.get('processor', '')}, {machine.get('kernel', '')}", fontsize=8)
+    written = [folder / "latest.png", folder / "latest.svg"]
+    for path in written:
+        drawing.savefig(path, dpi=120)
+    pyplot.close(drawing)
+    return written
+
+
+_COLOURS = {OURS: "#0b6e4f", "HAProxy": "#5b8db8", "nginx": "#8fb3d1", "stunnel": "#b0a990", "socat": "#cfc8b4"}
+
+
+def _draw(axis: Axes, panel: Mapping[str, Mapping[str, float]]) -> None:
+    """Horizontal bars, one group a path, the first one on top."""
+    at = 0
+    places: list[int] = []
+    names: list[str] = []
+    for path, group in panel.items():
+        axis.text(0, at, path, va="center", fontsize=8, style="italic")
+        for who, value in group.items():
+            at += 1
+            bar = axis.barh(at, value, color=_COLOURS.get(who, "#dddddd"))
+            axis.bar_label(bar, fmt="%.4g", fontsize=7, padding=2)
+            places.append(at)
+            names.append(who)
+        at += 1
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set_ylim(at - 0.2, -0.8)
+    axis.margins(x=0.1)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="x", labelsize=7)
+
+
+def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str]) -> str:
+    """The page of documentation with this result in place of the one in it.
+
+    :raises ValueError: if the page has no such place.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks the lines {BEGIN!r} and {END!r}")
+    facts = "\n".join(f":{name}: {value}" for name, value in machine.items())
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for cells in (_COLUMNS, *(words(row) for row in rows)):
+        lines += [f"   {'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(_in_rst(cells))]
+    return f"{before}{BEGIN}\n\n{facts}\n\n" + "\n".join(lines) + f"\n\n{_caption(rows)}.\n\n{END}{after}"
+
+
+def _in_rst(cells: Sequence[str]) -> list[str]:
+    """A dash alone would begin a list."""
+    return ["\\-" if cell == "-" else cell for cell in cells]

@@ -1,0 +1,270 @@
+"""What is measured, beside whom, and what is to be reached: the table that `make bench` prints is made from this."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bench import measure, setup_time
+from bench.measure import Sample
+from bench.paths import BULK, MANY, OURS, PAIRS, PLAIN, PROGRAMS, TRIPS, Builder, Way, Yard, plain_hop, two_gateways
+from bench.rows import (
+    CONNECTS,
+    CPU,
+    MEMORY,
+    P50,
+    P99,
+    SET_UP,
+    THROUGHPUT,
+    Figure,
+    Pair,
+    Row,
+    absolute,
+    failed,
+    paired,
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a run of the benchmark makes of it.
+
+    :param rounds: how often each path has its turn; of them comes the median.
+    :param seconds: of one run of bulk data, or of new connections.
+    :param trips: round trips of one run.
+    :param idle: connections that are held.
+    :param held: how many seconds they are.
+    :param all_peers: whether peers come in that nothing is to be reached beside, to look at.
+    """
+
+    rounds: int
+    seconds: int
+    trips: int
+    idle: int
+    held: float
+    all_peers: bool
+
+    def with_rounds(self, rounds: int) -> Effort:
+        """The same with another number of turns."""
+        return replace(self, rounds=rounds)
+
+
+FULL = Effort(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, all_peers=True)
+QUICK = Effort(rounds=3, seconds=1, trips=2000, idle=1000, held=5.0, all_peers=False)
+
+Tell = Callable[[str], None]
+
+
+class Work(Protocol):
+    """Something to measure."""
+
+    @property
+    def key(self) -> str:
+        """What --only calls it."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+        ...
+
+    def programs(self, effort: Effort) -> set[str]:
+        """The programs of others that it needs."""
+        ...
+
+    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+        """Measure it."""
+        ...
+
+    def lost(self) -> list[Row]:
+        """Its rows when it could not be measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs over our path and those of peers, in turn.
+
+    :param paths: in the order in which they have their turns, ours first.
+    :param application: what stands behind them.
+    :param run: one run over one path.
+    :param figures: what is measured, and what is to be reached beside which peer.
+    """
+
+    key: str
+    path: str
+    about: str
+    application: str
+    paths: Mapping[str, Builder]
+    run: Callable[[Effort, Yard, Way], Awaitable[Sample]]
+    figures: Mapping[Figure, Mapping[str, float]]
+
+    def contestants(self, effort: Effort) -> list[str]:
+        """Who takes part, ours first."""
+        needed = {OURS, *(peer for reach in self.figures.values() for peer in reach)}
+        return [name for name in self.paths if effort.all_peers or name in needed]
+
+    def programs(self, effort: Effort) -> set[str]:
+        return {"iperf3"} | {PROGRAMS[name] for name in self.contestants(effort) if name in PROGRAMS}
+
+    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+        ours, *others = self.contestants(effort)
+        samples = await self._samples(yard, [ours, *others], effort, tell)
+        return [
+            paired(self.path, figure, peer, _pairs(samples, ours, peer, figure), reach.get(peer))
+            for figure, reach in self.figures.items()
+            for peer in others
+        ]
+
+    def lost(self) -> list[Row]:
+        return [
+            failed(self.path, figure, peer, wanted)
+            for figure, reach in self.figures.items()
+            for peer, wanted in reach.items()
+        ]
+
+    async def _samples(self, yard: Yard, names: Sequence[str], effort: Effort, tell: Tell) -> dict[str, list[Sample]]:
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        ways: list[Way] = []
+        try:
+            for name in names:
+                tell(f"starting {name}")
+                ways.append(await self.paths[name](yard, self.application))
+            for turn in range(effort.rounds):
+                for way in ways:
+                    tell(f"{way.name}, run {turn + 1} of {effort.rounds}")
+                    samples[way.name].append(await self.run(effort, yard, way))
+        finally:
+            for way in ways:
+                await way.close()
+        return samples
+
+
+def _pairs(samples: Mapping[str, Sequence[Sample]], ours: str, peer: str, figure: Figure) -> list[Pair]:
+    return [(one[figure], other[figure]) for one, other in zip(samples[ours], samples[peer], strict=True)]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What idle connections hold at a gateway that has just been started."""
+
+    key: str
+    path: str
+    about: str
+    build: Builder
+    reach: float
+
+    def programs(self, _effort: Effort) -> set[str]:
+        return {"iperf3"}
+
+    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+        tell("starting")
+        many = min(effort.idle, connections_allowed())
+        way = await self.build(yard, MANY)
+        try:
+            tell(f"{many} connections, held for {effort.held:g} s")
+            sample = await measure.memory(yard, way, many, effort.held)
+        finally:
+            await way.close()
+        return [absolute(self.path, MEMORY, [sample[MEMORY]], self.reach)]
+
+    def lost(self) -> list[Row]:
+        return [failed(self.path, MEMORY, None, self.reach)]
+
+
+def connections_allowed() -> int:
+    """How many connections a process may carry, of which each takes two descriptors."""
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 500) // 2
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """How long a stream takes to set up.
+
+    :param streams: how many are set up.
+    :param half_open: beside so many handshakes that are never finished.
+    """
+
+    streams: int
+    half_open: int
+    key: str = "setup"
+    about: str = "how long a stream takes to set up"
+
+    def programs(self, _effort: Effort) -> set[str]:
+        return set()
+
+    async def rows(self, yard: Yard, _effort: Effort, tell: Tell) -> list[Row]:
+        tell(f"{self.streams} streams, one after the other")
+        taken = await setup_time.measure(yard.reactor, self.streams, self.half_open)
+        return [absolute(self._path, SET_UP, taken, self._reach)]
+
+    def lost(self) -> list[Row]:
+        return [failed(self._path, SET_UP, None, self._reach)]
+
+    @property
+    def _path(self) -> str:
+        beside = f" beside {self.half_open} half-open handshakes" if self.half_open else ""
+        return f"two facilities{beside}"
+
+    @property
+    def _reach(self) -> float:
+        return setup_time.REACH_BESIDE_MS if self.half_open else setup_time.REACH_MS
+
+
+def _bulk(connections: int) -> Callable[[Effort, Yard, Way], Awaitable[Sample]]:
+    return lambda effort, yard, way: measure.throughput(yard, way, connections, effort.seconds)
+
+
+def _trips(effort: Effort, yard: Yard, way: Way) -> Awaitable[Sample]:
+    return measure.trips(yard, way, effort.trips)
+
+
+def _connects(effort: Effort, yard: Yard, way: Way) -> Awaitable[Sample]:
+    return measure.connects(yard, way, effort.seconds)
+
+
+_BULK_PLAIN = {THROUGHPUT: {"HAProxy": 1.0, "nginx": 1.0}, CPU: {"HAProxy": 1.0, "nginx": 1.0}}
+_BULK_TLS = {THROUGHPUT: {"stunnel": 1.25, "nginx": 1.0}, CPU: {"stunnel": 1.0, "nginx": 1.0}}
+
+
+def all_works(streams: int, half_open: int) -> list[Work]:
+    """Everything that can be measured, in this order."""
+    hop, gateways = "one hop plain", "two gateways TLS"
+    return [
+        Comparison("plain-1", f"{hop}, 1 connection", "bulk data, the relay alone", BULK, PLAIN, _bulk(1), _BULK_PLAIN),
+        Comparison(
+            "plain-8", f"{hop}, 8 connections", "the same over 8 connections", BULK, PLAIN, _bulk(8), _BULK_PLAIN
+        ),
+        Comparison(
+            "tls-1", f"{gateways}, 1 connection", "bulk data, installed daemons", BULK, PAIRS, _bulk(1), _BULK_TLS
+        ),
+        Comparison(
+            "tls-8", f"{gateways}, 8 connections", "the same over 8 connections", BULK, PAIRS, _bulk(8), _BULK_TLS
+        ),
+        Comparison(
+            "trips-plain",
+            hop,
+            "small messages, the relay alone",
+            TRIPS,
+            PLAIN,
+            _trips,
+            {P50: {"HAProxy": 1.5}, P99: {}},
+        ),
+        Comparison(
+            "trips-tls",
+            gateways,
+            "small messages, installed daemons",
+            TRIPS,
+            PAIRS,
+            _trips,
+            {P50: {"stunnel": 1.6}, P99: {}},
+        ),
+        Comparison(
+            "connects", gateways, "new connections, 8 at a time", MANY, PAIRS, _connects, {CONNECTS: {"stunnel": 0.5}}
+        ),
+        Memory("memory-plain", hop, "idle connections, the relay alone", plain_hop, 24.0),
+        Memory("memory-tls", gateways, "idle connections, installed daemons", two_gateways, 80.0),
+        SetUp(streams, half_open),
+    ]

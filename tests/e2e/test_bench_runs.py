@@ -1,0 +1,123 @@
+"""``make bench`` as a user runs it, as little of it as there is: what it writes, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import peers
+from bench.processes import tree
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 120.0
+
+
+class Run:
+    """One run of the benchmark, with folders for temporary files and for results of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.results = folder / "results"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench", "--quick", "--runs", "1", "--results", str(self.results), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+        )
+
+    def end(self) -> tuple[str, str]:
+        """Wait for it; gives what it has written."""
+        return self.process.communicate(timeout=DEADLINE)
+
+    def descendants(self) -> set[int]:
+        return set(tree([self.process.pid])) - {self.process.pid}
+
+    def until_processes(self, count: int) -> set[int]:
+        """Wait until it has started so many."""
+        wait_for(lambda: len(self.descendants()) >= count or self.process.poll() is not None)
+        assert self.process.poll() is None, self.end()
+        return self.descendants()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in (Path("/proc") / str(pid) / "status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts runs of a benchmark whose peers are here; none outlives the test."""
+    lacking = peers.missing(["iperf3", "stunnel"])
+    if lacking:
+        pytest.skip(f"not installed: {' '.join(lacking)}")
+    started: list[Run] = []
+
+    def start(*options: str) -> Run:
+        started.append(Run(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.terminate()
+        each.process.wait(DEADLINE)
+
+
+def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(run: Callable[..., Run]) -> None:
+    one = run("--only", "trips-tls", "--only", "setup", "--streams", "3")
+    out, err = one.end()
+    rows = json.loads((one.results / "latest.json").read_text())
+    found = {(row["work"], row["peer"]): row for row in rows}
+    trips = found["two gateways TLS: round trip of 64 bytes, p50", "stunnel"]
+    assert trips["ours"] > 0, err
+    assert trips["theirs"] > 0
+    assert (trips["reach"], trips["runs"]) == (1.6, 1)
+    assert found["two facilities: set-up of a stream", None]["runs"] == 3
+    assert one.process.returncode == (1 if any(row["met"] is False for row in rows) else 0)
+    assert "sessionResume = no" in out
+    assert "PRIVATE KEY" not in out
+    assert all(str(row["work"]) in out for row in rows)
+    assert "1 of 2: trips-tls" in err
+    assert list(one.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_leaves_no_process_and_no_file(run: Callable[..., Run], number: int) -> None:
+    one = run("--only", "trips-tls")
+    started = one.until_processes(5)
+    one.process.send_signal(number)
+    _, err = one.end()
+    assert one.process.returncode == 1
+    assert "interrupted" in err
+    assert not any(lives(pid) for pid in started)
+    assert list(one.temporary.iterdir()) == []
+    assert not one.results.exists()
+
+
+def test_no_process_outlives_a_run_that_is_killed(run: Callable[..., Run]) -> None:
+    one = run("--only", "trips-tls")
+    started = one.until_processes(5)
+    one.process.kill()
+    one.end()
+    wait_for(lambda: not any(lives(pid) for pid in started))

@@ -1,0 +1,232 @@
+"""The benchmark's arithmetic, its configurations of the peers, and what it reads from the system."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from bench import peers, processes, report
+from bench.__main__ import PAGE, main
+from bench.peers import FAR_NAME, Door, Papers, Program
+from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
+from bench.works import FULL, QUICK, Comparison, all_works
+from scistream.security.pki import init_authority, issue
+
+PROMISED = {"work", "peer", "ours", "theirs", "ratio", "reach", "met", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("value", "reach", "better", "met"),
+    [
+        (0.95, 1.0, "higher", True),
+        (0.949, 1.0, "higher", False),
+        (7.0, 1.0, "higher", True),
+        (1.05, 1.0, "lower", True),
+        (1.051, 1.0, "lower", False),
+        (0.1, 1.0, "lower", True),
+        (84.0, 80.0, "lower", True),
+        (84.1, 80.0, "lower", False),
+    ],
+)
+def test_a_row_is_met_within_five_percent_of_what_it_should_reach(
+    value: float, reach: float, better: str, met: bool
+) -> None:
+    assert is_met(value, reach, better) is met  # type: ignore[arg-type]
+
+
+def test_the_ratio_is_the_median_over_pairs_and_not_that_of_the_medians() -> None:
+    row = paired("a hop", THROUGHPUT, "nginx", [(1.0, 2.0), (10.0, 5.0), (3.0, 9.0)], 1.0)
+    assert (row.ours, row.theirs) == (3.0, 5.0)
+    assert row.ratio == 0.5  # of 0.5, 2 and 0.333
+    assert row.met is False
+    assert row.runs == 3
+
+
+def test_less_is_better_for_time_and_memory() -> None:
+    assert paired("a hop", CPU, "nginx", [(1.0, 2.0)], 1.0).met is True
+    assert paired("a hop", P50, "nginx", [(2.0, 1.0)], 1.5).met is False
+    assert absolute("a hop", MEMORY, [20.0], 24.0).met is True
+    assert absolute("a hop", MEMORY, [30.0], 24.0).met is False
+
+
+def test_rows_to_look_at_are_neither_met_nor_missed() -> None:
+    assert paired("a hop", THROUGHPUT, "socat", [(1.0, 2.0)], None).met is None
+    assert failed("a hop", THROUGHPUT, "socat", None).met is None
+
+
+def test_what_could_not_be_measured_is_missed() -> None:
+    row = failed("a hop", THROUGHPUT, "nginx", 1.0)
+    assert row.met is False
+    assert row.runs == 0
+    assert report.words(row)[2:] == ["-", "-", "-", ">= 1 x", "MISSED", "0"]
+
+
+def some_rows() -> list[Row]:
+    return [
+        paired("one hop plain, 1 connection", THROUGHPUT, "nginx", [(9.0, 10.0)], 1.0),
+        paired("one hop plain, 1 connection", CPU, "nginx", [(0.9, 1.0)], 1.0),
+        paired("one hop plain", P50, "socat", [(0.9, 1.0)], None),
+        absolute("one hop plain", MEMORY, [20.5], 24.0),
+    ]
+
+
+def test_the_table_says_every_figure_its_ratio_and_whether_it_is_met() -> None:
+    out = Console(file=io.StringIO(), width=200)
+    out.print(report.table(some_rows()))
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (line,) = (line for line in lines if "throughput" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        "one hop plain, 1 connection: throughput",
+        "nginx",
+        "9 Gbit/s",
+        "10 Gbit/s",
+        "0.90",
+        ">= 1 x",
+        "MISSED",
+        "1",
+    ]
+    assert any("20.5 KiB" in line and "<= 24 KiB" in line for line in lines)
+    assert any("2 of 3 rows met" in line for line in lines)
+
+
+def test_results_are_written_as_promised_and_read_again(tmp_path: Path) -> None:
+    written = report.save(some_rows(), {"processor": "one"}, tmp_path)
+    found = json.loads((tmp_path / "latest.json").read_text())
+    assert all(set(row) >= PROMISED for row in found)
+    assert report.load(tmp_path) == (some_rows(), {"processor": "one"})
+    if (tmp_path / "latest.svg") in written:
+        assert (tmp_path / "latest.png").read_bytes().startswith(b"\x89PNG")
+        assert "SciStream" in (tmp_path / "latest.svg").read_text()
+
+
+def test_the_plot_has_each_who_took_part_once() -> None:
+    rows = [*some_rows(), paired("one hop plain, 1 connection", THROUGHPUT, "socat", [(9.0, 3.0)], None)]
+    assert report.bars(rows, THROUGHPUT) == {
+        "one hop plain, 1 connection": {"SciStream": 9.0, "nginx": 10.0, "socat": 3.0}
+    }
+    assert report.bars(rows, MEMORY) == {}
+
+
+def test_the_page_of_documentation_takes_a_result_in_and_changes_nowhere_else() -> None:
+    page = PAGE.read_text()
+    once = report.into_page(page, some_rows(), {"processor": "one"})
+    assert report.into_page(once, some_rows(), {"processor": "one"}) == once
+    assert "     - 9 Gbit/s\n" in once
+    assert ":processor: one\n" in once
+    assert once.partition(report.BEGIN)[0] == page.partition(report.BEGIN)[0]
+    assert once.partition(report.END)[2] == page.partition(report.END)[2]
+
+
+def test_the_works_and_what_they_reach_are_those_of_the_page() -> None:
+    page = PAGE.read_text()
+    works = all_works(3, 0)
+    assert len({work.key for work in works}) == len(works)
+    for work in works:
+        assert f"``{work.key}``" in page
+        assert work.lost(), "each has something to reach"
+        for row in work.lost():
+            assert report.words(row)[5] in page
+
+
+def test_a_quick_run_leaves_out_only_peers_beside_whom_nothing_is_to_be_reached() -> None:
+    for work in all_works(3, 0):
+        if isinstance(work, Comparison):
+            wanted = {peer for reach in work.figures.values() for peer in reach}
+            assert wanted < set(work.contestants(QUICK)) <= set(work.contestants(FULL)) == set(work.paths)
+            assert work.contestants(QUICK)[0] == "SciStream"
+
+
+def test_programs_that_are_missing_are_named_with_the_packages_that_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(peers, "ADMINISTRATORS", ())
+    found = CliRunner().invoke(main, ["--only", "plain-1", "--quick", "--results", str(tmp_path / "results")])
+    assert found.exit_code == 2
+    assert "apt-get install --no-install-recommends haproxy iperf3 nginx-light libnginx-mod-stream" in found.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_help_explains_every_work() -> None:
+    found = CliRunner().invoke(main, ["--help"])
+    assert found.exit_code == 0
+    for work in all_works(3, 0):
+        assert f"  {work.key:13} {work.about}" in found.output
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Papers:
+    authority = init_authority(tmp_path / "pki", "Bench").certificate
+    near = issue(tmp_path / "pki", "user", "near@bench.example")
+    return Papers(authority, near, issue(tmp_path / "pki", "server", FAR_NAME))
+
+
+def program_of(name: str, papers: Papers) -> list[Program]:
+    if peers.missing([name]):
+        pytest.skip(f"{name} is not installed")
+    door = Door(20001, 20002, 20003)
+    if name == "haproxy":
+        return [peers.haproxy(door), *peers.haproxy_pair(door, papers)]
+    return [peers.nginx(door), *peers.nginx_pair(door, papers)]
+
+
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+def test_the_peers_accept_their_configurations(name: str, papers: Papers, tmp_path: Path) -> None:
+    check = {"haproxy": ["-c"], "nginx": ["-t"]}[name]
+    for program in program_of(name, papers):
+        folder = tmp_path / program.name
+        program.write(folder)
+        found = subprocess.run([*program.command(folder), *check], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        assert "deprecated" not in found.stderr
+
+
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+def test_configurations_are_shown_without_keys(name: str, papers: Papers) -> None:
+    for program in program_of(name, papers):
+        assert "PRIVATE" not in program.shown()
+        assert "20001" in program.shown() or "20003" in program.shown()
+
+
+def test_cpu_time_and_memory_of_descendants_count() -> None:
+    work = "sum(range(10**7)); held = bytearray(64 * 2**20); print(flush=True); input()"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
+    with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        assert len(processes.tree([parent.pid])) == 2
+        assert processes.memory_kib([parent.pid]) > 64 * 1024
+        alive = processes.cpu_seconds([parent.pid])
+        assert alive > 0
+        assert processes.cpu_seconds([parent.pid]) >= alive
+        parent.communicate(b"\n")
+
+
+def test_the_cpu_time_of_descendants_that_ended_is_not_lost() -> None:
+    before = processes.cpu_seconds([os.getpid()])
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    used = os.times()
+    assert processes.cpu_seconds([os.getpid()]) > before
+    assert used.children_user > 0
+
+
+def test_a_listener_is_seen_without_a_connection() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert not processes.listens(port)
+        sock.listen()
+        assert processes.listens(port)
+        sock.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+    assert not processes.listens(port)
