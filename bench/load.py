@@ -119,8 +119,7 @@ def hold(port: int, count: int) -> dict[str, float]:
     _raise_descriptor_limit()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     with ThreadPoolExecutor(OPENERS) as pool:
-        held = list(pool.map(lambda _: _connected(port), range(count)))
-        list(pool.map(_pass_data, held))
+        held = list(pool.map(lambda _: _pass_data(_connected(port)), range(count)))
         print(json.dumps({"held": count}), flush=True)
         signal.sigwait([signal.SIGUSR1])
         list(pool.map(_pass_data, held))
@@ -129,9 +128,10 @@ def hold(port: int, count: int) -> dict[str, float]:
     return {"passed_data": count}
 
 
-def _pass_data(connection: socket.socket) -> None:
+def _pass_data(connection: socket.socket) -> socket.socket:
     connection.sendall(HELD)
     _receive(connection, len(HELD))
+    return connection
 
 
 def _connected(port: int) -> socket.socket:
