@@ -7,7 +7,9 @@ closed or its process dies, until `close` ends it well.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import select
 import socket
 import struct
@@ -26,7 +28,10 @@ EOF = 0
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_WELL = struct.pack("ii", 0, 0)
-_KEEPALIVE_PROBES = 3
+_KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+_LATEST_PROBE = 15.0
+"""Seconds. The kernel's timers are exact to a quarter of a second up to 16 s, and to some seconds beyond it."""
+_MOST_PROBES = 127
 
 
 class Broken(Exception):
@@ -48,10 +53,23 @@ def prepare(sock: socket.socket, patience: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    probe = max(1, round(patience / (2 * _KEEPALIVE_PROBES)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(patience / 2)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    for option, value in zip(_KEEPALIVE, keepalive(patience, random.random()), strict=True):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def keepalive(patience: float, place: float) -> tuple[int, int, int]:
+    """Seconds until the first probe, seconds between probes, and how many: together they last for `patience`.
+
+    The kernel keeps timers of many seconds in few slots, and hands on the packets of one slot together, up to a limit
+    (net.core.netdev_max_backlog): of thousands of connections that are idle from one moment on, and probed after the
+    same time, some would lose all their probes and be taken for dead. So each has a time of its own, and a short one.
+
+    :param place: 0 to 1, at random.
+    """
+    latest = min(_LATEST_PROBE, patience / 2)
+    first = max(1, round(latest * (1 + place) / 2))
+    between = max(1, round(patience / 10))
+    return first, between, max(1, min(_MOST_PROBES, math.ceil((patience - first) / between)))
 
 
 def peer_of(sock: socket.socket) -> str:
