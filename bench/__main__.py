@@ -155,21 +155,24 @@ class Bench:
         with self._progress.status("") as status:
             for number, work in enumerate(self._works, 1):
                 title = f"{number} of {len(self._works)}: {work.key} ({work.about})"
-                if not self._progress.is_terminal:
-                    click.echo(title, err=True)
-                tell = partial(_show, status, title)
+                tell = partial(self._show, status, title)
                 try:
-                    rows += await work.rows(yard, self._effort, tell)
-                except CancelledError:
-                    raise
+                    found = await work.rows(yard, self._effort, tell)
                 except (BenchProblem, StreamError, OSError) as problem:
-                    click.echo("\n".join([f"{work.key}: {problem}", *getattr(problem, "log", [])]), err=True)
-                    rows += work.lost()
+                    tell("\n".join([f"failed: {problem}", *getattr(problem, "log", [])]))
+                    found = work.lost()
+                for row in found:
+                    line = "  ".join(report.words(row)[:-1])
+                    self._progress.print(line, highlight=False, markup=False, soft_wrap=True)
+                rows += found
         return rows
 
-
-def _show(status: Status, title: str, what: str) -> None:
-    status.update(f"{title}: {what}")
+    def _show(self, status: Status, title: str, what: str) -> None:
+        """What is being done now; where that cannot be shown in place, a line."""
+        if self._progress.is_terminal and "\n" not in what:
+            status.update(f"{title}: {what}")
+        else:
+            click.echo(f"{title}: {what}", err=True)
 
 
 def _write_page(results: Path) -> int:

@@ -48,11 +48,6 @@ def memory_kib(roots: Sequence[int]) -> float:
     return sum(_memory_of(pid) for pid in tree(roots))
 
 
-def sees_all_memory(pid: int) -> bool:
-    """Whether we may see the PSS of that process."""
-    return _field(PROC / str(pid) / "smaps_rollup", "Pss") is not None
-
-
 def _memory_of(pid: int) -> int:
     shared_out = _field(PROC / str(pid) / "smaps_rollup", "Pss")
     return shared_out if shared_out is not None else _field(PROC / str(pid) / "status", "RssAnon") or 0

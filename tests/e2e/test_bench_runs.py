@@ -98,7 +98,7 @@ def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(ru
     assert "sessionResume = no" in out
     assert "PRIVATE KEY" not in out
     assert all(str(row["work"]) in out for row in rows)
-    assert "1 of 2: trips-tls" in err
+    assert "1 of 2: trips-tls (small messages, installed daemons): stunnel, run 1 of 1" in err
     assert list(one.temporary.iterdir()) == []
 
 
