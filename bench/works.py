@@ -116,6 +116,7 @@ class Comparison:
             paired(self.path, figure, peer, _pairs(samples, ours, peer, figure), reach.get(peer))
             for figure, reach in self.figures.items()
             for peer in others
+            if figure in samples[peer][0]
         ]
 
     def lost(self) -> list[Row]:
