@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
 from harness import World
 
 
@@ -44,3 +45,12 @@ def nothing_left(world: World) -> Iterator[None]:
     """What the test does leaves nothing behind in any daemon of the world: no descriptor, port, stream, or memory."""
     with world.unchanged():
         yield
+
+
+@pytest_twisted.async_yield_fixture
+async def make(linux: None) -> AsyncIterator[Callable[..., Any]]:
+    """Makes streams over two gateways of the test's own, see `gateways`; nothing stays behind or fails unnoticed."""
+    from gateways import streams
+
+    async with streams() as make_one:
+        yield make_one

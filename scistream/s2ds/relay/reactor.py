@@ -76,6 +76,10 @@ class Poller:
             self._reactor.removeReader(self)
             self._set.close()
             self._set = None
+            self._waiting.clear()  # nobody has a leg any more
+            if self._call is not None:
+                self._call.cancel()
+                self._call = None
 
     def again(self, turn: Turn) -> None:
         """Let it go on once, when the others that can have had their turn. It waits only once at a time."""
@@ -96,8 +100,8 @@ class Poller:
 
     def _give_turns(self) -> None:
         waiting = self._waiting
-        for _ in range(len(waiting)):
-            waiting.popleft().go_on()
+        for turn in [waiting.popleft() for _ in range(len(waiting))]:
+            turn.go_on()
 
     def _go_on(self) -> None:
         self._call = None

@@ -1,0 +1,287 @@
+"""Two gateways of a stream in the process of the test, or with elements of their own, and applications at both ends.
+
+Applications are blocking sockets in threads; the gateways run in the reactor of the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import uuid4
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import globalLogPublisher
+
+from scistream.s2ds.elements import Elements
+from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds.relay import relay
+from scistream.s2ds.relay.element import Settings
+from scistream.s2uc.credentials import issue_credentials
+from scistream.security.stream import StreamSecret
+from scistream.wire.address import Address
+from scistream.wire.messages import CONS, PROD, ChannelFigures, Role
+
+MIB = 1024 * 1024
+PATIENCE = 20.0
+RESET = struct.pack("ii", 1, 0)
+NOISE = os.urandom(MIB)
+
+
+# Applications
+
+
+def send(sock: socket.socket, count: int) -> str:
+    """Send that many bytes; their SHA-256."""
+    digest = hashlib.sha256()
+    while count:
+        chunk = memoryview(NOISE)[: min(count, MIB)]
+        sock.sendall(chunk)
+        digest.update(chunk)
+        count -= len(chunk)
+    return digest.hexdigest()
+
+
+def receive(sock: socket.socket) -> tuple[int, str]:
+    """Receive until the end: how many bytes, and their SHA-256."""
+    digest, count, buffer = hashlib.sha256(), 0, bytearray(MIB)
+    while got := sock.recv_into(buffer):
+        digest.update(memoryview(buffer)[:got])
+        count += got
+    return count, digest.hexdigest()
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        assert chunk, f"the end came after {len(data)} of {count} bytes"
+        data += chunk
+    return data
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+
+
+def how_it_ends(sock: socket.socket) -> str:
+    """'end' or 'reset', after whatever still comes."""
+    try:
+        receive(sock)
+    except ConnectionResetError:
+        return "reset"
+    return "end"
+
+
+def push(sock: socket.socket) -> str:
+    """Send until that fails; what the failure is."""
+    try:
+        while True:
+            sock.sendall(NOISE)
+    except ConnectionResetError:
+        return "reset"
+    except BrokenPipeError:
+        return "broken pipe"
+
+
+async def both(*jobs: Callable[[], Any]) -> list[Any]:
+    """Run blocking jobs in threads, at once."""
+    return list(await gatherResults([deferToThread(job) for job in jobs], consumeErrors=True))
+
+
+def sleep(seconds: float) -> Deferred[None]:
+    return deferLater(reactor, seconds, lambda: None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the reactor run until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        await sleep(0.005)
+
+
+def fill(sock: socket.socket, stop: threading.Event) -> int:
+    """Write as long as anything goes in within a while; how much did."""
+    sock.settimeout(0.5)
+    total = 0
+    with contextlib.suppress(TimeoutError):
+        while not stop.is_set():
+            total += sock.send(NOISE[:65536])
+    return total
+
+
+# Gateways
+
+
+class Side:
+    """One gateway's end of a stream: listeners, an element, and a key pair."""
+
+    def __init__(
+        self, role: Role, uid: str, ports: Ports, channels: int, rate: float, elements: int, **settings: float
+    ) -> None:
+        self.role: Role = role
+        self.uid = uid
+        self.ports = ports
+        self.secret = StreamSecret()
+        self.elements = Elements(reactor, elements, channels, Settings(**settings))  # type: ignore[arg-type]
+        self.elements.start()
+        self.elements.open(uid, role, rate, dict(enumerate(range(channels))))
+        self.sockets = ports.reserve("127.0.0.1", channels)
+        self.listeners = [Listener(reactor, sock) for sock in self.sockets]
+
+    def address(self, channel: int = 0) -> Address:
+        return Address(*self.sockets[channel].getsockname())
+
+    def arm(self, bundle: str | None, targets: list[Address]) -> None:
+        """Without a bundle, the WAN is plain TCP too."""
+        credentials = self.secret.credentials(bundle, self.uid, self.role) if bundle is not None else None
+        self.elements.arm(self.uid, self.role, dict(enumerate(targets)), credentials)
+        for channel, listener in enumerate(self.listeners):
+            listener.start(lambda sock, _peer, number=channel: self.elements.carry(self.uid, self.role, number, sock))
+
+    def figures(self, channel: int = 0) -> ChannelFigures:
+        return self.elements.figures(self.uid, self.role)[channel]
+
+    def close(self) -> Deferred[None]:
+        for listener in self.listeners:
+            listener.stop()
+        self.elements.close(self.uid, self.role)
+        stopped = self.elements.stop()
+        for sock in self.sockets:
+            self.ports.release(sock)
+        return stopped
+
+    def is_ready(self) -> bool:
+        """Whether its elements take connections."""
+        return all(member.ready for member in self.elements._members)
+
+    def relays(self) -> list[relay.Relay]:
+        """What is open on its first channel."""
+        (here,) = self.elements._members
+        return list(here._element._streams[self.uid, self.role].channels[0].relays)  # type: ignore[attr-defined]
+
+
+class Stream:
+    """A stream over two gateways, and the two applications' ends of it.
+
+    :param wan: "tls", or "plain" where the relay by itself is looked at.
+    :param elements: how many processes each gateway has for it; 0 is none.
+    """
+
+    def __init__(
+        self, channels: int = 1, rate: float = 1e6, *, wan: str = "tls", elements: int = 0, **settings: float
+    ) -> None:
+        self.uid = str(uuid4())
+        self.app = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.app.settimeout(PATIENCE)
+        ports = Ports(24200, 24299)
+        self.prod = Side(PROD, self.uid, ports, channels, rate, elements, **settings)
+        self.cons = Side(CONS, self.uid, ports, channels, rate, elements, **settings)
+        self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})
+        prod, cons = (self.bundles[PROD], self.bundles[CONS]) if wan == "tls" else (None, None)
+        self.prod.arm(prod, [Address(*self.app.getsockname())] * channels)
+        self.cons.arm(cons, [self.prod.address(channel) for channel in range(channels)])
+        self._ends: list[socket.socket] = [self.app]
+
+    def connect(self, channel: int = 0) -> socket.socket:
+        """ConsApp connects; blocks."""
+        return self._keep(socket.create_connection(self.cons.address(channel), timeout=PATIENCE))
+
+    def attempt(self) -> str:
+        """ConsApp connects and says something; how that ends; blocks."""
+        try:
+            sock = self.connect()
+            sock.sendall(b"secret")
+        except (ConnectionResetError, BrokenPipeError):
+            return "reset"
+        return how_it_ends(sock)
+
+    def accept(self) -> socket.socket:
+        """ProdApp accepts; blocks."""
+        return self._keep(self.app.accept()[0])
+
+    async def pair(self, channel: int = 0) -> tuple[socket.socket, socket.socket]:
+        """A connection: ConsApp's end and ProdApp's."""
+        await self.ready()
+        consumer, producer = await both(lambda: self.connect(channel), self.accept)
+        return consumer, producer
+
+    async def ready(self) -> None:
+        """Wait until all elements take connections."""
+        await until(lambda: self.prod.is_ready() and self.cons.is_ready())
+
+    def nobody_came(self) -> bool:
+        """Whether ProdApp was not dialled."""
+        self.app.settimeout(0.05)
+        try:
+            self.accept()
+        except TimeoutError:
+            return True
+        return False
+
+    async def close(self) -> None:
+        await gatherResults([self.prod.close(), self.cons.close()])
+        for sock in self._ends:
+            sock.close()
+
+    def _keep(self, sock: socket.socket) -> socket.socket:
+        sock.settimeout(PATIENCE)
+        self._ends.append(sock)
+        return sock
+
+
+@contextlib.asynccontextmanager
+async def streams() -> AsyncIterator[Callable[..., Stream]]:
+    """Makes streams, closes them, and sees to it that nothing stays behind or failed unnoticed."""
+    failures: list[Any] = []
+    made: list[Stream] = []
+    readers, writers, calls = (set(found()) for found in (_readers, _writers, _calls))
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("log_failure") is not None:
+            failures.append(event["log_failure"].getTraceback())
+
+    def make_one(*args: Any, **kwargs: Any) -> Stream:
+        made.append(Stream(*args, **kwargs))
+        return made[-1]
+
+    globalLogPublisher.addObserver(note)
+    yield make_one
+    for stream in made:
+        await stream.close()
+    globalLogPublisher.removeObserver(note)
+    assert not failures, failures
+    assert not set(_readers()) - readers
+    assert not set(_writers()) - writers
+    assert not set(_calls()) - calls
+
+
+def _readers() -> list[Any]:
+    return [found for found in reactor.getReaders() if _is_ours(found)]  # type: ignore[attr-defined]
+
+
+def _writers() -> list[Any]:
+    return [found for found in reactor.getWriters() if _is_ours(found)]  # type: ignore[attr-defined]
+
+
+def _calls() -> list[Any]:
+    calls = reactor.getDelayedCalls()  # type: ignore[attr-defined]
+    return [call for call in calls if call.func.__module__.startswith("scistream")]
+
+
+def _is_ours(found: Any) -> bool:
+    return type(found).__module__.startswith("scistream")
+
+
+Make = Callable[..., Stream]

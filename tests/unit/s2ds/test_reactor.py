@@ -1,0 +1,124 @@
+"""The poller of an element: real descriptors in a reactor of the test."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+
+from scistream.s2ds.relay.reactor import Poller
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
+
+
+class Ear:
+    """Hears events of one end of a pair."""
+
+    born = 0
+
+    def __init__(self, poller: Poller) -> None:
+        self.poller = poller
+        self.sock, self.peer = socket.socketpair()
+        self.sock.setblocking(False)
+        self.heard: list[int] = []
+        self.answer = lambda: None
+        poller.add(self)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def event(self, mask: int) -> None:
+        self.heard.append(mask)
+        self.answer()
+
+    def close(self) -> None:
+        self.poller.remove(self)
+        self.sock.close()
+        self.peer.close()
+
+
+class Walker:
+    """Goes on again and again."""
+
+    def __init__(self, poller: Poller, name: str, steps: int, seen: list[str]) -> None:
+        self.poller, self.name, self.steps, self.seen = poller, name, steps, seen
+
+    def go_on(self) -> None:
+        self.seen.append(self.name)
+        self.steps -= 1
+        if self.steps:
+            self.poller.again(self)
+
+
+@pytest.fixture
+def clock() -> Iterator[MemoryReactorClock]:
+    clock = MemoryReactorClock()
+    yield clock
+    assert clock.getReaders() == []
+    assert clock.getDelayedCalls() == []
+
+
+def test_an_event_is_told_once_until_there_is_another(clock: MemoryReactorClock) -> None:
+    poller = Poller(clock)
+    ear = Ear(poller)
+    assert clock.getReaders() == [poller]
+    poller.doRead()  # it can be written
+    ear.heard.clear()
+    ear.peer.send(b"1")
+    poller.doRead()
+    poller.doRead()
+    assert len(ear.heard) == 1
+    ear.peer.send(b"2")
+    poller.doRead()
+    assert len(ear.heard) == 2
+    ear.close()
+
+
+def test_news_of_a_descriptor_does_not_reach_who_has_it_now(clock: MemoryReactorClock) -> None:
+    poller = Poller(clock)
+    ears = [Ear(poller), Ear(poller)]
+    poller.doRead()
+    later: list[Ear] = []
+
+    def replace(me: Ear, other: Ear) -> None:
+        """Whoever hears first closes the other, and its descriptor goes to a new one, before its event is told."""
+        me.answer = lambda: None
+        fd = other.fileno()
+        other.close()
+        ears.remove(other)
+        while not later or later[-1].fileno() != fd:
+            later.append(Ear(poller))
+
+    for ear, other in zip(ears, reversed(list(ears)), strict=True):
+        ear.heard.clear()
+        ear.answer = lambda ear=ear, other=other: replace(ear, other)  # type: ignore[misc]
+        ear.peer.send(b"x")
+    poller.doRead()
+    assert later
+    assert all(not ear.heard for ear in later)
+    poller.doRead()
+    assert all(len(ear.heard) == 1 for ear in later), "their own news comes with the next batch"
+    for ear in [*ears, *later]:
+        ear.close()
+
+
+def test_those_who_go_on_take_turns(clock: MemoryReactorClock) -> None:
+    poller = Poller(clock)
+    seen: list[str] = []
+    for name in "abc":
+        poller.again(Walker(poller, name, 3, seen))
+    while clock.getDelayedCalls():
+        clock.advance(0)
+    assert "".join(seen) == "abcabcabc"
+
+
+def test_nobody_goes_on_when_the_last_leg_is_gone(clock: MemoryReactorClock) -> None:
+    poller = Poller(clock)
+    ear, seen = Ear(poller), list[str]()
+    poller.again(Walker(poller, "a", 3, seen))
+    ear.close()
+    clock.advance(0)
+    assert seen == []
