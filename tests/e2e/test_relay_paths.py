@@ -222,10 +222,11 @@ async def test_a_stopped_reader_holds_its_writer_and_nobody_else(make: Make, wan
     written = await both(*[lambda sock=producer: fill(sock, threading.Event()) for _, producer in stalled])
     held = [[moving.held() for one in side.relays() for moving in one._pumps] for side in (stream.prod, stream.cons)]
     assert any(map(sum, held))
-    assert max(map(max, held)) <= 262144
+    most = 262144 if wan == "tls" else 4 * 262144  # a pipe holds more than a buffer
+    assert max(map(max, held)) <= most
     await exchange(stream)
     after = [[moving.held() for one in side.relays() for moving in one._pumps] for side in (stream.prod, stream.cons)]
-    assert max(map(max, after)) <= 262144
+    assert max(map(max, after)) <= most
     for (consumer, producer), count in zip(stalled, written, strict=True):
         producer.close()
         got, _ = await deferToThread(receive, consumer)

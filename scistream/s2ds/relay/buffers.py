@@ -76,7 +76,7 @@ class Pipes:
     """A pool of pipes for `size` bytes: at most `most` at once, of which up to `spare` unused ones are kept."""
 
     def __init__(self, size: int, spare: int = 16, most: int = 256) -> None:
-        self._size = size
+        self.size = size
         self._spare = spare
         self._most = most
         self._lent = 0
@@ -110,9 +110,9 @@ class Pipes:
         except OSError:
             return None  # no more descriptors
         with contextlib.suppress(OSError):  # it is more than a user may have, here or in all
-            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, self._size)
-        pipe = Pipe(self, reading, writing, min(self._size, fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
-        if pipe.size >= min(self._size, LEAST_PIPE):
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, self.size)
+        pipe = Pipe(self, reading, writing, min(self.size, fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
+        if pipe.size >= min(self.size, LEAST_PIPE):
             return pipe
         pipe.close()
         return None

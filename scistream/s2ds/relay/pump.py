@@ -47,6 +47,7 @@ class Pump:
         "_eof",
         "_flow",
         "_joint",
+        "_most",
         "_poller",
         "_sink",
         "_source",
@@ -64,6 +65,7 @@ class Pump:
         self._sink = sink
         self._flow = flow
         self._buffers = buffers
+        self._most = buffers.size  # bytes to ask for at once
         self._cargo: Buffer | Pipe | None = None
         self._start = self._end = 0  # which part of it is still to be written
         self._eof = False
@@ -114,7 +116,7 @@ class Pump:
                 self._waits = True
                 self._poller.again(self)
                 return
-            allowed = throttle.take(self._buffers.size)
+            allowed = throttle.take(self._most)
             if not allowed:
                 self._waits = True
                 throttle.wait(self.go_on)
@@ -191,15 +193,18 @@ class PlainPump(Pump):
     def _fill(self, allowed: int) -> int:
         count = self._splice(allowed) if self._is_bulk and self._splices else None
         if count is None:
-            count = super()._fill(allowed)
+            count = super()._fill(min(allowed, self._buffers.size))
         if self._is_bulk:
             if 0 < count < LITTLE:
-                self._is_bulk = False
-                self._buffers = self._little
+                self._expect(bulk=False)
         elif count == self._little.size:
-            self._is_bulk = True
-            self._buffers = self._big
+            self._expect(bulk=True)
         return count
+
+    def _expect(self, *, bulk: bool) -> None:
+        self._is_bulk = bulk
+        self._buffers = self._big if bulk else self._little
+        self._most = self._pipes.size if bulk else self._little.size
 
     def _splice(self, allowed: int) -> int | None:
         """Move so many bytes into a pipe of one's own: as `_fill`, or None where that cannot be."""
@@ -254,8 +259,8 @@ class PlainPump(Pump):
 
     def _pour(self, pipe: Pipe) -> None:
         """Take what a pipe holds into a buffer."""
-        buffer, start, end = self._big.borrow(), 0, pipe.held
+        buffer, end = Buffers(pipe.held, spare=0).borrow(), pipe.held  # it happens once
         while pipe.held:
             pipe.held -= os.readv(pipe.reading, [buffer.view[end - pipe.held : end]])
         self._pipes.give_back(pipe)
-        self._cargo, self._start, self._end = buffer, start, end
+        self._cargo, self._start, self._end = buffer, 0, end

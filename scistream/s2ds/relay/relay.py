@@ -38,6 +38,9 @@ LAN_PATIENCE = 60.0
 DIAL_AGAIN = 0.1
 """Seconds between two tries to reach a ProdApp that does not listen yet."""
 
+PIPE_BUFFERS = 4
+"""A pipe is for this many times the bytes of a buffer: what is in it is not copied, and so leaves the caches alone."""
+
 LITTLE_BUFFER = 65536
 """Bytes of the buffers that plain connections use while what comes fits into one."""
 
@@ -75,7 +78,7 @@ class Means:
     def __post_init__(self) -> None:
         object.__setattr__(self, "poller", poller_of(self.reactor))
         object.__setattr__(self, "little", Buffers(min(LITTLE_BUFFER, self.buffers.size)))
-        object.__setattr__(self, "pipes", Pipes(self.buffers.size))
+        object.__setattr__(self, "pipes", Pipes(PIPE_BUFFERS * self.buffers.size))
 
 
 class Sample(NamedTuple):
