@@ -21,6 +21,7 @@ from scistream.wire.address import Address
 from scistream.wire.messages import CONS
 
 HOST = "127.0.0.1"
+CONGESTION = "cubic"
 UID = "00000000-0000-0000-0000-000000000000"
 RATE = 1e5
 """Mbit/s: more than comes through."""
@@ -35,7 +36,7 @@ def main(enter: int, target: int, count: int) -> None:
     raise_descriptor_limit()
     run_on_monotonic_time(reactor)
     (sock,) = Ports(enter, enter).reserve(HOST, 1)
-    elements = Elements(reactor, count, 1, Settings())
+    elements = Elements(reactor, count, 1, Settings(lan_congestion=CONGESTION, wan_congestion=CONGESTION))
     elements.start()
     elements.open(UID, CONS, RATE, {0: 0})
     armed = elements.arm(UID, CONS, {0: Address(HOST, target)}, None)

@@ -208,10 +208,12 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
 
 
 class Leg(_Section, frozen=True, kw_only=True):
-    """One side of a gateway: the address that it binds, and the one that it tells others."""
+    """One side of a gateway: the address that it binds, the one that it tells others, and what keeps its connections
+    from congesting the network (empty: what the system does)."""
 
     bind: str = "127.0.0.1"
     advertise: str = ""
+    congestion: str = ""
 
     @property
     def told(self) -> str:
@@ -229,6 +231,12 @@ class Leg(_Section, frozen=True, kw_only=True):
         _address(f"{name}.advertise", str(Address(self.told, 1)))
 
 
+class LanLeg(Leg, frozen=True, kw_only=True):
+    """The side of the applications. Pacing, as bbr does it, costs a timer for each burst and gains nothing on a LAN."""
+
+    congestion: str = "cubic"
+
+
 class S2DSConfig(_Section, frozen=True, kw_only=True):
     """The settings of an S2DS; rates and times as text (``10Gbit``, ``60s``)."""
 
@@ -242,7 +250,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     ports: str = "5100-5200"
     capacity: str = "10Gbit"
     elements: int | str = "auto"
-    lan: Leg = field(default_factory=Leg)
+    lan: LanLeg = field(default_factory=LanLeg)
     wan: Leg = field(default_factory=Leg)
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))

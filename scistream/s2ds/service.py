@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.config import (
+    ConfigProblem,
     S2DSConfig,
     networks,
     parse_ports,
@@ -31,6 +32,7 @@ from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Ports
 from scistream.s2ds.relay.element import Settings
+from scistream.s2ds.relay.leg import check_congestion
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
@@ -63,6 +65,7 @@ class DataServer(Service):
     :param config_file: where they came from: relative paths start there.
     :raises CertificateProblem: if the certificates are not usable.
     :raises StreamError: if it would serve plain TCP beyond loopback.
+    :raises ConfigProblem: if this system has not what a setting names.
     """
 
     log = Logger()
@@ -89,12 +92,25 @@ class DataServer(Service):
             reactor,
             config.element_count,
             self.ports.last - self.ports.first + 1,
-            Settings(wan_timeout=parse_seconds(config.wan_timeout)),
+            self._settings(),
             config.limits.half_open,
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self._holdings: dict[StreamKey, Holding] = {}
+
+    def _settings(self) -> Settings:
+        config = self.config
+        for key, leg in (("lan", config.lan), ("wan", config.wan)):
+            try:
+                check_congestion(leg.congestion)
+            except ValueError as wrong:
+                raise ConfigProblem(f"{key}.congestion: {wrong}") from None
+        return Settings(
+            wan_timeout=parse_seconds(config.wan_timeout),
+            lan_congestion=config.lan.congestion,
+            wan_congestion=config.wan.congestion,
+        )
 
     # -- the service
 

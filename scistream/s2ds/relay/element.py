@@ -43,12 +43,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     :ivar wan_timeout: that a break of the WAN may last before connections are reset.
     :ivar dial_timeout: for a connection to the target.
     :ivar handshake_timeout: for the TLS handshake on the WAN.
+    :ivar lan_congestion: the congestion control of connections to applications; empty: the system's.
+    :ivar wan_congestion: of those to other gateways.
     :ivar buffer_size: bytes in flight in each direction of a connection, at most.
     """
 
     wan_timeout: float = 60.0
     dial_timeout: float = 10.0
     handshake_timeout: float = 10.0
+    lan_congestion: str = ""
+    wan_congestion: str = ""
     buffer_size: int = 262144
 
 
@@ -69,6 +73,8 @@ class Element:
             settings.dial_timeout,
             settings.handshake_timeout,
             settings.wan_timeout,
+            settings.lan_congestion,
+            settings.wan_congestion,
         )
         self._board = figures
         self._number = number

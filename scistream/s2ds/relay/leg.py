@@ -7,6 +7,7 @@ closed or its process dies, until `close` ends it well.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -14,6 +15,7 @@ import select
 import socket
 import struct
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Protocol
 
 from scistream.s2ds.relay.buffers import Buffer
@@ -47,14 +49,44 @@ def explain(problem: OSError) -> str:
     return os.strerror(problem.errno) if problem.errno else str(problem)
 
 
-def prepare(sock: socket.socket, patience: float) -> None:
-    """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `patience` seconds."""
+def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
+    """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `patience` seconds.
+
+    :param congestion: its congestion control; empty: the system's.
+    """
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in zip(_KEEPALIVE, keepalive(patience, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    if congestion:
+        with contextlib.suppress(OSError):  # it was there when the gateway started
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+
+
+def check_congestion(name: str) -> None:
+    """Whether a congestion control can be had; empty: the system's can.
+
+    :raises ValueError: with a sentence that names it and what there is.
+    """
+    if not name:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError as problem:
+            raise ValueError(
+                f"this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}, and "
+                "an empty text is whatever it does by itself; `modprobe` and net.ipv4.tcp_allowed_congestion_control change that"
+            ) from None
+
+
+def _allowed() -> str:
+    try:
+        return ", ".join(Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split())
+    except OSError:
+        return "others"
 
 
 def keepalive(patience: float, place: float) -> tuple[int, int, int]:

@@ -71,6 +71,8 @@ class Means:
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
+    lan_congestion: str
+    wan_congestion: str
     poller: Poller = field(init=False)
     little: Buffers = field(init=False)
     pipes: Pipes = field(init=False)
@@ -241,13 +243,13 @@ class Relay:
         return dial(means.reactor, means.poller, self._arming.target, means.dial_timeout, patience)
 
     def _plain(self, sock: socket.socket, patience: float, *, wan: bool) -> PlainLeg:
-        prepare(sock, patience)
+        prepare(sock, patience, self._means.wan_congestion if wan else self._means.lan_congestion)
         leg = PlainLeg(self._means.poller, sock, self._means.watch, self, wan=wan)
         self._legs += (leg,)
         return leg
 
     def _tls(self, sock: socket.socket, context: SSL.Context, name: str | None) -> TlsLeg:
-        prepare(sock, self._means.wan_timeout)
+        prepare(sock, self._means.wan_timeout, self._means.wan_congestion)
         leg = TlsLeg(self._means.poller, sock, self._means.watch, self, context, name)
         self._legs += (leg,)
         return leg
