@@ -77,8 +77,8 @@ def check_congestion(name: str) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         except OSError as problem:
             raise ValueError(
-                f"this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}, and "
-                "an empty text is whatever it does by itself; `modprobe` and net.ipv4.tcp_allowed_congestion_control change that"
+                f"this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}, and an empty text "
+                "is what it does by itself; `modprobe` and net.ipv4.tcp_allowed_congestion_control change that"
             ) from None
 
 

@@ -80,7 +80,7 @@ class TlsLeg(Leg):
     def read_into(self, buffer: Buffer, room: int) -> int:
         ssl, at, filled = self._ssl, buffer.at, 0
         while filled < room:
-            count = _read(ssl, at + filled, min(RECORD, room - filled))
+            count = _read(ssl, at + filled, room - filled)  # one record at most
             if count <= 0:
                 return self._no_record(count, filled)
             filled += count
@@ -91,7 +91,12 @@ class TlsLeg(Leg):
         return filled
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
+        corks = end - start > RECORD
+        if corks:  # or each record would be sent by itself, and wake the far end
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         count: int = _write(self._ssl, buffer.at + start, end - start)
+        if corks:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)
 
     def finish_writing(self) -> bool:
