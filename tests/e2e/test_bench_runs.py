@@ -68,7 +68,7 @@ def lives(pid: int) -> bool:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs of a benchmark whose peers are here; none outlives the test."""
-    lacking = peers.missing(["iperf3", "stunnel"])
+    lacking = peers.missing(["iperf3", "nginx", "stunnel"])
     if lacking:
         pytest.skip(f"not installed: {' '.join(lacking)}")
     started: list[Run] = []
@@ -85,7 +85,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(run: Callable[..., Run]) -> None:
-    one = run("--only", "trips-tls", "--only", "setup", "--streams", "3")
+    one = run("--only", "tls-1", "--only", "trips-tls", "--only", "setup", "--streams", "3")
     out, err = one.end()
     rows = json.loads((one.results / "latest.json").read_text())
     found = {(row["work"], row["peer"]): row for row in rows}
@@ -93,12 +93,16 @@ def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(ru
     assert trips["ours"] > 0, err
     assert trips["theirs"] > 0
     assert (trips["reach"], trips["runs"]) == (1.6, 1)
+    for figure in ("throughput", "CPU time"):
+        for peer in ("stunnel", "nginx"):
+            bulk = found[f"two gateways TLS, 1 connection: {figure}", peer]
+            assert min(bulk["ours"], bulk["theirs"], bulk["ratio"]) > 0
     assert found["two facilities: set-up of a stream", None]["runs"] == 3
     assert one.process.returncode == (1 if any(row["met"] is False for row in rows) else 0)
     assert "sessionResume = no" in out
     assert "PRIVATE KEY" not in out
     assert all(str(row["work"]) in out for row in rows)
-    assert "1 of 2: trips-tls (small messages, installed daemons): stunnel, run 1 of 1" in err
+    assert "2 of 3: trips-tls (small messages, installed daemons): stunnel, run 1 of 1" in err
     assert list(one.temporary.iterdir()) == []
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from bench import peers, processes, report
+from bench import load, peers, processes, report
 from bench.__main__ import PAGE, main
 from bench.peers import FAR_NAME, Door, Papers, Program
 from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
@@ -230,3 +234,62 @@ def test_a_listener_is_seen_without_a_connection() -> None:
         with pytest.raises(BlockingIOError):
             sock.accept()
     assert not processes.listens(port)
+
+
+@pytest.fixture
+def echo(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of an application of the benchmark, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.load", request.param, str(port)], cwd=PAGE.parents[1]
+    ) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while not processes.listens(port):
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield port
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("echo", ["serve-trips", "serve-many"], indirect=True)
+def test_round_trips_are_counted_after_a_warm_up(echo: int) -> None:
+    found = load.trips(echo, 100)
+    assert 0 < found["p50_us"] <= found["p99_us"]
+    assert load.trips(echo, 1)["p50_us"] > 0, "the connection before has been closed"
+
+
+@pytest.mark.parametrize("echo", ["serve-many"], indirect=True)
+def test_connections_that_come_and_go_are_counted(echo: int) -> None:
+    assert load.connects(echo, 0.2, 4)["per_second"] > 0
+
+
+@pytest.mark.parametrize("echo", ["serve-many"], indirect=True)
+def test_held_connections_pass_data_before_and_after(echo: int) -> None:
+    command = [sys.executable, "-m", "bench.load", "hold", str(echo), "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PAGE.parents[1]) as holder:
+        assert holder.stdout is not None
+        assert json.loads(holder.stdout.readline()) == {"held": 100}
+        assert holder.poll() is None
+        holder.send_signal(signal.SIGUSR1)
+        assert json.loads(holder.stdout.readline()) == {"passed_data": 100}
+        assert holder.wait(60) == 0
+
+
+def test_a_path_that_breaks_is_no_figure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1)
+            connection.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(hang_up)
+            with pytest.raises(ConnectionError):
+                load.trips(port, 10)
+            done.result()
