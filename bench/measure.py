@@ -26,8 +26,9 @@ PATIENCE = 60.0
 """Seconds that a run may last beyond its own time."""
 WORKERS = 8
 """Clients that make new connections at the same time."""
-WARM_UP = 32
-"""Connections that a path carries before its memory is measured: what is loaded at first use is none of theirs."""
+WARM_UP = 1
+"""Connections that a path carries before its memory is measured: what is loaded at first use is none of theirs. With
+more of them, buffers and pages that they leave behind would be taken for free."""
 _LOOK_AGAIN = 0.05
 
 
