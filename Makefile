@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# This project beside HAProxy, nginx, stunnel and socat: about 20 minutes, ARGS=--quick under five, ARGS=--help for more.
+# This project beside HAProxy, nginx, stunnel and socat: a quarter of an hour, ARGS=--quick under five, ARGS=--help for more.
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m bench $(ARGS)
 

@@ -27,8 +27,9 @@ PATIENCE = 60.0
 WORKERS = 8
 """Clients that make new connections at the same time."""
 WARM_UP = 1
-"""Connections that a path carries before its memory is measured: what is loaded at first use is none of theirs. With
-more of them, buffers and pages that they leave behind would be taken for free."""
+"""Connections that a path carries when its memory is measured first, by a client like that of the many: what is
+loaded at first use is none of theirs, and what is shared with the client changes nothing. With more of these, buffers
+and pages that they leave behind would be taken for free."""
 _LOOK_AGAIN = 0.05
 
 
@@ -63,10 +64,10 @@ async def connects(yard: Yard, way: Way, seconds: float) -> Sample:
 
 async def memory(yard: Yard, way: Way, connections: int, seconds: float) -> Sample:
     """What each of so many connections holds while it is idle: at the gateway that holds more."""
-    await _held(yard, way, WARM_UP, 0.0)
-    before = [memory_kib([gateway]) for gateway in way.gateways]
+    before = await _held(yard, way, WARM_UP, 0.0)
     after = await _held(yard, way, connections, seconds)
-    return {MEMORY: max((then - first) / connections for first, then in zip(before, after, strict=True))}
+    grown = max(then - first for first, then in zip(before, after, strict=True))
+    return {MEMORY: grown / (connections - WARM_UP)}
 
 
 async def _held(yard: Yard, way: Way, connections: int, seconds: float) -> list[float]:

@@ -52,7 +52,7 @@ class Effort:
 
 
 FULL = Effort(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, all_peers=True)
-QUICK = Effort(rounds=3, seconds=1, trips=2000, idle=1000, held=5.0, all_peers=False)
+QUICK = Effort(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, all_peers=False)
 
 Tell = Callable[[str], None]
 
