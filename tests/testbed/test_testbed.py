@@ -374,9 +374,9 @@ def test_people_bring_a_testbed_up_use_it_and_take_it_down(testbed: Testbed) -> 
         status = json.loads(command("status", "--json"))
         assert [len(status["processes"][host]) for host in ("plan", "pgw", "wan", "cgw", "clan", "user")] == [
             0,
-            2,
+            3,  # S2CS, S2DS and its element
             1,
-            2,
+            3,
             0,
             0,
         ]

@@ -70,6 +70,7 @@ class Facility:
         self._control = control = Address("127.0.0.1", port + 1)
         authorities = [str(self.authority)]
         s2ds = {
+            "elements": 1,
             "listen": str(control),
             "controller": f"scistream:controller:{_CONTROLLER}",
             "authorities": authorities,
