@@ -6,7 +6,9 @@ that dies, or answers no more, takes its own connections with it (the kernel res
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import socket
 import sys
@@ -57,6 +59,8 @@ START_AGAIN = 0.1
 LONGEST_START_AGAIN = 5.0
 YOUNG = 10.0
 STOP_SECONDS = 2.0
+OWN_DESCRIPTORS = 12
+"""Descriptors of an element that has no connection, or a few more; each connection takes two."""
 ROOM_AT_ONCE = 8
 """Connections without a handshake that make room for others when one is asked for."""
 
@@ -169,12 +173,17 @@ class Elements:
 
         If too many of it are not joined yet, connections from the WAN that have had their time for the handshake make
         room: whoever connects and says nothing keeps nobody out for long.
+
+        :raises OSError: no element may open more descriptors.
         """
         stream = self._streams.get((uid, role))
         if stream is None or channel not in stream.start.slots:
             return True  # it will be refused
-        if not any(member.ready for member in self._members):
+        ready = [member for member in self._members if member.ready]
+        if not ready:
             return False
+        if not any(self._has_descriptors(member) for member in ready):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if self._unjoined(stream, channel) < self._half_open:
             return True
         if role != PROD:
@@ -196,7 +205,7 @@ class Elements:
             return
         carry = Carry(uid=uid, role=role, channel=channel)
         for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
-            if member.ready and member.carry(carry, sock):
+            if member.ready and self._has_descriptors(member) and member.carry(carry, sock):
                 key = member.number, channel
                 stream.handed[key] = stream.handed.get(key, 0) + 1
                 self._handed[member.number] += 1
@@ -204,10 +213,18 @@ class Elements:
         self.log.warn("No element takes a connection on channel {channel} of stream {uid}", channel=channel, uid=uid)
         _refuse(sock)
 
+    def _has_descriptors(self, member: _Member) -> bool:
+        """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
+        return OWN_DESCRIPTORS + 2 * (self._in_all(member.number) + 1) <= member.most_descriptors()
+
+    def _in_all(self, element: int) -> int:
+        """The connections that an element has, and those on their way to it."""
+        return self._handed[element] - self._board.words[self._board.ended(element)]
+
     def _load(self, stream: _Stream, channel: int, element: int) -> tuple[int, int]:
         """The connections of a channel at an element, and of all that it has."""
-        in_all = self._handed[element] - self._board.words[self._board.ended(element)]
-        return self._on_its_way(stream, channel, element) + self._of(stream, channel, element, board.OPEN), in_all
+        here = self._on_its_way(stream, channel, element) + self._of(stream, channel, element, board.OPEN)
+        return here, self._in_all(element)
 
     def _unjoined(self, stream: _Stream, channel: int) -> int:
         return sum(
@@ -271,6 +288,9 @@ class _Member(Protocol):
     def carry(self, carry: Carry, sock: socket.socket) -> bool:
         """Hand a connection over; False if it cannot take one now."""
 
+    def most_descriptors(self) -> int:
+        """How many it may have open."""
+
 
 class _Here:
     """The element in this process."""
@@ -298,6 +318,9 @@ class _Here:
     def carry(self, carry: Carry, sock: socket.socket) -> bool:
         self._element.carry(carry.uid, carry.role, carry.channel, sock)
         return True
+
+    def most_descriptors(self) -> int:
+        return _descriptors_of(0)
 
 
 class _Process:
@@ -395,6 +418,9 @@ class _Process:
             return False
         sock.close()  # it is the element's alone
         return True
+
+    def most_descriptors(self) -> int:
+        return _descriptors_of(self._process.pid)
 
     def _is_ready(self, line: _Line) -> None:
         if line is self._line and self._process is not None:
@@ -522,6 +548,15 @@ class _Line(LineOnlyReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The process will end, if it has not yet: that is what counts."""
+
+
+def _descriptors_of(pid: int) -> int:
+    """How many descriptors a process may have open; 0 is this one."""
+    try:
+        most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except ProcessLookupError:
+        return 0
+    return most
 
 
 def _is_dead(failure: Failure) -> None:

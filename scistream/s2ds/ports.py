@@ -159,7 +159,8 @@ class Listener:
 
         Started once more, it only exchanges the callables.
 
-        :param has_room: tells whether one more may be accepted now.
+        :param has_room: tells whether one more may be accepted now; raises an OSError of `EXHAUSTED` where that is for
+            want of something.
 
         :raises StreamError: ``gateway-failed`` when someone else listens there by now.
         """
@@ -198,10 +199,10 @@ class Listener:
         for _ in range(ACCEPTS_A_TURN):
             if self._sock.fileno() == -1:  # stopped by what it accepted
                 return
-            if not self._has_room():
-                self._rest(ROOM_SECONDS)
-                return
             try:
+                if not self._has_room():
+                    self._rest(ROOM_SECONDS)
+                    return
                 sock, peer = self._sock.accept()
             except BlockingIOError:
                 return

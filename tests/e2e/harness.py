@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import random
+import re
 import select
 import shutil
 import signal
@@ -449,6 +450,17 @@ class Gateway(Daemon):
             **_files(issue(facility.pki, "server", f"{name}-server", [facility.host])),
         }
         super().__init__("s2ds", name, facility.folder, address, {**mine, **settings})
+        self._elements = settings.get("elements", mine["elements"])
+
+    def wait_until_ready(self) -> None:
+        """Wait for its elements, too: then it holds all that it holds at rest."""
+        super().wait_until_ready()
+
+        def ready() -> bool:
+            said = {int(pid) for pid in re.findall(r"element \d+ is ready \(process (\d+)\)", self.words())}
+            return len(said.intersection(elements_of(self.pid))) == self._elements
+
+        until(ready, self.words)
 
     def ports_in_use(self) -> frozenset[int]:
         """The ports of its range that a socket is bound to, whether it listens, is connected, or only reserves."""

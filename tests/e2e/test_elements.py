@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -154,6 +155,39 @@ def test_every_byte_arrives_both_ways_at_once_over_many_connections(world: World
             thread.join(60.0)
         assert len(got) == 2 * many
         assert got == sent
+
+
+@pytest.mark.parametrize("size", [1, 16 * 1024 + 1, 4096 * MIB], ids=["1 byte", "a record and a byte", "4 GiB"])
+def test_a_transfer_of_any_size_arrives_as_it_was_sent(world: World, size: int) -> None:
+    block = noise(MIB)
+    with (
+        closing(listen()) as detector,
+        world.stream([address_of(detector)]) as stream,
+        Pairs(stream, detector, 1) as pairs,
+    ):
+        (consumer,), (producer,) = pairs.consumers, pairs.producers
+
+        def say() -> str:
+            digest, left, number = hashlib.sha256(), size, 0
+            while left:
+                part = (number.to_bytes(8, "big") + block)[: min(left, MIB)]  # no two of them are alike
+                producer.sendall(part)
+                digest.update(part)
+                left -= len(part)
+                number += 1
+            producer.shutdown(socket.SHUT_WR)
+            return digest.hexdigest()
+
+        def hear() -> str:
+            digest, count, room = hashlib.sha256(), 0, bytearray(MIB)
+            while got := consumer.recv_into(room):
+                digest.update(memoryview(room)[:got])
+                count += got
+            assert count == size
+            return digest.hexdigest()
+
+        sent, received = together(say, hear)
+        assert received == sent
 
 
 def connections_of(gateway: Daemon) -> list[int]:

@@ -28,6 +28,7 @@ from harness import (
     accept,
     address_of,
     connect,
+    elements_of,
     listen,
     open_descriptors,
     receive_exactly,
@@ -536,21 +537,21 @@ def test_wrong_keys_are_counted_and_slowed_down_and_the_right_one_is_answered_at
 
 
 @contextmanager
-def few_descriptors(daemon: Daemon, spare: int) -> Iterator[None]:
-    """The daemon can open only so many more."""
-    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    most = open_descriptors(daemon.pid) + spare
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (most, before[1]))
+def few_descriptors(pid: int, spare: int) -> Iterator[None]:
+    """The process can open only so many more."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    most = open_descriptors(pid) + spare
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, before[1]))
     try:
         yield
     finally:
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def test_an_s2cs_without_descriptors_says_so_once_and_goes_on_by_itself(world: World, nothing_left: None) -> None:
     server = world.lab.server
     assert is_served(world)
-    with few_descriptors(server, 6):
+    with few_descriptors(server.pid, 6):
         with half_open(server.address, attackers(8, 30), 30) as sockets:
             until(lambda: "rests until the system has room again" in server.words(), server.words)
             busy = cpu_seconds(server)
@@ -569,7 +570,8 @@ def test_a_gateway_without_descriptors_says_so_and_goes_on_by_itself(world: Worl
     gateway = world.lab.gateways[0]
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
-        with few_descriptors(gateway, 6):
+        (element,) = elements_of(gateway.pid)  # which has the connections
+        with few_descriptors(element, 6):
             with half_open(wan, attackers(9, 30), 30):
                 until(lambda: "rests until the system has room again" in gateway.words(), gateway.words)
             with connect(stream.listeners[0]) as analysis, accept(detector) as camera:

@@ -51,6 +51,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SCISTREAM_JOIN", raising=False)
     for module in (scistream.s2uc.cli, scistream.app.cli):
         monkeypatch.setattr(module, "start_logging", lambda verbose: None)
+        monkeypatch.setattr(module, "keep_secrets", lambda **_: None)  # it would last for this whole process
 
 
 def say(command_line: str, *more: str, given: str = "") -> Result:

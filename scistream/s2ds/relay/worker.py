@@ -103,6 +103,8 @@ class Handed:
             if not packet:
                 self._reactor.removeReader(self)
                 return
+            if not descriptors:  # there was no room for it, and the kernel has closed it
+                self._element.log.warn("A connection was lost on its way: raise the limit of open files (LimitNOFILE)")
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 try:
