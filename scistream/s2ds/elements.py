@@ -26,8 +26,7 @@ from twisted.python.failure import Failure
 
 from scistream.s2ds.relay import board
 from scistream.s2ds.relay.board import Board
-from scistream.s2ds.relay.element import Element, Settings
-from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.element import Element, Settings, refuse
 from scistream.s2ds.relay.orders import (
     Beat,
     Carry,
@@ -42,7 +41,6 @@ from scistream.s2ds.relay.orders import (
     encode,
     read_report,
 )
-from scistream.s2ds.relay.relay import LAN_PATIENCE
 from scistream.s2ds.relay.worker import BOARD_FD, HANDING_FD, LINE_FD, MAX_ORDER
 from scistream.security.stream import Credentials
 from scistream.wire.address import Address
@@ -201,7 +199,7 @@ class Elements:
         """
         stream = self._streams.get((uid, role))
         if stream is None or channel not in stream.start.slots:
-            _refuse(sock)
+            refuse(sock)
             return
         carry = Carry(uid=uid, role=role, channel=channel)
         for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
@@ -211,7 +209,7 @@ class Elements:
                 self._handed[member.number] += 1
                 return
         self.log.warn("No element takes a connection on channel {channel} of stream {uid}", channel=channel, uid=uid)
-        _refuse(sock)
+        refuse(sock)
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
@@ -361,6 +359,19 @@ class _Process:
     def start(self) -> None:
         self._again = None
         self._born = self._reactor.seconds()
+        try:
+            self._start()
+        except OSError as problem:  # no descriptor, process or memory just now
+            self._cut()
+            self.log.error(
+                "element {number} cannot be started: {reason}; tried again", number=self.number, reason=str(problem)
+            )
+            if self._process is None:
+                self._start_again()
+            else:
+                self._kill()  # its end starts another
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         handing, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = encode(self._settings).decode()
@@ -383,10 +394,11 @@ class _Process:
                     BOARD_FD: self._board.fd,
                 },
             )
-            self._line = line = _Line(self._reactor, self.number, self._stuck)
+            line = _Line(self._reactor, self.number, self._stuck)
             factory = Factory.forProtocol(lambda: line)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+            self._line = line
         # What it is told before it is there waits in the pair; it gets no connection before it knows its streams.
         told = [
             line.ask(order, STARTING_PATIENCE).addErrback(self._not_replayed) for order in [*self._replay(), Beat()]
@@ -481,6 +493,9 @@ class _Process:
             reason=reason.getErrorMessage(),
             lost=lost,
         )
+        self._start_again()
+
+    def _start_again(self) -> None:
         self._again = self._reactor.callLater(self._pause, self.start)
         self._pause = min(2 * self._pause, LONGEST_START_AGAIN)
 
@@ -568,8 +583,3 @@ def _tell(failure: Failure) -> None:
     """The same, where nobody waits to hear of anything else."""
     if not failure.check(Died):
         Elements.log.error("an element could not do what it was told: {reason}", reason=str(failure.value))
-
-
-def _refuse(sock: socket.socket) -> None:
-    prepare(sock, LAN_PATIENCE)
-    sock.close()

@@ -194,9 +194,10 @@ def connections_of(gateway: Daemon) -> list[int]:
     """How many TCP sockets each element of a gateway has."""
     counts = []
     for pid in elements_of(gateway.pid):
-        with suppress(PermissionError):
-            names = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-            counts.append(sum(name.startswith("socket:") for name in names))
+        counts.append(0)
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed since it was listed
+                counts[-1] += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
     return counts
 
 

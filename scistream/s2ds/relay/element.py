@@ -101,7 +101,7 @@ class Element:
         stream = self._streams.get((uid, role))
         of_channel = stream.channels.get(channel) if stream is not None else None
         if of_channel is None:
-            _refuse(sock)
+            refuse(sock)
             self._board.words[self._board.ended(self._number)] += 1
         else:
             of_channel.carry(self._means, sock)
@@ -204,7 +204,7 @@ class _Channel:
         if self.arming is None:
             words[row + board.RESET] += 1
             words[self._ended_at] += 1
-            _refuse(sock)
+            refuse(sock)
             return
         words[row + board.OPEN] += 1
         words[row + board.JOINING] += 1
@@ -251,6 +251,7 @@ class _Channel:
         words[self._ended_at] += 1
 
 
-def _refuse(sock: socket.socket) -> None:
+def refuse(sock: socket.socket) -> None:
+    """Reset a connection that nobody carries."""
     prepare(sock, LAN_PATIENCE)
     sock.close()

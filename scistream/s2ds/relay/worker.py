@@ -28,11 +28,9 @@ from zope.interface import implementer
 from scistream.clock import run_on_monotonic_time
 from scistream.process import end_with, keep_secrets, raise_descriptor_limit
 from scistream.s2ds.relay.board import Board
-from scistream.s2ds.relay.element import Element, Settings
-from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.element import Element, Settings, refuse
 from scistream.s2ds.relay.orders import MAX_PACKET, Error, Report, Resp, Said, encode, read_carry, read_order
 from scistream.s2ds.relay.reactor import install
-from scistream.s2ds.relay.relay import LAN_PATIENCE
 from scistream.wire.errors import StreamError
 
 LINE_FD, HANDING_FD, BOARD_FD = 3, 4, 5
@@ -112,8 +110,7 @@ class Handed:
                     self._element.carry(carry.uid, carry.role, carry.channel, sock)
                 except Exception:  # of this one connection: the others go on
                     self._element.log.failure("A connection could not be carried")
-                    prepare(sock, LAN_PATIENCE)
-                    sock.close()
+                    refuse(sock)
 
     def doWrite(self) -> None:
         """Nothing is ever written here."""
