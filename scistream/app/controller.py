@@ -167,7 +167,7 @@ class Controller:
             link.answer(message, "Connected", "connecting")
             self.machine.start_conn(message.listeners)
         elif isinstance(message, Error) and message.uid == self._join.uid:
-            self.machine.failed(StreamError(message.code, message.msg))
+            self.machine.failed(StreamError.heard(message.code, message.msg))
 
     # -- the program
 

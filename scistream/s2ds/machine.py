@@ -223,7 +223,8 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
 
 def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
     if core.last_error is not None and core.request is not None and _fields(request) == _fields(core.request):
-        core.refuse(caller, core.last_error.code, core.last_error.msg)  # the answer that was lost, again
+        lost = StreamError.heard(core.last_error.code, core.last_error.msg)
+        core.refuse(caller, lost.code, lost.msg)  # the answer that was lost, again
     else:
         core.wrong_state(caller, "ReqListeners")
 

@@ -165,7 +165,7 @@ class StreamEffects:
         if side is None:
             return StreamError("unknown-uid", f"the {SIDE[role]} side does not know stream {self.uid}")
         last = side.last_error or LastError(code="wrong-state", msg="it was released")
-        return StreamError(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
+        return StreamError.heard(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
 
     def _take_up(self, sides: dict[Role, StreamStatus]) -> None:
         core = self.core
@@ -347,7 +347,7 @@ class StreamEffects:
         if isinstance(message, ProdLstn):
             self.machine.prod_lstn(message.listeners)
         elif message.role is not None:
-            self.machine.failed(StreamError(message.code, f"{SIDE[message.role]} side: {message.msg}"))
+            self.machine.failed(StreamError.heard(message.code, f"{SIDE[message.role]} side: {message.msg}"))
 
     def link_up(self, server: Server) -> None:
         """A server can be reached: what it says may have changed meanwhile."""
@@ -376,7 +376,7 @@ class StreamEffects:
         for status in self._of_side(answer, role):
             if status.state in ("Releasing", "Released"):
                 last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
-                self._lost(role, StreamError(last.code, last.msg))
+                self._lost(role, StreamError.heard(last.code, last.msg))
             elif role == PROD and status.app_listeners:
                 self.machine.prod_lstn(status.app_listeners)
 

@@ -6,7 +6,7 @@ turn them into one line for a person. Nothing here does any I/O.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 ErrorCode = Literal[
     "bad-message",
@@ -23,7 +23,7 @@ ErrorCode = Literal[
     "expired",
     "shutting-down",
 ]
-"""Every code that an ERROR may carry."""
+"""Every code that the parties of this version give. A peer of a later version may know others."""
 
 
 def printable(text: str) -> str:
@@ -44,6 +44,11 @@ class StreamError(Exception):
         super().__init__(code, msg)
         self.code: ErrorCode = code
         self.msg = msg
+
+    @classmethod
+    def heard(cls, code: str, msg: str) -> StreamError:
+        """The refusal or failure that an ERROR of a peer tells of; its code need not be known here."""
+        return cls(cast(ErrorCode, code), msg)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.msg}"

@@ -6,6 +6,7 @@ limits, answers what is no message, closes on abuse, and hands valid messages to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
@@ -66,11 +67,38 @@ def decode(line: bytes) -> Message:
 
     :raises BadMessage: naming the field that is wrong, with the uid and seq of the line if it has them.
     """
+    line = line.removesuffix(b"\r")
     try:
-        return _decoder.decode(line.removesuffix(b"\r"))
+        message = _decoder.decode(line)
+        _refuse_twins(line)
+        return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as wrong:
         envelope = _envelope(line)
         raise BadMessage(_explain(wrong), _read(envelope.uid, Uid), _read(envelope.seq, Seq)) from None
+
+
+def _refuse_twins(line: bytes) -> None:
+    """Refuse a line in which an object has a field twice: two readers might each believe another one.
+
+    Fields that are unknown here are looked at, too, so no value is made of anything: it could be very large.
+    """
+    json.loads(line.decode(), object_pairs_hook=_no_twins, parse_int=_no_value, parse_float=_no_value)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _Twins(name)
+        seen.add(name)
+
+
+def _no_value(_text: str) -> None:
+    """In place of a number that nobody asks for."""
+
+
+class _Twins(ValueError):
+    """An object of a line has this field twice."""
 
 
 def is_answer(line: bytes) -> bool:
@@ -94,6 +122,8 @@ def _read(value: msgspec.Raw, kind: Any) -> Any:
 
 
 def _explain(wrong: Exception) -> str:
+    if isinstance(wrong, _Twins):
+        return f"field {wrong}: it is there twice"[:500]
     if isinstance(wrong, RecursionError):
         return "the line is nested too deeply"
     if isinstance(wrong, msgspec.ValidationError):

@@ -156,7 +156,7 @@ class Outbox:
             return
         self._finish(waiting)
         if isinstance(answer, Error):
-            waiting.result.errback(Failure(StreamError(answer.code, answer.msg)))
+            waiting.result.errback(Failure(StreamError.heard(answer.code, answer.msg)))
         else:
             waiting.result.callback(answer)
 

@@ -1,7 +1,8 @@
 """The vocabulary: every message of the control protocol, one frozen Struct each.
 
 `Message` is their union, told apart by the field ``cmd``. Ranges and forms are part of the types,
-so that a value out of range is refused where a line is read (`line.py`). Connect has no
+so that a value out of range is refused where a line is read (`line.py`). A field that is not known here is ignored,
+since a peer of a later version may send it; an unknown ``cmd`` or value is refused. Connect has no
 message: it is the TLS handshake of a WAN connection.
 """
 
@@ -12,7 +13,6 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from scistream.wire.address import Address, parse_network
-from scistream.wire.errors import ErrorCode
 
 Role = Literal["PROD", "CONS"]
 PROD: Role = "PROD"
@@ -50,12 +50,14 @@ Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Warnings = Annotated[list[Text], Meta(max_length=200)]
 StateName = Annotated[str, Meta(max_length=32)]
+CodeName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
+"""The code of an ERROR: one of `ErrorCode`, or one of a later version, which is a failure like others."""
 Protocol = Literal["tcp", "probe"]
 """What a stream carries: connections of applications, or test data between its gateways alone."""
 ProbeSeconds = Annotated[float, Meta(gt=0, le=MAX_PROBE_SECONDS)]
 
 
-class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="cmd", omit_defaults=True):
+class _Message(Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
     """What all messages share."""
 
 
@@ -217,7 +219,7 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
 
 
-class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChannelFigures(Struct, frozen=True, kw_only=True):
     """What one channel has carried on one gateway since it was reserved.
 
     Bytes are application bytes, counted as they leave towards that application; `connections`
@@ -240,14 +242,14 @@ class ChannelFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     waiting: Count = 0
 
 
-class LastError(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LastError(Struct, frozen=True, kw_only=True):
     """Why a stream failed, as the ERROR said it."""
 
-    code: ErrorCode
+    code: CodeName
     msg: Text
 
 
-class ProbeResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProbeResult(Struct, frozen=True, kw_only=True):
     """What a probe has found between the gateways, as seen from the consumer's.
 
     :param reason: why it failed, a sentence for a person.
@@ -267,7 +269,7 @@ class ProbeResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bytes_right: bool = True
 
 
-class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
 
     `wrong_hellos` counts those with a wrong key since the S2CS was started.
@@ -298,7 +300,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
 
 
-class Room(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Room(Struct, frozen=True, kw_only=True):
     """What a gateway has to promise in all, used or free: ports, and Mbit/s each way."""
 
     ports: Count
@@ -334,7 +336,7 @@ class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
     """A refusal of one command, or, without `seq`, the news that a stream has failed."""
 
     uid: Uid | None
-    code: ErrorCode
+    code: CodeName
     msg: Text
     seq: Seq | None = None
     role: Role | None = None

@@ -87,7 +87,7 @@ maps = st.dictionaries(addresses, addresses, min_size=1, max_size=4) | st.just(
     {f"[2001:db8::1]:{port}": f"10.0.0.1:{port}" for port in range(1, MAX_CHANNELS + 1)}
 )
 states = text(32)
-codes = st.sampled_from(get_args(ErrorCode))
+codes = st.sampled_from([*get_args(ErrorCode), "a-code-of-a-later-version"])
 messages_to_people = text(MAX_TEXT)
 
 figures = st.builds(

@@ -124,6 +124,7 @@ HOSTILE = {
     "two messages": line("REL") + line("REL"),
     "two equal fields": line("REL").replace(b'"seq"', b'"seq": 9, "seq"'),
     "two cmds": line("REL").replace(b'"uid"', b'"cmd": "RESP", "uid"'),
+    "a huge number in an unknown field": line("REL", x="X").replace(b'"X"', b"9" * 100_000),
     "very long": line("REQ", label="x" * 4_000_000),
     "very many fields": json.dumps({"cmd": "REL", **{f"x{n}": n for n in range(100_000)}}).encode(),
     "very many streams": line("RESP", streams=[{}] * 100_000),
@@ -154,6 +155,9 @@ def test_a_hostile_line_is_a_message_or_a_bad_message(hostile: bytes) -> None:
         (HOSTILE["a deep list before the cmd"], "nested too deeply"),
         (line("UpdateTargets", connection_map={"x": "y"}), "field connection_map: Expected"),
         (line("ReqListeners", channels=[0, 2000]), "field channels[1]: Expected"),
+        (HOSTILE["two equal fields"], "field seq: it is there twice"),
+        (line("REL", x="X").replace(b'"X"', b"NaN"), "not JSON"),
+        (line("REL", x="X").replace(b"X", b"\xed\xa0\x80"), "not UTF-8"),
     ],
 )
 def test_a_bad_message_says_what_is_wrong_and_where(bad_line: bytes, complaint: str) -> None:
@@ -193,7 +197,7 @@ def test_uid_and_number_of_a_bad_line_are_told_where_they_can_be_read(
         (line("RESP"), True),
         (line("ERROR"), True),
         (line("RESP", seq="x", uid=7), True),
-        (line("ERROR", code="oops"), True),
+        (line("ERROR", code="OOPS"), True),
         (line("RESP").replace(b'"seq": 1', b'"seq": 1e999'), True),
         (line("REL"), False),
         (line("REL", cmd="Resp"), False),

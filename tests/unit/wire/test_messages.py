@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, messages, without_lf
 
 from scistream.wire.errors import BadMessage
@@ -95,6 +97,7 @@ INSIDE: list[tuple[str, str, list[Any]]] = [
     ("RESP", "state", ["x" * 32]),
     ("ERROR", "uid", [None]),
     ("ERROR", "seq", [None, 1, BIG]),
+    ("ERROR", "code", ["no-ports", "a-code-of-a-later-version", "x" * 32]),
 ]
 
 BEYOND: list[tuple[str, str, list[Any]]] = [
@@ -138,8 +141,8 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("RESP", "boot", ["0" * 31, "0" * 33, "g" * 32]),
     ("RESP", "streams", [{}, [1], [{}], [{"uid": UID, "role": "PROD", "state": "x", "figures": [{"channel": -1}]}]]),
     ("RESP", "figures", [{}, [1], [{}], [{"channel": 1024}], [{"channel": 0, "bytes_to_consumer": "1"}]]),
-    ("RESP", "room", [{}, {"ports": 1}, {"ports": 1, "rate": 1, "more": 1}]),
-    ("ERROR", "code", ["", "oops", None]),
+    ("RESP", "room", [{}, {"ports": 1}, {"ports": 1, "rate": "1"}]),
+    ("ERROR", "code", ["", "Oops", "no ports", "x" * 33, "no-ports\n", "-", 7, None]),
     ("ERROR", "msg", ["x" * 2001]),
 ]  # fmt: skip
 
@@ -168,9 +171,80 @@ def test_a_value_beyond_its_range_is_refused_and_the_field_is_named(cmd: str, fi
     assert bad.seq == (None if field == "seq" or cmd == "ProdLstn" else 1)
 
 
+# -- what a later version may add, and what no version may
+
+NEWS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=20)
+    | st.sampled_from([10**400, "REQ", "RESP", UID]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+NEW_NAMES = st.from_regex(r"new_[a-z]{1,10}", fullmatch=True)
+
+
+def structs_of(said: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every object of a message that has fields: it itself, and those in it, but not a map of addresses."""
+    found = [said]
+    for name, value in said.items():
+        if isinstance(value, dict) and name != "connection_map":
+            found += structs_of(value)
+        elif isinstance(value, list):
+            found += [struct for one in value if isinstance(one, dict) for struct in structs_of(one)]
+    return found
+
+
+def objects_of(said: Any) -> list[dict[str, Any]]:
+    """Every object of a line, whatever it is."""
+    inner = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+    return [
+        *([said] if isinstance(said, dict) and said else []),
+        *(one for value in inner for one in objects_of(value)),
+    ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(message=messages, data=st.data())
+def test_fields_of_a_later_version_change_nothing_in_any_message(message: Message, data: st.DataObject) -> None:
+    said = json.loads(without_lf(message))
+    for struct in data.draw(st.lists(st.sampled_from(structs_of(said)), min_size=1, max_size=3)):
+        struct.update(data.draw(st.dictionaries(NEW_NAMES, NEWS, min_size=1, max_size=3)))
+    assert decode(json.dumps(said).encode()) == message
+
+
 @pytest.mark.parametrize("cmd", EXAMPLES)
-def test_an_unknown_field_is_refused_and_named(cmd: str) -> None:
-    assert "surprise" in reason(line(cmd, surprise=1)).msg
+def test_a_field_of_a_later_version_changes_nothing(cmd: str) -> None:
+    assert decode(line(cmd, surprise=1)) == decode(line(cmd))
+
+
+class Twice(dict[str, Any]):
+    """An object that says one of its fields twice."""
+
+    def items(self) -> Any:
+        name, value = next(iter(super().items()))
+        return [*super().items(), (name, value)]
+
+
+def says_twice(said: Any, at: dict[str, Any]) -> Any:
+    """The same, but the object `at` in it says a field twice."""
+    if isinstance(said, list):
+        return [says_twice(one, at) for one in said]
+    if not isinstance(said, dict):
+        return said
+    return (Twice if said is at else dict)({name: says_twice(value, at) for name, value in said.items()})
+
+
+@settings(deadline=None, max_examples=300)
+@given(message=messages, data=st.data())
+def test_a_field_that_is_there_twice_in_any_object_is_refused(message: Message, data: st.DataObject) -> None:
+    said = {**json.loads(without_lf(message)), "new_field": {"x": [{"y": 10**400}]}}
+    at = data.draw(st.sampled_from(objects_of(said)))
+    bad = reason(json.dumps(says_twice(said, at)).encode())
+    assert "twice" in bad.msg
+    assert (bad.uid, bad.seq) == (message.uid, getattr(message, "seq", None))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))

@@ -166,7 +166,7 @@ def test_a_line_of_which_nothing_can_be_read_is_answered_without_a_uid() -> None
         line("ERROR", seq=...),
         line("RESP", seq=0),
         line("RESP", surprise=1),
-        line("ERROR", code="oops"),
+        line("ERROR", code="OOPS"),
         line("ERROR", msg="x" * 2001),
     ],
 )

@@ -312,3 +312,12 @@ def test_an_answer_may_lead_to_the_next_command() -> None:
     desk.outbox.answered(resp(2))
     assert desk.results == [resp(2)]
     assert desk.is_idle()
+
+
+def test_a_code_of_a_later_version_is_a_failure_that_keeps_its_name() -> None:
+    desk = Desk()
+    desk.ask()
+    error = decode(line("ERROR", code="a-later-code", msg="why", seq=1))
+    assert isinstance(error, Error)
+    assert desk.outbox.answered(error)
+    assert [str(result) for result in desk.results] == ["a-later-code: why"]
