@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
+from leased_ports import leased
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
@@ -185,7 +186,8 @@ class Stream:
         self.uid = str(uuid4())
         self.app = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.app.settimeout(PATIENCE)
-        ports = Ports(24200, 24299)
+        first = leased.take(2 * channels)
+        ports = Ports(first, first + 2 * channels - 1)
         self.prod = Side(PROD, self.uid, ports, channels, rate, elements, **settings)
         self.cons = Side(CONS, self.uid, ports, channels, rate, elements, **settings)
         self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})

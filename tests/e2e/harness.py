@@ -7,7 +7,6 @@ Processes are to be started in the main thread: the kernel ends them with the th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib
 import json
@@ -33,6 +32,7 @@ from types import ModuleType
 from typing import IO, Any, NoReturn
 
 import pytest
+from leased_ports import can_bind, leased
 from nursery import Child, Nursery
 
 from scistream.demo import tether
@@ -48,7 +48,6 @@ CONTROLLER = "s2cs-controller"
 MIB = 1024 * 1024
 _GRACE = 10.0
 _LOOK_AGAIN = 0.02
-_FIRST_PORT, _LAST_PORT = 20000, 32000  # below those that the system gives to outgoing connections
 _BESIDE = Path(sys.executable).parent
 _TETHER = [sys.executable, "-I", "-S", tether.__file__]
 _LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
@@ -110,7 +109,7 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
 
 def listen(host: str = HOST) -> socket.socket:
     """A listener of a ProdApp on a free port."""
-    sock = socket.create_server((host, 0), family=_family(host), backlog=64)
+    sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
     sock.settimeout(PATIENCE)
     return sock
 
@@ -164,38 +163,9 @@ def sha256(data: bytes) -> str:
 # Ports
 
 
-_given: set[int] = set()
-_giving = threading.Lock()
-
-
 def free_ports(count: int = 1, host: str = HOST) -> int:
-    """The first of so many free ports in a row; each is given once in a test run."""
-    for _ in range(200):
-        first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
-        row = range(first, first + count)
-        with _giving:
-            if not _given.isdisjoint(row) or not all(_can_bind(host, port) for port in row):
-                continue
-            _given.update(row)
-        return first
-    raise AssertionError(f"no {count} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
-
-
-def _can_bind(host: str, port: int) -> bool:
-    """Whether no socket is bound to it, be it one that does not listen, which the kernel's table leaves out."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host, port))
-        except OSError as problem:
-            if problem.errno == errno.EADDRINUSE:
-                return False
-            raise
-    return True
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    """The first of so many free ports in a row, of those that this test process alone uses."""
+    return leased.take(count, host)
 
 
 @dataclass(frozen=True)
@@ -320,7 +290,7 @@ class Program:
                 until(self._has_ended, lambda: "", _GRACE)
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        return self.process.wait()
+        return self.process.wait(PATIENCE)
 
     def ask_to_end(self) -> None:
         """Send it SIGTERM, once."""
@@ -402,7 +372,7 @@ class Daemon:
         program, self.program = self.program, None
         assert program is not None
         program.process.kill()
-        program.process.wait()
+        program.process.wait(PATIENCE)
 
     def processes(self) -> list[int]:
         """Its own process, and those that it has started."""
@@ -466,7 +436,7 @@ class Gateway(Daemon):
         """The ports of its range that a socket is bound to, whether it listens, is connected, or only reserves."""
         mine = range(self.first_port, self.last_port + 1)
         seen = {sock.local for sock in _sockets() if sock.local in mine and sock.state != _TIME_WAIT}
-        return frozenset(seen | {port for port in mine if not _can_bind(self.host, port)})
+        return frozenset(seen | {port for port in mine if not can_bind(self.host, port)})
 
     def offers(self, listener: str) -> bool:
         """Whether a listener is one of its ports."""

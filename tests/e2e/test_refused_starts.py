@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from leased_ports import leased
 
 from scistream.security.pki import init_authority, issue
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 PATIENCE = 30.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +32,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def s2ds(pki: Path) -> dict[str, str]:
     """The settings of an S2DS that starts, as TOML."""
+    first = leased.take(4)
     return {
-        "listen": f'"127.0.0.1:{free_port()}"',
-        "ports": '"24300-24303"',
+        "listen": f'"127.0.0.1:{leased.take()}"',
+        "ports": f'"{first}-{first + 3}"',
         "controller": '"scistream:controller:s2cs"',
         "certificate": f'"{pki / "gateway.pem"}"',
         "key": f'"{pki / "gateway.key"}"',
@@ -49,12 +47,12 @@ def s2cs(pki: Path) -> dict[str, str]:
     """The settings of an S2CS that starts, as TOML."""
     files = f'certificate = "{pki / "s2cs.pem"}", key = "{pki / "s2cs.key"}", authorities = ["{pki / "ca.pem"}"]'
     return {
-        "listen": f'"127.0.0.1:{free_port()}"',
+        "listen": f'"127.0.0.1:{leased.take()}"',
         "certificate": f'"{pki / "gateway.pem"}"',
         "key": f'"{pki / "gateway.key"}"',
         "authorities": f'["{pki / "ca.pem"}"]',
         "controller": f"{{ {files} }}",
-        "gateways": f'[{{ name = "dtn1", address = "127.0.0.1:{free_port()}" }}]',
+        "gateways": f'[{{ name = "dtn1", address = "127.0.0.1:{leased.take()}" }}]',
     }
 
 
@@ -171,12 +169,14 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path, pki: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("listen", ["0.0.0.0:24399", "192.0.2.1:24399", "[::]:24399"])
-def test_plain_tcp_beyond_loopback_is_refused(tmp_path: Path, pki: Path, kind: str, listen: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]"])
+def test_plain_tcp_beyond_loopback_is_refused(tmp_path: Path, pki: Path, kind: str, host: str) -> None:
+    port = leased.take()
+    listen = f"{host}:{port}"
     settings = {**KINDS[kind](pki), "listen": f'"{listen}"', "insecure": "true"}
     line = refusal_of(tmp_path, kind, settings)
     assert f"{listen} is not on loopback" in line
-    assert not accepts(24399)
+    assert not accepts(port)
 
 
 def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: Path) -> None:
@@ -197,7 +197,7 @@ def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: 
         ("s2ds", "app_networks", '["192.0.2.0/33"]', ["app_networks:", "'192.0.2.0/33'"]),
         ("s2ds", "wan", '{ bind = "0.0.0.0" }', ["wan.advertise: needed"]),
         ("s2ds", "lan", '{ bind = "dtn1.example" }', ["lan.bind:", "'dtn1.example'"]),
-        ("s2ds", "wan", '{ congestion = "fastest" }', ["wan.congestion:", "'fastest'", "cubic", "empty text"]),
+        ("s2ds", "wan", '{ congestion = "fastest" }', ["wan.congestion:", "'fastest'", *ALLOWED, "empty text"]),
         ("s2ds", "elements", '"many"', ["elements:", "'many'", '"auto"', "0", "256"]),
         ("s2ds", "elements", "257", ["elements:", "257", '"auto"']),
         ("s2cs", "listen", '"127.0.0.1"', ["listen:", "'127.0.0.1'", "HOST:PORT"]),

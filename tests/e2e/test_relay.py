@@ -33,6 +33,7 @@ from gateways import (
     sleep,
     until,
 )
+from leased_ports import leased
 from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
@@ -261,7 +262,8 @@ from scistream.wire.address import Address
 
 uid, target = sys.argv[1], Address.parse(sys.argv[2])
 secret = StreamSecret()
-(sock,) = Ports(24300, 24399).reserve("127.0.0.1", 1)
+port = int(sys.argv[3])
+(sock,) = Ports(port, port).reserve("127.0.0.1", 1)
 print(Address(*sock.getsockname()), flush=True)
 print(secret.csr, end="", flush=True)
 bundle = ""
@@ -280,7 +282,7 @@ reactor.run()
 async def test_a_gateway_that_is_killed_resets_both_applications(make: Make) -> None:
     stream = make()
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, stream.uid, str(Address(*stream.app.getsockname()))],
+        [sys.executable, "-c", KILLED, stream.uid, str(Address(*stream.app.getsockname())), str(leased.take())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

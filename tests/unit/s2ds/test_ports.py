@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from leased_ports import leased
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
 from scistream.s2ds.ports import Listener, Ports
 from scistream.wire.errors import StreamError
 
-FIRST, LAST = 19100, 19107
+FIRST = leased.take(8)
+LAST = FIRST + 7
 
 
 def taken(sockets: list[socket.socket]) -> list[int]:
@@ -43,7 +45,7 @@ def test_too_many_get_none_and_are_told_why(ports: Ports) -> None:
     with pytest.raises(StreamError) as refused:
         ports.reserve("127.0.0.1", 3)
     assert refused.value.code == "no-ports"
-    for part in ("3 port(s) were asked for", "2 of the range 19100-19107", "ask for fewer"):
+    for part in ("3 port(s) were asked for", f"2 of the range {FIRST}-{LAST}", "ask for fewer"):
         assert part in refused.value.msg
     assert ports.free == 2
     assert len(ports.reserve("127.0.0.1", 2)) == 2
@@ -105,13 +107,14 @@ def test_an_address_of_another_machine_names_the_setting(ports: Ports) -> None:
     with pytest.raises(StreamError) as refused:
         ports.reserve("192.0.2.1", 1)
     assert refused.value.code == "gateway-failed"
-    assert "192.0.2.1:19100" in refused.value.msg
+    assert f"192.0.2.1:{FIRST}" in refused.value.msg
     assert "`bind` in [lan] and [wan]" in refused.value.msg
     assert ports.free == 8
 
 
 def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
-    ports = Ports(FIRST - 1, FIRST - 1)  # for this test alone: it stays so for a minute
+    port = leased.take()  # for this test alone: it stays so for a minute
+    ports = Ports(port, port)
     (sock,) = ports.reserve("127.0.0.1", 1)
     accepted: list[socket.socket] = []
     listener = Listener(MemoryReactorClock(), sock)
@@ -125,7 +128,7 @@ def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
     listener.stop()
     ports.release(sock)
     with socket.socket() as strict, pytest.raises(OSError, match="in use"):
-        strict.bind(("127.0.0.1", FIRST - 1))
+        strict.bind(("127.0.0.1", port))
     (again,) = ports.reserve("127.0.0.1", 1)
     ports.release(again)
 

@@ -1,0 +1,1 @@
+"""For all tests; that it is here also lets them import the modules beside it."""
