@@ -9,7 +9,10 @@ from __future__ import annotations
 import inspect
 import json
 import queue
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -21,8 +24,11 @@ import pytest
 from harness import World, many_processes
 
 WIDTH = 5
-LONGEST = 2 * 3600.0
-"""Seconds after which a result does not come any more; a job has its own limits."""
+LONGEST_JOB = 900.0
+"""Seconds after which a job that runs is given up; what it waits for has shorter limits of its own."""
+LONGEST_END = 120.0
+"""Seconds that the worlds have to end once no job is left."""
+_LOOK_AGAIN = 0.2
 
 
 @dataclass(eq=False)
@@ -32,6 +38,9 @@ class Task:
     job: Callable[[World], None]
     wishes: Mapping[str, Any]
     result: Future[None] = field(default_factory=Future)
+    started: float | None = None
+    """When a thread took it up, on the monotonic clock."""
+    thread: threading.Thread | None = None
 
 
 def beside(**wishes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -88,7 +97,7 @@ class Lanes:
         self._naming = threading.Lock()
         self._complaints: list[BaseException] = []
         self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(min(WIDTH, len(tasks)))]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(min(WIDTH, len(tasks)))]
 
     def __enter__(self) -> Lanes:
         for thread in self._threads:
@@ -97,14 +106,30 @@ class Lanes:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
+        deadline = time.monotonic() + LONGEST_END
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+            assert not thread.is_alive(), f"a world did not end within {LONGEST_END:g} s; it is here:\n{_where(thread)}"
         for complaint in self._complaints:
             raise complaint
 
     def wait_for(self, name: str) -> None:
-        """Wait for the end of a test's job, and raise what it has raised."""
-        self._tasks[name].result.result(LONGEST)
+        """Wait for the end of a test's job, and raise what it has raised.
+
+        :raises AssertionError: if it runs for too long, or no thread is left to run it; it says where the job is.
+        """
+        task = self._tasks[name]
+        while not task.result.done():
+            with suppress(TimeoutError):
+                return task.result.result(_LOOK_AGAIN)
+            if task.started is None:
+                is_lost = not any(thread.is_alive() for thread in self._threads) and not task.result.done()
+                assert not is_lost, "the threads that run jobs have all ended before this one"
+            else:
+                assert time.monotonic() - task.started < LONGEST_JOB, (
+                    f"the job runs for more than {LONGEST_JOB:g} s; it is here:\n{_where(task.thread)}"
+                )
+        return task.result.result(0)
 
     def new_folder(self) -> Path:
         """A folder for a world."""
@@ -121,11 +146,12 @@ class Lanes:
                 task = self._waiting.get_nowait()
             except queue.Empty:
                 break
+            task.started, task.thread = time.monotonic(), threading.current_thread()
             try:
                 task.job(lane.world(task.wishes))
             except BaseException as problem:
+                task.result.set_exception(problem)  # first: whatever becomes of the world, the test has its result
                 lane.give_up()
-                task.result.set_exception(problem)
             else:
                 task.result.set_result(None)
         try:
@@ -160,5 +186,11 @@ class _Lane:
 
     def give_up(self) -> None:
         """End the world in which something went wrong: what else is wrong in it does not matter."""
-        with suppress(AssertionError):
+        with suppress(Exception):
             self.leave()
+
+
+def _where(thread: threading.Thread | None) -> str:
+    """The stack of a thread, for a person."""
+    frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
+    return "".join(traceback.format_stack(frame)) if frame is not None else "(its thread has ended)"

@@ -36,6 +36,8 @@ _ENTRIES = {
 }
 _PR_SET_PDEATHSIG = 1
 _LONGEST = 1024 * 1024
+_PATIENCE = 60.0
+"""Seconds for an answer; the first one comes when all modules have been imported."""
 
 
 class Nursery:
@@ -47,6 +49,7 @@ class Nursery:
     def __init__(self, launcher: Sequence[str]) -> None:
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_PATIENCE)
         with theirs:
             command = [*launcher, sys.executable, __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -69,12 +72,21 @@ class Nursery:
     def close(self) -> None:
         """End it; its children are asked to end, too, should any be left."""
         self._socket.close()
-        self._process.wait()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"the process that forks commands did not end within {_PATIENCE:g} s") from None
 
     def _ask(self, order: Mapping[str, Any], files: list[int]) -> int:
         with self._lock:
             socket.send_fds(self._socket, [json.dumps(order).encode()], files)
-            return int(self._socket.recv(_LONGEST))
+            try:
+                answer = self._socket.recv(_LONGEST)
+            except TimeoutError:
+                answer = b""
+        assert answer, f"the process that forks commands has ended, or not answered within {_PATIENCE:g} s: {order}"
+        return int(answer)
 
 
 class Child:
