@@ -6,8 +6,11 @@ Every party logs through `twisted.logger`; `trace` writes each transition of a m
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 IDLE_STATES = frozenset({"Ready", "Streaming", "Released", "Reserved", "Forwarding"})
@@ -39,3 +42,75 @@ def trace(machine: Any, log: Logger, idle: frozenset[str] = IDLE_STATES, **field
             )
 
     machine.__automat_transitioner__.setTrace(traced)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+TALLY_SECONDS = 60.0
+MOST_COUNTED = 64
+"""Keys that a `Tally` counts at the same time."""
+
+
+@dataclass
+class _Count:
+    """How often it has happened, how often that was when it was told last, and what was said of the last time."""
+
+    seen: int = 0
+    told: int = 0
+    last: str = ""
+    is_quiet: bool = False
+
+
+class Tally(Generic[Key]):
+    """Counts what others can cause without end, and tells of it in few words: of each key the first, the tenth, the
+    hundredth and so on, and once a minute what has come since. A key begins anew after a minute without any. While it
+    counts as many keys as it may, others are not told.
+
+    :param clock: an `IReactorTime`.
+    :param tell: called with a key, how many there were, and what was said of the last one.
+    """
+
+    def __init__(self, clock: Any, tell: Callable[[Key, int, str], None]) -> None:
+        self._clock = clock
+        self._tell = tell
+        self._counts: dict[Key, _Count] = {}
+        self._timer: IDelayedCall | None = None
+
+    def add(self, key: Key, number: int = 1, last: str = "") -> None:
+        """It has happened so many times."""
+        if key not in self._counts and len(self._counts) >= MOST_COUNTED:
+            return
+        count = self._counts.setdefault(key, _Count())
+        count.seen += number
+        count.last = last
+        count.is_quiet = False
+        if self._timer is None:
+            self._timer = self._clock.callLater(TALLY_SECONDS, self._minute)
+        if not count.told or len(str(count.seen)) > len(str(count.told)):
+            self._say(key, count)
+
+    def stop(self) -> None:
+        """Tell what is not told yet, and forget all."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._tell_rest()
+        self._counts.clear()
+
+    def _minute(self) -> None:
+        self._timer = None
+        self._tell_rest()
+        self._counts = {key: count for key, count in self._counts.items() if not count.is_quiet}
+        for count in self._counts.values():
+            count.is_quiet = True
+        if self._counts:
+            self._timer = self._clock.callLater(TALLY_SECONDS, self._minute)
+
+    def _tell_rest(self) -> None:
+        for key, count in list(self._counts.items()):
+            if count.seen > count.told:
+                self._say(key, count)
+
+    def _say(self, key: Key, count: _Count) -> None:
+        count.told = count.seen
+        self._tell(key, count.seen, count.last)

@@ -27,6 +27,7 @@ from scistream.s2cs.audit_events import (
     Refused,
     Release,
     Request,
+    Resets,
     ServerStart,
     ServerStop,
     Start,
@@ -39,7 +40,7 @@ from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
-from scistream.wire.messages import Error, Req, Resp, Role
+from scistream.wire.messages import Error, Req, ResetReason, Resp, Role
 
 MAX_WAITING_BYTES = 2**20
 """Lines that wait in memory; those above it are counted, and dropped."""
@@ -47,6 +48,10 @@ WINDOW_SECONDS = 60.0
 MOST_IN_WINDOW = 20
 """Refusals of one kind from one address that get a line of their own in each window."""
 MOST_ADDRESSES = 4096
+MOST_RESETS_IN_WINDOW = 10
+"""Lines about resets that each stream gets in each window."""
+MOST_RESETS = 256
+"""Reasons of resets of one stream of which it is known what was told."""
 
 
 class AuditTrail:
@@ -266,6 +271,10 @@ class StreamTrail:
         self._has_ended = restored and record.state == "Released"
         self._greeted_on: Link | None = None
         self._greeted_with: list[str] = []
+        self._resets_told: dict[tuple[str, int, str, str], int] = {}
+        self._resets_due: dict[tuple[str, int, str, str], int] = {}
+        self._resets_began = 0.0
+        self._resets_seen = 0
 
     def answered(self, caller: Caller, message: Resp | Error) -> None:
         """A command is answered."""
@@ -276,6 +285,31 @@ class StreamTrail:
             self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
             address, _ = _address(caller.link)
             self._audit.of_stream(Hello, record, address=address, listeners=self._greeted_with)
+
+    def resets_heard(self, gateway: str, resets: list[ResetReason]) -> None:
+        """Connections were reset: a line for each reason of which there are more now, up to a few each minute. The
+        others wait for the next minute, with the count that they have by then."""
+        if self._has_ended:
+            return
+        for one in resets:
+            key = gateway, one.channel, one.cause, one.reason
+            is_known = key in self._resets_told or key in self._resets_due
+            has_room = is_known or len(self._resets_told) + len(self._resets_due) < MOST_RESETS
+            if has_room and one.count > self._resets_told.get(key, 0):
+                self._resets_due[key] = one.count
+        now = self._audit.wall()
+        if not 0 <= now - self._resets_began < WINDOW_SECONDS:
+            self._resets_began, self._resets_seen = now, 0
+        self._write_resets(MOST_RESETS_IN_WINDOW - self._resets_seen)
+
+    def _write_resets(self, most: int) -> None:
+        for key in list(self._resets_due)[: max(0, most)]:
+            count = self._resets_told[key] = self._resets_due.pop(key)
+            gateway, channel, cause, reason = key
+            self._resets_seen += 1
+            self._audit.of_stream(
+                Resets, self._record, gateway=gateway, channel=channel, cause=cause, reason=reason, count=count
+            )
 
     def release_asked(self, link: Link) -> None:
         """Somebody who may has asked for its end."""
@@ -298,6 +332,7 @@ class StreamTrail:
         if self._has_ended:
             return
         self._has_ended = True
+        self._write_resets(MOST_RESETS_IN_WINDOW)
         record, now, carried = self._record, self._audit.wall(), self._carried()
         error, request = record.last_error, record.request
         self._audit.of_stream(

@@ -118,6 +118,16 @@ class Targets(_StreamEvent, frozen=True, kw_only=True, tag="targets"):
     targets: dict[str, str]
 
 
+class Resets(_StreamEvent, frozen=True, kw_only=True, tag="resets"):
+    """Connections of the stream were reset at a gateway of this facility."""
+
+    gateway: str
+    channel: int
+    cause: str
+    reason: str
+    count: int
+
+
 class Release(_StreamEvent, frozen=True, kw_only=True, tag="release"):
     """Somebody who may has asked for the stream's end."""
 
@@ -151,7 +161,7 @@ class LinesLost(_Event, frozen=True, kw_only=True, tag="lines-lost"):
 
 _OfServer = ServerStart | ServerStop | LinkRefused
 _OfCommands = Request | Refused | BadLine
-_OfStreams = Hello | Start | Targets | Release | End
+_OfStreams = Hello | Start | Targets | Resets | Release | End
 Event = _OfServer | _OfCommands | _OfStreams | LinesLost
 KINDS: tuple[type[Any], ...] = Event.__args__
 

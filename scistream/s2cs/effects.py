@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -23,6 +24,7 @@ from scistream.wire.line import Link
 from scistream.wire.link import Caller, Outbox
 from scistream.wire.messages import (
     CONS,
+    MAX_RESETS,
     MAX_TEXT,
     ChannelFigures,
     Command,
@@ -31,6 +33,7 @@ from scistream.wire.messages import (
     ProbeResult,
     ProdLstn,
     Rel,
+    ResetReason,
     Resp,
     StartConn,
     StreamKey,
@@ -74,6 +77,8 @@ class Held:
         self.app_outbox = Outbox(server.reactor, "the application")
         self.wrong_hellos = 0
         self._owner_links: set[Link] = set()
+        self._resets: dict[str, tuple[float, list[ResetReason]]] = {}
+        """What each gateway has said of resets last, and when that was."""
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
         self._timers: list[IDelayedCall] = []
@@ -141,6 +146,8 @@ class Held:
 
     def _rel_answered(self, answer: Resp, gateway: str) -> None:
         self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures)
+        if answer.resets is not None:
+            self.hear_resets(gateway, answer.resets)
         self.machine.gateway_released(gateway)
 
     def _rel_refused(self, failure: Failure, gateway: str) -> None:
@@ -218,6 +225,21 @@ class Held:
         self.app_link = None
         self.app_outbox.close(StreamError("timeout", "the application's link is gone"))
 
+    def hear_resets(self, gateway: str, resets: list[ResetReason]) -> None:
+        """A gateway tells why connections of the stream were reset there."""
+        self._resets[gateway] = (self._server.reactor.seconds(), resets)
+        self.trail.resets_heard(gateway, resets)
+
+    def _told_resets(self) -> list[ResetReason]:
+        """The same of all gateways, the newest first."""
+        now = self._server.reactor.seconds()
+        aged = [
+            msgspec.structs.replace(one, seconds_ago=round(one.seconds_ago + now - heard, 1))
+            for heard, resets in self._resets.values()
+            for one in resets
+        ]
+        return sorted(aged, key=lambda one: (one.cause == "stranger", one.seconds_ago))[:MAX_RESETS]
+
     def is_held_by(self, gateway: str) -> bool:
         """Whether this gateway has reserved for this stream, and was not seen to release it."""
         record = self.record
@@ -250,6 +272,7 @@ class Held:
             last_error=record.last_error,
             probe=self._probe(),
             wrong_hellos=self.wrong_hellos,
+            resets=self._told_resets(),
         )
 
     def _seconds_left(self) -> float:

@@ -16,6 +16,7 @@ from scistream.wire.messages import (
     ChannelFigures,
     ProbeResult,
     Rel,
+    ResetReason,
     Resp,
     Room,
     Status,
@@ -40,6 +41,9 @@ class Listener(Protocol):
 
     def figures_heard(self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]) -> None:
         """What streams have carried there since they were reserved."""
+
+    def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
+        """Why connections of streams were reset there."""
 
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached."""
@@ -164,16 +168,18 @@ class Gateway:
     def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
         """Note what streams have carried; a gateway has no say in any that is not on it."""
         held = self._server.held_by(self.name)
-        heard = {}
+        heard, resets = {}, {}
         for status in streams:
             key = (status.uid, status.role)
             if key in held:
                 told = {one.channel: one for one in status.figures if one.channel in held[key]}
                 heard[key] = list(told.values())
+                resets[key] = [one for one in status.resets if one.channel in held[key]]
                 if status.probe is not None:
                     self.probes[key] = status.probe
         self.figures.update(heard)
         self._server.figures_heard(self.name, boot, heard)
+        self._server.resets_heard(self.name, resets)
 
 
 def _can_be(page: Resp, known: Collection[StreamKey], after: str) -> bool:

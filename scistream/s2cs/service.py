@@ -53,6 +53,7 @@ from scistream.wire.messages import (
     ProdLstn,
     Rel,
     Req,
+    ResetReason,
     Resp,
     Status,
     StreamKey,
@@ -435,6 +436,13 @@ class ControlServer(Service):
             if held is not None:
                 self.ledger.hear(held.record, gateway, boot, told)
         self.ledger.write()
+
+    def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
+        """Note why connections were reset."""
+        for key, told in resets.items():
+            held = self.streams.get(key)
+            if held is not None:
+                held.hear_resets(gateway, told)
 
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached: requests that came early may go on."""

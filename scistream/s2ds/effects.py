@@ -23,6 +23,7 @@ from scistream.s2ds.itself import leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
+from scistream.s2ds.resets import Resets
 from scistream.s2ds.responder import Responder
 from scistream.security.stream import Credentials, StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network
@@ -86,7 +87,7 @@ class Holding:
         self._allowed: Callable[[str], bool] = _nobody
         self._responder: Responder | None = None
         self._probe: Probe | None = None
-        self._strangers = 0
+        self.resets = Resets(server.reactor, (command.uid, command.role))
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -151,6 +152,7 @@ class Holding:
 
     def _closed(self, figures: list[ChannelFigures]) -> None:
         self.released_at = self._server.reactor.seconds()
+        self._core.resets = self.resets.told()
         self.machine.closed(figures)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
@@ -184,6 +186,7 @@ class Holding:
             if rate:
                 server.capacity.release(rate)
             self.dials_here = set()
+            self.resets.stop()
             return figures
 
         return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
@@ -211,6 +214,7 @@ class Holding:
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,
+            resets=self.resets.told(),
         )
 
     # -- inside
@@ -372,7 +376,7 @@ class Holding:
         def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
             if not self._allowed(peer[0]):
                 sock.close()
-                self._note_stranger(peer[0], channel)
+                self.resets.add(channel, "stranger", "it came from outside the networks of the channel", peer=peer[0])
                 return
             self._server.elements.carry(core.uid, core.role, channel, sock)
 
@@ -380,18 +384,6 @@ class Holding:
 
     def _room(self, channel: int) -> Callable[[], bool]:
         return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
-
-    def _note_stranger(self, host: str, channel: int) -> None:
-        """Log it at the first, second, fourth, eighth...: nobody shall fill the log."""
-        self._strangers += 1
-        if self._strangers & (self._strangers - 1) == 0:
-            self.log.warn(
-                "refused a connection from {peer}: outside the networks of this channel; of this stream: {count}",
-                peer=host,
-                count=self._strangers,
-                uid=self._core.uid,
-                channel=channel,
-            )
 
 
 @implementer(IResolutionReceiver)

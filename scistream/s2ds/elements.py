@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from scistream.s2ds.relay import board
 from scistream.s2ds.relay.board import Board
-from scistream.s2ds.relay.element import Element, Settings, refuse
+from scistream.s2ds.relay.element import NOT_ARMED, Element, Settings, refuse
 from scistream.s2ds.relay.orders import (
     Beat,
     Carry,
@@ -35,6 +35,8 @@ from scistream.s2ds.relay.orders import (
     Order,
     Ordered,
     Rel,
+    Reset,
+    Resets,
     Said,
     StartLstn,
     UpdateTargets,
@@ -63,6 +65,14 @@ ROOM_AT_ONCE = 8
 """Connections without a handshake that make room for others when one is asked for."""
 
 
+NO_ELEMENT = "no element of the gateway takes connections just now"
+ELEMENT_DIED = "the element of the gateway that carried it has ended"
+
+
+def _nobody_hears(_reset: Reset) -> None:
+    """Nobody asked why connections were reset."""
+
+
 class Died(Exception):
     """The element that was to do it is no more."""
 
@@ -85,19 +95,32 @@ class Elements:
     :param slots: how many channels the gateway can have.
     :param settings: of each element.
     :param half_open: connections of one channel that are not joined to the other side yet, at most.
+    :param on_reset: hears why connections were reset.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, count: int, slots: int, settings: Settings, half_open: int = 64) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        count: int,
+        slots: int,
+        settings: Settings,
+        half_open: int = 64,
+        on_reset: Callable[[Reset], None] = _nobody_hears,
+    ) -> None:
         self._reactor = reactor
+        self._on_reset = on_reset
         self._half_open = half_open
         self._board = Board.create(slots, max(count, 1))
         self._streams: dict[StreamKey, _Stream] = {}
         self._members: list[_Member] = (
-            [_Process(reactor, self._board, number, settings, self._replay, self._settle) for number in range(count)]
+            [
+                _Process(reactor, self._board, number, settings, self._replay, self._settle, self._hear)
+                for number in range(count)
+            ]
             if count
-            else [_Here(Element(reactor, self._board, 0, settings))]
+            else [_Here(Element(reactor, self._board, 0, settings, self._hear))]
         )
         self._handed = [0] * len(self._members)
 
@@ -200,6 +223,7 @@ class Elements:
         stream = self._streams.get((uid, role))
         if stream is None or channel not in stream.start.slots:
             refuse(sock)
+            self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NOT_ARMED, count=1))
             return
         carry = Carry(uid=uid, role=role, channel=channel)
         for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
@@ -208,8 +232,12 @@ class Elements:
                 stream.handed[key] = stream.handed.get(key, 0) + 1
                 self._handed[member.number] += 1
                 return
-        self.log.warn("No element takes a connection on channel {channel} of stream {uid}", channel=channel, uid=uid)
         refuse(sock)
+        self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NO_ELEMENT, count=1))
+
+    def _hear(self, resets: list[Reset]) -> None:
+        for reset in resets:
+            self._on_reset(reset)
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
@@ -245,7 +273,7 @@ class Elements:
     def _settle(self, element: int) -> int:
         """Count what went with an element: all that it had is reset. Gives how many that were."""
         words, lost = self._board.words, 0
-        for stream in self._streams.values():
+        for (uid, role), stream in self._streams.items():
             for channel, slot in stream.start.slots.items():
                 row = self._board.row(slot, element)
                 on_its_way = self._on_its_way(stream, channel, element)
@@ -255,6 +283,10 @@ class Elements:
                 for word in (board.OPEN, board.JOINING, board.RTT_US, board.DELIVERY, board.WAITING):
                     words[row + word] = 0
                 lost += gone
+                if gone:
+                    self._on_reset(
+                        Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=ELEMENT_DIED, count=gone)
+                    )
         words[self._board.ended(element)] = self._handed[element]
         return lost
 
@@ -326,6 +358,7 @@ class _Process:
 
     :param replay: gives what a new one has to be told.
     :param settle: counts what went with one that died.
+    :param hear: hears what it says of connections that it has reset.
     """
 
     log = Logger()
@@ -338,6 +371,7 @@ class _Process:
         settings: Settings,
         replay: Callable[[], list[Order]],
         settle: Callable[[int], int],
+        hear: Callable[[list[Reset]], None],
     ) -> None:
         self.number = number
         self.ready = False
@@ -346,6 +380,7 @@ class _Process:
         self._settings = settings
         self._replay = replay
         self._settle = settle
+        self._hear = hear
         self._line: _Line | None = None
         self._handing: socket.socket | None = None
         self._process: Any = None
@@ -394,7 +429,7 @@ class _Process:
                     BOARD_FD: self._board.fd,
                 },
             )
-            line = _Line(self._reactor, self.number, self._stuck)
+            line = _Line(self._reactor, self.number, self._stuck, self._hear)
             factory = Factory.forProtocol(lambda: line)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
@@ -514,6 +549,7 @@ class _Line(LineOnlyReceiver):
     """This end of the line of orders.
 
     :param stuck: called with an order that has not been answered in time, and with that time.
+    :param hear: called with what it says of connections that it has reset.
     """
 
     delimiter = b"\n"
@@ -521,10 +557,17 @@ class _Line(LineOnlyReceiver):
     transport: Any
     log = Logger()
 
-    def __init__(self, reactor: Any, number: int, stuck: Callable[[Order, float], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        number: int,
+        stuck: Callable[[Order, float], None],
+        hear: Callable[[list[Reset]], None],
+    ) -> None:
         self._reactor = reactor
         self._number = number
         self._stuck = stuck
+        self._hear = hear
         self._seq = 0
         self._waiting: dict[int, tuple[Deferred[None], IDelayedCall]] = {}
 
@@ -550,6 +593,9 @@ class _Line(LineOnlyReceiver):
         if isinstance(report, Said):
             level = LogLevel.lookupByName(report.level)
             self.log.emit(level, "element {number}: {text}", number=self._number, text=report.text)
+            return
+        if isinstance(report, Resets):
+            self._hear(report.resets)
             return
         answered, timer = self._waiting.pop(report.seq, (None, None))
         if answered is None or timer is None:

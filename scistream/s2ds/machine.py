@@ -31,7 +31,16 @@ from automat import TypeMachineBuilder
 
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import Caller
-from scistream.wire.messages import ChannelFigures, Error, LastError, ReqListeners, Resp, Role, UpdateTargets
+from scistream.wire.messages import (
+    ChannelFigures,
+    Error,
+    LastError,
+    ReqListeners,
+    ResetReason,
+    Resp,
+    Role,
+    UpdateTargets,
+)
 
 
 class Effects(Protocol):
@@ -117,6 +126,7 @@ class Core:
     callers: list[Caller] = field(default_factory=list)
     last_error: LastError | None = None
     figures: list[ChannelFigures] = field(default_factory=list)
+    resets: list[ResetReason] = field(default_factory=list)
 
     @property
     def generation(self) -> int:
@@ -127,7 +137,7 @@ class Core:
         """Answer with the state that the stream is in, and with what was reserved, or carried when it is over."""
         fields: dict[str, Any] = {"listeners": self.listeners, "csr": self.csr} if self.listeners else {}
         if self.state == "Released":
-            fields["figures"] = self.figures
+            fields["figures"], fields["resets"] = self.figures, self.resets
         self.effects.answer(
             caller, Resp(uid=self.uid, seq=caller.seq, state=self.state, msg=msg, boot=self.boot, **fields)
         )

@@ -33,6 +33,7 @@ from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Ports
 from scistream.s2ds.relay.element import Settings
 from scistream.s2ds.relay.leg import check_congestion
+from scistream.s2ds.relay.orders import Reset
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
@@ -94,6 +95,7 @@ class DataServer(Service):
             self.ports.last - self.ports.first + 1,
             self._settings(),
             config.limits.half_open,
+            self._note_reset,
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
@@ -213,6 +215,11 @@ class DataServer(Service):
         """The ports that a stream has here towards other gateways."""
         holding = self._holdings.get((uid, PROD))
         return holding.wan_listeners() if holding is not None else set()
+
+    def _note_reset(self, reset: Reset) -> None:
+        holding = self._holdings.get((reset.uid, reset.role))
+        if holding is not None:
+            holding.resets.add(reset.channel, reset.cause, reset.reason, reset.count)
 
     def dialled(self) -> set[int]:
         """The ports of this gateway that streams which live here have as their targets, or have had."""

@@ -28,7 +28,7 @@ from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
-from scistream.wire.messages import CONS, PROD, ChannelFigures, NumConn, Role, StreamStatus
+from scistream.wire.messages import CONS, PROD, ChannelFigures, NumConn, ResetReason, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -289,6 +289,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         _print_status(streams, answers)
         if uid is not None:
             _print_channels(answers.get(streams[0].uid, {}))
+            _print_resets(answers.get(streams[0].uid, {}))
         for server, warnings in client.warnings.items():
             for warning in warnings:
                 click.echo(printable(f"warning: {server}: {warning}"), err=True)
@@ -330,6 +331,25 @@ def _print_channels(sides: dict[Role, StreamStatus]) -> None:
         wide_console().print(table)
 
 
+def _print_resets(sides: dict[Role, StreamStatus]) -> None:
+    for role in (PROD, CONS):
+        for one in sides[role].resets if role in sides else ():
+            click.echo(printable(f"{SIDE[role]}, {reset_sentence(one)}"))
+
+
+def reset_sentence(one: ResetReason) -> str:
+    """Why connections of a channel were reset, how many, and how long ago the last one was."""
+    connections = "connection" if one.count == 1 else "connections"
+    return f"channel {one.channel}: {one.count} {connections} reset, last {_ago(one.seconds_ago)} ago: {one.reason}"
+
+
+def _ago(seconds: float) -> str:
+    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
 def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
     return (
         str(one.channel),
@@ -351,7 +371,11 @@ def plain(text: str) -> Text:
 
 
 def _status_row(side: StreamStatus) -> tuple[str, ...]:
-    last = f"{side.last_error.code}: {side.last_error.msg}" if side.last_error is not None else ""
+    last = ""
+    if side.last_error is not None:
+        last = f"{side.last_error.code}: {side.last_error.msg}"
+    elif side.resets:
+        last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
     if side.wrong_hellos:
         last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()
     return (

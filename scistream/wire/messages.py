@@ -28,6 +28,9 @@ PROBE_LIFE = 60.0
 MAX_PROBE_SECONDS = 20.0
 MAX_TEXT = 2000
 MAX_PAGE_KEY = 64
+MAX_REASON = 200
+MAX_RESETS = 16
+"""Reasons of resets that are told of one stream."""
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
@@ -242,6 +245,31 @@ class ChannelFigures(Struct, frozen=True, kw_only=True):
     waiting: Count = 0
 
 
+Cause = Literal["application", "far-side", "wan", "stranger", "gateway"]
+"""Who or what has ended a connection with a reset: the application at this side, which has reset it, refused it or
+cannot be reached; the far side, which has passed on a reset of its own; a break of the WAN between the gateways;
+somebody who has never shown the credentials of the stream; or the gateway itself."""
+
+
+class ResetReason(Struct, frozen=True, kw_only=True):
+    """Why connections of a channel were reset at this side.
+
+    :param cause: a `Cause`, or one that a later version has added.
+    :param reason: a sentence for a person; nothing in it is different for each connection.
+    :param count: connections that were reset for it since the stream was reserved.
+    :param seconds_ago: how long ago the last one was.
+    """
+
+    channel: Channel
+    cause: CodeName
+    reason: Annotated[str, Meta(max_length=MAX_REASON)]
+    count: Count
+    seconds_ago: Measured = 0.0
+
+
+Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
+
+
 class LastError(Struct, frozen=True, kw_only=True):
     """Why a stream failed, as the ERROR said it."""
 
@@ -272,7 +300,8 @@ class ProbeResult(Struct, frozen=True, kw_only=True):
 class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
 
-    `wrong_hellos` counts those with a wrong key since the S2CS was started.
+    `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
+    connections were reset, the newest first.
     """
 
     uid: Uid
@@ -293,6 +322,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_error: LastError | None = None
     probe: ProbeResult | None = None
     wrong_hellos: int = 0
+    resets: Resets = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
@@ -311,8 +341,8 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
 
     `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
-    an S2CS's answer to Status: sentences about certificates that expire soon. `figures` are the last ones of a stream
-    that an S2DS has released.
+    an S2CS's answer to Status: sentences about certificates that expire soon. `figures` and `resets` are the last ones
+    of a stream that an S2DS has released.
     """
 
     uid: Uid | None
@@ -327,6 +357,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     room: Room | None = None
     warnings: Warnings | None = None
     figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
+    resets: Resets | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

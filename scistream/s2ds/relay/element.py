@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -20,17 +22,23 @@ from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
-from scistream.s2ds.relay.orders import MakeRoom, Order, Rel, StartLstn, UpdateTargets
-from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Means, Relay
+from scistream.s2ds.relay.orders import MakeRoom, Order, Rel, Reset, StartLstn, UpdateTargets
+from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Ending, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.watch import Watch
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import Role, StreamKey
+from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
 
 GRACE = 1.0
 """Seconds that a connection from the WAN has for its handshake before another may take its place."""
+
+RESETS_SECONDS = 1.0
+MOST_RESETS = 256
+"""Reasons that an element tells at a time, of all streams together."""
+NOT_ARMED = "the channel has no target yet"
+NO_DESCRIPTOR = "an element of the gateway is out of descriptors: raise the limit of open files (LimitNOFILE)"
 
 SAMPLE_SECONDS = 2.0
 SAMPLES = 200
@@ -61,11 +69,19 @@ class Element:
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
     :param figures: where it counts, in the rows of `number`.
+    :param tell: called with why connections were reset, once a second at most.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, figures: Board, number: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        figures: Board,
+        number: int,
+        settings: Settings,
+        tell: Callable[[list[Reset]], None] | None = None,
+    ) -> None:
         self._means = Means(
             reactor,
             Buffers(settings.buffer_size),
@@ -80,6 +96,7 @@ class Element:
         self._number = number
         self._streams: dict[StreamKey, _Stream] = {}
         self._sampling: IDelayedCall | None = None
+        self._resets = _Resets(reactor, tell) if tell is not None else None
 
     def carry_out(self, order: Order) -> None:
         """Do what the initiator says. An order that was carried out already does nothing.
@@ -103,13 +120,26 @@ class Element:
         if of_channel is None:
             refuse(sock)
             self._board.words[self._board.ended(self._number)] += 1
+            self._note(uid, role, channel, Ending(False, NOT_ARMED))
         else:
             of_channel.carry(self._means, sock)
             if self._sampling is None:
                 self._sampling = self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
 
+    def lost(self, uid: str, role: Role, channel: int) -> None:
+        """A connection that was handed over has not come: this process has no descriptor for it."""
+        stream = self._streams.get((uid, role))
+        of_channel = stream.channels.get(channel) if stream is not None else None
+        if of_channel is None:
+            self._board.words[self._board.ended(self._number)] += 1
+        else:
+            of_channel.lose()
+        self._note(uid, role, channel, Ending(False, NO_DESCRIPTOR))
+
     def stop(self) -> None:
         """Reset every connection."""
+        if self._resets is not None:
+            self._resets.flush()
         if self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
@@ -127,7 +157,13 @@ class Element:
 
     def _open(self, order: StartLstn) -> None:
         if (order.uid, order.role) not in self._streams:
-            self._streams[order.uid, order.role] = _Stream(self._means.reactor, self._board, self._number, order)
+            self._streams[order.uid, order.role] = _Stream(
+                self._means.reactor, self._board, self._number, order, self._note
+            )
+
+    def _note(self, uid: str, role: Role, channel: int, ending: Ending) -> None:
+        if self._resets is not None:
+            self._resets.add(uid, role, channel, ending)
 
     def _arm(self, order: UpdateTargets) -> None:
         """Those connections that are open finish on the old target."""
@@ -145,6 +181,8 @@ class Element:
     def _close(self, order: Rel) -> None:
         stream = self._streams.pop((order.uid, order.role), None)
         if stream is not None:
+            if self._resets is not None:
+                self._resets.flush()  # the answer to this order is the last that is heard of the stream
             cut = stream.close()
             self.log.info(
                 "Stream {uid} ({role}) is closed; connections cut: {cut}", uid=order.uid, role=order.role, cut=cut
@@ -159,21 +197,35 @@ class Element:
 class _Stream:
     """What an element holds for one stream."""
 
-    def __init__(self, reactor: Any, figures: Board, element: int, order: StartLstn) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        figures: Board,
+        element: int,
+        order: StartLstn,
+        note: Callable[[str, Role, int, Ending], None],
+    ) -> None:
         first = next(iter(order.slots.values()))
         self._to_consumer, self._to_producer = (
             Throttle(reactor, Bucket(order.rate, time.monotonic, figures.tokens(first, direction)))
             for direction in (0, 1)
         )
         self.channels = {
-            channel: _Channel(figures, element, slot, self._to_consumer, self._to_producer)
+            channel: _Channel(
+                figures,
+                element,
+                slot,
+                self._to_consumer,
+                self._to_producer,
+                partial(note, order.uid, order.role, channel),
+            )
             for channel, slot in order.slots.items()
         }
 
     def close(self) -> int:
         relays = [relay for channel in self.channels.values() for relay in channel.relays]
         for relay in relays:
-            relay.reset("the stream was closed", report=False)
+            relay.cut()
         self._to_producer.stop()
         self._to_consumer.stop()
         return len(relays)
@@ -182,7 +234,16 @@ class _Stream:
 class _Channel:
     """One channel at this element, its open connections and its row of figures."""
 
-    def __init__(self, figures: Board, element: int, slot: int, to_consumer: Throttle, to_producer: Throttle) -> None:
+    def __init__(
+        self,
+        figures: Board,
+        element: int,
+        slot: int,
+        to_consumer: Throttle,
+        to_producer: Throttle,
+        note: Callable[[Ending], None],
+    ) -> None:
+        self._note = note
         self._words = figures.words
         self._row = row = figures.row(slot, element)
         self._ended_at = figures.ended(element)
@@ -202,9 +263,9 @@ class _Channel:
         words, row = self._words, self._row
         words[row + board.TAKEN] += 1
         if self.arming is None:
-            words[row + board.RESET] += 1
-            words[self._ended_at] += 1
+            self._count_reset()
             refuse(sock)
+            self._note(Ending(False, NOT_ARMED))
             return
         words[row + board.OPEN] += 1
         words[row + board.JOINING] += 1
@@ -213,11 +274,20 @@ class _Channel:
         self._joining[relay] = means.reactor.seconds()
         relay.start()
 
+    def lose(self) -> None:
+        """It was handed over and has not come."""
+        self._words[self._row + board.TAKEN] += 1
+        self._count_reset()
+
+    def _count_reset(self) -> None:
+        self._words[self._row + board.RESET] += 1
+        self._words[self._ended_at] += 1
+
     def make_room(self, now: float, count: int) -> None:
         """End the connections that have taken longest over their handshake, if that is long enough."""
         old = [relay for relay, since in self._joining.items() if now - since >= GRACE and not relay.is_verified]
         for relay in old[:count]:
-            relay.reset("no TLS handshake yet, and others wait")
+            relay.reset("no TLS handshake yet, and others wait", "stranger")
 
     def sample(self) -> None:
         """Write down what TCP says of the connections to the other gateway; if there are many, of some of them."""
@@ -242,13 +312,51 @@ class _Channel:
         if self._joining.pop(relay, None) is not None:
             self._words[self._row + board.JOINING] -= 1
 
-    def _ended(self, relay: Relay, well: bool) -> None:
+    def _ended(self, relay: Relay, ending: Ending) -> None:
         self._joined(relay)
         self.relays.pop(relay, None)
         words, row = self._words, self._row
         words[row + board.OPEN] -= 1
-        words[row + board.RESET] += not well
+        words[row + board.RESET] += not ending.well
         words[self._ended_at] += 1
+        if ending.reason:
+            self._note(ending)
+
+
+class _Resets:
+    """Gathers why connections were reset, and tells it once a second at most."""
+
+    def __init__(self, reactor: Any, tell: Callable[[list[Reset]], None]) -> None:
+        self._reactor = reactor
+        self._tell = tell
+        self._counts: dict[tuple[str, Role, int, Cause, str], int] = {}
+        self._timer: IDelayedCall | None = None
+        self._told = -RESETS_SECONDS
+
+    def add(self, uid: str, role: Role, channel: int, ending: Ending) -> None:
+        key = uid, role, channel, ending.cause, ending.reason[:MAX_REASON]
+        if key not in self._counts and len(self._counts) >= MOST_RESETS:
+            key = uid, role, channel, "gateway", "there are too many reasons to name them all"
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if self._timer is None:
+            due = max(0.0, self._told + RESETS_SECONDS - self._reactor.seconds())
+            self._timer = self._reactor.callLater(due, self.flush)
+
+    def flush(self) -> None:
+        """Tell what there is."""
+        if self._timer is None:
+            return
+        if self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        self._told = self._reactor.seconds()
+        counts, self._counts = self._counts, {}
+        self._tell(
+            [
+                Reset(uid=uid, role=role, channel=channel, cause=cause, reason=reason, count=count)
+                for (uid, role, channel, cause, reason), count in counts.items()
+            ]
+        )
 
 
 def refuse(sock: socket.socket) -> None:

@@ -8,6 +8,7 @@ closed or its process dies, until `close` ends it well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import random
@@ -21,7 +22,7 @@ from typing import Protocol
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.watch import Watch
-from scistream.wire.address import Address
+from scistream.wire.messages import Cause
 
 WANT = -1
 """What reading returns when nothing is there now."""
@@ -37,11 +38,48 @@ _MOST_PROBES = 127
 
 
 class Broken(Exception):
-    """A leg has ended abnormally. Its text says how, for the log."""
+    """A leg has ended abnormally. Its text says how, in the same words for every connection.
+
+    :param cause: who or what has ended it.
+    """
+
+    def __init__(self, reason: str, cause: Cause) -> None:
+        super().__init__(reason)
+        self.cause: Cause = cause
 
 
 class Refused(Broken):
     """Nobody listens there, or not yet."""
+
+
+class Short(Broken):
+    """This machine has not what a connection needs just now: another try may help."""
+
+
+def broken_by(code: int, far: str, *, wan: bool) -> Broken:
+    """What an error of the system says of a connection.
+
+    :param far: who is at its other end.
+    """
+    if code in (errno.ECONNRESET, errno.EPIPE):
+        return Broken(f"{far} reset the connection", "far-side" if wan else "application")
+    cause: Cause = "gateway" if code in SHORT_HERE else "wan" if wan else "application"
+    return Broken(f"the connection to {far} broke: {os.strerror(code)}", cause)
+
+
+SHORT_HERE = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EADDRINUSE,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOSPC,
+    }
+)
+"""Errors that say what this machine lacks, for a while: ports for outgoing connections, descriptors, memory."""
 
 
 def explain(problem: OSError) -> str:
@@ -104,18 +142,9 @@ def keepalive(patience: float, place: float) -> tuple[int, int, int]:
     return first, between, max(1, min(_MOST_PROBES, math.ceil((patience - first) / between)))
 
 
-def peer_of(sock: socket.socket) -> str:
-    """The far end's address for the log."""
-    try:
-        return str(Address(*sock.getpeername()[:2]))
-    except OSError:
-        return "a peer that is gone"
-
-
-def pending_error(sock: socket.socket) -> str | None:
-    """What the kernel holds against a socket. Asking clears it: only for a connection that is given up."""
-    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    return os.strerror(code) if code else None
+def pending_error(sock: socket.socket) -> int:
+    """What the kernel holds against a socket, or 0. Asking clears it: only for a connection that is given up."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 class Mover(Protocol):
@@ -128,13 +157,14 @@ class Mover(Protocol):
 class Owner(Protocol):
     """Whose leg it is."""
 
-    def reset(self, reason: str) -> None:
+    def reset(self, reason: str, cause: Cause) -> None:
         """The connection broke while nothing was read or written."""
 
 
 class Leg(ABC):
     """One connected socket, owned from here on.
 
+    :ivar far: who is at its other end, in words for a person.
     :ivar readable: reading is worth a try.
     :ivar writable: writing is.
     :ivar is_first: nothing has been read since it last became readable.
@@ -151,8 +181,8 @@ class Leg(ABC):
         "_sock",
         "_watch",
         "born",
+        "far",
         "is_first",
-        "peer",
         "readable",
         "reader",
         "wan",
@@ -160,14 +190,14 @@ class Leg(ABC):
         "writer",
     )
 
-    def __init__(self, poller: Poller, sock: socket.socket, watch: Watch, owner: Owner, *, wan: bool) -> None:
+    def __init__(self, poller: Poller, sock: socket.socket, watch: Watch, owner: Owner, far: str, *, wan: bool) -> None:
         self._poller = poller
         self._sock = sock
         self._watch = watch
         self._owner: Owner | None = owner
         self._ending = False  # the peer has ended its direction, or the connection is over
         self._crossed = False  # TLS has to write before it can read, or the other way round
-        self.peer = peer_of(sock)
+        self.far = far
         self.readable = self.writable = self.is_first = True
         self.reader: Mover | None = None
         self.writer: Mover | None = None
@@ -224,14 +254,16 @@ class Leg(ABC):
     def break_off(self, reason: str) -> None:
         """Something other than reading or writing has found the connection dead."""
         if self._owner is not None:
-            self._owner.reset(f"{reason} ({self.peer})")
+            self._owner.reset(reason, "wan" if self.wan else "application")
 
     def event(self, mask: int) -> None:
         """The poller's: it has become readable or writable, or it is over."""
         if mask & ENDING:
             self._ending = True
             if mask & select.EPOLLERR:
-                self.break_off(pending_error(self._sock) or "the connection was reset")
+                broken = broken_by(pending_error(self._sock) or errno.ECONNRESET, self.far, wan=self.wan)
+                if self._owner is not None:
+                    self._owner.reset(str(broken), broken.cause)
                 return
         wakes_writer = not self.writable and mask & WRITABLE
         if self._crossed:
@@ -249,4 +281,4 @@ class Leg(ABC):
                 self.writer.turn()
 
     def _break(self, problem: OSError) -> Broken:
-        return Broken(f"{explain(problem)} ({self.peer})")
+        return broken_by(problem.errno or errno.EIO, self.far, wan=self.wan)

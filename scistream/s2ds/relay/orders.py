@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from scistream.security.stream import Credentials
 from scistream.wire.errors import ErrorCode
-from scistream.wire.messages import Role
+from scistream.wire.messages import Cause, Role
 
 
 class _Order(Struct, frozen=True, kw_only=True, tag_field="cmd", forbid_unknown_fields=True):
@@ -95,7 +95,24 @@ class Said(_Order, frozen=True, kw_only=True, tag="Log"):
     text: str
 
 
-Report = Resp | Error | Said
+class Reset(Struct, frozen=True, kw_only=True):
+    """So many connections of a channel were reset for one reason."""
+
+    uid: str
+    role: Role
+    channel: int
+    cause: Cause
+    reason: str
+    count: int
+
+
+class Resets(_Order, frozen=True, kw_only=True, tag="Resets"):
+    """What was reset since the last report of it; each second there is one at most."""
+
+    resets: list[Reset]
+
+
+Report = Resp | Error | Said | Resets
 
 
 class Carry(Struct, frozen=True, kw_only=True):

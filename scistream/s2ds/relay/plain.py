@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffer, Pipe
-from scistream.s2ds.relay.leg import WANT, Broken, Leg, Refused, explain, pending_error, prepare
+from scistream.s2ds.relay.leg import SHORT_HERE, WANT, Broken, Leg, Refused, Short, pending_error, prepare
 from scistream.s2ds.relay.reactor import WRITABLE, Poller
 from scistream.wire.address import Address
 
@@ -94,10 +94,14 @@ class PlainLeg(Leg):
         return True
 
 
-def dial(reactor: Any, poller: Poller, target: Address, timeout: float, patience: float) -> Deferred[socket.socket]:
+def dial(
+    reactor: Any, poller: Poller, target: Address, far: str, timeout: float, patience: float, *, wan: bool
+) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
 
-    Fails with `Broken`; cancelling it abandons the attempt.
+    Fails with `Broken`, or `Refused` or `Short` where another try may help; cancelling it abandons the attempt.
+
+    :param far: who is there, in words for a person.
     """
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     result: Deferred[socket.socket]
@@ -105,18 +109,27 @@ def dial(reactor: Any, poller: Poller, target: Address, timeout: float, patience
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as problem:
         result = Deferred()
-        result.errback(Failure(Broken(f"{target} cannot be dialled: {explain(problem)}")))
+        result.errback(Failure(_not_dialled(far, problem.errno or errno.EIO, wan=wan)))
         return result
-    dialling = _Dialling(poller, sock, target)
+    dialling = _Dialling(poller, sock, far, wan=wan)
     result = dialling.result
     try:
         prepare(sock, patience)
         code = sock.connect_ex((target.host, target.port))
     except OSError as problem:
-        dialling.fail(explain(problem))
+        dialling.fail(problem.errno or errno.EIO)
         return result
     dialling.start(reactor, code, timeout)
     return result
+
+
+def _not_dialled(far: str, code: int, *, wan: bool) -> Broken:
+    """Why there is no connection."""
+    if code == errno.ECONNREFUSED:
+        return Refused(f"{far} refused the connection", "wan" if wan else "application")
+    if code in SHORT_HERE:
+        return Short(f"this gateway cannot connect to {far}: {os.strerror(code)}", "gateway")
+    return Broken(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
 
 
 class _Dialling:
@@ -124,36 +137,39 @@ class _Dialling:
 
     born = 0
 
-    def __init__(self, poller: Poller, sock: socket.socket, target: Address) -> None:
+    def __init__(self, poller: Poller, sock: socket.socket, far: str, *, wan: bool) -> None:
         self.result: Deferred[socket.socket] = Deferred(self._cancelled)
         self._poller = poller
         self._sock: socket.socket | None = sock
-        self._target = target
+        self._far = far
+        self._wan = wan
         self._timer: Any = None
         self._is_polled = False
 
     def start(self, reactor: Any, code: int, timeout: float) -> None:
         if code not in (0, errno.EINPROGRESS):
-            self.fail(explain(OSError(code, "")))
+            self.fail(code)
             return
         try:
             self._poller.add(self)
         except OSError as problem:
-            self.fail(explain(problem))
+            self.fail(problem.errno or errno.EIO)
             return
         self._is_polled = True
         self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
-    def fail(self, reason: str) -> None:
-        sock = self._detach()
-        if sock is not None:
-            sock.close()
-            kind = Refused if reason == os.strerror(errno.ECONNREFUSED) else Broken
-            self.result.errback(Failure(kind(f"{self._target} cannot be reached: {reason}")))
+    def fail(self, code: int) -> None:
+        self._end(_not_dialled(self._far, code, wan=self._wan))
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self.fail(f"no answer within {timeout:g} s")
+        self._end(Broken(f"{self._far} did not answer within {timeout:g} s", "wan" if self._wan else "application"))
+
+    def _end(self, broken: Broken) -> None:
+        sock = self._detach()
+        if sock is not None:
+            sock.close()
+            self.result.errback(Failure(broken))
 
     def _detach(self) -> socket.socket | None:
         if self._timer is not None:

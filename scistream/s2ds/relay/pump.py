@@ -17,6 +17,7 @@ from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg
 from scistream.s2ds.relay.plain import CannotSplice, PlainLeg
 from scistream.s2ds.relay.reactor import Poller
+from scistream.wire.messages import Cause
 
 TURN = 1024 * 1024
 """Bytes that one direction of one connection may move before others have their turn."""
@@ -30,7 +31,7 @@ class Joint(Protocol):
 
     over: bool
 
-    def reset(self, reason: str) -> None:
+    def reset(self, reason: str, cause: Cause) -> None:
         """End both sides with a reset."""
 
     def direction_ended(self) -> None:
@@ -81,10 +82,10 @@ class Pump:
         try:
             self._move()
         except Broken as broken:
-            self._joint.reset(str(broken))
+            self._joint.reset(str(broken), broken.cause)
         except Exception as fault:
             self.log.failure("A relay failed")
-            self._joint.reset(f"it failed here: {fault!r}")
+            self._joint.reset(f"it failed here: {type(fault).__name__}", "gateway")
 
     def go_on(self) -> None:
         """It has waited long enough."""

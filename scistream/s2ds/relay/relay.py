@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import Broken, Leg, Refused, peer_of, prepare
+from scistream.s2ds.relay.leg import Broken, Leg, Refused, Short, explain, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.reactor import Poller, poller_of
@@ -30,13 +30,15 @@ from scistream.s2ds.relay.watch import Watch
 from scistream.security.stream import server_name, verify_consumer, verify_producer
 from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
-from scistream.wire.messages import CONS, Role
+from scistream.wire.messages import CONS, PROD, Cause, Role
 
 LAN_PATIENCE = 60.0
 """Seconds until an idle application whose host has vanished is noticed."""
 
 DIAL_AGAIN = 0.1
-"""Seconds between two tries to reach a ProdApp that does not listen yet."""
+"""Seconds between two tries to connect."""
+
+_OTHER = "the other gateway"
 
 PIPE_BUFFERS = 4
 """A pipe is for this many times the bytes of a buffer: what is in it is not copied, and so leaves the caches alone."""
@@ -98,11 +100,20 @@ class Sample(NamedTuple):
     waiting: int
 
 
+class Ending(NamedTuple):
+    """How a relay has ended."""
+
+    well: bool
+    reason: str = ""
+    cause: Cause = "gateway"
+
+
 class Relay:
     """Carries one accepted connection from `start` until it ends well or is reset.
 
     :param sock: the accepted connection, owned from here on: from ConsApp for CONS, from the WAN for PROD.
-    :param on_end: called once, with the relay and whether it ended well.
+    :param on_end: called once, with the relay and, unless it ended well, why it was reset; no reason where its stream
+        was closed.
     :param on_open: called when both sides are joined.
     """
 
@@ -115,7 +126,6 @@ class Relay:
         "_on_end",
         "_on_open",
         "_opening",
-        "_peer",
         "_pumps",
         "_sock",
         "is_verified",
@@ -131,7 +141,7 @@ class Relay:
         sock: socket.socket,
         to_producer: Flow,
         to_consumer: Flow,
-        on_end: Callable[[Relay, bool], None],
+        on_end: Callable[[Relay, Ending], None],
         on_open: Callable[[Relay], None],
     ) -> None:
         self._means = means
@@ -143,7 +153,6 @@ class Relay:
         self._legs: tuple[Leg, ...] = ()
         self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
-        self._peer = peer_of(sock)
         self.over = False
         self.is_verified = False  # whether the far end of the WAN leg has shown who it is
 
@@ -152,20 +161,20 @@ class Relay:
         self._opening = Deferred.fromCoroutine(self._open())
         self._opening.addCallback(self._begin).addErrback(self._not_opened)
 
-    def reset(self, reason: str, *, report: bool = True) -> None:
-        """End both sides with a reset, at once. Idempotent."""
-        if self.over:
-            return
-        if report:
-            self.log.info(
-                "Connection from {peer} on channel {channel} of stream {uid} ({role}) was reset: {reason}",
-                uid=self._arming.uid,
-                role=self._arming.role,
-                channel=self._arming.channel,
-                peer=self._peer,
-                reason=reason,
-            )
-        self._finish(well=False)
+    def reset(self, reason: str, cause: Cause) -> None:
+        """End both sides with a reset, at once. Idempotent.
+
+        :param reason: a sentence in which nothing is different for each connection.
+        """
+        if self._arming.role == PROD and not self.is_verified and cause != "gateway":
+            cause = "stranger"
+        if not self.over:
+            self._finish(Ending(False, reason, cause))
+
+    def cut(self) -> None:
+        """The same, since its stream is closed: that is not worth a word. Idempotent."""
+        if not self.over:
+            self._finish(Ending(False))
 
     def sample(self) -> Sample:
         """How it is doing now; zeros while it is not joined, and when it is over."""
@@ -179,10 +188,10 @@ class Relay:
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
         if self._arming.role == CONS:
-            lan: Leg = self._plain(self._sock, LAN_PATIENCE, wan=False)
+            lan: Leg = self._plain(self._sock, LAN_PATIENCE, "ConsApp", wan=False)
             return lan, await self._wan_out()
         wan = await self._wan_in()
-        return wan, self._plain(await self._dial_program(), LAN_PATIENCE, wan=False)
+        return wan, self._plain(await self._dial_program(), LAN_PATIENCE, self._target, wan=False)
 
     async def _dial_program(self) -> socket.socket:
         """Connect to ProdApp, which may still be starting: where nobody listens, try again for `dial_timeout`."""
@@ -190,7 +199,7 @@ class Relay:
         deadline = reactor.seconds() + self._means.dial_timeout
         while True:
             try:
-                return await self._dial(LAN_PATIENCE)
+                return await self._dial(LAN_PATIENCE, wan=False)
             except Refused:
                 if reactor.seconds() + DIAL_AGAIN > deadline:
                     raise
@@ -213,10 +222,10 @@ class Relay:
 
     async def _wan_out(self) -> Leg:
         uid, channel = self._arming.uid, self._arming.channel
-        sock = await self._dial(self._means.wan_timeout)
+        sock = await self._dial(self._means.wan_timeout, wan=True)
         if self._arming.context is None:
-            return self._plain(sock, self._means.wan_timeout, wan=True)
-        leg = self._tls(sock, self._arming.context, server_name(uid, channel))
+            return self._plain(sock, self._means.wan_timeout, self._target, wan=True)
+        leg = self._tls(sock, self._target, self._arming.context, server_name(uid, channel))
         await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_producer(leg.connection, uid, channel)
         return leg
@@ -224,8 +233,8 @@ class Relay:
     async def _wan_in(self) -> Leg:
         if self._arming.context is None:
             self.is_verified = True
-            return self._plain(self._sock, self._means.wan_timeout, wan=True)
-        leg = self._tls(self._sock, self._arming.context, None)
+            return self._plain(self._sock, self._means.wan_timeout, _OTHER, wan=True)
+        leg = self._tls(self._sock, _OTHER, self._arming.context, None)
         await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_consumer(leg.connection, self._arming.uid, self._arming.channel)
         self.is_verified = True
@@ -234,37 +243,60 @@ class Relay:
     def _not_opened(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
-        if not failure.check(Broken, CertificateProblem, OSError):
+        wrong = failure.value
+        if isinstance(wrong, Broken):
+            self.reset(str(wrong), wrong.cause)
+        elif isinstance(wrong, CertificateProblem):
+            self.reset(str(wrong), "wan")
+        elif isinstance(wrong, OSError):
+            self.reset(explain(wrong), "gateway")
+        else:
             self.log.failure("A relay could not be opened", failure=failure)
-        self.reset(str(failure.value))
+            self.reset(f"it failed here: {type(wrong).__name__}", "gateway")
 
-    def _dial(self, patience: float) -> Deferred[socket.socket]:
-        means = self._means
-        return dial(means.reactor, means.poller, self._arming.target, means.dial_timeout, patience)
+    @property
+    def _target(self) -> str:
+        """Who is dialled, in words for a person."""
+        arming = self._arming
+        return f"{'ProdApp' if arming.role == PROD else 'the other gateway'} at {arming.target}"
 
-    def _plain(self, sock: socket.socket, patience: float, *, wan: bool) -> PlainLeg:
+    async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
+        """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
+        means, target = self._means, self._arming.target
+        deadline = means.reactor.seconds() + means.dial_timeout
+        while True:
+            try:
+                return await dial(
+                    means.reactor, means.poller, target, self._target, means.dial_timeout, patience, wan=wan
+                )
+            except Short:
+                if means.reactor.seconds() + DIAL_AGAIN > deadline:
+                    raise
+            await deferLater(means.reactor, DIAL_AGAIN)
+
+    def _plain(self, sock: socket.socket, patience: float, far: str, *, wan: bool) -> PlainLeg:
         prepare(sock, patience, self._means.wan_congestion if wan else self._means.lan_congestion)
-        leg = PlainLeg(self._means.poller, sock, self._means.watch, self, wan=wan)
+        leg = PlainLeg(self._means.poller, sock, self._means.watch, self, far, wan=wan)
         self._legs += (leg,)
         return leg
 
-    def _tls(self, sock: socket.socket, context: SSL.Context, name: str | None) -> TlsLeg:
+    def _tls(self, sock: socket.socket, far: str, context: SSL.Context, name: str | None) -> TlsLeg:
         prepare(sock, self._means.wan_timeout, self._means.wan_congestion)
-        leg = TlsLeg(self._means.poller, sock, self._means.watch, self, context, name)
+        leg = TlsLeg(self._means.poller, sock, self._means.watch, self, far, context, name)
         self._legs += (leg,)
         return leg
 
     def direction_ended(self) -> None:
         """A pump has passed on the end of its direction."""
         if all(pump.ended for pump in self._pumps):
-            self._finish(well=True)
+            self._finish(Ending(True))
 
-    def _finish(self, *, well: bool) -> None:
+    def _finish(self, ending: Ending) -> None:
         self.over = True
         if self._opening is not None:
             self._opening.cancel()
         for leg in self._legs:
-            if well:
+            if ending.well:
                 leg.close()
             else:
                 leg.abort()
@@ -272,4 +304,4 @@ class Relay:
         for pump in self._pumps:
             pump.drop()
         self._legs = self._pumps = ()  # which know this relay
-        self._on_end(self, well)
+        self._on_end(self, ending)

@@ -10,7 +10,6 @@ pyOpenSSL would make an object, and a copy, of each record that it reads.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from typing import Any
 
@@ -20,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffer
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner
+from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner, broken_by
 from scistream.s2ds.relay.reactor import Poller
 from scistream.s2ds.relay.watch import Watch
 
@@ -55,10 +54,11 @@ class TlsLeg(Leg):
         sock: socket.socket,
         watch: Watch,
         owner: Owner,
+        far: str,
         context: SSL.Context,
         server_name: str | None,
     ) -> None:
-        super().__init__(poller, sock, watch, owner, wan=True)
+        super().__init__(poller, sock, watch, owner, far, wan=True)
         self.connection = SSL.Connection(context, sock)
         if server_name is None:
             self.connection.set_accept_state()
@@ -146,7 +146,9 @@ class TlsLeg(Leg):
 
     def broken(self, problem: SSL.Error) -> Broken:
         """What to raise of an error of OpenSSL's."""
-        return Broken(f"{_explain(problem)} ({self.peer})")
+        if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
+            return broken_by(problem.args[0], self.far, wan=True)
+        return Broken(_explain(problem), "wan")
 
 
 class _Handshake:
@@ -173,7 +175,7 @@ class _Handshake:
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._end(Broken(f"no TLS handshake within {timeout:g} s ({self._leg.peer})"))
+        self._end(Broken(f"no TLS handshake within {timeout:g} s", "wan"))
 
     def _end(self, problem: Broken | None) -> None:
         if self._is_over:
@@ -196,7 +198,6 @@ class _Handshake:
 def _explain(problem: SSL.Error) -> str:
     """What OpenSSL found wrong."""
     if isinstance(problem, SSL.SysCallError):
-        code = problem.args[0]
-        return os.strerror(code) if code > 0 else "the connection ended in the middle of a stream"
+        return "the connection over the WAN ended in the middle of a stream"
     reasons = [entry[-1] for entry in (problem.args[0] if problem.args else ()) if isinstance(entry, tuple)]
     return "TLS failed: " + (", ".join(reasons) or "no reason was given")

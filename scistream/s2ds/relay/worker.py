@@ -29,7 +29,18 @@ from scistream.clock import run_on_monotonic_time
 from scistream.process import end_with, keep_secrets, raise_descriptor_limit
 from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.element import Element, Settings, refuse
-from scistream.s2ds.relay.orders import MAX_PACKET, Error, Report, Resp, Said, encode, read_carry, read_order
+from scistream.s2ds.relay.orders import (
+    MAX_PACKET,
+    Error,
+    Report,
+    Reset,
+    Resets,
+    Resp,
+    Said,
+    encode,
+    read_carry,
+    read_order,
+)
 from scistream.s2ds.relay.reactor import install
 from scistream.wire.errors import StreamError
 
@@ -67,6 +78,11 @@ class Orders(LineOnlyReceiver):
         """Tell the initiator."""
         self.transport.write(encode(report) + b"\n")
 
+    def tell(self, resets: list[Reset]) -> None:
+        """Tell it why connections were reset."""
+        if self.connected:
+            self.say(Resets(resets=resets))
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._element.stop()
         if self._reactor.running:
@@ -102,7 +118,8 @@ class Handed:
                 self._reactor.removeReader(self)
                 return
             if not descriptors:  # there was no room for it, and the kernel has closed it
-                self._element.log.warn("A connection was lost on its way: raise the limit of open files (LimitNOFILE)")
+                lost = read_carry(packet)
+                self._element.lost(lost.uid, lost.role, lost.channel)
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 try:
@@ -150,7 +167,7 @@ def main() -> None:
 
     reactor: Any = installed
     run_on_monotonic_time(reactor)
-    element = Element(reactor, Board(BOARD_FD, slots, elements), number, settings)
+    element = Element(reactor, Board(BOARD_FD, slots, elements), number, settings, lambda told: orders.tell(told))
     orders = Orders(reactor, element)
     os.set_blocking(LINE_FD, False)
     os.set_blocking(HANDING_FD, False)

@@ -22,13 +22,23 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from scistream.config import ConfigProblem
 from scistream.s2cs import audit as audit_module
-from scistream.s2cs.audit import MOST_ADDRESSES, MOST_IN_WINDOW, WINDOW_SECONDS, AuditTrail, split_owner
+from scistream.s2cs.audit import (
+    MOST_ADDRESSES,
+    MOST_IN_WINDOW,
+    MOST_RESETS_IN_WINDOW,
+    WINDOW_SECONDS,
+    AuditTrail,
+    StreamTrail,
+    split_owner,
+)
 from scistream.s2cs.audit_events import KINDS, read_line
 from scistream.s2cs.audit_sink import FileSink, JournalSink, open_sink
+from scistream.s2cs.ledger import Total
+from scistream.s2cs.record import Record
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.messages import PROD, Req
+from scistream.wire.messages import PROD, Req, ResetReason
 
 UID = "12345678-1234-4234-8234-123456789abc"
 ADA = Identity(issuer="sha256:" + "5d" * 32, name="ada@lab.example")
@@ -423,3 +433,39 @@ def test_a_journal_that_is_restarted_gets_the_next_line(journal: Callable[[], so
 def test_without_a_journal_the_setting_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigProblem, match=r"there is no journal at .* name a file in place of 'journal'"):
         JournalSink(tmp_path / "journal")
+
+
+# -- resets
+
+
+def a_reset(count: int, number: int = 0) -> ResetReason:
+    return ResetReason(channel=number, cause="application", reason="ConsApp reset the connection", count=count)
+
+
+def test_resets_of_a_stream_are_ten_lines_a_minute_however_many_there_are(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    for minute in range(3):
+        for heard in range(30):
+            stream.resets_heard("dtn1", [a_reset(100 * minute + heard, number) for number in range(16)])
+        lines = [(event.channel, event.count) for event in rig.events()]
+        assert len(lines) == MOST_RESETS_IN_WINDOW * (minute + 1)
+        rig.clock.now += WINDOW_SECONDS
+    assert {channel for channel, _ in lines} == set(range(16)), "each has its turn"
+    stream.ended()
+    *_, end = rig.events()
+    assert end.__struct_config__.tag == "end"
+    assert len(rig.events()) <= 4 * MOST_RESETS_IN_WINDOW + 1
+    stream.resets_heard("dtn1", [a_reset(10_000)])
+    assert rig.events()[-1] == end, "nothing is said of a stream after its end"
+
+
+def test_a_reason_of_resets_is_told_at_once_and_again_only_when_there_are_more(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    for count in (3, 3, 3, 5):
+        stream.resets_heard("dtn1", [a_reset(count)])
+    assert [(event.gateway, event.channel, event.cause, event.count) for event in rig.events()] == [
+        ("dtn1", 0, "application", 3),
+        ("dtn1", 0, "application", 5),
+    ]

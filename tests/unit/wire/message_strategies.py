@@ -16,10 +16,12 @@ from scistream.wire.messages import (
     MAX_LIFE,
     MAX_PROBE_SECONDS,
     MAX_RATE,
+    MAX_REASON,
     MAX_TEXT,
     MIN_RATE,
     PROBE_LIFE,
     PROD,
+    Cause,
     ChannelFigures,
     Error,
     Hello,
@@ -30,6 +32,7 @@ from scistream.wire.messages import (
     Rel,
     Req,
     ReqListeners,
+    ResetReason,
     Resp,
     Room,
     StartConn,
@@ -99,6 +102,14 @@ figures = st.builds(
     accepted=integers(0, INT64),
     reset=integers(0, INT64),
 )
+resets = st.builds(
+    ResetReason,
+    channel=channels,
+    cause=st.sampled_from([*get_args(Cause), "a-cause-of-a-later-version"]),
+    reason=text(MAX_REASON),
+    count=integers(0, INT64),
+    seconds_ago=st.floats(0, 1e9),
+)
 probes = st.builds(
     ProbeResult,
     state=st.sampled_from(["running", "done", "failed"]),
@@ -129,6 +140,7 @@ statuses = st.builds(
     seconds_left=finite,
     last_error=st.none() | st.builds(LastError, code=codes, msg=messages_to_people),
     probe=st.none() | probes,
+    resets=st.lists(resets, max_size=3),
 )
 
 
@@ -206,6 +218,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         room=st.none() | st.builds(Room, ports=integers(0, 65535), rate=finite),
         warnings=st.none() | st.lists(messages_to_people, max_size=3),
         figures=st.none() | st.lists(figures, max_size=3),
+        resets=st.none() | st.lists(resets, max_size=3),
     ),
     Error: st.builds(
         Error,
@@ -276,6 +289,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "room": {"ports": 8, "rate": 1.0},
         "warnings": ["the server certificate expires in 6 days"],
         "figures": [{"channel": 0, "bytes_to_consumer": 5}],
+        "resets": [{"channel": 0, "cause": "wan", "reason": "it broke", "count": 5}],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }

@@ -1,0 +1,107 @@
+"""Why connections were reset reaches whoever can act: the user's status, the audit trail and the gateway's log, which
+stays short however many there are."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import msgspec
+import pytest
+from harness import HOST, World, accept, address_of, connect, free_ports, listen, receive_exactly, until
+
+from scistream.s2cs.audit_events import Resets, read_line
+from scistream.wire.messages import ResetReason
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("resets")) as made:
+        yield made
+
+
+def resets(world: World, uid: str) -> dict[str, list[ResetReason]]:
+    """What each side tells of a stream's resets."""
+    sides = msgspec.json.decode(world.s2uc("status", uid, "--json").stdout)["streams"][uid]
+    return {role: msgspec.convert(side.get("resets", []), list[ResetReason]) for role, side in sides.items()}
+
+
+def wait_for_reset(world: World, uid: str, role: str, cause: str) -> ResetReason:
+    """The newest reason of a side, once it is of this kind."""
+
+    def newest() -> ResetReason | None:
+        told = resets(world, uid)[role]
+        return told[0] if told and told[0].cause == cause else None
+
+    found: ResetReason = until(newest, lambda: f"no reset by {cause} at {role}: {resets(world, uid)}")
+    return found
+
+
+def ends_with_a_reset(sock: socket.socket) -> bool:
+    """Whether it is reset; anything else that ends it is an end in order."""
+    try:
+        return sock.recv(1) != b""
+    except ConnectionResetError:
+        return True
+
+
+def abort(sock: socket.socket) -> None:
+    """End a connection as a program does that crashes."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World) -> None:
+    nowhere = f"{HOST}:{free_ports()}"
+    with world.stream([nowhere]) as stream:
+        for _ in range(2):
+            with closing(stream.connect(0)) as consumer:
+                assert ends_with_a_reset(consumer)
+        refused = f"ProdApp at {nowhere} refused the connection"
+        told = wait_for_reset(world, stream.uid, "PROD", "application")
+        assert (told.channel, told.reason, told.count) == (0, refused, 2)
+        assert told.seconds_ago < 60
+        assert wait_for_reset(world, stream.uid, "CONS", "far-side").reason.endswith(" reset the connection")
+        sentences = world.s2uc("status", stream.uid).stdout
+        assert "producer, channel 0: 2 connections reset, last " in sentences
+        assert f"ago: {refused}\n" in sentences
+        lines = world.lab.store.with_suffix(".audit.jsonl").read_text().splitlines()
+        audited = [event for event in map(read_line, lines) if isinstance(event, Resets) and event.uid == stream.uid]
+        assert {event.reason for event in audited} == {refused}
+        assert audited[-1].count <= 2
+    words = world.lab.gateways[0].words()
+    assert f"uid={stream.uid} role=PROD connections reset so far: 1 (application): {refused}" in words
+
+
+def test_an_application_that_resets_is_told_apart_from_a_gateway_that_is_gone(world: World) -> None:
+    with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
+        consumer, producer = stream.connect(0), accept(detector)
+        consumer.sendall(b"!")
+        assert receive_exactly(producer, 1) == b"!"
+        abort(consumer)
+        with closing(producer):
+            assert ends_with_a_reset(producer)
+        told = wait_for_reset(world, stream.uid, "CONS", "application")
+        assert (told.reason, told.count) == ("ConsApp reset the connection", 1)
+        assert wait_for_reset(world, stream.uid, "PROD", "far-side").reason == "the other gateway reset the connection"
+
+
+def test_thousands_of_resets_are_few_lines_in_the_logs_of_both_gateways(world: World) -> None:
+    many = 1500
+    with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
+        for _ in range(many):
+            with suppress(OSError), closing(connect(stream.listeners[0])) as consumer:
+                consumer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        def all_counted() -> bool:
+            return sum(one.count for one in resets(world, stream.uid)["CONS"]) >= many
+
+        until(all_counted, lambda: str(resets(world, stream.uid)))
+    for facility in world.facilities:
+        said = facility.gateways[0].words().splitlines()
+        mine = [line for line in said if stream.uid in line and "connections reset so far" in line]
+        assert len(mine) <= 40, mine

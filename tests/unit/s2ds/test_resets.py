@@ -1,0 +1,181 @@
+"""What a gateway keeps, tells and logs of connections that were reset: enough to act on, and never without bound."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+
+from scistream.logs import MOST_COUNTED, TALLY_SECONDS, Tally
+from scistream.s2ds.relay.leg import Broken, Short, broken_by
+from scistream.s2ds.relay.plain import dial
+from scistream.s2ds.relay.reactor import Poller
+from scistream.s2ds.resets import MOST_KEPT, Resets
+from scistream.wire.address import Address
+from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
+
+UID = "12345678-1234-4234-8234-123456789abc"
+REFUSED = "ProdApp at 10.0.0.5:7000 refused the connection"
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines that a gateway's log has got meanwhile."""
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event.get("log_level", LogLevel.info) >= LogLevel.info:
+            lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(cast(Any, observe))
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(cast(Any, observe))
+
+
+def test_ten_thousand_resets_are_a_few_lines_that_say_how_many() -> None:
+    clock = Clock()
+    resets = Resets(clock, (UID, PROD))
+    with logged() as lines:
+        for _ in range(10_000):
+            resets.add(0, "application", "ConsApp reset the connection")
+            clock.advance(0.002)
+        resets.stop()
+    assert [line.partition("so far: ")[2].split()[0] for line in lines] == ["1", "10", "100", "1000", "10000"]
+    assert all(UID in line and "ConsApp reset the connection" in line for line in lines)
+    assert clock.getDelayedCalls() == []
+
+
+steps = st.lists(
+    st.tuples(st.integers(0, 100), st.integers(1, 10_000), st.sampled_from([0.0, 0.1, 5.0, 61.0])), max_size=60
+)
+
+
+@given(steps)
+def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[int, int, float]]) -> None:
+    clock = Clock()
+    told: list[tuple[int, int]] = []
+    tally: Tally[int] = Tally(clock, lambda key, count, _last: told.append((key, count)))
+    seen: dict[int, int] = {}
+    for key, number, pause in steps:
+        tally.add(key, number)
+        seen[key] = seen.get(key, 0) + number
+        clock.advance(pause)
+    minutes = clock.seconds() / TALLY_SECONDS + 1
+    tally.stop()
+    for key in {key for key, _ in told}:
+        counts = [count for one, count in told if one == key]
+        assert len(counts) <= 6 * minutes + 6, "five for the powers of ten, and one for the minute"
+    if len(seen) <= MOST_COUNTED:
+        assert {key for key, _ in told} == set(seen)
+        if clock.seconds() < TALLY_SECONDS:
+            assert {key: max(count for one, count in told if one == key) for key in seen} == seen
+    assert clock.getDelayedCalls() == []
+
+
+def test_what_came_since_the_last_line_is_told_after_a_minute_and_then_begins_anew() -> None:
+    clock = Clock()
+    told: list[tuple[str, int, str]] = []
+    tally: Tally[str] = Tally(clock, lambda *words: told.append(words))
+    for peer in ("a", "b", "c"):
+        tally.add("x", last=peer)
+    assert told == [("x", 1, "a")]
+    clock.advance(TALLY_SECONDS)
+    assert told[1:] == [("x", 3, "c")]
+    clock.advance(TALLY_SECONDS)
+    assert clock.getDelayedCalls() == [], "nothing is counted any more"
+    tally.add("x", last="d")
+    assert told[2:] == [("x", 1, "d")]
+
+
+def test_the_last_reasons_are_told_with_count_and_time_the_newest_first() -> None:
+    clock = Clock()
+    resets = Resets(clock, (UID, PROD))
+    resets.add(0, "application", REFUSED, 11)
+    clock.advance(5)
+    resets.add(1, "wan", "nothing has come back over the WAN for 60 s")
+    clock.advance(2)
+    resets.add(0, "application", REFUSED)
+    clock.advance(3)
+    told = [(one.channel, one.cause, one.reason, one.count, one.seconds_ago) for one in resets.told()]
+    assert told == [
+        (0, "application", REFUSED, 12, 3.0),
+        (1, "wan", "nothing has come back over the WAN for 60 s", 1, 5.0),
+    ]
+    resets.stop()
+
+
+@given(st.lists(st.tuples(st.integers(0, 1023), st.text(max_size=3 * MAX_REASON)), max_size=3 * MOST_KEPT))
+def test_strangers_hide_nothing_and_no_text_or_number_of_reasons_is_without_bound(
+    strangers: list[tuple[int, str]],
+) -> None:
+    resets = Resets(Clock(), (UID, PROD))
+    resets.add(0, "application", REFUSED)
+    for channel, reason in strangers:
+        resets.add(channel, "stranger", reason)
+    told = resets.told()
+    assert told[0].reason == REFUSED
+    assert len(told) <= MAX_RESETS
+    assert len(resets._kept) <= MOST_KEPT
+    assert all(len(one.reason) <= MAX_REASON for one in told)
+    resets.stop()
+
+
+@pytest.mark.parametrize(
+    ("code", "wan", "cause"),
+    [
+        (errno.ECONNRESET, False, "application"),
+        (errno.ECONNRESET, True, "far-side"),
+        (errno.ETIMEDOUT, False, "application"),
+        (errno.ETIMEDOUT, True, "wan"),
+        (errno.EHOSTUNREACH, True, "wan"),
+        (errno.ENOBUFS, True, "gateway"),
+        (errno.ENOMEM, False, "gateway"),
+    ],
+)
+def test_a_reset_of_an_application_and_a_break_of_the_wan_have_different_causes(
+    code: int, wan: bool, cause: str
+) -> None:
+    assert broken_by(code, "the other gateway", wan=wan).cause == cause
+
+
+def test_a_gateway_that_is_out_of_descriptors_says_so_and_tries_again() -> None:
+    failed: list[Broken] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, no_descriptors():
+        dialling = dial(
+            Clock(),
+            cast(Poller, None),
+            Address(*listener.getsockname()[:2]),
+            "ProdApp at 10.0.0.5:7000",
+            10.0,
+            60.0,
+            wan=False,
+        )
+        dialling.addErrback(lambda failure: failed.append(failure.value))
+    (problem,) = failed
+    assert isinstance(problem, Short)
+    assert problem.cause == "gateway"
+    assert str(problem) == "this gateway cannot connect to ProdApp at 10.0.0.5:7000: Too many open files"
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """As long as this lasts no descriptor can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as last:
+        lowest = last.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
