@@ -1,6 +1,6 @@
-"""Configuration files (TOML) and the values that people write in them: rates, times, sizes.
+"""The settings of each party, and the values that people write in them: rates, times, sizes.
 
-A mistake is a `ConfigProblem` that names the file, the key and what is allowed there. Relative
+`scistream.toml_file` reads them from a file; what is wrong with a value is told by `problems` of its section. Relative
 paths in a file are relative to the file's own folder.
 """
 
@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Protocol
 
-import msgspec
 from msgspec import Meta, Struct, field
 
 from scistream.security.guard import Bounds
 from scistream.security.material import Trust
+from scistream.toml_file import ConfigProblem as ConfigProblem
+from scistream.toml_file import Problem, below, expanded, unless
+from scistream.toml_file import load as load
 from scistream.wire.address import Address, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
 
 MAX_ELEMENTS = 256
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
-
-
-class ConfigProblem(Exception):
-    """A configuration file or a setting that cannot be used; the message is a sentence for a person."""
 
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNORECASE)
@@ -121,9 +120,9 @@ class Limits(_Section, frozen=True, kw_only=True):
     failures: _Count = 20
     longest_refusal: str = "30s"
 
-    def check(self) -> None:
-        """:raises ValueError: naming the key."""
-        _parsed("limits.longest_refusal", parse_seconds, self.longest_refusal)
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(parse_seconds, self.longest_refusal, "longest_refusal")
 
     @property
     def bounds(self) -> Bounds:
@@ -146,11 +145,11 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
     half_open: _Count = 64
     controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
 
-    def check(self) -> None:
-        """:raises ValueError: naming the key."""
-        super().check()
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from super().problems()
         for text in self.controller_networks:
-            _parsed("limits.controller_networks", parse_network, text)
+            yield from unless(parse_network, text, "controller_networks")
 
 
 class Controller(_Section, frozen=True, kw_only=True):
@@ -160,6 +159,11 @@ class Controller(_Section, frozen=True, kw_only=True):
     key: str
     authorities: list[str]
     crl: list[str] = field(default_factory=list)
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from _files_problems(self)
+        yield from _missing(self, "certificate", "key", "authorities")
 
 
 class Gateway(_Section, frozen=True, kw_only=True):
@@ -188,23 +192,28 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     policy: str = ""
     limits: Limits = field(default_factory=Limits)
 
-    def check(self) -> None:
-        """:raises ValueError: naming the key."""
-        _address("listen", self.listen)
-        self.limits.check()
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(Address.parse, self.listen, "listen")
+        yield from below("limits", self.limits.problems())
         if not self.gateways:
-            raise ValueError("gateways: name at least one, as a section [[gateways]] with name and address")
+            yield Problem(("gateways",), "name at least one, as a section [[gateways]] with name and address")
         names = [gateway.name for gateway in self.gateways]
-        if len(set(names)) != len(names):
-            raise ValueError(f"gateways: two of them have one name, among {', '.join(names)}")
-        for gateway in self.gateways:
-            _address(f"gateways: {gateway.name}: address", gateway.address)
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(("gateways",), f"{names.count(name)} of them have the name {name!r}: give each its own")
+        for number, gateway in enumerate(self.gateways):
+            yield from unless(Address.parse, gateway.address, f"gateways[{number}].address")
         if not self.audit:
-            raise ValueError("audit: is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
+            yield Problem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
-            _parsed(key, parse_seconds, getattr(self, key))
+            yield from unless(parse_seconds, getattr(self, key), key)
+        for key in ("state", "audit", "policy"):
+            yield from unless(expanded, getattr(self, key), key)
+        yield from _files_problems(self)
+        if self.controller is not None:
+            yield from below("controller", self.controller.problems())
         if not self.insecure:
-            _needed(self, "certificate", "key", "authorities", "controller")
+            yield from _missing(self, "certificate", "key", "authorities", "controller")
 
 
 class Leg(_Section, frozen=True, kw_only=True):
@@ -220,15 +229,17 @@ class Leg(_Section, frozen=True, kw_only=True):
         """The host that others are told."""
         return self.advertise or self.bind
 
-    def check(self, name: str) -> None:
-        """:raises ValueError: naming the key."""
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
         try:
             bound = ip_address(self.bind)
         except ValueError:
-            raise ValueError(f"{name}.bind: {self.bind!r} is no numeric address of this machine") from None
+            yield Problem(("bind",), f"{self.bind!r} is no numeric address of this machine")
+            return
         if bound.is_unspecified and not self.advertise:
-            raise ValueError(f"{name}.advertise: needed when bind is {self.bind}: which address do others reach?")
-        _address(f"{name}.advertise", str(Address(self.told, 1)))
+            why = f"needed when bind is {self.bind}: which address do others reach?"
+            yield Problem(("advertise", "bind"), why)
+        yield from unless(Address.parse, str(Address(self.told, 1)), "advertise")
 
 
 class LanLeg(Leg, frozen=True, kw_only=True):
@@ -262,21 +273,22 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
         """How many element processes there are; 0: none, the initiator's own process carries the data."""
         return parse_elements(self.elements)
 
-    def check(self) -> None:
-        """:raises ValueError: naming the key."""
-        _address("listen", self.listen)
-        self.limits.check()
-        _parsed("elements", parse_elements, self.elements)
-        _parsed("ports", parse_ports, self.ports)
-        _parsed("capacity", parse_rate, self.capacity)
-        _parsed("wan_timeout", parse_seconds, self.wan_timeout)
-        self.lan.check("lan")
-        self.wan.check("wan")
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(Address.parse, self.listen, "listen")
+        yield from below("limits", self.limits.problems())
+        yield from unless(parse_elements, self.elements, "elements")
+        yield from unless(parse_ports, self.ports, "ports")
+        yield from unless(parse_rate, self.capacity, "capacity")
+        yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
+        yield from below("lan", self.lan.problems())
+        yield from below("wan", self.wan.problems())
         for key in ("app_networks", "wan_networks"):
             for text in getattr(self, key):
-                _parsed(key, parse_network, text)
+                yield from unless(parse_network, text, key)
+        yield from _files_problems(self)
         if not self.insecure:
-            _needed(self, "certificate", "key", "authorities", "controller")
+            yield from _missing(self, "certificate", "key", "authorities", "controller")
 
 
 class S2UCConfig(_Section, frozen=True, kw_only=True):
@@ -288,42 +300,35 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
     crl: list[str] = field(default_factory=list)
     insecure: bool = False
 
-    def check(self) -> None:
-        """All that can be checked is in the types."""
-
-
-class Checked(Protocol):
-    """A file's settings, which can look at themselves."""
-
-    def check(self) -> None:
-        """:raises ValueError: naming the key."""
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Checked)
-
-
-def load(path: Path, kind: type[AnyConfig]) -> AnyConfig:
-    """Read a configuration file.
-
-    :raises ConfigProblem: if it cannot be read, is not TOML, or has a wrong, unknown or missing key.
-    """
-    try:
-        config = msgspec.toml.decode(path.read_bytes(), type=kind)
-        config.check()
-    except OSError as problem:
-        raise ConfigProblem(f"{path}: cannot be read: {problem.strerror}") from None
-    except msgspec.ValidationError as wrong:
-        raise ConfigProblem(f"{path}: {_explain(wrong, kind)}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
-        raise ConfigProblem(f"{path}: is not TOML: {wrong}") from None
-    except ValueError as wrong:
-        raise ConfigProblem(f"{path}: {wrong}") from None
-    return config
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from _files_problems(self)
 
 
 def beside(config_file: Path, name: str) -> Path:
-    """The path that a setting names: relative ones start at the folder of the configuration file."""
-    return config_file.resolve().parent / Path(name).expanduser()
+    """The path that a setting names: relative ones start at the folder of the configuration file.
+
+    :raises ValueError: if it has a home folder that there is not; the settings of a file that `load` has read have
+        been checked.
+    """
+    return config_file.resolve().parent / expanded(name)
+
+
+def user_folder(variable: str, default: str) -> Path:
+    """The folder of a user's files that an environment variable names, as ``XDG_STATE_HOME``, or else the default.
+
+    :param default: with ``~``.
+    :raises ConfigProblem: naming the variable, if neither is a folder that can be found again.
+    """
+    named = os.environ.get(variable)
+    if named and os.path.isabs(named):
+        return Path(named)
+    if named:
+        raise ConfigProblem(f"{variable}: {named!r} is no absolute path: write a whole one, or unset the variable")
+    try:
+        return expanded(default)
+    except ValueError as wrong:
+        raise ConfigProblem(f"{variable}: is not set, and its default {wrong}, into {variable}") from None
 
 
 class _WithCertificates(Protocol):
@@ -357,42 +362,19 @@ def networks(texts: list[str]) -> tuple[Network, ...]:
     return tuple(parse_network(text) for text in texts)
 
 
-def _explain(wrong: msgspec.ValidationError, kind: Any) -> str:
-    reason, found_path, path = str(wrong).rpartition(" - at ")
-    if not found_path:
-        reason, path = path, ""
-    path = path.strip("`").removeprefix("$").removeprefix(".")
-    section: Any = kind
-    for part in path.split("."):
-        found = next((f.type for f in msgspec.structs.fields(section) if f.name == part.partition("[")[0]), None)
-        options = [t for t in (found, *getattr(found, "__args__", ())) if isinstance(t, type) and issubclass(t, Struct)]
-        section = options[0] if options else section
-    unknown = re.search(r"unknown field `(.*)`", reason)
-    if unknown is not None:
-        key = f"{path}.{unknown[1]}" if path else unknown[1]
-        return f"{key}: no such key; allowed are {', '.join(sorted(section.__struct_fields__))}"
-    missing = re.search(r"missing required field `(.*)`", reason)
-    if missing is not None:
-        key = f"{path}.{missing[1]}" if path else missing[1]
-        return f"{key}: is missing and has no default"
-    return f"{path}: {reason}"
+def _files_problems(section: _WithCertificates) -> Iterator[Problem]:
+    for key in ("certificate", "key"):
+        yield from unless(expanded, getattr(section, key), key)
+    for key in ("authorities", "crl"):
+        for text in getattr(section, key):
+            yield from unless(expanded, text, key)
 
 
-def _address(key: str, text: str) -> None:
-    _parsed(key, Address.parse, text)
-
-
-def _parsed(key: str, parse: Any, text: str | int) -> None:
-    try:
-        parse(text)
-    except ValueError as wrong:
-        raise ValueError(f"{key}: {wrong}") from None
-
-
-def _needed(config: Struct, *keys: str) -> None:
+def _missing(config: Struct, *keys: str) -> Iterator[Problem]:
     for key in keys:
         if not getattr(config, key):
-            raise ValueError(
-                f"{key}: is needed (make certificates with `scistream pki`); "
-                "only on loopback, for a trial, `insecure = true` does without"
+            yield Problem(
+                (key, "insecure"),
+                "is needed (make certificates with `scistream pki`); only on loopback, for a trial, "
+                "`insecure = true` does without",
             )

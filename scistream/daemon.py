@@ -14,20 +14,21 @@ from twisted.python import usage
 
 from scistream.accepting import listen_patiently
 from scistream.clock import run_on_monotonic_time
-from scistream.config import AnyConfig, ConfigProblem, load
+from scistream.config import ConfigProblem, load
 from scistream.process import keep_secrets, raise_descriptor_limit
 from scistream.security.tls import CertificateProblem
+from scistream.toml_file import AnySettings
 from scistream.wire.errors import StreamError
 
 SETUP_PROBLEMS = (ConfigProblem, CertificateProblem, StreamError, CannotListenError)
 """What can stop a daemon from starting, and is the operator's to mend."""
 
 
-class DaemonOptions(usage.Options, Generic[AnyConfig]):
+class DaemonOptions(usage.Options, Generic[AnySettings]):
     """The options of a daemon; `config_type` is set by each."""
 
-    config_type: type[AnyConfig]
-    config: AnyConfig
+    config_type: type[AnySettings]
+    config: AnySettings
     file: Path
     optParameters = (("config", "c", None, "the configuration file (TOML); needed"),)
 
@@ -43,8 +44,14 @@ class DaemonOptions(usage.Options, Generic[AnyConfig]):
             refuse_to_start(str(problem))
 
 
-def refuse_to_start(why: str) -> NoReturn:
-    """End with one line on standard error, also where twistd has put its log in that place, and exit status 2."""
+def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
+    """End with the reasons on standard error, also where twistd has put its log in that place, and exit status 2.
+
+    :param why: a line for each reason.
+    :param file: the configuration, which each line is to name.
+    """
+    if file is not None:
+        why = "\n".join(line if line.startswith(f"{file}: ") else f"{file}: {line}" for line in why.splitlines())
     for stream in {sys.stderr, sys.__stderr__ or sys.stderr}:
         stream.write(f"{why}\n")
     raise SystemExit(2)
@@ -93,7 +100,7 @@ class Daemon(MultiService):
         try:
             super().startService()
         except SETUP_PROBLEMS as problem:
-            refuse_to_start(f"{self._file}: {problem}")
+            refuse_to_start(str(problem), self._file)
 
     def _reload(self) -> None:
         if not self.running:

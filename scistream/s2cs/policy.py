@@ -8,16 +8,18 @@ the same identity and role, so the order of the file decides nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from msgspec import Struct, field
 
-from scistream.config import ConfigProblem, beside, load, parse_rate, parse_seconds, parse_size
+from scistream.config import beside, parse_rate, parse_seconds, parse_size
 from scistream.s2cs.identities import Index
 from scistream.s2cs.rules import Asked, Decision, Rule, Standing, Target
 from scistream.security.tls import CertificateProblem, Identity, issuer_name, load_authority
+from scistream.toml_file import Problem, below, raise_if_any, read, unless
 from scistream.wire.messages import MAX_CHANNELS, Role
 
 V = TypeVar("V")
@@ -54,21 +56,15 @@ class RuleSection(_Section, frozen=True, kw_only=True):
     wan_security: list[str] = field(default_factory=lambda: list(WAN_SECURITY))
     targets: list[str] = field(default_factory=lambda: ["0.0.0.0/0", "::/0"])
 
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        for key, parse in _RULE_VALUES.items():
+            yield from unless(parse, getattr(self, key), key)
+        yield from unless(_some, self.identities, "identities")
+
     def rule(self, number: int) -> Rule:
-        """:raises ValueError: naming the key."""
-        return Rule(
-            number,
-            _name("name", self.name),
-            tuple(_one_of("roles", text, ROLES) for text in dict.fromkeys(self.roles)),
-            rate=_limit("rate", parse_rate, self.rate),
-            total_rate=_limit("total_rate", parse_rate, self.total_rate),
-            num_conn=_count("num_conn", self.num_conn, MAX_CHANNELS),
-            streams=_count("streams", self.streams, MOST_STREAMS),
-            expires=_limit("expires", parse_seconds, self.expires),
-            bytes_per_day=_limit("bytes_per_day", parse_size, self.bytes_per_day),
-            wan_security=tuple(_one_of("wan_security", text, WAN_SECURITY) for text in self.wan_security),
-            targets=tuple(_parsed("targets", Target.parse, text) for text in self.targets),
-        )
+        """The rule, of values with which nothing is wrong."""
+        return Rule(number, **{key: parse(getattr(self, key)) for key, parse in _RULE_VALUES.items()})
 
 
 class AdministratorSection(_Section, frozen=True, kw_only=True):
@@ -77,6 +73,10 @@ class AdministratorSection(_Section, frozen=True, kw_only=True):
     issuer: str
     identities: list[str]
 
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(_some, self.identities, "identities")
+
 
 class PolicyFile(_Section, frozen=True, kw_only=True):
     """All that may stand in policy.toml."""
@@ -84,8 +84,12 @@ class PolicyFile(_Section, frozen=True, kw_only=True):
     rules: list[RuleSection] = field(default_factory=list)
     administrators: list[AdministratorSection] = field(default_factory=list)
 
-    def check(self) -> None:
-        """What takes more than the types is checked by `load_policy`."""
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values; issuers and what rules are to each other are looked at by `load_policy`."""
+        for number, rule in enumerate(self.rules):
+            yield from below(f"rules[{number}]", rule.problems())
+        for number, administrators in enumerate(self.administrators):
+            yield from below(f"administrators[{number}]", administrators.problems())
 
 
 class Policy:
@@ -107,10 +111,10 @@ class Policy:
     def add(self, rule: Rule, issuer: str, identities: Sequence[str]) -> None:
         """:raises ValueError: if an identity is none, or an earlier rule speaks of it and of the same role."""
         for text in dict.fromkeys(identities):
-            known = _parsed("identities", lambda text: self._rules.at(issuer, text), text)
+            known = self._rules.at(issuer, text)
             for other in known:
                 if set(other.roles) & set(rule.roles) or not other.roles or not rule.roles:
-                    raise ValueError(f"identities: {other} speaks of {text!r} already: only one rule may, for one role")
+                    raise ValueError(f"{other} speaks of {text!r} already: only one rule may, for one role")
             known.append(rule)
         self.rules.append((rule, issuer, identities))
         self.issuers.add(issuer)
@@ -119,7 +123,7 @@ class Policy:
         """:raises ValueError: if an identity is none."""
         self.administrators.append((issuer, identities))
         for text in identities:
-            _parsed("identities", lambda text: self._administrators.at(issuer, text), text).append(text)
+            self._administrators.at(issuer, text).append(text)
         self.issuers.add(issuer)
 
     def is_administrator(self, identity: Identity) -> bool:
@@ -155,31 +159,53 @@ def _roles(rule: Rule) -> str:
 def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
-    :raises ConfigProblem: if it, or a certificate that it names, cannot be used: a sentence with the file, the rule
-        by its number and the key.
+    :raises ConfigProblem: if it, or a certificate that it names, cannot be used: a sentence for each problem, with the
+        file, the rule by its number and the key.
     """
-    try:
-        sections = load(path, PolicyFile)
-    except ConfigProblem as problem:
-        raise ConfigProblem(_counted_from_one(str(problem))) from None
-    issuers = _Issuers(path)
+    file, found = read(path, PolicyFile)
     policy = Policy()
+    issuers = _Issuers(path)
+    broken = {problem.keys[0].partition(".")[0] for problem in found}
     names: dict[str, int] = {}
-    for number, section in enumerate(sections.rules, 1):
-        with_name = f"rule {number} `{section.name}`"
-        try:
-            rule = section.rule(number)
-            if names.setdefault(rule.name, number) != number:
-                raise ValueError(f"name: rule {names[rule.name]} has it already: give each its own")
-            policy.add(rule, issuers.read(section.issuer), _some(section.identities))
-        except ValueError as wrong:
-            raise ConfigProblem(f"{path}: {with_name}: {wrong}") from None
-    for number, each in enumerate(sections.administrators, 1):
-        try:
-            policy.add_administrators(issuers.read(each.issuer), _some(each.identities))
-        except ValueError as wrong:
-            raise ConfigProblem(f"{path}: administrators {number}: {wrong}") from None
+    for number, section in enumerate(file.rules, 1):
+        place = f"rules[{number - 1}]"
+        first = names.setdefault(section.name, number)
+        if first != number and section.name:
+            found.append(Problem((f"{place}.name",), f"rule {first} has it already: give each its own"))
+        if place not in broken:
+            found += _added(place, section, partial(policy.add, section.rule(number)), issuers)
+    for number, one in enumerate(file.administrators):
+        place = f"administrators[{number}]"
+        if place not in broken:
+            found += _added(place, one, policy.add_administrators, issuers)
+    raise_if_any(path, [_numbered(problem, file) for problem in found])
     return policy
+
+
+def _added(
+    place: str,
+    section: RuleSection | AdministratorSection,
+    add: Callable[[str, Sequence[str]], None],
+    issuers: _Issuers,
+) -> Iterator[Problem]:
+    """Add what a section says to the policy; what stands in the way."""
+    try:
+        issuer = issuers.read(section.issuer)
+    except ValueError as wrong:
+        yield Problem((f"{place}.issuer",), str(wrong))
+        return
+    yield from unless(partial(add, issuer), section.identities, f"{place}.identities")
+
+
+def _numbered(problem: Problem, file: PolicyFile) -> str:
+    """A problem under the number and the name of its rule, as rules are called elsewhere."""
+    match = re.match(r"(rules|administrators)\[(\d+)\]\.?(.*)", problem.keys[0])
+    if match is None:
+        return str(problem)
+    section, number, key = match[1], int(match[2]), match[3]
+    name = f" `{file.rules[number].name}`" if section == "rules" and number < len(file.rules) else ""
+    where = f"{'rule' if section == 'rules' else section} {number + 1}{name if name != ' ``' else ''}"
+    return f"{where}: {key}: {problem.why}" if key else f"{where}: {problem.why}"
 
 
 def read_issuer(folder_of: Path, text: str) -> str:
@@ -191,13 +217,13 @@ def read_issuer(folder_of: Path, text: str) -> str:
     if text == NO_CERTIFICATES or _ISSUER.fullmatch(text):
         return text
     if text.startswith("sha256:"):
-        raise ValueError(f"issuer: {text!r} is none: after sha256: come 64 digits of 0-9a-f, or name a file")
+        raise ValueError(f"{text!r} is none: after sha256: come 64 digits of 0-9a-f, or name a file")
     if not text:
-        raise ValueError("issuer: it is empty: name the file of the authority, or write sha256:...")
+        raise ValueError("it is empty: name the file of the authority, or write sha256:...")
     try:
         return issuer_name(load_authority(beside(folder_of, text), "issuer"))
     except CertificateProblem as problem:
-        raise ValueError(f"issuer: {problem}") from None
+        raise ValueError(str(problem)) from None
 
 
 class _Issuers:
@@ -208,60 +234,58 @@ class _Issuers:
         self._known: dict[str, str] = {}
 
     def read(self, text: str) -> str:
-        """:raises ValueError: naming the key."""
+        """:raises ValueError: with a sentence."""
         if text not in self._known:
             self._known[text] = read_issuer(self._path, text)
         return self._known[text]
 
 
-def _counted_from_one(message: str) -> str:
-    """Places in the file as the rules are counted elsewhere."""
-    return re.sub(
-        r"(: )(rules|administrators)\[(\d+)\]\.?(?=[\w:])?",
-        lambda found: f"{found[1]}{'rule' if found[2] == 'rules' else found[2]} {int(found[3]) + 1}: ",
-        message,
-        count=1,
-    )
-
-
-def _name(key: str, text: str) -> str:
+def _name(text: str) -> str:
     if not text.strip() or len(text) > _MOST_TEXT or not text.isprintable():
-        raise ValueError(f"{key}: {text!r} is no name: give 1 to {_MOST_TEXT} printable characters")
+        raise ValueError(f"{text!r} is no name: give 1 to {_MOST_TEXT} printable characters")
     return text
 
 
 def _some(identities: list[str]) -> list[str]:
     if not identities:
-        raise ValueError("identities: name at least one, as ada@example.org, scistream:user:ada or *@example.org")
+        raise ValueError("name at least one, as ada@example.org, scistream:user:ada or *@example.org")
     return identities
 
 
-def _one_of(key: str, text: str, allowed: Sequence[V]) -> V:
-    found = next((one for one in allowed if one == text), None)
-    if found is None:
-        raise ValueError(f"{key}: {text!r} is none; allowed are {', '.join(map(str, allowed))}")
-    return found
+def _each_of(allowed: Sequence[V], texts: list[str]) -> tuple[V, ...]:
+    for text in texts:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is none; allowed are {', '.join(map(str, allowed))}")
+    return tuple(one for text in dict.fromkeys(texts) for one in allowed if one == text)
 
 
-def _limit(key: str, parse: Callable[[str], V], text: str) -> V | None:
+def _limit(parse: Callable[[str], V], text: str) -> V | None:
     if text == UNLIMITED:
         return None
     try:
         return parse(text)
     except ValueError as wrong:
-        raise ValueError(f"{key}: {wrong}, or {UNLIMITED}") from None
+        raise ValueError(f"{wrong}, or {UNLIMITED}") from None
 
 
-def _count(key: str, value: int | str, most: int) -> int | None:
+def _count(most: int, value: int | str) -> int | None:
     if value == UNLIMITED:
         return None
     if not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"{key}: {value!r} is out of range: a number from 1 to {most}, or {UNLIMITED}")
+        raise ValueError(f"{value!r} is out of range: a number from 1 to {most}, or {UNLIMITED}")
     return value
 
 
-def _parsed(key: str, parse: Callable[[str], Any], text: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as wrong:
-        raise ValueError(f"{key}: {wrong}") from None
+_RULE_VALUES: dict[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "roles": partial(_each_of, ROLES),
+    "rate": partial(_limit, parse_rate),
+    "total_rate": partial(_limit, parse_rate),
+    "num_conn": partial(_count, MAX_CHANNELS),
+    "streams": partial(_count, MOST_STREAMS),
+    "expires": partial(_limit, parse_seconds),
+    "bytes_per_day": partial(_limit, parse_size),
+    "wan_security": partial(_each_of, WAN_SECURITY),
+    "targets": lambda texts: tuple(map(Target.parse, texts)),
+}
+"""How the values of a rule's section are read."""

@@ -130,7 +130,10 @@ def _issuer(file: Path, found: Policy, text: str | None) -> str:
         if len(found.issuers) != 1:
             raise ValueError(f"{file} names {len(found.issuers)} issuers: say which with --issuer")
         return next(iter(found.issuers))
-    return read_issuer(Path("here"), text)
+    try:
+        return read_issuer(Path("here"), text)
+    except ValueError as wrong:
+        raise ValueError(f"--issuer: {wrong}") from None
 
 
 def _tell(found: Policy, identity: Identity, verdicts: list[Verdict], as_json: bool) -> None:

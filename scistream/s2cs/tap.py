@@ -21,4 +21,4 @@ def makeService(options: Options) -> Service:
     try:
         return Daemon(ControlServer(daemon_reactor(), options.config, options.file), options.file)
     except SETUP_PROBLEMS as problem:
-        refuse_to_start(f"{options.file}: {problem}")
+        refuse_to_start(str(problem), options.file)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
-from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of
+from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of, user_folder
 from scistream.process import keep_secrets
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client
 from scistream.s2uc.commands import (
@@ -59,7 +59,7 @@ class _Credentials:
 
     def client(self, reactor: Any) -> Client:
         """:raises ConfigProblem: if neither the options nor the file name certificates."""
-        file = self.config or default_config()
+        file = self._file()
         settings = load(file, S2UCConfig) if self.config is not None or file.exists() else S2UCConfig()
         insecure = self.insecure or settings.insecure
         certificate = self.certificate or (beside(file, settings.certificate) if settings.certificate else None)
@@ -75,10 +75,22 @@ class _Credentials:
             certificate=certificate, key=key, authorities=authorities, crl=crl, insecure=insecure, reactor=reactor
         )
 
+    def _file(self) -> Path:
+        """The configuration file, which need not be there; an empty one if no folder has it and none is needed.
+
+        :raises ConfigProblem: if a folder has to be known, and is not.
+        """
+        try:
+            return self.config or default_config()
+        except ConfigProblem:
+            if self.insecure or (self.certificate and self.key and self.authorities):
+                return Path(os.devnull)
+            raise
+
     def warnings(self) -> list[str]:
         """What of the user's own files expires soon; files that cannot be read are no matter here."""
-        file = self.config or default_config()
         try:
+            file = self._file()
             settings = load(file, S2UCConfig)
             if settings.insecure or not settings.certificate:
                 return []
@@ -88,9 +100,11 @@ class _Credentials:
 
 
 def default_config() -> Path:
-    """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``."""
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(home) / "scistream" / "s2uc.toml"
+    """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``.
+
+    :raises ConfigProblem: if there is no such folder.
+    """
+    return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
 
 
 def _note(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigProblem, user_folder
 
 
 class Remembered(Struct, frozen=True, kw_only=True):
@@ -31,9 +31,11 @@ class Remembered(Struct, frozen=True, kw_only=True):
 
 
 def default_path() -> Path:
-    """``$XDG_STATE_HOME/scistream/streams.json``, or the like below ``~/.local/state``."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(home) / "scistream" / "streams.json"
+    """``$XDG_STATE_HOME/scistream/streams.json``, or the like below ``~/.local/state``.
+
+    :raises ConfigProblem: if there is no such folder.
+    """
+    return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams.json"
 
 
 class Memory:

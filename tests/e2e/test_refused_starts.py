@@ -84,22 +84,32 @@ def started(folder: Path, kind: str, *arguments: str) -> Iterator[subprocess.Pop
         process.communicate()
 
 
-def refusal(folder: Path, kind: str, *arguments: str) -> str:
-    """The one line on standard error of a server that does not start."""
+def refusals(folder: Path, kind: str, *arguments: str) -> list[str]:
+    """The lines on standard error of a server that does not start."""
     with started(folder, kind, *arguments) as process:
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
     assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)] or [""]
+    return [line for line in said.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)]
+
+
+def refusal(folder: Path, kind: str, *arguments: str) -> str:
+    """The one line on standard error of a server that does not start."""
+    (line,) = refusals(folder, kind, *arguments)
     return line
 
 
-def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
+def refusals_of(folder: Path, kind: str, settings: dict[str, str]) -> list[str]:
     file = write(folder, kind, settings)
-    line = refusal(folder, kind, "--config", str(file))
-    assert line.startswith(f"{file}: ")
+    lines = refusals(folder, kind, "--config", str(file))
+    assert all(line.startswith(f"{file}: ") for line in lines), lines
     assert not list(folder.glob("*.sqlite*")), "it has left nothing behind"
-    return line.removeprefix(f"{file}: ")
+    return [line.removeprefix(f"{file}: ") for line in lines]
+
+
+def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
+    (line,) = refusals_of(folder, kind, settings)
+    return line
 
 
 def accepts(port: int) -> bool:
@@ -192,7 +202,7 @@ def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: 
         ("s2cs", "hello", '"1h"', ["hello: no such key", "allowed are audit, authorities", "hello_timeout"]),
         ("s2ds", "lan", '{ bnd = "127.0.0.1" }', ["lan.bnd: no such key", "allowed are advertise, bind, congestion"]),
         ("s2ds", "capacity", '"fast"', ["capacity:", "'fast'", "10Gbit"]),
-        ("s2ds", "capacity", "10", ["capacity:", "str"]),
+        ("s2ds", "capacity", "10", ["capacity:", "10", '"10Gbit"']),
         ("s2ds", "ports", '"5200-5100"', ["ports:", "'5200-5100'"]),
         ("s2ds", "app_networks", '["192.0.2.0/33"]', ["app_networks:", "'192.0.2.0/33'"]),
         ("s2ds", "wan", '{ bind = "0.0.0.0" }', ["wan.advertise: needed"]),
@@ -212,6 +222,13 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(
     line = refusal_of(tmp_path, kind, {**KINDS[kind](pki), key: value})
     for part in named:
         assert part in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, pki: Path, kind: str) -> None:
+    wrong = {"listen": '"5000"', "colour": "1", "insecure": '"no"', "key": '"~nosuchuser/x"'}
+    lines = refusals_of(tmp_path, kind, {**KINDS[kind](pki), **wrong})
+    assert sorted(line.partition(":")[0] for line in lines) == sorted(wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,7 +260,7 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path, pk
 
 
 BROKEN = [
-    ("rates = 1", "rule 1: rates: no such key; allowed are "),
+    ("rates = 1", "rule 1 `a`: rates: no such key; allowed are "),
     ('rate = "lots"', "rule 1 `a`: rate: 'lots' is no rate"),
     ('roles = ["PROD"]', "is not TOML: "),
     ('[[administrators]]\nissuer = "nowhere.pem"\nidentities = ["x:y"]', "administrators 1: issuer: "),

@@ -326,6 +326,20 @@ def test_the_memory_is_readable_by_its_user_alone_whatever_the_umask(tmp_path: P
     assert (folder / "streams.json").exists()
 
 
+@pytest.mark.parametrize("command", ["s2uc list", "s2uc release 12345678 --insecure"])
+def test_without_a_home_folder_the_variable_to_set_is_named_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.chdir(tmp_path)
+    refused = run(command)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "XDG_STATE_HOME: is not set" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_join_string_is_in_the_memory() -> None:
     assert {"join", "app_key", "key"}.isdisjoint(Remembered.__struct_fields__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from scistream.config import (
     parse_rate,
     parse_seconds,
     parse_size,
+    user_folder,
 )
+from scistream.toml_file import expanded
 
 # -- rates, times, sizes, ports
 
@@ -141,13 +144,18 @@ def written(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def problem(folder: Path, text: str | bytes, kind: Any = S2DSConfig) -> str:
+def problems(folder: Path, text: str | bytes, kind: Any = S2DSConfig) -> list[str]:
     path = written(folder, text)
     with pytest.raises(ConfigProblem) as refused:
         load(path, kind)
-    message = str(refused.value)
-    assert message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
+    lines = str(refused.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines), lines
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def problem(folder: Path, text: str | bytes, kind: Any = S2DSConfig) -> str:
+    (line,) = problems(folder, text, kind)
+    return line
 
 
 def test_a_file_says_only_what_differs_from_the_defaults(tmp_path: Path) -> None:
@@ -184,8 +192,13 @@ def test_what_is_not_toml_is_named(tmp_path: Path, text: str | bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "start", "allowed"),
     [
-        (S2DSConfig, "prots = 1", "prots: no such key; allowed are ", ["app_networks", "listen", "ports", "wan"]),
-        (S2DSConfig, "[lan]\nbnid = 1", "lan.bnid: no such key; allowed are ", ["advertise", "bind"]),
+        (
+            S2DSConfig,
+            "insecure = true\nprots = 1",
+            "prots: no such key; allowed are ",
+            ["app_networks", "listen", "ports", "wan"],
+        ),
+        (S2DSConfig, "insecure = true\n[lan]\nbnid = 1", "lan.bnid: no such key; allowed are ", ["advertise", "bind"]),
         (S2CSConfig, S2CS + "port = 1", "gateways[0].port: no such key; allowed are ", ["address", "name"]),
         (S2CSConfig, S2CS + CONTROLLER + "ca = 1", "controller.ca: no such key; allowed are ", ["authorities", "key"]),
         (S2UCConfig, "cert = 1", "cert: no such key; allowed are ", ["authorities", "certificate", "insecure", "key"]),
@@ -215,23 +228,45 @@ def test_a_missing_key_is_named(tmp_path: Path, text: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "said"),
     [
-        ("listen = 5001", "listen"),
-        ("insecure = 1", "insecure"),
-        ('insecure = "yes"', "insecure"),
-        ('app_networks = "10.0.0.0/8"', "app_networks"),
-        ("app_networks = [10]", "app_networks[0]"),
-        ('lan = "eth0"', "lan"),
-        ("[lan]\nbind = 1", "lan.bind"),
-        ("capacity = 10", "capacity"),
-        ("[limits]\nfailures = 0", "limits.failures"),
-        ('[limits]\nunproven = "many"', "limits.unproven"),
+        ("listen = 5001", 'listen: 5001 cannot be used here: write text in quotes, such as "127.0.0.1:5001"'),
+        ("insecure = 1", "insecure: 1 cannot be used here: write true or false, such as false"),
+        ('insecure = "yes"', 'insecure: "yes" cannot be used here: write true or false, such as false'),
+        (
+            'app_networks = "10.0.0.0/8"',
+            'app_networks: "10.0.0.0/8" cannot be used here: write a list in brackets, of text in quotes, such as '
+            '["127.0.0.0/8","::1/128"]',
+        ),
+        ("app_networks = [10]", "app_networks[0]: 10 cannot be used here: write text in quotes"),
+        (
+            'lan = "eth0"',
+            'lan: "eth0" cannot be used here: write a section of its own with advertise, bind, congestion',
+        ),
+        ("[lan]\nbind = 1", 'lan.bind: 1 cannot be used here: write text in quotes, such as "127.0.0.1"'),
+        ("capacity = 10", 'capacity: 10 cannot be used here: write text in quotes, such as "10Gbit"'),
+        ("capacity = 1e4", 'capacity: 10000.0 cannot be used here: write text in quotes, such as "10Gbit"'),
+        ("capacity = 1979-05-27", 'capacity: "1979-05-27" cannot be used here: write text in quotes'),
+        (
+            "elements = true",
+            'elements: true cannot be used here: write a whole number or text in quotes, such as "auto"',
+        ),
+        (
+            "[limits]\nfailures = 0",
+            "limits.failures: 0 cannot be used here: write a whole number from 1, such as 20",
+        ),
+        (
+            '[limits]\nunproven = "many"',
+            'limits.unproven: "many" cannot be used here: write a whole number from 1, such as 512',
+        ),
+        ("[limits]\nlinks = true", "limits.links: true cannot be used here: write a whole number from 1"),
+        (f"listen = [{'1, ' * 100}]", "listen: [1,1,1,"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_path: Path, text: str, key: str) -> None:
-    said = problem(tmp_path, text)
-    assert said.startswith(f"{key}: Expected `")
+def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_path: Path, text: str, said: str) -> None:
+    line = problem(tmp_path, text if text.startswith("insecure") else f"insecure = true\n{text}")
+    assert line.startswith(said)
+    assert len(line) < 200
 
 
 @pytest.mark.parametrize(
@@ -262,8 +297,8 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (S2CS.replace(":5001", ""), "gateways: dtn1: address: '127.0.0.1' has no port"),
-        (S2CS + S2CS.replace("insecure = true", ""), "gateways: two of them have one name, among dtn1, dtn1"),
+        (S2CS.replace(":5001", ""), "gateways[0].address: '127.0.0.1' has no port"),
+        (S2CS + S2CS.replace("insecure = true", ""), "gateways: 2 of them have the name 'dtn1'"),
         ("insecure = true\ngateways = []", "gateways: name at least one"),
         ('expires = "never"' + S2CS, "expires: 'never' is no time"),
         ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is no time"),
@@ -273,6 +308,143 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
 )
 def test_what_an_s2cs_cannot_use_is_named_with_its_key(tmp_path: Path, text: str, complaint: str) -> None:
     assert problem(tmp_path, text, S2CSConfig).startswith(complaint)
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+    colour = "blue"
+    listen = "5001"
+    capacity = 10
+    ports = "5200-5100"
+    certificate = "~nosuchuser/d.pem"
+    key = "d.key"
+    authorities = "ca.pem"
+    app_networks = ["lab", "10.0.0.0/8", "10.0.0.0/40"]
+    [wan]
+    bind = "0.0.0.0"
+    [limits]
+    failures = 0
+    longest_refusal = "never"
+    """
+    lines = problems(tmp_path, text)
+    assert [line.partition(":")[0] for line in lines[:4]] == ["colour", "authorities", "capacity", "limits.failures"]
+    assert [line.partition(":")[0] for line in lines[4:]] == [
+        *("listen", "limits.longest_refusal", "ports", "wan.advertise"),
+        *("app_networks", "app_networks", "certificate", "controller"),
+    ], "a key that has a problem already has no second one"
+
+
+def test_a_very_long_list_of_problems_is_cut(tmp_path: Path) -> None:
+    lines = problems(tmp_path, "".join(f"key{number} = 1\n" for number in range(1000)) + "insecure = true")
+    assert len(lines) == 51
+    assert lines[-1] == "and 950 more"
+
+
+FAULTS: dict[str, list[str]] = {
+    "listen": ["5001", '"nowhere"', "[]", "1.5"],
+    "ports": ['"9-1"', "true", "{}"],
+    "capacity": ['"fast"', "0"],
+    "wan_timeout": ['"soon"', "60"],
+    "elements": ['"many"', "-1", "1.0"],
+    "app_networks": ['"::/0"', '["lab"]', "[1]"],
+    "lan": ['{ bind = "eth0" }', "{ bind = 1 }", "1"],
+    "wan": ['{ bind = "::" }', '{ advertise = "a b" }'],
+    "limits": ["{ links = 0 }", '{ longest_refusal = "ever" }', '"none"'],
+    "key": ['"~nosuchuser/key"', "1"],
+    "no_such_key": ["1", '"x"'],
+}
+
+
+@given(
+    faults=st.dictionaries(st.sampled_from(sorted(FAULTS)), st.integers(0, 10)).map(
+        lambda chosen: {key: FAULTS[key][number % len(FAULTS[key])] for key, number in chosen.items()}
+    )
+)
+def test_whatever_is_wrong_together_each_fault_has_one_line_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, faults: dict[str, str]
+) -> None:
+    folder = tmp_path_factory.mktemp("faults")
+    text = "".join(f"{key} = {value}\n" for key, value in {"insecure": "true", **faults}.items())
+    lines = problems(folder, text) if faults else []
+    assert sorted(re.match(r"\w+", line)[0] for line in lines) == sorted(faults)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path, bom: bytes) -> None:
+    config = load(
+        written(tmp_path, bom + b'# an editor wrote this\r\ninsecure = true\r\nports = "1-2"\r\n'), S2DSConfig
+    )
+    assert config == S2DSConfig(insecure=True, ports="1-2")
+    assert problem(tmp_path, bom + b"insecure = true\nport = 1").startswith("port: no such key")
+
+
+def test_a_file_in_utf_16_is_told_apart(tmp_path: Path) -> None:
+    assert "not UTF-8" in problem(tmp_path, "insecure = true".encode("utf-16"))
+
+
+@pytest.mark.parametrize("text", [f"listen = {'[' * 100_000}", f"listen = {'9' * 5000}"])
+def test_what_a_parser_cannot_bear_is_no_traceback(tmp_path: Path, text: str) -> None:
+    assert problem(tmp_path, f"insecure = true\n{text}").startswith(("is not TOML: ", "listen: "))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "sound"),
+    [
+        *((S2DSConfig, key, "insecure = true\n") for key in ("certificate", "key")),
+        *((S2CSConfig, key, S2CS) for key in ("state", "audit", "policy", "certificate", "key")),
+        *((S2UCConfig, key, "") for key in ("certificate", "key")),
+    ],
+)
+@pytest.mark.parametrize("text", ["~nosuchuser/x", "~/x", "a\\u0000b"])
+def test_a_path_that_cannot_be_expanded_is_named_with_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, key: str, sound: str, text: str
+) -> None:
+    monkeypatch.setenv("HOME", "nowhere")
+    said = problem(tmp_path, f'{key} = "{text}"\n{sound}', kind)
+    assert said.startswith(f"{key}: ")
+    assert "names no file" in said
+
+
+@pytest.mark.parametrize("key", ["authorities", "crl"])
+def test_a_path_in_a_list_that_cannot_be_expanded_is_named_with_its_setting(tmp_path: Path, key: str) -> None:
+    assert problem(tmp_path, f'{key} = ["a.pem", "~nosuchuser/x"]', S2UCConfig).startswith(
+        f"{key}: '~nosuchuser/x' names no file: there is no user 'nosuchuser' here"
+    )
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "/home/ada"])
+def test_a_home_folder_stands_for_the_tilde_if_it_is_known(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)  # of which no system has a name
+    else:
+        monkeypatch.setenv("HOME", home)
+    if home == "/home/ada":
+        assert expanded("~/x") == Path("/home/ada/x")
+        assert expanded("~") == Path("/home/ada")
+        return
+    with pytest.raises(ValueError, match="HOME is"):
+        expanded("~/x")
+
+
+@pytest.mark.parametrize("variable", ["XDG_STATE_HOME", "XDG_CONFIG_HOME"])
+def test_the_folder_of_a_user_s_files_is_named_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    assert user_folder(variable, "~/.local") == tmp_path / ".local"
+    monkeypatch.setenv(variable, "")
+    assert user_folder(variable, "~/.local") == tmp_path / ".local"
+    monkeypatch.setenv(variable, "/srv/ada")
+    assert user_folder(variable, "~/.local") == Path("/srv/ada")
+    monkeypatch.setenv(variable, "~/state")
+    with pytest.raises(ConfigProblem, match=rf"{variable}: '~/state' is no absolute path"):
+        user_folder(variable, "~/.local")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv(variable)
+    with pytest.raises(ConfigProblem, match=f"{variable}: is not set, and its default '~/.local' names no file"):
+        user_folder(variable, "~/.local")
 
 
 CERTIFIED = {

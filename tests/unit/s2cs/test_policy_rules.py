@@ -330,13 +330,13 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
         ("rule = 1", "rule: no such key; allowed are administrators, rules", []),
         (
             RULE + RULE.replace('"a"', '"b"') + "prots = 1",
-            "rule 2: prots: no such key; allowed are ",
+            "rule 2 `b`: prots: no such key; allowed are ",
             ["rate", "targets"],
         ),
         (RULE.replace('name = "a"\n', ""), "rule 1: name: is missing", []),
-        (RULE.replace('issuer = "none"\n', ""), "rule 1: issuer: is missing", []),
-        (RULE.replace('roles = ["PROD"]\n', ""), "rule 1: roles: is missing", []),
-        (RULE + "rate = 5", "rule 1: rate: Expected `str`", []),
+        (RULE.replace('issuer = "none"\n', ""), "rule 1 `a`: issuer: is missing", []),
+        (RULE.replace('roles = ["PROD"]\n', ""), "rule 1 `a`: roles: is missing", []),
+        (RULE + "rate = 5", "rule 1 `a`: rate: 5 cannot be used here: write text in quotes", ["unlimited"]),
         (RULE + 'rate = "lots"', "rule 1 `a`: rate: 'lots' is no rate", ["10Gbit", "unlimited"]),
         (RULE + 'expires = "ever"', "rule 1 `a`: expires: 'ever' is no time", ["unlimited"]),
         (RULE + 'bytes_per_day = "-1"', "rule 1 `a`: bytes_per_day: '-1' is no size", ["unlimited"]),
@@ -351,11 +351,19 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
         (RULE.replace("none", "sha256:abc"), "rule 1 `a`: issuer: 'sha256:abc' is none", ["64"]),
         (RULE.replace("none", "nowhere.pem"), "rule 1 `a`: issuer: ", ["nowhere.pem is not there"]),
         (RULE.replace("none", "policy.toml"), "rule 1 `a`: issuer: ", ["holds no certificates"]),
-        (RULE + RULE, "rule 2 `a`: name: rule 1 has it already", []),
+        (
+            RULE + RULE.replace("lab.example", "hub.example"),
+            "rule 2 `a`: name: rule 1 has it already: give each its own",
+            [],
+        ),
         (RULE + RULE.replace('"a"', '"b"'), "rule 2 `b`: identities: rule 1 `a` speaks of '*@lab.example' already", []),
         (RULE.replace('"a"', '" "'), "rule 1 ` `: name: ' ' is no name", []),
         ('[[administrators]]\nissuer = "none"\nidentities = ["ada"]', "administrators 1: identities: 'ada'", []),
-        ('[[administrators]]\nissuer = 3\nidentities = ["ada"]', "administrators 1: issuer: Expected `str`", []),
+        (
+            '[[administrators]]\nissuer = 3\nidentities = ["ada"]',
+            "administrators 1: issuer: 3 cannot be used here",
+            ["text in quotes"],
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_rule_its_key_and_what_is_allowed(
@@ -366,6 +374,24 @@ def test_a_mistake_is_named_with_its_rule_its_key_and_what_is_allowed(
     assert said.startswith(start)
     for part in parts:
         assert part in said
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        RULE.replace("PROD", "both")
+        + 'rate = "lots"\nexpires = 1\n'
+        + RULE.replace('"a"', '"b"').replace("none", "x.pem")
+        + RULE
+        + '[[administrators]]\nissuer = ""\nidentities = ["x:y"]\n',
+    )
+    with pytest.raises(ConfigProblem) as refused:
+        load_policy(file)
+    lines = [line.removeprefix(f"{file}: ") for line in str(refused.value).splitlines()]
+    assert [": ".join(line.split(": ")[:2]) for line in lines] == [
+        *("rule 1 `a`: expires", "rule 1 `a`: roles", "rule 1 `a`: rate"),
+        *("rule 2 `b`: issuer", "rule 3 `a`: name", "administrators 1: issuer"),
+    ]
 
 
 def test_a_server_s_certificate_is_no_authority(tmp_path: Path) -> None:

@@ -1,0 +1,235 @@
+"""Read a TOML file into a struct of settings, and report everything that is wrong with it at once.
+
+A `Problem` names the keys that it is about. What only the settings themselves can tell (a rate that is no rate, two
+numbers that contradict each other) comes from the method `problems` of their struct; it is asked even when other keys
+are wrong, and what it says about those keys is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+from msgspec.inspect import BoolType, IntType, ListType, NoneType, StrType, StructType, Type, UnionType, type_info
+
+_BOM = b"\xef\xbb\xbf"
+_MOST_SHOWN = 60
+_MOST_PROBLEMS = 50
+_WRONG: Any = object()
+"""Stands for a value that cannot be used, and has been reported."""
+
+
+class ConfigProblem(Exception):
+    """A configuration file or a setting that cannot be used; the message has a sentence for a person in each line."""
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a file.
+
+    :ivar keys: what the sentence is about; it is told under the first one, as ``limits.links``.
+    :ivar why: the value, and what is allowed.
+    """
+
+    keys: tuple[str, ...]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.keys[0]}: {self.why}"
+
+    def below(self, section: str) -> Problem:
+        """The same for a reader of the whole file, of which `section` is a part."""
+        return Problem(tuple(f"{section}.{key}" for key in self.keys), self.why)
+
+
+class Settings(Protocol):
+    """The struct of a file, or of a section."""
+
+    def problems(self) -> Iterable[Problem]:
+        """What is wrong with the values, whose types are right."""
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load(path: Path, kind: type[AnySettings]) -> AnySettings:
+    """Read a file of settings.
+
+    :raises ConfigProblem: if it cannot be read, is not TOML, or has wrong, unknown or missing keys: a line for each.
+    """
+    settings, problems = read(path, kind)
+    raise_if_any(path, problems)
+    return settings
+
+
+def read(path: Path, kind: type[AnySettings]) -> tuple[AnySettings, list[Problem]]:
+    """Read a file of settings; those that cannot be used have their defaults, and a problem each.
+
+    :raises ConfigProblem: if it cannot be read, or is not TOML.
+    """
+    found: list[Problem] = []
+    settings: AnySettings = _section(kind, _parse(path), "", found)
+    wrong = {key for problem in found for key in problem.keys}
+    around = {place for key in wrong for place in _places(key)}
+    for problem in settings.problems():
+        if not any(key in around or wrong.intersection(_places(key)) for key in problem.keys):
+            found.append(problem)
+    return settings, found
+
+
+def raise_if_any(path: Path, problems: Sequence[Problem | str]) -> None:
+    """:raises ConfigProblem: with a line for each problem, if there are any."""
+    lines = [f"{path}: {problem}" for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"{path}: and {len(problems) - _MOST_PROBLEMS} more")
+    if lines:
+        raise ConfigProblem("\n".join(lines))
+
+
+def unless(parse: Callable[[Any], Any], value: Any, *keys: str) -> Iterator[Problem]:
+    """The problem of a value that `parse` refuses with a ValueError, if it does."""
+    try:
+        parse(value)
+    except ValueError as wrong:
+        yield Problem(keys, str(wrong))
+
+
+def below(section: str, problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems of a section, for a reader of the whole file."""
+    return (problem.below(section) for problem in problems)
+
+
+def expanded(text: str) -> Path:
+    """The path that a setting names, with a home folder in place of ``~``.
+
+    :raises ValueError: with a sentence, if there is no such home folder, or no file can have that name.
+    """
+    if "\0" in text:
+        raise ValueError(f"{text!r} names no file: it has a NUL character")
+    if not text.startswith("~"):
+        return Path(text)
+    name = text[1:].partition("/")[0]
+    home = os.environ.get("HOME")
+    if name:
+        why = f"there is no user {name!r} here"
+    elif home is None:
+        why = "HOME is not set, and this user has no home folder"
+    else:
+        why = f"HOME is {home!r}, which is no absolute path"
+    path = os.path.expanduser(text)
+    if not os.path.isabs(path) or (not name and home == ""):
+        raise ValueError(f"{text!r} names no file: {why}; write the whole path")
+    return Path(path)
+
+
+def _places(key: str) -> Iterator[str]:
+    """A key, and the sections that it lies in: ``a.b[1].c``, ``a.b[1]``, ``a.b``, ``a``."""
+    yield key
+    for end in range(len(key) - 1, 0, -1):
+        if key[end] in ".[":
+            yield key[:end]
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().removeprefix(_BOM).decode())
+    except OSError as problem:
+        raise ConfigProblem(f"{path}: cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError as wrong:
+        raise ConfigProblem(f"{path}: is not TOML: it is not UTF-8 text ({wrong}); save it as UTF-8") from None
+    except (ValueError, RecursionError) as wrong:  # tomllib.TOMLDecodeError, and what int() says of very long numbers
+        raise ConfigProblem(f"{path}: is not TOML: {wrong}") from None
+
+
+def _section(kind: Any, raw: dict[str, Any], place: str, found: list[Problem]) -> Any:
+    """The struct of a section, with placeholders for what is wrong."""
+    fields = _fields(kind)
+    values = {}
+    allowed = ", ".join(sorted(fields))
+    found += [Problem((_join(place, key),), f"no such key; allowed are {allowed}") for key in raw if key not in fields]
+    for name, (field, wanted) in fields.items():
+        key = _join(place, name)
+        value: Any = _WRONG
+        if name in raw:
+            value = _value(wanted, raw[name], key, _default(field), found)
+        elif field.required:
+            found.append(Problem((key,), "is missing and has no default"))
+        if value is not _WRONG:
+            values[name] = value
+        elif field.required:
+            values[name] = [] if isinstance(wanted, ListType) else ""
+    return kind(**values)
+
+
+@cache
+def _fields(kind: Any) -> dict[str, tuple[msgspec.structs.FieldInfo, Type]]:
+    return {field.name: (field, type_info(field.type)) for field in msgspec.structs.fields(kind)}
+
+
+def _value(wanted: Type, raw: Any, key: str, default: Any, found: list[Problem]) -> Any:
+    """A value as its type asks for it, or `_WRONG`."""
+    options = wanted.types if isinstance(wanted, UnionType) else (wanted,)
+    for option in options:
+        if isinstance(option, StructType) and isinstance(raw, dict):
+            return _section(option.cls, raw, key, found)
+        if isinstance(option, ListType) and isinstance(raw, list):
+            items = [
+                _value(option.item_type, item, f"{key}[{number}]", NODEFAULT, found) for number, item in enumerate(raw)
+            ]
+            return _WRONG if any(item is _WRONG for item in items) else items
+        if _is_one(option, raw):
+            return raw
+    such = "" if default in (NODEFAULT, None, "", []) else f", such as {_shown(default)}"
+    words = " or ".join(_words(option) for option in options if not isinstance(option, NoneType))
+    found.append(Problem((key,), f"{_shown(raw)} cannot be used here: write {words}{such}"))
+    return _WRONG
+
+
+def _is_one(wanted: Type, raw: Any) -> bool:
+    if isinstance(wanted, IntType):
+        number = isinstance(raw, int) and not isinstance(raw, bool)
+        return number and (wanted.ge is None or raw >= wanted.ge) and (wanted.le is None or raw <= wanted.le)
+    if isinstance(wanted, BoolType):
+        return isinstance(raw, bool)
+    return isinstance(wanted, StrType) and isinstance(raw, str)
+
+
+def _words(wanted: Type) -> str:
+    """What a value of this type looks like in a file."""
+    if isinstance(wanted, StrType):
+        return "text in quotes"
+    if isinstance(wanted, BoolType):
+        return "true or false"
+    if isinstance(wanted, ListType):
+        return f"a list in brackets, of {_words(wanted.item_type)}"
+    if isinstance(wanted, StructType):
+        return f"a section of its own with {', '.join(sorted(field.name for field in wanted.fields))}"
+    assert isinstance(wanted, IntType), f"no setting is a {wanted}"
+    least = f" from {wanted.ge}" if wanted.ge is not None else ""
+    most = f" to {wanted.le}" if wanted.le is not None else ""
+    return f"a whole number{least}{most}"
+
+
+def _shown(value: Any) -> str:
+    """A value much as TOML writes it, and not too long."""
+    if isinstance(value, Struct):
+        value = msgspec.to_builtins(value)
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, OverflowError, ValueError, msgspec.MsgspecError):
+        text = "this"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default_factory is not NODEFAULT else field.default
+
+
+def _join(place: str, key: str) -> str:
+    shown = key if key.isprintable() else repr(key)
+    return f"{place}.{shown}" if place else shown
