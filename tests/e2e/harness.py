@@ -8,14 +8,12 @@ Processes are to be started in the main thread: the kernel ends them with the th
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import queue
 import random
 import re
 import select
-import shutil
 import signal
 import socket
 import sqlite3
@@ -28,12 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
-import pytest
 from leased_ports import can_bind, leased
 from nursery import Child, Nursery
+from requirements import missing
 
 from scistream.demo import tether
 from scistream.s2uc.memory import Memory
@@ -51,38 +48,6 @@ _LOOK_AGAIN = 0.02
 _BESIDE = Path(sys.executable).parent
 _TETHER = [sys.executable, "-I", "-S", tether.__file__]
 _LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
-
-
-# What the machine has
-
-
-def needs(*tools: str) -> None:
-    """Skip the test where one of these programs is missing; where CI is set, fail it."""
-    for tool in tools:
-        if shutil.which(tool) is None:
-            _missing(f"the program {tool} is not installed")
-
-
-def needs_module(name: str) -> ModuleType:
-    """A module, or the same as `needs`."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        _missing(f"the module {name} is not installed")
-
-
-def needs_ipv6() -> None:
-    """The same for an IPv6 loopback address."""
-    try:
-        listen("::1").close()
-    except OSError:
-        _missing("this machine has no address ::1")
-
-
-def _missing(what: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 # Waiting
@@ -553,7 +518,7 @@ def open_descriptors(pid: int) -> int:
     except PermissionError:
         count = os.stat(folder).st_size  # what Linux tells since 6.2
     if not count:
-        _missing("only root can count the descriptors of a daemon on a kernel before 6.2")
+        missing("only root can count the descriptors of a daemon on a kernel before 6.2")
     return count
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from requirements import missing
 
 from bench import peers
 from bench.processes import tree
@@ -70,7 +71,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs of a benchmark whose peers are here; none outlives the test."""
     lacking = peers.missing(["haproxy", "iperf3", "nginx", "stunnel"])
     if lacking:
-        pytest.skip(f"not installed: {' '.join(lacking)}")
+        missing(f"not installed: {' '.join(lacking)}")
     started: list[Run] = []
 
     def start(*options: str) -> Run:

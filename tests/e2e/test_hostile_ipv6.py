@@ -9,7 +9,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from harness import HOST, World, needs_ipv6, until
+from harness import HOST, World, until
+from requirements import needs_ipv6
 from strangers import HostileLink, attempted, closed, connection, half_open, is_shut_out
 
 from scistream.security.pki import Issued

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import HOST, MIB, World, free_ports, needs, noise
+from harness import HOST, MIB, World, free_ports, noise
+from requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

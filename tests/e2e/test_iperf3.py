@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import HOST, Streaming, World, free_ports, needs
+from harness import HOST, Streaming, World, free_ports
+from requirements import needs
 
 
 @pytest.fixture(scope="module")

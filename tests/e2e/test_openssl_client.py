@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from hand_made import PROD, HandMade, nobody_waits
-from harness import CONTROLLER, World, address_of, listen, needs
+from harness import CONTROLLER, World, address_of, listen
+from requirements import needs
 
 from scistream.security.pki import Issued
 from scistream.security.stream import server_name

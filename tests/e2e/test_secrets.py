@@ -15,7 +15,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import HOST, World, address_of, elements_of, free_ports, listen, needs, until
+from harness import HOST, World, address_of, elements_of, free_ports, listen, until
+from requirements import needs
 
 from scistream.wire.address import Address
 from scistream.wire.join import Join, new_app_key

@@ -20,7 +20,6 @@ from harness import (
     connect,
     free_ports,
     listeners,
-    needs_ipv6,
     noise,
     receive,
     receive_exactly,
@@ -28,6 +27,7 @@ from harness import (
     together,
     until,
 )
+from requirements import needs_ipv6
 
 DATA = noise(2 * MIB + 1)
 

@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from harness import HOST, MIB, World, free_ports, needs
+from harness import HOST, MIB, World, free_ports
+from requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from cutter import Cutter
 from exchange import Exchange
-from harness import Daemon, Facility, Program, Requested, World, assert_same, needs, until
+from harness import Daemon, Facility, Program, Requested, World, assert_same, until
 from lanes import Lanes, beside, lanes_of
 from lives import (
     ATTACH,
@@ -56,6 +56,7 @@ from lives import (
     story,
     thaw,
 )
+from requirements import needs
 from test_refusals import RawLink, ada
 
 from scistream.wire.messages import CONS, PROD, Role

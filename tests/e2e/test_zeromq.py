@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import HOST, PATIENCE, World, needs_module, noise
+from harness import HOST, PATIENCE, World, noise
+from requirements import needs_module
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

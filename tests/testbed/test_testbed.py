@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from typing import Any
 
 import netns
 import pytest
+from requirements import needs
 from testbed import MTU, Testbed, TestbedProblem, Traffic
 from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
@@ -397,8 +396,7 @@ def test_people_bring_a_testbed_up_use_it_and_take_it_down(testbed: Testbed) -> 
 
 
 def test_iperf3_measures_a_stream_whose_bytes_cross_the_wan(wan: Testbed, facilities: Facilities) -> None:
-    if shutil.which("iperf3") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("the program iperf3 is not installed")
+    needs("iperf3")
     request = facilities.request()
     before = wan.counters()
     server = request.prod([Address(wan.v4.plan, 7000)], ["iperf3", "-s", "-1", "-p", "7000"])

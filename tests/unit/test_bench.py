@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from requirements import missing
 from rich.console import Console
 
 from bench import load, peers, processes, report
@@ -176,7 +177,7 @@ def papers(tmp_path: Path) -> Papers:
 
 def program_of(name: str, papers: Papers) -> list[Program]:
     if peers.missing([name]):
-        pytest.skip(f"{name} is not installed")
+        missing(f"{name} is not installed")
     door = Door(20001, 20002, 20003)
     if name == "haproxy":
         return [peers.haproxy(door), *peers.haproxy_pair(door, papers)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from leased_ports import leased
+from requirements import needs_ipv6
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
@@ -91,6 +92,7 @@ def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: Ports) -> 
 
 
 def test_a_number_counts_once_even_on_different_addresses(ports: Ports) -> None:
+    needs_ipv6()
     v4 = ports.reserve("127.0.0.1", 4)
     v6 = ports.reserve("::1", 4)
     assert not set(taken(v4)) & set(taken(v6))
@@ -98,6 +100,7 @@ def test_a_number_counts_once_even_on_different_addresses(ports: Ports) -> None:
 
 
 def test_ipv6_sockets_serve_ipv6_alone(ports: Ports) -> None:
+    needs_ipv6()
     (sock,) = ports.reserve("::1", 1)
     assert sock.family == socket.AF_INET6
     assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1

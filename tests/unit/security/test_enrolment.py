@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from memory_tls import CLIENT, Authority, Joined, a_root, an_intermediate, common_name, join, store, written
+from requirements import needs
 
 from scistream.cli import main
 from scistream.security.pki import fingerprint, init_authority, issue
@@ -392,9 +391,6 @@ def test_an_openssl_authority_with_an_intermediate_signs_our_requests_and_revoke
 
 
 def openssl(*words: str | Path) -> None:
-    if shutil.which("openssl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("the program openssl is not installed")
-        pytest.skip("the program openssl is not installed")
+    needs("openssl")
     ended = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +11,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from memory_tls import ca_without_crl_sign
+from requirements import needs
 
 from scistream.cli import main
 from scistream.security.enrol import make_request, read_request, sign_request
@@ -46,10 +45,7 @@ def serials(directory: Path) -> set[int]:
 
 def openssl(*words: str | Path, status: int = 0) -> str:
     """What the independent program says."""
-    if shutil.which("openssl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("the program openssl is not installed")
-        pytest.skip("the program openssl is not installed")
+    needs("openssl")
     ended = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == status, ended
     return ended.stdout + ended.stderr
