@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scistream.s2cs.rules import Asked, Standing
 from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.tls import Identity, issuer_name
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import PROD, Hello, Req, Role, UpdateTargets
+from scistream.wire.messages import PROD, Hello, Req, Role, StreamKey, UpdateTargets
 
 _log = Logger()
 
@@ -93,7 +94,7 @@ class Guard:
         decision = self.policy.rule_for(identity, request.role)
         decision.enforce()
         assert decision.rule is not None, "an allowance comes from a rule"
-        standing = _standing(owner, request.uid, decision.rule.roles, records, self._used_today(owner))
+        standing = _standing(owner, (request.uid, request.role), decision.rule.roles, records, self._used_today(owner))
         decision.rule.decide(asked, standing).enforce()
         longest = min(self._longest_life, decision.rule.expires or self._longest_life)
         return request.expires or min(self._usual_life, longest)
@@ -163,13 +164,16 @@ class Guard:
         return None if decision.allowed else decision.reason
 
 
-def _standing(owner: str, uid: str, roles: Iterable[str], records: Iterable[Record], used_today: int) -> Standing:
-    """What an owner has in these roles beside the stream that is asked for; both ends of one here count as one."""
-    rates = {
-        record.uid: record.request.rate
+def _standing(owner: str, key: StreamKey, roles: Iterable[str], records: Iterable[Record], used_today: int) -> Standing:
+    """What an owner has in these roles beside the end that is asked for. Both ends of one stream here are one stream
+    to be counted, and two rates to be added, since each is reserved for itself."""
+    there = [
+        (record.uid, record.request.rate)
         for record in records
         if record.request is not None
-        and (record.owner, record.uid == uid, record.role in roles) == (owner, False, True)
+        and (record.owner, record.role in roles) == (owner, True)
+        and record.key != key
         and record.state != "Released"
-    }
-    return Standing(len(rates), sum(rates.values()), used_today)
+    ]
+    others = {uid for uid, _ in there} - {key[0]}
+    return Standing(len(others), math.fsum(rate for _, rate in there), used_today)

@@ -208,8 +208,10 @@ def test_streams_at_once_are_counted_by_identity_and_come_back_with_a_release(la
     lab.request()
 
 
-def test_both_ends_of_a_stream_at_one_facility_count_as_one(lab: Lab) -> None:
-    lab.has(rule(streams=1, total_rate="100Mbit"))
+def test_both_ends_at_one_facility_are_one_stream_and_two_rates(lab: Lab) -> None:
+    lab.has(rule(streams=1, total_rate="199Mbit"))
+    assert "with those that there are 200 was asked" in lab.refusal(cons=PROD_S2CS)
+    lab.has(rule(streams=1, total_rate="200Mbit"))
     lab.request(cons=PROD_S2CS)
     assert "at most 1 streams at once" in lab.refusal(cons=PROD_S2CS)
 
