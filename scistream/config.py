@@ -218,11 +218,11 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
 
 class Leg(_Section, frozen=True, kw_only=True):
     """One side of a gateway: the address that it binds, the one that it tells others, and what keeps its connections
-    from congesting the network (empty: what the system does)."""
+    from congesting the network ("auto": what suits and can be had; empty: what the system does)."""
 
     bind: str = "127.0.0.1"
     advertise: str = ""
-    congestion: str = ""
+    congestion: str = "auto"
 
     @property
     def told(self) -> str:
@@ -242,12 +242,6 @@ class Leg(_Section, frozen=True, kw_only=True):
         yield from unless(Address.parse, str(Address(self.told, 1)), "advertise")
 
 
-class LanLeg(Leg, frozen=True, kw_only=True):
-    """The side of the applications. Pacing, as bbr does it, costs a timer for each burst and gains nothing on a LAN."""
-
-    congestion: str = "cubic"
-
-
 class S2DSConfig(_Section, frozen=True, kw_only=True):
     """The settings of an S2DS; rates and times as text (``10Gbit``, ``60s``)."""
 
@@ -261,7 +255,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     ports: str = "5100-5200"
     capacity: str = "10Gbit"
     elements: int | str = "auto"
-    lan: LanLeg = field(default_factory=LanLeg)
+    lan: Leg = field(default_factory=Leg)
     wan: Leg = field(default_factory=Leg)
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))

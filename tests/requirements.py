@@ -6,10 +6,16 @@ import importlib
 import os
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 import pytest
+
+NOBODY = 65534
+"""The user, and the group, who own nothing."""
 
 
 def needs(*tools: str) -> None:
@@ -39,6 +45,24 @@ def needs_root(why: str) -> None:
     """Need root, and skip the test for any other user, also in CI: it runs the tests as root, too."""
     if os.geteuid() != 0:
         pytest.skip(why)
+
+
+def unprivileged(folder: Path) -> list[str]:
+    """What to put before a command so that it runs without privileges in `folder`, which becomes its own.
+
+    As a user of no rights; where that one cannot run this Python, as this process's user without any capability.
+    """
+    if os.getuid() != 0:
+        return []
+    needs("setpriv")
+    without = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+    nobody = [*without, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    # `setpriv` lays its privileges down as it gives way to a program, and still finds that one by them.
+    can = subprocess.run([*nobody, "env", sys.executable, "-c", "import scistream"], cwd=folder, capture_output=True)
+    if can.returncode != 0:
+        return without
+    os.chown(folder, NOBODY, NOBODY)
+    return nobody
 
 
 def missing(what: str) -> NoReturn:

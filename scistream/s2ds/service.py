@@ -32,7 +32,7 @@ from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Ports
 from scistream.s2ds.relay.element import Settings
-from scistream.s2ds.relay.leg import check_congestion
+from scistream.s2ds.relay.leg import congestion_control
 from scistream.s2ds.relay.orders import Reset
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
 from scistream.security.expiry import ExpiryWatch
@@ -55,6 +55,8 @@ from scistream.wire.messages import (
     UpdateTargets,
 )
 
+LAN_CONGESTION = "cubic"
+"""What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
 REMEMBER_SECONDS = 24 * 3600.0
 
 
@@ -103,16 +105,17 @@ class DataServer(Service):
 
     def _settings(self) -> Settings:
         config = self.config
-        for key, leg in (("lan", config.lan), ("wan", config.wan)):
-            try:
-                check_congestion(leg.congestion)
-            except ValueError as wrong:
-                raise ConfigProblem(f"{key}.congestion: {wrong}") from None
         return Settings(
             wan_timeout=parse_seconds(config.wan_timeout),
-            lan_congestion=config.lan.congestion,
-            wan_congestion=config.wan.congestion,
+            lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
+            wan_congestion=self._congestion("wan", config.wan.congestion, ""),
         )
+
+    def _congestion(self, key: str, setting: str, suited: str) -> str:
+        try:
+            return congestion_control(setting, suited)
+        except ValueError as wrong:
+            raise ConfigProblem(f"{key}.congestion: {wrong}") from None
 
     # -- the service
 

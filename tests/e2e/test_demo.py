@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from requirements import unprivileged
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"
@@ -24,12 +27,13 @@ SERVER = f"{sys.executable} -c from twisted.scripts.twistd"
 class Run:
     """One run of the demonstration, in a session, an environment and a folder for temporary files of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, launcher: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
+        self.temporary.chmod(0o777)  # whoever runs it
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from scistream.demo.command import demo; demo()", *options],
+            [*launcher, sys.executable, "-c", "from scistream.demo.command import demo; demo()", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,8 +97,8 @@ class Run:
 def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def start(*options: str) -> Run:
-        runs.append(Run(tmp_path, *options))
+    def start(*options: str, **how: Any) -> Run:
+        runs.append(Run(how.pop("folder", tmp_path), *options, **how))
         return runs[-1]
 
     yield start
@@ -125,6 +129,16 @@ def test_a_stream_for_some_seconds(run: Callable[..., Run]) -> None:
     assert 0.5 < summary["seconds"] < 30
     assert summary["frames"] > 1
     assert summary["sha256_sent"] == summary["sha256_received"]
+
+
+def test_an_unprivileged_user_needs_no_setting_for_it(run: Callable[..., Run]) -> None:
+    with TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        one = run("--bytes", "4M", "--json", folder=Path(folder), launcher=unprivileged(Path(folder)))
+        status, out, err = one.end()
+        assert status == 0, err
+        summary = json.loads(out.splitlines()[-1])
+        assert summary["sha256_sent"] == summary["sha256_received"]
+        one.clean_up()
 
 
 def test_the_summary_for_people_has_the_same_facts(run: Callable[..., Run]) -> None:

@@ -103,11 +103,23 @@ def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
 
 
-def check_congestion(name: str) -> None:
-    """Whether a congestion control can be had; empty: the system's can.
+def congestion_control(setting: str, suited: str = "") -> str:
+    """The congestion control that a setting stands for; empty: the system's.
 
-    :raises ValueError: with a sentence that names it and what there is.
+    :param setting: a name, empty, or "auto": `suited` where this process may set it, else the system's.
+    :raises ValueError: for a name that cannot be had, with a sentence that says what can.
     """
+    if setting != "auto":
+        _try_congestion(setting)
+        return setting
+    try:
+        _try_congestion(suited)
+    except ValueError:
+        return ""
+    return suited
+
+
+def _try_congestion(name: str) -> None:
     if not name:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
@@ -115,8 +127,9 @@ def check_congestion(name: str) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         except OSError as problem:
             raise ValueError(
-                f"this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}, and an empty text "
-                "is what it does by itself; `modprobe` and net.ipv4.tcp_allowed_congestion_control change that"
+                f'this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}; "auto" takes what '
+                "suits and can be had, an empty text is what the system does by itself; `modprobe` and "
+                "net.ipv4.tcp_allowed_congestion_control change what it allows"
             ) from None
 
 
