@@ -13,8 +13,17 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-IDLE_STATES = frozenset({"Ready", "Streaming", "Released", "Reserved", "Forwarding"})
-"""Where a stream rests between operations: the log says ``(idle)`` behind these."""
+_COMMANDS = {
+    "req": "REQ",
+    "req_listeners": "ReqListeners",
+    "hello": "Hello",
+    "prod_lstn": "ProdLstn",
+    "update_targets": "UpdateTargets",
+    "carry_out": "UpdateTargets",
+    "start_conn": "StartConn",
+    "rel": "REL",
+}
+"""Inputs of machines that are commands of the protocol, as the log calls them."""
 
 
 def state_of(machine: Any) -> str:
@@ -22,7 +31,7 @@ def state_of(machine: Any) -> str:
     return str(machine.__automat_transitioner__._state.name)
 
 
-def trace(machine: Any, log: Logger, idle: frozenset[str] = IDLE_STATES, **fields: Any) -> None:
+def trace(machine: Any, log: Logger, **fields: Any) -> None:
     """Log every change of state of an Automat machine as an event.
 
     :param machine: what a TypeMachineBuilder's factory made.
@@ -33,11 +42,10 @@ def trace(machine: Any, log: Logger, idle: frozenset[str] = IDLE_STATES, **field
     def traced(old: Any, given: str, new: Any) -> None:
         if old is not new:
             log.info(
-                shown + " state={state}{idle} (was {was}, after {given})",
+                shown + " state={state} (was {was}, after {given})",
                 state=new.name.lower(),
-                idle=" (idle)" if new.name in idle else "",
                 was=old.name.lower(),
-                given=given.lstrip("_"),
+                given=_COMMANDS.get(given.lstrip("_"), given.strip("_").replace("_", " ")),
                 **fields,
             )
 

@@ -27,7 +27,6 @@ from scistream.wire.link import UNSENT
 from scistream.wire.messages import PROD, Error, Hello, Message, StartConn
 
 HELLO_PATIENCE = 30.0
-APP_IDLE_STATES = frozenset({"Serving", "Connected", "Done"})
 
 
 class Controller:
@@ -57,7 +56,7 @@ class Controller:
         self._announce = announce
         self._core = Core(self)
         self.machine: Application = (new_producer if join.role == PROD else new_consumer)(self._core)
-        trace(self.machine, self.log, APP_IDLE_STATES, party="app", uid=join.uid, role=join.role)
+        trace(self.machine, self.log, party="app", uid=join.uid, role=join.role)
         self._dialer = pinned_dialer(reactor, join.server, f"the S2CS at {join.server}", join.ca)
         self._dialer.on_up = self._hello_again
         self._dialer.on_down = self._down

@@ -37,6 +37,7 @@ from scistream.s2cs.audit_events import (
 from scistream.s2cs.audit_sink import Sink
 from scistream.s2cs.ledger import Total
 from scistream.s2cs.record import Record
+from scistream.security.guard import place_of
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
@@ -46,7 +47,7 @@ MAX_WAITING_BYTES = 2**20
 """Lines that wait in memory; those above it are counted, and dropped."""
 WINDOW_SECONDS = 60.0
 MOST_IN_WINDOW = 20
-"""Refusals of one kind from one address that get a line of their own in each window."""
+"""Refusals of one kind from one address, and Hellos of one stream, that get a line of their own in each window."""
 MOST_ADDRESSES = 4096
 MOST_RESETS_IN_WINDOW = 10
 """Lines about resets that each stream gets in each window."""
@@ -271,6 +272,8 @@ class StreamTrail:
         self._has_ended = restored and record.state == "Released"
         self._greeted_on: Link | None = None
         self._greeted_with: list[str] = []
+        self._hellos_began = 0.0
+        self._hellos_seen = 0
         self._resets_told: dict[tuple[str, int, str, str], int] = {}
         self._resets_due: dict[tuple[str, int, str, str], int] = {}
         self._resets_began = 0.0
@@ -282,6 +285,12 @@ class StreamTrail:
         if isinstance(message, Error):
             self._audit.refused(caller.link, caller.cmd, record.uid, record.role, message.code, message.msg)
         elif caller.cmd == "Hello" and (caller.link, record.app_listeners) != (self._greeted_on, self._greeted_with):
+            now = self._audit.wall()
+            if not 0 <= now - self._hellos_began < WINDOW_SECONDS:
+                self._hellos_began, self._hellos_seen = now, 0
+            if self._hellos_seen >= MOST_IN_WINDOW:
+                return  # the application says it again, and has its line then
+            self._hellos_seen += 1
             self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
             address, _ = _address(caller.link)
             self._audit.of_stream(Hello, record, address=address, listeners=self._greeted_with)
@@ -366,9 +375,9 @@ def _peer(link: Link) -> tuple[str | None, str | None]:
 
 
 def _address(link: Link) -> tuple[str, str]:
-    """Where the peer of a link is, with and without the port."""
+    """Where the peer of a link is, and what counts as one address of those who knock."""
     address = link.address
-    return address, address.rpartition(":")[0]
+    return address, place_of(address.rpartition(":")[0].strip("[]"))
 
 
 def _timestamp(seconds: float) -> str:

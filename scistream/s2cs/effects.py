@@ -72,7 +72,8 @@ class Held:
         self.record = record
         self.core = Core(self, record)
         self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
-        trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role)
+        owner = identity_of(record.owner).name
+        trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role, owner=owner)
         self.app_link: Link | None = None
         self.app_outbox = Outbox(server.reactor, "the application")
         self.wrong_hellos = 0

@@ -145,6 +145,7 @@ class ControlServer(Service):
         for held in self.streams.values():
             held.stop_timers()
         self._wrong_keys.stop()
+        self._door_guard.stop()
         for link in list(self._links):
             link.close()
         stopping: list[Deferred[Any]] = [gateway.dialer.stopService() for gateway in self.gateways.values()]
@@ -475,7 +476,12 @@ class ControlServer(Service):
             mine = self.streams.get(key)
             orphaned = mine is None or gateway.name not in mine.record.plan or mine.record.state == "Released"
             if orphaned and status.state not in ("Releasing", "Released"):
-                self.log.warn("releasing {uid} ({role}) on {gateway}: no record of it", uid=key[0], role=key[1])
+                self.log.warn(
+                    "releasing {uid} ({role}) on {gateway}: no record of it",
+                    uid=key[0],
+                    role=key[1],
+                    gateway=gateway.name,
+                )
                 gateway.release(key)
         self._end_overdrawn(set(known))
 

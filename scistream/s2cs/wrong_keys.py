@@ -11,7 +11,6 @@ from collections import OrderedDict
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
 from scistream.security.guard import Fading, doubling, place_of
 from scistream.wire.line import Link
@@ -33,8 +32,6 @@ class WrongKeys:
     :param reactor: an `IReactorTime`.
     """
 
-    log = Logger()
-
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._counts: OrderedDict[tuple[str, ...], Fading] = OrderedDict()
@@ -49,15 +46,10 @@ class WrongKeys:
         from_place = self._count("from", place_of(link.host))
         for_stream = self._count("for", hello.uid, hello.role)
         delay = doubling(FIRST_DELAY, round(max(from_place, for_stream)) - AT_ONCE - 1, LONGEST_DELAY)
-        self.log.warn(
-            "refused a Hello for {uid} ({role}) from {peer}: lately {from_place} from that address were wrong, and "
-            "{for_stream} for that stream; answered after {delay} s",
-            uid=hello.uid,
-            role=hello.role,
-            peer=link.address,
-            from_place=round(from_place),
-            for_stream=round(for_stream),
-            delay=delay,
+        link.note(
+            "refused a Hello with a wrong key",
+            f"for {hello.uid} ({hello.role}); lately {round(from_place)} from that address were wrong, and "
+            f"{round(for_stream)} for that stream; answered after {delay:g} s",
         )
         link.distrust("a Hello with a wrong key")
         if delay:

@@ -489,10 +489,10 @@ class _Process:
 
     def _stuck(self, order: Order, patience: float) -> None:
         self.log.error(
-            "element {number} has not answered {order} in {seconds:g} s and is killed",
+            "element {number} has not answered {order} in {seconds} s and is killed",
             number=self.number,
             order=order.__struct_config__.tag,
-            seconds=patience,
+            seconds=round(patience, 1),
         )
         self._kill()
 

@@ -138,6 +138,7 @@ class DataServer(Service):
     def stopService(self) -> Deferred[Any]:
         super().stopService()
         self._watch.stop()
+        self._door_guard.stop()
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None
@@ -168,7 +169,7 @@ class DataServer(Service):
 
     def link_up(self, link: Link) -> None:
         if link.peer != PLAIN_IDENTITY and link.peer.name != self.config.controller:
-            self.log.warn("refused {peer} at {address}: not our controller", peer=link.peer, address=link.address)
+            link.note("refused a peer that is not its controller", str(link.peer))
             msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
             link.send(Error(uid=None, code="not-authorized", msg=msg))
             link.distrust("not our controller")

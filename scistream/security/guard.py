@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from scistream.logs import Tally
 from scistream.wire.address import Address, Network, inside
 
 HALF_LIFE = 60.0
@@ -137,7 +138,7 @@ class _Allowance:
 class DoorGuard:
     """The guard of one door.
 
-    :param clock: tells the time; no timer is set.
+    :param clock: tells the time.
     :param door: how logs call it.
     :param known_refusal: seconds that an address waits at most where somebody has proved himself before.
     :param known: networks that count as such from the beginning.
@@ -166,6 +167,7 @@ class DoorGuard:
         self.unproven = 0
         self.refused = 0
         self.moved = 0
+        self._tally: Tally[str] = Tally(clock, self._log)
 
     def admit(self, host: str) -> Visit | None:
         """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
@@ -228,30 +230,30 @@ class DoorGuard:
             return self._replace(newcomer, now)
         next(iter(most.unproven)).make_way()
         self.moved += 1
-        if _is_power_of_two(self.moved):
-            self.log.warn(
-                "{door} is full of links that have not shown who they are: ended one from {place}, which has {count} "
-                "of them, for one from {newcomer}; so far {moved} were ended so",
-                door=self._door,
-                place=most.name,
-                count=len(most.unproven),
-                newcomer=newcomer.name,
-                moved=self.moved,
-            )
+        self.note(
+            "is full of links that have not shown who they are, and ended one for another",
+            f"one from {most.name}, which has {len(most.unproven)} of them, for one from {newcomer.name}",
+        )
         return True
 
     def _refuse(self, place: _Place, why: str) -> None:
         self.refused += 1
         place.refused += 1
-        if _is_power_of_two(place.refused):  # an attacker shall not fill the log
-            self.log.warn(
-                "{door} refused a link from {place}: {why}; refused from there so far: {count}, in all: {all}",
-                door=self._door,
-                place=place.name,
-                why=why,
-                count=place.refused,
-                all=self.refused,
-            )
+        self.note("refused a link", f"from {place.name}, as {place.refused} so far: {why}")
+
+    def note(self, what: str, detail: str) -> None:
+        """Something that the log should say. Whoever causes it shall not fill the log: it is counted, and told by
+        count."""
+        self._tally.add(what, last=detail)
+
+    def stop(self) -> None:
+        """The door is closed: log what is not logged yet."""
+        self._tally.stop()
+
+    def _log(self, what: str, count: int, last: str) -> None:
+        self.log.warn(
+            "{door} {what}; so far {count}, the last time: {last}", door=self._door, what=what, count=count, last=last
+        )
 
     # -- for visits
 
@@ -286,13 +288,9 @@ class DoorGuard:
             seconds = min(seconds, self._known_refusal)
         if seconds:
             place.refused_until = max(place.refused_until, now + seconds)
-            self.log.warn(
-                "{door} lets {place} wait {seconds} s after {count} failures, the last one: {why}",
-                door=self._door,
-                place=place.name,
-                seconds=seconds,
-                count=round(count),
-                why=why,
+            self.note(
+                "lets an address wait",
+                f"{place.name} for {seconds:g} s, after {round(count)} failures, the last one: {why}",
             )
 
     def allowance(self, who: str | None, place: _Place) -> _Allowance | None:
@@ -370,6 +368,10 @@ class Visit:
         self.over()
         self._cut("it has not shown who it is, and others wait")
 
+    def note(self, what: str, detail: str) -> None:
+        """Something that the log should say: counted, and told by count."""
+        self._guard.note(what, detail)
+
     def over(self) -> None:
         """The link is gone. Idempotent."""
         if self._over:
@@ -416,10 +418,6 @@ class Entrance(Factory):
 def _claim(place: _Place) -> tuple[int, float]:
     """How soon an address has to make room: it holds more, or has held it longer."""
     return len(place.unproven), -next(iter(place.unproven)).since
-
-
-def _is_power_of_two(count: int) -> bool:
-    return count & (count - 1) == 0
 
 
 def _ignore(_why: str) -> None:

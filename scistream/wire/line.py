@@ -167,12 +167,17 @@ class Visit(Protocol):
     def line(self) -> float:
         """The peer has said a line; seconds to wait before the next is read."""
 
+    def note(self, what: str, detail: str) -> None:
+        """Something that the log should say: `what` in the same words each time, and what was special this time."""
+
     def over(self) -> None:
         """The link is gone."""
 
 
 class _NoDoor:
     """For links that came in by no door."""
+
+    _log = Logger()
 
     def arrived(self, cut: Callable[[str], None]) -> None:
         """Nobody counts it."""
@@ -185,6 +190,9 @@ class _NoDoor:
 
     def line(self) -> float:
         return 0.0
+
+    def note(self, what: str, detail: str) -> None:
+        self._log.warn("{what}: {detail}", what=what, detail=detail)
 
     def over(self) -> None:
         """Nobody has counted it."""
@@ -258,7 +266,6 @@ class Link(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE
     transport: Any
-    _log = Logger()
 
     def __init__(
         self,
@@ -303,7 +310,7 @@ class Link(LineOnlyReceiver):
             self.peer = self._authenticate(self.transport.getHandle())
         except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
             self.refusal = problem
-            self._log.warn("refused a peer: {reason}", reason=str(problem), peer=self.address)
+            self.note("refused a peer", str(problem))
             self._visit.failed(f"a peer was refused: {problem}")
             self.transport.abortConnection()
             return
@@ -355,7 +362,7 @@ class Link(LineOnlyReceiver):
             self.owner.message_received(self, message)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._log.warn("closed a link: a line of over {limit} bytes", limit=self.MAX_LENGTH, peer=self.address)
+        self.note("closed a link for a line that is too long", f"over {self.MAX_LENGTH} bytes")
         self._visit.failed(f"a line of over {self.MAX_LENGTH} bytes")
         msg = f"a line has at most {self.MAX_LENGTH} bytes"
         self.on_bad_line(None, msg, True)
@@ -391,10 +398,18 @@ class Link(LineOnlyReceiver):
             self.MAX_LENGTH = MAX_LINE
             self._stop_limit()
         if not self._visit.proven(who):
-            self._log.warn("closed a link of {who}, who has too many", who=who, peer=self.address)
+            self.note("closed a link of one who has too many", str(who))
             msg = f"{who} has as many links here as one identity may have: close some of them (`links_per_identity`)"
             self.send(Error(uid=None, code="no-capacity", msg=msg))
             self.close()
+
+    def note(self, what: str, detail: str) -> None:
+        """Log what this peer has done. Where links come in by a door such things are counted, and told by count.
+
+        :param what: in the same words each time.
+        :param detail: what was special this time.
+        """
+        self._visit.note(what, f"{detail} (from {self.address})")
 
     def distrust(self, why: str) -> None:
         """Hold it against the peer's address."""
@@ -405,7 +420,7 @@ class Link(LineOnlyReceiver):
         self._visit.failed(why)
         self._bad_lines += 1
         if self._bad_lines >= MAX_BAD_LINES:
-            self._log.warn("closed a link: {count} bad lines", count=self._bad_lines, peer=self.address)
+            self.note("closed a link for bad lines", f"{self._bad_lines} of them")
             self.close()
 
     def send(self, message: Message) -> None:
@@ -417,7 +432,7 @@ class Link(LineOnlyReceiver):
         try:
             line = encode(message)
         except StreamError as error:
-            self._log.error("{reason}: not sent", reason=error.msg, peer=self.address)
+            self.note("an answer could not be sent", error.msg)
             if isinstance(message, Resp):
                 self.send(
                     Error(uid=message.uid, seq=message.seq, code="gateway-failed", msg=f"the answer: {error.msg}")
@@ -473,7 +488,7 @@ class Link(LineOnlyReceiver):
         self.owner.link_up(self)
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
-        self._log.warn("bad message: {reason}", reason=bad.msg, peer=self.address)
+        self.note("bad message", bad.msg)
         self.on_bad_line(bad.uid, bad.msg, self.is_out_of_patience)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
@@ -494,7 +509,7 @@ class Link(LineOnlyReceiver):
         self._brake.wrote(count)
         if self._brake.unread > MAX_UNREAD:
             why = f"it does not read what is said to it, and {self._brake.unread} bytes wait"
-            self._log.warn("closed a link: {why}", why=why, peer=self.address)
+            self.note("closed a link of one who does not read", why)
             self.is_up = False
             self._stop_rest()
             self._cut_off(why)
@@ -506,7 +521,6 @@ class Link(LineOnlyReceiver):
         if self._rest is not None:
             self._rest.reset(seconds)
             return
-        self._log.debug("reading rests: too many commands", peer=self.address)
         self._brake.rest()
         self._rest = self.clock.callLater(seconds, self._rested)
 
@@ -532,7 +546,7 @@ class Link(LineOnlyReceiver):
         self._limit = None
         if self.is_stranger and self._has_spoken and self.is_up:
             what = "nothing that lets it in"
-        self._log.warn("closed a link: {what} in {seconds} s", what=what, seconds=seconds, peer=self.address)
+        self.note("closed a link that was too slow", f"{what} in {seconds:g} s")
         self._visit.failed(f"{what} in {seconds:g} s")
         self._cut_off(f"{what} in {seconds:g} s")
 

@@ -23,10 +23,11 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream.logs import Tally
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.messages import (
@@ -254,6 +255,7 @@ class Dialer(Service):
         self._explain = explain
         self._is_hopeless = is_hopeless
         self._failures = 0
+        self._troubles: Tally[str] = Tally(clock, self._tell)
         self._poll: IDelayedCall | None = None
         factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False))
         self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)
@@ -271,6 +273,7 @@ class Dialer(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         _cancel(self._poll)
+        self._troubles.stop()
         self.outbox.close(StreamError("shutting-down", f"the link to {self.peer_name} was closed"))
         if self.link is not None:
             self.link.close()
@@ -284,7 +287,6 @@ class Dialer(Service):
 
     def link_up(self, link: Link) -> None:
         self.link = link
-        self._log.debug("link to {peer_name} is up", peer_name=self.peer_name)
         self.on_up()  # first, since it may ask anew what still waits to be sent
         self.outbox.link_up(link)
 
@@ -307,9 +309,15 @@ class Dialer(Service):
     def _troubled(self, reason: Failure) -> None:
         trouble = self._explain(reason)
         if self.running:
-            self._log.info("no link to {peer_name}: {trouble}", peer_name=self.peer_name, trouble=trouble)
+            self._troubles.add(trouble)
         self.outbox.link_down(trouble)
         self.on_down(trouble, self._is_hopeless(reason))
+
+    def _tell(self, trouble: str, count: int, _last: str) -> None:
+        times = f" ({count} times)" if count > 1 else ""
+        self._log.info(
+            "no link to {peer_name}: {trouble}{times}", peer_name=self.peer_name, trouble=trouble, times=times
+        )
 
     def _delay(self, _attempts: int) -> float:
         self._failures += 1
@@ -322,8 +330,17 @@ class Dialer(Service):
             self.on_poll()
 
 
+@implementer(ILogObserver)
+def _only_trouble(event: LogEvent) -> None:
+    """Hand on what is more than the course of things."""
+    if event["log_level"] >= LogLevel.warn:
+        globalLogPublisher(event)
+
+
 class _Client(ClientService):
-    """A ClientService that also tells why it could not connect."""
+    """A ClientService that also tells why it could not connect. Each try by itself is worth no line of the log."""
+
+    _log = Logger(observer=_only_trouble)
 
     def __init__(
         self,

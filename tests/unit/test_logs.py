@@ -7,7 +7,7 @@ from typing import Any, cast
 from twisted.logger import Logger, formatEvent
 
 from scistream.app.machine import Core, new_consumer
-from scistream.logs import IDLE_STATES, state_of, trace
+from scistream.logs import state_of, trace
 from scistream.wire.errors import StreamError
 
 
@@ -27,10 +27,10 @@ class NoEffects:
         """Nothing."""
 
 
-def traced(**options: Any) -> tuple[Any, list[Any]]:
+def traced() -> tuple[Any, list[Any]]:
     events: list[Any] = []
     machine = new_consumer(Core(NoEffects()))
-    trace(machine, Logger(observer=cast(Any, events.append)), party="app", uid="u-1", **options)
+    trace(machine, Logger(observer=cast(Any, events.append)), party="app", uid="u-1")
     return machine, events
 
 
@@ -55,13 +55,12 @@ def test_what_changes_no_state_is_no_event() -> None:
     assert events == []
 
 
-def test_states_in_which_a_stream_rests_are_marked_idle() -> None:
-    machine, events = traced(idle=frozenset({"Waiting"}))
+def test_inputs_have_the_names_of_the_protocol_or_words_of_their_own() -> None:
+    machine, events = traced()
     machine.start()
     machine.welcomed()
-    assert [event["idle"] for event in events] == ["", " (idle)"]
-    assert "state=waiting (idle) (was greeting" in formatEvent(events[1])
-    assert {"Ready", "Streaming", "Forwarding", "Released"} <= IDLE_STATES
+    machine.start_conn(["a:1"])
+    assert formatEvent(events[-1]) == "party=app uid=u-1 state=connected (was waiting, after StartConn)"
 
 
 def test_a_machine_can_say_its_state_by_name() -> None:

@@ -38,7 +38,8 @@ from scistream.s2cs.record import Record
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.messages import PROD, Req, ResetReason
+from scistream.wire.link import Caller
+from scistream.wire.messages import PROD, Req, ResetReason, Resp
 
 UID = "12345678-1234-4234-8234-123456789abc"
 ADA = Identity(issuer="sha256:" + "5d" * 32, name="ada@lab.example")
@@ -433,6 +434,26 @@ def test_a_journal_that_is_restarted_gets_the_next_line(journal: Callable[[], so
 def test_without_a_journal_the_setting_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigProblem, match=r"there is no journal at .* name a file in place of 'journal'"):
         JournalSink(tmp_path / "journal")
+
+
+# -- Hellos
+
+
+def test_an_application_that_comes_on_ever_new_links_gets_twenty_lines_a_minute(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming", app_listeners=["10.0.0.5:7000"])
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    for minute in range(1, 4):
+        for number in range(200):
+            link = a_link(f"10.0.0.5:{40000 + number}", None)
+            stream.answered(Caller(link, 1, "Hello"), Resp(uid=UID, seq=1, state="Streaming", msg="welcome"))
+        assert len(rig.events()) == MOST_IN_WINDOW * minute
+        rig.clock.now += WINDOW_SECONDS
+
+
+def test_strangers_of_one_ipv6_network_have_the_lines_of_one_address(rig: Rig) -> None:
+    for number in range(200):
+        rig.knock(f"[2001:db8::{number:x}]")
+    assert len(rig.events()) == MOST_IN_WINDOW
 
 
 # -- resets

@@ -1,0 +1,109 @@
+"""Whoever connects to a door cannot fill the log: what strangers do is counted, and told by count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+from link_in_memory import Peer
+from OpenSSL import SSL
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from scistream.security.control import log_refusal
+from scistream.security.guard import Bounds, DoorGuard
+from scistream.security.tls import RefusedCertificate
+from scistream.wire.line import MAX_FIRST_LINE
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(cast(Any, observe))
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(cast(Any, observe))
+
+
+class Door:
+    """A door that many come to."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.guard = DoorGuard(self.clock, Bounds(), "the door", known_refusal=30.0)
+
+    def comes(self, host: str, does: str) -> None:
+        """Somebody connects from there and misbehaves."""
+        visit = self.guard.admit(host)
+        if visit is None:
+            return
+        if does == "shows no certificate that counts":
+
+            def refuse(_connection: Any) -> None:
+                raise SSL.Error([("", "", f"{host} is refused")])
+
+            peer = Peer(plain_peer=None, authenticate=refuse, visit=visit)
+            peer.link.handshakeCompleted()
+        else:
+            peer = Peer(plain_peer=None, authenticate=lambda _connection: None, visit=visit)
+            peer.link.handshakeCompleted()
+        if does == "says rubbish":
+            peer.says(f"rubbish from {host}".encode())
+        elif does == "says too long a line":
+            peer.says(b"x" * (MAX_FIRST_LINE + 1))
+        elif does == "is silent":
+            peer.clock.advance(60.0)
+        elif does == "has a certificate that is refused":
+            log_refusal(peer.link, Failure(RefusedCertificate(f"{host} is not known")))
+        peer.goes()
+
+
+MISDEEDS = [
+    "shows no certificate that counts",
+    "says rubbish",
+    "says too long a line",
+    "is silent",
+    "has a certificate that is refused",
+]
+KINDS = 8
+"""Of lines that the door can cause."""
+
+visitors = st.lists(
+    st.tuples(st.integers(0, 2**16 - 1), st.sampled_from(MISDEEDS), st.integers(1, 30), st.floats(0.0, 20.0)),
+    max_size=40,
+)
+
+
+@given(visitors)
+def test_whatever_strangers_do_at_a_door_the_log_stays_short(visitors: list[tuple[int, str, int, float]]) -> None:
+    door = Door()
+    with logged() as lines:
+        for number, does, times, pause in visitors:
+            for _ in range(times):
+                door.comes(f"10.0.{number // 256}.{number % 256}", does)
+            door.clock.advance(pause)
+        minutes = int(door.clock.seconds() / 60) + 1
+        door.guard.stop()
+    assert len(lines) <= KINDS * 5 * minutes, lines
+    assert all(line.startswith("the door ") for line in lines)
+    assert door.clock.getDelayedCalls() == []
+
+
+def test_thousands_of_failed_handshakes_are_a_few_lines_that_say_how_many_and_from_where() -> None:
+    door = Door()
+    with logged() as lines:
+        for number in range(3000):
+            door.comes(f"10.0.{number // 256}.{number % 256}", "shows no certificate that counts")
+        door.guard.stop()
+    assert len(lines) == 5
+    assert [line.partition("so far ")[2].partition(",")[0] for line in lines] == ["1", "10", "100", "1000", "3000"]
+    assert "10.0.11.183 is refused" in lines[-1]
