@@ -71,15 +71,16 @@ class _Count:
 
 class Tally(Generic[Key]):
     """Counts what others can cause without end, and tells of it in few words: of each key the first, the tenth, the
-    hundredth and so on, and once a minute what has come since. A key begins anew after a minute without any. While it
-    counts as many keys as it may, others are not told.
+    hundredth and so on, and once a minute what has come since. A key begins anew after a minute without any.
 
     :param clock: an `IReactorTime`.
     :param tell: called with a key, how many there were, and what was said of the last one.
+    :param other: under which those are counted that come while there are as many keys as there may be.
     """
 
-    def __init__(self, clock: Any, tell: Callable[[Key, int, str], None]) -> None:
+    def __init__(self, clock: Any, tell: Callable[[Key, int, str], None], other: Key) -> None:
         self._clock = clock
+        self._other = other
         self._tell = tell
         self._counts: dict[Key, _Count] = {}
         self._timer: IDelayedCall | None = None
@@ -87,7 +88,7 @@ class Tally(Generic[Key]):
     def add(self, key: Key, number: int = 1, last: str = "") -> None:
         """It has happened so many times."""
         if key not in self._counts and len(self._counts) >= MOST_COUNTED:
-            return
+            key = self._other
         count = self._counts.setdefault(key, _Count())
         count.seen += number
         count.last = last

@@ -40,7 +40,7 @@ class Resets:
         self._clock = clock
         self._uid, self._role = key
         self._kept: dict[tuple[int, Cause, str], _Kept] = {}
-        self._tally: Tally[tuple[Cause, str]] = Tally(clock, self._log)
+        self._tally: Tally[tuple[Cause, str]] = Tally(clock, self._log, ("gateway", "other reasons"))
 
     def add(self, channel: int, cause: Cause, reason: str, count: int = 1, peer: str = "") -> None:
         """So many connections of a channel were reset.

@@ -167,7 +167,7 @@ class DoorGuard:
         self.unproven = 0
         self.refused = 0
         self.moved = 0
-        self._tally: Tally[str] = Tally(clock, self._log)
+        self._tally: Tally[str] = Tally(clock, self._log, "refused others, or ended or delayed their links")
 
     def admit(self, host: str) -> Visit | None:
         """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
@@ -239,7 +239,7 @@ class DoorGuard:
     def _refuse(self, place: _Place, why: str) -> None:
         self.refused += 1
         place.refused += 1
-        self.note("refused a link", f"from {place.name}, as {place.refused} so far: {why}")
+        self.note(f"refused a link from {place.name}", why)
 
     def note(self, what: str, detail: str) -> None:
         """Something that the log should say. Whoever causes it shall not fill the log: it is counted, and told by
@@ -289,8 +289,7 @@ class DoorGuard:
         if seconds:
             place.refused_until = max(place.refused_until, now + seconds)
             self.note(
-                "lets an address wait",
-                f"{place.name} for {seconds:g} s, after {round(count)} failures, the last one: {why}",
+                f"lets {place.name} wait", f"for {seconds:g} s, after {round(count)} failures, the last one: {why}"
             )
 
     def allowance(self, who: str | None, place: _Place) -> _Allowance | None:

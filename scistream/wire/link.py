@@ -255,7 +255,7 @@ class Dialer(Service):
         self._explain = explain
         self._is_hopeless = is_hopeless
         self._failures = 0
-        self._troubles: Tally[str] = Tally(clock, self._tell)
+        self._troubles: Tally[str] = Tally(clock, self._tell, "other troubles")
         self._poll: IDelayedCall | None = None
         factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False))
         self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)

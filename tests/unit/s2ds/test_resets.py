@@ -65,7 +65,7 @@ steps = st.lists(
 def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[int, int, float]]) -> None:
     clock = Clock()
     told: list[tuple[int, int]] = []
-    tally: Tally[int] = Tally(clock, lambda key, count, _last: told.append((key, count)))
+    tally: Tally[int] = Tally(clock, lambda key, count, _last: told.append((key, count)), -1)
     seen: dict[int, int] = {}
     for key, number, pause in steps:
         tally.add(key, number)
@@ -76,6 +76,7 @@ def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[
     for key in {key for key, _ in told}:
         counts = [count for one, count in told if one == key]
         assert len(counts) <= 6 * minutes + 6, "five for the powers of ten, and one for the minute"
+    assert len({key for key, _ in told}) <= MOST_COUNTED + 1
     if len(seen) <= MOST_COUNTED:
         assert {key for key, _ in told} == set(seen)
         if clock.seconds() < TALLY_SECONDS:
@@ -86,7 +87,7 @@ def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[
 def test_what_came_since_the_last_line_is_told_after_a_minute_and_then_begins_anew() -> None:
     clock = Clock()
     told: list[tuple[str, int, str]] = []
-    tally: Tally[str] = Tally(clock, lambda *words: told.append(words))
+    tally: Tally[str] = Tally(clock, lambda *words: told.append(words), "others")
     for peer in ("a", "b", "c"):
         tally.add("x", last=peer)
     assert told == [("x", 1, "a")]

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from scistream.logs import MOST_COUNTED
 from scistream.security.control import log_refusal
 from scistream.security.guard import Bounds, DoorGuard
 from scistream.security.tls import RefusedCertificate
@@ -74,7 +75,7 @@ MISDEEDS = [
     "is silent",
     "has a certificate that is refused",
 ]
-KINDS = 8
+KINDS = 8 + MOST_COUNTED
 """Of lines that the door can cause."""
 
 visitors = st.lists(
