@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from scistream import __version__
+from scistream.command_line import Commands
 from scistream.demo.command import demo
 from scistream.s2cs.command import store
 from scistream.s2cs.policy_command import policy
@@ -16,7 +17,7 @@ from scistream.s2cs.usage import usage
 from scistream.security.command import pki
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="scistream")
 def main() -> None:
     """Memory-to-memory streams between scientific facilities.

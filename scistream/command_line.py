@@ -1,6 +1,7 @@
 """What the command lines share: running a coroutine in the reactor, signals, one-line errors, exit statuses.
 
-Exit statuses: 0 done; 1 the stream or the far side failed; 2 bad usage or configuration.
+Exit statuses: 0 done; 1 the stream or the far side failed, or the output cannot be written; 2 bad usage or
+configuration; 130 interrupted before there was anything to clean up; 141 the reader of the output has gone away.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from scistream.clock import run_on_monotonic_time
 from scistream.config import ConfigProblem, parse_rate, parse_seconds, parse_size
 from scistream.security.pki import PkiError
 from scistream.security.tls import CertificateProblem
+from scistream.standard_streams import OutputLost, claim
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
+from scistream.wire.names import use_daemon_threads
 
 Main = Callable[[Any], Coroutine[Any, Any, int]]
 
@@ -66,6 +69,55 @@ SIZE = ParsedType("size", parse_size)
 ADDRESS = ParsedType("host:port", Address.parse)
 
 
+class Commands(click.Group):
+    """The commands of one program. Calling it runs what the command line says and ends the process.
+
+    Before that, standard input, output and error are taken care of (`scistream.standard_streams`); output that cannot
+    be written ends any command with at most one line.
+    """
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Called by the console script."""
+        try:
+            claim()
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            status = self._status()
+        except KeyboardInterrupt:
+            status = 128 + signal.SIGINT
+        finally:
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
+        sys.exit(status)
+
+    def _status(self) -> Any:
+        try:
+            status = self.main(standalone_mode=False)
+            sys.stdout.flush()
+        except click.ClickException as problem:
+            problem.show()
+            return problem.exit_code
+        except click.Abort:
+            return 128 + signal.SIGINT
+        except OutputLost as lost:
+            return report_lost(lost)
+        except SystemExit as end:
+            try:
+                sys.stdout.flush()
+            except OutputLost as lost:
+                return report_lost(lost)
+            return end.code
+        return status if isinstance(status, int) else 0
+
+
+def report_lost(lost: OutputLost) -> int:
+    """Say that output cannot be written, unless its reader has just gone away, and give the exit status for it."""
+    if lost.is_pipe:
+        return 128 + signal.SIGPIPE
+    click.echo(f"error: {lost}", err=True)
+    return 1
+
+
 def start_logging(verbose: int) -> None:
     """Log to standard error: warnings, with -v what happens, with -vv all."""
     level = {0: LogLevel.error, 1: LogLevel.info}.get(verbose, LogLevel.debug)
@@ -84,6 +136,7 @@ def run(main: Main) -> int:
 
     reactor: Any = installed
     run_on_monotonic_time(reactor)
+    use_daemon_threads(reactor)
     status: list[int] = []
 
     def start() -> None:
@@ -120,6 +173,8 @@ def report(failure: Failure) -> int:
     if isinstance(problem, CancelledError):
         click.echo("interrupted", err=True)
         return 1
+    if isinstance(problem, OutputLost):
+        return report_lost(problem)
     if isinstance(problem, StreamError):
         click.echo(f"error: {problem}", err=True)
         return 2 if problem.code == "bad-message" else 1

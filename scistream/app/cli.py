@@ -13,7 +13,7 @@ import click
 
 import scistream
 from scistream.app.controller import Controller
-from scistream.command_line import refuse, run, start_logging
+from scistream.command_line import Commands, refuse, run, start_logging
 from scistream.config import ConfigProblem
 from scistream.process import keep_secrets
 from scistream.wire.address import Address
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 JOIN_VARIABLE = "SCISTREAM_JOIN"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(scistream.__version__, prog_name="appctrl")
 @click.option("-v", "--verbose", count=True, help="Log what happens; -vv logs all.")
 def main(verbose: int) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from rich.table import Table
 
 import scistream
-from scistream.command_line import ADDRESS, RATE, TIME, refuse, run, start_logging
+from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
 from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of, user_folder
 from scistream.process import keep_secrets
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client
@@ -162,7 +162,7 @@ def _credential_options(command: F) -> F:
 # -- the command
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(scistream.__version__, prog_name="s2uc")
 @click.option(
     "--req-file", type=click.Path(path_type=Path, dir_okay=False), help="Do what a JSON file says (REQ, REL)."

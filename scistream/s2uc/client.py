@@ -12,18 +12,24 @@ Works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`)::
 
 from __future__ import annotations
 
+import time
 import uuid
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
 
+from scistream.config import ConfigProblem, parse_rate
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
+from scistream.s2uc.memory import Memory, Remembered
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
-from scistream.s2uc.waiting import Waiting, leave, reactor_here
+from scistream.s2uc.waiting import Waiting, leave, loop_here, reactor_here
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -41,8 +47,12 @@ class Client:
     :param certificate: her certificate chain (PEM), its `key`, and the `authorities` of the facilities.
     :param crl: lists of revoked certificates (PEM), one for each of these authorities, or none.
     :param insecure: plain TCP, on loopback only, in place of certificates.
-    :param reactor: the reactor; found by itself if not given.
+    :param reactor: the reactor; found at the first use if not given. A client that was first used in an asyncio event
+        loop belongs to that loop.
+    :param remember: write down what is asked for, for `s2uc list` and the other commands, until it is released.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -53,8 +63,13 @@ class Client:
         crl: Sequence[Path | str] = (),
         insecure: bool = False,
         reactor: Any = None,
+        remember: bool = True,
     ) -> None:
-        self.reactor = reactor if reactor is not None else reactor_here()
+        self._reactor = reactor
+        self._finds_reactor = reactor is None
+        self._loop: Any = None
+        self._remembers = remember
+        self._unclosed: weakref.finalize[..., Client] | None = None
         self._trust: Trust | None = None
         if not insecure:
             if certificate is None or key is None or not authorities:
@@ -70,6 +85,24 @@ class Client:
             )
         self._servers: dict[Address, Server] = {}
 
+    @property
+    def reactor(self) -> Any:
+        """What its links run in.
+
+        :raises StreamError: `wrong-state`, if it belongs to another event loop than the one this is called in.
+        """
+        if self._finds_reactor:
+            loop = loop_here()
+            if self._reactor is None:
+                self._reactor, self._loop = reactor_here(), loop
+            elif loop is not self._loop and loop is not None:
+                raise StreamError(
+                    "wrong-state",
+                    "this Client belongs to another event loop (or to Twisted's reactor), where it was used first: "
+                    "make a Client for each event loop",
+                )
+        return self._reactor
+
     async def __aenter__(self) -> Client:
         return self
 
@@ -82,7 +115,7 @@ class Client:
         prod: str,
         cons: str,
         num_conn: int = 1,
-        rate: float = DEFAULT_RATE,
+        rate: float | str = DEFAULT_RATE,
         uid: str | None = None,
         expires: float = DEFAULT_EXPIRES,
         hello_timeout: float | None = None,
@@ -93,21 +126,57 @@ class Client:
 
         :param prod: HOST:PORT of the S2CS at the producer's facility; `cons`: at the consumer's.
         :param num_conn: channels, 1 to 1024.
-        :param rate: Mbit/s of the whole stream, in each direction.
+        :param rate: of the whole stream, in each direction: Mbit/s, or text such as ``10Gbit``.
         :param uid: a UUID; made if not given.
         :param expires: seconds that the stream lives at most.
         :param hello_timeout: seconds that the facilities wait for the applications; theirs to choose if not given.
         :param app_from: networks that applications may connect from.
+        Whoever does not get the stream does not hold it: if the wait for it is cancelled, or the client is closed
+        before it was awaited, it is released.
+
         :raises StreamError: the refusal of a side; the other side is released then. Also `bad-message`, for a
             wrong argument.
+        :raises ConfigProblem: if it cannot be written down that the stream was asked for.
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
-            stream = Stream(self, _checked_uid(uid or str(uuid.uuid4())), servers)
-            wishes = Wishes(num_conn, rate, expires, hello_timeout, app_from, label)
-            return Requested(stream, stream._effects.request(wishes).addCallback(lambda _: stream))
+            uid = _checked_uid(uid or str(uuid.uuid4()))
+            wishes = Wishes(num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label))
+            wishes.check(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
+        stream = Stream(self, uid, servers)
+        try:
+            self._remember(uid, servers, wishes, stream._effects)
+            return Requested(stream, stream._effects.request(wishes).addCallback(lambda _: stream))
+        except BaseException:
+            stream._effects.machine.release()
+            raise
+
+    def _remember(self, uid: str, servers: dict[Role, Address], wishes: Wishes, effects: StreamEffects) -> None:
+        """Write a stream down before anybody hears of it, and strike it out when it is known to be over everywhere."""
+        if not self._remembers:
+            return
+        now = time.time()
+        known = Remembered(
+            uid=uid,
+            prod=str(servers[PROD]),
+            cons=str(servers[CONS]),
+            num_conn=wishes.num_conn,
+            rate=wishes.rate,
+            asked_at=now,
+            expires_at=now + wishes.expires,
+            label=wishes.label,
+        )
+        if Memory().add(known):
+            effects.on_released = lambda: self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        try:
+            if self._remembers:
+                Memory().remove(uid)
+        except ConfigProblem as problem:
+            self._log.warn("stream {uid} is released, and stays in the list: {problem}", uid=uid, problem=problem)
 
     def probe(
         self,
@@ -115,7 +184,7 @@ class Client:
         prod: str,
         cons: str,
         num_conn: int = 1,
-        rate: float = DEFAULT_RATE,
+        rate: float | str = DEFAULT_RATE,
         seconds: float = DEFAULT_PROBE_SECONDS,
         tell: Callable[[Check], None] | None = None,
     ) -> Waiting[Report]:
@@ -135,7 +204,7 @@ class Client:
                 addresses,
                 self._trust,
                 num_conn=num_conn,
-                rate=rate,
+                rate=_mbit(rate),
                 seconds=seconds,
                 tell=tell or (lambda _: None),
             )
@@ -172,9 +241,12 @@ class Client:
         """A stream that was asked for earlier, maybe by another process: it can be released and looked at."""
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
-            return Stream(self, _checked_uid(uid), servers, remembered=True)
+            uid = _checked_uid(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
+        stream = Stream(self, uid, servers, remembered=True)
+        stream._effects.on_released = lambda: self._forget(uid)
+        return stream
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -185,19 +257,29 @@ class Client:
         return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 
     def close(self) -> Waiting[None]:
-        """Close the links, after the releases that are under way. Streams go on without us."""
+        """Close the links, after the releases that are under way. Streams go on without us, if anybody has them."""
         return Waiting(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
-        for server in list(self._servers.values()):
-            for effects in list(server.streams):
-                if effects.core.state == "Releasing":
-                    await effects.when_ended()
+        held = {effects for server in self._servers.values() for effects in server.streams}
+        for effects in held:
+            if not effects.handed_out:
+                effects.machine.release()
+        for effects in held:
+            if effects.core.state == "Releasing":
+                await effects.when_ended()
         await gatherResults([server.dialer.stopService() for server in self._servers.values()])
         self._servers.clear()
-        leave(self.reactor)
+        if self._unclosed is not None:
+            self._unclosed.detach()
+            self._unclosed = None
+        if self._finds_reactor and self._reactor is not None:
+            leave(self._reactor)
+            self._reactor = None
 
     def _server(self, address: Address) -> Server:
+        if self._unclosed is None:
+            self._unclosed = weakref.finalize(self, _warn_unclosed)
         if address not in self._servers:
             self._servers[address] = Server(dialer(self.reactor, address, str(address), self._trust))
         return self._servers[address]
@@ -220,6 +302,11 @@ class Stream:
     def waits_for(self) -> str:
         """While it does not stream yet: who or what is missing, in words for a person."""
         return self._effects.waits_for()
+
+    @property
+    def was_reached(self) -> bool:
+        """Whether any side may have heard of the stream."""
+        return bool(self._effects.core.reached)
 
     @property
     def generation(self) -> int:
@@ -247,6 +334,7 @@ class Stream:
 
         Empty for a stream that was asked for elsewhere: only who asked knows them.
         """
+        self._effects.handed_out = True
         return self._effects.join_strings()
 
     def attach(self) -> Waiting[None]:
@@ -304,6 +392,36 @@ class Requested(Waiting[Stream]):
     def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
         super().__init__(deferred)
         self.stream = stream
+
+    @property
+    def deferred(self) -> Deferred[Stream]:
+        """The result for who handles Deferreds by himself: the stream is his."""
+        self._taken()
+        return super().deferred
+
+    def _taken(self) -> None:
+        self.stream._effects.handed_out = True
+
+    def _not_taken(self) -> None:
+        if not self.stream._effects.handed_out:
+            self.stream._effects.machine.release()
+
+
+def _warn_unclosed() -> None:
+    warnings.warn(
+        "a scistream Client was not closed: use `async with Client(...)`, or await its `close()`",
+        ResourceWarning,
+        stacklevel=2,
+    )
+
+
+def _mbit(rate: float | str) -> float:
+    return parse_rate(rate) if isinstance(rate, str) else rate
+
+
+def _encodable(label: str | None) -> str | None:
+    """A label as the protocol can carry it: bytes of a command line that are no UTF-8 become question marks."""
+    return label if label is None else label.encode(errors="replace").decode()
 
 
 def _uid_of(text: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +28,18 @@ from scistream.config import ConfigProblem, parse_rate, parse_seconds
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import Memory, Remembered
+from scistream.standard_streams import OutputLost, check_output
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import CONS, PROD, ChannelFigures, NumConn, ResetReason, Role, StreamStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RELEASE_SECONDS = 5.0
+"""How long a command that fails, or is interrupted, waits until both sides have confirmed the release."""
+
+FIRST_WORD = 0.4
+"""Seconds of silence before a command says what it waits for."""
 
 
 def clock_time(seconds: float) -> str:
@@ -61,103 +70,120 @@ class Output:
     as_json: bool = False
     timeout: float | None = None
     join_dir: Path | None = None
+    written: list[Path] = field(default_factory=list)
+    """The files of join strings that this command has made."""
+
+    def join_files(self, uid: str) -> dict[Role, Path]:
+        """Where the join strings are written to, if they are."""
+        return {role: self.join_dir / f"{uid}.{role.lower()}" for role in (PROD, CONS)} if self.join_dir else {}
 
 
 async def request_stream(client: Client, wishes: Request, output: Output) -> int:
-    memory = Memory()
-    now = time.time()
-    is_new = memory.add(
-        Remembered(
-            uid=wishes.uid,
-            prod=wishes.prod,
-            cons=wishes.cons,
-            num_conn=wishes.num_conn,
-            rate=wishes.rate,
-            asked_at=now,
-            expires_at=now + wishes.expires,
-            label=wishes.label,
-        )
-    )
-    if not is_new:
+    check_output()
+    if any(known.uid == wishes.uid for known in Memory().all()):
         raise StreamError(
             "uid-in-use",
             f"you have asked for stream {wishes.uid} already: look at it with `s2uc status`, end it with "
             "`s2uc release`, or choose another uid",
         )
-    try:
-        asking = client.request(**msgspec.structs.asdict(wishes))
-    except StreamError:
-        memory.remove(wishes.uid)
-        raise
-    return await _in_time(client, asking.stream, _set_up(client, asking, memory, output), output)
+    asking = client.request(**msgspec.structs.asdict(wishes))
+    return await _in_time(client, asking.stream, _set_up(client, asking, output), output)
 
 
 async def attach_stream(client: Client, uid: str, output: Output) -> int:
-    known = Memory().find(uid)
+    check_output()
+    known = Memory().find(uid, changes=True)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-    return await _in_time(client, stream, _take_up(client, stream, output), output)
+    return await _in_time(client, stream, _take_up(client, stream), output)
 
 
 async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, None], output: Output) -> int:
+    """Work until it streams, or until the user's time is over; release if it fails, whatever the reason is."""
     work = Deferred.fromCoroutine(working)
     too_late: list[StreamError] = []
 
     def give_up() -> None:
-        waited = f"it does not stream after {output.timeout:g} s of waiting for {stream.waits_for}, so it was released"
-        too_late.append(StreamError("timeout", waited))
+        why = f"it does not stream after {output.timeout:g} s of waiting for {stream.waits_for}, so it is released"
+        too_late.append(StreamError("timeout", why))
         work.cancel()
 
     late = client.reactor.callLater(output.timeout, give_up) if output.timeout is not None else None
     try:
         await work
-    except CancelledError:
-        raise too_late[0] if too_late else CancelledError() from None
+    except GeneratorExit:
+        raise
+    except BaseException as problem:
+        why = too_late[0] if too_late and isinstance(problem, CancelledError) else problem
+        was_reached = stream.was_reached
+        released = await _end(client, stream, output)
+        if released and isinstance(why, CancelledError):
+            tell("both sides are released" if was_reached else "nothing was reserved")
+        if output.as_json:
+            _print_failure(stream, why, released)
+        raise why from None
     finally:
         if late is not None and late.active():
             late.cancel()
+    _print_streaming(stream, output)
     return 0
 
 
-async def _set_up(client: Client, asking: Requested, memory: Memory, output: Output) -> None:
-    try:
+async def _set_up(client: Client, asking: Requested, output: Output) -> None:
+    with _progress(client, asking.stream):
         stream = await asking
-        _print_joins(stream, output)
-        await _with_progress(client, stream)
-    except (StreamError, CancelledError, ConfigProblem, OSError):
-        await _end(asking.stream, memory)
-        raise
-    _print_streaming(stream, output)
+    _print_joins(stream, output)
+    with _progress(client, stream):
+        await stream.provisioned()
 
 
-async def _take_up(client: Client, stream: Stream, output: Output) -> None:
-    try:
+async def _take_up(client: Client, stream: Stream) -> None:
+    with _progress(client, stream):
         await stream.attach()
-        await _with_progress(client, stream)
-    except (StreamError, CancelledError):
-        await _end(stream, Memory())
-        raise
-    _print_streaming(stream, output)
+        if stream.state != "Streaming":
+            tell("join strings are not kept: if the applications do not have theirs, release the stream and ask anew")
+        await stream.provisioned()
 
 
-async def _end(stream: Stream, memory: Memory) -> None:
-    """Release, and forget the stream once both sides have confirmed."""
+async def _end(client: Client, stream: Stream, output: Output) -> bool:
+    """Release both sides, but do not wait for long; gives whether that was confirmed."""
+    late = client.reactor.callLater(RELEASE_SECONDS, stream.abandon)
     try:
         await stream.release()
     except StreamError as error:
-        click.echo(f"warning: {error.msg}; try `s2uc release {stream.uid}` later", err=True)
-    else:
-        memory.remove(stream.uid)
+        tell(f"warning: {error.msg}; try `s2uc release {stream.uid}` later")
+        return False
+    finally:
+        if late.active():
+            late.cancel()
+        for file in output.written:
+            with suppress(OSError):
+                file.unlink()
+    return True
+
+
+def tell(text: str) -> None:
+    """Say something on standard error; words of far ends are made harmless."""
+    click.echo(printable(text), err=True)
+
+
+def _print_failure(stream: Stream, problem: BaseException, released: bool) -> None:
+    """The last line of JSON of what has failed."""
+    code = problem.code if isinstance(problem, StreamError) else None
+    msg = problem.msg if isinstance(problem, StreamError) else str(problem) or "interrupted"
+    failure = {"uid": stream.uid, "state": "Failed", "error": {"code": code, "msg": msg}, "released": released}
+    with suppress(OutputLost):
+        click.echo(json.dumps(failure))
 
 
 def _print_joins(stream: Stream, output: Output) -> None:
     """:raises ConfigProblem: if a join file cannot be written."""
-    files: dict[Role, Path] = {}
+    files = output.join_files(stream.uid)
     if output.join_dir is not None:
-        files = {role: output.join_dir / f"{stream.uid}.{role.lower()}" for role in stream.join}
         try:
             output.join_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             for role, join in stream.join.items():
                 with open(os.open(files[role], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    output.written.append(files[role])
                     file.write(join + "\n")
         except OSError as problem:
             raise ConfigProblem(f"{problem.filename}: cannot be written: {problem.strerror}") from None
@@ -172,27 +198,51 @@ def _print_joins(stream: Stream, output: Output) -> None:
     sys.stdout.flush()
 
 
-async def _with_progress(client: Client, stream: Stream) -> None:
-    """Wait until it streams, saying what it waits for."""
+@contextmanager
+def _progress(client: Client, stream: Stream) -> Iterator[None]:
+    """Say on standard error what the stream waits for, as long as it does.
+
+    In the foreground of a terminal it is one line that changes. Elsewhere it is a line for each new reason, and in the
+    background of a terminal there is none: it would be written over what is being typed.
+    """
     started = client.reactor.seconds()
-    shown = sys.stderr.isatty()
+    on_terminal = sys.stderr.isatty()
+    shown = ""
 
     def tick() -> None:
-        passed = client.reactor.seconds() - started
-        click.echo(f"\r\x1b[Kwaiting for {stream.waits_for} ... {passed:.0f} s", nl=False, err=True)
+        nonlocal shown
+        words = printable(f"waiting for {stream.waits_for}")
+        if on_terminal:
+            if _in_foreground():
+                passed = client.reactor.seconds() - started
+                room = max(20, shutil.get_terminal_size().columns - len(f" ... {passed:.0f} s") - 1)
+                line = f"{words[:room]} ... {passed:.0f} s"
+                click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+                shown = words
+        elif words != shown:
+            click.echo(words, err=True)
+            shown = words
 
     progress = LoopingCall(tick)
     progress.clock = client.reactor
-    if shown:
-        progress.start(0.5)
-    else:
-        click.echo("waiting for ProdApp's Hello", err=True)
+    begin = client.reactor.callLater(FIRST_WORD, progress.start, 0.5)
     try:
-        await stream.provisioned()
+        yield
     finally:
-        if shown:
+        if begin.active():
+            begin.cancel()
+        if progress.running:
             progress.stop()
+        if on_terminal and shown and _in_foreground():
             click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _in_foreground() -> bool:
+    """Whether the terminal at standard error is ours to write on."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _print_streaming(stream: Stream, output: Output) -> None:
@@ -214,15 +264,13 @@ def _print_streaming(stream: Stream, output: Output) -> None:
 
 
 async def release_stream(client: Client, uid: str) -> int:
-    memory = Memory()
-    known = memory.find(uid)
+    known = Memory().find(uid, changes=True)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     try:
         await stream.release()
     except CancelledError:
         stream.abandon()
         await stream.release()  # which says what has not confirmed
-    memory.remove(known.uid)
     click.echo(f"released {known.uid}")
     return 0
 

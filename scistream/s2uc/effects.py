@@ -64,11 +64,8 @@ class Wishes:
     label: str | None
 
     def req(self, uid: str, role: Role, app_key: str) -> Req:
-        """The REQ to one side.
-
-        :raises ValueError: if a value is out of the range that the protocol allows.
-        """
-        command = Req(
+        """The REQ to one side."""
+        return Req(
             uid=uid,
             role=role,
             seq=1,
@@ -80,11 +77,18 @@ class Wishes:
             app_from=list(self.app_from) if self.app_from is not None else None,
             label=self.label,
         )
+
+    def check(self, uid: str) -> None:
+        """See whether the protocol can carry it.
+
+        :raises ValueError: if a value is out of the range that the protocol allows.
+        """
         try:
-            decode(encode(command))
+            decode(encode(self.req(uid, PROD, new_app_key())))
         except BadMessage as bad:
             raise ValueError(bad.msg) from None
-        return command
+        except TypeError as wrong:
+            raise ValueError(str(wrong)) from None
 
 
 class StreamEffects:
@@ -117,6 +121,10 @@ class StreamEffects:
         self.unused_listeners: list[str] = []
         self.reserve_seconds = 0.0
         self.provision_seconds = 0.0
+        self.handed_out = remembered
+        """Whether anybody outside has the stream, to release it. What nobody has is released with the client."""
+        self.on_released: Callable[[], None] = _nothing
+        """Called when the stream is over and no side may still hold any of it."""
         self._reactor = reactor
         self._addresses = addresses
         self._app_keys: dict[Role, str] = {} if remembered else {PROD: new_app_key(), CONS: new_app_key()}
@@ -278,6 +286,8 @@ class StreamEffects:
     def ended(self) -> None:
         for server in self._servers.values():
             server.streams.discard(self)
+        if not self.core.not_released:
+            self.on_released()
         for reserved in _emptied(self._reserved):
             reserved.errback(Failure(self._why_ended()))
         for streaming in _emptied(self._streaming):
@@ -466,6 +476,10 @@ class Server:
 
 def _still_releasing(_cancelled: Any, seconds: float) -> NoReturn:
     raise StreamError("timeout", f"it is still Releasing after {seconds:g} s: a gateway there does not answer")
+
+
+def _nothing() -> None:
+    """Nobody asked to hear of it."""
 
 
 W = TypeVar("W")

@@ -30,6 +30,27 @@ class Remembered(Struct, frozen=True, kw_only=True):
     label: str | None = None
 
 
+SHORTEST_UID = 4
+"""Characters that a uid may be shortened to where something is done to its stream."""
+
+WHOLE_UID = 36
+
+
+def checked_beginning(uid: str, *, changes: bool) -> str:
+    """The beginning of a uid, as uids are written.
+
+    :param changes: whether something will be done to the stream.
+    :raises ConfigProblem: if it is empty, or too short for that.
+    """
+    if not uid.strip():
+        raise ConfigProblem("the uid is empty: write the uid of a stream, or its beginning (is a variable not set?)")
+    if changes and len(uid) < SHORTEST_UID:
+        raise ConfigProblem(
+            f"the uid {uid!r} is too short: write at least its first {SHORTEST_UID} characters (`s2uc list` shows it)"
+        )
+    return uid.lower()
+
+
 def default_path() -> Path:
     """``$XDG_STATE_HOME/scistream/streams.json``, or the like below ``~/.local/state``.
 
@@ -64,18 +85,19 @@ class Memory:
         """All streams, the oldest first."""
         return sorted(self._read().values(), key=lambda stream: stream.asked_at)
 
-    def find(self, uid: str) -> Remembered:
+    def find(self, uid: str, *, changes: bool = False) -> Remembered:
         """The stream of a uid, which may be shortened to its beginning.
 
-        :raises ConfigProblem: if none, or more than one, fits.
+        :param changes: whether something will be done to the stream: the beginning is then no mere stub.
+        :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
         """
-        fitting = [stream for stream in self.all() if stream.uid.startswith(uid.lower())]
+        beginning = checked_beginning(uid, changes=changes)
+        fitting = [stream for stream in self.all() if stream.uid.startswith(beginning)]
         if len(fitting) == 1:
             return fitting[0]
         which = "no stream" if not fitting else f"{len(fitting)} streams"
-        raise ConfigProblem(
-            f"{which} with a uid that begins with {uid!r} in {self._path}: `s2uc list` shows what is remembered"
-        )
+        fits = f"the uid {uid}" if len(beginning) == WHOLE_UID else f"a uid that begins with {uid!r}"
+        raise ConfigProblem(f"{which} with {fits} in {self._path}: `s2uc list` shows what is remembered")
 
     @contextmanager
     def _locked(self) -> Iterator[dict[str, Remembered]]:

@@ -774,12 +774,12 @@ def _listeners(consumer: Program) -> list[str]:
 
 
 def refused_request(world: World, *options: str, prod: str = "", cons: str = "") -> str:
-    """The one line of a request that fails: nothing is printed besides, and ``s2uc`` remembers no more than before."""
+    """The one line of a request that fails, besides what it waits for; ``s2uc`` remembers no more than before."""
     between = ["--prod", prod or world.lab.s2cs, "--cons", cons or world.centre.s2cs]
     remembered = world.remembered.all()
     ended = world.start_s2uc("request", *between, *options).end(status=1)
     assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("waiting for ")]
     assert world.remembered.all() == remembered
     return line
 

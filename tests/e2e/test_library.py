@@ -351,3 +351,126 @@ asyncio.run(main())
     assert said(program) == {"sides": {"PROD": "Streaming", "CONS": "Streaming"}}
     assert said(program) == {"sides": {}}
     program.end()
+
+
+def test_a_request_can_be_a_task_of_asyncio(world: World, tmp_path: Path) -> None:
+    script = """
+async def main():
+    async with client() as one:
+        task = asyncio.create_task(one.request(prod=prod, cons=cons, rate="100Mbit"))
+        stream = await task
+        await asyncio.create_task(stream.status())
+        first, second = await asyncio.gather(one.request(prod=prod, cons=cons, rate=50.0), stream.status())
+        say(states=[stream.state, first.state])
+        for each in (stream, first):
+            await each.release()
+asyncio.run(main())
+"""
+    program = start(world, tmp_path, script)
+    assert said(program) == {"states": ["Reserved", "Reserved"]}
+    program.end()
+
+
+def test_what_was_asked_for_and_not_handed_out_is_released_at_whatever_moment_it_is_given_up(
+    world: World, tmp_path: Path
+) -> None:
+    script = """
+async def main():
+    one = client()
+    states = []
+    for turns in [0, 1, 2, 3, 5, 10, 20, 40]:
+        asking = one.request(prod=prod, cons=cons, rate=100.0)
+        task = asyncio.create_task(asking)
+        for _ in range(turns):
+            await asyncio.sleep(0.002)
+        task.cancel()
+        try:
+            await task
+            await asking.stream.release()
+        except asyncio.CancelledError:
+            pass
+        states.append(asking.stream)
+    asking = one.request(prod=prod, cons=cons, rate=100.0)
+    task = asyncio.create_task(asking)
+    while asking.stream.state != "Reserved":
+        await asyncio.sleep(0)
+    task.cancel()  # it has been granted, and the task does not know it yet
+    try:
+        await task
+        say(cancelled=False)
+    except asyncio.CancelledError:
+        say(cancelled=True)
+    states.append(asking.stream)
+    asking = one.request(prod=prod, cons=cons, rate=100.0)  # nobody waits for it
+    while asking.stream.state != "Reserved":
+        await asyncio.sleep(0.01)
+    states.append(asking.stream)
+    await one.close()
+    say(states=sorted({stream.state for stream in states}))
+asyncio.run(main())
+"""
+    program = start(world, tmp_path, script)
+    assert said(program) == {"cancelled": True}
+    assert said(program) == {"states": ["Released"]}
+    program.end()
+    assert world.remembered.all() == []
+
+
+def test_a_client_made_outside_an_event_loop_works_in_the_first_one_and_names_the_trouble_in_another(
+    world: World, tmp_path: Path
+) -> None:
+    script = """
+one = client()
+async def main():
+    stream = await one.request(prod=prod, cons=cons, rate=100.0)
+    say(state=stream.state)
+    await stream.release()
+asyncio.run(main())
+try:
+    asyncio.run(main())
+except StreamError as error:
+    say(code=error.code, msg=error.msg)
+"""
+    program = start(world, tmp_path, script)
+    assert said(program) == {"state": "Reserved"}
+    refused = said(program)
+    assert refused["code"] == "wrong-state"
+    assert "another event loop" in refused["msg"]
+    program.end()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_client_that_is_not_closed_is_warned_of_and_python_ends(world: World, tmp_path: Path, host: str) -> None:
+    script = f"""
+async def main():
+    one = client()
+    try:
+        await one.streams_at(prod.replace("127.0.0.1", {host!r}))
+    except StreamError as error:
+        pass  # the certificate has no name `localhost`
+    say(done=True)
+asyncio.run(main())
+"""
+    program = start(world, tmp_path, "import warnings; warnings.simplefilter('always')\n" + script)
+    assert said(program) == {"done": True}
+    assert "ResourceWarning: a scistream Client was not closed" in program.end().stderr
+
+
+def test_a_stream_of_a_program_is_in_the_list_until_it_is_released(world: World, tmp_path: Path) -> None:
+    script = """
+async def main():
+    async with client() as one:
+        stream = await one.request(prod=prod, cons=cons, rate="100Mbit", label="of a program \\udcff")
+        say(uid=stream.uid)
+        while not Path(folder, "enough").exists():
+            await asyncio.sleep(0.02)
+        await stream.release()
+asyncio.run(main())
+"""
+    program = start(world, tmp_path, script)
+    uid = said(program)["uid"]
+    (listed,) = json.loads(world.s2uc("list", "--json").stdout)
+    assert (listed["uid"], listed["rate"], listed["label"]) == (uid, 100.0, "of a program ?")
+    (tmp_path / "enough").touch()
+    program.end()
+    assert json.loads(world.s2uc("list", "--json").stdout) == []

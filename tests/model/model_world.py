@@ -286,7 +286,7 @@ class World:
 
     def _ask(self) -> None:
         process = self.process(USER)
-        client = Client(insecure=True, reactor=process)
+        client = Client(insecure=True, reactor=process, remember=False)
         asked = client.request(
             **self._sides(),
             uid=UID,
@@ -313,7 +313,7 @@ class World:
     def _return(self) -> None:
         process = self.process(USER)
         self.network.touched.add(USER)
-        client = Client(insecure=True, reactor=process)
+        client = Client(insecure=True, reactor=process, remember=False)
         self.user = user = User(process, client, client.remembered(UID, **self._sides()), attaching=True)
         attached: Deferred[None] = user.stream.attach().deferred
 

@@ -459,7 +459,7 @@ class UserClient(Party):
 
     def start(self, folder: Path) -> None:
         self.network.doors[PROD_PORT], self.network.doors[CONS_PORT] = self._far
-        self.client = Client(insecure=True, reactor=self.network)
+        self.client = Client(insecure=True, reactor=self.network, remember=False)
         at = {"prod": f"{HOST}:{PROD_PORT}", "cons": f"{HOST}:{CONS_PORT}"}
         asked = self.client.request(uid=UID, num_conn=1, rate=10.0, **at)
         self.outcome: list[Any] = []

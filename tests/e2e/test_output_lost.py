@@ -1,0 +1,112 @@
+"""Output that cannot be written, while real facilities hold something: nothing stays reserved, and nobody is shown a
+traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from harness import PATIENCE, World, address_of, listen, until
+
+from scistream.wire.messages import CONS, PROD
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+HOW = ("closed", "full", "broken")
+
+
+def run(world: World, arguments: Sequence[str], spoilt: dict[int, str]) -> subprocess.CompletedProcess[str]:
+    """A command of ``s2uc`` whose standard descriptors are closed, full or broken."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_RDWR)
+
+    def spoil() -> None:
+        for descriptor, how in spoilt.items():
+            if how == "closed":
+                os.close(descriptor)
+            else:
+                os.dup2(full if how == "full" else writer, descriptor)
+
+    try:
+        return subprocess.run(
+            [str(world.programs / "s2uc"), *arguments],
+            env=world.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE,
+            check=False,
+            preexec_fn=spoil,
+            pass_fds=(full, writer),
+        )
+    finally:
+        os.close(writer)
+        os.close(full)
+
+
+def assert_says_a_line_at_most(ended: subprocess.CompletedProcess[str], how: str) -> None:
+    words = [line for line in ended.stderr.splitlines() if not line.startswith("waiting for ")]
+    if how == "broken":
+        assert (ended.returncode, words) == (128 + signal.SIGPIPE, [])
+    else:
+        assert ended.returncode == 1
+        assert len(words) == 1, words
+        assert words[0].startswith("error: standard output cannot be written: ")
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("how", HOW)
+def test_a_request_that_cannot_hand_out_its_join_strings_holds_nothing(world: World, how: str, as_json: bool) -> None:
+    uid = str(uuid4())
+    between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit", "--uid", uid]
+    ended = run(world, ["request", *between, *(["--json"] if as_json else [])], {1: how})
+    assert_says_a_line_at_most(ended, how)
+    assert world.lab.states().get((uid, PROD), "Released") == "Released"
+    assert world.centre.states().get((uid, CONS), "Released") == "Released"
+    assert world.remembered.all() == []
+    if how != "full":
+        assert (uid, PROD) not in world.lab.states(), "it is known before anything is asked for"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_request_whose_errors_nobody_can_read_goes_on(world: World, how: str, tmp_path: Path) -> None:
+    script = ["request", "--json", "--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--timeout", "1s"]
+    ended = run(world, script, {2: how, 0: "closed"})
+    first, last = map(json.loads, ended.stdout.splitlines())
+    assert ended.returncode == 1
+    assert first["state"] == "Reserved"
+    assert (last["state"], last["error"]["code"], last["released"]) == ("Failed", "timeout", True)
+    assert world.remembered.all() == []
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_no_command_shows_a_traceback_whatever_of_its_output_is_lost(world: World, how: str) -> None:
+    between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
+    with listen() as detector, world.stream([address_of(detector)]) as stream:
+        looks = [
+            ["status"],
+            ["status", stream.uid],
+            ["status", stream.uid, "--json"],
+            ["list"],
+            ["list", "--json"],
+            ["list", "--at", world.lab.s2cs],
+            ["wait", stream.uid],
+            ["attach", stream.uid],
+            ["probe", *between, "--seconds", "1"],
+        ]
+        for arguments in looks:
+            assert_says_a_line_at_most(run(world, arguments, {1: how}), how)
+            assert "Traceback" not in run(world, arguments, {2: how}).stdout
+        ended = run(world, ["release", stream.uid], {1: how})
+        assert_says_a_line_at_most(ended, how)
+        until(lambda: world.lab.states()[stream.uid, PROD] == "Released", world.lab.server.words)
+        until(lambda: world.centre.states()[stream.uid, CONS] == "Released", world.centre.server.words)
+        assert world.remembered.all() == []
+        stream.requested._released = True
