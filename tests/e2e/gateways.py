@@ -135,7 +135,15 @@ class Side:
         self.uid = uid
         self.ports = ports
         self.secret = StreamSecret()
-        self.elements = Elements(reactor, elements, channels, Settings(**settings))  # type: ignore[arg-type]
+        self.reasons: list[str] = []
+        """Why connections were reset."""
+        self.elements = Elements(
+            reactor,
+            elements,
+            channels,
+            Settings(**settings),  # type: ignore[arg-type]
+            on_reset=lambda reset: self.reasons.append(reset.reason),
+        )
         self.elements.start()
         self.elements.open(uid, role, rate, dict(enumerate(range(channels))))
         self.sockets = ports.reserve("127.0.0.1", channels)

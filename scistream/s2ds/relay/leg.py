@@ -184,6 +184,7 @@ class Leg(ABC):
     :ivar reader: who has a turn when it becomes readable.
     :ivar writer: who has a turn when it becomes writable again.
     :ivar wan: whether it crosses the WAN, where a long silence counts as a break.
+    :ivar work: what the last reading has cost of a turn, in bytes, where that is more than the bytes that it gave.
     """
 
     __slots__ = (
@@ -199,6 +200,7 @@ class Leg(ABC):
         "readable",
         "reader",
         "wan",
+        "work",
         "writable",
         "writer",
     )
@@ -215,6 +217,7 @@ class Leg(ABC):
         self.reader: Mover | None = None
         self.writer: Mover | None = None
         self.wan = wan
+        self.work = 0
         self.born = 0
         poller.add(self)
         if wan:

@@ -130,7 +130,7 @@ class Pump:
             if count == WANT:
                 return
             self._eof = count == EOF
-            left -= count
+            left -= max(count, source.work)
 
     def _fill(self, allowed: int) -> int:
         """Read up to so many bytes, and write what goes at once: how many came, `WANT` or `EOF`."""

@@ -10,7 +10,9 @@ pyOpenSSL would make an object, and a copy, of each record that it reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
+import time
 from typing import Any
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
@@ -31,6 +33,16 @@ _write = Binding.lib.SSL_write
 _error = Binding.lib.SSL_get_error
 _WANT_READ = Binding.lib.SSL_ERROR_WANT_READ
 _WANT_WRITE = Binding.lib.SSL_ERROR_WANT_WRITE
+_ffi = Binding.ffi
+
+MOST_RECORDS = 64
+"""Records that one call reads at most: the smallest ones hold a byte each."""
+RECORD_COST = 4096
+"""What a record costs of a turn at least, in bytes, however little it holds."""
+EMPTY_BURST = 32
+EMPTY_A_SECOND = 8.0
+"""Records without application data, such as updates of keys, that a peer may send at once and in a second. Each costs
+as much work as 16 KiB of data, and none of them counts against the rate of a stream."""
 
 
 def tune(context: SSL.Context | None) -> None:
@@ -46,7 +58,7 @@ class TlsLeg(Leg):
     :param server_name: whom to ask for as a client; None is the server's side.
     """
 
-    __slots__ = ("_ssl", "connection")
+    __slots__ = ("_empty", "_empty_since", "_ssl", "connection")
 
     def __init__(
         self,
@@ -66,6 +78,11 @@ class TlsLeg(Leg):
             self.connection.set_tlsext_host_name(server_name.encode("ascii"))
             self.connection.set_connect_state()
         self._ssl = self.connection._ssl
+        # A call that reads ends with a record that holds no application data, or OpenSSL would go on by itself for as
+        # long as such records come.
+        Binding.lib.SSL_clear_mode(self._ssl, Binding.lib.SSL_MODE_AUTO_RETRY)
+        self._empty = 0.0  # records without application data that were read lately
+        self._empty_since = 0.0
 
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Agree on keys within `timeout` seconds; who the peer is must still be verified.
@@ -78,10 +95,15 @@ class TlsLeg(Leg):
         return handshake.result
 
     def read_into(self, buffer: Buffer, room: int) -> int:
-        ssl, at, filled = self._ssl, buffer.at, 0
-        while filled < room:
+        ssl, at, filled, records = self._ssl, buffer.at, 0, 0
+        while filled < room and records < MOST_RECORDS:
             count = _read(ssl, at + filled, room - filled)  # one record at most
+            records += 1
+            self.work = records * RECORD_COST
             if count <= 0:
+                if _ffi.errno != errno.EAGAIN and _error(ssl, count) == _WANT_READ:
+                    self._no_data()
+                    continue
                 return self._no_record(count, filled)
             filled += count
             if self.is_first and count < RECORD:
@@ -89,6 +111,17 @@ class TlsLeg(Leg):
                 self.is_first = False
                 break
         return filled
+
+    def _no_data(self) -> None:
+        """Count a record without application data.
+
+        :raises Broken: if there are too many of them.
+        """
+        now = time.monotonic()
+        faded = (now - self._empty_since) * EMPTY_A_SECOND
+        self._empty, self._empty_since = max(0.0, self._empty - faded) + 1, now
+        if self._empty > EMPTY_BURST:
+            raise Broken(f"{self.far} sent too many TLS records without data", "far-side")
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         corks = end - start > RECORD

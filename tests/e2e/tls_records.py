@@ -1,0 +1,71 @@
+"""A TLS 1.3 client that seals its own records: it can send what no library would, such as thousands of key updates.
+
+The handshake is OpenSSL's; its key log gives the secret from which the keys of the client's records are derived as
+RFC 8446, section 7, says.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from OpenSSL import SSL
+
+APPLICATION_DATA = 23
+HANDSHAKE = 22
+KEY_UPDATE = bytes.fromhex("1800000100")
+"""The handshake message: no answer is asked for."""
+
+
+class RecordClient:
+    """A connection on which nothing is sent but what `seal` makes.
+
+    :param sock: connected to the server.
+    :param context: with which to shake hands.
+    :param name: whom to ask for.
+    """
+
+    def __init__(self, sock: socket.socket, context: SSL.Context, name: str) -> None:
+        logged: list[bytes] = []
+        context.set_keylog_callback(lambda _connection, line: logged.append(line))
+        self.sock = sock
+        self.connection = SSL.Connection(context, sock)
+        self.connection.set_tlsext_host_name(name.encode())
+        self.connection.set_connect_state()
+        sock.setblocking(True)
+        self.connection.do_handshake()
+        (secret,) = [line.split()[2] for line in logged if line.startswith(b"CLIENT_TRAFFIC_SECRET_0")]
+        cipher = self.connection.get_cipher_name()
+        assert cipher is not None
+        self._hash = hashes.SHA384() if cipher.endswith("384") else hashes.SHA256()
+        self._key_size = 32 if "256_GCM" in cipher else 16
+        assert "GCM" in cipher
+        self._use(bytes.fromhex(secret.decode()))
+
+    def seal(self, kind: int, content: bytes) -> bytes:
+        """A record, under the keys of now."""
+        inner = content + bytes([kind])
+        header = struct.pack("!BHH", APPLICATION_DATA, 0x0303, len(inner) + 16)
+        nonce = (int.from_bytes(self._iv) ^ self._count).to_bytes(12)
+        self._count += 1
+        return header + self._aead.encrypt(nonce, inner, header)
+
+    def key_update(self) -> bytes:
+        """A record with which the client goes over to its next keys."""
+        record = self.seal(HANDSHAKE, KEY_UPDATE)
+        self._use(self._expand(self._secret, b"traffic upd", self._hash.digest_size))
+        return record
+
+    def _use(self, secret: bytes) -> None:
+        self._secret = secret
+        self._aead = AESGCM(self._expand(secret, b"key", self._key_size))
+        self._iv = self._expand(secret, b"iv", 12)
+        self._count = 0
+
+    def _expand(self, secret: bytes, label: bytes, length: int) -> bytes:
+        label = b"tls13 " + label
+        info = struct.pack("!HB", length, len(label)) + label + b"\0"
+        return HKDFExpand(self._hash, length, info).derive(secret)
