@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -16,10 +17,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.config import S2DSConfig
+from scistream.faults import OUR_FAULT, guarded
 from scistream.logs import trace
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Elements
-from scistream.s2ds.itself import leads_back
+from scistream.s2ds.itself import has_family_of, leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
@@ -43,8 +45,6 @@ from scistream.wire.messages import (
 
 LOOK_UP_SECONDS = 10.0
 """How long the name of another gateway is looked up; less than an S2CS waits."""
-
-_OUR_FAULT = "the gateway failed to set targets, by a fault of its own: see its log"
 
 
 class Gateway(Protocol):
@@ -73,7 +73,7 @@ class Holding:
 
     def __init__(self, server: Gateway, command: ReqListeners | Rel | UpdateTargets) -> None:
         self._server = server
-        self._core = Core(self, command.uid, command.role, server.boot)
+        self._core = Core(guarded(self, self.log, self._failed, command.uid), command.uid, command.role, server.boot)
         self.machine: Stream = new_stream(self._core)
         trace(self.machine, self.log, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
@@ -83,6 +83,8 @@ class Holding:
         still be on its way there."""
         self._told: dict[str, int] = {}
         self._rate = 0.0
+        self._sockets: list[socket.socket] = []
+        """What `Ports` has given out to this stream, and is to get back."""
         self._secret: StreamSecret | None = None
         self._allowed: Callable[[str], bool] = _nobody
         self._responder: Responder | None = None
@@ -98,6 +100,17 @@ class Holding:
 
     # -- effects
 
+    def _failed(self, effect: str, error: StreamError) -> None:
+        """An effect has raised: end the stream, and hold nothing."""
+        if effect == "close":
+            self._let_go()
+            self._closed([])
+            return
+        if effect == "bind":
+            self._let_go()
+            self._not_bound(error)
+        self.machine.failed(error)
+
     def bind(self, request: ReqListeners) -> None:
         server = self._server
         try:
@@ -105,23 +118,24 @@ class Holding:
         except StreamError as error:
             self._not_bound(error)
             return
+        self._rate = request.rate
         leg, barred = server.config.wan, set[int]()
         if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
             leg, barred = server.config.lan, server.dialled()
         try:
             sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
         except StreamError as error:
-            server.capacity.release(request.rate)
+            self._give_back()
             self._not_bound(error)
             return
-        self._rate = request.rate
-        self._secret = StreamSecret()
+        self._sockets = sockets
         self._listeners = {
             channel: (sock, Listener(server.reactor, sock))
             for channel, sock in zip(request.channels, sockets, strict=True)
         }
         told = [str(Address(leg.told, sock.getsockname()[1])) for sock in sockets]
         self._told = dict(zip(told, request.channels, strict=True))
+        self._secret = StreamSecret()
         self._allowed = self._source_check(request)
         slots = {channel: sock.getsockname()[1] - server.ports.first for channel, (sock, _) in self._listeners.items()}
         server.elements.open(request.uid, request.role, request.rate, slots)
@@ -145,10 +159,15 @@ class Holding:
             return
         found: dict[str, str] = {}
         waiting = DeferredList([self._resolve(name.host, found) for name in names])
-        waiting.addCallback(lambda _: self._arm(command, targets, credentials, found))
+        waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
-        self.close_all().addCallback(self._closed)
+        self.close_all().addCallback(self._closed).addErrback(self._not_closed)
+
+    def _not_closed(self, failure: Failure) -> None:
+        self.log.failure("uid={uid} could not be closed as it should be", failure=failure, uid=self._core.uid)
+        self._let_go()
+        self._closed([])
 
     def _closed(self, figures: list[ChannelFigures]) -> None:
         self.released_at = self._server.reactor.seconds()
@@ -163,6 +182,9 @@ class Holding:
         self._timer = self._server.reactor.callLater(seconds, self.machine.expired)
 
     def stop_timer(self) -> None:
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
@@ -171,25 +193,43 @@ class Holding:
     def close_all(self) -> Deferred[list[ChannelFigures]]:
         """Let go of everything, and give the last figures; the second time there are none."""
         server = self._server
-        self.stop_timer()
+        self._cancel_timer()
         self._stop_probe()
         listeners, self._listeners = self._listeners, {}
-        rate, self._rate = self._rate, 0.0
         self._secret = None
         for _, listener in listeners.values():
             listener.stop()
 
         def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
             # Not before: the ports are also the places of the figures.
-            for sock, _ in listeners.values():
-                server.ports.release(sock)
-            if rate:
-                server.capacity.release(rate)
-            self.dials_here = set()
+            self._give_back()
             self.resets.stop()
             return figures
 
         return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
+
+    def _give_back(self) -> None:
+        """Return ports and capacity. Idempotent."""
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            self._server.ports.release(sock)
+        rate, self._rate = self._rate, 0.0
+        if rate:
+            self._server.capacity.release(rate)
+        self.dials_here = set()
+
+    def _let_go(self) -> None:
+        """The same as `close_all`, after a fault: what fails of it keeps nothing else from being done."""
+        listeners, self._listeners = self._listeners, {}
+        self._secret = None
+        close = partial(self._server.elements.close, self._core.uid, self._core.role)
+        stops = [listener.stop for _, listener in listeners.values()]
+        steps: list[Callable[[], object]] = [self._cancel_timer, self._stop_probe, *stops, close, self._give_back]
+        for step in (*steps, self.resets.stop):
+            try:
+                step()
+            except Exception:
+                self.log.failure("uid={uid} could not let go of everything", uid=self._core.uid)
 
     def wan_listeners(self) -> set[int]:
         """The ports that the stream has here towards other gateways."""
@@ -240,6 +280,9 @@ class Holding:
                 "target-refused",
                 f"target {target} is outside the {key} of this gateway ({', '.join(map(str, allowed))})",
             )
+        if numeric is not None and not has_family_of(numeric):
+            kind = f"IPv{numeric.version}"
+            raise StreamError("target-refused", f"target {target} is an {kind} address, and this gateway has no {kind}")
         self._refuse_itself(target)
         if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
             self.dials_here.add(target.port)
@@ -308,7 +351,7 @@ class Holding:
     def _not_armed(self, failure: Failure) -> None:
         if not failure.check(StreamError):
             self.log.failure("Targets could not be set", failure=failure)
-        error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", _OUR_FAULT)
+        error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", OUR_FAULT)
         self.machine.not_armed(error)
 
     def _numeric(self, target: Address, found: dict[str, str]) -> Address:

@@ -5,6 +5,7 @@ Asked by `effects.py` when targets are set. Sends nothing.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Set
 from ipaddress import IPv6Address
@@ -36,10 +37,22 @@ def _is_this_machine(host: IPAddress) -> bool:
     return host.is_loopback or host.is_unspecified or _source_towards(host) == str(host)
 
 
+def has_family_of(host: IPAddress) -> bool:
+    """Whether the system of this machine knows the family of an address: some have no IPv6."""
+    try:
+        socket.socket(_family_of(host), socket.SOCK_DGRAM).close()
+    except OSError as problem:
+        return problem.errno != errno.EAFNOSUPPORT
+    return True
+
+
+def _family_of(host: IPAddress) -> int:
+    return socket.AF_INET6 if isinstance(host, IPv6Address) else socket.AF_INET
+
+
 def _source_towards(host: IPAddress) -> str | None:
     """The address that this machine has towards another one: towards one of its own, that address itself."""
-    family = socket.AF_INET6 if isinstance(host, IPv6Address) else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+    with socket.socket(_family_of(host), socket.SOCK_DGRAM) as sock:
         try:
             sock.connect((str(host), _ANY_PORT))
         except OSError:

@@ -11,7 +11,7 @@ Reserved, Forwarding               UpdateTargets                Updating
 Updating                           armed                        Forwarding
 Updating                           target-refused               as before it
 Updating                           other failure                Releasing
-Reserving, Reserved, Updating,     REL, expires                 Releasing
+Reserving, Reserved, Updating,     REL, expires, fault          Releasing
 Forwarding
 Releasing                          all closed                   Released
 Releasing, Released                REL                          same
@@ -92,6 +92,9 @@ class Stream(Protocol):
 
     def expired(self) -> None:
         """The stream's life is over."""
+
+    def failed(self, error: StreamError) -> None:
+        """An effect has failed by a fault of this gateway: the stream ends."""
 
     def closed(self, figures: list[ChannelFigures]) -> None:
         """Nothing of the stream is left but its last figures."""
@@ -352,6 +355,7 @@ def _expired(stream: Stream, core: Core) -> None:
 for _state in LIVE:
     _state.upon(Stream.rel).to(Releasing)(_rel)
     _state.upon(Stream._fail).to(Releasing)(_fail)
+    _state.upon(Stream.failed).to(Releasing)(_fail)
     _state.upon(Stream.expired).loop()(_expired)
 
 
@@ -398,6 +402,7 @@ _unless(Stream._back_to_reserved, Updating)
 _unless(Stream._back_to_forwarding, Updating)
 _unless(Stream._fail, *LIVE)
 _unless(Stream.expired, *LIVE)
+_unless(Stream.failed, *LIVE)
 _unless(Stream.closed, Releasing)
 
 _machine = _builder.build()

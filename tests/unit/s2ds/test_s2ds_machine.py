@@ -162,6 +162,7 @@ INPUTS = [
     Input("armed", lambda rig: rig.machine.armed(), "armed"),
     Input("not_armed", lambda rig: rig.machine.not_armed(REFUSED), "target-refused"),
     Input("not_armed", lambda rig: rig.machine.not_armed(BROKEN), "other failure"),
+    Input("failed", lambda rig: rig.machine.failed(BROKEN), "fault"),
     Input("expired", lambda rig: rig.machine.expired(), "expires"),
     Input("closed", lambda rig: rig.machine.closed([]), "all closed"),
 ]

@@ -1,0 +1,205 @@
+"""A fault in any effect of a stream at a gateway ends the stream: it is logged, and nothing stays reserved."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from leased_ports import leased
+from twisted.internet.epollreactor import EPollReactor
+from twisted.logger import globalLogPublisher
+
+from scistream.config import S2DSConfig, networks
+from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.effects import Holding
+from scistream.s2ds.elements import Elements
+from scistream.s2ds.ports import Ports
+from scistream.s2ds.relay.element import Settings
+from scistream.s2uc.credentials import issue_credentials
+from scistream.wire.link import Caller
+from scistream.wire.messages import PROD, Error, ReqListeners, Resp, UpdateTargets
+
+UID = "12345678-1234-4234-8234-123456789abc"
+FIRST = leased.take(4)
+EFFECTS = ["bind", "arm", "close", "answer", "start_timer", "stop_timer"]
+
+
+class Fault(Exception):
+    """What nobody has thought of."""
+
+
+@dataclass
+class Controller:
+    """The link of the S2CS: keeps what is answered."""
+
+    answers: list[Resp | Error] = field(default_factory=list)
+
+    def send(self, message: Resp | Error) -> None:
+        self.answers.append(message)
+
+
+class Machine:
+    """A gateway with real ports and a real element, whose reactor does not run."""
+
+    def __init__(self, **networks_of: list[str]) -> None:
+        config = S2DSConfig(ports=f"{FIRST}-{FIRST + 3}", insecure=True, elements=0, **networks_of)
+        self.reactor = EPollReactor()
+        self.config = config
+        self.boot = "b" * 32
+        self.ports = Ports(FIRST, FIRST + 3)
+        self.capacity = Capacity(1000.0)
+        self.elements = Elements(self.reactor, 0, 4, Settings())
+        self.app_networks = networks(config.app_networks)
+        self.wan_networks = networks(config.wan_networks)
+        self.controller = Controller()
+        self.holding = Holding(cast(Any, self), self.req())
+
+    def wan_listeners(self, _uid: str) -> set[int]:
+        return self.holding.wan_listeners() if hasattr(self, "holding") else set()
+
+    def dialled(self) -> set[int]:
+        return set()
+
+    def close(self) -> None:
+        self.holding._let_go()
+        self.elements.stop()
+        for timer in self.reactor.getDelayedCalls():
+            timer.cancel()
+        for reader in self.reactor.removeAll():
+            reader.connectionLost(None)
+        self.reactor._poller.close()
+
+    # what the controller says
+
+    def caller(self) -> Caller:
+        return Caller(cast(Any, self.controller), len(self.controller.answers) + 1)
+
+    def req(self) -> ReqListeners:
+        return ReqListeners(
+            uid=UID, role=PROD, seq=1, channels=[0, 1], rate=100.0, expires=600.0, wan_security="encrypt"
+        )
+
+    def reserve(self) -> None:
+        self.holding.machine.req_listeners(self.caller(), self.req())
+
+    def update(self, target: str = "127.0.0.1:7000", generation: int = 1) -> None:
+        core = self.holding._core
+        pem = issue_credentials(UID, generation, 600.0, {PROD: core.csr})[PROD] if core.csr else "none"
+        targets = dict.fromkeys(core.listeners or ["127.0.0.1:1"], target)
+        command = UpdateTargets(
+            uid=UID, role=PROD, seq=1, generation=generation, connection_map=targets, data_conn_key=pem
+        )
+        self.holding.machine.update_targets(self.caller(), command)
+
+    def release(self) -> None:
+        self.holding.machine.rel(self.caller())
+
+    def holds_nothing(self) -> bool:
+        return (
+            self.ports.free == 4
+            and self.capacity.free == 1000.0
+            and not self.elements._streams
+            and not self.reactor.getDelayedCalls()
+        )
+
+
+@pytest.fixture
+def gateway() -> Iterator[Callable[..., Machine]]:
+    made: list[Machine] = []
+
+    def make(**settings: list[str]) -> Machine:
+        made.append(Machine(**settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def faults() -> Iterator[list[Any]]:
+    """What is logged with a traceback."""
+    events: list[Any] = []
+
+    def note(event: Any) -> None:
+        if "log_failure" in event:
+            events.append(event)
+
+    globalLogPublisher.addObserver(note)
+    yield events
+    globalLogPublisher.removeObserver(note)
+
+
+def break_effect(holding: Holding, name: str, after: int, *, first: bool) -> None:
+    """Let an effect raise at each call from one on, before or after it has done its work."""
+    real, calls = getattr(holding, name), []
+
+    def broken(*args: Any) -> Any:
+        calls.append(name)
+        if len(calls) <= after:
+            return real(*args)
+        if not first:
+            real(*args)
+        raise Fault(name)
+
+    setattr(holding, name, broken)
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("first", [True, False], ids=["instead of its work", "after its work"])
+def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_reserved(
+    gateway: Callable[..., Machine], faults: list[Any], name: str, after: int, first: bool
+) -> None:
+    world = gateway()
+    break_effect(world.holding, name, after, first=first)
+    world.reserve()
+    world.reserve()
+    world.update()
+    world.update("127.0.0.1:7001", generation=2)
+    world.release()
+    world.release()
+    assert world.holding._core.state == "Released"
+    assert world.holds_nothing()
+    assert len(faults) <= 1, "it is logged once"
+    if faults:
+        assert isinstance(faults[0]["log_failure"].value, Fault)
+        assert name in faults[0]["log_format"].format(**faults[0])
+
+
+@pytest.mark.parametrize("name", ["bind", "arm"])
+def test_who_asked_for_what_failed_is_answered(gateway: Callable[..., Machine], faults: list[Any], name: str) -> None:
+    world = gateway()
+    break_effect(world.holding, name, 0, first=True)
+    world.reserve()
+    if name == "arm":
+        world.update()
+    answer = world.controller.answers[-1]
+    assert isinstance(answer, Error)
+    assert (answer.code, "see its log" in answer.msg) == ("gateway-failed", True)
+    assert faults
+
+
+def test_a_target_of_a_family_that_the_system_has_not_is_refused_with_a_sentence(
+    gateway: Callable[..., Machine], faults: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoIPv6(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *args, **kwargs)
+
+    world = gateway(app_networks=["127.0.0.0/8", "2001:db8::/32"])
+    world.reserve()
+    monkeypatch.setattr("socket.socket", NoIPv6)
+    world.update(f"[2001:db8::7]:{FIRST}")
+    answer = world.controller.answers[-1]
+    assert isinstance(answer, Error)
+    assert answer.code == "target-refused"
+    assert answer.msg == (f"target [2001:db8::7]:{FIRST} is an IPv6 address, and this gateway has no IPv6")
+    assert world.holding._core.state == "Reserved"
+    assert faults == []
