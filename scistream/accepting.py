@@ -135,6 +135,46 @@ class PatientPort(tcp.Port):
         return Address(*self.socket.getsockname()[:2])
 
 
+def check_bindable(address: Address) -> None:
+    """Whether a program like this one could listen there.
+
+    :param address: with port 0 only the host is looked at.
+    :raises ValueError: with a sentence that names it and the reason.
+    """
+    problem = bind_problem(address)
+    if problem is not None:
+        raise ValueError(explain_bind(address, problem))
+
+
+def bind_problem(address: Address) -> OSError | None:
+    """What the system says to a program like this one that would listen there; None if nothing is against it."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        place = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only waits out TIME_WAIT is free
+            sock.bind(place)
+    except OSError as problem:
+        return problem
+    return None
+
+
+def explain_bind(address: Address, problem: OSError) -> str:
+    """A sentence for it."""
+    where = str(address) if address.port else address.host
+    return f"{where!r} cannot be listened on: {_NOT_BINDABLE.get(problem.errno or 0) or problem.strerror or problem}"
+
+
+_NOT_BINDABLE = {
+    errno.EADDRNOTAVAIL: "it is no address of this machine",
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "this user may not: a port below 1024 takes CAP_NET_BIND_SERVICE, or choose a higher one",
+    errno.EAFNOSUPPORT: "this machine has no such addresses: IPv6 is off",
+}
+
+
 def listen_patiently(reactor: Any) -> None:
     """Let every TCP port that this reactor listens on from now on be a `PatientPort`."""
 

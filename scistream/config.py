@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -20,7 +20,7 @@ from scistream.security.material import Trust
 from scistream.toml_file import ConfigProblem as ConfigProblem
 from scistream.toml_file import Problem, below, expanded, unless
 from scistream.toml_file import load as load
-from scistream.wire.address import Address, Network, parse_network
+from scistream.wire.address import Address, IPAddress, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
 
 MAX_ELEMENTS = 256
@@ -31,6 +31,8 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNOR
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?\Z", re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _PORTS = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*\Z")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[^\s@]+@[^\s@]+")
+"""A URI or an e-mail address."""
 _MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -108,6 +110,16 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _Count = Annotated[int, Meta(ge=1)]
 
 
+_PARTS_OF_LIMITS = (
+    ("links_per_address", "links"),
+    ("links_per_identity", "links"),
+    ("unproven", "links"),
+    ("unproven_per_address", "unproven"),
+    ("unproven_per_address", "links_per_address"),
+)
+"""Which limits bound a part of what others bound; a default never contradicts what somebody has set."""
+
+
 class Limits(_Section, frozen=True, kw_only=True):
     """How much the door for control links takes; see `scistream.security.guard.Bounds`."""
 
@@ -123,6 +135,10 @@ class Limits(_Section, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from unless(parse_seconds, self.longest_refusal, "longest_refusal")
+        for part, whole in _PARTS_OF_LIMITS:
+            if getattr(self, part) > getattr(self, whole) and getattr(self, part) != getattr(Limits(), part):
+                why = f"{getattr(self, part)} is more than {whole}, {getattr(self, whole)}, of which it is a part"
+                yield Problem((part, whole), why)
 
     @property
     def bounds(self) -> Bounds:
@@ -173,6 +189,9 @@ class Gateway(_Section, frozen=True, kw_only=True):
     address: str
 
 
+_USUAL_LIFE = "24h"
+
+
 class S2CSConfig(_Section, frozen=True, kw_only=True):
     """The settings of an S2CS; times as text (``1h``)."""
 
@@ -186,7 +205,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     crl: list[str] = field(default_factory=list)
     controller: Controller | None = None
     insecure: bool = False
-    expires: str = "24h"
+    expires: str = _USUAL_LIFE
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
     policy: str = ""
@@ -201,19 +220,31 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
         names = [gateway.name for gateway in self.gateways]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Problem(("gateways",), f"{names.count(name)} of them have the name {name!r}: give each its own")
-        for number, gateway in enumerate(self.gateways):
-            yield from unless(Address.parse, gateway.address, f"gateways[{number}].address")
+        yield from self._addresses_problems()
         if not self.audit:
             yield Problem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
             yield from unless(parse_seconds, getattr(self, key), key)
+        if self.expires != _USUAL_LIFE and _exceeds(parse_seconds, self.expires, self.longest_expires):
+            why = f"{self.expires!r} is longer than longest_expires, {self.longest_expires!r}"
+            yield Problem(("expires", "longest_expires"), why)
         for key in ("state", "audit", "policy"):
             yield from unless(expanded, getattr(self, key), key)
         yield from _files_problems(self)
         if self.controller is not None:
             yield from below("controller", self.controller.problems())
-        if not self.insecure:
-            yield from _missing(self, "certificate", "key", "authorities", "controller")
+        yield from _trust_problems(self, "certificate", "key", "authorities", "controller")
+
+    def _addresses_problems(self) -> Iterator[Problem]:
+        taken = {_place(self.listen): "listen"}
+        for number, gateway in enumerate(self.gateways):
+            key = f"gateways[{number}].address"
+            yield from unless(Address.parse, gateway.address, key)
+            place = _place(gateway.address)
+            other = taken.setdefault(place, key) if place is not None else key
+            if other != key:
+                why = f"{gateway.address!r} is the address of {other} too: each gateway is a place of its own"
+                yield Problem((key, other), why)
 
 
 class Leg(_Section, frozen=True, kw_only=True):
@@ -239,7 +270,38 @@ class Leg(_Section, frozen=True, kw_only=True):
         if bound.is_unspecified and not self.advertise:
             why = f"needed when bind is {self.bind}: which address do others reach?"
             yield Problem(("advertise", "bind"), why)
+            return
+        if bound.is_multicast:
+            yield Problem(("bind",), f"{self.bind!r} is an address of many machines: write one of this machine")
         yield from unless(Address.parse, str(Address(self.told, 1)), "advertise")
+        told = numeric_address(self.told)
+        if told is None or not self.advertise:
+            return
+        if told.is_unspecified or told.is_multicast:
+            yield Problem(
+                ("advertise",), f"{self.advertise!r} is no address of one machine: which one do others reach?"
+            )
+        elif told.version != bound.version:
+            why = (
+                f"{self.advertise!r} is an IPv{told.version} address, and bind, {self.bind!r}, takes connections over "
+                f"IPv{bound.version} only: write two of one kind"
+            )
+            yield Problem(("advertise", "bind"), why)
+        elif told.is_loopback and not bound.is_loopback and not bound.is_unspecified:
+            why = f"{self.advertise!r} is on loopback, and bind, {self.bind!r}, is not: nobody reaches it by that"
+            yield Problem(("advertise", "bind"), why)
+
+    def networks_problem(self, texts: list[str]) -> str | None:
+        """Why nobody of some networks could ever connect to this side, or None."""
+        allowed = networks(texts)
+        bound, told = ip_address(self.bind), numeric_address(self.told)
+        if not allowed:
+            return "is empty: nobody could ever connect"
+        if all(network.version != bound.version for network in allowed):
+            return f"has no network of IPv{bound.version}, over which bind, {self.bind!r}, takes connections"
+        if told is not None and not told.is_loopback and all(network.is_loopback for network in allowed):
+            return f"has nothing but loopback, and from there nobody comes to {self.told}: name the networks of others"
+        return None
 
 
 class S2DSConfig(_Section, frozen=True, kw_only=True):
@@ -277,12 +339,35 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
         yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
         yield from below("lan", self.lan.problems())
         yield from below("wan", self.wan.problems())
-        for key in ("app_networks", "wan_networks"):
-            for text in getattr(self, key):
-                yield from unless(parse_network, text, key)
+        for key, texts, side, leg in (
+            ("app_networks", self.app_networks, "lan", self.lan),
+            ("wan_networks", self.wan_networks, "wan", self.wan),
+        ):
+            wrong = [problem for text in texts for problem in unless(parse_network, text, key)]
+            yield from wrong
+            if not wrong and not any(leg.problems()):
+                why = leg.networks_problem(texts)
+                if why is not None:
+                    yield Problem((key, f"{side}.bind", f"{side}.advertise"), why)
+        yield from self._ports_problems()
+        if self.controller:
+            yield from unless(_controller_name, self.controller, "controller")
         yield from _files_problems(self)
-        if not self.insecure:
-            yield from _missing(self, "certificate", "key", "authorities", "controller")
+        yield from _trust_problems(self, "certificate", "key", "authorities", "controller")
+
+    def _ports_problems(self) -> Iterator[Problem]:
+        """The control port must not be among those of the streams, at an address that both have."""
+        try:
+            listen, (first, last) = Address.parse(self.listen), parse_ports(self.ports)
+        except ValueError:
+            return
+        hosts = {self.lan.bind, self.wan.bind, listen.host}
+        shared = listen.host in (self.lan.bind, self.wan.bind) or any(
+            address is not None and address.is_unspecified for address in map(numeric_address, hosts)
+        )
+        if first <= listen.port <= last and shared:
+            why = f"{self.ports!r} has port {listen.port}, on which this gateway listens for its controller (listen)"
+            yield Problem(("ports", "listen", "lan.bind", "wan.bind"), why)
 
 
 class S2UCConfig(_Section, frozen=True, kw_only=True):
@@ -297,6 +382,8 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from _files_problems(self)
+        if self.insecure:
+            yield from _superfluous(self, "certificate", "key", "authorities")
 
 
 def beside(config_file: Path, name: str) -> Path:
@@ -356,12 +443,55 @@ def networks(texts: list[str]) -> tuple[Network, ...]:
     return tuple(parse_network(text) for text in texts)
 
 
+def numeric_address(host: str) -> IPAddress | None:
+    """A host as an address, or None if it is a name."""
+    return Address(host, 1).numeric
+
+
+def _place(text: str) -> Address | None:
+    """An address in one form, whichever way it is written; None if it is none."""
+    try:
+        host, port = Address.parse(text)
+    except ValueError:
+        return None
+    host = host.rstrip(".").lower()
+    numeric = numeric_address("127.0.0.1" if host == "localhost" else host)
+    mapped = numeric.ipv4_mapped if isinstance(numeric, IPv6Address) else None
+    return Address(str(mapped or numeric or host), port)
+
+
+def _exceeds(parse: Callable[[str], float], text: str, most: str) -> bool:
+    try:
+        return parse(text) > parse(most)
+    except ValueError:  # which is a problem of its own
+        return False
+
+
+def _controller_name(text: str) -> None:
+    """:raises ValueError: if no controller's certificate can have this name."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name in a certificate: write the whole of it, as scistream:controller:{text}")
+    if text.startswith("scistream:user:"):
+        raise ValueError(f"{text!r} is a user, and a gateway obeys an S2CS: write scistream:controller:NAME")
+
+
 def _files_problems(section: _WithCertificates) -> Iterator[Problem]:
     for key in ("certificate", "key"):
         yield from unless(expanded, getattr(section, key), key)
     for key in ("authorities", "crl"):
         for text in getattr(section, key):
             yield from unless(expanded, text, key)
+
+
+def _trust_problems(config: S2CSConfig | S2DSConfig, *keys: str) -> Iterator[Problem]:
+    yield from _superfluous(config, *keys) if config.insecure else _missing(config, *keys)
+
+
+def _superfluous(config: Struct, *keys: str) -> Iterator[Problem]:
+    there = [key for key in keys if getattr(config, key)]
+    if there:
+        why = f"true turns all certificates off, and there are settings for them: {', '.join(there)}; take out either"
+        yield Problem(("insecure", *there), why)
 
 
 def _missing(config: Struct, *keys: str) -> Iterator[Problem]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, cast
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -16,12 +16,8 @@ from scistream.accepting import listen_patiently
 from scistream.clock import run_on_monotonic_time
 from scistream.config import ConfigProblem, load
 from scistream.process import keep_secrets, raise_descriptor_limit
-from scistream.security.tls import CertificateProblem
-from scistream.toml_file import AnySettings
-from scistream.wire.errors import StreamError
-
-SETUP_PROBLEMS = (ConfigProblem, CertificateProblem, StreamError, CannotListenError)
-"""What can stop a daemon from starting, and is the operator's to mend."""
+from scistream.setup import SETUP_PROBLEMS, SetupProblems
+from scistream.toml_file import AnySettings, Problem, raise_if_any
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
@@ -55,6 +51,23 @@ def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
     for stream in {sys.stderr, sys.__stderr__ or sys.stderr}:
         stream.write(f"{why}\n")
     raise SystemExit(2)
+
+
+def make_daemon(
+    options: DaemonOptions[Any], found: Iterable[Problem], make: Callable[[Any, SetupProblems], Service]
+) -> Service:
+    """A daemon, set up and not started; or this process ends, and all that is wrong is told.
+
+    :param found: what is wrong with the settings on this machine.
+    :param make: makes the party's service for a reactor; it raises what has been found before, too.
+    """
+    problems = SetupProblems()
+    with problems.of_step():
+        raise_if_any(options.file, list(found))
+    try:
+        return Daemon(make(daemon_reactor(), problems), options.file)
+    except SETUP_PROBLEMS as problem:
+        refuse_to_start(str(problem), options.file)
 
 
 def daemon_reactor() -> Any:

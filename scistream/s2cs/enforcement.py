@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cryptography import x509
 from twisted.logger import Logger
 
 from scistream.config import S2CSConfig, beside, parse_seconds
@@ -18,6 +17,7 @@ from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
 from scistream.s2cs.record import Record
 from scistream.s2cs.rules import Asked, Standing
 from scistream.security.control import PLAIN_IDENTITY
+from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, Hello, Req, Role, StreamKey, UpdateTargets
@@ -29,6 +29,7 @@ def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
     """The policy that the settings of an S2CS name; None if they name none. Says in the log what it has found.
 
     :raises ConfigProblem: if it cannot be used.
+    :raises CertificateProblem: if the files of `authorities` cannot be.
     """
     if not config.policy:
         _log.info("no policy: every user of a trusted authority may ask for streams, within longest_expires")
@@ -44,11 +45,14 @@ def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
 
 
 def _trusted(config: S2CSConfig, config_file: Path) -> set[str]:
-    """The issuers that users can come from."""
+    """The issuers that users can come from.
+
+    :raises CertificateProblem: if their files cannot be used.
+    """
     if config.insecure:
         return {NO_CERTIFICATES}
     files = [beside(config_file, name) for name in config.authorities]
-    return {issuer_name(one) for file in files for one in x509.load_pem_x509_certificates(file.read_bytes())}
+    return {issuer_name(one) for file in files for one in load_certificates(file, "authorities")}
 
 
 def owner_of(identity: Identity) -> str:

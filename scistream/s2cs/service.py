@@ -37,8 +37,9 @@ from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import FIRST_REFUSAL, DoorGuard
-from scistream.security.keyring import Keyring, client_keyring
+from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
+from scistream.setup import SetupProblems
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
@@ -77,6 +78,7 @@ class ControlServer(Service):
     :param config: the settings, checked.
     :param config_file: where they came from: relative paths start there.
     :param wall: seconds since the epoch, for deadlines that outlive this process.
+    :param problems: what is known to be wrong already.
     :raises CertificateProblem: if the certificates are not usable.
     :raises ConfigProblem: if the policy is not usable.
     :raises StoreProblem: if the store is not usable.
@@ -86,17 +88,28 @@ class ControlServer(Service):
     log = Logger()
 
     def __init__(
-        self, reactor: Any, config: S2CSConfig, config_file: Path, wall: Callable[[], float] = time.time
+        self,
+        reactor: Any,
+        config: S2CSConfig,
+        config_file: Path,
+        wall: Callable[[], float] = time.time,
+        problems: SetupProblems | None = None,
     ) -> None:
         self.reactor = reactor
         self.config = config
         self._config_file = config_file
         self.wall = wall
+        problems = problems or SetupProblems()
         own = None if config.insecure else trust_of(config, config_file)
-        self._door = Door(reactor, Address.parse(config.listen), own, client_certificate="optional")
+        with problems.of_step():
+            self._door = Door(reactor, Address.parse(config.listen), own, client_certificate="optional")
         self._to_gateways: Keyring | None = None
         if config.controller is not None and not config.insecure:
-            self._to_gateways = client_keyring(trust_of(config.controller, config_file))
+            with problems.of_step():
+                self._to_gateways = controller_keyring(trust_of(config.controller, config_file))
+        with problems.of_step():
+            policy = policy_of(config, config_file)
+        problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
         self._door_guard = DoorGuard(
             reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=FIRST_REFUSAL
@@ -108,7 +121,6 @@ class ControlServer(Service):
             one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, self._to_gateways))
             for one in config.gateways
         }
-        policy = policy_of(config, config_file)
         store = beside(config_file, config.state)
         self.store = Store(store)
         self.ledger = Ledger(self.store, wall)

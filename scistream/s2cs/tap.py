@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from twisted.application.service import Service
 
+from scistream.accepting import check_bindable
 from scistream.config import S2CSConfig
-from scistream.daemon import SETUP_PROBLEMS, Daemon, DaemonOptions, daemon_reactor, refuse_to_start
+from scistream.daemon import DaemonOptions, make_daemon
 from scistream.s2cs.service import ControlServer
+from scistream.toml_file import unless
+from scistream.wire.address import Address
 
 
 class Options(DaemonOptions[S2CSConfig]):
@@ -18,7 +21,10 @@ class Options(DaemonOptions[S2CSConfig]):
 
 def makeService(options: Options) -> Service:
     """The service, set up and not started."""
-    try:
-        return Daemon(ControlServer(daemon_reactor(), options.config, options.file), options.file)
-    except SETUP_PROBLEMS as problem:
-        refuse_to_start(str(problem), options.file)
+    config = options.config
+    listen = unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    return make_daemon(
+        options,
+        listen,
+        lambda reactor, problems: ControlServer(reactor, config, options.file, problems=problems),
+    )

@@ -38,6 +38,7 @@ from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_
 from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring
+from scistream.setup import SetupProblems
 from scistream.wire.address import Address
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
@@ -66,6 +67,7 @@ class DataServer(Service):
     :param reactor: the reactor, with monotonic timers.
     :param config: the settings, checked.
     :param config_file: where they came from: relative paths start there.
+    :param problems: what is known to be wrong already.
     :raises CertificateProblem: if the certificates are not usable.
     :raises StreamError: if it would serve plain TCP beyond loopback.
     :raises ConfigProblem: if this system has not what a setting names.
@@ -73,11 +75,18 @@ class DataServer(Service):
 
     log = Logger()
 
-    def __init__(self, reactor: Any, config: S2DSConfig, config_file: Path) -> None:
+    def __init__(
+        self, reactor: Any, config: S2DSConfig, config_file: Path, problems: SetupProblems | None = None
+    ) -> None:
         self.reactor = reactor
         self.config = config
+        problems = problems or SetupProblems()
         trust = None if config.insecure else trust_of(config, config_file)
-        self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
+        with problems.of_step():
+            self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
+        with problems.of_step():
+            settings = self._settings()
+        problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
         self._door_guard = DoorGuard(
             reactor,
@@ -95,7 +104,7 @@ class DataServer(Service):
             reactor,
             config.element_count,
             self.ports.last - self.ports.first + 1,
-            self._settings(),
+            settings,
             config.limits.half_open,
             self._note_reset,
         )

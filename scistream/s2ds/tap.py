@@ -5,8 +5,9 @@ from __future__ import annotations
 from twisted.application.service import Service
 
 from scistream.config import S2DSConfig
-from scistream.daemon import SETUP_PROBLEMS, Daemon, DaemonOptions, daemon_reactor, refuse_to_start
+from scistream.daemon import DaemonOptions, make_daemon
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.start import machine_problems
 
 
 class Options(DaemonOptions[S2DSConfig]):
@@ -18,7 +19,8 @@ class Options(DaemonOptions[S2DSConfig]):
 
 def makeService(options: Options) -> Service:
     """The service, set up and not started."""
-    try:
-        return Daemon(DataServer(daemon_reactor(), options.config, options.file), options.file)
-    except SETUP_PROBLEMS as problem:
-        refuse_to_start(str(problem), options.file)
+    return make_daemon(
+        options,
+        machine_problems(options.config),
+        lambda reactor, problems: DataServer(reactor, options.config, options.file, problems=problems),
+    )

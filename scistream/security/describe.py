@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scistream.security.enrol import weakness
-from scistream.security.material import is_authority, name_of, printable
+from scistream.security.material import is_authority, name_of, path_upwards, printable
 from scistream.security.pki import PkiError
+from scistream.security.purpose import usages
 from scistream.security.register import key_digest, names_of
 
 SOON = 30
@@ -86,7 +87,7 @@ def _certificate(
 ) -> None:
     leaf = chain[0]
     found.lines.append(f"certificate for: {', '.join(_names(leaf)) or name_of(leaf.subject)}")
-    path, whole = _path(chain, above)
+    path, whole = path_upwards(chain[0], [*chain[1:], *above])
     if is_authority(leaf):
         found.lines.append("good for: signing certificates of others, as an authority (name it in `authorities`)")
     else:
@@ -115,32 +116,13 @@ def _certificate(
         )
 
 
-def _path(chain: Sequence[x509.Certificate], above: Sequence[x509.Certificate]) -> tuple[list[x509.Certificate], bool]:
-    """From the certificate upwards as far as it leads, and whether it leads to a self-signed end."""
-    path, rest = [chain[0]], [*chain[1:], *above]
-    while not _issued(path[-1], path[-1]):
-        issuer = next((each for each in rest if each not in path and _issued(path[-1], each)), None)
-        if issuer is None:
-            return path, False
-        path.append(issuer)
-    return path, True
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except Exception:  # InvalidSignature, ValueError, TypeError: no common base
-        return False
-    return True
-
-
 def _uses(found: Description, leaf: x509.Certificate, anchor: x509.Certificate | None) -> Iterator[str]:
-    usages = _usages(leaf)
+    purposes = usages(leaf)
     texts = _names(leaf)
     hosts = [text.partition(":")[2] for text in texts if text.startswith(("DNS:", "IP:"))]
     people = [text.partition(":")[2] for text in texts if text.startswith(("email:", "URI:"))]
-    as_server = usages is None or ExtendedKeyUsageOID.SERVER_AUTH in usages
-    as_client = usages is None or ExtendedKeyUsageOID.CLIENT_AUTH in usages
+    as_server = purposes is None or ExtendedKeyUsageOID.SERVER_AUTH in purposes
+    as_client = purposes is None or ExtendedKeyUsageOID.CLIENT_AUTH in purposes
     if as_server and hosts:
         yield f"good for: an S2CS or S2DS that is dialled as {', '.join(hosts)}"
     if as_client and len(people) == 1:
@@ -157,13 +139,6 @@ def _uses(found: Description, leaf: x509.Certificate, anchor: x509.Certificate |
             "it is good for nothing in SciStream: a server's has the extended key usage serverAuth (or none) and host "
             "names or addresses, a client's clientAuth (or none) and one e-mail address or URI"
         )
-
-
-def _usages(leaf: x509.Certificate) -> x509.ExtendedKeyUsage | None:
-    try:
-        return leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _names(holder: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:

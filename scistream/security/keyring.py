@@ -14,6 +14,7 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from scistream.security.material import Material, Trust, read_material
+from scistream.security.purpose import check_controller, check_server
 from scistream.security.tls import CertificateProblem, ClientCertificate, client_context_of, server_context_of
 
 
@@ -64,13 +65,28 @@ class Keyring:
 
 
 def server_keyring(trust: Trust, client_certificate: ClientCertificate) -> Keyring:
-    """The keyring of a server that listens."""
-    return Keyring(trust, lambda material: server_context_of(material, client_certificate))
+    """The keyring of a server that listens. Where clients may come without a certificate they pin its authority."""
+
+    def make(material: Material) -> SSL.Context:
+        check_server(material, pinned=client_certificate == "optional")
+        return server_context_of(material, client_certificate)
+
+    return Keyring(trust, make)
 
 
 def client_keyring(trust: Trust) -> Keyring:
     """The keyring of a party that dials."""
     return Keyring(trust, client_context_of)
+
+
+def controller_keyring(trust: Trust) -> Keyring:
+    """The keyring of an S2CS that dials its gateways."""
+
+    def make(material: Material) -> SSL.Context:
+        check_controller(material)
+        return client_context_of(material)
+
+    return Keyring(trust, make)
 
 
 def verified_path(link: Any) -> Sequence[x509.Certificate]:

@@ -65,12 +65,14 @@ class Material:
     """What the files of one party hold, read at one moment.
 
     :ivar chain: what it presents, its own certificate first; empty if it presents none.
+    :ivar is_whole: whether the chain leads from the first certificate to a self-signed one.
     """
 
     chain: tuple[Held, ...]
     key: PrivateKey | None = field(repr=False)
     authorities: tuple[Held, ...]
     crls: tuple[HeldCrl, ...]
+    is_whole: bool = False
 
     def refusal(self, path: Sequence[x509.Certificate]) -> str | None:
         """Why a path that was verified earlier would not be believed now: revoked, or its authority dropped.
@@ -141,14 +143,44 @@ def read_material(
     if (certificate is None) != (key is None):
         raise CertificateProblem("A certificate and its key go together: set both `certificate` and `key`, or neither.")
     chain: tuple[Held, ...] = ()
+    is_whole = False
     private_key = None
     if certificate is not None and key is not None:
         chain = tuple(Held(certificate, each) for each in load_certificates(certificate, "certificate"))
         private_key = load_key(key)
         _check_pair(chain[0].certificate, certificate, private_key, key)
+        chain, is_whole = _completed(chain, trusted)
     believed = [held.certificate for held in trusted]
     crls = tuple(HeldCrl(path, each) for path in crl for each in _load_crls(path, believed))
-    return Material(chain, private_key, tuple(trusted), crls)
+    return Material(chain, private_key, tuple(trusted), crls, is_whole)
+
+
+def path_upwards(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[list[x509.Certificate], bool]:
+    """From a certificate upwards as far as the others lead, and whether that is to a self-signed end."""
+    path = [leaf]
+    while not _has_issued(path[-1], path[-1]):
+        issuer = next((each for each in others if each not in path and _has_issued(each, path[-1])), None)
+        if issuer is None:
+            return path, False
+        path.append(issuer)
+    return path, True
+
+
+def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm: no common base
+        return False
+    return True
+
+
+def _completed(chain: tuple[Held, ...], trusted: Sequence[Held]) -> tuple[tuple[Held, ...], bool]:
+    """A chain with what its file lacks and `authorities` have, and whether it leads to a self-signed certificate."""
+    present = [held.certificate for held in chain]
+    path, is_whole = path_upwards(present[0], [*present[1:], *(held.certificate for held in trusted)])
+    missing = [certificate for certificate in path if certificate not in present]
+    added = (next(held for held in trusted if held.certificate == certificate) for certificate in missing)
+    return (*chain, *added), is_whole
 
 
 def is_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from leased_ports import leased
 
-from scistream.security.pki import init_authority, issue
+from scistream.security.pki import init_authority, issue, pem_of
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 PATIENCE = 30.0
@@ -27,6 +28,9 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     init_authority(folder, "Demo Light Source")
     issue(folder, "server", "gateway", ["127.0.0.1"])
     issue(folder, "controller", "s2cs")
+    issue(folder, "user", "ada@lab.example")
+    (folder / "leaf.pem").write_bytes(pem_of(x509.load_pem_x509_certificate((folder / "gateway.pem").read_bytes())))
+    init_authority(folder.parent / "other", "Another laboratory")
     return folder
 
 
@@ -59,6 +63,12 @@ def s2cs(pki: Path) -> dict[str, str]:
 KINDS = {"s2ds": s2ds, "s2cs": s2cs}
 
 
+def insecure(settings: dict[str, str]) -> dict[str, str]:
+    """The same without certificates."""
+    without = {key: settings[key] for key in settings.keys() - {"certificate", "key", "authorities", "controller"}}
+    return {**without, "insecure": "true"}
+
+
 def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
     file = folder / f"{kind}.toml"
     file.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
@@ -66,10 +76,13 @@ def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, kind: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A server in the foreground; whatever happens, it is gone at the end."""
+def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A server in the foreground; whatever happens, it is gone at the end.
+
+    :param before: the command that starts it, if not this process.
+    """
     process = subprocess.Popen(
-        [TWISTD, "-n", "--pidfile=", kind, *arguments],
+        [*before, TWISTD, "-n", "--pidfile=", kind, *arguments],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -84,19 +97,20 @@ def started(folder: Path, kind: str, *arguments: str) -> Iterator[subprocess.Pop
         process.communicate()
 
 
-def refusals(folder: Path, kind: str, *arguments: str) -> list[str]:
+def refusals(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
     """The lines on standard error of a server that does not start."""
-    with started(folder, kind, *arguments) as process:
+    with started(folder, kind, *arguments, before=before) as process:
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2
     assert "Traceback" not in said
     return [line for line in said.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)]
 
 
-def refusal(folder: Path, kind: str, *arguments: str) -> str:
+def refusal(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> str:
     """The one line on standard error of a server that does not start."""
-    (line,) = refusals(folder, kind, *arguments)
-    return line
+    lines = refusals(folder, kind, *arguments, before=before)
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def refusals_of(folder: Path, kind: str, settings: dict[str, str]) -> list[str]:
@@ -108,8 +122,20 @@ def refusals_of(folder: Path, kind: str, settings: dict[str, str]) -> list[str]:
 
 
 def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
-    (line,) = refusals_of(folder, kind, settings)
-    return line
+    lines = refusals_of(folder, kind, settings)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def starts(folder: Path, kind: str, settings: dict[str, str]) -> None:
+    """The control of a refusal: with these settings it serves."""
+    port = int(settings["listen"].strip('"').rpartition(":")[2])
+    with started(folder, kind, "--config", str(write(folder, kind, settings))) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not serves(port):
+            assert process.poll() is None, f"it has ended with status {process.returncode}"
+            assert time.monotonic() < deadline, f"it did not serve port {port} in {PATIENCE} s"
+            time.sleep(0.05)
 
 
 def accepts(port: int) -> bool:
@@ -183,15 +209,14 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path, pki: Path
 def test_plain_tcp_beyond_loopback_is_refused(tmp_path: Path, pki: Path, kind: str, host: str) -> None:
     port = leased.take()
     listen = f"{host}:{port}"
-    settings = {**KINDS[kind](pki), "listen": f'"{listen}"', "insecure": "true"}
-    line = refusal_of(tmp_path, kind, settings)
-    assert f"{listen} is not on loopback" in line
+    settings = {**insecure(KINDS[kind](pki)), "listen": f'"{listen}"'}
+    assert any(f"{listen} is not on loopback" in line for line in refusals_of(tmp_path, kind, settings))
     assert not accepts(port)
 
 
 def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: Path) -> None:
     gateways = '[{ name = "dtn1", address = "192.0.2.1:5001" }]'
-    line = refusal_of(tmp_path, "s2cs", {**s2cs(pki), "gateways": gateways, "insecure": "true"})
+    line = refusal_of(tmp_path, "s2cs", {**insecure(s2cs(pki)), "gateways": gateways})
     assert "192.0.2.1:5001 is not on loopback" in line
 
 
@@ -229,6 +254,102 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, pki: Path, kin
     wrong = {"listen": '"5000"', "colour": "1", "insecure": '"no"', "key": '"~nosuchuser/x"'}
     lines = refusals_of(tmp_path, kind, {**KINDS[kind](pki), **wrong})
     assert sorted(line.partition(":")[0] for line in lines) == sorted(wrong)
+
+
+NOT_HERE = "it is no address of this machine"
+MACHINE: list[tuple[str, dict[str, str], str]] = [
+    ("s2ds", {"listen": '"192.0.2.1:5001"'}, f"listen: '192.0.2.1:5001' cannot be listened on: {NOT_HERE}"),
+    ("s2cs", {"listen": '"192.0.2.1:5000"'}, f"listen: '192.0.2.1:5000' cannot be listened on: {NOT_HERE}"),
+    ("s2cs", {"listen": '"[2001:db8::1]:5000"'}, "listen: '[2001:db8::1]:5000' cannot be listened on: "),
+    (
+        "s2ds",
+        {"lan": '{ bind = "192.0.2.1" }', "app_networks": '["192.0.2.0/24"]'},
+        f"lan.bind: '192.0.2.1' cannot be listened on: {NOT_HERE}",
+    ),
+    (
+        "s2ds",
+        {"wan": '{ bind = "2001:db8::1" }', "wan_networks": '["::/0"]'},
+        "wan.bind: '2001:db8::1' cannot be listened on: ",
+    ),
+    ("s2ds", {"lan": '{ bind = "::", advertise = "127.0.0.1" }'}, "lan.advertise: '127.0.0.1' is an IPv4 address"),
+    ("s2ds", {"controller": '"s2cs"'}, "controller: 's2cs' is no name in a certificate"),
+    ("s2cs", {"expires": '"9d"'}, "expires: '9d' is longer than longest_expires, '7d'"),
+    ("s2cs", {"limits": "{ unproven = 5000 }"}, "limits.unproven: 5000 is more than links, 4096"),
+    ("s2ds", {"insecure": "true"}, "insecure: true turns all certificates off"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "complaint"), MACHINE)
+def test_what_cannot_come_right_on_this_machine_is_refused_at_the_start(
+    tmp_path: Path, pki: Path, kind: str, settings: dict[str, str], complaint: str
+) -> None:
+    assert refusal_of(tmp_path, kind, {**KINDS[kind](pki), **settings}).startswith(complaint)
+
+
+def test_a_range_of_ports_that_others_have_is_refused_and_a_part_of_it_is_not(tmp_path: Path, pki: Path) -> None:
+    first = leased.take(2)
+    last = first + 1
+    settings = {**s2ds(pki), "ports": f'"{first}-{last}"'}
+    with socket.create_server(("127.0.0.1", first)):
+        with socket.create_server(("127.0.0.1", last)):
+            line = refusal_of(tmp_path, "s2ds", settings)
+            assert line.startswith(f"ports: '{first}-{last}': other programs listen on all of them at 127.0.0.1")
+        starts(tmp_path, "s2ds", settings)
+
+
+def test_ports_below_1024_are_refused_to_who_may_not_have_them(tmp_path: Path, pki: Path) -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
+        pytest.skip("this system gives those ports to everybody")
+    without_rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+    file = write(tmp_path, "s2ds", {**s2ds(pki), "ports": '"700-800"'})
+    lines = refusals(tmp_path, "s2ds", "--config", str(file), before=without_rights)
+    assert f"{file}: ports: '700-800': '127.0.0.1:700' cannot be listened on: this user may not" in lines[0]
+
+
+CERTIFICATES: list[tuple[str, dict[str, str], str]] = [
+    ("s2ds", {"certificate": "s2cs.pem", "key": "s2cs.key"}, "is not for servers (it is for URI:scistream:controller:"),
+    (
+        "s2cs",
+        {"certificate": "ada@lab.example.pem", "key": "ada@lab.example.key"},
+        "is not for servers (it is for email",
+    ),
+    ("s2cs", {"controller": "gateway"}, "is not for controllers (it is for DNS:gateway"),
+    ("s2cs", {"certificate": "ca.pem", "key": "ca.key"}, "begins with an authority's certificate"),
+    (
+        "s2cs",
+        {"certificate": "leaf.pem", "authorities": "../other/ca.pem"},
+        "does not lead to a self-signed authority, in the file itself or in `authorities`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "files", "complaint"), CERTIFICATES)
+def test_a_certificate_that_is_not_for_this_party_is_refused_at_the_start(
+    tmp_path: Path, pki: Path, kind: str, files: dict[str, str], complaint: str
+) -> None:
+    settings = {**KINDS[kind](pki)}
+    for key, name in files.items():
+        if key == "controller":
+            settings[key] = settings[key].replace(str(pki / "s2cs."), str(pki / f"{name}."))
+        else:
+            settings[key] = f'["{pki / name}"]' if key == "authorities" else f'"{pki / name}"'
+    assert complaint in refusal_of(tmp_path, kind, settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_certificate_without_its_authority_is_completed_from_the_authorities(
+    tmp_path: Path, pki: Path, kind: str
+) -> None:
+    starts(tmp_path, kind, {**KINDS[kind](pki), "certificate": f'"{pki / "leaf.pem"}"'})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_certificates_and_addresses_that_are_wrong_are_told_at_once(tmp_path: Path, pki: Path, kind: str) -> None:
+    wrong = {"listen": '"192.0.2.1:5000"', "certificate": '"nowhere.pem"'}
+    if kind == "s2cs":
+        wrong |= {"policy": '"nowhere.toml"', "controller": s2cs(pki)["controller"].replace("s2cs.pem", "gateway.pem")}
+    lines = refusals_of(tmp_path, kind, {**KINDS[kind](pki), **wrong})
+    assert len(lines) == len(wrong), lines
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -159,8 +159,8 @@ def problem(folder: Path, text: str | bytes, kind: Any = S2DSConfig) -> str:
 
 
 def test_a_file_says_only_what_differs_from_the_defaults(tmp_path: Path) -> None:
-    config = load(written(tmp_path, 'insecure = true\nports = "6000-6001"\n[lan]\nbind = "10.0.0.1"'), S2DSConfig)
-    assert config == S2DSConfig(insecure=True, ports="6000-6001", lan=type(S2DSConfig().lan)(bind="10.0.0.1"))
+    config = load(written(tmp_path, 'insecure = true\nports = "6000-6001"\n[lan]\nbind = "127.0.0.2"'), S2DSConfig)
+    assert config == S2DSConfig(insecure=True, ports="6000-6001", lan=type(S2DSConfig().lan)(bind="127.0.0.2"))
     assert config.app_networks == ["127.0.0.0/8", "::1/128"], "nothing but loopback may be reached unless it is said"
     assert config.wan_networks == config.app_networks
 
@@ -298,7 +298,10 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
     ("text", "complaint"),
     [
         (S2CS.replace(":5001", ""), "gateways[0].address: '127.0.0.1' has no port"),
-        (S2CS + S2CS.replace("insecure = true", ""), "gateways: 2 of them have the name 'dtn1'"),
+        (
+            S2CS + S2CS.replace("insecure = true", "").replace("5001", "5002"),
+            "gateways: 2 of them have the name 'dtn1'",
+        ),
         ("insecure = true\ngateways = []", "gateways: name at least one"),
         ('expires = "never"' + S2CS, "expires: 'never' is no time"),
         ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is no time"),
@@ -364,7 +367,8 @@ def test_whatever_is_wrong_together_each_fault_has_one_line_of_its_own(
     tmp_path_factory: pytest.TempPathFactory, faults: dict[str, str]
 ) -> None:
     folder = tmp_path_factory.mktemp("faults")
-    text = "".join(f"{key} = {value}\n" for key, value in {"insecure": "true", **faults}.items())
+    sound = {"certificate": '"d.pem"', "key": '"d.key"', "authorities": '["ca.pem"]', "controller": '"a:b"'}
+    text = "".join(f"{key} = {value}\n" for key, value in (sound | faults).items())
     lines = problems(folder, text) if faults else []
     assert sorted(re.match(r"\w+", line)[0] for line in lines) == sorted(faults)  # type: ignore[index]
 
@@ -390,8 +394,7 @@ def test_what_a_parser_cannot_bear_is_no_traceback(tmp_path: Path, text: str) ->
 @pytest.mark.parametrize(
     ("kind", "key", "sound"),
     [
-        *((S2DSConfig, key, "insecure = true\n") for key in ("certificate", "key")),
-        *((S2CSConfig, key, S2CS) for key in ("state", "audit", "policy", "certificate", "key")),
+        *((S2CSConfig, key, S2CS) for key in ("state", "audit", "policy")),
         *((S2UCConfig, key, "") for key in ("certificate", "key")),
     ],
 )
@@ -474,7 +477,66 @@ def test_a_server_needs_certificates_unless_it_is_told_to_be_insecure(tmp_path: 
     said = problem(tmp_path, without, kind)
     assert said.startswith(f"{key}: is needed")
     assert "scistream pki" in said
-    load(written(tmp_path, "insecure = true\n" + without), kind)
+    (superfluous,) = problems(tmp_path, "insecure = true\n" + without, kind)
+    assert superfluous.startswith("insecure: true turns all certificates off")
+    named = superfluous.partition("settings for them: ")[2].partition(";")[0].split(", ")
+    assert set(named) == set(everything) - {key, "gateways"}
+    load(written(tmp_path, "insecure = true\n" + everything.get("gateways", "")), kind)
+
+
+CONTRADICTIONS: list[tuple[Any, str, str, str]] = [
+    (S2DSConfig, 'lan.bind = "::"\nlan.advertise = "127.0.0.1"', "lan.advertise", "is an IPv4 address"),
+    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "2001:db8::1"', "wan.advertise", "is an IPv6 address"),
+    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "0.0.0.0"', "wan.advertise", "no address of one machine"),
+    (S2DSConfig, 'wan.bind = "224.0.0.1"', "wan.bind", "address of many machines"),
+    (S2DSConfig, 'lan.bind = "192.0.2.1"\nlan.advertise = "127.0.0.1"', "lan.advertise", "on loopback"),
+    (S2DSConfig, 'lan.bind = "192.0.2.1"', "app_networks", "nothing but loopback"),
+    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "192.0.2.1"', "wan_networks", "nothing but loopback"),
+    (S2DSConfig, 'app_networks = ["127.0.0.0/8"]\nlan.bind = "::1"', "app_networks", "no network of IPv6"),
+    (S2DSConfig, 'wan_networks = ["::/0"]', "wan_networks", "no network of IPv4"),
+    (S2DSConfig, "wan_networks = []", "wan_networks", "is empty"),
+    (S2DSConfig, 'listen = "127.0.0.1:5150"', "ports", "has port 5150"),
+    (S2DSConfig, 'listen = "0.0.0.0:5200"', "ports", "has port 5200"),
+    (S2DSConfig, 'controller = "s2cs"', "controller", "as scistream:controller:s2cs"),
+    (S2DSConfig, 'controller = "scistream:user:ada"', "controller", "is a user"),
+    (S2DSConfig, "limits.unproven = 5000", "limits.unproven", "more than links, 4096"),
+    (S2CSConfig, "limits.links_per_address = 5000", "limits.links_per_address", "more than links, 4096"),
+    (S2CSConfig, "limits.links_per_identity = 5000", "limits.links_per_identity", "more than links, 4096"),
+    (S2CSConfig, "limits.unproven_per_address = 513", "limits.unproven_per_address", "links_per_address, 512"),
+    (S2CSConfig, 'expires = "8d"', "expires", "longer than longest_expires, '7d'"),
+    (S2CSConfig, 'expires = "2h"\nlongest_expires = "1h"', "expires", "longer than longest_expires, '1h'"),
+    (S2CSConfig, 'listen = "127.0.0.1:5001"', "gateways[0].address", "is the address of listen too"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "key", "why"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(
+    tmp_path: Path, kind: Any, text: str, key: str, why: str
+) -> None:
+    sound = {**CERTIFIED[kind], "insecure": "insecure = false"}
+    if kind is S2CSConfig:
+        sound["controller"] = 'controller = { certificate = "c.pem", key = "c.key", authorities = ["ca.pem"] }'
+    others = "\n".join(line for name, line in sound.items() if not text.startswith(f"{name} "))
+    load(written(tmp_path, "\n".join(sound.values())), kind)
+    lines = problems(tmp_path, f"{others}\n{text}", kind)
+    assert any(line.startswith(f"{key}: ") and why in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["127.0.0.1:5001", "localhost:5001", "LOCALHOST.:5001", "[::ffff:127.0.0.1]:5001", "[::ffff:7f00:1]:5001"],
+)
+def test_one_gateway_under_two_names_is_refused_however_its_address_is_written(tmp_path: Path, other: str) -> None:
+    text = f'{S2CS}[[gateways]]\nname = "dtn2"\naddress = "{other}"\n'
+    assert problem(tmp_path, text, S2CSConfig).startswith(
+        f"gateways[1].address: {other!r} is the address of gateways[0].address too"
+    )
+    load(written(tmp_path, text.replace(':5001"\n[[', ':5002"\n[[')), S2CSConfig)
+
+
+def test_a_lower_limit_is_taken_whatever_the_defaults_of_its_parts_are(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "insecure = true\n[limits]\nlinks = 10"), S2DSConfig).limits.links == 10
+    assert load(written(tmp_path, 'longest_expires = "1h"\n' + S2CS), S2CSConfig).longest_expires == "1h"
 
 
 def test_a_user_s_file_may_be_empty(tmp_path: Path) -> None:
@@ -487,7 +549,7 @@ def test_a_user_s_file_may_be_empty(tmp_path: Path) -> None:
 def test_others_are_told_the_advertised_address_or_the_bound_one(
     tmp_path: Path, bind: str, advertise: str, told: str
 ) -> None:
-    text = f'insecure = true\n[wan]\nbind = "{bind}"\nadvertise = "{advertise}"'
+    text = f'insecure = true\nwan_networks = ["10.0.0.0/8"]\n[wan]\nbind = "{bind}"\nadvertise = "{advertise}"'
     assert load(written(tmp_path, text), S2DSConfig).wan.told == told
 
 
