@@ -7,6 +7,7 @@ limits, answers what is no message, closes on abuse, and hands valid messages to
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
@@ -201,6 +202,27 @@ class _NoDoor:
 NO_DOOR: Visit = _NoDoor()
 
 
+class _Lines:
+    """Bytes cut into lines. What that costs grows with their number alone, in whatever pieces they come."""
+
+    def __init__(self) -> None:
+        self.whole: deque[bytes] = deque()
+        """Lines that nobody has taken yet, without their LF."""
+        self.rest = bytearray()
+        """The beginning of a line."""
+
+    def add(self, data: bytes) -> None:
+        """More bytes of the peer."""
+        first, *others = data.split(b"\n")
+        self.rest += first
+        for other in others:
+            self.whole.append(bytes(self.rest))
+            self.rest = bytearray(other)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.whole)) + len(self.rest)
+
+
 @implementer(IPushProducer)
 class _Brake:
     """Stops reading from a peer that does not read what we write to it, or that says too much at once.
@@ -288,6 +310,7 @@ class Link(LineOnlyReceiver):
         self._limit: IDelayedCall | None = None
         self._rest: IDelayedCall | None = None
         self._brake: _Brake | None = None
+        self._lines = _Lines()
         self.is_stranger = False
         self._has_spoken = False
         self._bad_lines = 0
@@ -331,20 +354,17 @@ class Link(LineOnlyReceiver):
         """Take the lines one by one, and none while the peer does not read: each may be answered at length."""
         if self.transport.disconnecting:  # TLS goes on reading until the peer has closed, too
             return
-        lines = (self._buffer + data).split(self.delimiter)
-        self._buffer = lines.pop()
-        for number, line in enumerate(lines):
-            if self.transport.disconnecting:
+        self._lines.add(data)
+        while self._lines.whole:
+            if self.transport.disconnecting or self._is_full:
                 return
-            if self._is_full:
-                self._buffer = self.delimiter.join([*lines[number:], self._buffer])
-                return
+            line = self._lines.whole.popleft()
             if len(line) > self.MAX_LENGTH:
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
-        if len(self._buffer) > self.MAX_LENGTH and not self.transport.disconnecting:
-            self.lineLengthExceeded(self._buffer)
+        if len(self._lines.rest) > self.MAX_LENGTH and not self.transport.disconnecting:
+            self.lineLengthExceeded(bytes(self._lines.rest))
 
     def lineReceived(self, line: bytes) -> None:
         if not self.is_up:

@@ -96,7 +96,9 @@ class Outbox:
     def __init__(self, clock: IReactorTime, peer_name: str) -> None:
         self._clock = clock
         self._link: Link | None = None
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[_Waiting, None] = {}
+        self._sent: dict[int, _Waiting] = {}
+        """By the numbers that the link has given them."""
         self.peer_name = peer_name
         self.trouble = ""
 
@@ -112,8 +114,8 @@ class Outbox:
         :returns: fires with the final RESP, or fails with the StreamError of an ERROR, with `timeout` when given
             up, or with CancelledError when cancelled.
         """
-        waiting = _Waiting(command, Deferred(self._cancelled), patience)
-        self._waiting.append(waiting)
+        waiting = _Waiting(command, Deferred(lambda _: self._finish(waiting)), patience)
+        self._waiting[waiting] = None
         self._restart_patience(waiting)
         self._send(waiting)
         return waiting.result
@@ -122,6 +124,7 @@ class Outbox:
         """Send all that waits on this link from now on."""
         self._link = link
         self.trouble = ""
+        self._sent.clear()
         for waiting in list(self._waiting):
             waiting.sent_as.clear()
             waiting.next_repeat = FIRST_REPEAT
@@ -131,6 +134,7 @@ class Outbox:
         """The link is gone; `trouble` says why, for the error of a command that is given up."""
         self._link = None
         self.trouble = trouble
+        self._sent.clear()
         for waiting in self._waiting:
             waiting.sent_as.clear()
             _cancel(waiting.repeat)
@@ -145,11 +149,11 @@ class Outbox:
 
     def answered(self, answer: Answer) -> bool:
         """Pair an answer with its command; False if none waits for it."""
-        for waiting in self._waiting:
-            if answer.seq in waiting.sent_as:
-                self._settle(waiting, answer)
-                return True
-        return False
+        waiting = self._sent.get(answer.seq) if answer.seq is not None else None
+        if waiting is None:
+            return False
+        self._settle(waiting, answer)
+        return True
 
     def _settle(self, waiting: _Waiting, answer: Answer) -> None:
         if isinstance(answer, Resp) and still_working(waiting.command, answer):
@@ -165,7 +169,9 @@ class Outbox:
         _cancel(waiting.repeat)
         if self._link is None:
             return
-        waiting.sent_as.add(self._link.send_command(waiting.command))
+        seq = self._link.send_command(waiting.command)
+        waiting.sent_as.add(seq)
+        self._sent[seq] = waiting
         waiting.repeat = self._clock.callLater(waiting.next_repeat, self._send, waiting)
         waiting.next_repeat = min(waiting.next_repeat * 2, LONGEST_REPEAT)
 
@@ -182,16 +188,12 @@ class Outbox:
             msg += f": {self.trouble}"
         waiting.result.errback(Failure(StreamError("timeout", msg)))
 
-    def _cancelled(self, result: Deferred[Resp]) -> None:
-        for waiting in self._waiting:
-            if waiting.result is result:
-                self._finish(waiting)
-                return
-
     def _finish(self, waiting: _Waiting) -> None:
         _cancel(waiting.repeat)
         _cancel(waiting.give_up)
-        self._waiting.remove(waiting)
+        for seq in waiting.sent_as:
+            self._sent.pop(seq, None)
+        del self._waiting[waiting]
 
 
 def command_name(message: Message) -> str:

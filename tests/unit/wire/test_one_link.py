@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -261,12 +262,56 @@ def test_a_stranger_s_line_that_comes_byte_by_byte_and_never_ends_is_cut_at_the_
     assert peer.is_closed
 
 
+def seconds_for(lines: bytes, size: int) -> float:
+    """Processor time for these lines in pieces of this size, the best of three."""
+    taken = []
+    for _ in range(3):
+        peer = user()
+        began = time.process_time()
+        for at in range(0, len(lines), size):
+            peer.link.dataReceived(lines[at : at + size])
+        taken.append(time.process_time() - began)
+        assert not peer.is_closed
+    return min(taken)
+
+
+def test_a_line_that_comes_byte_by_byte_costs_in_proportion_to_its_length() -> None:
+    short = seconds_for(b"x" * 16_384, 1)
+    assert seconds_for(b"x" * MAX_LINE, 1) < 3 * 16 * short, "16 times as long: a quadratic one takes 256 times as long"
+
+
+class Curt(Owner):
+    """Has a word for each message."""
+
+    def message_received(self, link: Link, message: Message) -> None:
+        super().message_received(link, message)
+        link.send(Error(uid=None, code="wrong-state", msg=""))
+
+
+def test_lines_that_wait_for_a_peer_who_does_not_read_cost_in_proportion_to_their_number() -> None:
+    def cost(count: int) -> float:
+        taken = []
+        for _ in range(3):
+            wire = SlowWire()
+            wire.bufferSize = 0  # each answer fills it
+            peer = Peer(owner=Curt(), wire=wire)
+            began = time.process_time()
+            peer.link.dataReceived((REL + b"\n") * count)
+            while wire.is_full:
+                wire.drained()
+            taken.append(time.process_time() - began)
+            assert len(peer.owner.messages) == count
+        return min(taken)
+
+    assert cost(8000) < 3 * 16 * cost(500), "16 times as many: a quadratic one takes 256 times as long"
+
+
 def test_a_peer_that_floods_a_closed_link_fills_no_memory_and_is_cut_off() -> None:
     peer = stranger()
     for _ in range(100):
         peer.link.dataReceived(b"x" * MAX_FIRST_LINE)
     assert peer.is_closed
-    assert len(peer.link._buffer) <= 2 * MAX_FIRST_LINE
+    assert len(peer.link._lines) <= 2 * MAX_FIRST_LINE
     assert len(peer.reads()) == 1
     assert not peer.is_cut_off
     peer.clock.advance(10)
