@@ -15,6 +15,7 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct, field
 
+from scistream.resources import processors
 from scistream.security.guard import Bounds
 from scistream.security.material import Trust
 from scistream.toml_file import ConfigProblem as ConfigProblem
@@ -92,12 +93,12 @@ def parse_ports(text: str) -> tuple[int, int]:
 
 
 def parse_elements(value: int | str) -> int:
-    """How many element processes: ``auto`` is one a processor that this process may use.
+    """How many element processes: ``auto`` is one for each processor that this process may use, up to `MAX_ELEMENTS`.
 
     :raises ValueError: with a sentence that names the value and what is allowed.
     """
     if value == "auto":
-        return len(os.sched_getaffinity(0))
+        return min(processors(), MAX_ELEMENTS)
     if isinstance(value, str) or not 0 <= value <= MAX_ELEMENTS:
         raise ValueError(f'{value!r}: write "auto", or a number from 0 (none: one process does all) to {MAX_ELEMENTS}')
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -48,9 +49,21 @@ def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
     """
     if file is not None:
         why = "\n".join(line if line.startswith(f"{file}: ") else f"{file}: {line}" for line in why.splitlines())
+    _tell(why)
+    raise SystemExit(2)
+
+
+def _tell(why: str) -> None:
     for stream in {sys.stderr, sys.__stderr__ or sys.stderr}:
         stream.write(f"{why}\n")
-    raise SystemExit(2)
+
+
+def end_daemon(reactor: Any, why: str) -> None:
+    """Stop a daemon that runs and cannot go on: a sentence on standard error, exit status 2 in the end."""
+    Logger("scistream.daemon").critical("it cannot go on: {why}", why=why)
+    _tell(why)
+    reactor.addSystemEventTrigger("after", "shutdown", os._exit, 2)  # twistd would end with 0
+    reactor.stop()
 
 
 def make_daemon(

@@ -89,7 +89,7 @@ class Children:
         :param on_end: called when it has ended, unless `end_all` was called first.
         """
         child = Child(name, self._folder)
-        tethered = [sys.executable, "-m", "scistream.demo.tether", str(os.getpid()), *command]
+        tethered = [sys.executable, "-P", "-m", "scistream.demo.tether", str(os.getpid()), *command]
         nothing = os.open(os.devnull, os.O_RDONLY)
         out = os.open(child.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -151,4 +151,4 @@ def _group_lives(child: Child) -> bool:
 
 def _python_path() -> str:
     """Children find the same modules as this process, from whichever folder it was started."""
-    return os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    return os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # "" is that folder

@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 START_WITHIN = 60.0
 """Seconds that a server has until it accepts connections."""
 
-_TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+_TWISTD = [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 _CONTROLLER = "s2cs-controller"
 _LOOK_AGAIN = 0.05
 _FIRST_PORT = 20000

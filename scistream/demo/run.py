@@ -29,9 +29,9 @@ _LOOK_EVERY = 0.5
 _DETECTOR_PATIENCE = 5.0
 _CLOSE_WITHIN = 3.0
 _LOOK_PATIENCE = 3.0
-_APPCTRL = [sys.executable, "-c", "from scistream.app.cli import main; main()"]
-_DETECTOR = [sys.executable, "-m", "scistream.demo.detector"]
-_CONSUMER = [sys.executable, "-m", "scistream.demo.consumer"]
+_APPCTRL = [sys.executable, "-P", "-c", "from scistream.app.cli import main; main()"]
+_DETECTOR = [sys.executable, "-P", "-m", "scistream.demo.detector"]
+_CONSUMER = [sys.executable, "-P", "-m", "scistream.demo.consumer"]
 
 
 @dataclass(frozen=True)

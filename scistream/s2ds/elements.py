@@ -12,8 +12,10 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, succeed
@@ -50,9 +52,12 @@ from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, ChannelFigures, Role, StreamKey
 
 PATIENCE = 10.0
-"""Seconds that an element has for its answer. One that does not give it is killed: nothing is known of it any more."""
+"""Seconds that an element has for its answer. One that does not give it, and does nothing else either, is
+killed: nothing is known of it any more."""
 STARTING_PATIENCE = 30.0
 """The same while it is being started."""
+LONGEST_BUSY = 60.0
+"""Seconds that an element may be busy with something else before it answers."""
 BEAT_SECONDS = 5.0
 START_AGAIN = 0.1
 """Seconds between an element's death and the next one; twice as long each time, while they die young."""
@@ -61,6 +66,8 @@ YOUNG = 10.0
 STOP_SECONDS = 2.0
 OWN_DESCRIPTORS = 12
 """Descriptors of an element that has no connection, or a few more; each connection takes two."""
+_SCHEDULED = 2
+"""Which of the processor clocks of a process is asked: see clock_getcpuclockid(3)."""
 ROOM_AT_ONCE = 8
 """Connections without a handshake that make room for others when one is asked for."""
 
@@ -71,6 +78,10 @@ ELEMENT_DIED = "the element of the gateway that carried it has ended"
 
 def _nobody_hears(_reset: Reset) -> None:
     """Nobody asked why connections were reset."""
+
+
+def _go_on(_why: str) -> None:
+    """Elements are started again and again."""
 
 
 class Died(Exception):
@@ -96,6 +107,8 @@ class Elements:
     :param settings: of each element.
     :param half_open: connections of one channel that are not joined to the other side yet, at most.
     :param on_reset: hears why connections were reset.
+    :param on_hopeless: hears why no element can be started, as an element fails to start for the second time in a row
+        and none is ready.
     """
 
     log = Logger()
@@ -108,15 +121,17 @@ class Elements:
         settings: Settings,
         half_open: int = 64,
         on_reset: Callable[[Reset], None] = _nobody_hears,
+        on_hopeless: Callable[[str], None] = _go_on,
     ) -> None:
         self._reactor = reactor
         self._on_reset = on_reset
+        self._on_hopeless = on_hopeless
         self._half_open = half_open
         self._board = Board.create(slots, max(count, 1))
         self._streams: dict[StreamKey, _Stream] = {}
         self._members: list[_Member] = (
             [
-                _Process(reactor, self._board, number, settings, self._replay, self._settle, self._hear)
+                _Process(reactor, self._board, number, settings, self._replay, self._settle, self._hear, self._give_up)
                 for number in range(count)
             ]
             if count
@@ -239,6 +254,10 @@ class Elements:
         for reset in resets:
             self._on_reset(reset)
 
+    def _give_up(self, why: str) -> None:
+        if not any(member.ready for member in self._members):
+            self._on_hopeless(why)
+
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
         return OWN_DESCRIPTORS + 2 * (self._in_all(member.number) + 1) <= member.most_descriptors()
@@ -359,6 +378,7 @@ class _Process:
     :param replay: gives what a new one has to be told.
     :param settle: counts what went with one that died.
     :param hear: hears what it says of connections that it has reset.
+    :param give_up: hears why it does not start, when it has failed to twice in a row.
     """
 
     log = Logger()
@@ -372,9 +392,12 @@ class _Process:
         replay: Callable[[], list[Order]],
         settle: Callable[[int], int],
         hear: Callable[[list[Reset]], None],
+        give_up: Callable[[str], None],
     ) -> None:
         self.number = number
         self.ready = False
+        self._give_up = give_up
+        self._failed_starts = 0
         self._reactor = reactor
         self._board = figures
         self._settings = settings
@@ -418,7 +441,7 @@ class _Process:
             self._process = self._reactor.spawnProcess(
                 _Ends(self._ended),
                 sys.executable,
-                [sys.executable, "-m", "scistream.s2ds.relay.worker", *map(str, arguments)],
+                [sys.executable, "-P", "-m", "scistream.s2ds.relay.worker", *map(str, arguments)],
                 env=None,
                 childFDs={
                     0: nothing.fileno(),
@@ -429,7 +452,9 @@ class _Process:
                     BOARD_FD: self._board.fd,
                 },
             )
-            line = _Line(self._reactor, self.number, self._stuck, self._hear)
+            line = _Line(
+                self._reactor, self.number, partial(processor_time, self._process.pid), self._stuck, self._hear
+            )
             factory = Factory.forProtocol(lambda: line)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
@@ -472,6 +497,7 @@ class _Process:
     def _is_ready(self, line: _Line) -> None:
         if line is self._line and self._process is not None:
             self.ready = True
+            self._failed_starts = 0
             self.log.info("element {number} is ready (process {pid})", number=self.number, pid=self._process.pid)
             if not self._beats.running:
                 self._beats.start(BEAT_SECONDS, now=False)
@@ -513,8 +539,8 @@ class _Process:
             line.close()
 
     def _ended(self, reason: Failure) -> None:
+        started, self.ready = self.ready, False
         self._process = None
-        self.ready = False
         lost = self._settle(self.number)
         self._cut()
         if self._stopped is not None:
@@ -528,6 +554,10 @@ class _Process:
             reason=reason.getErrorMessage(),
             lost=lost,
         )
+        if not started and getattr(reason.value, "exitCode", None):  # not for want of something: nobody has killed it
+            self._failed_starts += 1
+            if self._failed_starts > 1:
+                self._give_up(f"element {self.number} does not start ({reason.getErrorMessage()})")
         self._start_again()
 
     def _start_again(self) -> None:
@@ -548,6 +578,7 @@ class _Ends(ProcessProtocol):
 class _Line(LineOnlyReceiver):
     """This end of the line of orders.
 
+    :param pulse: gives the processor time that the element has used: as long as it grows the element is busy.
     :param stuck: called with an order that has not been answered in time, and with that time.
     :param hear: called with what it says of connections that it has reset.
     """
@@ -561,11 +592,13 @@ class _Line(LineOnlyReceiver):
         self,
         reactor: Any,
         number: int,
+        pulse: Callable[[], float],
         stuck: Callable[[Order, float], None],
         hear: Callable[[list[Reset]], None],
     ) -> None:
         self._reactor = reactor
         self._number = number
+        self._pulse = pulse
         self._stuck = stuck
         self._hear = hear
         self._seq = 0
@@ -575,9 +608,22 @@ class _Line(LineOnlyReceiver):
         """Give an order that is to be answered in so many seconds; fires when it was carried out, or fails."""
         self._seq += 1
         answered: Deferred[None] = Deferred()
-        self._waiting[self._seq] = answered, self._reactor.callLater(patience, self._stuck, order, patience)
+        self._waiting[self._seq] = answered, self._wait(self._seq, order, patience, 0.0)
         self.transport.write(encode(Ordered(seq=self._seq, order=order)) + b"\n")
         return answered
+
+    def _wait(self, seq: int, order: Order, patience: float, waited: float) -> IDelayedCall:
+        timer: IDelayedCall = self._reactor.callLater(
+            patience, self._is_late, seq, order, patience, waited + patience, self._pulse()
+        )
+        return timer
+
+    def _is_late(self, seq: int, order: Order, patience: float, waited: float, before: float) -> None:
+        answered, _ = self._waiting[seq]
+        if self._pulse() > before and waited < LONGEST_BUSY:
+            self._waiting[seq] = answered, self._wait(seq, order, patience, waited)
+        else:
+            self._stuck(order, waited)
 
     def close(self) -> None:
         """No more of it: what is not answered will not be."""
@@ -618,6 +664,14 @@ def _descriptors_of(pid: int) -> int:
     except ProcessLookupError:
         return 0
     return most
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of processor time that a process has used; 0 when it is gone."""
+    try:
+        return time.clock_gettime(~pid << 3 | _SCHEDULED)
+    except OSError:
+        return 0.0
 
 
 def _is_dead(failure: Failure) -> None:

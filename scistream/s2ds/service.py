@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from scistream.config import (
     parse_seconds,
     trust_of,
 )
+from scistream.daemon import end_daemon
 from scistream.process import raise_descriptor_limit
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
@@ -107,6 +109,7 @@ class DataServer(Service):
             settings,
             config.limits.half_open,
             self._note_reset,
+            partial(end_daemon, reactor),
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)

@@ -19,9 +19,9 @@ from requirements import unprivileged
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"
-CONSUMER = f"{sys.executable} -m scistream.demo.consumer"
-DETECTOR = f"{sys.executable} -m scistream.demo.detector"
-SERVER = f"{sys.executable} -c from twisted.scripts.twistd"
+CONSUMER = f"{sys.executable} -P -m scistream.demo.consumer"
+DETECTOR = f"{sys.executable} -P -m scistream.demo.detector"
+SERVER = f"{sys.executable} -P -c from twisted.scripts.twistd"
 
 
 class Run:

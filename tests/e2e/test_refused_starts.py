@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,9 @@ def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = (), out: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[str]]:
     """A server in the foreground; whatever happens, it is gone at the end.
 
     :param before: the command that starts it, if not this process.
@@ -85,7 +88,7 @@ def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = 
         [*before, TWISTD, "-n", "--pidfile=", kind, *arguments],
         cwd=folder,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=out,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -411,3 +414,37 @@ def test_a_policy_that_cannot_be_used_is_named_with_its_rule_and_its_key(
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path, pki: Path) -> None:
     line = refusal_of(tmp_path, "s2cs", {**s2cs(pki), "policy": '"nowhere.toml"'})
     assert line == f"{tmp_path / 'nowhere.toml'}: cannot be read: No such file or directory"
+
+
+SPOILT = """
+import os, sys
+if any("relay.worker" in word for word in sys.orig_argv):
+    os._exit(3)
+"""
+
+
+def test_a_gateway_whose_elements_do_not_start_ends_with_one_sentence(
+    tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SPOILT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    line = refusal(tmp_path, "s2ds", "--config", str(write(tmp_path, "s2ds", s2ds(pki))))
+    assert re.match(r"element \d does not start \(.*exit code 3", line)
+
+
+def test_no_module_of_the_folder_that_a_gateway_is_started_in_runs_in_it(tmp_path: Path, pki: Path) -> None:
+    for name in ("random", "scistream", "twisted", "msgspec"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w').close()\n")
+    file = write(tmp_path, "s2ds", {**s2ds(pki), "elements": "1"})
+    with started(tmp_path, "s2ds", "--config", str(file), out=subprocess.PIPE) as process:
+        stop = threading.Timer(PATIENCE, process.kill)
+        stop.start()
+        assert process.stdout is not None
+        for line in process.stdout:  # which ends with the process
+            assert "ended" not in line
+            if "element 0 is ready" in line:
+                break
+        else:
+            raise AssertionError(f"it has ended, or has no element within {PATIENCE:g} s")
+        stop.cancel()
+    assert not (tmp_path / "was here").exists()

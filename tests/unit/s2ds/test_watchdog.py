@@ -1,0 +1,71 @@
+"""An element that is late with an answer: busy, or dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from scistream.s2ds.elements import LONGEST_BUSY, PATIENCE, _Line, processor_time
+from scistream.s2ds.relay.orders import Beat, Order
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    """A process that does nothing but work."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def work(pid: int) -> None:
+    """Wait until it has used some time."""
+    before, deadline = processor_time(pid), time.monotonic() + DEADLINE
+    while processor_time(pid) <= before:
+        assert time.monotonic() < deadline, "it uses no time of any processor"
+
+
+def asked(pid: int) -> tuple[Clock, list[tuple[Order, float]]]:
+    """Somebody waits for an answer of that process."""
+    clock = Clock()
+    stuck: list[tuple[Order, float]] = []
+    line = _Line(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
+    line.makeConnection(StringTransport())
+    line.ask(Beat(), PATIENCE).addErrback(lambda _: None)
+    return clock, stuck
+
+
+def test_one_that_is_busy_has_more_time_and_not_for_ever(busy: int) -> None:
+    clock, stuck = asked(busy)
+    while clock.seconds() + PATIENCE < LONGEST_BUSY:
+        work(busy)
+        clock.advance(PATIENCE)
+        assert stuck == []
+    work(busy)
+    clock.advance(PATIENCE)
+    assert stuck == [(Beat(), LONGEST_BUSY)]
+
+
+def test_one_that_does_nothing_is_dead(busy: int) -> None:
+    work(busy)
+    os.kill(busy, signal.SIGSTOP)
+    os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)
+    clock, stuck = asked(busy)
+    clock.advance(PATIENCE)
+    assert stuck == [(Beat(), PATIENCE)]
+
+
+def test_one_that_is_gone_uses_no_time() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait(DEADLINE)
+    assert processor_time(process.pid) == 0.0
