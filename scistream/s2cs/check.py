@@ -34,11 +34,13 @@ _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM stream ORDER BY uid, role"
 START_ANEW = (
     "Stop the S2CS, keep a copy of the file, and restore it from a backup or let the S2CS make a new one: what its "
-    "gateways still hold is released when it finds no record of it."
+    "gateways hold and it has no record of stays there until it expires, or until you start it once with "
+    "`twistd s2cs --release-unknown`."
 )
 DROP = (
     'Stop the S2CS, keep a copy of the file, and remove each of these records by sqlite3 FILE "DELETE FROM stream '
-    "WHERE uid = 'UID' AND role = 'ROLE'\": what its gateways still hold of them is released when it starts again."
+    "WHERE uid = 'UID' AND role = 'ROLE'\": what its gateways hold of them stays there until it expires, or "
+    "until you start it once with `twistd s2cs --release-unknown`."
 )
 UPGRADE = "Use the software that wrote it, or a newer one."
 ANOTHER_FILE = "Look at `state` in s2cs.toml: it names the file of the S2CS."

@@ -33,11 +33,13 @@ from scistream.wire.messages import (
     ProbeResult,
     ProdLstn,
     Rel,
+    ReqListeners,
     ResetReason,
     Resp,
     StartConn,
     StreamKey,
     StreamStatus,
+    UpdateTargets,
 )
 
 GATEWAY_PATIENCE = 20.0
@@ -123,6 +125,8 @@ class Held:
             self._no_such_gateway(gateway, command)
             return
         releasing = isinstance(command, Rel)
+        if isinstance(command, ReqListeners | UpdateTargets | Rel):
+            command = msgspec.structs.replace(command, store=self._server.store.id)
         asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
         self._asking[gateway] = asked
         if releasing:

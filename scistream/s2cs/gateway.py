@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.s2cs.pool import Taken
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import (
@@ -31,7 +32,9 @@ PAGE = 20
 MOST_STREAMS = 65535
 """A stream has a port of its own at least, so no gateway has more."""
 MOST_RELEASES = 1000
-"""Streams that nobody here knows, and that a gateway is asked to release at the same time."""
+"""Streams that live here no more, and that a gateway is asked to release at the same time."""
+MOST_NAMED = 20
+"""Streams without a record that one line of the log names."""
 MOST_ASKED = 32
 """Users who wait for fresh figures of a gateway at the same time: whoever asks often shall not keep it busy."""
 
@@ -80,6 +83,10 @@ class Gateway:
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
         self._asked = 0
+        self.strangers: dict[StreamKey, Taken] = {}
+        """Streams on the gateway of which the S2CS has no record."""
+        self.is_compared = False
+        """Whether it has once been looked at whole since this process was started."""
 
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
         """Ask for the figures of a stream, or of all; fires when they are here or too long in coming, and at once if
@@ -90,15 +97,31 @@ class Gateway:
         asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
         return asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures)
 
-    def release(self, key: StreamKey) -> None:
-        """Release what the gateway holds of a stream that nobody here knows. One that waits for its answer already is
+    def release(self, key: StreamKey, store: str | None) -> None:
+        """Release what the gateway holds of a stream that lives here no more. One that waits for its answer already is
         not asked for again, and when there are very many the rest has its turn at a later comparison."""
         if key in self._releasing or len(self._releasing) >= MOST_RELEASES:
             return
         self._releasing.add(key)
         uid, role = key
-        asked = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT), None)
+        asked = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT, store=store), None)
         asked.addErrback(_no_figures).addBoth(lambda _: self._releasing.discard(key))
+
+    def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
+        """Remember the streams here of which the S2CS has no record, and say so once of each."""
+        news = [key for key in strangers if key not in self.strangers]
+        self.strangers = strangers
+        if news:
+            named = ", ".join(f"{uid} ({role})" for uid, role in news[:MOST_NAMED])
+            self.log.warn(
+                "gateway {gateway} holds {count} streams that this S2CS has no record of, and leaves them alone: "
+                "{named}{rest}. Either another S2CS uses this gateway, or `state` names another or an older store than "
+                "the one under which they were reserved. `twistd s2cs --release-unknown` releases them",
+                gateway=self.name,
+                count=len(news),
+                named=named,
+                rest=" and others" if len(news) > MOST_NAMED else "",
+            )
 
     def _up(self) -> None:
         self.log.info("gateway {gateway} is there", gateway=self.name)
@@ -157,6 +180,7 @@ class Gateway:
             self.log.info("gateway {gateway} answers again", gateway=self.name)
             self._is_silent = False
         self._server.gateway_knows(self, answer.boot or "", expected, known)
+        self.is_compared = True
 
     def _no_longer_asked(self, outcome: Resp | Failure) -> Resp | Failure:
         self._asked -= 1

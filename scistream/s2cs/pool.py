@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
@@ -25,9 +26,22 @@ class Member:
         return int(max(0.0, min(float(self.ports), self.rate / rate_each + _ROUNDING)))  # it may be infinite
 
 
-def member(name: str, room: Room, records: Iterable[Record]) -> Member:
-    """What is left of a gateway's room after what the live streams hold there."""
+class Taken(NamedTuple):
+    """What a stream that is nobody's here holds on a gateway: ports, and Mbit/s."""
+
+    ports: int
+    rate: float
+
+
+def member(name: str, room: Room, records: Iterable[Record], strangers: Iterable[Taken] = ()) -> Member:
+    """What is left of a gateway's room after what the live streams hold there.
+
+    :param strangers: what it says of streams there that are nobody's here.
+    """
     ports, rate = room.ports, room.rate
+    for taken in strangers:
+        ports -= taken.ports
+        rate -= taken.rate
     for record in records:
         if record.state == "Released" or record.request is None or name not in record.plan:
             continue

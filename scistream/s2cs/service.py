@@ -29,8 +29,9 @@ from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
+from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
-from scistream.s2cs.pool import Member, member, spread
+from scistream.s2cs.pool import Member, Taken, member, spread
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
 from scistream.s2cs.wrong_keys import WrongKeys
@@ -79,6 +80,7 @@ class ControlServer(Service):
     :param config_file: where they came from: relative paths start there.
     :param wall: seconds since the epoch, for deadlines that outlive this process.
     :param problems: what is known to be wrong already.
+    :param release_unknown: what a gateway holds when it is first seen, and the store has no record of, is released.
     :raises CertificateProblem: if the certificates are not usable.
     :raises ConfigProblem: if the policy is not usable.
     :raises StoreProblem: if the store is not usable.
@@ -94,7 +96,10 @@ class ControlServer(Service):
         config_file: Path,
         wall: Callable[[], float] = time.time,
         problems: SetupProblems | None = None,
+        *,
+        release_unknown: bool = False,
     ) -> None:
+        self._release_unknown = release_unknown
         self.reactor = reactor
         self.config = config
         self._config_file = config_file
@@ -122,6 +127,7 @@ class ControlServer(Service):
             for one in config.gateways
         }
         store = beside(config_file, config.state)
+        self._lock = StoreLock(store)
         self.store = Store(store)
         self.ledger = Ledger(self.store, wall)
         self.guard = Guard(config, policy, self.ledger.usage_today)
@@ -134,6 +140,7 @@ class ControlServer(Service):
     # -- the service
 
     def startService(self) -> None:
+        self._lock.note_holder()
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine is every owner")
         self._port = self._door.open(lambda: self, self._door_guard)
@@ -170,6 +177,7 @@ class ControlServer(Service):
         self.ledger.write()
         self.audit.stopped(self._live())
         self.store.close()
+        self._lock.release()
 
     def _live(self) -> int:
         return sum(held.record.state != "Released" for held in self.streams.values())
@@ -200,10 +208,12 @@ class ControlServer(Service):
         return {name: keyring for name, keyring in named.items() if keyring is not None}
 
     def _warnings(self, link: Link) -> list[str] | None:
-        """What expires soon, for a user who asks: of this facility, and her own certificate."""
+        """What expires soon, for a user who asks: of this facility, and her own certificate; and what is amiss with the
+        gateways."""
+        found = [_strangers_told(gateway) for gateway in self.gateways.values() if gateway.strangers]
         if not self._keyrings():
-            return None
-        found = self._watch.warnings()
+            return found or None
+        found += self._watch.warnings()
         for gateway in self.gateways.values():
             whose = f"the certificate of the gateway {gateway.name}"
             found += self._watch.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
@@ -347,7 +357,7 @@ class ControlServer(Service):
     def _members(self) -> list[Member]:
         records = [held.record for held in self.streams.values()]
         return [
-            member(name, gateway.room, records)
+            member(name, gateway.room, records, gateway.strangers.values())
             for name, gateway in self.gateways.items()
             if gateway.room is not None and gateway.dialer.link is not None
         ]
@@ -484,18 +494,40 @@ class ControlServer(Service):
                 continue  # the answer to REL, which is still to come, brings the last figures
             elif key in expected and (key not in known or known[key].state in ("Releasing", "Released")):
                 held.machine.gateway_lost(gateway.name, "has released this stream by itself")
-        for key, status in known.items():
-            mine = self.streams.get(key)
-            orphaned = mine is None or gateway.name not in mine.record.plan or mine.record.state == "Released"
-            if orphaned and status.state not in ("Releasing", "Released"):
-                self.log.warn(
-                    "releasing {uid} ({role}) on {gateway}: no record of it",
-                    uid=key[0],
-                    role=key[1],
-                    gateway=gateway.name,
-                )
-                gateway.release(key)
+        self._look_at_others(gateway, known)
         self._end_overdrawn(set(known))
+
+    def _look_at_others(self, gateway: Gateway, known: dict[StreamKey, StreamStatus]) -> None:
+        """See what a gateway holds beside the streams that it should hold.
+
+        What the store knows to be over is released. What it has no record of was reserved by another S2CS, or under
+        another or a younger store, since a record is written before anything is reserved: it stays, unless the operator
+        wants it released.
+        """
+        strangers: dict[StreamKey, Taken] = {}
+        for key, status in known.items():
+            if status.state in ("Releasing", "Released"):
+                continue
+            record = self.streams[key].record if key in self.streams else None
+            is_mine = record is not None and record.request is not None and status.store in (None, self.store.id)
+            if record is not None and is_mine:
+                if gateway.name not in record.plan or record.state == "Released":
+                    self._release_other(gateway, status, "it is over")
+            elif self._release_unknown and not gateway.is_compared:
+                self._release_other(gateway, status, "no record of it, and --release-unknown was given")
+            else:
+                strangers[key] = Taken(len(status.channels), max(0.0, status.rate))
+        gateway.note_strangers(strangers)
+
+    def _release_other(self, gateway: Gateway, status: StreamStatus, why: str) -> None:
+        self.log.warn(
+            "releasing {uid} ({role}) on {gateway}: {why}",
+            uid=status.uid,
+            role=status.role,
+            gateway=gateway.name,
+            why=why,
+        )
+        gateway.release((status.uid, status.role), status.store)
 
     def _end_overdrawn(self, carried: set[StreamKey]) -> None:
         """End the streams whose owner has used up what the policy allows for a day."""
@@ -504,6 +536,14 @@ class ControlServer(Service):
             reason = self.guard.overdrawn(held.record) if held is not None else None
             if held is not None and reason is not None:
                 held.machine.forbidden(reason)
+
+
+def _strangers_told(gateway: Gateway) -> str:
+    return (
+        f"the gateway {gateway.name} holds {len(gateway.strangers)} streams that this S2CS has no record of, and keeps "
+        "their ports and capacity until they expire: the log of the S2CS names them, and its operator can release them "
+        "with `twistd s2cs --release-unknown`"
+    )
 
 
 def _user(link: Link) -> str:

@@ -9,6 +9,8 @@ what was booked on each day, which outlives the records.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -85,7 +87,13 @@ def _make_books(db: sqlite3.Connection) -> None:
     )
 
 
-STEPS: tuple[Step, ...] = (_make_tables, _make_books)
+def _make_identity(db: sqlite3.Connection) -> None:
+    """Version 3: the store has a random name, which gateways keep with what is reserved."""
+    db.execute("CREATE TABLE identity (id TEXT NOT NULL)")
+    db.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(16),))
+
+
+STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity)
 """The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
 SCHEMA_VERSION = len(STEPS)
 
@@ -127,6 +135,7 @@ class Store:
 
     def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._path = path
+        self._syncs = "NORMAL"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -138,6 +147,7 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._upgrade(steps)
+            self.id = self._read_id(len(steps))
         except sqlite3.Error as problem:
             self._db.close()
             raise StoreProblem(f"the store {path} cannot be opened: {problem}") from None
@@ -174,16 +184,32 @@ class Store:
         if first:
             self.log.info("the store {path} is now of schema version {version}", path=self._path, version=version)
 
+    def _read_id(self, version: int) -> str:
+        """The name that the store got when it was made: of the store itself, so a copy has the same one."""
+        if version < STEPS.index(_make_identity) + 1:
+            return ""
+        ids = self._db.execute("SELECT id FROM identity").fetchall()
+        if len(ids) != 1 or not re.fullmatch(r"[0-9a-f]{32}", str(ids[0][0])):
+            raise sqlite3.DatabaseError(f"its table identity has {len(ids)} rows, and not one name of 32 digits")
+        return str(ids[0][0])
+
     def save(self, record: Record) -> None:
-        """Write a record.
+        """Write a record. That of a new stream is safe against the death of the machine, too, before anything is
+        reserved for it: what a gateway holds of this store and the store does not know, is younger than the store.
 
         :raises StreamError: `no-capacity` if it cannot be written.
         """
         row = (record.uid, record.role, record.owner, record.state, record.released_at, msgspec.json.encode(record))
         try:
+            self._sync("FULL" if record.state == "Reserving" else "NORMAL")
             self._db.execute("INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as problem:
             raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+
+    def _sync(self, how: str) -> None:
+        if how != self._syncs:
+            self._db.execute(f"PRAGMA synchronous = {how}")
+            self._syncs = how
 
     def load(self) -> list[Record]:
         """All records, also of streams that are released.
@@ -195,6 +221,17 @@ class Store:
             return [msgspec.json.decode(record, type=Record) for _, _, record in rows]
         except (sqlite3.Error, msgspec.DecodeError) as problem:
             raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
+
+    def find(self, key: StreamKey) -> Record | None:
+        """One record, if there is one.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        try:
+            row = self._db.execute("SELECT record FROM stream WHERE uid = ? AND role = ?", key).fetchone()
+            return msgspec.json.decode(row[0], type=Record) if row is not None else None
+        except (sqlite3.Error, msgspec.DecodeError) as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
 
     def forget(self, key: StreamKey) -> None:
         """Remove a record; one that cannot be removed now goes at the next start. What was booked stays."""

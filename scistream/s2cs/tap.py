@@ -16,6 +16,7 @@ class Options(DaemonOptions[S2CSConfig]):
     """Run an S2CS, the control server of a facility."""
 
     config_type = S2CSConfig
+    optFlags = (("release-unknown", None, "Release what the gateways hold and the store has no record of."),)
     synopsis = "[options]\n\nRuns the control server (S2CS) of a facility. Its controller is named in the file."
 
 
@@ -26,5 +27,7 @@ def makeService(options: Options) -> Service:
     return make_daemon(
         options,
         listen,
-        lambda reactor, problems: ControlServer(reactor, config, options.file, problems=problems),
+        lambda reactor, problems: ControlServer(
+            reactor, config, options.file, problems=problems, release_unknown=bool(options["release-unknown"])
+        ),
     )

@@ -231,6 +231,12 @@ class Holding:
             except Exception:
                 self.log.failure("uid={uid} could not let go of everything", uid=self._core.uid)
 
+    def is_of_another(self, store: str | None) -> bool:
+        """Whether an S2CS with another store has reserved; not known if either does not say which it has."""
+        request = self._core.request
+        mine = request.store if request is not None else None
+        return None not in (mine, store) and mine != store
+
     def wan_listeners(self) -> set[int]:
         """The ports that the stream has here towards other gateways."""
         if self._core.role != PROD:
@@ -254,6 +260,7 @@ class Holding:
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,
+            store=core.request.store if core.request is not None else None,
             resets=self.resets.told(),
         )
 

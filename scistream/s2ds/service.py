@@ -42,6 +42,7 @@ from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring
 from scistream.setup import SetupProblems
 from scistream.wire.address import Address
+from scistream.wire.errors import ErrorCode
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
 from scistream.wire.messages import (
@@ -209,6 +210,10 @@ class DataServer(Service):
         holding = self._holdings.get((command.uid, command.role))
         if holding is None and isinstance(command, UpdateTargets):
             link.refuse(command, "unknown-uid", f"no stream {command.uid} is reserved here")
+            return
+        if holding is not None and holding.is_of_another(command.store):
+            code: ErrorCode = "uid-in-use" if isinstance(command, ReqListeners) else "not-authorized"
+            link.refuse(command, code, f"stream {command.uid} was reserved here by another S2CS, and is not yours")
             return
         if holding is None:
             self._forget_old()

@@ -50,6 +50,8 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""The random name of an S2CS's store: whose a stream on a gateway is."""
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Warnings = Annotated[list[Text], Meta(max_length=200)]
 StateName = Annotated[str, Meta(max_length=32)]
@@ -117,7 +119,8 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
 class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
 
-    Answered by RESP with `listeners`, `csr`, `boot`.
+    `store` names the store of that S2CS: from then on the gateway obeys no other about this stream. Answered by RESP
+    with `listeners`, `csr`, `boot`.
     """
 
     uid: Uid
@@ -130,6 +133,7 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     app_from: NetworkTexts | None = None
     protocol: Protocol = "tcp"
     probe_seconds: ProbeSeconds | None = None
+    store: StoreId | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
@@ -179,7 +183,10 @@ class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
 
 
 class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
-    """Each listener and its target, and the credentials of the WAN leg, as one numbered generation."""
+    """Each listener and its target, and the credentials of the WAN leg, as one numbered generation.
+
+    `store` comes from an S2CS: see ReqListeners.
+    """
 
     uid: Uid
     role: Role
@@ -187,6 +194,7 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     generation: Generation
     connection_map: ConnectionMap
     data_conn_key: Pem
+    store: StoreId | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
@@ -205,11 +213,12 @@ class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
 
 
 class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
-    """End this stream."""
+    """End this stream. `store` comes from an S2CS: see ReqListeners."""
 
     uid: Uid
     role: Role
     seq: Seq
+    store: StoreId | None = None
 
 
 class Status(_Message, frozen=True, kw_only=True, tag="Status"):
@@ -301,7 +310,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
 
     `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
-    connections were reset, the newest first.
+    connections were reset, the newest first. `store` comes from an S2DS: which S2CS has reserved.
     """
 
     uid: Uid
@@ -323,6 +332,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     probe: ProbeResult | None = None
     wrong_hellos: int = 0
     resets: Resets = field(default_factory=list)
+    store: StoreId | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

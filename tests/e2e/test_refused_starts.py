@@ -163,16 +163,20 @@ def serves(port: int) -> bool:
     return True
 
 
+def wait_until_it_serves(process: subprocess.Popen[str], settings: dict[str, str]) -> None:
+    port = int(settings["listen"].strip('"').rpartition(":")[2])
+    deadline = time.monotonic() + PATIENCE
+    while not serves(port):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, f"nothing serves at port {port} within {PATIENCE} s"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_control_starts_listens_and_ends_with_status_0_at_sigterm(tmp_path: Path, pki: Path, kind: str) -> None:
     settings = KINDS[kind](pki)
-    port = int(settings["listen"].strip('"').rpartition(":")[2])
     with started(tmp_path, kind, "--config", str(write(tmp_path, kind, settings))) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not serves(port):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_it_serves(process, settings)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=5)
         assert process.returncode == 0
@@ -383,6 +387,20 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path, pk
     assert f"the store {store} has schema version 99" in line
 
 
+def test_a_second_server_with_the_same_store_is_refused_while_the_first_one_lives(tmp_path: Path, pki: Path) -> None:
+    settings = s2cs(pki)
+    file = str(write(tmp_path, "s2cs", settings))
+    with started(tmp_path, "s2cs", "--config", file) as first:
+        wait_until_it_serves(first, settings)
+        line = refusal(tmp_path, "s2cs", "--config", file)
+        assert f"the store {tmp_path / 's2cs.sqlite'} is in use by another S2CS, process {first.pid}: " in line
+        assert first.poll() is None
+        first.kill()
+        first.wait(PATIENCE)
+    with started(tmp_path, "s2cs", "--config", file) as next_one:
+        wait_until_it_serves(next_one, settings)
+
+
 BROKEN = [
     ("rates = 1", "rule 1 `a`: rates: no such key; allowed are "),
     ('rate = "lots"', "rule 1 `a`: rate: 'lots' is no rate"),
@@ -402,13 +420,8 @@ def test_a_policy_that_cannot_be_used_is_named_with_its_rule_and_its_key(
     assert refusal_of(tmp_path, "s2cs", settings).startswith(f"{policy}: {complaint}")
 
     policy.write_text(sound)
-    port = int(settings["listen"].strip('"').rpartition(":")[2])
     with started(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", settings))) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not serves(port):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_it_serves(process, settings)
 
 
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path, pki: Path) -> None:

@@ -62,7 +62,11 @@ class ModelStore(Store):
         super().__init__(path)
         self._db.execute("PRAGMA synchronous = OFF")  # the machine does not die here, only processes do
         self.process = Now.process
+        self.id = f"{sum(self.process.party.encode()):032x}"  # the same one in each run
         self.written: dict[StreamKey, tuple[str, int]] = {}
+
+    def _sync(self, how: str) -> None:
+        """Nothing is to be safe against the death of the machine."""
 
     def save(self, record: Record) -> None:
         if self.process.may():
@@ -80,6 +84,19 @@ class ModelStore(Store):
             return
         self._db.execute("DELETE FROM stream")
         self.written = {}
+
+
+class ModelLock:
+    """No two processes of a party ever live at the same time."""
+
+    def __init__(self, _store: Path) -> None:
+        """Taken."""
+
+    def note_holder(self) -> None:
+        """It is known."""
+
+    def release(self) -> None:
+        """Given back."""
 
 
 class ModelSocket:
@@ -223,6 +240,7 @@ def installed() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (scistream.security.control, "HostnameEndpoint", ModelEndpoint),
         (scistream.s2cs.service, "Store", lambda path: Now.open_store(path)),
+        (scistream.s2cs.service, "StoreLock", ModelLock),
         (scistream.s2cs.service, "beside", lambda file, name: file.parent / name),
         (scistream.s2ds.service, "Ports", ModelPorts),
         (scistream.s2ds.service, "Elements", ModelElements),

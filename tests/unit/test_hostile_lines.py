@@ -288,8 +288,16 @@ def test_a_page_that_was_not_asked_for_like_this_is_ignored(odd: dict[str, Any])
         assert not said(server, Rel)
 
 
-def test_a_stream_that_nobody_knows_is_released_once_however_often_a_gateway_names_it() -> None:
+def test_streams_that_nobody_knows_are_left_alone_and_counted_once_however_often_a_gateway_names_them() -> None:
     with party(GatewayAtControlServer) as server:
+        server.hear([page(*numbered(3)), b"!15", page(*numbered(3))])
+        assert set(server.false.strangers) == {(uid, PROD) for uid in numbered(3)}
+        assert not said(server, Rel)
+
+
+def test_a_stream_that_nobody_knows_is_released_once_at_the_operator_s_word_however_often_it_is_named() -> None:
+    with party(GatewayAtControlServer) as server:
+        server.server._release_unknown, server.false.is_compared = True, False  # as at a start with --release-unknown
         server.hear([page(*numbered(3)), b"!15", page(*numbered(3)), b"!15", page(*numbered(3))])
         assert len(server.false.dialer.outbox) == 3
         released = answer(uid=numbered(1)[0], seq=said(server, Rel)[-3].seq, state="Released")

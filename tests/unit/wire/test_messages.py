@@ -133,6 +133,7 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("UpdateTargets", "data_conn_key", [None, 1, "x" * 131073]),
     ("StartConn", "listeners", [[], None, ["127.0.0.1"], ["a" * 300 + ":1"]]),
     ("REL", "seq", [0]),
+    *((cmd, "store", ["0" * 31, "g" * 32, 1]) for cmd in ("ReqListeners", "UpdateTargets", "REL")),
     ("Status", "limit", [0, 101, None]),
     ("Status", "after", ["x" * 65]),
     ("RESP", "seq", [None, 0]),
