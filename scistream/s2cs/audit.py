@@ -22,6 +22,7 @@ from scistream.s2cs.audit_events import (
     End,
     Event,
     Hello,
+    ImplausibleFigures,
     LinesLost,
     LinkRefused,
     Refused,
@@ -35,7 +36,7 @@ from scistream.s2cs.audit_events import (
     line_of,
 )
 from scistream.s2cs.audit_sink import Sink
-from scistream.s2cs.ledger import Total
+from scistream.s2cs.ledger import Implausible, Total
 from scistream.s2cs.record import Record
 from scistream.security.guard import place_of
 from scistream.wire.errors import StreamError
@@ -276,6 +277,7 @@ class StreamTrail:
         self._hellos_seen = 0
         self._resets_told: dict[tuple[str, int, str, str], int] = {}
         self._resets_due: dict[tuple[str, int, str, str], int] = {}
+        self._implausible: set[str] = set()
         self._resets_began = 0.0
         self._resets_seen = 0
 
@@ -319,6 +321,18 @@ class StreamTrail:
             self._audit.of_stream(
                 Resets, self._record, gateway=gateway, channel=channel, cause=cause, reason=reason, count=count
             )
+
+    def implausible(self, gateway: str, told: Implausible) -> None:
+        """A gateway has told figures that cannot be: said once of each."""
+        if gateway not in self._implausible and not self._has_ended:
+            self._implausible.add(gateway)
+            self._audit.log.warn(
+                "gateway {gateway} tells more bytes of {uid} ({role}) than its rate allows: they are not counted",
+                gateway=gateway,
+                uid=self._record.uid,
+                role=self._record.role,
+            )
+            self._audit.of_stream(ImplausibleFigures, self._record, gateway=gateway, **told._asdict())
 
     def release_asked(self, link: Link) -> None:
         """Somebody who may has asked for its end."""

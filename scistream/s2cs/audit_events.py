@@ -128,6 +128,16 @@ class Resets(_StreamEvent, frozen=True, kw_only=True, tag="resets"):
     count: int
 
 
+class ImplausibleFigures(_StreamEvent, frozen=True, kw_only=True, tag="implausible-figures"):
+    """A gateway has told figures of the stream that its rate does not allow; they are not counted."""
+
+    gateway: str
+    bytes_to_consumer: int
+    bytes_to_producer: int
+    connections: int
+    most_bytes: int
+
+
 class Release(_StreamEvent, frozen=True, kw_only=True, tag="release"):
     """Somebody who may has asked for the stream's end."""
 
@@ -161,7 +171,7 @@ class LinesLost(_Event, frozen=True, kw_only=True, tag="lines-lost"):
 
 _OfServer = ServerStart | ServerStop | LinkRefused
 _OfCommands = Request | Refused | BadLine
-_OfStreams = Hello | Start | Targets | Resets | Release | End
+_OfStreams = Hello | Start | Targets | Resets | ImplausibleFigures | Release | End
 Event = _OfServer | _OfCommands | _OfStreams | LinesLost
 KINDS: tuple[type[Any], ...] = Event.__args__
 

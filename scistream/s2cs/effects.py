@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -150,7 +150,9 @@ class Held:
             self.machine.gateway_refused(gateway, error)
 
     def _rel_answered(self, answer: Resp, gateway: str) -> None:
-        self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures)
+        refused = self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures, self.age)
+        if refused is not None:
+            self.trail.implausible(gateway, refused)
         if answer.resets is not None:
             self.hear_resets(gateway, answer.resets)
         self.machine.gateway_released(gateway)
@@ -161,7 +163,7 @@ class Held:
         if isinstance(error, StreamError) and error.code != "shutting-down":
             if error.code != "unknown-uid":
                 self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
-            self._server.ledger.hear_last(self.record, gateway, None, None)
+            self._server.ledger.hear_last(self.record, gateway, None, None, self.age)
             self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
@@ -254,6 +256,18 @@ class Held:
         """Whether what this gateway held of this stream went down with an earlier run of it."""
         record = self.record
         return record.state != "Released" and record.boots.get(gateway, boot) != boot
+
+    def hear_figures(self, gateway: str, boot: str, figures: Iterable[ChannelFigures]) -> bool:
+        """What the stream has carried on a gateway, which is booked; False if that cannot be."""
+        refused = self._server.ledger.hear(self.record, gateway, boot, figures, self.age)
+        if refused is not None:
+            self.trail.implausible(gateway, refused)
+        return refused is None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the stream was asked for."""
+        return float(self._server.reactor.seconds() - self._expires_at + self.record.life)
 
     def status(self) -> StreamStatus:
         """This stream, for an answer to Status."""

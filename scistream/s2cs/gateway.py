@@ -42,8 +42,10 @@ MOST_ASKED = 32
 class Listener(Protocol):
     """Who hears what a gateway says."""
 
-    def figures_heard(self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]) -> None:
-        """What streams have carried there since they were reserved."""
+    def figures_heard(
+        self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]
+    ) -> dict[StreamKey, list[ChannelFigures]]:
+        """What streams have carried there since they were reserved; gives what of it can be."""
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
         """Why connections of streams were reset there."""
@@ -95,7 +97,9 @@ class Gateway:
             return succeed(None)
         self._asked += 1
         asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
-        return asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures)
+        return (
+            asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures).addErrback(self._failed)
+        )
 
     def release(self, key: StreamKey, store: str | None) -> None:
         """Release what the gateway holds of a stream that lives here no more. One that waits for its answer already is
@@ -169,7 +173,10 @@ class Gateway:
         elif answer.more is not None:
             self._next_page(expected, known, answer.more)
         else:
-            self._hear_all(answer, expected, known)
+            try:
+                self._hear_all(answer, expected, known)
+            except Exception:
+                self.log.failure("What gateway {gateway} says could not be taken in", gateway=self.name)
             self._settle()
 
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
@@ -181,6 +188,9 @@ class Gateway:
             self._is_silent = False
         self._server.gateway_knows(self, answer.boot or "", expected, known)
         self.is_compared = True
+
+    def _failed(self, failure: Failure) -> None:
+        self.log.failure("What gateway {gateway} says could not be taken in", failure=failure, gateway=self.name)
 
     def _no_longer_asked(self, outcome: Resp | Failure) -> Resp | Failure:
         self._asked -= 1
@@ -201,8 +211,7 @@ class Gateway:
                 resets[key] = [one for one in status.resets if one.channel in held[key]]
                 if status.probe is not None:
                     self.probes[key] = status.probe
-        self.figures.update(heard)
-        self._server.figures_heard(self.name, boot, heard)
+        self.figures.update(self._server.figures_heard(self.name, boot, heard))
         self._server.resets_heard(self.name, resets)
 
 

@@ -300,6 +300,12 @@ class ControlServer(Service):
             self._refuse(link, message, error.code, error.msg)
             if link.peer is None and not isinstance(message, Hello):
                 link.misused(f"{command_name(message)} without a certificate")
+        except Exception:
+            # Whoever waits for an answer gets one, whatever goes wrong here.
+            self.log.failure("{cmd} of {uid} failed", cmd=command_name(message), uid=message.uid)
+            if not isinstance(message, Resp | Error):
+                msg = "this S2CS failed by a fault of its own: tell its operator, who finds it in the log"
+                self._refuse(link, message, "no-capacity", msg)
 
     def _misused(self, link: Link, why: str) -> None:
         self.audit.bad_line(link, None, why, link.is_out_of_patience)
@@ -452,13 +458,17 @@ class ControlServer(Service):
 
     # -- gateways
 
-    def figures_heard(self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]) -> None:
-        """Book what streams have carried."""
+    def figures_heard(
+        self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]
+    ) -> dict[StreamKey, list[ChannelFigures]]:
+        """Book what streams have carried; gives what of it can be."""
+        believed = {}
         for key, told in figures.items():
             held = self.streams.get(key)
-            if held is not None:
-                self.ledger.hear(held.record, gateway, boot, told)
+            if held is not None and held.hear_figures(gateway, boot, told):
+                believed[key] = told
         self.ledger.write()
+        return believed
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
         """Note why connections were reset."""

@@ -286,10 +286,22 @@ class Store:
 
 
 _HEAR = "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_ADD = """
+MOST_COUNT = 2**62
+"""No sum in the store goes beyond: SQLite's integers end soon after."""
+_ADD = f"""
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-        bytes_to_consumer = bytes_to_consumer + excluded.bytes_to_consumer,
-        bytes_to_producer = bytes_to_producer + excluded.bytes_to_producer,
-        connections = connections + excluded.connections
+        bytes_to_consumer = min({MOST_COUNT}, bytes_to_consumer + excluded.bytes_to_consumer),
+        bytes_to_producer = min({MOST_COUNT}, bytes_to_producer + excluded.bytes_to_producer),
+        connections = min({MOST_COUNT}, connections + excluded.connections)
 """
-_BYTES = "SELECT coalesce(sum(bytes_to_consumer + bytes_to_producer), 0) FROM usage WHERE day = ? AND owner = ?"
+
+
+def saturating(column: str) -> str:
+    """SQL for the sum of a column, which stops at `MOST_COUNT`: SQLite's own fails beyond 2^63."""
+    return f"CAST(min({MOST_COUNT}, total({column})) AS INTEGER)"
+
+
+_BYTES = (
+    f"SELECT {saturating('bytes_to_consumer')} + {saturating('bytes_to_producer')} FROM usage "
+    "WHERE day = ? AND owner = ?"
+)

@@ -20,7 +20,7 @@ from rich.text import Text
 from scistream.command_line import refuse
 from scistream.s2cs.audit import split_owner
 from scistream.s2cs.check import Unreadable, read_only
-from scistream.s2cs.streams import SCHEMA_VERSION
+from scistream.s2cs.streams import SCHEMA_VERSION, saturating
 from scistream.wire.errors import printable
 
 _DATE = click.DateTime(["%Y-%m-%d"])
@@ -50,9 +50,11 @@ def read_usage(path: Path, since: str | None, until: str | None, by: str) -> lis
     :raises Unreadable: if the file cannot be read as a store, or has no books.
     """
     keys = _KEYS[by]
+    order = ", ".join(keys)
+    sums = ", ".join(saturating(column) for column in ("bytes_to_consumer", "bytes_to_producer", "connections"))
     select = (
-        f"SELECT {', '.join(keys)}, count(DISTINCT uid || role), sum(bytes_to_consumer), sum(bytes_to_producer), "
-        f"sum(connections) FROM usage WHERE day BETWEEN ? AND ? GROUP BY {', '.join(keys)} ORDER BY {', '.join(keys)}"
+        f"SELECT {order}, count(DISTINCT uid || role), {sums} FROM usage WHERE day BETWEEN ? AND ? "
+        f"GROUP BY {order} ORDER BY {order}"
     )
     with read_only(path) as db:
         _refuse_other_versions(path, db)

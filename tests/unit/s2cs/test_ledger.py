@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from scistream.cli import main
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import STEPS, Counts, Store
+from scistream.s2cs.streams import STEPS, Booking, Counts, Store
 from scistream.wire.messages import CONS, PROD, ChannelFigures, Req, Role
 
 UID = "12345678-1234-4234-8234-123456789abc"
 BOOT, NEXT_BOOT = "a" * 32, "b" * 32
 NOON = 1_773_489_600.0  # 2026-03-14 12:00 UTC
 MIDNIGHT = NOON + 12 * 3600
+AGE = 4 * 86400.0
 ADA, BOB = "ada@lab.example (sha256:11)", "bob@lab.example (sha256:11)"
 
 
@@ -34,14 +35,14 @@ class Clock:
         return self.now
 
 
-def a_record(uid: str = UID, role: Role = PROD, owner: str = ADA, *gateways: str) -> Record:
+def a_record(uid: str = UID, role: Role = PROD, owner: str = ADA, *gateways: str, rate: float = 10.0) -> Record:
     names = gateways or ("dtn1",)
     return Record(
         uid=uid,
         role=role,
         owner=owner,
         state="Streaming",
-        request=Req(uid=uid, role=role, seq=1, num_conn=1, rate=10.0, app_key_hash="0" * 64),
+        request=Req(uid=uid, role=role, seq=1, num_conn=1, rate=rate, app_key_hash="0" * 64),
         listeners={0: "127.0.0.1:5100"},
         plan={name: [at] for at, name in enumerate(names)},
         boots=dict.fromkeys(names, BOOT),
@@ -67,7 +68,7 @@ class Books:
         self.ledger = Ledger(self.store, self.clock)
 
     def hear(self, record: Record, *told: ChannelFigures, gateway: str = "dtn1", boot: str = BOOT) -> None:
-        self.ledger.hear(record, gateway, boot, told)
+        self.ledger.hear(record, gateway, boot, told, AGE)
         self.ledger.write()
 
     def usage(self, *options: str) -> list[dict[str, Any]]:
@@ -175,6 +176,8 @@ def test_gateways_channels_roles_and_owners_add_up_each_by_itself(books: Books) 
 
 def test_figures_that_no_gateway_could_mean_do_no_harm(books: Books) -> None:
     books.hear(a_record(), *figures(2**80, -5))
+    assert books.usage() == []
+    books.hear(a_record(), *figures(2**20, -5))
     assert books.usage()[0]["bytes_to_producer"] == 0
     books.restart()
 
@@ -213,9 +216,9 @@ def test_the_days_add_up_to_what_flowed_whatever_happens_in_between(
 
 def test_the_total_is_complete_when_each_gateway_has_told_its_last_figures(books: Books) -> None:
     record = a_record(UID, PROD, ADA, "dtn1", "dtn2")
-    books.ledger.hear_last(record, "dtn1", BOOT, figures(10))
+    books.ledger.hear_last(record, "dtn1", BOOT, figures(10), AGE)
     assert not books.ledger.total(record).complete
-    books.ledger.hear_last(record, "dtn2", BOOT, figures(5))
+    books.ledger.hear_last(record, "dtn2", BOOT, figures(5), AGE)
     total = books.ledger.total(record)
     assert (total.bytes_to_consumer, total.connections, total.complete) == (15, 2, True)
     assert books.days() == {"2026-03-14": 15}
@@ -224,9 +227,9 @@ def test_the_total_is_complete_when_each_gateway_has_told_its_last_figures(books
 def test_a_gateway_that_has_started_anew_leaves_a_lower_bound(books: Books) -> None:
     record = a_record()
     books.hear(record, *figures(10))
-    books.ledger.hear_last(record, "dtn1", None, None)
+    books.ledger.hear_last(record, "dtn1", None, None, AGE)
     assert not books.ledger.total(record).complete
-    books.ledger.hear_last(record, "dtn1", NEXT_BOOT, [])
+    books.ledger.hear_last(record, "dtn1", NEXT_BOOT, [], AGE)
     total = books.ledger.total(record)
     assert (total.bytes_to_consumer, total.complete) == (10, False)
 
@@ -234,7 +237,7 @@ def test_a_gateway_that_has_started_anew_leaves_a_lower_bound(books: Books) -> N
 def test_a_gateway_that_never_had_anything_of_it_has_nothing_to_tell(books: Books) -> None:
     record = a_record()
     record.boots = {}
-    books.ledger.hear_last(record, "dtn1", None, None)
+    books.ledger.hear_last(record, "dtn1", None, None, AGE)
     assert books.ledger.total(record).complete
 
 
@@ -310,8 +313,8 @@ def test_store_check_finds_books_that_no_s2cs_would_keep(books: Books, damage: s
 
 
 def test_the_books_keep_numbers_as_large_as_they_get(books: Books) -> None:
-    books.hear(a_record(), *figures(10**18))
-    assert books.store.load_heard() == {(UID, PROD, "dtn1"): (BOOT, Counts(10**18, 0, 1, 0))}
+    books.hear(a_record(rate=1e7), *figures(10**17))
+    assert books.store.load_heard() == {(UID, PROD, "dtn1"): (BOOT, Counts(10**17, 0, 1, 0))}
 
 
 # -- the command
@@ -385,3 +388,26 @@ def test_a_store_of_a_newer_software_is_not_guessed_at(books: Books) -> None:
     ran = CliRunner().invoke(main, ["usage", str(books.path)])
     assert ran.exit_code == 2
     assert "has schema version 99, and this software knows" in ran.output
+
+
+def test_sums_stop_where_the_store_could_not_keep_them(books: Books) -> None:
+    much = Counts(2**60, 2**60, 1, 0)
+    for number in range(20):
+        uid = f"{number:08x}-1234-4234-8234-123456789abc"
+        for _ in range(9):
+            books.store.book("2026-03-14", [Booking(uid, PROD, "dtn1", ADA, BOOT, much, much)])
+    assert books.ledger.usage_today(ADA) == 2 * 2**62
+    assert books.days() == {"2026-03-14": 2**62}
+
+
+def test_figures_that_the_rate_of_a_stream_does_not_allow_are_given_back_and_not_booked(books: Books) -> None:
+    record = a_record()
+    possible = int(2 * 10e6 / 8 * (AGE + 60)) + 2**30
+    assert books.ledger.hear(record, "dtn1", BOOT, figures(possible), AGE) is None
+    refused = books.ledger.hear(record, "dtn1", BOOT, figures(possible + 1), AGE)
+    assert refused == (possible + 1, 0, 1, possible)
+    assert books.ledger.hear(record, "dtn1", BOOT, figures(0, 0, 10**12), AGE) is not None
+    assert books.ledger.hear_last(record, "dtn1", BOOT, figures(2**63 - 1), AGE) is not None
+    books.ledger.write()
+    assert books.days() == {"2026-03-14": possible}
+    assert not books.ledger.total(record).complete
