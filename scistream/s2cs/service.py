@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, Taken, member, spread
+from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import REMEMBER_SECONDS, Store
 from scistream.s2cs.wrong_keys import WrongKeys
@@ -46,6 +47,8 @@ from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import Caller, command_name
 from scistream.wire.messages import (
+    CONS,
+    PROD,
     Answer,
     ChannelFigures,
     Command,
@@ -132,6 +135,7 @@ class ControlServer(Service):
         self.ledger = Ledger(self.store, wall)
         self.guard = Guard(config, policy, self.ledger.usage_today)
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
+        self._pool_addresses = PoolAddresses([config.listen, *(one.address for one in config.gateways)])
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
         self._early_releases = EarlyReleases()
@@ -379,10 +383,18 @@ class ControlServer(Service):
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             self.guard.check_update(held.record, command)
+            self._refuse_pool(held.record, command.connection_map.values())
             held.machine.update_targets(caller, command)
         else:
             held.trail.release_asked(link)
             held.release(caller, owner)
+
+    def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
+        """:raises StreamError: `target-refused`, if any is an address of the pool itself."""
+        other = self.streams.get((record.uid, PROD)) if record.role == CONS else None
+        problem = self._pool_addresses.problem(targets, other.record.listeners.values() if other is not None else ())
+        if problem is not None:
+            raise StreamError("target-refused", problem)
 
     def _remember_released(self, command: Rel, owner: str) -> None:
         """A REL that overtook its REQ: the REQ comes too late then."""
@@ -453,6 +465,7 @@ class ControlServer(Service):
             return
         link.prove(None)
         self.guard.check_hello(held.record, hello)
+        self._refuse_pool(held.record, hello.listeners or [])
         held.note_application(link)
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
@@ -495,6 +508,7 @@ class ControlServer(Service):
 
         :param expected: what `held_by` gave when the gateway was asked.
         """
+        self._pool_addresses.learn(gateway.name, gateway.room)
         self._write_again()
         self.audit.flush()
         for key, held in list(self.streams.items()):

@@ -246,6 +246,15 @@ class DataServer(Service):
         """The ports of this gateway that streams which live here have as their targets, or have had."""
         return set().union(*(holding.dials_here for holding in self._holdings.values()))
 
+    def _room(self) -> Room:
+        told = (self.config.lan.bind, self.config.lan.told, self.config.wan.bind, self.config.wan.told)
+        return Room(
+            ports=self.ports.last - self.ports.first + 1,
+            rate=parse_rate(self.config.capacity),
+            hosts=sorted(set(told) - {"0.0.0.0", "::"}),
+            first_port=self.ports.first,
+        )
+
     def _answer_status(self, link: Link, command: Status) -> None:
         after = command.after or ""
         chosen = sorted(
@@ -261,7 +270,7 @@ class DataServer(Service):
             "",
             f"{len(page)} streams",
             boot=self.boot,
-            room=Room(ports=self.ports.last - self.ports.first + 1, rate=parse_rate(self.config.capacity)),
+            room=self._room(),
             streams=[holding.status() for _, holding in page],
             more=more,
         )

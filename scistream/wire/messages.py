@@ -29,6 +29,7 @@ MAX_PROBE_SECONDS = 20.0
 MAX_TEXT = 2000
 MAX_PAGE_KEY = 64
 MAX_REASON = 200
+MAX_HOSTS = 16
 MAX_RESETS = 16
 """Reasons of resets that are told of one stream."""
 
@@ -341,10 +342,15 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Room(Struct, frozen=True, kw_only=True):
-    """What a gateway has to promise in all, used or free: ports, and Mbit/s each way."""
+    """What a gateway has to promise in all, used or free: ports, and Mbit/s each way.
+
+    `hosts` and `first_port` say where it listens for streams: none of these addresses is a target.
+    """
 
     ports: Count
     rate: float
+    hosts: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=MAX_HOSTS)] | None = None
+    first_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):

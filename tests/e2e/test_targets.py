@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -54,10 +55,11 @@ def still_leads_to(stream: HandMade, detector: socket.socket) -> bool:
 
 
 def own_ports(world: World) -> list[str]:
+    """Ports of the gateway at addresses of its machine that it tells nobody."""
     gateway = world.lab.gateways[0]
     return [
         f"{host}:{port}"
-        for host in (HOST, "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]")
+        for host in ("127.0.0.2", "[::1]", "[::ffff:127.0.0.2]")
         for port in (gateway.address.port, gateway.first_port, gateway.last_port)
     ]
 
@@ -132,6 +134,29 @@ def a_hello(stream: HandMade, listener: str) -> dict[str, Any]:
         return link.ask("Hello", **hello, listeners=[listener])
 
 
+def test_no_address_of_the_pool_itself_is_a_target_whichever_gateway_has_it(tmp_path: Path, linux: None) -> None:
+    with World(tmp_path, lab={"gateways": 2}) as world, producer(world) as (stream, detector):
+        ports = [world.lab.server.address.port]
+        ports += [port for one in world.lab.gateways for port in (one.address.port, one.first_port, one.last_port)]
+        for port in ports:
+            for host in (HOST, "[::ffff:127.0.0.1]"):
+                answer = a_hello(stream, f"{host}:{port}")
+                assert (answer["cmd"], answer["code"]) == ("ERROR", "target-refused"), port
+                assert f":{port} is " in answer["msg"]
+        assert still_leads_to(stream, detector)
+
+
+def test_a_consumer_is_sent_to_no_gateway_of_its_own_pool_but_to_the_other_side_of_its_stream(
+    tmp_path: Path, linux: None
+) -> None:
+    with World(tmp_path, centre={"gateways": 2}) as world:
+        last = world.centre.gateways[1].last_port
+        with listen() as elsewhere, HandMade(world, CONS, [address_of(elsewhere)]) as stream:
+            answer = stream.try_targets({stream.listeners[0]: f"{HOST}:{last}"})
+            assert (answer["cmd"], answer["code"]) == ("ERROR", "target-refused")
+            assert "lends to streams" in str(answer["msg"])
+
+
 def test_an_application_listens_at_numeric_addresses_with_a_port(world: World) -> None:
     with producer(world) as (stream, detector):
         for listener in ("localhost:7000", "detector.example:7000", f"{HOST}:0", "7000"):
@@ -151,7 +176,9 @@ def test_a_consumers_gateway_is_not_sent_to_itself_or_out_of_its_networks(world:
         for target in [*itself, "127.200.0.1:80", "192.0.2.1:80", "[::ffff:192.0.2.1]:80", "0.0.0.0:80"]:
             answer = stream.try_targets({stream.listeners[0]: target})
             assert (answer["cmd"], answer["code"]) == ("ERROR", "target-refused"), target
-            assert ("this gateway itself" in str(answer["msg"])) == (target in itself)
+            said = str(answer["msg"])
+            words = ("this gateway itself", "lends to streams", "a control port")
+            assert any(one in said for one in words) == (target in itself), said
         with connect(stream.listeners[0]), accept(wan) as control:
             assert control.recv(1) == b"\x16", "the beginning of a TLS handshake"
 
