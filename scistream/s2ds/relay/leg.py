@@ -87,6 +87,14 @@ def explain(problem: OSError) -> str:
     return os.strerror(problem.errno) if problem.errno else str(problem)
 
 
+UNSENT = 256 * 1024
+"""Bytes that a socket takes beyond what is on its way: a far end that does not read leaves no more than these."""
+MODEST = 128 * 1024
+"""Bytes that a socket takes in before its connection has shown that they are read at the other end."""
+_TCP_NOTSENT_LOWAT = 25
+_SO_BUF_LOCK = 72
+
+
 def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
     """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `patience` seconds.
 
@@ -98,9 +106,29 @@ def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in zip(_KEEPALIVE, keepalive(patience, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    with contextlib.suppress(OSError):  # before Linux 3.12
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
     if congestion:
         with contextlib.suppress(OSError):  # it was there when the gateway started
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+
+
+def be_modest(sock: socket.socket) -> bool:
+    """Let the kernel take in little for a connected socket, until `be_generous`; False where it cannot.
+
+    By itself it takes in the more the faster a connection begins, and keeps all of that while nobody reads.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)  # since Linux 5.15, without which there is no way back
+    except OSError:
+        return False
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MODEST)
+    return True
+
+
+def be_generous(sock: socket.socket) -> None:
+    """Let the kernel take in as much as the path asks for."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
 
 
 def congestion_control(setting: str, suited: str = "") -> str:
@@ -180,6 +208,7 @@ class Leg(ABC):
     :ivar far: who is at its other end, in words for a person.
     :ivar readable: reading is worth a try.
     :ivar writable: writing is.
+    :ivar is_modest: the kernel takes in little for it, see `be_modest`.
     :ivar is_first: nothing has been read since it last became readable.
     :ivar reader: who has a turn when it becomes readable.
     :ivar writer: who has a turn when it becomes writable again.
@@ -197,6 +226,7 @@ class Leg(ABC):
         "born",
         "far",
         "is_first",
+        "is_modest",
         "readable",
         "reader",
         "wan",
@@ -219,6 +249,7 @@ class Leg(ABC):
         self.wan = wan
         self.work = 0
         self.born = 0
+        self.is_modest = be_modest(sock)
         poller.add(self)
         if wan:
             watch.add(self)
@@ -266,6 +297,12 @@ class Leg(ABC):
         if self._owner is not None:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WELL)
             self.abort()
+
+    def widen(self) -> None:
+        """What comes is read at the other end: let more come."""
+        self.is_modest = False
+        if self._owner is not None:
+            be_generous(self._sock)
 
     def break_off(self, reason: str) -> None:
         """Something other than reading or writing has found the connection dead."""

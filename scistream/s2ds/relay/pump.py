@@ -22,6 +22,10 @@ from scistream.wire.messages import Cause
 TURN = 1024 * 1024
 """Bytes that one direction of one connection may move before others have their turn."""
 
+PROOF = 768 * 1024
+"""Bytes that have to go through before the source's socket takes in more than little: what a far end that does not read
+leaves in sockets on the way is less."""
+
 LITTLE = 16384
 """What the kernel moves at once, if it is less than this, would have been quicker through a buffer."""
 
@@ -49,6 +53,7 @@ class Pump:
         "_flow",
         "_joint",
         "_most",
+        "_passed",
         "_poller",
         "_sink",
         "_source",
@@ -69,6 +74,7 @@ class Pump:
         self._most = buffers.size  # bytes to ask for at once
         self._cargo: Buffer | Pipe | None = None
         self._start = self._end = 0  # which part of it is still to be written
+        self._passed = 0  # bytes that were read, counted up to PROOF
         self._eof = False
         self._waits = False  # in a queue, for its turn or for the stream's rate
         self.ended = False
@@ -131,6 +137,13 @@ class Pump:
                 return
             self._eof = count == EOF
             left -= max(count, source.work)
+            if source.is_modest:
+                self._count(count)
+
+    def _count(self, count: int) -> None:
+        self._passed += count
+        if self._passed > PROOF:
+            self._source.widen()
 
     def _fill(self, allowed: int) -> int:
         """Read up to so many bytes, and write what goes at once: how many came, `WANT` or `EOF`."""
