@@ -271,9 +271,11 @@ class _Facilities:
         """Set a stream up as a user does; gives the port where the consumer connects."""
         reactor, prod, cons = self._yard.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
         self._stream = stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
-        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], (), ignore).run()
+        producer = Controller(
+            reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], None, ignore, ignore
+        ).run()
         announced: list[str] = []
-        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], (), announced.append).run()
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], None, announced.append, ignore).run()
         await stream.provisioned()
         await gatherResults([producer, consumer])
         return Address.parse(json.loads(announced[0])["listeners"][0]).port

@@ -125,12 +125,13 @@ def start_logging(verbose: int) -> None:
     globalLogBeginner.beginLoggingTo([shown], redirectStandardIO=False)
 
 
-def run(main: Main) -> int:
+def run(main: Main, *, interruptible: bool = True) -> int:
     """Run a coroutine function in the reactor to its end and give its exit status.
 
     The first SIGINT or SIGTERM cancels it, so that it can clean up; a second one ends the process at once.
 
     :param main: gets the reactor; gives the exit status, or raises.
+    :param interruptible: False leaves signals as they are.
     """
     from twisted.internet import reactor as installed
 
@@ -141,12 +142,13 @@ def run(main: Main) -> int:
 
     def start() -> None:
         working = Deferred.fromCoroutine(main(reactor))
-        _cancel_on_signals(reactor, working)
+        if interruptible:
+            _cancel_on_signals(reactor, working)
         working.addCallbacks(status.append, lambda failure: status.append(report(failure)))
         working.addBoth(lambda _: reactor.stop())
 
     reactor.callWhenRunning(start)
-    reactor.run()
+    reactor.run(installSignalHandlers=interruptible)
     return status[0] if status else 1
 
 

@@ -13,7 +13,8 @@ def s2uc() -> NoReturn:
 
 
 def appctrl() -> NoReturn:
-    """Start the command `appctrl`."""
+    """Start the command `appctrl`: first of all it hides the join string in its environment."""
+    import_module("scistream.app.beginning").prepare()
     _start("scistream.app.cli")
 
 

@@ -16,6 +16,20 @@ _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 
 
+def take_secret_variable(name: str) -> str:
+    """Take a variable out of the environment, and out of what the kernel shows of it to others in /proc.
+
+    :returns: its value; an empty string if it is not set.
+    """
+    if os.environ.get(name):
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_void_p
+        place = libc.getenv(os.fsencode(name))
+        if place:
+            ctypes.memset(place, 0, len(ctypes.string_at(place)))
+    return os.environ.pop(name, "")
+
+
 def keep_secrets(*, no_core: bool = True) -> None:
     """Keys and join strings are in this process's memory, and are to stay there.
 

@@ -1,9 +1,11 @@
-"""The command `appctrl`: says Hello for an unchanged program, and may start it."""
+"""What `appctrl` does: says Hello for an unchanged program, and may start it."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +14,24 @@ from typing import Any, TypeVar
 import click
 
 import scistream
+from scistream.app.beginning import JOIN_VARIABLE, Beginning, begin
 from scistream.app.controller import Controller
+from scistream.app.handover import CannotStart, Keeper, become, filled_in, find, split
 from scistream.command_line import Commands, refuse, run, start_logging
 from scistream.config import ConfigProblem
 from scistream.process import keep_secrets
 from scistream.wire.address import Address
-from scistream.wire.join import Join
+from scistream.wire.join import LONGEST, Join
 from scistream.wire.messages import CONS, PROD, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
-JOIN_VARIABLE = "SCISTREAM_JOIN"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(scistream.__version__, prog_name="appctrl")
 @click.option("-v", "--verbose", count=True, help="Log what happens; -vv logs all.")
-def main(verbose: int) -> None:
+@click.pass_context
+def main(context: click.Context, verbose: int) -> None:
     """Say Hello to a facility for a program that knows nothing of SciStream.
 
     \b
@@ -39,9 +43,15 @@ def main(verbose: int) -> None:
         appctrl cons -- ./analyse {host} {port}
 
     The join string is a secret: it is read from SCISTREAM_JOIN (and taken out of the program's environment) or from
-    --join-file, never from an argument. The exit status is the program's.
+    --join-file, never from an argument.
+
+    COMMAND is started as if there were no appctrl: it gets the process id that appctrl was started with, and with it
+    every signal, the terminal, and the descriptors; its end is the end that the caller sees. A second process keeps
+    the link to the S2CS and says on standard error if the stream ends before the program. The exit status is 127 if
+    there is no such program, 126 if it cannot be executed, 1 if the stream failed before the program was started.
     """
-    keep_secrets(no_core=False)  # the program's core files are its own affair
+    context.obj = begin()
+    keep_secrets(no_core=False)
     start_logging(verbose)
 
 
@@ -66,58 +76,92 @@ def _join_option(command: F) -> F:
 )
 @_join_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def prod(listeners: tuple[str, ...], join_file: Path | None, command: tuple[str, ...]) -> None:
+@click.pass_obj
+def prod(beginning: Beginning, listeners: tuple[str, ...], join_file: Path | None, command: tuple[str, ...]) -> None:
     """Say Hello for a producer, and start COMMAND if there is one.
 
     Without COMMAND it ends with status 0 once the facility knows the program's listeners.
     """
-    _run(PROD, join_file, [_numeric(text) for text in listeners], command)
+    _run(beginning, PROD, join_file, [_numeric(text) for text in listeners], command)
 
 
 @main.command()
 @_join_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def cons(join_file: Path | None, command: tuple[str, ...]) -> None:
+@click.pass_obj
+def cons(beginning: Beginning, join_file: Path | None, command: tuple[str, ...]) -> None:
     """Say Hello for a consumer, wait until it may connect, and start COMMAND if there is one.
 
     In COMMAND, {host} and {port} become the first listener's, {listeners} all of them as HOST:PORT,HOST:PORT...;
     SCISTREAM_LISTENERS holds them as a JSON list. Without COMMAND they are printed as one JSON line.
     """
-    _run(CONS, join_file, [], command)
+    _run(beginning, CONS, join_file, [], command)
 
 
-def _run(role: Role, join_file: Path | None, listeners: list[Address], command: tuple[str, ...]) -> None:
+def _run(
+    beginning: Beginning, role: Role, join_file: Path | None, listeners: list[Address], command: tuple[str, ...]
+) -> None:
     try:
-        join = _read_join(join_file)
-        if join.role != role:
-            raise ConfigProblem(
-                f"the join string is for `appctrl {join.role.lower()}`: take the one for the other application"
-            )
+        join = _read_join(beginning, role, join_file)
+        if command and "{" not in command[0]:
+            find(command[0], beginning.environment)
+        if not command:
+            sys.exit(run(lambda reactor: _say_hello(reactor, join, listeners, None)))
+        told = split(
+            lambda keeper: run(lambda reactor: _say_hello(reactor, join, listeners, keeper), interruptible=False)
+        )
+        extra = {"SCISTREAM_LISTENERS": json.dumps(told)} if role == CONS else {}
+        become(filled_in(command, told), {**beginning.environment, **extra})
     except ConfigProblem as problem:
         refuse(problem)
-
-    async def whole(reactor: Any) -> int:
-        return await Controller(reactor, join, listeners, command, click.echo).run()
-
-    sys.exit(run(whole))
+    except CannotStart as problem:
+        click.echo(f"error: {problem}", err=True)
+        sys.exit(problem.status)
 
 
-def _read_join(file: Path | None) -> Join:
-    # What the kernel shows in /proc/PID/environ stays as it was: that is why `keep_secrets` closes it to others.
-    from_environment = os.environ.pop(JOIN_VARIABLE, "")
+async def _say_hello(reactor: Any, join: Join, listeners: list[Address], keeper: Keeper | None) -> int:
+    return await Controller(reactor, join, listeners, keeper, click.echo, _note).run()
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"appctrl: {sentence}", err=True)
+
+
+def _read_join(beginning: Beginning, role: Role, file: Path | None) -> Join:
     try:
-        text = from_environment if file is None else _first_line(file)
+        text = beginning.join if file is None else _read(file)
         if not text.strip():
             raise ConfigProblem(f"no join string: set {JOIN_VARIABLE} to the line that `s2uc request` printed")
-        return Join.parse(text)
+        join = Join.parse(text)
     except OSError as problem:
         raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
     except ValueError as wrong:
         raise ConfigProblem(f"{file or JOIN_VARIABLE}: {wrong}") from None
+    if join.role != role:
+        raise ConfigProblem(
+            f"this join string is for the other application, `appctrl {join.role.lower()}`: "
+            f"take the one that `s2uc request` printed for `appctrl {role.lower()}`"
+        )
+    return join
 
 
-def _first_line(file: Path) -> str:
-    return sys.stdin.readline() if str(file) == "-" else file.read_text()
+def _read(file: Path) -> str:
+    if str(file) == "-":
+        return _first_line()
+    with open(file, "rb") as opened:
+        status = os.fstat(opened.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            _note(f"warning: others on this machine can read {file}, and it holds a secret: `chmod 600 {file}`")
+        return opened.read(LONGEST).decode(errors="replace")
+
+
+def _first_line() -> str:
+    """The first line of standard input, and no byte more: the rest is the program's."""
+    source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    line = b""
+    while len(line) < LONGEST and (byte := source.read(1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode(errors="replace")
 
 
 def _numeric(text: str) -> Address:

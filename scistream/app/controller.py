@@ -1,4 +1,4 @@
-"""An application controller: keeps a link to the S2CS, says Hello for a program, and may start it.
+"""An application controller: keeps a link to the S2CS, says Hello for a program, and lets it start.
 
 `Controller` carries out what the machine of a ProdApp or a ConsApp decides. It never touches the data.
 """
@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,9 +22,21 @@ from scistream.wire.errors import StreamError
 from scistream.wire.join import Join
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import PROD, Error, Hello, Message, StartConn
+from scistream.wire.messages import CONS, PROD, Error, Hello, Message, Resp, StartConn
 
 HELLO_PATIENCE = 30.0
+SILENCE = 2.0
+"""Seconds of waiting after which it is said what for."""
+
+
+class Program(Protocol):
+    """The unchanged program."""
+
+    def start(self, listeners: Sequence[str]) -> None:
+        """Start it; a consumer connects to these listeners. It starts at most once."""
+
+    def ended(self, reactor: Any) -> Deferred[None]:
+        """Fires when the program is gone, or will not start any more. Asked once."""
 
 
 class Controller:
@@ -35,8 +45,9 @@ class Controller:
     :param reactor: the reactor, with monotonic timers.
     :param join: what the join string says.
     :param listeners: where ProdApp listens; a wildcard host becomes the address that we reach the S2CS from.
-    :param command: the program to start, or nothing.
+    :param program: what is to be started, or None.
     :param announce: gets the line that tells a consumer without a program where to connect.
+    :param note: gets sentences for the user: what is waited for, and that the stream ended before the program.
     """
 
     log = Logger()
@@ -46,37 +57,47 @@ class Controller:
         reactor: Any,
         join: Join,
         listeners: Sequence[Address],
-        command: Sequence[str],
+        program: Program | None,
         announce: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
         self._join = join
         self._listeners = listeners
-        self._command = command
+        self._program = program
         self._announce = announce
+        self._note = note
         self._core = Core(self)
         self.machine: Application = (new_producer if join.role == PROD else new_consumer)(self._core)
         trace(self.machine, self.log, party="app", uid=join.uid, role=join.role)
         self._dialer = pinned_dialer(reactor, join.server, f"the S2CS at {join.server}", join.ca)
-        self._dialer.on_up = self._hello_again
+        self._dialer.on_up = self._up
         self._dialer.on_down = self._down
         self._dialer.on_poll = self._hello_if_answered
         self._dialer.on_message = self._heard
+        self._told: list[str] | None = None
         self._greeted = False
+        self._started = False
+        self._is_missed = False
         self._give_up_at = 0.0
         self._hello: Deferred[Any] | None = None
-        self._program: _Program | None = None
+        self._remark: IDelayedCall | None = None
+        self._ended: Deferred[None] | None = None
         self._finished: Deferred[int] = Deferred(self._cancelled)
 
     def run(self) -> Deferred[int]:
-        """Do it all; fires with the exit status: the program's, or 0.
+        """Do it all; fires with the exit status.
 
         Without a program a consumer is done when it knows where to connect, and a producer when its Hello is
-        answered. Cancelling it passes SIGTERM on to the program.
+        answered; with one, when the program has ended or the stream has.
 
         :raises StreamError: if the S2CS refuses, or the stream ends before the application could start.
         """
         self._give_up_at = self._reactor.seconds() + HELLO_PATIENCE
+        if self._program is not None:
+            self._ended = self._program.ended(self._reactor)
+            self._ended.addCallback(self._program_ended)
+        self._remark_later(f"waiting for an answer of the S2CS at {self._join.server}, {HELLO_PATIENCE:g} s at most")
         self._dialer.startService()
         self.machine.start()
         return self._finished
@@ -87,42 +108,55 @@ class Controller:
         self._ask_hello()
 
     def serve(self) -> None:
-        if self._command:
-            self._start(self._command, {})
-        else:
-            self._end(0)
+        self._go_on([])
 
     def connect(self, listeners: list[str]) -> None:
-        if not self._command:
+        if self._program is None:
             self._announce(json.dumps({"uid": self._join.uid, "listeners": listeners}))
-            self._end(0)
-            return
-        first = Address.parse(listeners[0])
-        known = {"host": first.host, "port": str(first.port), "listeners": ",".join(listeners)}
-        self._start([_filled_in(word, known) for word in self._command], {"SCISTREAM_LISTENERS": json.dumps(listeners)})
+        self._go_on(listeners)
 
     def finish(self, error: StreamError | None) -> None:
-        if self._program is not None:
-            if error is not None:
-                self.log.warn("{reason}; the program goes on", reason=str(error))
-                self._stop_link()
+        if error is None or self._finished.called:
             return
-        if error is not None and not self._finished.called:
-            self._stop_link()
+        if self._started:
+            self._note(f"the stream has ended ({error}); the program goes on")
+            self._end(0)
+        else:
+            self._stop()
             self._finished.errback(Failure(error))
+
+    def _go_on(self, listeners: list[str]) -> None:
+        """The application may begin."""
+        self._stop_remark()
+        if self._program is None:
+            self._end(0)
+        else:
+            self._started = True
+            self._program.start(listeners)
 
     # -- the link
 
     def _ask_hello(self) -> None:
         if self._hello is not None:
             self._hello.cancel()
-        listeners = None if self._join.role != PROD else [str(one) for one in self._reachable()]
         hello = Hello(
-            uid=self._join.uid, role=self._join.role, seq=UNSENT, app_key=self._join.app_key, listeners=listeners
+            uid=self._join.uid,
+            role=self._join.role,
+            seq=UNSENT,
+            app_key=self._join.app_key,
+            listeners=self._listeners_to_tell(),
         )
         patience = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
         self._hello = self._dialer.ask(hello, patience)
         self._hello.addCallbacks(self._welcomed, self._refused)
+
+    def _listeners_to_tell(self) -> list[str] | None:
+        """A producer's listeners; once the S2CS knows them they stay as they are."""
+        if self._join.role != PROD:
+            return None
+        if not self._greeted:
+            self._told = [str(one) for one in self._reachable()]
+        return self._told
 
     def _reachable(self) -> list[Address]:
         """The listeners as others reach them."""
@@ -135,21 +169,26 @@ class Controller:
             for one in self._listeners
         ]
 
-    def _hello_again(self) -> None:
-        """The S2CS may have forgotten our link, or lost its StartConn."""
-        if self._core_is_waiting():
+    def _up(self) -> None:
+        """Say at once who is there: the S2CS may have forgotten our link, or lost its StartConn."""
+        if self._is_missed and not self._started:
+            self._note(f"the link to the S2CS at {self._join.server} is back; waiting on")
+        self._is_missed = False
+        if self._hello is not None and not self._finished.called:
             self._ask_hello()
 
     def _hello_if_answered(self) -> None:
-        """While we wait; a Hello without an answer is repeated by the link itself."""
-        if self._hello is not None and self._hello.called:
-            self._hello_again()
+        """While we wait for StartConn; a Hello without an answer is repeated by the link itself."""
+        if self._hello is not None and self._hello.called and not self._started and not self._finished.called:
+            self._ask_hello()
 
-    def _core_is_waiting(self) -> bool:
-        return self._hello is not None and self._program is None and not self._finished.called
-
-    def _welcomed(self, _answer: Any) -> None:
+    def _welcomed(self, answer: Resp) -> None:
+        self._stop_remark()
         self._greeted = True
+        if self._join.role == CONS and not self._started:
+            self._remark_later(
+                f"the facility knows this consumer; waiting until its stream is ready (it is {answer.state})"
+            )
         self.machine.welcomed()
 
     def _refused(self, failure: Failure) -> None:
@@ -158,8 +197,15 @@ class Controller:
             self.machine.failed(failure.value)
 
     def _down(self, trouble: str, hopeless: bool) -> None:
+        if self._started or self._finished.called:
+            return  # there is nothing left to wait for
         if hopeless:
             self.machine.failed(StreamError("not-authenticated", f"the S2CS at {self._join.server}: {trouble}"))
+        elif not self._is_missed:
+            self._is_missed = True
+            seconds = self._give_up_at - self._reactor.seconds()
+            until = "until it is back" if self._greeted else f"for {max(seconds, 0.0):.0f} s"
+            self._note(f"no link to the S2CS at {self._join.server}: {trouble}; trying again {until}")
 
     def _heard(self, link: Link, message: Message) -> None:
         if isinstance(message, StartConn) and message.uid == self._join.uid:
@@ -168,60 +214,37 @@ class Controller:
         elif isinstance(message, Error) and message.uid == self._join.uid:
             self.machine.failed(StreamError.heard(message.code, message.msg))
 
-    # -- the program
+    # -- the end
 
-    def _start(self, command: Sequence[str], extra: Mapping[str, str]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
-        self._program = _Program(self._program_ended)
-        try:
-            self._reactor.spawnProcess(
-                self._program, command[0], list(command), env={**environment, **extra}, childFDs={0: 0, 1: 1, 2: 2}
-            )
-        except OSError as problem:
-            self._program = None
-            self.machine.failed(StreamError("gateway-failed", f"{command[0]} cannot be started: {problem.strerror}"))
-
-    def _program_ended(self, status: int) -> None:
+    def _program_ended(self, _: None) -> None:
+        self._ended = None
         self.machine.done()
-        self._end(status)
+        self._end(0)
 
     def _end(self, status: int) -> None:
-        self._stop_link()
+        self._stop()
         if not self._finished.called:
             self._finished.callback(status)
 
-    def _stop_link(self) -> None:
+    def _stop(self) -> None:
+        self._stop_remark()
         if self._dialer.running:
             self._dialer.stopService()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.addErrback(lambda failure: failure.trap(CancelledError))
+            ended.cancel()
 
     def _cancelled(self, _finished: Deferred[int]) -> None:
-        self._stop_link()
-        if self._program is not None:
-            self._program.stop()
+        self._stop()
 
+    # -- remarks
 
-class _Program(ProcessProtocol):
-    """The program; it has our standard input, output and error."""
+    def _remark_later(self, sentence: str) -> None:
+        """Say what is waited for, if that takes a while."""
+        self._stop_remark()
+        self._remark = self._reactor.callLater(SILENCE, self._note, sentence)
 
-    def __init__(self, ended: Callable[[int], None]) -> None:
-        self._ended = ended
-
-    def stop(self) -> None:
-        """Pass our own end on."""
-        if self.transport is not None and self.transport.pid is not None:
-            self.transport.signalProcess("TERM")
-
-    def processEnded(self, reason: Failure) -> None:
-        problem = reason.value
-        if isinstance(problem, ProcessTerminated):
-            self._ended(problem.exitCode if problem.exitCode is not None else 128 + (problem.signal or 0))
-        else:
-            assert isinstance(problem, ProcessDone)
-            self._ended(0)
-
-
-def _filled_in(word: str, known: Mapping[str, str]) -> str:
-    """Replace {host}, {port} and {listeners}; other braces stay, since programs have their own."""
-    for name, value in known.items():
-        word = word.replace("{" + name + "}", value)
-    return word
+    def _stop_remark(self) -> None:
+        if self._remark is not None and self._remark.active():
+            self._remark.cancel()

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS, PROD, Role
 
+LONGEST = 4096
+"""Bytes that are read where a join string is looked for."""
+
 _FORM = re.compile(
     r"scistream://(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):(?P<key>[A-Za-z0-9_-]{43})"
     r"@(?P<address>[^/@?]+)/(?P<role>prod|cons)(?:\?ca=(?P<ca>[0-9a-f]{64}))?\Z"

@@ -102,7 +102,6 @@ class Process:
         self.silent = False
         self.effects = 0
         self.dies_after: int | None = None
-        self.programs: list[Any] = []
         self.nameResolver = self
         self._count = 0
 
@@ -136,12 +135,6 @@ class Process:
         self.network.doors[port] = (self, factory)
         return _Door(self.network, port)
 
-    def spawnProcess(self, protocol: Any, *_: Any, **__: Any) -> Any:
-        """IReactorProcess: the program is there and does nothing."""
-        self.programs.append(protocol)
-        protocol.makeConnection(_Program())
-        return None
-
     def resolveHostName(self, receiver: Any, name: str, *_: Any, **__: Any) -> Any:
         """IHostnameResolver: every name is that of this host, and looking it up takes a while."""
         self.network.add(Item("lookup", None, None, self, data=receiver, text=name))
@@ -161,13 +154,6 @@ class _Door:
     def stopListening(self) -> None:
         """IListeningPort."""
         self._network.doors.pop(self._port, None)
-
-
-class _Program:
-    pid = 1
-
-    def signalProcess(self, _name: str) -> None:
-        """IProcessTransport."""
 
 
 class Item:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,7 +254,8 @@ class World:
     def _start_application(self, role: Role) -> None:
         process = self.process(APPS[role])
         listeners = [Address(HOST, self.app_ports[PROD])] if role == PROD else []
-        controller = Controller(process, Join.parse(self.joins[role]), listeners, ["program"], lambda line: None)
+        join = Join.parse(self.joins[role])
+        controller = Controller(process, join, listeners, _Program(), _ignore, _ignore)
         self.applications[APPS[role]] = controller
         controller.run().addErrback(lambda failure: failure.trap(StreamError))
 
@@ -479,6 +480,20 @@ class World:
             self.news.append(f"{Now.process.party}{f' ({side})' if side else ''}: {fields['state']}")
         else:
             self.broken.append(f"somebody logged something critical: {fields}")
+
+
+class _Program:
+    """The unchanged program of an application: it does nothing, and never ends."""
+
+    def start(self, _listeners: Sequence[str]) -> None:
+        """It runs."""
+
+    def ended(self, _reactor: Any) -> Deferred[None]:
+        return Deferred()
+
+
+def _ignore(_line: str) -> None:
+    """Nobody reads it."""
 
 
 def connections_of(world: World, process: Process) -> list[Connection]:

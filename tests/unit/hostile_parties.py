@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from memory_network import HOST, MemoryNetwork, MemoryPorts
+from memory_network import HOST, MemoryNetwork, MemoryPorts, Program
 from msgspec import structs
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import globalLogPublisher
@@ -499,20 +499,21 @@ class Applications(Party):
     def start(self, folder: Path) -> None:
         self.network.doors[PROD_PORT], self.network.doors[CONS_PORT] = self._far
         self.outcome: list[Any] = []
+        self.notes: list[str] = []
         self.controllers: dict[Role, Controller] = {}
         for role, port in ((PROD, PROD_PORT), (CONS, CONS_PORT)):
             join = Join(UID, KEY, Address(HOST, port), role, None)
             listeners = [Address("0.0.0.0", 7000)] if role == PROD else []
-            controller = Controller(self.network, join, listeners, self.PROGRAMS[role], self.outcome.append)
+            program = Program(self.network, self.PROGRAMS[role])
+            controller = Controller(self.network, join, listeners, program, self.outcome.append, self.notes.append)
             controller.run().addBoth(self.outcome.append)
             self.controllers[role] = controller
 
     def stop(self) -> None:
         for controller in self.controllers.values():
-            controller._stop_link()
+            controller._stop()
         for program in self.network.programs:
-            if program.pid is not None:
-                program.end()
+            program.end()
         self.network.run(SETTLE)
 
     def check_state(self) -> None:

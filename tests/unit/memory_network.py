@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import (
     ConnectionDone,
     ConnectionLost,
     ConnectionRefusedError,
-    ProcessDone,
-    ProcessTerminated,
 )
 from twisted.internet.interfaces import IConnector, IListeningPort, ITransport
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream.app.handover import filled_in
 from scistream.s2ds.ports import Ports
 
 LATENCY = 0.001
@@ -121,13 +121,6 @@ class MemoryNetwork(MemoryReactorClock):
         self.links.append(link)
         link.server.protocol.makeConnection(link.server)
         link.client.protocol.makeConnection(link.client)
-
-    def spawnProcess(self, protocol: Any, executable: Any, args: Any = (), env: Any = None, **_: Any) -> Any:
-        """IReactorProcess: the program exists in `programs` and does nothing."""
-        program = Program(protocol, list(args), dict(env or {}), 1000 + len(self.programs))
-        self.programs.append(program)
-        protocol.makeConnection(program)
-        return program
 
 
 @implementer(IListeningPort)
@@ -268,23 +261,27 @@ class End:
 
 
 class Program:
-    """A process that an application controller has started."""
+    """A program beside an application controller: once it is started it is in the network's `programs`."""
 
-    def __init__(self, protocol: Any, args: list[str], env: dict[str, str], pid: int) -> None:
-        self.args = args
-        self.env = env
-        self.pid: int | None = pid
-        self._protocol = protocol
+    def __init__(self, network: MemoryNetwork, command: Sequence[str]) -> None:
+        self.args: list[str] = []
+        self._command = command
+        self._network = network
+        self._ended: Deferred[None] = Deferred()
 
-    def end(self, status: int = 0) -> None:
+    def start(self, listeners: Sequence[str]) -> None:
+        """It runs and does nothing."""
+        self.args = filled_in(self._command, listeners)
+        self._network.programs.append(self)
+
+    def ended(self, _reactor: Any) -> Deferred[None]:
+        """Fires when it is ended."""
+        return self._ended
+
+    def end(self) -> None:
         """It exits."""
-        self.pid = None
-        self._protocol.processEnded(Failure(ProcessTerminated(status) if status else ProcessDone(0)))
-
-    def signalProcess(self, name: str) -> None:
-        """IProcessTransport: any signal ends it."""
-        self.pid = None
-        self._protocol.processEnded(Failure(ProcessTerminated(None, signal=15)))
+        if not self._ended.called:
+            self._ended.callback(None)
 
 
 class MemoryPorts(Ports):

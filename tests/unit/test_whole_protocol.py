@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from memory_network import HOST, MemoryNetwork, MemoryPorts
+from memory_network import HOST, MemoryNetwork, MemoryPorts, Program
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
@@ -168,7 +168,10 @@ class Application:
 
     def __init__(self, network: MemoryNetwork, join: Join, listeners: tuple[Address, ...], command: tuple[str, ...]):
         self.said: list[str] = []
-        self.finished: Deferred[int] = Controller(network, join, listeners, command, self.said.append).run()
+        program = Program(network, command) if command else None
+        self.notes: list[str] = []
+        controller = Controller(network, join, listeners, program, self.said.append, self.notes.append)
+        self.finished: Deferred[int] = controller.run()
         self.finished.addErrback(self._failed)
         self.error: StreamError | None = None
 
@@ -227,7 +230,7 @@ def test_a_stream_is_set_up_and_released_through_the_states_of_the_protocol(worl
     assert world.network.seconds() < 1.0
 
     for program in world.network.programs:
-        program.end(0)
+        program.end()
     assert world.result(detector.finished) == world.result(analysis.finished) == 0
 
 
