@@ -133,7 +133,7 @@ def test_a_restart_of_the_s2cs_loses_and_doubles_nothing(world: World) -> None:
     assert (end.bytes_to_consumer, end.complete) == (1050, True)
     assert tags(told(world.prod)) == [
         *("server-start", "request", "hello", "start"),
-        *("server-stop", "server-start", "release", "end"),
+        *("server-stop", "server-start", "hello", "release", "end"),
     ]
 
 
