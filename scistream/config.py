@@ -160,6 +160,7 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
     """The same for a gateway, and what the ports of its streams take."""
 
     half_open: _Count = 64
+    connections: Annotated[int, Meta(ge=0)] = 0
     controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
 
     def problems(self) -> Iterator[Problem]:

@@ -72,6 +72,10 @@ ROOM_AT_ONCE = 8
 """Connections without a handshake that make room for others when one is asked for."""
 
 
+NO_SHARE = (
+    "the stream has as many connections as the gateway has places left for others: close some, or have `connections` "
+    "in [limits] of the gateway, or its limit of open files, raised"
+)
 NO_ELEMENT = "no element of the gateway takes connections just now"
 ELEMENT_DIED = "the element of the gateway that carried it has ended"
 
@@ -106,6 +110,7 @@ class Elements:
     :param slots: how many channels the gateway can have.
     :param settings: of each element.
     :param half_open: connections of one channel that are not joined to the other side yet, at most.
+    :param connections: of all streams together, at most; 0: as many as there are descriptors for.
     :param on_reset: hears why connections were reset.
     :param on_hopeless: hears why no element can be started, as an element fails to start for the second time in a row
         and none is ready.
@@ -120,6 +125,7 @@ class Elements:
         slots: int,
         settings: Settings,
         half_open: int = 64,
+        connections: int = 0,
         on_reset: Callable[[Reset], None] = _nobody_hears,
         on_hopeless: Callable[[str], None] = _go_on,
     ) -> None:
@@ -127,6 +133,7 @@ class Elements:
         self._on_reset = on_reset
         self._on_hopeless = on_hopeless
         self._half_open = half_open
+        self._connections = connections
         self._board = Board.create(slots, max(count, 1))
         self._streams: dict[StreamKey, _Stream] = {}
         self._members: list[_Member] = (
@@ -240,6 +247,10 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NOT_ARMED, count=1))
             return
+        if self._is_over_its_share(stream):
+            refuse(sock)
+            self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NO_SHARE, count=1))
+            return
         carry = Carry(uid=uid, role=role, channel=channel)
         for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
             if member.ready and self._has_descriptors(member) and member.carry(carry, sock):
@@ -261,6 +272,20 @@ class Elements:
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
         return OWN_DESCRIPTORS + 2 * (self._in_all(member.number) + 1) <= member.most_descriptors()
+
+    def _is_over_its_share(self, stream: _Stream) -> bool:
+        """Whether a stream has as many connections as are left for others: with one more these could be kept out."""
+        places = sum((member.most_descriptors() - OWN_DESCRIPTORS) // 2 for member in self._members if member.ready)
+        if self._connections:
+            places = min(places, self._connections)
+        left = places - sum(self._in_all(member.number) for member in self._members)
+        if left > places // 2:
+            return False  # nobody can have so many
+        return left <= sum(
+            self._on_its_way(stream, channel, member.number) + self._of(stream, channel, member.number, board.OPEN)
+            for channel in stream.start.slots
+            for member in self._members
+        )
 
     def _in_all(self, element: int) -> int:
         """The connections that an element has, and those on their way to it."""

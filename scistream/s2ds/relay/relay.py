@@ -24,6 +24,7 @@ from scistream.s2ds.relay.leg import Broken, Leg, Refused, Short, explain, prepa
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.reactor import Poller, poller_of
+from scistream.s2ds.relay.start import Start
 from scistream.s2ds.relay.tcpinfo import bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.watch import Watch
@@ -54,6 +55,7 @@ class Arming:
     :param target: where to connect to: a numeric address.
     :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS. None is a relay
         by itself, between two legs of plain TCP: a stream of the product always has a context.
+    :param start: of ProdApp, at the producer's side.
     """
 
     uid: str
@@ -61,6 +63,7 @@ class Arming:
     channel: int
     target: Address
     context: SSL.Context | None
+    start: Start = field(default_factory=Start)
 
 
 @dataclass(frozen=True)
@@ -194,16 +197,17 @@ class Relay:
         return wan, self._plain(await self._dial_program(), LAN_PATIENCE, self._target, wan=False)
 
     async def _dial_program(self) -> socket.socket:
-        """Connect to ProdApp, which may still be starting: where nobody listens, try again for `dial_timeout`."""
-        reactor = self._means.reactor
-        deadline = reactor.seconds() + self._means.dial_timeout
+        """Connect to ProdApp, for which all connections of the channel may wait together while it starts."""
+        reactor, start = self._means.reactor, self._arming.start
         while True:
             try:
-                return await self._dial(LAN_PATIENCE, wan=False)
+                sock = await self._dial(LAN_PATIENCE, wan=False)
             except Refused:
-                if reactor.seconds() + DIAL_AGAIN > deadline:
+                if not await start.wait(reactor, DIAL_AGAIN, self._means.dial_timeout):
                     raise
-            await deferLater(reactor, DIAL_AGAIN)
+            else:
+                start.over()
+                return sock
 
     def _begin(self, legs: tuple[Leg, Leg]) -> None:
         self._opening = None
