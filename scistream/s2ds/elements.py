@@ -84,6 +84,10 @@ def _nobody_hears(_reset: Reset) -> None:
     """Nobody asked why connections were reset."""
 
 
+def _none(_stream: _Stream, _channel: int) -> int:
+    return 0
+
+
 def _go_on(_why: str) -> None:
     """Elements are started again and again."""
 
@@ -281,11 +285,14 @@ class Elements:
         left = places - sum(self._in_all(member.number) for member in self._members)
         if left > places // 2:
             return False  # nobody can have so many
-        return left <= sum(
+        # From the WAN there may be strangers among those that are not joined; they are bounded by themselves.
+        unjoined = self._unjoined if stream.start.role == PROD else _none
+        has = sum(
             self._on_its_way(stream, channel, member.number) + self._of(stream, channel, member.number, board.OPEN)
             for channel in stream.start.slots
             for member in self._members
-        )
+        ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
+        return left <= has > 0
 
     def _in_all(self, element: int) -> int:
         """The connections that an element has, and those on their way to it."""
