@@ -179,8 +179,7 @@ def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:
 
 
 def _only_loopback(address: Address) -> None:
-    numeric = address.numeric
-    if not (numeric.is_loopback if numeric is not None else address.host == "localhost"):
+    if not address.is_on_loopback:
         raise StreamError(
             "not-authenticated",
             f"{address} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)",

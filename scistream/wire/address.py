@@ -54,6 +54,11 @@ class Address(NamedTuple):
         except ValueError:
             return None
 
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether what is sent there stays on this machine."""
+        return self.numeric.is_loopback if self.numeric is not None else self.host == "localhost"
+
 
 def _ipv6(host: str, text: str) -> str:
     _, percent, scope = host.partition("%")

@@ -18,10 +18,19 @@ from scistream.wire.messages import CONS, PROD, Role
 LONGEST = 4096
 """Bytes that are read where a join string is looked for."""
 
+_UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
+_PIN_DIGITS = 64
 _FORM = re.compile(
-    r"scistream://(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):(?P<key>[A-Za-z0-9_-]{43})"
-    r"@(?P<address>[^/@?]+)/(?P<role>prod|cons)(?:\?ca=(?P<ca>[0-9a-f]{64}))?\Z"
+    rf"scistream://(?P<uid>{_UID.pattern}):(?P<key>{_KEY.pattern})"
+    rf"@(?P<address>[^/@?]+)/(?P<role>prod|cons)(?:\?ca=(?P<ca>[0-9a-f]{{{_PIN_DIGITS}}}))?\Z"
 )
+_ASSIGNMENT = re.compile(r"(?:export\s+)?SCISTREAM_JOIN\s*=")
+_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+_SCHEME = "scistream://"
+_USUAL = re.compile(r"[A-Za-z0-9_.:/@?=\[\]%-]*")
+_FORM_IN_WORDS = "scistream://UID:KEY@HOST:PORT/prod?ca=SHA256"
+_COPY_AGAIN = "copy the whole line again, from `scistream://` to its last character"
 
 
 def new_app_key() -> str:
@@ -56,9 +65,52 @@ class Join:
         """
         match = _FORM.match(text.strip())
         if match is None:
-            raise ValueError(
-                "this is no join string: it looks like scistream://UID:KEY@HOST:PORT/prod?ca=SHA256, "
-                "and `s2uc request` prints one for each side"
-            )
-        role = PROD if match["role"] == "prod" else CONS
-        return cls(match["uid"], match["key"], Address.parse(match["address"]), role, match["ca"])
+            raise ValueError(f"this is no join string: {_what_is_wrong(text.strip())}")
+        server = Address.parse(match["address"])
+        if match["ca"] is None and not server.is_on_loopback:
+            raise ValueError(f"this is no join string: it is cut before its last part, ca=: {_COPY_AGAIN}")
+        return cls(match["uid"], match["key"], server, PROD if match["role"] == "prod" else CONS, match["ca"])
+
+
+def _what_is_wrong(text: str) -> str:
+    """What has happened to a join string, and the remedy; none of the string is repeated."""
+    if not text:
+        return "it is empty"
+    if _ASSIGNMENT.match(text):
+        return "it begins with a shell's assignment: give what stands behind the `=` only, without its quotes"
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        return "quotes stand around it: take them away"
+    if text.count(_SCHEME) > 1:
+        return "there is more than one: give the one of this side only"
+    if re.search(r"\s", text):
+        return "it is broken by blanks or line ends: put it on one line, without any of them"
+    if not _USUAL.fullmatch(text):
+        return f"it has characters that no join string has: {_COPY_AGAIN}"
+    if not text.startswith(_SCHEME):
+        return (
+            f"it does not begin with `{_SCHEME}`; `s2uc request` prints {_FORM_IN_WORDS} for each side: {_COPY_AGAIN}"
+        )
+    return _wrong_part(text.removeprefix(_SCHEME))
+
+
+def _wrong_part(text: str) -> str:
+    who, at, where = text.partition("@")
+    uid, colon, key = who.partition(":")
+    if not at:
+        return f"it is cut before its HOST:PORT: {_COPY_AGAIN}"
+    if not _UID.fullmatch(uid) or not colon:
+        return f"the stream's name in it is damaged: {_COPY_AGAIN}"
+    if not _KEY.fullmatch(key):
+        return f"its key has {len(key)} characters, where 43 letters, digits, `-` and `_` belong: {_COPY_AGAIN}"
+    address, _, rest = where.partition("/")
+    role, _, pin = rest.partition("?")
+    if not rest:
+        return f"it is cut in its HOST:PORT or before the side: {_COPY_AGAIN}"
+    if role not in ("prod", "cons"):
+        return f"the side in it is neither `prod` nor `cons`: {_COPY_AGAIN}"
+    if not address or "?" in address:
+        return f"it has no HOST:PORT: {_COPY_AGAIN}"
+    digits = pin.removeprefix("ca=")
+    if len(digits) < _PIN_DIGITS:
+        return f"it is cut in its last part, ca=, which has {_PIN_DIGITS} digits: {_COPY_AGAIN}"
+    return f"its last part, ca=, is longer than {_PIN_DIGITS} digits or has others than 0-9 and a-f: {_COPY_AGAIN}"

@@ -1,0 +1,67 @@
+"""Join strings that were spoilt on their way: what a person is told of them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scistream.wire.address import Address
+from scistream.wire.join import Join
+from scistream.wire.messages import PROD
+
+UID = "0123abcd-4567-89ef-0123-456789abcdef"
+KEY = "qP3_x8ZkT0wLmN-yRf7uVb2sHdJ5gCe9aXo1iQtKzE4"
+WHOLE = str(Join(UID, KEY, Address("door.example", 5000), PROD, "ab" * 32))
+
+
+def complaint(text: str) -> str:
+    """What is said of a spoilt join string; the key is not in it, not even a part of it."""
+    with pytest.raises(ValueError, match="this is no join string: ") as refused:
+        Join.parse(text)
+    said = str(refused.value)
+    key = Join.parse(WHOLE).app_key
+    assert not any(key[at : at + 6] in said for at in range(len(key) - 5))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        (f"export SCISTREAM_JOIN='{WHOLE}'", "a shell's assignment"),
+        (f"SCISTREAM_JOIN={WHOLE}", "a shell's assignment"),
+        (f"'{WHOLE}'", "quotes"),
+        (f'"{WHOLE}', "quotes"),
+        (f"\u201c{WHOLE}\u201d", "quotes"),
+        (f"{WHOLE[:60]}\n{WHOLE[60:]}", "broken by blanks or line ends"),
+        (f"{WHOLE[:70]}  {WHOLE[70:]}", "broken by blanks or line ends"),
+        (f"{WHOLE}\n{WHOLE}", "more than one"),
+        (WHOLE.replace("-", "\u2013"), "characters that no join string has"),
+        (WHOLE + "\x00", "characters that no join string has"),
+        (WHOLE[4:], "does not begin with `scistream://`"),
+        ("hello", "does not begin with `scistream://`"),
+        (WHOLE[:20], "cut before its HOST:PORT"),
+        (WHOLE.replace("://", "://0"), "the stream's name in it is damaged"),
+        (WHOLE.replace("@", "x@"), "its key has 44 characters"),
+        (WHOLE[: WHOLE.index("@") + 5], "cut in its HOST:PORT or before the side"),
+        (WHOLE.replace("/prod", "/both"), "neither `prod` nor `cons`"),
+        (WHOLE.replace("door.example:5000", ""), "no HOST:PORT"),
+        (WHOLE[:-1], "cut in its last part"),
+        (WHOLE + "0", "longer than 64 digits"),
+        (WHOLE.partition("?")[0], "cut before its last part"),
+    ],
+)
+def test_a_spoilt_join_string_is_told_what_happened_to_it_and_what_to_do(spoilt: str, reason: str) -> None:
+    assert reason in complaint(spoilt)
+
+
+@given(st.integers(1, len(WHOLE) - 1))
+def test_a_join_string_that_is_cut_anywhere_is_refused_with_advice(at: int) -> None:
+    assert "copy the whole line again" in complaint(WHOLE[:at])
+
+
+@given(st.integers(1, WHOLE.index("@")), st.characters().filter(lambda one: not re.match(r"[A-Za-z0-9_.:/@?-]", one)))
+def test_a_join_string_with_a_strange_character_is_refused_without_being_repeated(at: int, strange: str) -> None:
+    complaint(WHOLE[:at] + strange + WHOLE[at:])
