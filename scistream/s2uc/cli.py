@@ -13,7 +13,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import msgspec
-from rich.table import Table
 
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
@@ -26,16 +25,16 @@ from scistream.s2uc.commands import (
     attach_stream,
     clock_time,
     list_at,
-    plain,
     read_file,
     release_at,
     release_stream,
     request_stream,
     show_status,
+    show_status_at,
     wait_for_stream,
-    wide_console,
 )
 from scistream.s2uc.memory import Memory
+from scistream.s2uc.tables import Columns, short_uids
 from scistream.security.expiry import expiring_soon
 from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
@@ -264,6 +263,22 @@ def release(ctx: click.Context, uid: str, at: Address | None) -> None:
 
 @main.command()
 @click.argument("uid")
+def forget(uid: str) -> None:
+    """Take a stream out of the list, without asking its facilities.
+
+    For one that can be released no more, since a facility is gone for good. What it holds there ends when it expires.
+    """
+    memory = Memory()
+    try:
+        known = memory.find(uid, changes=True)
+        memory.remove(known.uid)
+    except ConfigProblem as problem:
+        refuse(problem)
+    click.echo(f"forgotten {known.uid}")
+
+
+@main.command()
+@click.argument("uid")
 @click.option("--timeout", type=TIME, help="Give up waiting after this time; the stream is left as it is.")
 @_credential_options
 @click.pass_context
@@ -286,10 +301,22 @@ def attach(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -
 @main.command()
 @click.argument("uid", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--at",
+    type=ADDRESS,
+    help="What this S2CS has of the stream UID, and nothing else: of any user's, for its administrator.",
+)
 @_credential_options
 @click.pass_context
-def status(ctx: click.Context, uid: str | None, as_json: bool) -> None:
-    """Ask the facilities for the state and the figures of a stream, or of all that are remembered."""
+def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | None) -> None:
+    """Ask the facilities for the state and the figures of a stream, or of all that are remembered.
+
+    With --at one facility tells all that it knows of one stream: owner, gateways, addresses, figures.
+    """
+    if at is not None:
+        if uid is None:
+            raise click.UsageError("--at needs a UID: `s2uc list --at` shows all streams of a facility")
+        _finish(ctx.obj, lambda client: show_status_at(client, str(at), uid, as_json))
     _finish(ctx.obj, lambda client: show_status(client, uid, as_json))
 
 
@@ -358,12 +385,17 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
         return
-    table = Table("uid", "producer side", "consumer side", "channels", "Mbit/s", "asked for", "expires", "label")
+    if not streams:
+        click.echo("no streams")
+        return
+    short = short_uids([one.uid for one in streams])
+    table = Columns(
+        "uid", "producer side", "consumer side", "ch", "Mbit/s", "asked for", "expires", "label", whole=("asked for",)
+    )
     for one in streams:
-        asked, expires = clock_time(one.asked_at), clock_time(one.expires_at)
-        size = (str(one.num_conn), f"{one.rate:g}")
-        table.add_row(*map(plain, (one.uid, one.prod, one.cons, *size, asked, expires, one.label or "")))
-    wide_console().print(table if streams else "no streams")
+        times = (clock_time(one.asked_at), clock_time(one.expires_at))
+        table.add(short[one.uid], one.prod, one.cons, str(one.num_conn), f"{one.rate:g}", *times, one.label or "")
+    table.show()
 
 
 # -- running

@@ -220,6 +220,13 @@ class Client:
         """
         return Waiting(Deferred.fromCoroutine(facility.streams_at(self._reached(s2cs))))
 
+    def stream_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
+        """What one S2CS has of a stream, our own or, as an administrator of the facility, anybody's.
+
+        :raises StreamError: if it does not answer, or refuses, or has no such stream.
+        """
+        return Waiting(Deferred.fromCoroutine(facility.stream_at(self._reached(s2cs), _uid_of(uid))))
+
     def release_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
         """End what one S2CS has of a stream, our own or, as an administrator of the facility, anybody's.
 
@@ -370,6 +377,13 @@ class Stream:
     def fail(self, error: StreamError) -> None:
         """End the stream at both sides because of this; what waits for it fails with it."""
         self._effects.machine.failed(error)
+
+    def sides(self) -> Waiting[tuple[dict[Role, StreamStatus], dict[Role, StreamError]]]:
+        """What each side says of the stream now, as far as it can be reached within seconds; and why another does not.
+
+        A side that does not know it is in neither.
+        """
+        return Waiting(Deferred.fromCoroutine(self._effects.sides()))
 
     def ended(self) -> Waiting[None]:
         """Wait until the stream is over.

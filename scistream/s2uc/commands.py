@@ -18,16 +18,14 @@ from typing import Any, TypeVar
 import click
 import msgspec
 from msgspec import Struct
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
 from scistream.config import ConfigProblem, parse_rate, parse_seconds
 from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
-from scistream.s2uc.memory import Memory, Remembered
+from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
+from scistream.s2uc.tables import Columns, short_uids
 from scistream.standard_streams import OutputLost, check_output
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
@@ -38,17 +36,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 RELEASE_SECONDS = 5.0
 """How long a command that fails, or is interrupted, waits until both sides have confirmed the release."""
 
+MAX_LOOKS = 64
+"""Streams whose facilities are asked at a time."""
+
 FIRST_WORD = 0.4
 """Seconds of silence before a command says what it waits for."""
 
 
 def clock_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def wide_console() -> Console:
-    """Where output is no terminal, tables are not squeezed into 80 columns."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 class Request(Struct, frozen=True):
@@ -280,23 +276,39 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
         return 0
-    table = Table("uid", "role", "state", "owner", "channels", "Mbit/s", "left", "label")
+    if not streams:
+        click.echo("no streams")
+        return 0
+    short = short_uids([one.uid for one in streams])
+    table = Columns("uid", "role", "state", "owner", "ch", "Mbit/s", "GB>cons", "GB>prod", "left", "label")
     for one in streams:
-        left = f"{one.seconds_left / 3600:.1f} h"
-        row = (one.uid, one.role, one.state, one.owner, str(len(one.channels)), f"{one.rate:g}", left, one.label or "")
-        table.add_row(*map(plain, row))
-    wide_console().print(table if streams else "no streams")
+        state, channels, rate, _, to_consumer, to_producer, left = _status_row(one)
+        figures = (channels, rate, to_consumer, to_producer, left)
+        table.add(short[one.uid], one.role, state, one.owner, *figures, one.label or "")
+    table.show()
     return 0
 
 
 async def release_at(client: Client, s2cs: str, uid: str) -> int:
-    """A uid that is shortened is looked for among all streams there."""
-    fitting = sorted({one.uid for one in await client.streams_at(s2cs) if one.uid.startswith(uid.lower())})
-    if len(fitting) > 1:
-        raise ConfigProblem(f"{len(fitting)} streams at {s2cs} have a uid that begins with {uid!r}: write more of it")
-    for side in await client.release_at(s2cs, fitting[0] if fitting else uid):
-        click.echo(printable(f"released {side.uid} ({side.role}) of {side.owner}"))
+    whole = await _uid_at(client, s2cs, uid, changes=True)
+    for side in await client.release_at(s2cs, whole):
+        click.echo(printable(f"released {whole} ({side.role}) of {side.owner}"))
     return 0
+
+
+async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
+    """The whole uid; one that is shortened is looked for among all streams at an S2CS.
+
+    :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
+    """
+    beginning = checked_beginning(uid, changes=changes)
+    if len(beginning) == WHOLE_UID:
+        return beginning
+    fitting = sorted({one.uid for one in await client.streams_at(s2cs) if one.uid.startswith(beginning)})
+    if len(fitting) == 1:
+        return fitting[0]
+    which = f"{len(fitting)} streams" if fitting else "no stream"
+    raise ConfigProblem(f"{which} at {s2cs} with a uid that begins with {uid!r}: `s2uc list --at {s2cs}` shows all")
 
 
 async def wait_for_stream(client: Client, uid: str, timeout: float | None) -> int:
@@ -324,59 +336,105 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     memory = Memory()
     streams = [memory.find(uid)] if uid is not None else memory.all()
     answers: dict[str, dict[Role, StreamStatus]] = {}
-    troubles: dict[str, str] = {}
-    for known in streams:
-        try:
-            answers[known.uid] = await client.remembered(known.uid, prod=known.prod, cons=known.cons).status()
-        except StreamError as error:
-            troubles[known.uid] = str(error)
+    troubles: dict[str, dict[Role, StreamError]] = {}
+    at_once = DeferredSemaphore(MAX_LOOKS)
+
+    async def look(known: Remembered) -> None:
+        stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+        answers[known.uid], troubles[known.uid] = await stream.sides()
+
+    await gatherResults([at_once.run(lambda one: Deferred.fromCoroutine(look(one)), known) for known in streams])
+    errors = {one: "; ".join(map(str, both.values())) for one, both in troubles.items() if both}
     if as_json:
         sides = {one: {role: msgspec.to_builtins(side) for role, side in both.items()} for one, both in answers.items()}
-        click.echo(json.dumps({"streams": sides, "errors": troubles, "warnings": client.warnings}))
+        click.echo(json.dumps({"streams": sides, "errors": errors, "warnings": client.warnings}))
     else:
-        _print_status(streams, answers)
+        _print_status(streams, answers, troubles)
         if uid is not None:
-            _print_channels(answers.get(streams[0].uid, {}))
-            _print_resets(answers.get(streams[0].uid, {}))
-        for server, warnings in client.warnings.items():
-            for warning in warnings:
-                click.echo(printable(f"warning: {server}: {warning}"), err=True)
-    for one, trouble in troubles.items():
-        click.echo(f"{one}: {trouble}", err=True)
-    return 1 if troubles else 0
+            _print_channels(answers[streams[0].uid])
+            _print_resets(answers[streams[0].uid])
+        _print_warnings(client)
+    for one, error in errors.items():
+        tell(f"{one}: {error}")
+    return 1 if errors else 0
 
 
-def _print_status(streams: list[Remembered], answers: dict[str, dict[Role, StreamStatus]]) -> None:
-    table = Table(
-        "uid", "side", "state", "channels", "Mbit/s", "open", "GB to cons.", "GB to prod.", "left", "last error"
-    )
+def _print_warnings(client: Client) -> None:
+    for server, warnings in client.warnings.items():
+        for warning in warnings:
+            tell(f"warning: {server}: {warning}")
+
+
+def _print_status(
+    streams: list[Remembered],
+    answers: dict[str, dict[Role, StreamStatus]],
+    troubles: dict[str, dict[Role, StreamError]],
+) -> None:
+    if not streams:
+        click.echo("no streams")
+        return
+    short = short_uids([known.uid for known in streams])
+    table = Columns("uid", "side", "state", "ch", "Mbit/s", "open", "GB>cons", "GB>prod", "left", note="last error")
     for known in streams:
         for role in (PROD, CONS):
-            side = answers.get(known.uid, {}).get(role)
-            row = _status_row(side) if side is not None else ("unknown",)
-            table.add_row(*map(plain, (known.uid, SIDE[role], *row)))
-    wide_console().print(table if streams else "no streams")
+            side = answers[known.uid].get(role)
+            noted = f"{short[known.uid]} {SIDE[role]}"
+            if side is not None:
+                table.add(short[known.uid], SIDE[role], *_status_row(side), note=_last_error(side), noted=noted)
+            else:
+                state = "no answer" if role in troubles[known.uid] else "unknown"
+                table.add(short[known.uid], SIDE[role], state, *[""] * 6)
+    table.show()
 
 
 def _print_channels(sides: dict[Role, StreamStatus]) -> None:
-    table = Table(
-        "side",
-        "channel",
-        "open",
-        "accepted",
-        "reset",
-        "GB to cons.",
-        "GB to prod.",
-        "WAN round trip ms",
-        "sent again",
-        "WAN Mbit/s",
-        "kB waiting",
-    )
+    table = Columns("side", "ch", "open", "all", "reset", "GB>cons", "GB>prod", "rtt ms", "resent", "Mbit/s", "kB wait")
     for role in (PROD, CONS):
         for one in sides[role].figures if role in sides else ():
-            table.add_row(SIDE[role], *_channel_row(one))
-    if table.row_count:
-        wide_console().print(table)
+            table.add(SIDE[role], *_channel_row(one))
+    if len(table):
+        click.echo()
+        table.show()
+
+
+async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> int:
+    """One stream, as one facility sees it: for an administrator, who may not ask the other one."""
+    whole = await _uid_at(client, s2cs, uid, changes=False)
+    sides = await client.stream_at(s2cs, whole)
+    if as_json:
+        click.echo(json.dumps([{**msgspec.to_builtins(side), "csr": ""} for side in sides]))
+        return 0
+    for number, side in enumerate(sides):
+        if number:
+            click.echo()
+        facts = {
+            "uid": whole,
+            "side": SIDE[side.role],
+            "state": side.state,
+            "owner": side.owner,
+            "label": side.label or "",
+            "rate": f"{_number(side.rate)} Mbit/s",
+            "left": _hours(side.seconds_left),
+            "gateways": ", ".join(side.gateways),
+            "ProdApp": ", ".join(side.app_listeners),
+            "last error": _last_error(side),
+        }
+        for name, fact in facts.items():
+            if fact:
+                click.echo(printable(f"{name + ':':<12}{fact}"))
+        click.echo()
+        _print_addresses(side)
+    _print_channels({side.role: side for side in sides})
+    _print_resets({side.role: side for side in sides})
+    return 0
+
+
+def _print_addresses(side: StreamStatus) -> None:
+    table = Columns("ch", "listener", "leads to")
+    for channel, listener in zip(side.channels, side.listeners, strict=False):
+        table.add(str(channel), listener, side.connection_map.get(listener, ""))
+    if len(table):
+        table.show()
 
 
 def _print_resets(sides: dict[Role, StreamStatus]) -> None:
@@ -404,21 +462,28 @@ def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
         str(one.connections),
         str(one.accepted),
         str(one.reset),
-        f"{one.bytes_to_consumer / 1e9:.3f}",
-        f"{one.bytes_to_producer / 1e9:.3f}",
-        f"{one.rtt_ms:.3f}" if one.rtt_ms else "",
+        _gigabytes(one.bytes_to_consumer),
+        _gigabytes(one.bytes_to_producer),
+        f"{one.rtt_ms:.4g}" if one.rtt_ms else "",
         str(one.retransmits),
-        f"{one.delivery_mbit:.1f}" if one.delivery_mbit else "",
-        f"{one.waiting / 1e3:.1f}" if one.connections else "",
+        f"{one.delivery_mbit:.4g}" if one.delivery_mbit else "",
+        f"{one.waiting / 1e3:.4g}" if one.connections else "",
     )
 
 
-def plain(text: str) -> Text:
-    """Words of a server or a user in a table: as they are, without markup, and harmless to a terminal."""
-    return Text(printable(text))
-
-
 def _status_row(side: StreamStatus) -> tuple[str, ...]:
+    return (
+        side.state,
+        str(len(side.channels)),
+        _number(side.rate),
+        str(sum(one.connections for one in side.figures)),
+        _gigabytes(sum(one.bytes_to_consumer for one in side.figures)),
+        _gigabytes(sum(one.bytes_to_producer for one in side.figures)),
+        _hours(side.seconds_left),
+    )
+
+
+def _last_error(side: StreamStatus) -> str:
     last = ""
     if side.last_error is not None:
         last = f"{side.last_error.code}: {side.last_error.msg}"
@@ -426,16 +491,19 @@ def _status_row(side: StreamStatus) -> tuple[str, ...]:
         last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
     if side.wrong_hellos:
         last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()
-    return (
-        side.state,
-        str(len(side.channels)),
-        f"{side.rate:g}",
-        str(sum(one.connections for one in side.figures)),
-        f"{sum(one.bytes_to_consumer for one in side.figures) / 1e9:.3f}",
-        f"{sum(one.bytes_to_producer for one in side.figures) / 1e9:.3f}",
-        f"{side.seconds_left / 3600:.1f} h",
-        last,
-    )
+    return last
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3f}" if count < 1e12 else f"{count / 1e9:.4g}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if 0 <= seconds < 1e7 else f"{seconds / 3600:.3g} h"
 
 
 # -- the request file

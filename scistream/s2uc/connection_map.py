@@ -16,7 +16,16 @@ def connection_map(prod_listeners: Sequence[str], cons_listeners: Sequence[str],
     :param cons_listeners: LAN listeners of the consumer's gateways, one a channel, in order.
     :param app: where ProdApp listens; fewer than the channels are used in turn, more are left unused.
     :returns: for each role a map from its listeners to their targets.
+    :raises ValueError: if the two sides do not fit each other, with a sentence.
     """
+    if len(prod_listeners) != len(cons_listeners):
+        raise ValueError(
+            f"the producer's facility has {len(prod_listeners)} listeners and the consumer's {len(cons_listeners)}: "
+            "each channel needs one of both"
+        )
+    for side, listeners in (("producer", prod_listeners), ("consumer", cons_listeners)):
+        if len(set(listeners)) != len(listeners):
+            raise ValueError(f"the {side}'s facility names a listener twice: each channel needs one of its own")
     return {
         PROD: {listener: app[channel % len(app)] for channel, listener in enumerate(prod_listeners)},
         CONS: dict(zip(cons_listeners, prod_listeners, strict=True)),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -47,6 +47,12 @@ LOOK_AGAIN = 0.5
 
 RELEASE_PATIENCE = 60.0
 """Seconds for a release in all: a facility whose gateway is silent goes on by itself, and nobody needs to watch."""
+
+WORK_PATIENCE = 120.0
+"""Seconds for any other command in all, however often a facility says that it is working on it."""
+
+REACH_SECONDS = 5.0
+"""Seconds to reach a facility of which something is to be known, or released, that was asked for earlier."""
 
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
@@ -129,6 +135,7 @@ class StreamEffects:
         self._addresses = addresses
         self._app_keys: dict[Role, str] = {} if remembered else {PROD: new_app_key(), CONS: new_app_key()}
         self._asking: dict[Role, Deferred[Resp]] = {}
+        self._looking: dict[Role, Deferred[Resp]] = {}
         self._reserved: list[Deferred[None]] = []
         self._streaming: list[Deferred[dict[str, str]]] = []
         self._ended: list[Deferred[None]] = []
@@ -184,12 +191,16 @@ class StreamEffects:
         core.generation = max(side.generation for side in sides.values())
         self._expires_at = self._reactor.seconds() + min(side.seconds_left for side in sides.values())
         app = sides[PROD].app_listeners
+        try:
+            maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app)
+        except ValueError as wrong:
+            raise StreamError("gateway-failed", str(wrong)) from None
         in_force = {side.generation for side in sides.values()} == {core.generation} and all(
             side.state == "Streaming" for side in sides.values()
         )
         if in_force and app:
             self.connection_map = {**sides[CONS].connection_map, **sides[PROD].connection_map}
-            same = sides[PROD].connection_map == connection_map(sides[PROD].listeners, sides[CONS].listeners, app)[PROD]
+            same = sides[PROD].connection_map == maps[PROD]
             core.provisioned_for = list(app) if same else []
             self.machine = remembered_stream(core)
         else:
@@ -202,10 +213,10 @@ class StreamEffects:
     def waits_for(self) -> str:
         """What is missing before the stream goes on, in words for a person."""
         sides = []
-        for role, asked in self._asking.items():
+        for role, asked in [*self._asking.items(), *self._looking.items()]:
             if not asked.called:
                 trouble = self._servers[role].dialer.outbox.trouble
-                sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f" ({trouble})" if trouble else ""))
+                sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {trouble}" if trouble else ""))
         return " and ".join(sides) or "ProdApp's Hello"
 
     def roles_at(self, server: Server) -> list[Role]:
@@ -225,11 +236,26 @@ class StreamEffects:
         earlier = self._asking.pop(role, None)
         if earlier is not None:
             earlier.cancel()
-        asked = self._servers[role].dialer.ask(command, PATIENCE)
+        server = self._servers[role]
+        if isinstance(command, Rel) and not self._follows:
+            asked = server.ask_if_reached(command, PATIENCE)
+        else:
+            asked = server.dialer.ask(command, PATIENCE)
         self._asking[role] = asked
-        if isinstance(command, Rel):
-            asked.addTimeout(RELEASE_PATIENCE, self._reactor, _still_releasing)
-        asked.addCallbacks(lambda answer: self.machine.side_answered(role, answer), self._refused, (), {}, (role,))
+        patience = RELEASE_PATIENCE if isinstance(command, Rel) else WORK_PATIENCE
+        asked.addTimeout(patience, self._reactor, lambda *_: _still_working(command, patience))
+        asked.addCallbacks(self._answered, self._refused, (command,), {}, (role,))
+
+    def _answered(self, answer: Resp, command: Command) -> None:
+        """A final answer: what a facility has granted is what it was asked for, or the stream has failed."""
+        assert command.role is not None
+        if isinstance(command, Req):
+            count = len(answer.listeners or [])
+            if 0 < count != command.num_conn:
+                msg = f"its facility has granted {count} listeners for {command.num_conn} channels"
+                self.machine.failed(StreamError("gateway-failed", f"{SIDE[command.role]} side: {msg}"))
+                return
+        self.machine.side_answered(command.role, answer)
 
     def abandon(self) -> None:
         """The user waits no longer for the sides that have not confirmed a release."""
@@ -405,14 +431,29 @@ class StreamEffects:
 
     async def status(self) -> dict[Role, StreamStatus]:
         """What each side says of the stream now."""
-        asked = [self._status_of(role) for role in self._servers]
+        asked = [self._status_of(role, self._servers[role].dialer.ask) for role in self._servers]
         try:
             answers = await gatherResults(asked, consumeErrors=True)
         except FirstError as first:
             raise cast(StreamError, first.subFailure.value) from None
         return {status.role: status for answer in answers for status in answer}
 
-    def _status_of(self, role: Role) -> Deferred[list[StreamStatus]]:
+    async def sides(self) -> tuple[dict[Role, StreamStatus], dict[Role, StreamError]]:
+        """What each side that can be reached within seconds says of the stream, and why others say nothing."""
+        asked = [self._status_of(role, self._servers[role].ask_if_reached) for role in self._servers]
+        answers: dict[Role, StreamStatus] = {}
+        troubles: dict[Role, StreamError] = {}
+        for role, (_, result) in zip(self._servers, await DeferredList(asked, consumeErrors=True), strict=True):
+            if isinstance(result, Failure):
+                result.trap(StreamError)
+                troubles[role] = cast(StreamError, result.value)
+            else:
+                answers |= {status.role: status for status in result}
+        return answers, troubles
+
+    def _status_of(
+        self, role: Role, ask: Callable[[Command, float | None], Deferred[Resp]]
+    ) -> Deferred[list[StreamStatus]]:
         def refused(failure: Failure) -> list[StreamStatus]:
             failure.trap(StreamError)
             error = cast(StreamError, failure.value)
@@ -424,7 +465,8 @@ class StreamEffects:
             self._servers[role].warnings = answer.warnings or []
             return self._of_side(answer, role)
 
-        asked = self._servers[role].dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
+        asked = ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
+        self._looking[role] = asked
         return asked.addCallbacks(answered, refused)
 
 
@@ -451,6 +493,29 @@ class Server:
             for role in effects.roles_at(self):
                 effects.machine.reached(role)
 
+    def ask_if_reached(self, command: Command, patience: float | None) -> Deferred[Resp]:
+        """Send a command until it is answered, if the server can be reached within seconds.
+
+        :returns: as of `Dialer.ask`; it fails with `timeout` and the reason if there is no link by then.
+        """
+        asked = self.dialer.ask(command, patience)
+        trouble: list[str] = []
+
+        def give_up() -> None:
+            if self.dialer.link is None:
+                trouble.append(self.dialer.outbox.trouble or "there was no answer")
+                asked.cancel()
+
+        def settled(result: Resp | Failure) -> Resp | Failure:
+            if look.active():
+                look.cancel()
+            if trouble:
+                raise StreamError("timeout", f"{self.dialer.peer_name} cannot be reached: {trouble[0]}")
+            return result
+
+        look = self.dialer.clock.callLater(REACH_SECONDS, give_up)
+        return asked.addBoth(settled)
+
     def _up(self) -> None:
         assert self.dialer.link is not None
         self.authority = self.dialer.link.peer or None
@@ -474,8 +539,9 @@ class Server:
                     effects.heard(self, message)
 
 
-def _still_releasing(_cancelled: Any, seconds: float) -> NoReturn:
-    raise StreamError("timeout", f"it is still Releasing after {seconds:g} s: a gateway there does not answer")
+def _still_working(command: Command, seconds: float) -> NoReturn:
+    doing = {Req: "Reserving", UpdateTargets: "Updating", Rel: "Releasing"}[type(command)]
+    raise StreamError("timeout", f"it is still {doing} after {seconds:g} s: a gateway there does not answer")
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ class Memory:
             streams.pop(uid, None)
 
     def all(self) -> list[Remembered]:
-        """All streams, the oldest first."""
+        """All streams that have not expired, the oldest first."""
         return sorted(self._read().values(), key=lambda stream: stream.asked_at)
 
     def find(self, uid: str, *, changes: bool = False) -> Remembered:
@@ -113,7 +114,9 @@ class Memory:
 
     def _read(self) -> dict[str, Remembered]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
+            streams = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
+            now = time.time()
+            return {uid: stream for uid, stream in streams.items() if stream.expires_at > now}
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as problem:

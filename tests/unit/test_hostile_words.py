@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 from twisted.python.failure import Failure
 
 from scistream.command_line import report
@@ -31,14 +30,17 @@ def test_what_a_probe_has_found_is_one_line() -> None:
     assert str(Check(name="wan", ok=False, text=HOSTILE)) == f"FAILED  {SHOWN}"
 
 
-def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(commands, "wide_console", lambda: Console(file=shown, width=400, force_terminal=True))
+    monkeypatch.setattr(shown, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdout", shown)
     side = StreamStatus(uid=UID, role=PROD, state="Released", last_error=LastError(code="timeout", msg=HOSTILE))
-    known = Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=1.0)
-    commands._print_status([known], {UID: {PROD: side, CONS: side}})
+    known = Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9)
+    commands._print_status([known], {UID: {PROD: side, CONS: side}}, {UID: {}})
     assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
     assert "\x1b[2J" not in shown.getvalue()
+    assert "\u202e" not in shown.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_a_user_s_own_label_is_listed_as_it_is(label: str, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
     Memory().add(
-        Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=1.0, label=label)
+        Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, label=label)
     )
     ran = CliRunner().invoke(cli.main, ["list"])
     assert ran.exit_code == 0

@@ -45,5 +45,12 @@ def test_every_channel_leads_to_prod_app_and_each_of_its_listeners_gets_a_fair_s
 
 @pytest.mark.parametrize(("prod", "cons"), [(2, 3), (3, 2)])
 def test_sides_with_different_numbers_of_listeners_cannot_be_joined(prod: int, cons: int) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="each channel needs one of both"):
         connection_map(addresses("wan", prod), addresses("lan", cons), ["app:1"])
+
+
+@pytest.mark.parametrize("side", ["producer", "consumer"])
+def test_a_listener_that_is_named_twice_cannot_be_joined(side: str) -> None:
+    twice, both = ["wan:1", "wan:1"], ["lan:1", "lan:2"]
+    with pytest.raises(ValueError, match=f"the {side}'s facility names a listener twice"):
+        connection_map(*((twice, both) if side == "producer" else (both, twice)), ["app:1"])

@@ -1,0 +1,80 @@
+"""Tables on standard output: for a terminal of 80 columns, and as plain columns for pipes and files."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scistream.wire.errors import printable
+
+SHORT_UID = 8
+
+
+class Columns:
+    """Rows under headings. A terminal gets them folded to its width, and the notes of rows below; anything else gets a
+    line for each row, with two spaces or more between columns and the note as the last of them.
+
+    :param headings: of the columns.
+    :param note: the heading of the notes; None if rows have none.
+    :param whole: columns that are not needed on a terminal, by their headings.
+    """
+
+    def __init__(self, *headings: str, note: str | None = None, whole: tuple[str, ...] = ()) -> None:
+        self._headings = headings
+        self._note = note
+        self._whole = whole
+        self._rows: list[tuple[tuple[str, ...], str, str]] = []
+
+    def add(self, *cells: str, note: str = "", noted: str = "") -> None:
+        """Add a row. What is not printable in it becomes a question mark: it may come from a far end.
+
+        :param noted: what the note is of, in words for a terminal.
+        """
+        self._rows.append((tuple(map(printable, cells)), printable(note), printable(noted)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def show(self) -> None:
+        """Print it."""
+        if sys.stdout.isatty():
+            self._show_on_terminal()
+        else:
+            self._show_plainly()
+
+    def _show_plainly(self) -> None:
+        head = (*self._headings, *([self._note] if self._note else []))
+        rows = [tuple(one.upper() for one in head)]
+        rows += [(*cells, *([note] if self._note else [])) for cells, note, _ in self._rows]
+        widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+            click.echo("  ".join(padded).rstrip())
+
+    def _show_on_terminal(self) -> None:
+        shown = [number for number, heading in enumerate(self._headings) if heading not in self._whole]
+        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="none")
+        for number in shown:
+            # What begins with a letter may be folded; numbers and short words keep together.
+            table.add_column(self._headings[number].upper(), overflow="fold", no_wrap=self._headings[number] == "uid")
+        for cells, _, _ in self._rows:
+            table.add_row(*(Text(cells[number]) for number in shown))
+        Console(highlight=False).print(table)
+        for _, note, noted in self._rows:
+            if note:
+                click.echo(f"{noted}: {note}" if noted else note)
+
+
+def short_uids(uids: list[str]) -> dict[str, str]:
+    """For a terminal the beginnings of uids, as long as it takes to tell them apart; otherwise the whole."""
+    if not sys.stdout.isatty():
+        return {uid: uid for uid in uids}
+    length = SHORT_UID
+    while len({uid[:length] for uid in uids}) < len(set(uids)):
+        length += 1
+    return {uid: uid[:length] for uid in uids}
