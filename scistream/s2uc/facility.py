@@ -9,7 +9,7 @@ import msgspec
 
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Rel, Status, StreamStatus
+from scistream.wire.messages import Rel, Status, StreamStatus
 
 PATIENCE = 30.0
 """Seconds for one answer."""
@@ -52,7 +52,7 @@ async def stream_at(link: Dialer, uid: str) -> list[StreamStatus]:
     sides = {side.role: side for side in answer.streams or [] if side.uid == uid}
     if not sides:
         raise StreamError("unknown-uid", f"no stream {uid} was asked for there")
-    return [sides[role] for role in (PROD, CONS) if role in sides]
+    return list(sides.values())
 
 
 async def release_at(link: Dialer, uid: str) -> list[StreamStatus]:
