@@ -244,7 +244,7 @@ def test_an_administrator_sees_and_releases_another_s_stream_and_a_plain_user_do
         assert lists(world, operator)[requested.uid].startswith("scistream:user:ada (sha256:")
         table = world.s2uc("list", "--at", world.lab.s2cs, *operator).stdout
         assert requested.uid in table
-        assert "owner" in table
+        assert "OWNER" in table
         done = world.s2uc("release", "--at", world.lab.s2cs, requested.uid[:13], *operator)
         assert done.stdout.startswith(f"released {requested.uid} (PROD) of scistream:user:ada (sha256:")
         ended = requested.program.end(status=1)
