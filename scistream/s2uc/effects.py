@@ -373,7 +373,8 @@ class StreamEffects:
     def _refused(self, failure: Failure, role: Role) -> None:
         failure.trap(StreamError, CancelledError)
         error = failure.value
-        if isinstance(error, StreamError) and error.code != "shutting-down":
+        closed_by_us = not self._servers[role].dialer.running
+        if isinstance(error, StreamError) and not (error.code == "shutting-down" and closed_by_us):
             self.machine.side_refused(role, error)
 
     def heard(self, server: Server, message: ProdLstn | Error) -> None:

@@ -309,7 +309,7 @@ WORKS: dict[str, Callable[[Client], Coroutine[Any, Any, int]]] = {
 
 
 @given(name=st.sampled_from(sorted(WORKS)), said=st.lists(replies(), min_size=1, max_size=6))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
     name: str, said: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,3 +333,13 @@ def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
     assert sum(map(len, printed)) < 100_000
     for line in printed:
         assert all(letter.isprintable() or letter in "\n\r\x1b" for letter in line)
+
+
+@pytest.mark.parametrize("name", ["request", "release"])
+def test_a_server_that_says_it_is_shutting_down_is_a_refusal_like_any_other(name: str) -> None:
+    Memory().remove(UID)
+    if name != "request":
+        Memory().add(Remembered(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
+    problem, _ = run(lambda command: as_lines(command, ("ERROR", {"code": "shutting-down", "msg": "bye"})), WORKS[name])
+    assert isinstance(problem, StreamError)
+    assert "bye" in problem.msg
