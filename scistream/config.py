@@ -372,6 +372,23 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
             yield Problem(("ports", "listen", "lan.bind", "wan.bind"), why)
 
 
+class FacilityAuthorities(_Section, frozen=True, kw_only=True):
+    """A facility by the address of its S2CS, and the authorities that alone vouch for it."""
+
+    address: str
+    authorities: list[str]
+    crl: list[str] = field(default_factory=list)
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(Address.parse, self.address, "address")
+        for key in ("authorities", "crl"):
+            for text in getattr(self, key):
+                yield from unless(expanded, text, key)
+        if not self.authorities:
+            yield Problem(("authorities",), "names none, and then nothing vouches for that facility: name one, or more")
+
+
 class S2UCConfig(_Section, frozen=True, kw_only=True):
     """The settings of a user: her certificate and key, and the authorities of the facilities."""
 
@@ -380,12 +397,20 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
     authorities: list[str] = field(default_factory=list)
     crl: list[str] = field(default_factory=list)
     insecure: bool = False
+    facilities: list[FacilityAuthorities] = field(default_factory=list)
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from _files_problems(self)
+        for number, one in enumerate(self.facilities):
+            yield from below(f"facilities[{number}]", one.problems())
+        addresses = [one.address for one in self.facilities]
+        if len(set(addresses)) != len(addresses):
+            yield Problem(
+                ("facilities",), "two of them have one address: name all authorities of a facility in one place"
+            )
         if self.insecure:
-            yield from _superfluous(self, "certificate", "key", "authorities")
+            yield from _superfluous(self, "certificate", "key", "authorities", "facilities")
 
 
 def beside(config_file: Path, name: str) -> Path:

@@ -16,9 +16,16 @@ import msgspec
 
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
-from scistream.config import ConfigProblem, S2UCConfig, beside, load, trust_of, user_folder
+from scistream.config import ConfigProblem, S2UCConfig, load, trust_of
 from scistream.process import keep_secrets
-from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_PROBE_SECONDS, DEFAULT_RATE, Client
+from scistream.s2uc.client import (
+    DEFAULT_EXPIRES,
+    DEFAULT_PROBE_SECONDS,
+    DEFAULT_RATE,
+    Client,
+    arguments_of,
+    default_config,
+)
 from scistream.s2uc.commands import (
     Output,
     Request,
@@ -61,18 +68,15 @@ class _Credentials:
         file = self._file()
         settings = load(file, S2UCConfig) if self.config is not None or file.exists() else S2UCConfig()
         insecure = self.insecure or settings.insecure
-        certificate = self.certificate or (beside(file, settings.certificate) if settings.certificate else None)
-        key = self.key or (beside(file, settings.key) if settings.key else None)
-        authorities = self.authorities or tuple(beside(file, name) for name in settings.authorities)
-        crl = tuple(beside(file, name) for name in settings.crl)
-        if not insecure and not (certificate and key and authorities):
+        arguments = arguments_of(settings, file) | {"insecure": insecure}
+        arguments |= {name: given for name in ("certificate", "key", "authorities") if (given := getattr(self, name))}
+        vouched_for = arguments["authorities"] or arguments["facilities"]
+        if not insecure and not (arguments["certificate"] and arguments["key"] and vouched_for):
             raise ConfigProblem(
                 f"no certificates: name certificate, key and authorities in {file}, or give --certificate, --key and "
                 "--authority (only on loopback, for a trial, --insecure does without)"
             )
-        return Client(
-            certificate=certificate, key=key, authorities=authorities, crl=crl, insecure=insecure, reactor=reactor
-        )
+        return Client(**arguments, reactor=reactor)
 
     def _file(self) -> Path:
         """The configuration file, which need not be there; an empty one if no folder has it and none is needed.
@@ -93,17 +97,14 @@ class _Credentials:
             settings = load(file, S2UCConfig)
             if settings.insecure or not settings.certificate:
                 return []
-            return expiring_soon("your", trust_of(settings, file))
+            trusts = [trust_of(settings, file)]
+            for one in settings.facilities:
+                only_its_own = msgspec.structs.replace(settings, authorities=one.authorities, crl=one.crl)
+                trusts.append(trust_of(only_its_own, file))
+            found = [expiring_soon("your", trust) for trust in trusts if trust.authorities]
+            return list(dict.fromkeys(warning for warnings in found for warning in warnings))
         except (ConfigProblem, CertificateProblem):
             return []
-
-
-def default_config() -> Path:
-    """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``.
-
-    :raises ConfigProblem: if there is no such folder.
-    """
-    return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
 
 
 def _note(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -16,14 +16,14 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from scistream.config import ConfigProblem, parse_rate
+from scistream.config import ConfigProblem, S2UCConfig, beside, load, parse_rate, user_folder
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
@@ -41,12 +41,21 @@ DEFAULT_EXPIRES = 24 * 3600.0
 DEFAULT_PROBE_SECONDS = 5.0
 
 
+class Facility(NamedTuple):
+    """The authorities of a facility (PEM), and lists of revoked certificates (PEM): one for each of them, or none."""
+
+    authorities: Sequence[Path | str]
+    crl: Sequence[Path | str] = ()
+
+
 class Client:
     """A user of facilities, with lasting links to their S2CS.
 
     :param certificate: her certificate chain (PEM), its `key`, and the `authorities` of the facilities.
     :param crl: lists of revoked certificates (PEM), one for each of these authorities, or none.
     :param insecure: plain TCP, on loopback only, in place of certificates.
+    :param facilities: authorities that alone vouch for a facility, by HOST:PORT of its S2CS; for all others
+        `authorities` do.
     :param reactor: the reactor; found at the first use if not given. A client that was first used in an asyncio event
         loop belongs to that loop.
     :param remember: write down what is asked for, for `s2uc list` and the other commands, until it is released.
@@ -62,6 +71,7 @@ class Client:
         authorities: Sequence[Path | str] = (),
         crl: Sequence[Path | str] = (),
         insecure: bool = False,
+        facilities: Mapping[str, Facility] | None = None,
         reactor: Any = None,
         remember: bool = True,
     ) -> None:
@@ -71,19 +81,33 @@ class Client:
         self._remembers = remember
         self._unclosed: weakref.finalize[..., Client] | None = None
         self._trust: Trust | None = None
+        self._facilities: dict[Address, Trust] = {}
         if not insecure:
-            if certificate is None or key is None or not authorities:
+            if certificate is None or key is None or not (authorities or facilities):
                 raise StreamError(
                     "not-authenticated",
                     "no certificates: give certificate, key and authorities, or on loopback insecure",
                 )
-            self._trust = Trust(
-                Path(certificate),
-                Path(key),
-                tuple(Path(one) for one in authorities),
-                tuple(Path(one) for one in crl),
-            )
+            self._trust = _trust(certificate, key, Facility(authorities, crl))
+            try:
+                for address, facility_ in (facilities or {}).items():
+                    self._facilities[Address.parse(address)] = _trust(certificate, key, facility_)
+            except ValueError as wrong:
+                raise StreamError("bad-message", str(wrong)) from None
         self._servers: dict[Address, Server] = {}
+
+    @classmethod
+    def from_config(cls, path: Path | str | None = None, *, reactor: Any = None, remember: bool = True) -> Client:
+        """A client with the certificates that a configuration file names.
+
+        :param path: the file; ``~/.config/scistream/s2uc.toml`` if not given, as for the command.
+        :raises ConfigProblem: if it cannot be read, is wrong, or names no certificates.
+        """
+        file = Path(path) if path is not None else default_config()
+        settings = load(file, S2UCConfig)
+        if not settings.insecure and not (settings.certificate and settings.key):
+            raise ConfigProblem(f"{file}: names no certificates: set certificate, key, and authorities")
+        return cls(**arguments_of(settings, file), reactor=reactor, remember=remember)
 
     @property
     def reactor(self) -> Any:
@@ -202,7 +226,7 @@ class Client:
             probing = Probing(
                 self.reactor,
                 addresses,
-                self._trust,
+                self._trust_at,
                 num_conn=num_conn,
                 rate=_mbit(rate),
                 seconds=seconds,
@@ -284,11 +308,21 @@ class Client:
             leave(self._reactor)
             self._reactor = None
 
+    def _trust_at(self, address: Address) -> Trust | None:
+        """Who vouches for a facility: the authorities that are named for it alone, or those for all others."""
+        trust = self._facilities.get(address, self._trust)
+        if trust is not None and not trust.authorities:
+            raise StreamError(
+                "not-authenticated",
+                f"no authority vouches for {address}: name its authorities under [[facilities]], or in `authorities`",
+            )
+        return trust
+
     def _server(self, address: Address) -> Server:
         if self._unclosed is None:
             self._unclosed = weakref.finalize(self, _warn_unclosed)
         if address not in self._servers:
-            self._servers[address] = Server(dialer(self.reactor, address, str(address), self._trust))
+            self._servers[address] = Server(dialer(self.reactor, address, str(address), self._trust_at(address)))
         return self._servers[address]
 
 
@@ -419,6 +453,35 @@ class Requested(Waiting[Stream]):
     def _not_taken(self) -> None:
         if not self.stream._effects.handed_out:
             self.stream._effects.machine.release()
+
+
+def default_config() -> Path:
+    """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``.
+
+    :raises ConfigProblem: if there is no such folder.
+    """
+    return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
+
+
+def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
+    """What a configuration file says, as arguments of `Client`."""
+
+    def paths(names: Sequence[str]) -> tuple[Path, ...]:
+        return tuple(beside(file, name) for name in names)
+
+    return {
+        "certificate": beside(file, settings.certificate) if settings.certificate else None,
+        "key": beside(file, settings.key) if settings.key else None,
+        "authorities": paths(settings.authorities),
+        "crl": paths(settings.crl),
+        "insecure": settings.insecure,
+        "facilities": {one.address: Facility(paths(one.authorities), paths(one.crl)) for one in settings.facilities},
+    }
+
+
+def _trust(certificate: Path | str, key: Path | str, facility_: Facility) -> Trust:
+    authorities, crl = (tuple(map(Path, files)) for files in facility_)
+    return Trust(Path(certificate), Path(key), authorities, crl)
 
 
 def _warn_unclosed() -> None:

@@ -54,18 +54,18 @@ class Probing:
     """One probe.
 
     :param addresses: of the S2CS of each side.
-    :param trust: None dials plain TCP.
+    :param trust_at: who vouches for the S2CS at an address; None dials plain TCP.
     :param rate: Mbit/s, reserved on both sides; `seconds`: of test data, each way.
     :param tell: called with each check as soon as it is made.
     :raises ValueError: if a wish is out of the range that the protocol allows.
-    :raises CertificateProblem: if the files of `trust` are not usable.
+    :raises CertificateProblem: if the files of what it gives are not usable.
     """
 
     def __init__(
         self,
         reactor: Any,
         addresses: dict[Role, Address],
-        trust: Trust | None,
+        trust_at: Callable[[Address], Trust | None],
         *,
         num_conn: int,
         rate: float,
@@ -80,9 +80,13 @@ class Probing:
         self._app_key = new_app_key()
         self._checks: list[Check] = []
         self._result: ProbeResult | None = None
+        trusts = {role: trust_at(address) for role, address in addresses.items()}
+        trust = trusts[PROD]
         self._certificate = trust.certificate if trust is not None else None
         requests = {role: self._request(role, num_conn) for role in addresses}
-        self._sides = {role: Side(reactor, role, address, trust, requests[role]) for role, address in addresses.items()}
+        self._sides = {
+            role: Side(reactor, role, address, trusts[role], requests[role]) for role, address in addresses.items()
+        }
 
     def _request(self, role: Role, num_conn: int) -> Req:
         request = Req(

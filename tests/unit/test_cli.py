@@ -178,7 +178,7 @@ def test_a_wrong_key_in_the_user_s_configuration_names_the_file_and_the_keys_tha
     refused = run("s2uc status", "--config", str(file))
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    for part in (str(file), "certifcate: no such key", "authorities, certificate, crl, insecure, key"):
+    for part in (str(file), "certifcate: no such key", "authorities, certificate, crl, facilities, insecure, key"):
         assert part in line
 
 
