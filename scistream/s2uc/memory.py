@@ -31,6 +31,9 @@ class Remembered(Struct, frozen=True, kw_only=True):
     label: str | None = None
 
 
+AFTERLIFE = 24 * 3600.0
+"""Seconds for which a stream that has expired can still be asked about: as long as facilities know of it."""
+
 SHORTEST_UID = 4
 """Characters that a uid may be shortened to where something is done to its stream."""
 
@@ -84,6 +87,11 @@ class Memory:
 
     def all(self) -> list[Remembered]:
         """All streams that have not expired, the oldest first."""
+        now = time.time()
+        return [stream for stream in self._known() if stream.expires_at > now]
+
+    def _known(self) -> list[Remembered]:
+        """The same, and those that have expired of which a facility may still tell how they ended."""
         return sorted(self._read().values(), key=lambda stream: stream.asked_at)
 
     def find(self, uid: str, *, changes: bool = False) -> Remembered:
@@ -93,7 +101,7 @@ class Memory:
         :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
         """
         beginning = checked_beginning(uid, changes=changes)
-        fitting = [stream for stream in self.all() if stream.uid.startswith(beginning)]
+        fitting = [stream for stream in self._known() if stream.uid.startswith(beginning)]
         if len(fitting) == 1:
             return fitting[0]
         which = "no stream" if not fitting else f"{len(fitting)} streams"
@@ -115,8 +123,8 @@ class Memory:
     def _read(self) -> dict[str, Remembered]:
         try:
             streams = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
-            now = time.time()
-            return {uid: stream for uid, stream in streams.items() if stream.expires_at > now}
+            since = time.time() - AFTERLIFE
+            return {uid: stream for uid, stream in streams.items() if stream.expires_at > since}
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as problem:
