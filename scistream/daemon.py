@@ -18,6 +18,7 @@ from scistream.clock import run_on_monotonic_time
 from scistream.config import ConfigProblem, load
 from scistream.process import keep_secrets, raise_descriptor_limit
 from scistream.setup import SETUP_PROBLEMS, SetupProblems
+from scistream.standard_streams import fill_descriptors
 from scistream.toml_file import AnySettings, Problem, raise_if_any
 
 
@@ -31,6 +32,7 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
 
     def postOptions(self) -> None:
         """Read the file."""
+        fill_descriptors()  # before the reactor opens anything: the standard error of elements goes there
         keep_secrets()
         if self["config"] is None:
             refuse_to_start("which configuration? Say --config FILE; conf/ has commented examples")

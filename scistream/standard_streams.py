@@ -36,10 +36,10 @@ class OutputLost(Exception):
         return self.code == errno.EPIPE
 
 
-def claim() -> None:
-    """Fill the descriptors 0 to 2 where they are closed, and put streams over 1 and 2 that act as this module says.
+def fill_descriptors() -> None:
+    """Open /dev/null in place of those of the descriptors 0 to 2 that are closed, before others open files.
 
-    A program that is started later inherits the descriptors.
+    A program that is started later inherits them.
     """
     for descriptor, flags in _FILLED_WITH.items():
         try:
@@ -47,6 +47,11 @@ def claim() -> None:
         except OSError:
             filled = os.open(os.devnull, flags)  # the lowest number that is free, which is this one
             os.set_inheritable(filled, True)
+
+
+def claim() -> None:
+    """Fill the descriptors 0 to 2 where they are closed, and put streams over 1 and 2 that act as this module says."""
+    fill_descriptors()
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     sys.stdout = _stream(_Output(1, "w", closefd=False), sys.stdout)
