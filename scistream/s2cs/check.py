@@ -86,7 +86,8 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """
     try:
         with open(path, "rb") as file:
-            file.read(1)
+            if file.read(1) == b"{":
+                raise Unreadable(f"{path} is no store: it holds lines of JSON, as an audit trail does. {ANOTHER_FILE}")
         with closing(sqlite3.connect(f"file:{quote(str(path))}?{_manner(path)}", uri=True)) as db:
             db.execute("BEGIN")
             yield db

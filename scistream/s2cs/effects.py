@@ -59,6 +59,9 @@ class Facility(Protocol):
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written."""
 
+    def ended(self, held: Held) -> None:
+        """A stream is over, and written down: the store answers for it from now on."""
+
     @property
     def gateways(self) -> Mapping[str, Gateway]:
         """The pool, by name."""
@@ -110,6 +113,8 @@ class Held:
             return False
         self._server.unwritten.discard(record.key)
         self.trail.saved()
+        if record.state == "Released":
+            self._server.ended(self)
         return True
 
     def forget(self, record: Record) -> None:
@@ -150,6 +155,8 @@ class Held:
             self.machine.gateway_refused(gateway, error)
 
     def _rel_answered(self, answer: Resp, gateway: str) -> None:
+        if self.record.state == "Released":
+            return
         refused = self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures, self.age)
         if refused is not None:
             self.trail.implausible(gateway, refused)

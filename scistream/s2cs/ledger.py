@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import NO_COUNTS, Booking, Counts, Store
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import ChannelFigures, Role, StreamKey
+from scistream.wire.messages import ChannelFigures, Role
 
 _Place = tuple[str, Role, str]
 """Where figures come from: uid, role, gateway."""
@@ -66,6 +66,7 @@ class Ledger:
         self._heard = dict(self._written)
         self._due: dict[_Place, str] = {}
         self._final: set[_Place] = set()
+        self._closed: set[_Place] = set()
 
     def hear(
         self, record: Record, gateway: str, boot: str, figures: Iterable[ChannelFigures], age: float
@@ -120,6 +121,8 @@ class Ledger:
         for place in self._due:
             self._written[place] = self._heard[place]
         self._due = {}
+        self._drop(self._closed)
+        self._closed = set()
 
     def total(self, record: Record) -> Total:
         """What is known of a stream's bytes."""
@@ -136,12 +139,17 @@ class Ledger:
         """
         return self._store.bytes_on(_day(self._wall()), owner)
 
-    def forget(self, key: StreamKey) -> None:
-        """The record of this stream goes; what was booked stays."""
-        for kept in (self._written, self._heard, self._due):
-            for place in [place for place in kept if place[:2] == key]:
-                del kept[place]
-        self._final = {place for place in self._final if place[:2] != key}
+    def close(self, record: Record) -> None:
+        """A stream is over: nothing of it is heard any more. What could not be written of it is kept until it can."""
+        places = {(record.uid, record.role, gateway) for gateway in record.plan}
+        self._final -= places
+        self._closed |= places & self._due.keys()
+        self._drop(places - self._due.keys())
+
+    def _drop(self, places: Iterable[_Place]) -> None:
+        for place in places:
+            self._written.pop(place, None)
+            self._heard.pop(place, None)
 
 
 def _summed(figures: Iterable[ChannelFigures]) -> Counts:

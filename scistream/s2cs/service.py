@@ -24,7 +24,6 @@ from twisted.python.failure import Failure
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.s2cs.audit import AuditTrail
 from scistream.s2cs.audit_sink import open_sink
-from scistream.s2cs.early_releases import EarlyReleases
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
@@ -34,7 +33,7 @@ from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, Taken, member, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import REMEMBER_SECONDS, Store
+from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS, Store
 from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
@@ -60,6 +59,7 @@ from scistream.wire.messages import (
     Req,
     ResetReason,
     Resp,
+    Role,
     Status,
     StreamKey,
     StreamStatus,
@@ -67,6 +67,7 @@ from scistream.wire.messages import (
 )
 
 MAX_PAGE_BYTES = 150_000
+ROLES: tuple[Role, ...] = (CONS, PROD)
 
 _TAKES = "an S2CS takes REQ, UpdateTargets, REL, Status and Hello"
 _REFUSED_HELLO = (
@@ -138,7 +139,6 @@ class ControlServer(Service):
         self._pool_addresses = PoolAddresses([config.listen, *(one.address for one in config.gateways)])
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
-        self._early_releases = EarlyReleases()
         self._early: list[Callable[[], None]] = []
 
     # -- the service
@@ -225,28 +225,40 @@ class ControlServer(Service):
         return found or None
 
     def _restore(self) -> None:
-        held = [Held(self, record, restored=True) for record in self.store.load()]
-        self.streams = {one.record.key: one for one in held}
         self._forget_old()
-        for one in sorted(self.streams.values(), key=lambda one: one.record.released_at):
-            self._note_early_release(one)
+        self.streams = {record.key: Held(self, record, restored=True) for record in self.store.load(live=True)}
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
-        for one in self.streams.values():
+        for one in list(self.streams.values()):
             resume(one.machine, one.core)
 
     def _forget_old(self) -> None:
-        for key, held in list(self.streams.items()):
-            if held.record.state == "Released" and self.wall() - held.record.released_at > REMEMBER_SECONDS:
-                self.store.forget(key)
-                self.ledger.forget(key)
-                self._early_releases.forget(held.record)
-                del self.streams[key]
+        self.store.forget_old(self.wall() - REMEMBER_SECONDS)
+
+    def ended(self, held: Held) -> None:
+        """A stream is over, and written down: the store answers for it from now on."""
+        self.ledger.close(held.record)
+        for gateway in self.gateways.values():
+            gateway.figures.pop(held.record.key, None)
+            gateway.probes.pop(held.record.key, None)
+        self.store.keep_newest(held.record.owner, MOST_RELEASED)
+        if self.streams.get(held.record.key) is held:
+            del self.streams[held.record.key]
+
+    def _find(self, key: StreamKey) -> Held | None:
+        """A stream that is here, or was here within a day.
+
+        :raises StreamError: `no-capacity` if the store cannot be read.
+        """
+        record = self.store.find(key)  # in any case, so that the time of an answer does not tell what is there
+        if key in self.streams or record is None:
+            return self.streams.get(key)
+        return Held(self, record, restored=True)
 
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written: its uid is free again."""
         self.unwritten.discard(held.record.key)
         self.store.forget(held.record.key)
-        self.ledger.forget(held.record.key)
+        self.ledger.close(held.record)
         if self.streams.get(held.record.key) is held:
             del self.streams[held.record.key]
 
@@ -331,27 +343,32 @@ class ControlServer(Service):
             self._of_stream(link, owner, command)
 
     def _req(self, link: Link, owner: str, request: Req) -> None:
-        held = self.streams.get((request.uid, request.role))
-        if held is not None:
-            if held.record.owner == owner:
-                self.guard.check_still_allowed(held.record)
+        held = self._find((request.uid, request.role))
+        if held is not None and held.record.owner == owner:
+            self.guard.check_still_allowed(held.record)
             held.note_owner_link(link, owner)
             held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
+        elif self.store.was_released_early(owner, (request.uid, request.role)):
+            raise StreamError(
+                "wrong-state", f"stream {request.uid} was released before it was asked for: choose another uid"
+            )
         elif not all(gateway.settled for gateway in self.gateways.values()):
             self._early.append(lambda: self._req_again(link, request))
         else:
-            self._new_stream(link, owner, request)
+            self._new_stream(link, owner, request, is_free=held is None)
 
     def _req_again(self, link: Link, request: Req) -> None:
         if link.is_up:  # otherwise its sender repeats it, unless she was revoked meanwhile
             self.message_received(link, request)
 
-    def _new_stream(self, link: Link, owner: str, request: Req) -> None:
+    def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
         self.audit.request(link, request, owner)
         life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         plan = spread(self._members(), request.num_conn, request.rate)
+        if not is_free:  # said last, to somebody who could have had it
+            raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
             uid=request.uid,
             role=request.role,
@@ -373,10 +390,11 @@ class ControlServer(Service):
         ]
 
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
-        held = self.streams.get((command.uid, command.role))
+        key = (command.uid, command.role)
+        held = self._find(key)
         if held is None:
             if isinstance(command, Rel) and self.guard.may_ask(owner, command.role):
-                self._remember_released(command, owner)
+                self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise StreamError("unknown-uid", f"no stream {command.uid} of role {command.role} was asked for here")
         self.guard.check_owner(held.record, owner)
         held.note_owner_link(link, owner)
@@ -396,36 +414,22 @@ class ControlServer(Service):
         if problem is not None:
             raise StreamError("target-refused", problem)
 
-    def _remember_released(self, command: Rel, owner: str) -> None:
-        """A REL that overtook its REQ: the REQ comes too late then."""
-        record = Record(uid=command.uid, role=command.role, owner=owner, state="Released", released_at=self.wall())
-        held = Held(self, record, restored=True)
-        if held.save(record):
-            self.streams[record.key] = held
-            self._note_early_release(held)
-
-    def _note_early_release(self, held: Held) -> None:
-        surplus = self._early_releases.add(held.record)
-        if surplus is not None:
-            self.store.forget(surplus)
-            del self.streams[surplus]
-
     # -- Status
 
     def _status(self, link: Link, owner: str, command: Status) -> None:
-        mine = [held for held in self.streams.values() if self.guard.may_see(held.record, owner)]
         if command.uid is not None:
-            named = [held for held in self.streams.values() if held.record.uid == command.uid]
-            chosen = [held for held in named if command.role in (None, held.record.role)]
-            if not chosen:
+            named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
+            there = [held for held in named if held is not None]
+            if not there:
                 raise StreamError("unknown-uid", f"no stream {command.uid} was asked for here")
+            chosen = [held for held in there if self.guard.may_see(held.record, owner)]
+            if not chosen:
+                self.guard.check_owner(there[0].record, owner)
             for held in chosen:
-                self.guard.check_owner(held.record, owner)
                 held.note_owner_link(link, owner)
         else:
-            chosen = [
-                held for held in mine if command.role in (None, held.record.role) and held.record.state != "Released"
-            ]
+            mine = (held for held in self.streams.values() if self.guard.may_see(held.record, owner))
+            chosen = [held for held in mine if command.role in (None, held.record.role)]
         after = command.after or ""
         page = sorted((held for held in chosen if held.page_key > after), key=lambda held: held.page_key)
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
@@ -453,7 +457,7 @@ class ControlServer(Service):
     # -- applications
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        held = self.streams.get((hello.uid, hello.role))
+        held = self._find((hello.uid, hello.role))
         request = held.record.request if held is not None else None
         known = request.app_key_hash if request is not None else "0" * 64
         given = hashlib.sha256(hello.app_key.encode()).hexdigest()
@@ -532,9 +536,9 @@ class ControlServer(Service):
         for key, status in known.items():
             if status.state in ("Releasing", "Released"):
                 continue
-            record = self.streams[key].record if key in self.streams else None
-            is_mine = record is not None and record.request is not None and status.store in (None, self.store.id)
-            if record is not None and is_mine:
+            held = self._find(key) if key not in self.streams else self.streams[key]
+            record = held.record if held is not None else None
+            if record is not None and status.store in (None, self.store.id):
                 if gateway.name not in record.plan or record.state == "Released":
                     self._release_other(gateway, status, "it is over")
             elif self._release_unknown and not gateway.is_compared:

@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from twisted.logger import Logger
@@ -25,6 +25,11 @@ from scistream.wire.errors import StreamError
 from scistream.wire.messages import Role, StreamKey
 
 REMEMBER_SECONDS = 24 * 3600.0
+MOST_RELEASED = 1000
+"""Released streams of one owner that are remembered."""
+MOST_EARLY_RELEASES = 100
+"""Releases of one owner that are remembered though nobody has asked for the stream: each may have overtaken its
+request, and anybody with a certificate can send any number."""
 
 
 class StoreProblem(ConfigProblem):
@@ -88,9 +93,26 @@ def _make_books(db: sqlite3.Connection) -> None:
 
 
 def _make_identity(db: sqlite3.Connection) -> None:
-    """Version 3: the store has a random name, which gateways keep with what is reserved."""
+    """Version 3: the store has a random name, which gateways keep with what is reserved. Releases of streams that
+    nobody has asked for are kept by owner, and what is over is found without a look at what lives."""
     db.execute("CREATE TABLE identity (id TEXT NOT NULL)")
     db.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(16),))
+    db.execute(
+        """
+        CREATE TABLE early_release (
+            owner TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            released_at REAL NOT NULL,
+            PRIMARY KEY (owner, uid, role)
+        )
+        """
+    )
+    unasked = "FROM stream WHERE state = 'Released' AND instr(CAST(record AS TEXT), '\"request\":') = 0"
+    db.execute(f"INSERT INTO early_release SELECT owner, uid, role, released_at {unasked}")
+    db.execute(f"DELETE {unasked}")
+    db.execute("CREATE INDEX over ON stream (released_at) WHERE state = 'Released'")
+    db.execute("CREATE INDEX over_of ON stream (owner, released_at) WHERE state = 'Released'")
 
 
 STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity)
@@ -211,13 +233,15 @@ class Store:
             self._db.execute(f"PRAGMA synchronous = {how}")
             self._syncs = how
 
-    def load(self) -> list[Record]:
-        """All records, also of streams that are released.
+    def load(self, *, live: bool = False) -> list[Record]:
+        """All records.
 
+        :param live: leave out those of streams that are released.
         :raises StoreProblem: if a record cannot be read.
         """
+        where = "WHERE state != 'Released'" if live else ""
         try:
-            rows = self._db.execute("SELECT uid, role, record FROM stream ORDER BY uid, role").fetchall()
+            rows = self._db.execute(f"SELECT uid, role, record FROM stream {where} ORDER BY uid, role").fetchall()
             return [msgspec.json.decode(record, type=Record) for _, _, record in rows]
         except (sqlite3.Error, msgspec.DecodeError) as problem:
             raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
@@ -241,15 +265,68 @@ class Store:
         except sqlite3.Error:
             return
 
+    # -- what is over
+
+    def forget_old(self, before: float) -> None:
+        """Remove what was released before a time; what cannot be removed now goes later. What was booked stays."""
+        self._remove(f"WHERE {_OVER} AND released_at < ?", (before,))
+        try:
+            self._db.execute("DELETE FROM early_release WHERE released_at < ?", (before,))
+        except sqlite3.Error:
+            return
+
+    def keep_newest(self, owner: str, most: int) -> None:
+        """Remember no more released streams of an owner than that."""
+        newest = (
+            f"SELECT released_at FROM stream WHERE {_OVER} AND owner = ? ORDER BY released_at DESC LIMIT 1 OFFSET ?"
+        )
+        self._remove(f"WHERE {_OVER} AND owner = ? AND released_at <= ({newest})", (owner, owner, most))
+
+    def _remove(self, where: str, values: tuple[Any, ...]) -> None:
+        try:
+            self._db.execute(f"DELETE FROM heard WHERE (uid, role) IN (SELECT uid, role FROM stream {where})", values)
+            self._db.execute(f"DELETE FROM stream {where}", values)
+        except sqlite3.Error:
+            return
+
+    def note_early_release(self, owner: str, key: StreamKey, now: float, most: int) -> None:
+        """Somebody has released a stream that she has not asked for: a request of it that is still on its way comes too
+        late. Of each owner the newest ones are remembered.
+
+        :raises StreamError: `no-capacity` if it cannot be written.
+        """
+        try:
+            self._db.execute("INSERT OR REPLACE INTO early_release VALUES (?, ?, ?, ?)", (owner, *key, now))
+            self._db.execute(
+                "DELETE FROM early_release WHERE owner = ? AND rowid NOT IN "
+                "(SELECT rowid FROM early_release WHERE owner = ? ORDER BY released_at DESC, rowid DESC LIMIT ?)",
+                (owner, owner, most),
+            )
+        except sqlite3.Error as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+
+    def was_released_early(self, owner: str, key: StreamKey) -> bool:
+        """Whether a request of this owner comes too late.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        select = "SELECT 1 FROM early_release WHERE owner = ? AND uid = ? AND role = ?"
+        try:
+            return self._db.execute(select, (owner, *key)).fetchone() is not None
+        except sqlite3.Error as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
     # -- the books
 
     def load_heard(self) -> dict[tuple[str, Role, str], tuple[str, Counts]]:
-        """What each gateway has told last of each stream, in which run of it, by (uid, role, gateway).
+        """What each gateway has told last of each live stream, in which run of it, by (uid, role, gateway).
 
         :raises StoreProblem: if it cannot be read.
         """
         try:
-            rows = self._db.execute("SELECT * FROM heard").fetchall()
+            rows = self._db.execute(
+                "SELECT heard.* FROM heard LEFT JOIN stream USING (uid, role) WHERE stream.state IS NOT 'Released'"
+            ).fetchall()
         except sqlite3.Error as problem:
             raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
         return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
@@ -285,6 +362,7 @@ class Store:
         self._db.close()
 
 
+_OVER = "state = 'Released'"
 _HEAR = "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 MOST_COUNT = 2**62
 """No sum in the store goes beyond: SQLite's integers end soon after."""

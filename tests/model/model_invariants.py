@@ -105,7 +105,8 @@ def _records_are_written_and_true(world: World) -> Iterator[str]:
                 yield f"{name} has {record.state} in its record while its machine is in {state_of(held.machine)}"
             if control.store.written.get(key) != (record.state, record.generation):
                 yield f"{name} is {record.state} and its store says {control.store.written.get(key)}"
-            if record.state == "Released":
+        for key, (state, _) in control.store.written.items():
+            if state == "Released" and len(key) == 2:
                 yield from _still_held(world, name, key)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from model_faults import SOON, Bounds
+from model_stand_ins import ModelStore
 
 from scistream.s2cs import effects as s2cs_effects
 from scistream.s2cs import machine as s2cs_machine
@@ -190,7 +191,7 @@ def _forget_the_released() -> None:
 
 @mutation("an S2CS forgets a REL that overtook its REQ", "life", 2, 0, "last", "release")
 def _forget_early_releases() -> None:
-    ControlServer._remember_released = lambda self, command, owner: None  # type: ignore[method-assign]
+    ModelStore.note_early_release = lambda *_: None  # type: ignore[method-assign]
 
 
 # -- what a restart makes of it

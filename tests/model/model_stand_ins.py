@@ -63,7 +63,8 @@ class ModelStore(Store):
         self._db.execute("PRAGMA synchronous = OFF")  # the machine does not die here, only processes do
         self.process = Now.process
         self.id = f"{sum(self.process.party.encode()):032x}"  # the same one in each run
-        self.written: dict[StreamKey, tuple[str, int]] = {}
+        self.written: dict[Any, tuple[str, int]] = {}
+        """Of each stream by its key, and of each early release by its owner and key."""
 
     def _sync(self, how: str) -> None:
         """Nothing is to be safe against the death of the machine."""
@@ -73,16 +74,24 @@ class ModelStore(Store):
             super().save(record)
             self.written[record.key] = (record.state, record.generation)
 
-    def load(self) -> list[Record]:
+    def load(self, *, live: bool = False) -> list[Record]:
         records = super().load()
         self.written = {record.key: (record.state, record.generation) for record in records}
-        return records
+        for owner, uid, role in self._db.execute("SELECT owner, uid, role FROM early_release"):
+            self.written[owner, uid, role] = ("Released", 0)
+        return [record for record in records if not live or record.state != "Released"]
+
+    def note_early_release(self, owner: str, key: StreamKey, now: float, most: int) -> None:
+        if self.process.may():
+            super().note_early_release(owner, key, now, most)
+            self.written[owner, *key] = ("Released", 0)
 
     def empty(self) -> None:
         """Forget all, for another run."""
         if not self.written:
             return
         self._db.execute("DELETE FROM stream")
+        self._db.execute("DELETE FROM early_release")
         self.written = {}
 
 

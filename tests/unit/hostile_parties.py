@@ -369,7 +369,7 @@ class ControlServerParty(Party):
         names = {state.name for state in S2CS_STATES}
         for held in self.server.streams.values():
             assert held.record.state in names
-        stored = {record.key: record.state for record in self.server.store.load()}
+        stored = {record.key: record.state for record in self.server.store.load(live=True)}
         known = {key: held.record.state for key, held in self.server.streams.items()}
         assert stored == known, "the store says what is so"
         assert not self.server.unwritten

@@ -287,6 +287,14 @@ def test_targets_that_a_later_policy_forbids_are_refused_at_the_update(lab: Lab)
 # -- whose streams
 
 
+def test_a_release_of_what_nobody_has_asked_for_bars_it_for_that_owner_alone(lab: Lab) -> None:
+    lab.has(rule("*@lab.example"))
+    assert lab.refused(BOB, Rel(uid=UIDS[0], role=PROD, seq=UNSENT)).code == "unknown-uid"
+    assert lab.refused(BOB, a_req(UIDS[0])).code == "wrong-state"
+    assert lab.say(ADA, a_req(UIDS[0])).state == "Listening"
+    assert lab.refused(BOB, a_req(UIDS[1], rate=1e6)).code == lab.refused(BOB, a_req(UIDS[0], CONS, rate=1e6)).code
+
+
 def test_the_same_address_from_another_authority_can_neither_see_nor_end_a_stream(lab: Lab) -> None:
     lab.has(rule(), rule(issuer=OTHER, name="visitor"))
     stream = lab.request()
@@ -295,6 +303,10 @@ def test_the_same_address_from_another_authority_can_neither_see_nor_end_a_strea
     for command in (everything(stream.uid), Rel(uid=stream.uid, role=PROD, seq=UNSENT)):
         assert lab.refused(IMPOSTOR, command).code == "not-authorized"
     assert lab.refused(IMPOSTOR, a_req(stream.uid)).code == "uid-in-use"
+    assert lab.say(IMPOSTOR, a_req(stream.uid, CONS)).state == "Listening"
+    for identity, role in ((ADA, PROD), (IMPOSTOR, CONS)):
+        seen = lab.say(identity, everything(stream.uid)).streams or []
+        assert [(one.uid, one.role) for one in seen] == [(stream.uid, role)], "each owner sees her own"
     assert lab.world.state("s2cs", PROD) == "listening"
     lab.world.result(stream.release().deferred)
 
@@ -327,7 +339,8 @@ def test_an_administrator_sees_and_releases_a_stream_and_its_owner_hears_by_whom
     error = lab.world.refusal(ended)
     assert "released by operator@lab.example, an administrator of this facility" in error.msg
     assert lab.world.state("s2cs", PROD, stream.uid) == lab.world.state("s2cs", CONS, stream.uid) == "released"
-    last = lab.control.streams[stream.uid, PROD].record.last_error
+    over = lab.control.store.find((stream.uid, PROD))
+    last = over.last_error if over is not None else None
     assert last is not None
     assert "operator@lab.example" in last.msg
     assert lab.world.state("s2cs", PROD, bobs.uid) == "listening"

@@ -11,8 +11,9 @@ from memory_network import HOST
 from test_whole_protocol import PROD_PORT, PROD_S2CS, Facility, World
 from twisted.internet.defer import Deferred
 
-from scistream.s2cs.early_releases import MOST_OF_ONE_OWNER
 from scistream.s2cs.gateway import MOST_ASKED
+from scistream.s2cs.streams import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
+from scistream.s2cs.streams import MOST_RELEASED
 from scistream.security.control import dialer
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -77,7 +78,7 @@ def test_a_port_that_a_stream_dials_as_a_wan_listener_is_not_lent_to_application
 
 
 def rows(facility: Facility) -> int:
-    return int(facility.control.store._db.execute("SELECT count(*) FROM stream").fetchone()[0])
+    return int(facility.control.store._db.execute("SELECT count(*) FROM early_release").fetchone()[0])
 
 
 def restart(world: World) -> None:
@@ -94,11 +95,12 @@ def test_releases_of_streams_that_nobody_asked_for_fill_no_store(
         if number == 2 * MOST_OF_ONE_OWNER:
             between(world)
         assert world.refusal(link.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0)).code == "unknown-uid"
-        assert rows(world.prod) == len(world.prod.control.streams) == min(number + 1, MOST_OF_ONE_OWNER)
+        assert rows(world.prod) == min(number + 1, MOST_OF_ONE_OWNER)
+        assert not world.prod.control.streams
     for uid in uids[-MOST_OF_ONE_OWNER:]:
         assert world.refusal(link.ask(a_request(PROD, 1, uid), 30.0)).code == "wrong-state"
     assert world.result(link.ask(a_request(PROD, 1, uids[0]), 30.0)).state == "Listening"
-    assert rows(world.prod) == MOST_OF_ONE_OWNER + 1
+    assert rows(world.prod) == MOST_OF_ONE_OWNER
 
 
 # -- questions
@@ -142,3 +144,31 @@ def test_a_question_that_fails_makes_room_for_the_next(world: World, link: Diale
     with pytest.raises(StreamError):
         world.result(link.ask(Status(uid=str(uuid4()), role=PROD, seq=UNSENT), 30.0))
     assert gateway._asked == 0
+
+
+# -- streams that are over
+
+
+def test_streams_that_are_over_leave_memory_and_the_store_answers_for_them(world: World, link: Dialer) -> None:
+    control = world.prod.control
+    uids = [str(uuid4()) for _ in range(MOST_RELEASED + 50)]
+    for uid in uids:
+        world.result(link.ask(a_request(PROD, 1, uid), 30.0))
+        assert world.result(link.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0)).state == "Released"
+        assert not control.streams
+    world.network.run(20.0)
+    assert not control.ledger._heard
+    assert not control.ledger._written
+    assert all(not gateway.figures for gateway in control.gateways.values())
+    remembered = len(control.store.load())
+    assert MOST_RELEASED <= remembered <= MOST_RELEASED + 1, "the oldest ones are forgotten"
+    assert world.result(link.ask(Rel(uid=uids[-1], role=PROD, seq=UNSENT), 30.0)).state == "Released"
+    told = world.result(link.ask(Status(uid=uids[-1], role=None, seq=UNSENT), 30.0)).streams or []
+    assert [(one.uid, one.state) for one in told] == [(uids[-1], "Released")]
+    assert world.refusal(link.ask(a_request(PROD, 1, uids[-1]), 30.0)).code == "wrong-state"
+    assert world.refusal(link.ask(Status(uid=uids[0], role=None, seq=UNSENT), 30.0)).code == "unknown-uid"
+
+    world.network.run(25 * 3600.0)
+    fresh = str(uuid4())
+    world.result(link.ask(a_request(PROD, 1, fresh), 30.0))
+    assert [one.uid for one in control.store.load()] == [fresh], "a day later nothing of them is left"

@@ -246,7 +246,7 @@ def test_when_a_record_is_forgotten_what_was_booked_stays(books: Books) -> None:
     books.store.save(record)
     books.hear(record, *figures(10))
     books.store.forget(record.key)
-    books.ledger.forget(record.key)
+    books.ledger.close(record)
     assert books.days() == {"2026-03-14": 10}
     assert books.store.load_heard() == {}
     books.hear(record, *figures(10))
@@ -388,6 +388,16 @@ def test_a_store_of_a_newer_software_is_not_guessed_at(books: Books) -> None:
     ran = CliRunner().invoke(main, ["usage", str(books.path)])
     assert ran.exit_code == 2
     assert "has schema version 99, and this software knows" in ran.output
+
+
+def test_an_audit_trail_in_place_of_a_store_is_called_one(tmp_path: Path) -> None:
+    trail = tmp_path / "s2cs.audit.jsonl"
+    trail.write_text('{"event":"server-start"}\n')
+    for command in (["usage", str(trail)], ["store", "check", str(trail)]):
+        ran = CliRunner().invoke(main, command)
+        assert ran.exit_code == 2
+        assert "is no store: it holds lines of JSON, as an audit trail does" in ran.output
+        assert "backup" not in ran.output
 
 
 def test_sums_stop_where_the_store_could_not_keep_them(books: Books) -> None:
