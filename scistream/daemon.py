@@ -122,6 +122,11 @@ class Daemon(MultiService):
 
         keep_secrets()  # again, since twistd may have become another user meanwhile, which undoes it
         raise_descriptor_limit()
+        if os.geteuid() == 0:
+            self.log.warn(
+                "this daemon runs as root, which it has no need of: run it as the user `scistream`, as the units in "
+                "conf/systemd do (scistream.sysusers makes that user)"
+            )
         _stop_at_signals(reactor)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts

@@ -25,6 +25,7 @@ from scistream.security.tls import (
     ContextSource,
     Identity,
     RefusedCertificate,
+    certificate_lasts,
     explain,
     pinned_client_context,
     verify_client,
@@ -120,11 +121,14 @@ class Door:
         """
         keyring = self.keyring
         authenticate = None if keyring is None else _client_verifier(keyring)
+        lasts = None if keyring is None else certificate_lasts
         plain_peer = PLAIN_IDENTITY if keyring is None else None
 
         def link_factory(visit: Callable[[], Visit]) -> IProtocolFactory:
             factory: IProtocolFactory = LinkFactory(
-                lambda _: Link(owner_of(), self._reactor, authenticate, plain_peer, accepted=True, visit=visit())
+                lambda _: Link(
+                    owner_of(), self._reactor, authenticate, plain_peer, accepted=True, visit=visit(), lasts=lasts
+                )
             )
             if keyring is not None:
                 factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
@@ -169,7 +173,7 @@ def _tls_dialer(
 ) -> Dialer:
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
     secured = wrap_client_endpoint(context, address.host, endpoint, reactor)
-    return Dialer(secured, reactor, peer_name, authenticate, explain, is_hopeless)
+    return Dialer(secured, reactor, peer_name, authenticate, explain, is_hopeless, certificate_lasts)
 
 
 def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:

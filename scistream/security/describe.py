@@ -7,7 +7,6 @@ identity an S2CS or an S2DS knows a client.
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,21 +14,27 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scistream.security.enrol import weakness
-from scistream.security.material import is_authority, name_of, path_upwards, printable
+from scistream.security.expiry import Ending
+from scistream.security.material import (
+    WEAK_HASHES,
+    algorithm_of,
+    exposure,
+    has_issued,
+    is_authority,
+    name_of,
+    path_upwards,
+    printable,
+)
 from scistream.security.pki import PkiError
 from scistream.security.purpose import usages
 from scistream.security.register import key_digest, names_of
 
-SOON = 30
-"""Days; what expires sooner is a word worth."""
-
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
-_WEAK = ("md5", "sha1")
 _MOST_REVOKED = 20
 
 
@@ -109,6 +114,12 @@ def _certificate(
             "its chain does not end at a self-signed authority here: servers send their whole chain, so put the "
             "missing certificates behind it (or name the authority's file with --ca to look again)"
         )
+    found.problems += [
+        f"whether {name_of(each.subject)} is signed by {name_of(each.issuer)} cannot be checked here "
+        f"({algorithm_of(each)}): whoever dials or is dialled has to be able to"
+        for each, issuer in zip(path, (*path[1:], path[-1]), strict=True)
+        if has_issued(issuer, each) is None
+    ]
     strays = [each for each in chain if each not in path]
     if strays:
         found.problems.append(
@@ -148,11 +159,17 @@ def _names(holder: x509.Certificate | x509.CertificateSigningRequest) -> list[st
 def _validity(found: Description, what: str, certificate: x509.Certificate, now: datetime) -> list[str]:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < start:
-        found.problems.append(f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC")
+        found.problems.append(
+            f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}"
+        )
     elif end <= now:
-        found.problems.append(f"{what} has expired on {end:%Y-%m-%d %H:%M} UTC: have it renewed (scistream pki renew)")
-    elif (end - now).days < SOON:
-        found.problems.append(f"{what} expires in {(end - now).days} days: have it renewed in time")
+        found.problems.append(
+            f"{what} has expired on {end:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}: have it "
+            "renewed (scistream pki renew)"
+        )
+    else:
+        warning = Ending(what, start, end, "have it renewed in time").warning(now)
+        found.problems += [] if warning is None else [warning]
     return [f"valid: from {start:%Y-%m-%d %H:%M} until {end:%Y-%m-%d %H:%M} UTC ({max(0, (end - now).days)} days left)"]
 
 
@@ -161,17 +178,22 @@ def _weaknesses(found: Description, certificate: x509.Certificate) -> None:
     if weak is not None:
         found.problems.append(f"its key is refused: {weak}")
     algorithm = certificate.signature_hash_algorithm
-    if algorithm is not None and algorithm.name in _WEAK:
+    if algorithm is not None and algorithm.name in WEAK_HASHES:
         found.problems.append(f"it is signed with {algorithm.name.upper()}, which is broken: have a new one issued")
 
 
 def key_words(public_key: PublicKeyTypes) -> str:
     """The kind of a key."""
     if isinstance(public_key, rsa.RSAPublicKey):
-        return f"RSA with {public_key.key_size} bits"
+        exponent = public_key.public_numbers().e
+        return f"RSA with {public_key.key_size} bits" + (
+            "" if exponent == 65537 else f" and public exponent {exponent}"
+        )
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         return f"elliptic curve {public_key.curve.name}"
-    return "of another kind"
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return "Ed25519"
+    return "Ed448" if isinstance(public_key, ed448.Ed448PublicKey) else "of another kind"
 
 
 # -- the others
@@ -202,14 +224,15 @@ def _crl(found: Description, crl: x509.CertificateRevocationList, now: datetime)
         found.lines.append(f"  serial {entry.serial_number:x}, on {entry.revocation_date_utc:%Y-%m-%d %H:%M} UTC")
     if until is not None and until <= now:
         found.problems.append("it has expired: servers that have it refuse every certificate (scistream pki crl)")
-    elif until is not None and (until - now).days < SOON:
-        found.problems.append(f"it expires in {(until - now).days} days: make a fresh one (scistream pki crl)")
+    elif until is not None:
+        warning = Ending("it", crl.last_update_utc, until, "make a fresh one (scistream pki crl)").warning(now)
+        found.problems += [] if warning is None else [warning]
 
 
 def _key(found: Description, file: Path, kind: str, block: bytes, certificates: Sequence[bytes]) -> None:
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & 0o077:
-        found.problems.append(f"others than its owner may use the key (mode {mode:04o}): run chmod 600 {file}")
+    exposed = exposure(file.stat())
+    if exposed is not None:
+        found.problems.append(f"{exposed}: run chmod 600 {file}")
     if kind == "ENCRYPTED PRIVATE KEY" or b"ENCRYPTED" in block:
         found.lines.append("private key: locked with a passphrase")
         found.problems.append("a server cannot be asked for a passphrase: store the key without one")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import NameOID
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
 
-from scistream.security.material import PrivateKey, is_authority, printable
+from scistream.security.material import WEAK_HASHES, PrivateKey, exposure, is_authority, printable
 from scistream.security.pki import (
     Issued,
     Kind,
@@ -39,6 +39,7 @@ from scistream.security.pki import (
 from scistream.security.register import key_digest, locked, name_texts, read_register, record_issue
 
 LEAST_RSA_BITS = 2048
+LEAST_EXPONENT = 65537
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
@@ -99,6 +100,7 @@ def read_request(file: Path) -> Request:
         common = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         public_key = csr.public_key()
         proven = csr.is_signature_valid
+        algorithm = csr.signature_hash_algorithm
     except OSError as wrong:
         raise PkiError(f"{file} could not be read: {wrong.strerror}.") from wrong
     except Exception as wrong:  # whatever the parser says of hostile bytes
@@ -110,6 +112,8 @@ def read_request(file: Path) -> Request:
     weak = weakness(public_key)
     if weak is not None:
         raise PkiError(f"{file} is for a key that is refused: {weak}. Have the request made by scistream pki request.")
+    if algorithm is not None and algorithm.name in WEAK_HASHES:
+        raise PkiError(f"{file} is signed with {algorithm.name.upper()}, which is broken: have a new request made.")
     return Request(csr, printable(str(common[0].value)) if len(common) == 1 else "", names)
 
 
@@ -160,14 +164,19 @@ def check_key_is_new_or_good(directory: Path, request: Request, authority: x509.
 def weakness(public_key: PublicKeyTypes) -> str | None:
     """Why a key is not accepted, or None."""
     if isinstance(public_key, rsa.RSAPublicKey):
+        exponent = public_key.public_numbers().e
         if public_key.key_size < LEAST_RSA_BITS:
             return f"RSA with {public_key.key_size} bits, and {LEAST_RSA_BITS} are the least"
+        if exponent < LEAST_EXPONENT:
+            return f"RSA with the public exponent {exponent}, and {LEAST_EXPONENT} is the least"
+        return None
+    if isinstance(public_key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
         return None
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         if not isinstance(public_key.curve, _CURVES):
             return f"the curve {public_key.curve.name}, and only P-256, P-384 and P-521 are taken"
         return None
-    return "neither an elliptic-curve nor an RSA key"
+    return "neither an elliptic-curve (P-256, P-384, P-521, Ed25519, Ed448) nor an RSA key"
 
 
 def _names_asked(csr: x509.CertificateSigningRequest) -> list[x509.GeneralName]:
@@ -225,7 +234,7 @@ def install(certificate: Path, key: Path, directory: Path, ca: Path | None = Non
     except OSError as wrong:
         raise PkiError(f"{directory} could not be made: {wrong.strerror}. Choose another directory.") from wrong
     new = [(files.key, key_pem(private_key), 0o600), (files.certificate, pem_of(*path), 0o644)]
-    if files.key.exists() and os.path.samefile(key, files.key) and not files.key.stat().st_mode & 0o077:
+    if files.key.exists() and os.path.samefile(key, files.key) and exposure(files.key.stat()) is None:
         new.pop(0)
     if not there.exists():
         new.append((there, pem_of(path[-1]), 0o644))
@@ -251,7 +260,7 @@ def _load_own_key(file: Path) -> PrivateKey:
         raise PkiError(f"{file} could not be read: {wrong.strerror}.") from wrong
     except Exception as wrong:  # ValueError, TypeError (a passphrase), UnsupportedAlgorithm
         raise PkiError(f"{file} holds no private key in PEM form without a passphrase.") from wrong
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+    if not isinstance(key, PrivateKey):
         raise PkiError(f"{file} is neither an elliptic-curve nor an RSA key.")
     return key
 

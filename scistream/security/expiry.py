@@ -1,7 +1,8 @@
-"""Warnings before a certificate, an authority or a CRL expires: 30, 7 and 1 days ahead.
+"""Warnings before a certificate, an authority or a CRL expires: 30, 7 and 1 days ahead, or less if its life is short.
 
-An `ExpiryWatch` belongs to a server: it looks at its start, when its files were read again, and once a day, and logs
-each threshold once. What it says in a log names the file; what it says to others (in status) does not.
+An `ExpiryWatch` belongs to a server: it looks at its start, when its files were read again, at each threshold and at
+least once a day, and logs each threshold once. What it says in a log names the file; what it says to others (in
+status) does not.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from twisted.internet.task import LoopingCall
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from scistream.security.keyring import Keyring, verified_path
 from scistream.security.material import Material, Trust, name_of, printable, read_material, utc_now
 
-THRESHOLDS = (30, 7, 1)
-"""Days."""
+WARN_AHEAD = timedelta(days=30)
+WARN_SHARE = 3
+"""The first warning comes `WARN_AHEAD` before the end, or in the last third of what lives no longer than that asks."""
+
+STEPS = (1.0, 7 / 30, 1 / 30)
+"""When warnings come, as shares of the time from the first one to the end: 30, 7 and 1 of 30 days."""
 
 LOOK_SECONDS = 86400.0
+SOONEST_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,24 @@ class Ending:
     """
 
     what: str
+    starts: datetime
     ends: datetime
     remedy: str
     file: Path | None = None
 
-    def level(self, now: datetime) -> int | None:
-        """The threshold, in days, that has been passed last; 0 when it has expired; None as long as it is far off."""
-        if self.ends <= now:
-            return 0
-        return min((days for days in THRESHOLDS if self.ends - now <= timedelta(days=days)), default=None)
+    @property
+    def thresholds(self) -> tuple[datetime, ...]:
+        """When warnings come, the last of them at the end itself."""
+        ahead = min(WARN_AHEAD, (self.ends - self.starts) / WARN_SHARE)
+        return (*(self.ends - ahead * share for share in STEPS), self.ends)
+
+    def level(self, now: datetime) -> int:
+        """How many thresholds have been passed; 0 as long as the end is far off."""
+        return sum(threshold <= now for threshold in self.thresholds)
 
     def warning(self, now: datetime, *, with_file: bool = False) -> str | None:
         """The sentence, if it is time for one."""
-        if self.level(now) is None:
+        if not self.level(now):
             return None
         where = f" ({self.file})" if with_file and self.file is not None else ""
         when = "has expired" if self.ends <= now else f"expires in {_span(self.ends - now)}"
@@ -56,7 +67,7 @@ class Ending:
 class ExpiryWatch:
     """Looks after what a server presents and believes.
 
-    :param reactor: for the daily look.
+    :param reactor: for the next look.
     :param keyrings: by what their certificates are called: "server", "controller".
     :param wall: seconds since the epoch.
     :param log: of the party.
@@ -67,24 +78,37 @@ class ExpiryWatch:
         self._wall = wall
         self._log = log
         self._said: dict[Ending, int] = {}
-        self._daily = LoopingCall(self.look)
-        self._daily.clock = reactor
+        self._reactor = reactor
+        self._next: IDelayedCall | None = None
+        self._running = False
 
     def start(self) -> None:
-        """Look now, and from now on once a day."""
-        self._daily.start(LOOK_SECONDS)
+        """Look now, and from now on whenever there may be something to tell."""
+        self._running = True
+        self.look()
 
     def stop(self) -> None:
         """Look no more."""
-        if self._daily.running:
-            self._daily.stop()
+        self._running = False
+        if self._next is not None and self._next.active():
+            self._next.cancel()
+
+    def _look_again(self, now: datetime) -> None:
+        """At the next threshold, and at least once a day: the wall clock may be set meanwhile."""
+        if self._next is not None and self._next.active():
+            self._next.cancel()
+        ahead = [time for ending in self._endings() for time in ending.thresholds if time > now]
+        seconds = (min(ahead) - now).total_seconds() if ahead else LOOK_SECONDS
+        self._next = self._reactor.callLater(min(LOOK_SECONDS, max(SOONEST_LOOK, seconds)), self.look)
 
     def look(self) -> None:
         """Log what has come to a threshold since it was last told, and, each time, what the CRLs lack."""
         now = self._now()
+        if self._running:
+            self._look_again(now)
         for ending in self._endings():
             level = ending.level(now)
-            if level is not None and level < self._said.get(ending, THRESHOLDS[0] + 1):
+            if level > self._said.get(ending, 0):
                 self._said[ending] = level
                 self._log.warn("EXPIRY: {warning}", warning=ending.warning(now, with_file=True))
         for keyring in self._keyrings.values():
@@ -100,7 +124,7 @@ class ExpiryWatch:
         """The same of the certificate by which the peer of a link has proved who it is."""
         now = self._now()
         path = verified_path(link)
-        warning = Ending(what, path[0].not_valid_after_utc, remedy).warning(now) if path else None
+        warning = Ending(what, *_life(path[0]), remedy).warning(now) if path else None
         return [] if warning is None else [warning]
 
     def _endings(self) -> Iterator[Ending]:
@@ -138,15 +162,20 @@ def endings(whose: str, material: Material) -> Iterator[Ending]:
             continue  # it has a line of its own
         what = f"{whose} certificate" if number == 0 else f"in the chain of {whose} certificate, that"
         remedy = "renew it (scistream pki renew), put it in place and reload"
-        yield Ending(f"{what} of {_whose(held.certificate)}", held.certificate.not_valid_after_utc, remedy, held.file)
+        yield Ending(f"{what} of {_whose(held.certificate)}", *_life(held.certificate), remedy, held.file)
     for held in material.authorities:
         remedy = "put a new authority beside it in time (see docs/certificates.rst), since all its certificates end too"
         subject = _whose(held.certificate)
-        yield Ending(f"the authority {subject}", held.certificate.not_valid_after_utc, remedy, held.file)
+        yield Ending(f"the authority {subject}", *_life(held.certificate), remedy, held.file)
     for list_ in material.crls:
         if list_.crl.next_update_utc is not None:
             remedy = "make a fresh one (scistream pki crl), put it in place and reload"
-            yield Ending(f"the CRL of {name_of(list_.crl.issuer)}", list_.crl.next_update_utc, remedy, list_.file)
+            life = list_.crl.last_update_utc, list_.crl.next_update_utc
+            yield Ending(f"the CRL of {name_of(list_.crl.issuer)}", *life, remedy, list_.file)
+
+
+def _life(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _whose(certificate: x509.Certificate) -> str:

@@ -15,13 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from scistream.wire import errors
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 """The kinds of key that certificates here may have."""
+
+WEAK_HASHES = frozenset({"md5", "sha1"})
+"""What nothing may be signed with."""
 
 _MOST_TEXT = 200
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
@@ -77,7 +81,8 @@ class Material:
     def refusal(self, path: Sequence[x509.Certificate]) -> str | None:
         """Why a path that was verified earlier would not be believed now: revoked, or its authority dropped.
 
-        What has expired since then is no reason: an expiry ends no link that is there.
+        What has expired since then is no reason: a link ends by itself when a certificate of its path does, and a CRL
+        that has expired ends no link that is there.
 
         :param path: the far end's certificate first, the authority last.
         :returns: words that go on after the certificate's name, or None.
@@ -98,7 +103,7 @@ class Material:
             OpenSSL has found the certificate revoked and nothing but the words are missing.
         """
         for held in self.crls:
-            if held.crl.issuer == certificate.issuer and (issuer is None or is_signed_by(held.crl, issuer)):
+            if held.crl.issuer == certificate.issuer and (issuer is None or is_signed_by(held.crl, issuer) is True):
                 entry = held.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
                 if entry is not None:
                     return f"it was revoked on {entry.revocation_date_utc:%Y-%m-%d}{_reason(entry)}"
@@ -118,7 +123,7 @@ class Material:
                     "then reload)"
                 )
         for authority in self.authorities:
-            if not any(is_signed_by(held.crl, authority.certificate) for held in self.crls):
+            if not any(is_signed_by(held.crl, authority.certificate) is True for held in self.crls):
                 found.append(
                     f"no file in `crl` is from the authority {name_of(authority.certificate.subject)} of "
                     f"{authority.file}: every certificate that it has issued itself is refused until its CRL is "
@@ -158,18 +163,28 @@ def read_material(
 def path_upwards(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[list[x509.Certificate], bool]:
     """From a certificate upwards as far as the others lead, and whether that is to a self-signed end."""
     path = [leaf]
-    while not _has_issued(path[-1], path[-1]):
-        issuer = next((each for each in others if each not in path and _has_issued(each, path[-1])), None)
+    while has_issued(path[-1], path[-1]) is False:
+        issuer = next((each for each in others if each not in path and has_issued(each, path[-1]) is not False), None)
         if issuer is None:
             return path, False
         path.append(issuer)
     return path, True
 
 
-def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+def has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool | None:
+    """Whether one certificate has signed the other; None if it bears that name and this cannot be checked here.
+
+    Nothing is trusted for it: whoever is dialled by, or dials, the owner of the certificate checks for himself.
+    """
+    if issuer.subject != certificate.issuer:
+        return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except Exception:  # InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm: no common base
+    except InvalidSignature:
+        return False
+    except UnsupportedAlgorithm:
+        return None
+    except (ValueError, TypeError):  # signed by another kind of key than this one
         return False
     return True
 
@@ -183,17 +198,16 @@ def _completed(chain: tuple[Held, ...], trusted: Sequence[Held]) -> tuple[tuple[
     return (*chain, *added), is_whole
 
 
-def is_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    """Whether a CRL is this authority's."""
+def is_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool | None:
+    """Whether a CRL is this authority's; None if it cannot be checked here."""
     if crl.issuer != issuer.subject:
         return False
-    public_key = issuer.public_key()
     try:
-        return isinstance(public_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) and crl.is_signature_valid(
-            public_key
-        )
-    except Exception:  # a kind of signature that the library does not know
+        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except InvalidSignature:
         return False
+    except Exception:  # a kind of key or signature that the library does not know: it has several exceptions for it
+        return None
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
@@ -244,19 +258,33 @@ def load_key(path: Path) -> PrivateKey:
         raise CertificateProblem(
             f"{path} holds no private key in PEM form: {wrong}. Correct the file, or the setting `key`."
         ) from wrong
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise CertificateProblem(f"{path} is neither an elliptic-curve nor an RSA key: have one of these issued.")
+    if not isinstance(key, PrivateKey):
+        raise CertificateProblem(
+            f"{path} is a key of another kind than elliptic curve, Ed25519, Ed448 and RSA: have one of these issued."
+        )
     return key
+
+
+def exposure(found: os.stat_result) -> str | None:
+    """Why the file of a private key is not safe, with its mode; None if it is.
+
+    A group may read what belongs to root: so are secrets handed to a service by systemd and by Kubernetes.
+    """
+    mode = stat.S_IMODE(found.st_mode)
+    allowed = 0o740 if found.st_uid == 0 else 0o700
+    if not mode & 0o777 & ~allowed:
+        return None
+    return f"others than its owner may use it (mode {mode:04o})"
 
 
 def _read(path: Path, setting: str, *, secret: bool = False) -> bytes:
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if secret and os.name == "posix" and mode & 0o077:
+            exposed = exposure(os.fstat(file.fileno())) if secret else None
+            if exposed is not None:
                 raise CertificateProblem(
-                    f"{path} is a private key and others than its owner may use it (mode {stat.S_IMODE(mode):04o}): "
-                    f"run chmod 600 {path}."
+                    f"{path} is a private key and {exposed}: run chmod 600 {path}, or let it belong to root with mode "
+                    "0640 and the group of this service."
                 )
             return file.read()
     except FileNotFoundError as wrong:
@@ -295,13 +323,25 @@ def _load_crls(path: Path, authorities: Sequence[x509.Certificate]) -> list[x509
             "setting `crl`."
         ) from wrong
     for crl in crls:
-        namesakes = [authority for authority in authorities if _may_be_of(crl, authority)]
-        if namesakes and not any(is_signed_by(crl, authority) for authority in namesakes):
+        verdicts = [is_signed_by(crl, authority) for authority in authorities if _may_be_of(crl, authority)]
+        if not verdicts or True in verdicts:
+            continue
+        what = f"{path} has a CRL in the name of {name_of(crl.issuer)}"
+        if None in verdicts:
             raise CertificateProblem(
-                f"{path} has a CRL in the name of {name_of(crl.issuer)}, and the signature is not that authority's: "
-                "have it made again (scistream pki crl)."
+                f"{what}, and its signature ({algorithm_of(crl)}) cannot be checked here: whether it is right is not "
+                "known. Have the authority sign by ECDSA, RSA, Ed25519 or Ed448."
             )
+        raise CertificateProblem(
+            f"{what}, and the signature is not that authority's: have it made again (scistream pki crl)."
+        )
     return crls
+
+
+def algorithm_of(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
+    """What something is signed by, as far as the library has a name for it."""
+    oid = signed.signature_algorithm_oid
+    return oid.dotted_string if oid._name == "Unknown OID" else oid._name
 
 
 def _may_be_of(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
     CertificatePublicKeyTypes,
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from scistream.security import register
+from scistream.security.material import PrivateKey
 from scistream.security.register import PkiError as PkiError
 
 Kind = Literal["server", "controller", "user"]
@@ -40,6 +41,7 @@ BACKDATE = timedelta(hours=1)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_@+:][A-Za-z0-9_@+:.-]{0,63}\Z")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _MAX_COMMON_NAME = 64
+_PUBLIC_KEYS = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey, ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)
 _TAKEN = ("ca", "crl")
 
 
@@ -167,8 +169,13 @@ def make_authority(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, no
         .add_extension(_key_usage(authority=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key, hash_for(key))
     )
+
+
+def hash_for(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | None:
+    """What a key signs with; Ed25519 and Ed448 have a hash of their own."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
 
 
 def make_leaf(
@@ -195,7 +202,7 @@ def make_leaf(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(issuer_id(authority), critical=False)
-        .sign(authority_key, hashes.SHA256())
+        .sign(authority_key, hash_for(authority_key))
     )
 
 
@@ -205,7 +212,7 @@ def issuer_id(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
         own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:  # an authority that somebody else has made
         public_key = authority.public_key()
-        assert isinstance(public_key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey), "load_authority has seen it"
+        assert isinstance(public_key, _PUBLIC_KEYS), "load_authority has seen it"
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
@@ -316,7 +323,7 @@ def load_authority(directory: Path) -> Authority:
             f"The authority in {directory} could not be read: {wrong}. Restore ca.pem and ca.key."
         ) from wrong
     authority = chain[0]
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+    if not isinstance(key, PrivateKey):
         raise PkiError(f"{directory / 'ca.key'} is neither an elliptic-curve nor an RSA key: make an authority anew.")
     if key.public_key() != authority.public_key():
         raise PkiError(f"ca.key and ca.pem in {directory} do not belong together: restore the two of one authority.")

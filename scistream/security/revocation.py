@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from scistream.security.enrol import Request, check_key_is_new_or_good, check_names_asked
+from scistream.security.material import algorithm_of
 from scistream.security.pki import (
     BACKDATE,
     Authority,
@@ -24,6 +26,7 @@ from scistream.security.pki import (
     certify,
     check_days,
     files_of,
+    hash_for,
     issuer_id,
     key_pem,
     load_authority,
@@ -123,7 +126,11 @@ def _entry_of_file(path: Path, authority: x509.Certificate, entries: list[Entry]
     leaf = _load_leaf(path)
     try:
         leaf.verify_directly_issued_by(authority)
-    except Exception as wrong:  # InvalidSignature, ValueError, TypeError: no common base
+    except UnsupportedAlgorithm as wrong:
+        raise PkiError(
+            f"{path} is signed in a way that cannot be checked here ({algorithm_of(leaf)}): use its serial number."
+        ) from wrong
+    except (InvalidSignature, ValueError, TypeError) as wrong:
         raise PkiError(
             f"{path} is no certificate of this authority: only the authority that issued it can revoke it."
         ) from wrong
@@ -166,7 +173,7 @@ def _write_crl(directory: Path, authority: Authority, days: int) -> x509.Certifi
             if entry.revoked.reason != "unspecified":
                 one = one.add_extension(x509.CRLReason(REASONS[entry.revoked.reason]), critical=False)
             builder = builder.add_revoked_certificate(one.build())
-    crl = builder.sign(authority.key, hashes.SHA256())
+    crl = builder.sign(authority.key, hash_for(authority.key))
     replace_files((file, crl.public_bytes(serialization.Encoding.PEM), 0o644))
     return crl
 

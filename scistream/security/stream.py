@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 from OpenSSL import SSL, crypto
 
+from scistream.security.material import algorithm_of
 from scistream.security.tls import (
     CertificateProblem,
     check_name,
@@ -98,7 +100,9 @@ class StreamSecret:
             check_name(leaf, server_name(uid, 0) if role == PROD else consumer_name(uid))
         except CertificateProblem as wrong:
             raise _bad(f"the certificate for this gateway is not for this stream and role: {wrong}") from wrong
-        except Exception as wrong:  # InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm: no common base
+        except UnsupportedAlgorithm as wrong:
+            raise _bad(f"how its authority signs cannot be checked here ({algorithm_of(leaf)})") from wrong
+        except Exception as wrong:  # InvalidSignature, ValueError, TypeError: no common base
             raise _bad("the certificate for this gateway is not signed by the authority at its beginning") from wrong
         now = datetime.now(UTC)
         if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:

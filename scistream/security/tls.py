@@ -9,9 +9,11 @@ believes anything: the handshake alone checks neither the server's name nor ALPN
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,7 @@ from zope.interface import implementer
 
 from scistream.security.material import (
     NOT_AMONG_OURS,
+    WEAK_HASHES,
     Material,
     is_authority,
     load_certificates,
@@ -66,8 +69,6 @@ ContextSource = SSL.Context | Callable[[], SSL.Context]
 
 VerifyCallback = Callable[[SSL.Connection, X509, int, int, int], bool]
 """What pyOpenSSL calls for each certificate of a path: connection, certificate, error, depth, verdict so far."""
-
-_WEAK_HASHES = frozenset({"md5", "sha1"})
 
 
 class RefusedCertificate(SSL.Error):
@@ -199,12 +200,25 @@ def naming_refusals(untrusted: str, revoked: Callable[[x509.Certificate], str | 
         if not ok:
             unknown = f"OpenSSL refuses it with verification error {code}"
             why = untrusted if code in _UNTRUSTED else _REFUSALS.get(code, unknown)
+            if code in _OUT_OF_DATE:
+                why += _both_times(certificate)
             if code == _CODES.ERR_CERT_REVOKED and revoked is not None:
                 why = _when_revoked(certificate, revoked) or why
             raise RefusedCertificate(f"The far end's certificate is refused: {_describe(certificate)}: {why}.")
         return True
 
     return name
+
+
+def _both_times(certificate: X509) -> str:
+    """When a certificate is valid, and what time it is here."""
+    try:
+        parsed = certificate.to_cryptography()
+        start, end = parsed.not_valid_before_utc, parsed.not_valid_after_utc
+    except ValueError:  # hostile bytes, and nothing is lost but the words
+        return ""
+    now = datetime.now(UTC)
+    return f" (valid from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} here)"
 
 
 def _when_revoked(certificate: X509, revoked: Callable[[x509.Certificate], str | None]) -> str | None:
@@ -375,6 +389,23 @@ def verified_certificate(connection: SSL.Connection) -> x509.Certificate:
     return chain[0]
 
 
+def certificate_lasts(connection: SSL.Connection) -> tuple[float, str]:
+    """How many seconds the certificates by which the far end has proved itself still last, and what to say then.
+
+    A far end that has shown none lasts for ever.
+    """
+    path = connection.get_verified_chain() or connection.get_peer_cert_chain() or []
+    ends = [(certificate.to_cryptography().not_valid_after_utc, certificate) for certificate in path]
+    if not ends:
+        return math.inf, ""
+    end, first = min(ends, key=lambda each: each[0])
+    now = datetime.now(UTC)
+    return (end - now).total_seconds(), (
+        f"the certificate that this link was made with has ended: {_describe(first)}: it was valid until "
+        f"{end:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}"
+    )
+
+
 def check_name(certificate: x509.Certificate, host: str) -> None:
     """Check with service-identity that a certificate is valid for a host name or an IP address.
 
@@ -437,7 +468,7 @@ def _fit_for_server(certificate: x509.Certificate) -> bool:
     else:
         meant = ExtendedKeyUsageOID.SERVER_AUTH in usage
     algorithm = certificate.signature_hash_algorithm
-    return meant and (algorithm is None or algorithm.name not in _WEAK_HASHES)
+    return meant and (algorithm is None or algorithm.name not in WEAK_HASHES)
 
 
 def _sha256(certificate: X509) -> str:
@@ -475,6 +506,7 @@ _UNTRUSTED = frozenset(
         _CODES.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
     }
 )
+_OUT_OF_DATE = frozenset({_CODES.ERR_CERT_HAS_EXPIRED, _CODES.ERR_CERT_NOT_YET_VALID})
 _REFUSALS: dict[int, str] = {
     _CODES.ERR_CERT_HAS_EXPIRED: "it has expired, or our clock is ahead",
     _CODES.ERR_CERT_NOT_YET_VALID: "it is not valid yet, or our clock is behind",

@@ -7,6 +7,7 @@ limits, answers what is no message, closes on abuse, and hands valid messages to
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
@@ -34,6 +35,8 @@ HANDSHAKE_SECONDS = 10.0
 FIRST_LINE_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
 MAX_BAD_LINES = 8
+LONGEST_LOOK = 86400.0
+"""Seconds after which the wall clock is asked again how long a certificate lasts."""
 MAX_UNREAD = 4 * 2**20
 """Bytes that wait for a peer who does not read, beside what the transport takes before it calls itself full."""
 
@@ -135,6 +138,10 @@ def _explain(wrong: Exception) -> str:
     if isinstance(wrong, UnicodeDecodeError):
         return "the line is not UTF-8"
     return f"the line is not JSON: {wrong}"[:500]
+
+
+Lasts = Callable[[SSL.Connection], tuple[float, str]]
+"""Tells how many seconds what the peer of a connection has proved itself with still lasts, and what to say then."""
 
 
 class LinkOwner(Protocol):
@@ -283,6 +290,8 @@ class Link(LineOnlyReceiver):
     :param accepted: whether the peer dialled; a peer without a certificate is then a stranger until its owner calls
         `prove`, which must be soon: lines are short, and there is one time limit for all of them.
     :param visit: what the door that it came in by keeps of it.
+    :param lasts: seconds until what the peer has proved itself with ends, and a sentence for then; the link ends with
+        it. Asked after the handshake, and again once a day.
     """
 
     delimiter = b"\n"
@@ -298,6 +307,7 @@ class Link(LineOnlyReceiver):
         *,
         accepted: bool,
         visit: Visit = NO_DOOR,
+        lasts: Lasts | None = None,
     ) -> None:
         self.owner = owner
         self.clock = clock
@@ -309,6 +319,8 @@ class Link(LineOnlyReceiver):
         self._visit = visit
         self._limit: IDelayedCall | None = None
         self._rest: IDelayedCall | None = None
+        self._lasts = lasts
+        self._end: IDelayedCall | None = None
         self._brake: _Brake | None = None
         self._lines = _Lines()
         self.is_stranger = False
@@ -338,10 +350,13 @@ class Link(LineOnlyReceiver):
             self.transport.abortConnection()
             return
         self._come_up()
+        self._look_at_end()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._stop_limit()
         self._stop_rest()
+        if self._end is not None and self._end.active():
+            self._end.cancel()
         if not self.is_up and isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError):
             self._visit.failed("a TLS handshake failed")
         self.is_up = False
@@ -506,6 +521,20 @@ class Link(LineOnlyReceiver):
             self.MAX_LENGTH = MAX_FIRST_LINE
             self._start_limit(FIRST_LINE_SECONDS, "no line")
         self.owner.link_up(self)
+
+    def _look_at_end(self) -> None:
+        """End with what the peer has proved itself with. The wall clock says when; no timer follows it."""
+        if self._lasts is None:
+            return
+        seconds, why = self._lasts(self.transport.getHandle())
+        if seconds == math.inf:
+            return
+        if seconds > 0:
+            self._end = self.clock.callLater(min(seconds, LONGEST_LOOK), self._look_at_end)
+        elif self.is_up:
+            self.note("closed a link that was made with a certificate which has ended", why)
+            self.send(Error(uid=None, code="not-authenticated", msg=why))
+            self.close()
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
         self.note("bad message", bad.msg)

@@ -29,7 +29,7 @@ from zope.interface import implementer
 
 from scistream.logs import Tally
 from scistream.wire.errors import StreamError
-from scistream.wire.line import Link
+from scistream.wire.line import Lasts, Link
 from scistream.wire.messages import (
     Answer,
     Command,
@@ -232,6 +232,7 @@ class Dialer(Service):
     :param peer_name: how logs and errors call the peer.
     :param authenticate: as for `Link`.
     :param explain: turns the reason of a lost connection into a sentence.
+    :param lasts: as for `Link`.
     :param is_hopeless: tells from the reason whether dialling again cannot help; it is done all the same, since
         an operator may mend it, but `on_down` hears of it.
     """
@@ -246,6 +247,7 @@ class Dialer(Service):
         authenticate: Callable[[Any], Any] | None,
         explain: Callable[[Failure], str],
         is_hopeless: Callable[[Failure], bool],
+        lasts: Lasts | None = None,
     ) -> None:
         self.clock = clock
         self.outbox = Outbox(clock, peer_name)
@@ -259,7 +261,7 @@ class Dialer(Service):
         self._failures = 0
         self._troubles: Tally[str] = Tally(clock, self._tell, "other troubles")
         self._poll: IDelayedCall | None = None
-        factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False))
+        factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False, lasts=lasts))
         self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)
 
     @property

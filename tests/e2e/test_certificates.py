@@ -12,12 +12,13 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from aged_certificates import age
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -328,12 +329,65 @@ def test_an_authority_beside_the_old_one_lets_both_in_and_the_old_one_goes_when_
         assert link.ask("Status", **everything())["cmd"] == "RESP"
 
 
+# -- the end of a certificate
+
+
+@pytest.mark.parametrize("party", ["user", "controller"])
+def test_a_link_ends_when_the_certificate_does_that_it_was_made_with(world: World, party: str) -> None:
+    daemon, pki = (
+        (world.lab.server, world.folder / "users") if party == "user" else (world.lab.gateways[0], world.lab.pki)
+    )
+    short, long = (issue(pki, "user", f"{name}-{uuid4()}@lab.example") for name in ("short", "long"))
+    if party == "controller":
+        long = controller_of(world.lab)
+        short.certificate.write_bytes(long.certificate.read_bytes())
+        short.key.write_bytes(long.key.read_bytes())
+    start = len(daemon.words())
+    end = age(short.certificate, life=timedelta(hours=1), left=timedelta(seconds=5)).not_valid_after_utc
+    with to(daemon, world.lab, short) as hers, to(daemon, world.lab, long) as ours:
+        for link in (hers, ours):
+            assert link.ask("Status", **everything())["cmd"] == "RESP"
+        last = hers.hear()
+        assert datetime.now(UTC) >= end
+        assert last is not None
+        assert (last["cmd"], last["code"]) == ("ERROR", "not-authenticated")
+        assert f"valid until {end:%Y-%m-%d %H:%M} UTC, and the clock here says" in last["msg"]
+        assert hers.hear() is None
+        assert ours.ask("Status", **everything(2))["cmd"] == "RESP", "the control"
+    said(daemon, "a link that was made with a certificate which has ended", start)
+    until(lambda: datetime.now(UTC) > end + timedelta(seconds=1), lambda: "the second has not passed in which it ends")
+    with to(daemon, world.lab, short) as again:
+        assert again.hear() is None
+    said(daemon, f"(valid from {end - timedelta(hours=1):%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC; it is ", start)
+
+
+def test_an_s2cs_and_a_user_end_their_links_to_a_server_whose_certificate_ends(world: World) -> None:
+    (gateway,), server = world.lab.gateways, world.lab.server
+    name = f"{gateway.name}-server"
+    with flowing(world) as asked:
+        start, began = len(server.words()), len(gateway.words())
+        age(files_of(world.lab.pki, name).certificate, life=timedelta(hours=1), left=timedelta(seconds=8))
+        reload(gateway)
+        server.stop()  # so that its link is made with that certificate
+        server.start()
+        server.wait_until_ready()
+        said(server, "a link that was made with a certificate which has ended", start)
+        said(server, "it has expired, or our clock is ahead (valid from", start)
+        said(gateway, "EXPIRY: the server certificate of", began)
+        said(gateway, "has expired, on", began)
+        renew(world.lab.pki, name, 397)
+        reload(gateway)
+        world.lab.wait_for_links()
+        asked.exchange.wait_for_more()
+
+
 # -- warnings
 
 
 def test_what_expires_soon_is_in_the_log_and_in_what_the_user_is_told(world: World, tmp_path: Path) -> None:
     (gateway,), server = world.lab.gateways, world.lab.server
-    soon = issue(world.folder / "users", "user", f"soon-{uuid4()}", days=6)
+    soon = issue(world.folder / "users", "user", f"soon-{uuid4()}")
+    age(soon.certificate, life=timedelta(days=90), left=timedelta(days=6, hours=1))
     config = tmp_path / "s2uc.toml"
     authorities = [str(each.authority) for each in world.facilities]
     config.write_text(_toml({"certificate": str(soon.certificate), "key": str(soon.key), "authorities": authorities}))
@@ -343,8 +397,10 @@ def test_what_expires_soon_is_in_the_log_and_in_what_the_user_is_told(world: Wor
     with world.request(1, "100Mbit", "--config", str(config)) as requested:
         known = ["status", requested.uid, "--config", str(config)]
         assert list(json.loads(world.s2uc(*known, "--json").stdout)["warnings"]) == [world.lab.s2cs, world.centre.s2cs]
-        renew(world.lab.pki, server.name, 3)
-        renew(world.lab.pki, f"{gateway.name}-server", 20)
+        for name, days in ((server.name, 3), (f"{gateway.name}-server", 20)):
+            renew(world.lab.pki, name, 397)
+            left = timedelta(days=days, hours=1)
+            age(files_of(world.lab.pki, name).certificate, life=timedelta(days=397), left=left)
         log = reload(server)
         assert "EXPIRY: the server certificate of" in log
         assert "expires in 3 days" in log

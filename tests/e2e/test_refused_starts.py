@@ -360,6 +360,22 @@ def test_certificates_and_addresses_that_are_wrong_are_told_at_once(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_daemon_that_runs_as_root_says_so(tmp_path: Path, pki: Path, kind: str) -> None:
+    log, file = tmp_path / "log", write(tmp_path, kind, KINDS[kind](pki))
+    command = [TWISTD, "-n", "--pidfile=", f"--logfile={log}", kind, "--config", str(file)]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not log.exists() or " listens on " not in log.read_text():
+                assert process.poll() is None
+                assert time.monotonic() < deadline, f"its log does not say that it listens, in {PATIENCE} s"
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert ("this daemon runs as root" in log.read_text()) == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_cannot_be_read_or_is_not_named_is_refused(tmp_path: Path, kind: str) -> None:
     assert refusal(tmp_path, kind, "--config", "none.toml") == "none.toml: cannot be read: No such file or directory"
     assert "--config FILE" in refusal(tmp_path, kind)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -70,3 +73,34 @@ def test_the_example_for_the_kernel_has_settings_that_the_kernel_knows() -> None
         assert value
         if file.parent.is_dir():  # not every one is there in a network namespace, or on another system
             assert file.exists() or name.startswith("net.core"), name
+
+
+UNITS = sorted((CONF / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_unit_gives_up_what_its_daemon_has_no_need_of(unit: Path) -> None:
+    lines = set(unit.read_text().splitlines())
+    wanted = {
+        "CapabilityBoundingSet=",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "SystemCallFilter=@system-service",
+    }
+    assert wanted <= lines
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
+def test_systemd_understands_the_units_and_finds_little_exposed(tmp_path: Path) -> None:
+    for unit in UNITS:
+        copy = tmp_path / unit.name
+        copy.write_text(unit.read_text().replace("ExecStart=twistd", f"ExecStart={sys.executable}"))
+        said = analyze("verify", "--man=no", str(copy))
+        assert unit.name not in said.stderr, said.stderr
+        exposed = analyze("security", "--offline=true", "--threshold=20", str(copy))
+        assert exposed.returncode == 0, exposed.stdout
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.security import tls
+from scistream.security import material, tls
 from scistream.security.pki import fingerprint, init_authority, issue
 from scistream.security.tls import CertificateProblem, Identity
 
@@ -441,12 +442,25 @@ def test_a_key_of_another_certificate_is_refused(facility: Facility) -> None:
             build()
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+NOBODY = 65534
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner"),
+    [
+        *((mode, owner) for mode in (0o604, 0o660, 0o644, 0o601, 0o444) for owner in (0, NOBODY)),
+        *((mode, NOBODY) for mode in (0o640, 0o440, 0o610)),
+    ],
+)
 def test_a_private_key_that_others_may_use_is_refused_until_chmod_600(
-    facility: Facility, tmp_path: Path, mode: int
+    facility: Facility, tmp_path: Path, mode: int, owner: int
 ) -> None:
     key = tmp_path / "loose.key"
     key.write_bytes(facility.user.key.read_bytes())
+    if os.geteuid() == 0:
+        os.chown(key, owner, -1)
+    elif owner != 0:
+        pytest.skip("another owner takes root; this user's own files stand for them above")
     key.chmod(mode)
     for build in contexts(facility.user.certificate, key, [facility.ca]):
         with pytest.raises(CertificateProblem, match=f"mode {mode:04o}.*chmod 600 {key}"):
@@ -454,6 +468,37 @@ def test_a_private_key_that_others_may_use_is_refused_until_chmod_600(
     key.chmod(0o600)
     for build in contexts(facility.user.certificate, key, [facility.ca]):
         build()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o440, 0o600, 0o400])
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to have a file of root's")
+def test_a_private_key_of_root_s_may_be_read_by_the_group_of_the_service(facility: Facility, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        key = Path(folder) / "service.key"
+        key.write_bytes(facility.user.key.read_bytes())
+        os.chown(key, 0, NOBODY)
+        key.chmod(mode)
+        Path(folder).chmod(0o755)
+        for build in contexts(facility.user.certificate, key, [facility.ca]):
+            build()
+        service = os.fork()
+        if service == 0:
+            os._exit(_as_nobody(key))
+        assert os.waitstatus_to_exitcode(os.waitpid(service, 0)[1]) == (0 if mode & 0o040 else 3)
+
+
+def _as_nobody(key: Path) -> int:
+    """What becomes of reading the key in the service's group, as another user than its owner: 0 read, 3 refused."""
+    try:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        material.load_key(key)
+    except CertificateProblem as problem:
+        return 3 if "could not be read: Permission denied" in str(problem) else 4
+    except BaseException:
+        return 5
+    return 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from memory_tls import CLIENT, Authority, Joined, a_root, an_intermediate, common_name, join, store, written
 from requirements import needs
 
@@ -62,14 +63,14 @@ def requested(home: Path, kind: str = "user", name: str = ADA, *options: str) ->
 
 
 def odd_request(
-    file: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey, *san: x509.GeneralName,
+    file: Path, key: Any, *san: x509.GeneralName,
     name: str = ADA,
 ) -> Path:  # fmt: skip
     builder = x509.CertificateSigningRequestBuilder().subject_name(common_name(name))
     if san:
         builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
     file.write_bytes(builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM))
     return file
 
@@ -169,15 +170,21 @@ def test_weak_and_unknown_keys_are_refused_and_strong_ones_are_not(facility: Pat
     weak = [
         (rsa.generate_private_key(65537, 1024), "RSA with 1024 bits"),
         (ec.generate_private_key(ec.SECP192R1()), "only P-256"),
-        (ed25519.Ed25519PrivateKey.generate(), "neither an elliptic-curve nor an RSA key"),
+        (rsa.generate_private_key(3, 2048), "RSA with the public exponent 3, and 65537 is the least"),
+        (
+            dsa.generate_private_key(2048),
+            "nor an RSA key",
+        ),
     ]
     before = files(facility)
     for key, words in weak:
         csr = odd_request(tmp_path / "weak.csr", key)
         assert words in refused("sign", facility, csr, "--kind", "user", "--name", ADA)
     assert files(facility) == before
-    csr = odd_request(tmp_path / "strong.csr", rsa.generate_private_key(65537, 2048))
-    assert run("sign", facility, csr, "--kind", "user", "--name", ADA)[0] == 0
+    strong = [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP521R1())]
+    for number, key in enumerate([*strong, ed25519.Ed25519PrivateKey.generate(), ed448.Ed448PrivateKey.generate()]):
+        csr = odd_request(tmp_path / "strong.csr", key)
+        assert run("sign", facility, csr, "--kind", "user", "--name", f"user{number}@lab.example")[0] == 0
 
 
 def test_a_request_that_was_changed_on_its_way_is_refused(facility: Path, home: Path) -> None:

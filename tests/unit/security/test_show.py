@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from aged_certificates import age
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -17,7 +18,7 @@ from memory_tls import join as joined
 from scistream.cli import main
 from scistream.security import tls
 from scistream.security.pki import fingerprint, init_authority, issue
-from scistream.security.revocation import make_crl, revoke
+from scistream.security.revocation import revoke
 
 
 @pytest.fixture
@@ -74,8 +75,9 @@ def test_a_certificate_without_its_chain_is_a_problem_until_its_authority_is_nam
 def test_what_expires_soon_or_has_expired_is_a_problem(directory: Path) -> None:
     authority = Authority.load(directory)
     for left, words in ((timedelta(days=5, hours=1), "expires in 5 days"), (timedelta(minutes=-1), "has expired on")):
-        leaf, key = authority.leaf(x509.RFC822Name("ada@lab.example"), usage=CLIENT, left=left)
+        leaf, key = authority.leaf(x509.RFC822Name("ada@lab.example"), usage=CLIENT)
         file, _ = store(directory, [leaf, authority.certificate], key)
+        age(file, life=timedelta(days=90), left=left)
         status, said = show(file)
         assert status == 1
         assert f"PROBLEM: the certificate {words}" in said
@@ -109,8 +111,8 @@ def test_a_crl_is_shown_with_what_it_revokes_and_when_it_ends(directory: Path) -
     assert status == 0
     assert "revoked: 1" in said
     assert f"serial {x509.load_pem_x509_certificate(ada.certificate.read_bytes()).serial_number:x}" in said
-    make_crl(directory, 5)
-    assert show(directory / "crl.pem")[0] == 1
+    soon = written(directory / "soon.pem", a_crl(Authority.load(directory), left=timedelta(hours=30)))
+    assert "PROBLEM: it expires in 30 hours" in show(soon)[1]
     old = written(directory / "old.pem", a_crl(Authority.load(directory), left=timedelta(minutes=-1)))
     assert "PROBLEM: it has expired" in show(old)[1]
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from scistream.wire.line import NO_DOOR, Link, Visit, decode
+from scistream.wire.line import NO_DOOR, Lasts, Link, Visit, decode
 from scistream.wire.messages import Answer, Message
 
 
@@ -77,11 +77,14 @@ class Peer:
         visit: Visit | None = None,
         owner: Owner | None = None,
         wire: Wire | None = None,
+        lasts: Lasts | None = None,
     ) -> None:
         self.clock = Clock()
         self.owner = owner or Owner()
         self.wire = wire or Wire()
-        self.link = Link(self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_DOOR)
+        self.link = Link(
+            self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_DOOR, lasts=lasts
+        )
         self.link.makeConnection(self.wire)
 
     def says(self, *lines: bytes) -> None:

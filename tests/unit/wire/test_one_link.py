@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -370,6 +371,44 @@ def test_the_owner_hears_once_that_the_link_is_gone_and_no_timer_is_left() -> No
         assert [reason.type for reason in peer.owner.downs] == [ConnectionDone]
         assert not peer.link.is_up
         assert peer.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize(("slow", "end"), [(1.0, 10.0), (1.0, 400 * 86400.0), (0.5, 30 * 86400.0), (2.0, 30 * 86400.0)])
+def test_a_link_ends_when_what_its_peer_has_proved_itself_with_does(accepted: bool, slow: float, end: float) -> None:
+    """By the wall clock, which may be slower or faster than the one of timers, or be set."""
+    clocks: list[Clock] = []
+    peer = Peer(
+        accepted=accepted,
+        authenticate=lambda _connection: "ada",
+        lasts=lambda _connection: (end - (clocks[0].seconds() * slow if clocks else 0.0), "it has ended"),
+    )
+    clocks.append(peer.clock)
+    peer.link.handshakeCompleted()
+    while peer.clock.seconds() * slow + 86400.0 * max(slow, 1) < end:
+        peer.clock.advance(86400.0)
+        assert peer.link.is_up
+    assert peer.reads() == []
+    for _ in range(60):
+        peer.clock.advance(3600.0)
+    (said,) = peer.reads()
+    assert said == Error(uid=None, code="not-authenticated", msg="it has ended")
+    assert not peer.link.is_up
+    peer.goes()
+    assert peer.clock.getDelayedCalls() == []
+
+
+def test_what_has_ended_in_the_handshake_ends_the_link_at_once() -> None:
+    peer = Peer(authenticate=lambda _connection: "ada", lasts=lambda _connection: (0.0, "it has ended"))
+    peer.link.handshakeCompleted()
+    assert not peer.link.is_up
+    assert peer.reads() == [Error(uid=None, code="not-authenticated", msg="it has ended")]
+
+
+def test_what_never_ends_has_no_timer() -> None:
+    peer = Peer(authenticate=lambda _connection: "ada", lasts=lambda _connection: (math.inf, ""))
+    peer.link.handshakeCompleted()
+    assert peer.clock.getDelayedCalls() == []
 
 
 def test_what_is_sent_on_a_link_that_is_down_is_dropped() -> None:
