@@ -6,6 +6,7 @@ line and exit status 2 here.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from scistream.security.pki import (
     load_authority,
     names_for,
 )
-from scistream.security.register import key_digest, kind_of, name_texts, read_register
+from scistream.security.register import Entry, key_digest, kind_of, name_texts, read_register
 from scistream.security.revocation import CRL_DAYS, REASONS, make_crl, renew, revoke
 
 
@@ -76,6 +77,21 @@ _DAYS = click.option("--days", default=397, show_default=True, help="How long th
 _CRL_DAYS = click.option(
     "--crl-days", default=CRL_DAYS, show_default=True, help="How long the CRL is valid: make a fresh one before."
 )
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="The same in JSON.")
+
+
+def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
+    return {
+        "serial": f"{entry.serial:x}",
+        "kind": entry.kind,
+        "name": entry.name,
+        "names": entry.names,
+        "until": entry.until.isoformat(),
+        "revoked": None if entry.revoked is None else entry.revoked.at.isoformat(),
+        "state": entry.state(now),
+    }
 
 
 # -- the authority
@@ -232,13 +248,17 @@ def install_command(certificate: Path, key: Path, ca: Path | None, directory: Pa
 @pki.command("show")
 @click.argument("file", type=_FILE)
 @click.option("--ca", type=_FILE, help="The authority of a certificate that has come without it.")
-def show_command(file: Path, ca: Path | None) -> None:
+@_JSON
+def show_command(file: Path, ca: Path | None, as_json: bool) -> None:
     """Explain a certificate, a request, a CRL or a key in plain words.
 
     Exit status: 0 nothing is wrong with it, 1 it has problems, 2 it cannot be read.
     """
     with _one_line_errors():
         found = describe(file, datetime.now(UTC), ca)
+    if as_json:
+        click.echo(json.dumps({"lines": found.lines, "problems": found.problems}))
+        sys.exit(1 if found.problems else 0)
     for line in found.lines:
         click.echo(line)
     for problem in found.problems:
@@ -248,7 +268,8 @@ def show_command(file: Path, ca: Path | None) -> None:
 
 @pki.command("list")
 @_DIRECTORY
-def list_command(directory: Path) -> None:
+@_JSON
+def list_command(directory: Path, as_json: bool) -> None:
     """Show what the authority in DIR has issued: serial number, kind, name, and whether it is valid.
 
     What was issued before there was a register (issued.jsonl) is not in it; it can be revoked by its file.
@@ -258,6 +279,9 @@ def list_command(directory: Path) -> None:
         entries = read_register(directory)
         if not entries and not (directory / "ca.pem").exists():
             raise PkiError(f"There is no authority in {directory}: make one with scistream pki init {directory}.")
+    if as_json:
+        click.echo(json.dumps([_as_json(entry, now) for entry in entries]))
+        return
     for entry in entries:
         click.echo(f"{entry.serial:040x}  {entry.kind or 'unknown':<10}  {entry.name:<32}  {entry.state(now)}")
     if not entries:

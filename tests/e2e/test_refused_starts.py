@@ -375,6 +375,11 @@ def test_a_daemon_that_runs_as_root_says_so(tmp_path: Path, pki: Path, kind: str
     assert ("this daemon runs as root" in log.read_text()) == (os.geteuid() == 0)
 
 
+def test_an_s2cs_starts_though_the_name_of_a_gateway_is_not_known_yet(tmp_path: Path, pki: Path) -> None:
+    gateways = '[{ name = "dtn1", address = "dtn1.no-such-host.invalid:5001" }]'
+    starts(tmp_path, "s2cs", {**s2cs(pki), "gateways": gateways})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_cannot_be_read_or_is_not_named_is_refused(tmp_path: Path, kind: str) -> None:
     assert refusal(tmp_path, kind, "--config", "none.toml") == "none.toml: cannot be read: No such file or directory"

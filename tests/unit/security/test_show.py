@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_crl_is_shown_with_what_it_revokes_and_when_it_ends(directory: Path) -
     assert "PROBLEM: it expires in 30 hours" in show(soon)[1]
     old = written(directory / "old.pem", a_crl(Authority.load(directory), left=timedelta(minutes=-1)))
     assert "PROBLEM: it has expired" in show(old)[1]
+
+
+def test_what_is_shown_and_listed_is_to_be_had_in_json(directory: Path) -> None:
+    ada = issue(directory, "user", "ada")
+    _, said = show(ada.certificate)
+    told = CliRunner().invoke(main, ["pki", "show", str(ada.certificate), "--json"])
+    assert json.loads(told.output) == {"lines": said.splitlines(), "problems": []}
+    assert CliRunner().invoke(main, ["pki", "show", str(directory / "none"), "--json"]).exit_code == 2
+    revoke(directory, "ada")
+    (listed,) = json.loads(CliRunner().invoke(main, ["pki", "list", str(directory), "--json"]).output)
+    assert listed["names"] == ["URI:scistream:user:ada"]
+    assert listed["serial"] == f"{x509.load_pem_x509_certificate(ada.certificate.read_bytes()).serial_number:x}"
+    assert listed["state"].startswith("revoked on ")
+    assert listed["revoked"] is not None
 
 
 def test_a_key_is_never_shown_and_is_told_what_it_belongs_to(directory: Path) -> None:
