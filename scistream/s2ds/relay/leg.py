@@ -41,11 +41,13 @@ class Broken(Exception):
     """A leg has ended abnormally. Its text says how, in the same words for every connection.
 
     :param cause: who or what has ended it.
+    :param leg: which one; None for a connection that was never joined.
     """
 
-    def __init__(self, reason: str, cause: Cause) -> None:
+    def __init__(self, reason: str, cause: Cause, leg: Leg | None = None) -> None:
         super().__init__(reason)
         self.cause: Cause = cause
+        self.leg = leg
 
 
 class Refused(Broken):
@@ -56,15 +58,12 @@ class Short(Broken):
     """This machine has not what a connection needs just now: another try may help."""
 
 
-def broken_by(code: int, far: str, *, wan: bool) -> Broken:
-    """What an error of the system says of a connection.
-
-    :param far: who is at its other end.
-    """
+def broken_by(code: int, leg: Leg) -> Broken:
+    """What an error of the system says of a connection."""
     if code in (errno.ECONNRESET, errno.EPIPE):
-        return Broken(f"{far} reset the connection", "far-side" if wan else "application")
-    cause: Cause = "gateway" if code in SHORT_HERE else "wan" if wan else "application"
-    return Broken(f"the connection to {far} broke: {os.strerror(code)}", cause)
+        return Broken(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
+    cause: Cause = "gateway" if code in SHORT_HERE else "wan" if leg.wan else "application"
+    return Broken(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
 
 
 SHORT_HERE = frozenset(
@@ -103,6 +102,7 @@ def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is a byte of the stream
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in zip(_KEEPALIVE, keepalive(patience, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -198,8 +198,11 @@ class Mover(Protocol):
 class Owner(Protocol):
     """Whose leg it is."""
 
+    def broke(self, broken: Broken) -> None:
+        """A leg has ended abnormally. What came before can still be read from it."""
+
     def reset(self, reason: str, cause: Cause) -> None:
-        """The connection broke while nothing was read or written."""
+        """Nothing comes back on a leg any more."""
 
 
 class Leg(ABC):
@@ -209,7 +212,10 @@ class Leg(ABC):
     :ivar readable: reading is worth a try.
     :ivar writable: writing is.
     :ivar is_modest: the kernel takes in little for it, see `be_modest`.
+    :ivar is_opening: it cannot carry anything yet.
     :ivar is_first: nothing has been read since it last became readable.
+    :ivar is_urgent: a byte was marked as urgent: what is read ends before it though more is there, and the kernel
+        splices nothing across it.
     :ivar reader: who has a turn when it becomes readable.
     :ivar writer: who has a turn when it becomes writable again.
     :ivar wan: whether it crosses the WAN, where a long silence counts as a break.
@@ -227,6 +233,8 @@ class Leg(ABC):
         "far",
         "is_first",
         "is_modest",
+        "is_opening",
+        "is_urgent",
         "readable",
         "reader",
         "wan",
@@ -247,6 +255,7 @@ class Leg(ABC):
         self.reader: Mover | None = None
         self.writer: Mover | None = None
         self.wan = wan
+        self.is_opening = self.is_urgent = False
         self.work = 0
         self.born = 0
         self.is_modest = be_modest(sock)
@@ -314,10 +323,13 @@ class Leg(ABC):
         if mask & ENDING:
             self._ending = True
             if mask & select.EPOLLERR:
-                broken = broken_by(pending_error(self._sock) or errno.ECONNRESET, self.far, wan=self.wan)
+                self.readable = True
+                broken = broken_by(pending_error(self._sock) or errno.ECONNRESET, self)
                 if self._owner is not None:
-                    self._owner.reset(str(broken), broken.cause)
+                    self._owner.broke(broken)
                 return
+        if mask & select.EPOLLPRI:
+            self.is_urgent = True
         wakes_writer = not self.writable and mask & WRITABLE
         if self._crossed:
             self._crossed = False
@@ -334,4 +346,4 @@ class Leg(ABC):
                 self.writer.turn()
 
     def _break(self, problem: OSError) -> Broken:
-        return broken_by(problem.errno or errno.EIO, self.far, wan=self.wan)
+        return broken_by(problem.errno or errno.EIO, self)

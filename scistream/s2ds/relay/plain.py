@@ -37,7 +37,7 @@ class PlainLeg(Leg):
             return WANT
         except OSError as problem:
             raise self._break(problem) from None
-        if count < room and not self._ending:
+        if count < room and not self._ending and not self.is_urgent:
             self.readable = False  # that was all: whatever comes now is told
         return count
 
@@ -66,6 +66,8 @@ class PlainLeg(Leg):
             if problem.errno in _NO_SPLICE:
                 raise CannotSplice from None
             raise self._break(problem) from None
+        if not count:  # the end, or an urgent byte: only reading tells
+            raise CannotSplice
         pipe.held += count
         return count
 
@@ -198,6 +200,17 @@ class _Dialling:
         if failure:
             self.fail(failure)
             return
+        if _is_itself(self._sock):
+            self.fail(errno.ECONNREFUSED)
+            return
         sock = self._detach()
         assert sock is not None
         self.result.callback(sock)
+
+
+def _is_itself(sock: socket.socket) -> bool:
+    """Return whether a socket is connected to itself: nobody listens there, and the kernel gave it that very port."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # it has ended already, so it had a peer
+        return False

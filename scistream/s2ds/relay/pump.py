@@ -35,11 +35,17 @@ class Joint(Protocol):
 
     over: bool
 
+    def broke(self, broken: Broken) -> None:
+        """A leg has ended abnormally."""
+
     def reset(self, reason: str, cause: Cause) -> None:
         """End both sides with a reset."""
 
     def direction_ended(self) -> None:
         """A pump has passed on the end of its direction."""
+
+    def delivered(self) -> None:
+        """A pump whose source broke has passed on all that came from it."""
 
 
 class Pump:
@@ -51,6 +57,7 @@ class Pump:
         "_end",
         "_eof",
         "_flow",
+        "_is_cut",
         "_joint",
         "_most",
         "_passed",
@@ -76,6 +83,7 @@ class Pump:
         self._start = self._end = 0  # which part of it is still to be written
         self._passed = 0  # bytes that were read, counted up to PROOF
         self._eof = False
+        self._is_cut = False  # the source broke: at its end is no clean end
         self._waits = False  # in a queue, for its turn or for the stream's rate
         self.ended = False
         source.reader = self
@@ -88,7 +96,9 @@ class Pump:
         try:
             self._move()
         except Broken as broken:
-            self._joint.reset(str(broken), broken.cause)
+            if broken.leg is self._source:
+                self._eof = True
+            self._joint.broke(broken)
         except Exception as fault:
             self.log.failure("A relay failed")
             self._joint.reset(f"it failed here: {type(fault).__name__}", "gateway")
@@ -103,6 +113,29 @@ class Pump:
         if self._cargo is None:
             return 0
         return self._cargo.held if isinstance(self._cargo, Pipe) else self._end - self._start
+
+    def source_broke(self) -> None:
+        """Pass on what came before the source broke, and tell the joint when that is done."""
+        self._is_cut = True
+        if self.ended:
+            self._joint.delivered()
+        else:
+            self.turn()
+
+    def sink_broke(self) -> None:
+        """Pass on nothing more."""
+        self.ended = True
+        self.drop()
+
+    @property
+    def source(self) -> Leg:
+        """Where it reads."""
+        return self._source
+
+    @property
+    def sink(self) -> Leg:
+        """Where it writes."""
+        return self._sink
 
     def drop(self) -> None:
         """Let go of what was in flight."""
@@ -173,7 +206,10 @@ class Pump:
         return True
 
     def _end_direction(self) -> None:
-        if self._sink.writable and self._sink.finish_writing():
+        if self._is_cut:
+            self.ended = True
+            self._joint.delivered()
+        elif self._sink.writable and self._sink.finish_writing():
             self.ended = True
             self._joint.direction_ended()
 
@@ -222,7 +258,7 @@ class PlainPump(Pump):
 
     def _splice(self, allowed: int) -> int | None:
         """Move so many bytes into a pipe of one's own: as `_fill`, or None where that cannot be."""
-        pipe = self._pipes.borrow()
+        pipe = self._pipes.borrow() if not self._source.is_urgent else None
         if pipe is None:
             return None
         count = WANT
@@ -258,7 +294,7 @@ class PlainPump(Pump):
 
     def _top_up(self, pipe: Pipe) -> None:
         """Let the source go on while the sink does not: there is room in the pipe."""
-        if self._eof or not self._source.readable or pipe.held >= pipe.size:
+        if self._eof or not self._source.readable or self._source.is_urgent or pipe.held >= pipe.size:
             return
         throttle = self._flow.throttle
         allowed = throttle.take(pipe.size - pipe.held)

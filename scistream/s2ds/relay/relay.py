@@ -25,7 +25,7 @@ from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.reactor import Poller, poller_of
 from scistream.s2ds.relay.start import Start
-from scistream.s2ds.relay.tcpinfo import bytes_waiting, tcp_info
+from scistream.s2ds.relay.tcpinfo import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.watch import Watch
 from scistream.security.stream import server_name, verify_consumer, verify_producer
@@ -43,6 +43,13 @@ _OTHER = "the other gateway"
 
 PIPE_BUFFERS = 4
 """A pipe is for this many times the bytes of a buffer: what is in it is not copied, and so leaves the caches alone."""
+
+DELIVER_SECONDS = 10.0
+"""What came before a connection was reset has so long to be delivered, before the reset is passed on all the same."""
+STALLED_SECONDS = 1.0
+"""The same, while the far end takes nothing at all."""
+LOOK_SECONDS = 0.01
+"""Seconds between two looks whether the far end has it all."""
 
 LITTLE_BUFFER = 65536
 """Bytes of the buffers that plain connections use while what comes fits into one."""
@@ -111,6 +118,14 @@ class Ending(NamedTuple):
     cause: Cause = "gateway"
 
 
+class _Break(NamedTuple):
+    """How a leg has ended. Not the exception: its traceback would keep the relay in memory."""
+
+    leg: Leg
+    reason: str
+    cause: Cause
+
+
 class Relay:
     """Carries one accepted connection from `start` until it ends well or is reset.
 
@@ -123,13 +138,18 @@ class Relay:
     __slots__ = (
         "__weakref__",
         "_arming",
+        "_broken",
         "_flows",
+        "_left",
         "_legs",
+        "_looking",
         "_means",
         "_on_end",
         "_on_open",
         "_opening",
+        "_progressed",
         "_pumps",
+        "_since",
         "_sock",
         "is_verified",
         "over",
@@ -156,6 +176,10 @@ class Relay:
         self._legs: tuple[Leg, ...] = ()
         self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
+        self._broken: _Break | None = None  # what has ended it, while what came before is delivered
+        self._since = self._progressed = 0.0  # when that began, and when the far end last took something
+        self._left = (0, 0)
+        self._looking: Any = None
         self.over = False
         self.is_verified = False  # whether the far end of the WAN leg has shown who it is
 
@@ -173,6 +197,64 @@ class Relay:
             cause = "stranger"
         if not self.over:
             self._finish(Ending(False, reason, cause))
+
+    def broke(self, broken: Broken) -> None:
+        """A leg has ended abnormally: what came from it before goes on to the other side, then the reset does.
+
+        Where the other side has broken as well, the reset goes at once.
+        """
+        leg = broken.leg
+        if self.over:
+            return
+        if leg is not None and leg.is_opening and leg.reader is not None:
+            leg.reader.turn()  # what makes the handshake whole may have come before the reset
+            if self.over:
+                return
+        if leg is None or leg.is_opening:
+            self.reset(str(broken), broken.cause)
+            return
+        if self._broken is None:
+            self._broken = _Break(leg, str(broken), broken.cause)
+            self._since = self._progressed = self._means.reactor.seconds()
+            self._looking = self._means.reactor.callLater(LOOK_SECONDS, self._look)
+        elif leg is not self._broken.leg:
+            self.reset(self._broken.reason, self._broken.cause)
+            return
+        self._pass_on(leg)
+
+    def _pass_on(self, leg: Leg) -> None:
+        """Pass on what has come from a leg that broke, and nothing to it."""
+        leg.readable = True
+        for pump in self._pumps:  # there are none yet while the other side is being dialled
+            if pump.sink is leg:
+                pump.sink_broke()
+        for pump in self._pumps:
+            if pump.source is leg:
+                pump.source_broke()
+
+    def delivered(self) -> None:
+        """What came before a leg broke is written: pass on the reset as soon as the far end has it."""
+        if not self.over:
+            self._look()
+
+    def _look(self) -> None:
+        """Pass on the reset if what came before it is delivered, or takes too long."""
+        broken, now = self._broken, self._means.reactor.seconds()
+        assert broken is not None
+        is_delivered = False
+        for pump in self._pumps:
+            if pump.source is broken.leg:
+                left = pump.held(), bytes_to_send(pump.sink.sock)
+                is_delivered = pump.ended and not left[1]
+                if left != self._left:
+                    self._left, self._progressed = left, now
+        limit = min(self._since + DELIVER_SECONDS, self._progressed + STALLED_SECONDS)
+        if is_delivered or (now >= limit and self._pumps):
+            self.reset(broken.reason, broken.cause)
+            return
+        if self._looking.active():
+            self._looking.cancel()
+        self._looking = self._means.reactor.callLater(LOOK_SECONDS, self._look)
 
     def cut(self) -> None:
         """The same, since its stream is closed: that is not worth a word. Idempotent."""
@@ -215,6 +297,8 @@ class Relay:
         consumer, producer = legs
         to_producer, to_consumer = self._flows
         self._pumps = (self._pump(consumer, producer, to_producer), self._pump(producer, consumer, to_consumer))
+        if self._broken is not None:  # before a turn, which would take the end of what it gave for a clean one
+            self._pass_on(self._broken.leg)
         for pump in self._pumps:
             pump.turn()
 
@@ -297,6 +381,8 @@ class Relay:
 
     def _finish(self, ending: Ending) -> None:
         self.over = True
+        if self._looking is not None and self._looking.active():
+            self._looking.cancel()
         if self._opening is not None:
             self._opening.cancel()
         for leg in self._legs:
@@ -308,4 +394,5 @@ class Relay:
         for pump in self._pumps:
             pump.drop()
         self._legs = self._pumps = ()  # which know this relay
+        self._broken = self._looking = None
         self._on_end(self, ending)

@@ -51,6 +51,14 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     )
 
 
+def bytes_to_send(sock: socket.socket) -> int:
+    """How many bytes its far end has not acknowledged.
+
+    :raises OSError: it is closed.
+    """
+    return int(_COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, _NONE))[0])
+
+
 def bytes_waiting(sock: socket.socket) -> int:
     """How many bytes are in its socket's buffers: those to be read, and those that are not acknowledged.
 

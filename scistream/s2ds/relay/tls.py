@@ -90,6 +90,7 @@ class TlsLeg(Leg):
         Fails with `Broken`; cancelling it gives it up.
         """
         handshake = _Handshake(self, reactor, timeout)
+        self.is_opening = True
         self.reader = self.writer = handshake
         handshake.turn()
         return handshake.result
@@ -121,7 +122,7 @@ class TlsLeg(Leg):
         faded = (now - self._empty_since) * EMPTY_A_SECOND
         self._empty, self._empty_since = max(0.0, self._empty - faded) + 1, now
         if self._empty > EMPTY_BURST:
-            raise Broken(f"{self.far} sent too many TLS records without data", "far-side")
+            raise Broken(f"{self.far} sent too many TLS records without data", "far-side", self)
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         corks = end - start > RECORD
@@ -180,8 +181,8 @@ class TlsLeg(Leg):
     def broken(self, problem: SSL.Error) -> Broken:
         """What to raise of an error of OpenSSL's."""
         if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
-            return broken_by(problem.args[0], self.far, wan=True)
-        return Broken(_explain(problem), "wan")
+            return broken_by(problem.args[0], self)
+        return Broken(_explain(problem), "wan", self)
 
 
 class _Handshake:
@@ -221,6 +222,7 @@ class _Handshake:
 
     def _stop(self) -> None:
         self._is_over = True
+        self._leg.is_opening = False
         self._leg.reader = self._leg.writer = None
         self._leg.readable = self._leg.writable = True
         if self._timer is not None:

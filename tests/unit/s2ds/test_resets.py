@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -147,7 +148,8 @@ def test_strangers_hide_nothing_and_no_text_or_number_of_reasons_is_without_boun
 def test_a_reset_of_an_application_and_a_break_of_the_wan_have_different_causes(
     code: int, wan: bool, cause: str
 ) -> None:
-    assert broken_by(code, "the other gateway", wan=wan).cause == cause
+    leg = SimpleNamespace(far="the other gateway", wan=wan)
+    assert broken_by(code, leg).cause == cause  # type: ignore[arg-type]
 
 
 def test_a_gateway_that_is_out_of_descriptors_says_so_and_tries_again() -> None:
