@@ -118,6 +118,11 @@ class ControlServer(Service):
                 self._to_gateways = controller_keyring(trust_of(config.controller, config_file))
         with problems.of_step():
             policy = policy_of(config, config_file)
+        store = beside(config_file, config.state)
+        lock = None
+        if store.exists():  # otherwise a start that is refused would leave a file behind
+            with problems.of_step():
+                lock = StoreLock(store)
         problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
         self._door_guard = DoorGuard(
@@ -130,8 +135,7 @@ class ControlServer(Service):
             one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, self._to_gateways))
             for one in config.gateways
         }
-        store = beside(config_file, config.state)
-        self._lock = StoreLock(store)
+        self._lock = lock or StoreLock(store)
         self.store = Store(store)
         self.ledger = Ledger(self.store, wall)
         self.guard = Guard(config, policy, self.ledger.usage_today)

@@ -413,8 +413,10 @@ def test_a_second_server_with_the_same_store_is_refused_while_the_first_one_live
     file = str(write(tmp_path, "s2cs", settings))
     with started(tmp_path, "s2cs", "--config", file) as first:
         wait_until_it_serves(first, settings)
-        line = refusal(tmp_path, "s2cs", "--config", file)
-        assert f"the store {tmp_path / 's2cs.sqlite'} is in use by another S2CS, process {first.pid}: " in line
+        listen, store = refusals(tmp_path, "s2cs", "--config", file)
+        assert "listen: " in listen
+        assert "another program listens there" in listen
+        assert f"the store {tmp_path / 's2cs.sqlite'} is in use by another S2CS, process {first.pid}: " in store
         assert first.poll() is None
         first.kill()
         first.wait(PATIENCE)
