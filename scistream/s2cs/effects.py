@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
 from scistream.s2cs.enforcement import identity_of
@@ -75,7 +76,7 @@ class Held:
     def __init__(self, server: Facility, record: Record, *, restored: bool = False) -> None:
         self._server = server
         self.record = record
-        self.core = Core(self, record)
+        self.core = Core(guarded(self, self.log, self._failed, record.uid), record)
         self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
         owner = identity_of(record.owner).name
         trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role, owner=owner)
@@ -87,6 +88,7 @@ class Held:
         """What each gateway has said of resets last, and when that was."""
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
+        self._asked_to_release: set[str] = set()
         self._timers: list[IDelayedCall] = []
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
@@ -97,6 +99,20 @@ class Held:
         return f"{self.record.uid}/{self.record.role}"
 
     # -- effects
+
+    def _failed(self, effect: str, error: StreamError) -> None:
+        """An effect has raised: end the stream, in a way that nothing can hold up."""
+        if effect == "save":
+            self._server.unwritten.add(self.record.key)
+        if effect == "ask" and self.record.state == "Releasing":
+            self._server.reactor.callLater(0, self._give_up_unasked)
+        self.machine.fault(error)
+
+    def _give_up_unasked(self) -> None:
+        """Wait for no gateway that could not be asked to release. What it holds of the stream is released at the next
+        comparison, as that of a stream without a record."""
+        for gateway in self.core.owing - self._asked_to_release:
+            self.machine.gateway_released(gateway)
 
     def save(self, record: Record) -> bool:
         if record.state == "Released" and not record.released_at:
@@ -135,6 +151,7 @@ class Held:
         asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
         self._asking[gateway] = asked
         if releasing:
+            self._asked_to_release.add(gateway)
             asked.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
         else:
             asked.addCallbacks(
@@ -157,12 +174,14 @@ class Held:
     def _rel_answered(self, answer: Resp, gateway: str) -> None:
         if self.record.state == "Released":
             return
-        refused = self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures, self.age)
-        if refused is not None:
-            self.trail.implausible(gateway, refused)
-        if answer.resets is not None:
-            self.hear_resets(gateway, answer.resets)
-        self.machine.gateway_released(gateway)
+        try:
+            refused = self._server.ledger.hear_last(self.record, gateway, answer.boot, answer.figures, self.age)
+            if refused is not None:
+                self.trail.implausible(gateway, refused)
+            if answer.resets is not None:
+                self.hear_resets(gateway, answer.resets)
+        finally:
+            self.machine.gateway_released(gateway)
 
     def _rel_refused(self, failure: Failure, gateway: str) -> None:
         failure.trap(StreamError, CancelledError)
@@ -170,8 +189,10 @@ class Held:
         if isinstance(error, StreamError) and error.code != "shutting-down":
             if error.code != "unknown-uid":
                 self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
-            self._server.ledger.hear_last(self.record, gateway, None, None, self.age)
-            self.machine.gateway_released(gateway)
+            try:
+                self._server.ledger.hear_last(self.record, gateway, None, None, self.age)
+            finally:
+                self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         self.trail.answered(caller, message)

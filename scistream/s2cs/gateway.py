@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.s2cs.pool import Taken
+from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import (
@@ -78,6 +79,8 @@ class Gateway:
         """Whether it is known if there is a gateway and what room it has; not while that is being found out."""
         self.room: Room | None = None
         """None as long as that is not known, and while the gateway is silent."""
+        self._networks: tuple[Network, ...] | None = None
+        """Where ProdApp's listeners may be for this gateway; None if it has not said."""
         self._is_silent = False
         self._is_asked = False
         """For all its streams, page by page: once at a time."""
@@ -100,6 +103,24 @@ class Gateway:
         return (
             asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures).addErrback(self._failed)
         )
+
+    def check_targets(self, targets: Iterable[str]) -> None:
+        """Whether this gateway connects to these, as far as it has said where ProdApp's listeners may be.
+
+        :param targets: numeric addresses.
+        :raises StreamError: `target-refused`.
+        """
+        if self._networks is None:
+            return
+        for text in targets:
+            numeric = Address.parse(text).numeric
+            if numeric is None or not inside(numeric, self._networks):
+                where = ", ".join(map(str, self._networks)) or "none"
+                raise StreamError(
+                    "target-refused",
+                    f"{text} is outside the networks that gateway {self.name} connects to ({where}): listen on an "
+                    "address inside them, or have the operator add its network to `app_networks`",
+                )
 
     def release(self, key: StreamKey, store: str | None) -> None:
         """Release what the gateway holds of a stream that lives here no more. One that waits for its answer already is
@@ -183,6 +204,8 @@ class Gateway:
         self.figures, self.probes = {}, {}
         self._hear(answer.boot or "", known.values())
         self.room = answer.room
+        if answer.app_networks is not None:
+            self._networks = tuple(map(parse_network, answer.app_networks))
         if self._is_silent:
             self.log.info("gateway {gateway} answers again", gateway=self.name)
             self._is_silent = False

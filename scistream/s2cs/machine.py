@@ -13,8 +13,11 @@ Ready, Streaming                        Hello                                  s
 Ready, Streaming, Listening (CONS)      UpdateTargets                          Updating
 Updating                                last RESP                              Streaming
 Updating                                target-refused by all                  as before it
+Updating                                bad-message by all                     as before it
 Updating                                other ERROR, give-up                   Releasing
 Reserving, Listening, Ready, Updating,  REL, expires, S2DS failed, policy      Releasing
+Streaming
+Reserving, Listening, Ready, Updating,  fault                                  Releasing
 Streaming
 Releasing                               last RESP, unknown-uid or new boot     Released
 Releasing, Released                     REL                                    same
@@ -43,6 +46,7 @@ from scistream.s2cs.record import (
     part,
     same_request,
     share,
+    spare_listeners,
 )
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import UNSENT, Caller
@@ -62,8 +66,8 @@ from scistream.wire.messages import (
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises, and none calls the machine before it returns,
-    except through inputs that Automat postpones."""
+    """What the machine wants done. None of these raises (what does all the same comes back as `fault`), and none calls
+    the machine before it returns, except through inputs that Automat postpones."""
 
     def save(self, record: Record) -> bool:
         """Write the record; False if it could not be written."""
@@ -126,6 +130,9 @@ class Stream(Protocol):
     def forbidden(self, why: str) -> None:
         """The policy of the facility lets the stream go on no longer; `why` is a sentence that names the rule."""
 
+    def fault(self, error: StreamError) -> None:
+        """An effect has failed by a fault of this S2CS: the stream ends."""
+
     def hello_timeout(self) -> None:
         """No application has said Hello, or nobody has used it, in time."""
 
@@ -168,6 +175,7 @@ class Core:
     refusals: dict[str, StreamError] = field(default_factory=dict)
     update: UpdateTargets | None = None
     before_update: str = "Ready"
+    greeting: Caller | None = None
     listeners_told: list[str] = field(default_factory=list)
     hello_overdue: bool = False
     unwritten: bool = False
@@ -347,13 +355,27 @@ def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
         record.greeted, record.app_listeners = known
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
-    msg = "welcome; the stream is not complete yet" if record.state != "Streaming" else "welcome"
-    core.resp(caller, record.state, msg)
     return True
 
 
+def _welcome(core: Core, caller: Caller) -> None:
+    """Answer a Hello that is noted, with the state that it has led to."""
+    record = core.record
+    msg = "welcome; the stream is not complete yet" if record.state != "Streaming" else "welcome"
+    core.resp(caller, record.state, msg + _spare(record))
+
+
+def _spare(record: Record) -> str:
+    """What an answer says of listeners of ProdApp that no channel leads to."""
+    spare = spare_listeners(record)
+    if not spare or record.request is None:
+        return ""
+    return f"; not used, since the stream has {record.request.num_conn} channels: {', '.join(spare)}"[:1000]
+
+
 def _hello_early(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    _remember_hello(core, caller, listeners)
+    if _remember_hello(core, caller, listeners):
+        _welcome(core, caller)
 
 
 for _state in (Reserving, Updating):
@@ -363,19 +385,26 @@ for _state in (Reserving, Updating):
 @Listening.upon(Stream.hello).loop()
 def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
     if _remember_hello(core, caller, listeners):
+        core.greeting = caller
         stream._greeted()
 
 
 @Listening.upon(Stream._greeted).to(Ready)
 def _become_ready(stream: Stream, core: Core) -> None:
     core.enter("Ready")
+    greeting, core.greeting = core.greeting, None
+    if greeting is not None:
+        _welcome(core, greeting)
     if core.record.role == PROD:
         core.tell_producer_listeners()
 
 
 @Ready.upon(Stream.hello).loop()
 def _hello_when_ready(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    if _remember_hello(core, caller, listeners) and core.record.role == PROD and listeners != core.listeners_told:
+    if not _remember_hello(core, caller, listeners):
+        return
+    _welcome(core, caller)
+    if core.record.role == PROD and listeners != core.listeners_told:
         core.tell_producer_listeners()
 
 
@@ -383,6 +412,7 @@ def _hello_when_ready(stream: Stream, core: Core, caller: Caller, listeners: lis
 def _hello_when_streaming(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
     if not _remember_hello(core, caller, listeners):
         return
+    _welcome(core, caller)
     if core.record.role == CONS:
         core.tell_consumer_to_connect()
     elif listeners != core.listeners_told:
@@ -502,7 +532,7 @@ def _not_armed(stream: Stream, core: Core, gateway: str, error: StreamError) -> 
     if gateway not in core.owing:
         return
     core.refusals[gateway] = error
-    if error.code == "target-refused":
+    if error.code in ("target-refused", "bad-message"):
         _update_answered(stream, core, gateway)
     else:
         stream._fail(*_from_gateway(gateway, error))
@@ -539,7 +569,7 @@ def _stream(stream: Stream, core: Core) -> None:
         stream._fail("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
         return
     for caller in core.release_callers():
-        core.present(caller, f"generation {record.generation} is in force")
+        core.present(caller, f"generation {record.generation} is in force{_spare(record)}")
     _tell_what_hello_brought(core)
 
 
@@ -558,6 +588,8 @@ def _return(stream: Stream, core: Core) -> None:
     why = _why_not_updated(core)
     for caller in core.release_callers():
         core.refuse(caller, *why)
+    if core.record.role == PROD and why[0] == "target-refused":
+        core.effects.tell_application(_news(core.record, *why))  # who said where to listen can mend it
     _tell_what_hello_brought(core)
     if core.before_update == "Listening" and core.record.greeted:
         stream._greeted()
@@ -567,7 +599,8 @@ def _return(stream: Stream, core: Core) -> None:
 
 def _why_not_updated(core: Core) -> tuple[ErrorCode, str]:
     for gateway, error in core.refusals.items():
-        return _from_gateway(gateway, error)
+        code, msg = _from_gateway(gateway, error)
+        return ("bad-message" if error.code == "bad-message" else code), msg
     return "no-capacity", f"{_STORE_FULL}, so the old targets stay: tell its operator"
 
 
@@ -595,7 +628,7 @@ def _rel(stream: Stream, core: Core, caller: Caller) -> None:
         core.refuse(other, "wrong-state", "the stream was released meanwhile")
     by_another = core.record.last_error
     gone = by_another.msg if by_another is not None else "the stream was released by its owner"
-    core.effects.tell_application(_news(core.record, "wrong-state", gone))
+    core.effects.tell_application(_news(core.record, "released", gone))
 
 
 def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
@@ -622,6 +655,10 @@ def _forbidden(stream: Stream, core: Core, why: str) -> None:
     stream._fail("not-authorized", why)
 
 
+def _fault(stream: Stream, core: Core, error: StreamError) -> None:
+    stream._fail(error.code, error.msg)
+
+
 def _gateway_gone(stream: Stream, core: Core, gateway: str, why: str) -> None:
     if gateway in core.record.plan:
         core.owing.discard(gateway)
@@ -633,6 +670,7 @@ for _state in LIVE:
     _state.upon(Stream._fail).to(Releasing)(_failed)
     _state.upon(Stream.expired).loop()(_expired)
     _state.upon(Stream.forbidden).loop()(_forbidden)
+    _state.upon(Stream.fault).loop()(_fault)
     _state.upon(Stream.gateway_lost).loop()(_gateway_gone)
 
 
@@ -714,6 +752,7 @@ for _state in (Idle, Released):
 for _state in (Idle, Releasing, Released):
     _state.upon(Stream.expired).loop().returns(None)
     _state.upon(Stream.forbidden).loop().returns(None)
+    _state.upon(Stream.fault).loop().returns(None)
     _state.upon(Stream._fail).loop().returns(None)
 for _state in (Idle, Streaming, Releasing, Released):
     _state.upon(Stream.hello_timeout).loop().returns(None)

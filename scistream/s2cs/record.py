@@ -125,6 +125,13 @@ def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[Erro
     return None
 
 
+def spare_listeners(record: Record) -> list[str]:
+    """Where ProdApp listens and no channel leads: by the map that is in force, or else by the number of channels."""
+    if record.connection_map:
+        return [one for one in record.app_listeners if one not in record.connection_map.values()]
+    return record.app_listeners[record.request.num_conn :] if record.request is not None else []
+
+
 def whole_probe(parts: Sequence[ProbeResult | None]) -> ProbeResult:
     """What the gateways of a pool have found, each with its own channels, at the same time."""
     found = [part for part in parts if part is not None]

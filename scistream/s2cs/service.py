@@ -272,7 +272,7 @@ class ControlServer(Service):
             held = self.streams.get(key)
             if held is None:
                 self.unwritten.discard(key)
-            elif not held.save(held.record):
+            elif not held.core.effects.save(held.record):
                 return
 
     # -- LinkOwner
@@ -474,6 +474,9 @@ class ControlServer(Service):
         link.prove(None)
         self.guard.check_hello(held.record, hello)
         self._refuse_pool(held.record, hello.listeners or [])
+        for name in held.record.plan:
+            if name in self.gateways:
+                self.gateways[name].check_targets(hello.listeners or [])
         held.note_application(link)
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 

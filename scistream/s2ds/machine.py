@@ -9,7 +9,7 @@ Reserving                          bound                        Reserved
 Reserving                          not bound                    Released
 Reserved, Forwarding               UpdateTargets                Updating
 Updating                           armed                        Forwarding
-Updating                           target-refused               as before it
+Updating                           target-refused, bad-message  as before it
 Updating                           other failure                Releasing
 Reserving, Reserved, Updating,     REL, expires, fault          Releasing
 Forwarding
@@ -85,7 +85,8 @@ class Stream(Protocol):
         """The channels carry connections to their targets."""
 
     def not_armed(self, error: StreamError) -> None:
-        """The channels are as they were before; with `target-refused` the stream goes on with that."""
+        """The channels are as they were before; with `target-refused`
+        and `bad-message` the stream goes on with that."""
 
     def rel(self, caller: Caller) -> None:
         """REL from the controller."""
@@ -307,7 +308,7 @@ def _armed(stream: Stream, core: Core) -> None:
 @Updating.upon(Stream.not_armed).loop()
 def _not_armed(stream: Stream, core: Core, error: StreamError) -> None:
     core.update = None
-    if error.code != "target-refused":
+    if error.code not in ("target-refused", "bad-message"):
         stream._fail(error)
         return
     core.refuse_all(error)

@@ -272,6 +272,7 @@ class DataServer(Service):
             f"{len(page)} streams",
             boot=self.boot,
             room=self._room(),
+            app_networks=self.config.app_networks,
             streams=[holding.status() for _, holding in page],
             more=more,
         )

@@ -21,6 +21,7 @@ ErrorCode = Literal[
     "gateway-failed",
     "timeout",
     "expired",
+    "released",
     "shutting-down",
 ]
 """Every code that the parties of this version give. A peer of a later version may know others."""

@@ -375,7 +375,10 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
     resets: Resets | None = None
 
+    app_networks: NetworkTexts | None = None
+
     def __post_init__(self) -> None:
+        _check_networks("app_networks", self.app_networks)
         _check_addresses("listeners", self.listeners)
 
 

@@ -31,7 +31,7 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.join import Join, new_app_key
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Rel, Req, Resp, Role
+from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
 
 T = TypeVar("T")
 
@@ -278,6 +278,11 @@ def test_fewer_listeners_than_channels_are_used_in_turn_and_more_are_named(world
     world.application(other.join[PROD], "detector", listeners=two)
     world.result(other.provisioned().deferred)
     assert other.unused_listeners == [str(two[1])]
+    link = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
+    link.startService()
+    key = Join.parse(other.join[PROD]).app_key
+    hello = Hello(uid=other.uid, role=PROD, seq=UNSENT, app_key=key, listeners=list(map(str, two)))
+    assert f"not used, since the stream has 1 channels: {two[1]}" in world.result(link.ask(hello, 30.0)).msg
 
 
 def test_a_new_hello_with_other_listeners_leads_to_a_new_generation(world: World) -> None:
@@ -287,6 +292,45 @@ def test_a_new_hello_with_other_listeners_leads_to_a_new_generation(world: World
     assert f"{HOST}:7077" in stream.connection_map.values()
     assert world.story("s2cs", PROD) == [*SET_UP_AT_S2CS, "updating", "streaming"]
     assert world.story("s2ds", CONS)[-2:] == ["updating", "forwarding"]
+
+
+def test_a_hello_with_a_listener_that_no_gateway_connects_to_is_refused_and_the_stream_waits_on(world: World) -> None:
+    stream = world.request()
+    wrong = world.application(stream.join[PROD], "detector", listeners=(Address("192.0.2.7", 7000),))
+    assert world.result(wrong.finished) == 1
+    assert wrong.error is not None
+    assert wrong.error.code == "target-refused"
+    assert "192.0.2.7:7000 is outside the networks that gateway" in wrong.error.msg
+    assert "`app_networks`" in wrong.error.msg
+    assert world.network.programs == [], "nothing was started"
+    assert world.both_are("listening")
+
+    world.application(stream.join[PROD], "detector")
+    world.result(stream.provisioned().deferred)
+    assert stream.state == "Streaming"
+
+
+@pytest.mark.parametrize("key", ["", "no certificates", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"])
+def test_credentials_that_are_none_are_a_bad_message_and_change_nothing(pools: World, key: str) -> None:
+    world, stream = pools, pools.stream(num_conn=3)
+    link = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
+    link.startService()
+    asked = world.result(link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0))
+    mine = asked.streams or []
+    update = UpdateTargets(
+        uid=stream.uid,
+        role=PROD,
+        seq=UNSENT,
+        generation=7,
+        connection_map=dict.fromkeys(mine[0].listeners, str(DETECTOR)),
+        data_conn_key=key,
+    )
+    refused = world.refusal(link.ask(update, 30.0))
+    assert refused.code == "bad-message"
+    assert "data_conn_key" in refused.msg
+    assert world.both_are("streaming")
+    world.network.run(60)
+    assert world.both_are("streaming"), "and nothing has ended meanwhile"
 
 
 def test_both_sides_may_be_at_one_facility(world: World) -> None:
@@ -577,6 +621,7 @@ def test_applications_hear_of_the_release(world: World) -> None:
     world.result(stream.release().deferred)
     assert world.result(analysis.finished) == 1
     assert analysis.error is not None
+    assert analysis.error.code == "released"
     assert "released by its owner" in analysis.error.msg
 
 

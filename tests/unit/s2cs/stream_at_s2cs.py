@@ -34,6 +34,7 @@ APP = ["10.0.0.9:7000"]
 OTHER_APP = ["10.0.0.9:7001"]
 NO_PORTS = StreamError("no-ports", "0 ports are free")
 REFUSED = StreamError("target-refused", "outside app_networks")
+BAD_KEY = StreamError("bad-message", "data_conn_key: it is no bundle")
 SILENT = StreamError("timeout", "dtn1 did not answer in 20 s")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from state_tables import inputs_of, tables_of
-from stream_at_s2cs import LIVE, NO_PORTS, OTHER_APP, REFUSED, SILENT, STATES, UID, Rig, answered, asked, kinds
+from stream_at_s2cs import BAD_KEY, LIVE, NO_PORTS, OTHER_APP, REFUSED, SILENT, STATES, UID, Rig, answered, asked, kinds
 
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import Stream
@@ -37,6 +37,7 @@ def only_in(**names: str) -> Callable[[str], str]:
 
 
 FORBIDDEN = dict.fromkeys(LIVE, "policy")
+FAULT = dict.fromkeys(LIVE, "fault")
 GONE = dict.fromkeys(LIVE, "S2DS failed") | {"Releasing": "new boot"}
 
 INPUTS = [
@@ -59,11 +60,17 @@ INPUTS = [
         lambda rig: rig.refuses(REFUSED),
         only_in(Reserving="ERROR", Updating="target-refused by all"),
     ),
+    Input(
+        "gateway_refused",
+        lambda rig: rig.refuses(BAD_KEY),
+        only_in(Reserving="ERROR", Updating="bad-message by all"),
+    ),
     Input("gateway_released", lambda rig: rig.confirm(), only_in(Releasing="last RESP")),
     Input("gateway_released", lambda rig: rig.confirm(), only_in(Releasing="unknown-uid")),
     Input("gateway_lost", lambda rig: rig.machine.gateway_lost("dtn1", "restarted"), lambda state: GONE.get(state, "")),
     Input("expired", lambda rig: rig.machine.expired(), always("expires")),
     Input("forbidden", lambda rig: rig.machine.forbidden("rule 1"), lambda state: FORBIDDEN.get(state, "")),
+    Input("fault", lambda rig: rig.machine.fault(BAD_KEY), lambda state: FAULT.get(state, "")),
     Input("hello_timeout", lambda rig: rig.machine.hello_timeout(), always("Hello timer")),
     # from a gateway that has no part in this stream
     Input("gateway_refused", lambda rig: rig.machine.gateway_refused("dtn9", NO_PORTS), always("")),

@@ -224,7 +224,7 @@ def test_prod_app_s_hello_is_answered_and_told_to_the_owner() -> None:
     rig = Rig().to("Listening")
     seq = rig.hello()
     news = rig.news()
-    assert answered(news, seq).state == "Listening"
+    assert answered(news, seq).state == "Ready", "the state that it has led to"
     assert told_owner(news) == [ProdLstn(uid=UID, role=PROD, listeners=APP)]
     assert rig.record.greeted
     assert rig.record.app_listeners == APP

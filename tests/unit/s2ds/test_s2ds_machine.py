@@ -26,6 +26,7 @@ BOOT = "b" * 32
 LISTENERS = ["dtn1.example:5100", "dtn1.example:5101"]
 NO_PORTS = StreamError("no-ports", "0 ports are free")
 REFUSED = StreamError("target-refused", "outside app_networks")
+BAD_KEY = StreamError("bad-message", "data_conn_key: it is no bundle")
 BROKEN = StreamError("gateway-failed", "an element died")
 
 
@@ -161,6 +162,7 @@ INPUTS = [
     Input("not_bound", lambda rig: rig.machine.not_bound(NO_PORTS), "not bound"),
     Input("armed", lambda rig: rig.machine.armed(), "armed"),
     Input("not_armed", lambda rig: rig.machine.not_armed(REFUSED), "target-refused"),
+    Input("not_armed", lambda rig: rig.machine.not_armed(BAD_KEY), "bad-message"),
     Input("not_armed", lambda rig: rig.machine.not_armed(BROKEN), "other failure"),
     Input("failed", lambda rig: rig.machine.failed(BROKEN), "fault"),
     Input("expired", lambda rig: rig.machine.expired(), "expires"),

@@ -139,6 +139,7 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("RESP", "seq", [None, 0]),
     ("RESP", "state", [None, "x" * 33]),
     ("RESP", "msg", [None, "x" * 2001]),
+    ("RESP", "app_networks", ["127.0.0.0/8", ["x"], [1], ["::/0"] * 65]),
     ("RESP", "boot", ["0" * 31, "0" * 33, "g" * 32]),
     ("RESP", "streams", [{}, [1], [{}], [{"uid": UID, "role": "PROD", "state": "x", "figures": [{"channel": -1}]}]]),
     ("RESP", "resets", [{}, [1], [{}], [{"channel": 0, "cause": "Wan", "reason": "x", "count": 1}]]),

@@ -1,0 +1,106 @@
+"""A fault in an effect of an S2CS: the stream ends, it is told once, and nothing stays reserved or stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_whole_protocol import World
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from scistream.s2cs.effects import Held
+from scistream.s2cs.machine import Effects
+from scistream.wire.errors import StreamError
+from scistream.wire.messages import CONS, PROD, Role
+
+EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
+
+
+class Fault(Exception):
+    """What no effect may raise."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path, gateways=2)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the streams of control servers log with a traceback. It is kept from the log of the other tests."""
+    events: list[Any] = []
+
+    def note(event: Any) -> None:
+        if "log_failure" in event:
+            events.append(event)
+
+    monkeypatch.setattr(Held, "log", Logger("scistream.s2cs.effects", observer=note))
+    return events
+
+
+def break_effect(patch: pytest.MonkeyPatch, role: Role, name: str, after: int, *, first: bool) -> list[str]:
+    """Let an effect of one side raise at each call from one on, before or after it has done its work."""
+    real, calls = getattr(Held, name), []
+
+    def broken(held: Held, *args: Any) -> Any:
+        if held.record.role != role:
+            return real(held, *args)
+        calls.append(name)
+        if len(calls) <= after:
+            return real(held, *args)
+        if not first:
+            real(held, *args)
+        raise Fault(name)
+
+    patch.setattr(Held, name, broken)
+    return calls
+
+
+def whatever(world: World, asked: Deferred[Any], within: float) -> Any:
+    """What comes of it, a refusal too; None if nothing comes in time."""
+    outcome: list[Any] = []
+    asked.addBoth(outcome.append)
+    for _ in range(int(within)):
+        if outcome:
+            break
+        world.network.run(1)
+    return outcome[0] if outcome else None
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("first", [True, False], ids=["instead of its work", "after its work"])
+@pytest.mark.parametrize("role", [PROD, CONS])
+def test_a_fault_in_any_effect_of_a_control_server_at_any_time_ends_the_stream_and_leaves_nothing_reserved(
+    world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, after: int, first: bool, role: Role
+) -> None:
+    calls = break_effect(monkeypatch, role, name, after, first=first)
+    stream = whatever(world, world.ask(num_conn=4, expires=400.0), 40)
+    if stream is not None and hasattr(stream, "join"):
+        world.application(stream.join[PROD], "detector")
+        world.application(stream.join[CONS], "analysis")
+        whatever(world, stream.provisioned().deferred, 40)
+        whatever(world, stream.release().deferred, 40)
+    world.network.run(500)  # whatever became of it, its time is over
+    for facility in (world.prod, world.cons):
+        assert {held.record.state for held in facility.control.streams.values()} <= {"Released"}
+    assert world.both_are_empty()
+    assert bool(faults) == (len(calls) > after)
+    told_by = [id(fault["log_source"]) for fault in faults]  # a command about a stream that is gone is another one's
+    assert len(told_by) == len(set(told_by)), "a stream logs it once"
+    assert all(isinstance(fault["log_failure"].value, Fault) for fault in faults)
+
+
+def test_who_asked_for_what_failed_is_answered(
+    world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_effect(monkeypatch, PROD, "ask", 0, first=True)
+    refused = whatever(world, world.ask(), 40)
+    assert isinstance(refused.value, StreamError)
+    assert (refused.value.code, "see its log" in refused.value.msg) == ("gateway-failed", True)
+    assert faults
