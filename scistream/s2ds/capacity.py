@@ -16,7 +16,12 @@ BYTES_PER_MBIT = 125_000
 
 LEAST_BURST = 256 * 1024
 BURST_SECONDS = 0.05
-PAUSE_SECONDS = 0.01
+TURN_SECONDS = 0.002
+LEAST_TURN = 1024
+"""A connection that waits for a stream's rate gets so many seconds of it at a time, or at least so many bytes."""
+
+LEAST_WAIT = 1e-6
+"""Seconds: a shorter wait could be lost in the rounding of a clock, and asked for again for ever."""
 
 
 class Capacity:
@@ -103,16 +108,17 @@ class Bucket:
     def __init__(self, rate: float, clock: Callable[[], float], store: Store | None = None) -> None:
         self._speed = rate * BYTES_PER_MBIT
         self._burst = max(LEAST_BURST, self._speed * BURST_SECONDS)
-        self._worthwhile = min(self._burst, max(1.0, self._speed * PAUSE_SECONDS))
+        self._turn = int(min(self._burst, max(LEAST_TURN, self._speed * TURN_SECONDS)))
         self._clock = clock
         self._store = store if store is not None else Private()
         self._spare = 0
 
     def take(self, wanted: int) -> int:
-        """How many of `wanted` bytes may go now, 0 rather than a crumb; what is not used of them is given back."""
+        """How many of `wanted` bytes may go now: a turn at most, 0 rather than a crumb. Give back what is not used."""
+        wanted = min(wanted, self._turn)
         if self._spare < wanted:
             self._spare += self._draw(wanted - self._spare)
-            if self._spare < min(wanted, self._worthwhile):
+            if self._spare < wanted:
                 return 0
         granted = min(wanted, self._spare)
         self._spare -= granted
@@ -124,8 +130,8 @@ class Bucket:
 
     def wait(self) -> float:
         """Seconds until it is worth asking again; 0.0 when it is now."""
-        missing = self._worthwhile - self._spare - self._tokens(self._clock())
-        return missing / self._speed if missing > 0 else 0.0
+        missing = self._turn - self._spare - self._tokens(self._clock())
+        return max(missing / self._speed, LEAST_WAIT) if missing > 0 else 0.0
 
     def _draw(self, wanted: int) -> int:
         if not self._store.lock():
@@ -133,7 +139,7 @@ class Bucket:
         try:
             now = self._clock()
             tokens = self._tokens(now)
-            granted = min(wanted, int(tokens)) if tokens + self._spare >= self._worthwhile else 0
+            granted = min(wanted, int(tokens)) if tokens + self._spare >= self._turn else 0
             self._store.put(tokens - granted, now)
         finally:
             self._store.unlock()

@@ -334,6 +334,11 @@ class Link(LineOnlyReceiver):
     # -- from the transport
 
     def connectionMade(self) -> None:
+        if not self._accepted and self.transport.getHost() == self.transport.getPeer():
+            # Nobody listens there: the kernel took that very port for this end, and the two have met.
+            self.refusal = ConnectionRefusedError()
+            self.transport.abortConnection()
+            return
         self._start_limit(HANDSHAKE_SECONDS, "no TLS handshake")
         self._visit.arrived(self._cut_off)
         if self._authenticate is None:

@@ -21,11 +21,14 @@ class Throttle:
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: Any = None
         self._serving = False
+        self._its_turn = False  # who is served may take once, while others wait
 
     def take(self, wanted: int) -> int:
         """How many bytes may go now. 0: `wait`, and be called when it is worth asking again."""
-        if self._waiting and not self._serving:
-            return 0  # others were first
+        if self._waiting:
+            if not self._its_turn:
+                return 0  # others were first
+            self._its_turn = False
         return self._bucket.take(wanted)
 
     def give_back(self, unused: int) -> None:
@@ -53,8 +56,9 @@ class Throttle:
             for _ in range(len(self._waiting)):
                 if not self._waiting or self._bucket.wait() > 0:
                     break
+                self._its_turn = True
                 self._waiting.popleft()()
         finally:
-            self._serving = False
+            self._serving = self._its_turn = False
             if self._waiting:
                 self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)

