@@ -103,14 +103,24 @@ class Bucket:
     :param rate: Mbit/s.
     :param clock: seconds on a clock that is never set back, the same for all who share the store.
     :param store: shared with the buckets of the same stream and direction in other elements.
+    :param share: the part of the rate, above 0 and up to 1, that is this bucket's while others ask for it as well.
     """
 
-    def __init__(self, rate: float, clock: Callable[[], float], store: Store | None = None) -> None:
+    def __init__(
+        self,
+        rate: float,
+        clock: Callable[[], float],
+        store: Store | None = None,
+        share: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._speed = rate * BYTES_PER_MBIT
         self._burst = max(LEAST_BURST, self._speed * BURST_SECONDS)
         self._turn = int(min(self._burst, max(LEAST_TURN, self._speed * TURN_SECONDS)))
         self._clock = clock
         self._store = store if store is not None else Private()
+        self._share = share
+        self._own = 0.0  # what is this bucket's, of what all share
+        self._own_at = clock()
         self._spare = 0
 
     def take(self, wanted: int) -> int:
@@ -130,20 +140,31 @@ class Bucket:
 
     def wait(self) -> float:
         """Seconds until it is worth asking again; 0.0 when it is now."""
-        missing = self._turn - self._spare - self._tokens(self._clock())
-        return max(missing / self._speed, LEAST_WAIT) if missing > 0 else 0.0
+        now, needed = self._clock(), self._turn - self._spare
+        missing, speed = needed - self._tokens(now), self._speed
+        share = self._share()
+        if share < 1.0 and needed - self._owned(now, share) > missing:
+            missing, speed = needed - self._owned(now, share), speed * share
+        return max(missing / speed, LEAST_WAIT) if missing > 0 else 0.0
 
     def _draw(self, wanted: int) -> int:
         if not self._store.lock():
             return 0  # asked again soon: nobody is in for long
         try:
-            now = self._clock()
+            now, share = self._clock(), self._share()
             tokens = self._tokens(now)
-            granted = min(wanted, int(tokens)) if tokens + self._spare >= self._turn else 0
+            self._own, self._own_at = self._owned(now, share), now
+            allowed = min(tokens, self._own) if share < 1.0 else tokens
+            granted = min(wanted, int(allowed)) if allowed + self._spare >= self._turn else 0
+            self._own -= granted
             self._store.put(tokens - granted, now)
         finally:
             self._store.unlock()
         return granted
+
+    def _owned(self, now: float, share: float) -> float:
+        """What is this bucket's, and little more than a turn: what it leaves is for the others."""
+        return min(2.0 * self._turn, max(0.0, self._own) + (now - self._own_at) * self._speed * share)
 
     def _tokens(self, now: float) -> float:
         tokens, counted_at = self._store.get()

@@ -331,7 +331,15 @@ class Elements:
                 gone = words[row + board.OPEN] + on_its_way
                 words[row + board.TAKEN] += on_its_way
                 words[row + board.RESET] += gone
-                for word in (board.OPEN, board.JOINING, board.RTT_US, board.DELIVERY, board.WAITING):
+                for word in (
+                    board.OPEN,
+                    board.JOINING,
+                    board.RTT_US,
+                    board.DELIVERY,
+                    board.WAITING,
+                    board.BUSY,
+                    board.BUSY + 1,
+                ):
                     words[row + word] = 0
                 lost += gone
                 if gone:

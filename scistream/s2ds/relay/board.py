@@ -17,8 +17,10 @@ from scistream.wire.messages import ChannelFigures
 (TO_CONSUMER, TO_PRODUCER, OPEN, JOINING, TAKEN, RESET, RTT_US, RETRANSMITS, DELIVERY, WAITING) = range(10)
 """The words of a row: bytes each way; connections that are open, not joined yet, ever taken, ended by a reset; and
 the sums, over the open connections, of what TCP says of the WAN: microseconds, segments, bytes a second, bytes."""
+BUSY = 10
+"""Two more, in the row of a stream's first channel: its connections that wait for the stream's rate, each way."""
 
-_ROW = 10
+_ROW = 12
 _BUCKET = 2  # tokens, and when they were counted
 _WORD = 8
 
@@ -67,6 +69,13 @@ class Board:
     def tokens(self, slot: int, direction: int) -> Tokens:
         """What is left of the rate of the stream whose first channel has this slot, in a direction (0 or 1)."""
         return Tokens(self._doubles, self._slot(slot) + _BUCKET * direction, self.fd)
+
+    def busy(self, slot: int, direction: int) -> list[int]:
+        """Where in `words` each element says how many connections of a stream wait for its rate in a direction.
+
+        :param slot: of the stream's first channel.
+        """
+        return [self.row(slot, element) + BUSY + direction for element in range(self.elements)]
 
     def clear(self, slot: int) -> None:
         """Another channel is to have this slot."""

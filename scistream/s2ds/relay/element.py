@@ -207,8 +207,7 @@ class _Stream:
     ) -> None:
         first = next(iter(order.slots.values()))
         self._to_consumer, self._to_producer = (
-            Throttle(reactor, Bucket(order.rate, time.monotonic, figures.tokens(first, direction)))
-            for direction in (0, 1)
+            _throttle(reactor, figures, element, order.rate, first, direction) for direction in (0, 1)
         )
         self.channels = {
             channel: _Channel(
@@ -229,6 +228,22 @@ class _Stream:
         self._to_producer.stop()
         self._to_consumer.stop()
         return len(relays)
+
+
+def _throttle(reactor: Any, figures: Board, element: int, rate: float, slot: int, direction: int) -> Throttle:
+    """One direction of a stream at this element, which gets as much of the rate as its busy connections are of all."""
+    words, everywhere = figures.words, figures.busy(slot, direction)
+    here = everywhere[element]
+
+    def share() -> float:
+        others = sum(words[at] for at in everywhere if at != here)
+        mine = words[here] or 1
+        return float(mine / (mine + others))
+
+    def tell_busy(count: int) -> None:
+        words[here] = count
+
+    return Throttle(reactor, Bucket(rate, time.monotonic, figures.tokens(slot, direction), share), tell_busy)
 
 
 class _Channel:

@@ -13,10 +13,12 @@ class Throttle:
     """Hands out a bucket's bytes to many connections; those that must wait are served in turn, by one timer.
 
     :param reactor: an `IReactorTime`.
+    :param tell_busy: hears how many connections wait, so that those on other elements get no more and no less.
     """
 
-    def __init__(self, reactor: Any, bucket: Bucket) -> None:
+    def __init__(self, reactor: Any, bucket: Bucket, tell_busy: Callable[[int], None] = lambda _count: None) -> None:
         self._reactor = reactor
+        self._tell_busy = tell_busy
         self._bucket = bucket
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: Any = None
@@ -38,12 +40,15 @@ class Throttle:
     def wait(self, resume: Callable[[], None]) -> None:
         """Call `resume` once, in turn. The caller does not wait twice."""
         self._waiting.append(resume)
+        if not self._serving:
+            self._tell_busy(len(self._waiting))
         if self._timer is None and not self._serving:
             self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)
 
     def stop(self) -> None:
         """Forget who waits."""
         self._waiting.clear()
+        self._tell_busy(0)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -60,5 +65,6 @@ class Throttle:
                 self._waiting.popleft()()
         finally:
             self._serving = self._its_turn = False
+            self._tell_busy(len(self._waiting))
             if self._waiting:
                 self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)

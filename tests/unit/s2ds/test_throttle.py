@@ -6,6 +6,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from scistream.s2ds.capacity import BYTES_PER_MBIT, Bucket
+from scistream.s2ds.relay import element
+from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.throttle import Throttle
 
 
@@ -25,6 +27,13 @@ class Talker:
                 return
             self.got += granted
             self.wants -= granted
+
+
+def make_throttle(clock: Clock, figures: Board, rate: float, number: int) -> Throttle:
+    """As an element has it, on the clock of the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(element.time, "monotonic", clock.seconds)
+        return element._throttle(clock, figures, number, rate, 0, 0)
 
 
 def run(clock: Clock, seconds: float) -> None:
@@ -72,3 +81,45 @@ def test_busy_connections_share_a_rate_evenly_and_use_all_of_it(rate: float) -> 
     assert sum(got) == pytest.approx(rate * BYTES_PER_MBIT * 10.0, rel=0.02)
     assert max(got) - min(got) <= 0.1 * max(got)
     throttle.stop()
+
+
+@pytest.mark.parametrize("rate", [20.0, 400.0])
+@pytest.mark.parametrize("spread", [(1, 3), (4, 1), (1, 1, 2)])
+def test_busy_connections_have_equal_parts_whatever_element_they_are_on(rate: float, spread: tuple[int, ...]) -> None:
+    clock = Clock()
+    clock.advance(1000.0)
+    figures = Board.create(1, len(spread))
+    throttles = [make_throttle(clock, figures, rate, element) for element in range(len(spread))]
+    busy = [Talker(throttle) for throttle, count in zip(throttles, spread, strict=True) for _ in range(count)]
+    for talker in busy:
+        talker.wants = 1 << 40
+        talker.go_on()
+    run(clock, 1.0)
+    before = [talker.got for talker in busy]
+    run(clock, 5.0)
+    got = [talker.got - had for talker, had in zip(busy, before, strict=True)]
+    for throttle in throttles:
+        throttle.stop()
+    figures.close()
+    assert sum(got) == pytest.approx(rate * BYTES_PER_MBIT * 5.0, rel=0.02)
+    assert max(got) - min(got) <= 0.1 * max(got), got
+
+
+def test_an_element_whose_connections_are_idle_leaves_the_whole_rate_to_the_others() -> None:
+    clock = Clock()
+    clock.advance(1000.0)
+    figures = Board.create(1, 2)
+    throttles = [make_throttle(clock, figures, 100.0, element) for element in range(2)]
+    talkers = [Talker(throttle) for throttle in throttles]
+    for talker in talkers:
+        talker.wants = 5_000_000
+        talker.go_on()
+    talkers[1].wants = 1 << 40
+    run(clock, 2.0)
+    assert talkers[0].wants == 0
+    before = talkers[1].got
+    run(clock, 2.0)
+    assert talkers[1].got - before == pytest.approx(100.0 * BYTES_PER_MBIT * 2.0, rel=0.02)
+    for throttle in throttles:
+        throttle.stop()
+    figures.close()
