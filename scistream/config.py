@@ -319,6 +319,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     ports: str = "5100-5200"
     capacity: str = "10Gbit"
     elements: int | str = "auto"
+    order: bool = True
     lan: Leg = field(default_factory=Leg)
     wan: Leg = field(default_factory=Leg)
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))

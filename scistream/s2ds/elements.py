@@ -104,6 +104,8 @@ class _Stream:
     update: UpdateTargets | None = None
     handed: dict[tuple[int, int], int] = field(default_factory=dict)
     """Of an element and a channel: how many connections were handed over."""
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Of a channel: how many connections were handed over in order."""
 
 
 class Elements:
@@ -115,6 +117,7 @@ class Elements:
     :param settings: of each element.
     :param half_open: connections of one channel that are not joined to the other side yet, at most.
     :param connections: of all streams together, at most; 0: as many as there are descriptors for.
+    :param in_order: whether connections of a channel are dialled in the order in which they were accepted.
     :param on_reset: hears why connections were reset.
     :param on_hopeless: hears why no element can be started, as an element fails to start for the second time in a row
         and none is ready.
@@ -132,11 +135,14 @@ class Elements:
         connections: int = 0,
         on_reset: Callable[[Reset], None] = _nobody_hears,
         on_hopeless: Callable[[str], None] = _go_on,
+        *,
+        in_order: bool = True,
     ) -> None:
         self._reactor = reactor
         self._on_reset = on_reset
         self._on_hopeless = on_hopeless
         self._half_open = half_open
+        self._in_order = in_order
         self._connections = connections
         self._board = Board.create(slots, max(count, 1))
         self._streams: dict[StreamKey, _Stream] = {}
@@ -255,9 +261,11 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NO_SHARE, count=1))
             return
-        carry = Carry(uid=uid, role=role, channel=channel)
+        number = stream.numbers.get(channel, 0) + 1 if self._in_order else 0
+        carry = Carry(uid=uid, role=role, channel=channel, number=number)
         for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
             if member.ready and self._has_descriptors(member) and member.carry(carry, sock):
+                stream.numbers[channel] = number
                 key = member.number, channel
                 stream.handed[key] = stream.handed.get(key, 0) + 1
                 self._handed[member.number] += 1
@@ -405,7 +413,7 @@ class _Here:
         return succeed(None)
 
     def carry(self, carry: Carry, sock: socket.socket) -> bool:
-        self._element.carry(carry.uid, carry.role, carry.channel, sock)
+        self._element.carry(carry, sock)
         return True
 
     def most_descriptors(self) -> int:

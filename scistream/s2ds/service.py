@@ -112,6 +112,7 @@ class DataServer(Service):
             config.limits.connections,
             self._note_reset,
             partial(end_daemon, reactor),
+            in_order=config.order,
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)

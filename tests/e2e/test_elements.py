@@ -32,6 +32,7 @@ from harness import (
     until,
 )
 
+from scistream.wire.address import Address
 from scistream.wire.messages import ChannelFigures
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -155,6 +156,41 @@ def test_every_byte_arrives_both_ways_at_once_over_many_connections(world: World
             thread.join(60.0)
         assert len(got) == 2 * many
         assert got == sent
+
+
+def order_of_arrival(stream: Streaming, detector: socket.socket, many: int) -> list[int]:
+    """Open so many connections back to back: in which order they reach the producer's program."""
+    consumers: list[socket.socket] = []
+    arrived = []
+    try:
+        for _ in range(many):
+            consumers.append(stream.connect())
+        for number, sock in enumerate(consumers):
+            sock.sendall(bytes([number]))
+        for _ in range(many):
+            with accept(detector) as producer:
+                arrived += receive_exactly(producer, 1)
+    finally:
+        for sock in consumers:
+            sock.close()
+    return arrived
+
+
+def test_connections_opened_at_once_arrive_in_their_order(world: World) -> None:
+    rounds, many = 40, 16
+    with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
+        in_order = sum(order_of_arrival(stream, detector, many) == list(range(many)) for _ in range(rounds))
+    assert in_order >= rounds * 0.9, f"{in_order} of {rounds} times"  # nobody waits for ever for one that is late
+
+
+def test_one_that_never_shakes_hands_holds_nobody_up_for_long(world: World) -> None:
+    with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
+        wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
+        for _ in range(10):
+            with socket.create_connection((wan.host, wan.port)):
+                began = time.monotonic()
+                assert order_of_arrival(stream, detector, 4) == [0, 1, 2, 3]
+                assert time.monotonic() - began < 5.0
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 + 1, 4096 * MIB], ids=["1 byte", "a record and a byte", "4 GiB"])

@@ -21,6 +21,8 @@ BUSY = 10
 """Two more, in the row of a stream's first channel: its connections that wait for the stream's rate, each way."""
 
 _ROW = 12
+TURNS = 128
+"""Words that say which connections of a channel have had their turn: see `turns.py`."""
 _BUCKET = 2  # tokens, and when they were counted
 _WORD = 8
 
@@ -60,7 +62,11 @@ class Board:
 
     def row(self, slot: int, element: int) -> int:
         """Where the row of a channel at an element begins in `words`."""
-        return self._slot(slot) + 2 * _BUCKET + _ROW * element
+        return self.turns(slot) + TURNS + _ROW * element
+
+    def turns(self, slot: int) -> int:
+        """Where the turns of a channel begin in `words`."""
+        return self._slot(slot) + 2 * _BUCKET
 
     def ended(self, element: int) -> int:
         """Where, in `words`, an element counts the connections that it is done with."""
@@ -101,11 +107,11 @@ class Board:
         )
 
     def _slot(self, slot: int) -> int:
-        return self.elements + slot * (2 * _BUCKET + _ROW * self.elements)
+        return self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
 
 
 def _size(slots: int, elements: int) -> int:
-    return _WORD * (elements + slots * (2 * _BUCKET + _ROW * elements))
+    return _WORD * (elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
 
 
 @dataclass(frozen=True)

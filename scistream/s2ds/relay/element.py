@@ -22,10 +22,11 @@ from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
-from scistream.s2ds.relay.orders import MakeRoom, Order, Rel, Reset, StartLstn, UpdateTargets
+from scistream.s2ds.relay.orders import Carry, MakeRoom, Order, Rel, Reset, StartLstn, UpdateTargets
 from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Ending, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
+from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.relay.watch import Watch
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
@@ -113,28 +114,26 @@ class Element:
         elif isinstance(order, MakeRoom):
             self._make_room(order)
 
-    def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
+    def carry(self, carry: Carry, sock: socket.socket) -> None:
         """Take over an accepted connection. Where the channel is not armed it is reset."""
-        stream = self._streams.get((uid, role))
-        of_channel = stream.channels.get(channel) if stream is not None else None
+        of_channel = self._channel(carry)
         if of_channel is None:
             refuse(sock)
             self._board.words[self._board.ended(self._number)] += 1
-            self._note(uid, role, channel, Ending(False, NOT_ARMED))
+            self._note(carry.uid, carry.role, carry.channel, Ending(False, NOT_ARMED))
         else:
-            of_channel.carry(self._means, sock)
+            of_channel.carry(self._means, sock, carry.number)
             if self._sampling is None:
                 self._sampling = self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
 
-    def lost(self, uid: str, role: Role, channel: int) -> None:
+    def lost(self, carry: Carry) -> None:
         """A connection that was handed over has not come: this process has no descriptor for it."""
-        stream = self._streams.get((uid, role))
-        of_channel = stream.channels.get(channel) if stream is not None else None
+        of_channel = self._channel(carry)
         if of_channel is None:
             self._board.words[self._board.ended(self._number)] += 1
         else:
-            of_channel.lose()
-        self._note(uid, role, channel, Ending(False, NO_DESCRIPTOR))
+            of_channel.lose(carry.number)
+        self._note(carry.uid, carry.role, carry.channel, Ending(False, NO_DESCRIPTOR))
 
     def stop(self) -> None:
         """Reset every connection."""
@@ -146,6 +145,10 @@ class Element:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+
+    def _channel(self, carry: Carry) -> _Channel | None:
+        stream = self._streams.get((carry.uid, carry.role))
+        return stream.channels.get(carry.channel) if stream is not None else None
 
     def _sample(self) -> None:
         self._sampling = None
@@ -211,6 +214,7 @@ class _Stream:
         )
         self.channels = {
             channel: _Channel(
+                reactor,
                 figures,
                 element,
                 slot,
@@ -251,6 +255,7 @@ class _Channel:
 
     def __init__(
         self,
+        reactor: Any,
         figures: Board,
         element: int,
         slot: int,
@@ -264,6 +269,7 @@ class _Channel:
         self._ended_at = figures.ended(element)
         self._to_consumer = Flow(to_consumer, self._words, row + board.TO_CONSUMER)
         self._to_producer = Flow(to_producer, self._words, row + board.TO_PRODUCER)
+        self._turns = Turns(reactor, self._words, figures.turns(slot))
         self.arming: Arming | None = None
         self.relays: dict[Relay, int] = {}
         """What is open, and how many of its segments had been sent again when it was last looked at."""
@@ -274,23 +280,26 @@ class _Channel:
         """Whether there is anything to say, or to take back, of its connections."""
         return bool(self.relays or self._words[self._row + board.RTT_US])
 
-    def carry(self, means: Means, sock: socket.socket) -> None:
+    def carry(self, means: Means, sock: socket.socket, number: int) -> None:
         words, row = self._words, self._row
+        turn = Turn(self._turns, number)
         words[row + board.TAKEN] += 1
         if self.arming is None:
             self._count_reset()
+            turn.over()
             refuse(sock)
             self._note(Ending(False, NOT_ARMED))
             return
         words[row + board.OPEN] += 1
         words[row + board.JOINING] += 1
-        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._joined)
+        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._joined, turn)
         self.relays[relay] = 0
         self._joining[relay] = means.reactor.seconds()
         relay.start()
 
-    def lose(self) -> None:
+    def lose(self, number: int) -> None:
         """It was handed over and has not come."""
+        Turn(self._turns, number).over()
         self._words[self._row + board.TAKEN] += 1
         self._count_reset()
 

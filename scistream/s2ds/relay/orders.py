@@ -116,11 +116,15 @@ Report = Resp | Error | Said | Resets
 
 
 class Carry(Struct, frozen=True, kw_only=True):
-    """Beside this comes a descriptor: a connection that was accepted on this channel."""
+    """Beside this comes a descriptor: a connection that was accepted on this channel.
+
+    :ivar number: its place among those of the channel, counted from 1; 0 where their order does not matter.
+    """
 
     uid: str
     role: Role
     channel: Annotated[int, Meta(ge=0)]
+    number: Annotated[int, Meta(ge=0)] = 0
 
 
 MAX_PACKET = 1024

@@ -27,6 +27,7 @@ from scistream.s2ds.relay.reactor import Poller, poller_of
 from scistream.s2ds.relay.start import Start
 from scistream.s2ds.relay.tcpinfo import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
+from scistream.s2ds.relay.turns import Turn
 from scistream.s2ds.relay.watch import Watch
 from scistream.security.stream import server_name, verify_consumer, verify_producer
 from scistream.security.tls import CertificateProblem
@@ -38,6 +39,10 @@ LAN_PATIENCE = 60.0
 
 DIAL_AGAIN = 0.1
 """Seconds between two tries to connect."""
+
+HANDSHAKE_AHEAD = 0.05
+"""Seconds that a connection waits for the handshakes of those that were accepted before it, beyond what its own took:
+another one may never shake hands."""
 
 _OTHER = "the other gateway"
 
@@ -133,6 +138,7 @@ class Relay:
     :param on_end: called once, with the relay and, unless it ended well, why it was reset; no reason where its stream
         was closed.
     :param on_open: called when both sides are joined.
+    :param turn: for which it waits before it dials.
     """
 
     __slots__ = (
@@ -151,6 +157,7 @@ class Relay:
         "_pumps",
         "_since",
         "_sock",
+        "_turn",
         "is_verified",
         "over",
     )
@@ -166,6 +173,7 @@ class Relay:
         to_consumer: Flow,
         on_end: Callable[[Relay, Ending], None],
         on_open: Callable[[Relay], None],
+        turn: Turn,
     ) -> None:
         self._means = means
         self._arming = arming
@@ -173,6 +181,7 @@ class Relay:
         self._flows = (to_producer, to_consumer)
         self._on_end = on_end
         self._on_open = on_open
+        self._turn = turn
         self._legs: tuple[Leg, ...] = ()
         self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
@@ -274,8 +283,12 @@ class Relay:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
         if self._arming.role == CONS:
             lan: Leg = self._plain(self._sock, LAN_PATIENCE, "ConsApp", wan=False)
+            await self._turn.come()
             return lan, await self._wan_out()
+        began = self._means.reactor.seconds()
         wan = await self._wan_in()
+        took = self._means.reactor.seconds() - began
+        await self._turn.come(took + HANDSHAKE_AHEAD)
         return wan, self._plain(await self._dial_program(), LAN_PATIENCE, self._target, wan=False)
 
     async def _dial_program(self) -> socket.socket:
@@ -354,9 +367,11 @@ class Relay:
         deadline = means.reactor.seconds() + means.dial_timeout
         while True:
             try:
-                return await dial(
+                dialling = dial(
                     means.reactor, means.poller, target, self._target, means.dial_timeout, patience, wan=wan
                 )
+                self._turn.over()  # the connection request is on its way
+                return await dialling
             except Short:
                 if means.reactor.seconds() + DIAL_AGAIN > deadline:
                     raise
@@ -383,6 +398,7 @@ class Relay:
         self.over = True
         if self._looking is not None and self._looking.active():
             self._looking.cancel()
+        self._turn.over()
         if self._opening is not None:
             self._opening.cancel()
         for leg in self._legs:

@@ -119,12 +119,12 @@ class Handed:
                 return
             if not descriptors:  # there was no room for it, and the kernel has closed it
                 lost = read_carry(packet)
-                self._element.lost(lost.uid, lost.role, lost.channel)
+                self._element.lost(lost)
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 try:
                     carry = read_carry(packet)
-                    self._element.carry(carry.uid, carry.role, carry.channel, sock)
+                    self._element.carry(carry, sock)
                 except Exception:  # of this one connection: the others go on
                     self._element.log.failure("A connection could not be carried")
                     refuse(sock)
