@@ -10,11 +10,10 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IResolutionReceiver
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from scistream.config import S2DSConfig
 from scistream.faults import OUR_FAULT, guarded
@@ -23,6 +22,7 @@ from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.itself import has_family_of, leads_back
 from scistream.s2ds.machine import Core, Stream, new_stream
+from scistream.s2ds.names import look_up
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
 from scistream.s2ds.resets import Resets
@@ -44,7 +44,9 @@ from scistream.wire.messages import (
 )
 
 LOOK_UP_SECONDS = 10.0
-"""How long the name of another gateway is looked up; less than an S2CS waits."""
+"""How long the names of other gateways are looked up; less than an S2CS waits."""
+MOST_LOOKUPS = 16
+"""Names of one stream that are looked up at a time."""
 
 
 class Gateway(Protocol):
@@ -153,12 +155,13 @@ class Holding:
         except StreamError as error:
             self.machine.not_armed(error)
             return
-        names = [target for target in targets.values() if target.numeric is None]
-        if not names:
-            self._arm(command, targets, credentials, {})
-            return
-        found: dict[str, str] = {}
-        waiting = DeferredList([self._resolve(name.host, found) for name in names])
+        found: dict[str, list[str]] = {}
+        names = sorted({target.host for target in targets.values() if target.numeric is None})
+        waiting: Deferred[Any] = succeed(None)
+        if names:
+            some_at_a_time = DeferredSemaphore(MOST_LOOKUPS)
+            waiting = DeferredList([some_at_a_time.run(self._resolve, name, found) for name in names])
+            waiting.addTimeout(LOOK_UP_SECONDS, self._server.reactor, lambda _, __: None)
         waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
@@ -312,37 +315,34 @@ class Holding:
             return "app_networks", server.app_networks
         return "wan_networks", server.wan_networks
 
-    def _resolve(self, name: str, found: dict[str, str]) -> Deferred[None]:
-        """Look a gateway's name up, once for a generation: what was checked is what is dialled."""
-        lookup = _Lookup()
-        self._server.reactor.nameResolver.resolveHostName(lookup, name)
-        lookup.finished.addTimeout(LOOK_UP_SECONDS, self._server.reactor, lambda _, __: [])
+    def _resolve(self, name: str, found: dict[str, list[str]]) -> Deferred[None]:
+        """Look a gateway's name up, to refuse at once what could not be dialled. Elements look it up again when they
+        dial, under the same rules."""
 
         def note(hosts: list[str]) -> None:
-            _, allowed = self._reach()
-            fit = [host for host in hosts if inside(ip_address(host), allowed)]
             if hosts:
-                found[name] = (fit or hosts)[0]
+                found[name] = hosts
 
-        return lookup.finished.addCallback(note)
+        return look_up(self._server.reactor, name, LOOK_UP_SECONDS).addCallback(note)
 
     def _arm(
         self,
         command: UpdateTargets,
         targets: dict[int, Address],
         credentials: Credentials,
-        found: dict[str, str],
+        found: dict[str, list[str]],
     ) -> None:
         if not self._listeners:
             return
         try:
-            for channel, target in targets.items():
-                targets[channel] = self._numeric(target, found)
+            numeric = {channel: self._numeric(target, found) for channel, target in targets.items()}
         except StreamError as error:
             self.machine.not_armed(error)
             return
-        arming = self._server.elements.arm(command.uid, command.role, targets, credentials)
-        arming.addCallback(lambda _: self._listen(targets))
+        arming = self._server.elements.arm(
+            command.uid, command.role, targets, credentials, self._server.wan_listeners(command.uid)
+        )
+        arming.addCallback(lambda _: self._listen(numeric))
         arming.addErrback(self._not_armed)
 
     def _listen(self, targets: dict[int, Address]) -> None:
@@ -361,14 +361,26 @@ class Holding:
         error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", OUR_FAULT)
         self.machine.not_armed(error)
 
-    def _numeric(self, target: Address, found: dict[str, str]) -> Address:
+    def _numeric(self, target: Address, found: dict[str, list[str]]) -> Address:
+        """Where a target leads; of a name, the first of its addresses that may be dialled.
+
+        :raises StreamError: `target-refused` if there is none.
+        """
         if target.numeric is not None:
             return target
-        if target.host not in found:
+        addresses = [Address(host, target.port) for host in found.get(target.host, [])]
+        if not addresses:
             raise StreamError("target-refused", f"target {target}: this gateway finds no address of that name")
-        numeric = Address(found[target.host], target.port)
-        self._check_target(numeric)
-        return numeric
+        refusals = []
+        _, allowed = self._reach()
+        for address in sorted(addresses, key=lambda one: not inside(ip_address(one.host), allowed)):
+            try:
+                self._check_target(address)
+            except StreamError as error:
+                refusals.append(error)
+            else:
+                return address
+        raise refusals[0]
 
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
@@ -434,25 +446,6 @@ class Holding:
 
     def _room(self, channel: int) -> Callable[[], bool]:
         return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
-
-
-@implementer(IResolutionReceiver)
-class _Lookup:
-    """Gathers the addresses of a name; `finished` fires with them, or with none if there are none."""
-
-    def __init__(self) -> None:
-        self.finished: Deferred[list[str]] = Deferred()
-        self._hosts: list[str] = []
-
-    def resolutionBegan(self, resolutionInProgress: Any) -> None:
-        """The resolver has started."""
-
-    def addressResolved(self, address: Any) -> None:
-        self._hosts.append(address.host)
-
-    def resolutionComplete(self) -> None:
-        if not self.finished.called:  # nobody waits any more
-            self.finished.callback(self._hosts)
 
 
 def _nobody(_host: str) -> bool:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -183,15 +183,22 @@ class Elements:
             member.ask(stream.start).addErrback(_tell)
 
     def arm(
-        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: Credentials | None
+        self,
+        uid: str,
+        role: Role,
+        targets: Mapping[int, Address],
+        credentials: Credentials | None,
+        own: Collection[int] = (),
     ) -> Deferred[None]:
-        """New connections of each channel go to these numeric addresses; those that are open finish on the old ones.
+        """New connections of each channel go to these addresses; those that are open finish on the old ones.
+
+        :param own: ports of this gateway that are targets all the same: WAN listeners of the same stream.
 
         Fires when every element has it, or fails with the StreamError of one.
         """
         stream = self._streams[uid, role]
         shown = {channel: str(target) for channel, target in targets.items()}
-        stream.update = UpdateTargets(uid=uid, role=role, targets=shown, credentials=credentials)
+        stream.update = UpdateTargets(uid=uid, role=role, targets=shown, credentials=credentials, own=sorted(own))
         # An element that dies meanwhile hears it when it is started again, before it gets a connection.
         asked = [member.ask(stream.update).addErrback(_is_dead) for member in self._members]
         armed = gatherResults(asked, consumeErrors=True)

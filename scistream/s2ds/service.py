@@ -122,6 +122,9 @@ class DataServer(Service):
         config = self.config
         return Settings(
             wan_timeout=parse_seconds(config.wan_timeout),
+            wan_networks=list(config.wan_networks),
+            control=Address.parse(config.listen).port,
+            lent=parse_ports(config.ports),
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
             wan_congestion=self._congestion("wan", config.wan.congestion, ""),
         )

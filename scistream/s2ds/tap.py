@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.application.service import Service
 
 from scistream.config import S2DSConfig
 from scistream.daemon import DaemonOptions, make_daemon
+from scistream.s2ds.names import use_dns
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.start import machine_problems
 
@@ -19,8 +22,9 @@ class Options(DaemonOptions[S2DSConfig]):
 
 def makeService(options: Options) -> Service:
     """The service, set up and not started."""
-    return make_daemon(
-        options,
-        machine_problems(options.config),
-        lambda reactor, problems: DataServer(reactor, options.config, options.file, problems=problems),
-    )
+
+    def make(reactor: Any, problems: Any) -> DataServer:
+        use_dns(reactor)
+        return DataServer(reactor, options.config, options.file, problems=problems)
+
+    return make_daemon(options, machine_problems(options.config), make)

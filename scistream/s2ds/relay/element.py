@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -17,18 +17,20 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from scistream.s2ds.capacity import Bucket
+from scistream.s2ds.itself import leads_back
 from scistream.s2ds.relay import board
 from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.names import Names
 from scistream.s2ds.relay.orders import Carry, MakeRoom, Order, Rel, Reset, StartLstn, UpdateTargets
 from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Ending, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.relay.watch import Watch
-from scistream.wire.address import Address
+from scistream.wire.address import Address, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
 
@@ -55,6 +57,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     :ivar lan_congestion: the congestion control of connections to applications; empty: the system's.
     :ivar wan_congestion: of those to other gateways.
     :ivar buffer_size: bytes in flight in each direction of a connection, at most.
+    :ivar wan_networks: in which the addresses of other gateways lie that have names.
+    :ivar control: the port of this gateway for its controller.
+    :ivar lent: the first and the last port of this gateway that it lends to streams.
     """
 
     wan_timeout: float = 60.0
@@ -63,6 +68,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     lan_congestion: str = ""
     wan_congestion: str = ""
     buffer_size: int = 262144
+    wan_networks: list[str] = []
+    control: int = 0
+    lent: tuple[int, int] = (0, -1)
 
 
 class Element:
@@ -92,6 +100,7 @@ class Element:
             settings.wan_timeout,
             settings.lan_congestion,
             settings.wan_congestion,
+            Names(reactor, partial(_may_dial, settings)),
         )
         self._board = figures
         self._number = number
@@ -178,7 +187,7 @@ class Element:
             context = order.credentials.context()
             tune(context)
         for channel, target in order.targets.items():
-            arming = Arming(order.uid, order.role, channel, Address.parse(target), context)
+            arming = Arming(order.uid, order.role, channel, Address.parse(target), context, own=frozenset(order.own))
             stream.channels[channel].arming = arming
 
     def _close(self, order: Rel) -> None:
@@ -381,6 +390,14 @@ class _Resets:
                 for (uid, role, channel, cause, reason), count in counts.items()
             ]
         )
+
+
+def _may_dial(settings: Settings, address: Address, own: Set[int]) -> bool:
+    """Whether an address of another gateway's name may be dialled; others were looked at before."""
+    if address.numeric is None or not inside(address.numeric, tuple(map(parse_network, settings.wan_networks))):
+        return False
+    first, last = settings.lent
+    return not leads_back(address, settings.control, range(first, last + 1), own, to_wan=True)
 
 
 def refuse(sock: socket.socket) -> None:

@@ -33,8 +33,9 @@ class StartLstn(_Order, frozen=True, kw_only=True, tag="StartLstn"):
 
 
 class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
-    """New connections of each channel go to these numeric addresses from now on.
+    """New connections of each channel go to these addresses from now on.
 
+    :ivar own: ports of this gateway that are targets all the same.
     :ivar credentials: of the WAN leg. None: that is plain TCP too, which no stream asks for.
     """
 
@@ -42,6 +43,7 @@ class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
     role: Role
     targets: dict[int, str]
     credentials: Credentials | None
+    own: list[int] = []
 
 
 class Rel(_Order, frozen=True, kw_only=True, tag="REL"):

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import Broken, Leg, Refused, Short, explain, prepare
+from scistream.s2ds.relay.names import Names
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.reactor import Poller, poller_of
@@ -64,7 +65,7 @@ LITTLE_BUFFER = 65536
 class Arming:
     """How the connections of one channel are carried from now on.
 
-    :param target: where to connect to: a numeric address.
+    :param target: where to connect to.
     :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS. None is a relay
         by itself, between two legs of plain TCP: a stream of the product always has a context.
     :param start: of ProdApp, at the producer's side.
@@ -76,6 +77,7 @@ class Arming:
     target: Address
     context: SSL.Context | None
     start: Start = field(default_factory=Start)
+    own: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Means:
     wan_timeout: float
     lan_congestion: str
     wan_congestion: str
+    names: Names
     poller: Poller = field(init=False)
     little: Buffers = field(init=False)
     pipes: Pipes = field(init=False)
@@ -363,19 +366,35 @@ class Relay:
 
     async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
         """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
-        means, target = self._means, self._arming.target
+        means = self._means
         deadline = means.reactor.seconds() + means.dial_timeout
         while True:
             try:
-                dialling = dial(
-                    means.reactor, means.poller, target, self._target, means.dial_timeout, patience, wan=wan
-                )
-                self._turn.over()  # the connection request is on its way
-                return await dialling
+                return await self._dial_any(patience, deadline, wan=wan)
             except Short:
                 if means.reactor.seconds() + DIAL_AGAIN > deadline:
                     raise
             await deferLater(means.reactor, DIAL_AGAIN)
+
+    async def _dial_any(self, patience: float, deadline: float, *, wan: bool) -> socket.socket:
+        """Connect to the first address of the target that answers; each gets its share of the time that is left."""
+        means, target = self._means, self._arming.target
+        addresses = await means.names.addresses(target, self._arming.own)
+        problem = Broken(f"{self._target} has no address that this gateway finds and may dial", "wan")
+        for tried, address in enumerate(addresses):
+            left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
+            try:
+                dialling = dial(means.reactor, means.poller, address, self._target, left, patience, wan=wan)
+                self._turn.over()  # the connection request is on its way
+                sock = await dialling
+            except Short:
+                raise
+            except Broken as broken:
+                problem = broken
+            else:
+                means.names.prefer(target, address)
+                return sock
+        raise problem
 
     def _plain(self, sock: socket.socket, patience: float, far: str, *, wan: bool) -> PlainLeg:
         prepare(sock, patience, self._means.wan_congestion if wan else self._means.lan_congestion)

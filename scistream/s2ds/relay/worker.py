@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from scistream.clock import run_on_monotonic_time
 from scistream.process import end_with, keep_secrets, raise_descriptor_limit
+from scistream.s2ds.names import use_dns
 from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.element import Element, Settings, refuse
 from scistream.s2ds.relay.orders import (
@@ -167,6 +168,7 @@ def main() -> None:
 
     reactor: Any = installed
     run_on_monotonic_time(reactor)
+    use_dns(reactor)
     element = Element(reactor, Board(BOARD_FD, slots, elements), number, settings, lambda told: orders.tell(told))
     orders = Orders(reactor, element)
     os.set_blocking(LINE_FD, False)

@@ -1,0 +1,27 @@
+"""Gateways that are told by a name of several addresses."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from harness import HOST, World, accept, address_of, listen, noise, receive, sha256
+from requirements import needs_ipv6
+
+
+@pytest.mark.parametrize("bound", [HOST, "::1"])
+def test_a_gateway_is_found_at_whichever_address_of_its_name_it_listens(tmp_path: Path, bound: str) -> None:
+    """The name has an address of each family, and nobody listens at the other one."""
+    needs_ipv6()
+    leg = {"bind": bound, "advertise": "localhost"}
+    with (
+        World(tmp_path, lab={"gateway": {"wan": leg}}) as world,
+        closing(listen()) as detector,
+        world.stream([address_of(detector)]) as stream,
+    ):
+        sent = noise(100_000)
+        with closing(stream.connect(0)) as consumer, closing(accept(detector)) as producer:
+            producer.sendall(sent)
+            producer.shutdown(1)
+            assert sha256(receive(consumer)) == sha256(sent)

@@ -1,0 +1,187 @@
+"""The names of other gateways: looked up without a thread, at each dial, and under the same rules as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from leased_ports import leased
+from twisted.internet import reactor as running
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import Clock
+from twisted.names import common, dns, error
+from twisted.names.server import DNSServerFactory
+
+from scistream.s2ds.names import MOST_ADDRESSES, look_up, use_dns
+from scistream.s2ds.relay.element import Settings, _may_dial
+from scistream.s2ds.relay.names import KEPT_SECONDS, LOOK_UP_SECONDS, Names
+from scistream.wire.address import Address
+
+PATIENCE = 30.0
+reactor: Any = running
+
+
+class Zone(common.ResolverBase):
+    """A name server's knowledge: of names that begin with `slow` it says nothing, ever."""
+
+    def lookupAddress(self, name: bytes, timeout: Any = None) -> Any:
+        return self._look(name, dns.Record_A("192.0.2.7"), dns.Record_A("192.0.2.8"))
+
+    def lookupIPV6Address(self, name: bytes, timeout: Any = None) -> Any:
+        return self._look(name, dns.Record_AAAA("2001:db8::7"))
+
+    def _look(self, name: bytes, *records: Any) -> Any:
+        answer: Deferred[Any] = Deferred()
+        if name.startswith(b"none"):
+            answer.errback(error.DNSNameError())
+        elif not name.startswith(b"slow"):
+            found = [dns.RRHeader(name, one.TYPE, dns.IN, 60, one, auth=True) for one in records]
+            answer.callback((found, [], []))
+        return answer
+
+
+class WithNames:
+    """The running reactor, with a name server of this test's own."""
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        use_dns(self, [server])
+
+    def installNameResolver(self, resolver: Any) -> None:
+        self.nameResolver = resolver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+@pytest.fixture
+def world() -> Iterator[WithNames]:
+    port = leased.take()
+    protocol = dns.DNSDatagramProtocol(DNSServerFactory(clients=[Zone()]))
+    listening = reactor.listenUDP(port, protocol, interface="127.0.0.1")
+    yield WithNames(("127.0.0.1", port))
+    listening.stopListening()
+
+
+async def test_all_addresses_of_both_families_are_found(world: WithNames) -> None:
+    assert await look_up(world, "gateway.example", PATIENCE) == ["2001:db8::7", "192.0.2.7", "192.0.2.8"]
+
+
+async def test_a_name_without_an_address_has_none(world: WithNames) -> None:
+    assert await look_up(world, "none.example", PATIENCE) == []
+    assert await look_up(world, "x" * 70 + ".example", PATIENCE) == []
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_a_number_is_there_at_once(world: WithNames, host: str) -> None:
+    found: list[Any] = []
+    look_up(world, host, PATIENCE).addCallback(found.append)
+    assert found == [[host]]
+
+
+async def test_this_machine_s_own_name_is_both_loopback_addresses(world: WithNames) -> None:
+    assert await look_up(world, "localhost", PATIENCE) == ["::1", "127.0.0.1"]
+
+
+async def test_two_hundred_names_that_nobody_answers_for_keep_no_other_name_waiting(world: WithNames) -> None:
+    slow = [look_up(world, f"slow{number}.example", PATIENCE) for number in range(200)]
+    assert len(await look_up(world, "gateway.example", PATIENCE)) == 3
+    assert not any(one.called for one in slow), "these are waited for all the time"
+    for one in slow:
+        one.cancel()
+    await DeferredList(slow, consumeErrors=True)
+
+
+# -- what an element knows of names
+
+
+class Resolver:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.receivers: list[Any] = []
+
+    def resolveHostName(self, receiver: Any, name: str) -> None:
+        self.asked.append(name)
+        self.receivers.append(receiver)
+
+    def answer(self, *hosts: str) -> None:
+        receiver = self.receivers.pop(0)
+        for host in hosts:
+            receiver.addressResolved(SimpleNamespace(host=host))
+        receiver.resolutionComplete()
+
+
+class Rig:
+    def __init__(self, **settings: Any) -> None:
+        self.clock: Any = Clock()
+        self.resolver = self.clock.nameResolver = Resolver()
+        usual = {"wan_networks": ["203.0.113.0/24", "127.0.0.0/8"], "control": 5001, "lent": (5100, 5200)}
+        made = Settings(**{**usual, **settings})
+        self.names = Names(self.clock, lambda address, own: _may_dial(made, address, own))
+
+    def dials(self, target: str, own: frozenset[int] = frozenset()) -> list[list[str]]:
+        """What is dialled for a target, once that is known."""
+        found: list[list[str]] = []
+        looking = Deferred.fromCoroutine(self.names.addresses(Address.parse(target), own))
+        looking.addCallback(lambda addresses: found.append([str(address) for address in addresses]))
+        return found
+
+
+def test_a_numeric_target_asks_nobody() -> None:
+    rig = Rig()
+    assert rig.dials("198.51.100.1:5100") == [["198.51.100.1:5100"]]
+    assert rig.resolver.asked == []
+
+
+def test_a_name_is_asked_for_once_by_all_who_dial_it_now_and_again_after_a_while() -> None:
+    rig = Rig()
+    both = [rig.dials("gateway.example:5100"), rig.dials("gateway.example:5101")]
+    rig.resolver.answer("203.0.113.7")
+    assert both == [[["203.0.113.7:5100"]], [["203.0.113.7:5101"]]]
+    assert rig.dials("gateway.example:5102") == [["203.0.113.7:5102"]]
+    assert rig.resolver.asked == ["gateway.example"]
+    rig.clock.advance(KEPT_SECONDS)
+    moved = rig.dials("gateway.example:5100")
+    rig.resolver.answer("203.0.113.9")
+    assert moved == [["203.0.113.9:5100"]]
+
+
+def test_addresses_outside_the_networks_and_ways_back_to_this_gateway_are_never_dialled() -> None:
+    rig = Rig()
+    found = rig.dials("gateway.example:5100")
+    rig.resolver.answer("198.51.100.1", "127.0.0.1", "2001:db8::1", "203.0.113.7")
+    assert found == [["203.0.113.7:5100"]]
+    assert rig.dials("gateway.example:5100", frozenset({5100})) == [["127.0.0.1:5100", "203.0.113.7:5100"]]
+
+
+def test_the_address_that_answered_is_the_first_to_be_tried_the_next_time() -> None:
+    rig = Rig()
+    rig.dials("gateway.example:5100")
+    rig.resolver.answer("203.0.113.1", "203.0.113.2", "203.0.113.3")
+    rig.names.prefer(Address.parse("gateway.example:5100"), Address.parse("203.0.113.3:5100"))
+    assert rig.dials("gateway.example:5100") == [["203.0.113.3:5100", "203.0.113.1:5100", "203.0.113.2:5100"]]
+    rig.clock.advance(KEPT_SECONDS)
+    again = rig.dials("gateway.example:5100")
+    rig.resolver.answer("203.0.113.1", "203.0.113.3", "203.0.113.4")
+    assert again == [["203.0.113.3:5100", "203.0.113.1:5100", "203.0.113.4:5100"]]
+
+
+def test_what_was_known_of_a_name_has_to_do_while_nobody_answers_for_it() -> None:
+    rig = Rig()
+    rig.dials("gateway.example:5100")
+    rig.resolver.answer("203.0.113.1")
+    rig.clock.advance(KEPT_SECONDS)
+    later = rig.dials("gateway.example:5100")
+    assert later == []
+    rig.clock.advance(LOOK_UP_SECONDS)
+    assert later == [["203.0.113.1:5100"]]
+
+
+def test_a_name_has_so_many_addresses_and_no_more() -> None:
+    rig = Rig()
+    found = rig.dials("gateway.example:5100")
+    rig.resolver.answer(*(f"203.0.113.{number}" for number in range(1, 200)))
+    assert len(found[0]) == MOST_ADDRESSES
