@@ -27,6 +27,7 @@ from scistream.wire.messages import (
     CONS,
     MAX_RESETS,
     MAX_TEXT,
+    BrokenChannel,
     ChannelFigures,
     Command,
     Error,
@@ -320,6 +321,7 @@ class Held:
             probe=self._probe(),
             wrong_hellos=self.wrong_hellos,
             resets=self._told_resets(),
+            broken=self._broken(),
         )
 
     def _seconds_left(self) -> float:
@@ -333,6 +335,11 @@ class Held:
             if gateway is not None:
                 figures += gateway.figures.get(self.record.key, [])
         return sorted(figures, key=lambda one: one.channel)
+
+    def _broken(self) -> list[BrokenChannel]:
+        gateways = [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
+        told = [one for gateway in gateways for one in gateway.broken.get(self.record.key, [])]
+        return sorted(told, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
 
     def _probe(self) -> ProbeResult | None:
         """What a probe has found, over all gateways of the consumer's side; nothing for any other stream."""

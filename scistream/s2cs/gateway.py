@@ -15,6 +15,7 @@ from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import (
     MAX_PAGE_KEY,
+    BrokenChannel,
     ChannelFigures,
     ProbeResult,
     Rel,
@@ -87,6 +88,7 @@ class Gateway:
         self._releasing: set[StreamKey] = set()
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
+        self.broken: dict[StreamKey, list[BrokenChannel]] = {}
         self._asked = 0
         self.strangers: dict[StreamKey, Taken] = {}
         """Streams on the gateway of which the S2CS has no record."""
@@ -201,7 +203,7 @@ class Gateway:
             self._settle()
 
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
-        self.figures, self.probes = {}, {}
+        self.figures, self.probes, self.broken = {}, {}, {}
         self._hear(answer.boot or "", known.values())
         self.room = answer.room
         if answer.app_networks is not None:
@@ -231,6 +233,7 @@ class Gateway:
             if key in held:
                 told = {one.channel: one for one in status.figures if one.channel in held[key]}
                 heard[key] = list(told.values())
+                self.broken[key] = [one for one in status.broken if one.channel in held[key]]
                 resets[key] = [one for one in status.resets if one.channel in held[key]]
                 if status.probe is not None:
                     self.probes[key] = status.probe

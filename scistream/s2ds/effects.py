@@ -25,7 +25,8 @@ from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.names import look_up
 from scistream.s2ds.ports import Listener, Ports
 from scistream.s2ds.probe import Probe
-from scistream.s2ds.resets import Resets
+from scistream.s2ds.relay.orders import Reset
+from scistream.s2ds.resets import Outages, Resets
 from scistream.s2ds.responder import Responder
 from scistream.security.stream import Credentials, StreamSecret
 from scistream.wire.address import Address, Network, inside, parse_network
@@ -34,6 +35,7 @@ from scistream.wire.link import Caller
 from scistream.wire.messages import (
     CONS,
     PROD,
+    BrokenChannel,
     ChannelFigures,
     Error,
     Rel,
@@ -91,6 +93,7 @@ class Holding:
         self._allowed: Callable[[str], bool] = _nobody
         self._responder: Responder | None = None
         self._probe: Probe | None = None
+        self.outages = Outages(server.reactor)
         self.resets = Resets(server.reactor, (command.uid, command.role))
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
@@ -193,6 +196,17 @@ class Holding:
 
     # -- for the server
 
+    def note_reset(self, reset: Reset) -> None:
+        """Connections were reset."""
+        self.resets.add(reset.channel, reset.cause, reset.reason, reset.count, reset.detail)
+        if reset.cause == "wan":
+            joined = self._server.elements.joined(self._core.uid, self._core.role, reset.channel)
+            self.outages.failed(reset.channel, reset.reason, joined)
+
+    def _broken(self) -> list[BrokenChannel]:
+        uid, role = self._core.uid, self._core.role
+        return self.outages.told(lambda channel: self._server.elements.joined(uid, role, channel))
+
     def close_all(self) -> Deferred[list[ChannelFigures]]:
         """Let go of everything, and give the last figures; the second time there are none."""
         server = self._server
@@ -265,6 +279,7 @@ class Holding:
             probe=self._probe.result if self._probe is not None else None,
             store=core.request.store if core.request is not None else None,
             resets=self.resets.told(),
+            broken=self._broken(),
         )
 
     # -- inside
@@ -372,15 +387,21 @@ class Holding:
         if not addresses:
             raise StreamError("target-refused", f"target {target}: this gateway finds no address of that name")
         refusals = []
-        _, allowed = self._reach()
-        for address in sorted(addresses, key=lambda one: not inside(ip_address(one.host), allowed)):
+        for address in addresses:
             try:
                 self._check_target(address)
             except StreamError as error:
-                refusals.append(error)
+                refusals.append(error.msg)
             else:
                 return address
-        raise refusals[0]
+        # Not which they are: a user could learn what the names of this facility stand for.
+        self.log.warn("uid={uid} {refusals}", uid=self._core.uid, refusals="; ".join(refusals))
+        key, _ = self._reach()
+        raise StreamError(
+            "target-refused",
+            f"target {target}: no address of that name is one that this gateway may dial: they lie outside its {key}, "
+            "or are this gateway itself",
+        )
 
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
@@ -438,7 +459,8 @@ class Holding:
         def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
             if not self._allowed(peer[0]):
                 sock.close()
-                self.resets.add(channel, "stranger", "it came from outside the networks of the channel", peer=peer[0])
+                outside = "it came from outside the networks of the channel"
+                self.resets.add(channel, "stranger", outside, last=f"the last one came from {peer[0]}")
                 return
             self._server.elements.carry(core.uid, core.role, channel, sock)
 

@@ -226,6 +226,14 @@ class Elements:
             return []
         return [self._board.figures(channel, slot) for channel, slot in stream.start.slots.items()]
 
+    def joined(self, uid: str, role: Role, channel: int) -> int:
+        """How many connections of a channel have come about, from one application to the other gateway or back."""
+        stream = self._streams.get((uid, role))
+        slot = stream.start.slots.get(channel) if stream is not None else None
+        if slot is None:
+            return 0
+        return sum(self._word(slot, member.number, board.JOINED) for member in self._members)
+
     # -- connections
 
     def has_room(self, uid: str, role: Role, channel: int) -> bool:

@@ -63,7 +63,7 @@ class _Knock(Protocol):
     def _was_shut_out(self) -> None:
         self._say(
             f"the gateway at {self._target} accepts a connection and closes it at once: its `wan_networks` have to "
-            f"contain {_source_towards(self._target)}, from which this gateway comes"
+            f"contain {source_towards(self._target)}, from which this gateway comes"
         )
 
     def _was_let_in(self) -> None:
@@ -77,7 +77,7 @@ class _Knock(Protocol):
             self.found.callback(what)
 
 
-def _source_towards(target: Address) -> str:
+def source_towards(target: Address) -> str:
     """The address that this machine has for another one. No packet is sent."""
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:

@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.s2ds.knock import why_not
+from scistream.s2ds.knock import source_towards, why_not
 from scistream.s2ds.responder import (
     BLOCK,
     GIVE,
@@ -171,7 +171,16 @@ class Probe:
     async def _why_not(self, dead: Sequence[_End]) -> str:
         """:param dead: ends without a connection to the other gateway."""
         first = dead[0]
-        found = first.complaint or await why_not(self._reactor, self._targets[first.channel])
+        found = first.complaint
+        if not found:
+            # Its text is for operators: a user could find out with it what listens where in the networks of a gateway.
+            target = self._targets[first.channel]
+            self.log.warn("uid={uid} {found}", uid=self._uid, found=await why_not(self._reactor, target))
+            found = (
+                f"no gateway was reached at {target} from {source_towards(target)}. The other facility has to open all "
+                "`ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its [wan] "
+                "has to be an address that reaches it; the logs of both gateways say more"
+            )
         if len(self._ends) == 1:
             return found
         channels = ", ".join(str(end.channel) for end in dead[:10]) + (", ..." if len(dead) > 10 else "")

@@ -6,13 +6,14 @@ itself. It is bounded in memory, in what it tells, and in the lines that it logs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.logger import Logger, LogLevel
 
 from scistream.logs import Tally
-from scistream.wire.messages import MAX_REASON, MAX_RESETS, Cause, ResetReason, StreamKey
+from scistream.wire.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
 
 MOST_KEPT = 64
 """Reasons that are kept of one stream, all its channels together."""
@@ -42,11 +43,11 @@ class Resets:
         self._kept: dict[tuple[int, Cause, str], _Kept] = {}
         self._tally: Tally[tuple[Cause, str]] = Tally(clock, self._log, ("gateway", "other reasons"))
 
-    def add(self, channel: int, cause: Cause, reason: str, count: int = 1, peer: str = "") -> None:
+    def add(self, channel: int, cause: Cause, reason: str, count: int = 1, last: str = "") -> None:
         """So many connections of a channel were reset.
 
         :param reason: a sentence in which nothing is different for each connection.
-        :param peer: where the last one came from, for the log alone.
+        :param last: what was special about the last one, for the log alone.
         """
         reason = reason[:MAX_REASON]
         key = channel, cause, reason
@@ -56,7 +57,7 @@ class Resets:
         self._kept[key] = kept  # at the end: they are in the order of their last time
         kept.count += count
         kept.last = self._clock.seconds()
-        self._tally.add((cause, reason), count, f"; the last one came from {peer}" if peer else "")
+        self._tally.add((cause, reason), count, f" ({last})" if last else "")
 
     def told(self) -> list[ResetReason]:
         """The last reasons, the newest first; strangers come after all others, whom they shall not hide."""
@@ -95,3 +96,55 @@ class Resets:
             reason=reason,
             last=last,
         )
+
+
+BROKEN_SECONDS = 30.0
+"""A channel counts as broken when its connections over the WAN have failed for so long, and none has come about."""
+
+
+@dataclass
+class _Outage:
+    """Since when, until when at least, and why connections of a channel fail; how many had come about before."""
+
+    since: float
+    last: float
+    reason: str
+    joined: int
+
+
+class Outages:
+    """The channels of one stream whose WAN fails. A connection that comes about ends an outage.
+
+    :param clock: an `IReactorTime`.
+    """
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._outages: dict[int, _Outage] = {}
+
+    def failed(self, channel: int, reason: str, joined: int) -> None:
+        """A connection over the WAN has failed.
+
+        :param joined: how many of the channel have come about so far.
+        """
+        now = self._clock.seconds()
+        outage = self._outages.get(channel)
+        if outage is None or joined != outage.joined:
+            outage = self._outages[channel] = _Outage(now, now, reason, joined)
+        outage.last, outage.reason = now, reason
+
+    def told(self, joined: Callable[[int], int]) -> list[BrokenChannel]:
+        """The channels that are broken now, those first that have been so for longest."""
+        now = self._clock.seconds()
+        self._outages = {
+            channel: outage for channel, outage in self._outages.items() if joined(channel) == outage.joined
+        }
+        lasting = [
+            (outage.since, channel, outage)
+            for channel, outage in self._outages.items()
+            if outage.last - outage.since >= BROKEN_SECONDS
+        ]
+        return [
+            BrokenChannel(channel=channel, reason=outage.reason[:MAX_REASON], seconds=round(max(0.0, now - since), 1))
+            for since, channel, outage in sorted(lasting, key=lambda one: one[:2])[:MAX_RESETS]
+        ]

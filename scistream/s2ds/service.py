@@ -245,7 +245,7 @@ class DataServer(Service):
     def _note_reset(self, reset: Reset) -> None:
         holding = self._holdings.get((reset.uid, reset.role))
         if holding is not None:
-            holding.resets.add(reset.channel, reset.cause, reset.reason, reset.count)
+            holding.note_reset(reset)
 
     def dialled(self) -> set[int]:
         """The ports of this gateway that streams which live here have as their targets, or have had."""

@@ -439,6 +439,10 @@ def _print_addresses(side: StreamStatus) -> None:
 
 def _print_resets(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
+        for broken in sides[role].broken if role in sides else ():
+            click.echo(
+                printable(f"{SIDE[role]}, channel {broken.channel}: broken for {_ago(broken.seconds)}: {broken.reason}")
+            )
         for one in sides[role].resets if role in sides else ():
             click.echo(printable(f"{SIDE[role]}, {reset_sentence(one)}"))
 
@@ -487,6 +491,8 @@ def _last_error(side: StreamStatus) -> str:
     last = ""
     if side.last_error is not None:
         last = f"{side.last_error.code}: {side.last_error.msg}"
+    elif side.broken:
+        last = f"broken for {_ago(side.broken[0].seconds)}: {side.broken[0].reason}"
     elif side.resets:
         last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
     if side.wrong_hellos:

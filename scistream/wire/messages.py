@@ -277,6 +277,19 @@ class ResetReason(Struct, frozen=True, kw_only=True):
     seconds_ago: Measured = 0.0
 
 
+class BrokenChannel(Struct, frozen=True, kw_only=True):
+    """A channel whose connections over the WAN have failed for some time, and none has come about since.
+
+    :param reason: of the last one, a sentence for a person.
+    :param seconds: since the first one.
+    """
+
+    channel: Channel
+    reason: Annotated[str, Meta(max_length=MAX_REASON)]
+    seconds: Measured
+
+
+BrokenChannels = Annotated[list[BrokenChannel], Meta(max_length=MAX_RESETS)]
 Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
 
 
@@ -311,7 +324,8 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
 
     `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
-    connections were reset, the newest first. `store` comes from an S2DS: which S2CS has reserved.
+    connections were reset, the newest first; `broken` are channels over which nothing gets to the other gateway.
+    `store` comes from an S2DS: which S2CS has reserved.
     """
 
     uid: Uid
@@ -334,6 +348,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wrong_hellos: int = 0
     resets: Resets = field(default_factory=list)
     store: StoreId | None = None
+    broken: BrokenChannels = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

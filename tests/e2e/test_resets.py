@@ -30,12 +30,12 @@ def resets(world: World, uid: str) -> dict[str, list[ResetReason]]:
     return {role: msgspec.convert(side.get("resets", []), list[ResetReason]) for role, side in sides.items()}
 
 
-def wait_for_reset(world: World, uid: str, role: str, cause: str) -> ResetReason:
-    """The newest reason of a side, once it is of this kind."""
+def wait_for_reset(world: World, uid: str, role: str, cause: str, count: int = 1) -> ResetReason:
+    """The newest reason of a side, once it is of this kind and for so many."""
 
     def newest() -> ResetReason | None:
         told = resets(world, uid)[role]
-        return told[0] if told and told[0].cause == cause else None
+        return told[0] if told and (told[0].cause, told[0].count >= count) == (cause, True) else None
 
     found: ResetReason = until(newest, lambda: f"no reset by {cause} at {role}: {resets(world, uid)}")
     return found
@@ -62,7 +62,7 @@ def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World
             with closing(stream.connect(0)) as consumer:
                 assert ends_with_a_reset(consumer)
         refused = f"ProdApp at {nowhere} refused the connection"
-        told = wait_for_reset(world, stream.uid, "PROD", "application")
+        told = wait_for_reset(world, stream.uid, "PROD", "application", 2)
         assert (told.channel, told.reason, told.count) == (0, refused, 2)
         assert told.seconds_ago < 60
         assert wait_for_reset(world, stream.uid, "CONS", "far-side").reason.endswith(" reset the connection")
@@ -105,3 +105,21 @@ def test_thousands_of_resets_are_few_lines_in_the_logs_of_both_gateways(world: W
         said = facility.gateways[0].words().splitlines()
         mine = [line for line in said if stream.uid in line and "connections reset so far" in line]
         assert len(mine) <= 40, mine
+
+
+def test_a_user_hears_that_no_gateway_was_reached_and_the_log_says_why(world: World) -> None:
+    with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
+        world.lab.gateways[0].kill()
+        try:
+            with suppress(OSError), closing(stream.connect(0)) as consumer:
+                assert ends_with_a_reset(consumer)
+            told = wait_for_reset(world, stream.uid, "CONS", "wan")
+        finally:
+            world.lab.gateways[0].start()
+            world.lab.gateways[0].wait_until_ready()
+            world.lab.wait_for_links()
+        assert told.reason.startswith("the other gateway at ")
+        assert told.reason.endswith(" was not reached; the log of this gateway says why")
+    words = world.centre.gateways[0].words()
+    assert f"{told.reason} (the other gateway at " in words
+    assert "refused the connection)" in words

@@ -19,8 +19,10 @@ from scistream.wire.messages import ChannelFigures
 the sums, over the open connections, of what TCP says of the WAN: microseconds, segments, bytes a second, bytes."""
 BUSY = 10
 """Two more, in the row of a stream's first channel: its connections that wait for the stream's rate, each way."""
+JOINED = 12
+"""One more: connections that have ever come about."""
 
-_ROW = 12
+_ROW = 13
 TURNS = 128
 """Words that say which connections of a channel have had their turn: see `turns.py`."""
 _BUCKET = 2  # tokens, and when they were counted

@@ -301,7 +301,7 @@ class _Channel:
             return
         words[row + board.OPEN] += 1
         words[row + board.JOINING] += 1
-        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._joined, turn)
+        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._opened, turn)
         self.relays[relay] = 0
         self._joining[relay] = means.reactor.seconds()
         relay.start()
@@ -341,6 +341,10 @@ class _Channel:
         words[row + board.DELIVERY] = int(delivery * share)
         words[row + board.WAITING] = int(waiting * share)
 
+    def _opened(self, relay: Relay) -> None:
+        self._words[self._row + board.JOINED] += 1
+        self._joined(relay)
+
     def _joined(self, relay: Relay) -> None:
         if self._joining.pop(relay, None) is not None:
             self._words[self._row + board.JOINING] -= 1
@@ -362,7 +366,7 @@ class _Resets:
     def __init__(self, reactor: Any, tell: Callable[[list[Reset]], None]) -> None:
         self._reactor = reactor
         self._tell = tell
-        self._counts: dict[tuple[str, Role, int, Cause, str], int] = {}
+        self._counts: dict[tuple[str, Role, int, Cause, str], tuple[int, str]] = {}
         self._timer: IDelayedCall | None = None
         self._told = -RESETS_SECONDS
 
@@ -370,7 +374,8 @@ class _Resets:
         key = uid, role, channel, ending.cause, ending.reason[:MAX_REASON]
         if key not in self._counts and len(self._counts) >= MOST_RESETS:
             key = uid, role, channel, "gateway", "there are too many reasons to name them all"
-        self._counts[key] = self._counts.get(key, 0) + 1
+        count, _ = self._counts.get(key, (0, ""))
+        self._counts[key] = count + 1, ending.detail[:MAX_REASON]
         if self._timer is None:
             due = max(0.0, self._told + RESETS_SECONDS - self._reactor.seconds())
             self._timer = self._reactor.callLater(due, self.flush)
@@ -386,8 +391,8 @@ class _Resets:
         counts, self._counts = self._counts, {}
         self._tell(
             [
-                Reset(uid=uid, role=role, channel=channel, cause=cause, reason=reason, count=count)
-                for (uid, role, channel, cause, reason), count in counts.items()
+                Reset(uid=uid, role=role, channel=channel, cause=cause, reason=reason, count=count, detail=detail)
+                for (uid, role, channel, cause, reason), (count, detail) in counts.items()
             ]
         )
 

@@ -98,7 +98,7 @@ class Said(_Order, frozen=True, kw_only=True, tag="Log"):
 
 
 class Reset(Struct, frozen=True, kw_only=True):
-    """So many connections of a channel were reset for one reason."""
+    """So many connections of a channel were reset for one reason; `detail` of the last one is for the log alone."""
 
     uid: str
     role: Role
@@ -106,6 +106,7 @@ class Reset(Struct, frozen=True, kw_only=True):
     cause: Cause
     reason: str
     count: int
+    detail: str = ""
 
 
 class Resets(_Order, frozen=True, kw_only=True, tag="Resets"):

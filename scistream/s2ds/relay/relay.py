@@ -124,6 +124,8 @@ class Ending(NamedTuple):
     well: bool
     reason: str = ""
     cause: Cause = "gateway"
+    detail: str = ""
+    """For the log alone."""
 
 
 class _Break(NamedTuple):
@@ -348,15 +350,24 @@ class Relay:
         if failure.check(CancelledError):
             return
         wrong = failure.value
-        if isinstance(wrong, Broken):
-            self.reset(str(wrong), wrong.cause)
-        elif isinstance(wrong, CertificateProblem):
-            self.reset(str(wrong), "wan")
+        if isinstance(wrong, Broken | CertificateProblem):
+            cause = wrong.cause if isinstance(wrong, Broken) else "wan"
+            if self._arming.role == CONS and cause in ("wan", "far-side"):
+                self._not_reached(str(wrong))
+            else:
+                self.reset(str(wrong), cause)
         elif isinstance(wrong, OSError):
             self.reset(explain(wrong), "gateway")
         else:
             self.log.failure("A relay could not be opened", failure=failure)
             self.reset(f"it failed here: {type(wrong).__name__}", "gateway")
+
+    def _not_reached(self, detail: str) -> None:
+        """There is no connection to the other gateway. A user hears no more than that, or whoever may ask for streams
+        could find out what listens where in the networks of this gateway; its log has the rest."""
+        if not self.over:
+            reason = f"{self._target} was not reached; the log of this gateway says why"
+            self._finish(Ending(False, reason, "wan", detail))
 
     @property
     def _target(self) -> str:

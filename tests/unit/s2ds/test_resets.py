@@ -20,7 +20,7 @@ from scistream.logs import MOST_COUNTED, TALLY_SECONDS, Tally
 from scistream.s2ds.relay.leg import Broken, Short, broken_by
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.reactor import Poller
-from scistream.s2ds.resets import MOST_KEPT, Resets
+from scistream.s2ds.resets import BROKEN_SECONDS, MOST_KEPT, Outages, Resets
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
 
@@ -182,3 +182,29 @@ def no_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_channel_whose_wan_fails_for_long_is_broken_until_a_connection_comes_about() -> None:
+    clock, joined = Clock(), 5
+    outages = Outages(clock)
+    outages.failed(3, "the other gateway at dtn2:5100 was not reached", joined)
+    assert outages.told(lambda _: joined) == []
+    clock.advance(BROKEN_SECONDS + 1)
+    assert outages.told(lambda _: joined) == [], "one failure is no outage, however long ago it was"
+    outages.failed(3, "nothing has come back over the WAN for 60 s", joined)
+    clock.advance(4)
+    (told,) = outages.told(lambda _: joined)
+    assert (told.channel, told.reason) == (3, "nothing has come back over the WAN for 60 s")
+    assert told.seconds == BROKEN_SECONDS + 5
+    assert outages.told(lambda _: joined + 1) == [], "a connection has come about"
+    outages.failed(3, "again", joined + 1)
+    assert outages.told(lambda _: joined + 1) == [], "this is another outage, and has just begun"
+
+
+def test_a_channel_that_fails_now_and_then_between_connections_is_not_broken() -> None:
+    clock = Clock()
+    outages = Outages(clock)
+    for number in range(100):
+        outages.failed(0, "it failed", number)
+        clock.advance(1.0)
+    assert outages.told(lambda _: 99) == []

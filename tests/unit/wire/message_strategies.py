@@ -21,6 +21,7 @@ from scistream.wire.messages import (
     MIN_RATE,
     PROBE_LIFE,
     PROD,
+    BrokenChannel,
     Cause,
     ChannelFigures,
     Error,
@@ -141,6 +142,9 @@ statuses = st.builds(
     last_error=st.none() | st.builds(LastError, code=codes, msg=messages_to_people),
     probe=st.none() | probes,
     resets=st.lists(resets, max_size=3),
+    broken=st.lists(
+        st.builds(BrokenChannel, channel=channels, reason=text(MAX_REASON), seconds=st.floats(0, 1e9)), max_size=3
+    ),
 )
 
 
