@@ -68,8 +68,10 @@ OWN_DESCRIPTORS = 12
 """Descriptors of an element that has no connection, or a few more; each connection takes two."""
 _SCHEDULED = 2
 """Which of the processor clocks of a process is asked: see clock_getcpuclockid(3)."""
-ROOM_AT_ONCE = 8
+ROOM_AT_ONCE = 32
 """Connections without a handshake that make room for others when one is asked for."""
+SHARE = 8
+"""An address that has more than one of so many places for connections without a handshake has less time for each."""
 
 
 NO_SHARE = (
@@ -258,7 +260,8 @@ class Elements:
             return False
         slot = stream.start.slots[channel]
         fullest = max(self._members, key=lambda member: self._word(slot, member.number, board.JOINING))
-        order = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE)
+        share = max(1, self._half_open // (SHARE * len(self._members)))
+        order = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE, share=share)
         fullest.ask(order).addErrback(_tell)
         return self._unjoined(stream, channel) < self._half_open
 

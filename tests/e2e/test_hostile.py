@@ -618,6 +618,49 @@ def test_connections_that_say_nothing_at_a_wan_port_keep_no_gateway_out(
         assert "no TLS handshake within 10 s" in gateway.words()
 
 
+@contextmanager
+def silent_flood(port: Address, source: str, a_second: int) -> Iterator[None]:
+    """So many new connections a second from one address, on which nothing is ever said."""
+    over = threading.Event()
+    opened: list[socket.socket] = []
+
+    def pour() -> None:
+        began = time.monotonic()
+        while not over.wait(0.02):
+            while len(opened) < (time.monotonic() - began) * a_second:
+                sock = socket.socket()
+                opened.append(sock)
+                sock.setblocking(False)
+                sock.bind((source, 0))
+                sock.connect_ex(port)
+
+    pouring = threading.Thread(target=pour)
+    pouring.start()
+    try:
+        yield
+    finally:
+        over.set()
+        pouring.join(PATIENCE)
+        for sock in opened:
+            sock.close()
+
+
+def test_a_flood_of_silent_connections_from_one_address_keeps_no_gateway_out(
+    world: World, flooded_gateway: None, nothing_left: None
+) -> None:
+    (stranger,) = attackers(12, 1)
+    with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
+        wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
+        with silent_flood(wan, stranger, 120):
+            time.sleep(8.0)  # it has taken every place by then, and those that wait in the queue grow more and more
+            for _ in range(5):
+                began = time.monotonic()
+                with stream.connect() as analysis, accept(detector) as camera:
+                    camera.sendall(b"got through")
+                    assert receive_exactly(analysis, 11) == b"got through"
+                assert time.monotonic() - began < 2.0
+
+
 def is_reset(port: Address, source: str) -> bool:
     """Whether a connection from there is reset, be it before the kernel has said that it is there."""
     try:

@@ -37,6 +37,13 @@ from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
 GRACE = 1.0
 """Seconds that a connection from the WAN has for its handshake before another may take its place."""
 
+SHORT_GRACE = 0.5
+"""The same for one of those by which an address has more than its share."""
+SILENT_GRACE = 0.1
+"""The same if nothing has come on it: a gateway begins to speak at once."""
+MOST_PROVEN = 256
+"""Addresses of gateways that a channel remembers, since their connections have shown who they are."""
+
 RESETS_SECONDS = 1.0
 MOST_RESETS = 256
 """Reasons that an element tells at a time, of all streams together."""
@@ -203,7 +210,7 @@ class Element:
     def _make_room(self, order: MakeRoom) -> None:
         stream = self._streams.get((order.uid, order.role))
         if stream is not None:
-            stream.channels[order.channel].make_room(self._means.reactor.seconds(), order.count)
+            stream.channels[order.channel].make_room(self._means.reactor.seconds(), order.count, order.share)
 
 
 class _Stream:
@@ -283,6 +290,7 @@ class _Channel:
         self.relays: dict[Relay, int] = {}
         """What is open, and how many of its segments had been sent again when it was last looked at."""
         self._joining: dict[Relay, float] = {}
+        self._proven: dict[str, None] = {}
 
     @property
     def is_used(self) -> bool:
@@ -316,9 +324,28 @@ class _Channel:
         self._words[self._row + board.RESET] += 1
         self._words[self._ended_at] += 1
 
-    def make_room(self, now: float, count: int) -> None:
-        """End the connections that have taken longest over their handshake, if that is long enough."""
-        old = [relay for relay, since in self._joining.items() if now - since >= GRACE and not relay.is_verified]
+    def make_room(self, now: float, count: int, share: int) -> None:
+        """End connections that have taken long enough over their handshake.
+
+        Those of the address that has most of them go first, those of a known gateway last.
+
+        :param share: of which an address may have so many before it has less time.
+        """
+        by_address: dict[str, list[Relay]] = {}
+        for relay in self._joining:
+            if not relay.is_verified:
+                by_address.setdefault(relay.source, []).append(relay)
+        order = sorted(by_address, key=lambda address: (address in self._proven, -len(by_address[address])))
+        old = []
+        for address in order:
+            relays = by_address[address]
+            is_suspect = address not in self._proven
+            for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
+                grace = GRACE
+                if is_suspect and left > share:
+                    grace = SHORT_GRACE if relay.has_heard() else SILENT_GRACE
+                if now - self._joining[relay] >= grace:
+                    old.append(relay)
         for relay in old[:count]:
             relay.reset("no TLS handshake yet, and others wait", "stranger")
 
@@ -346,6 +373,11 @@ class _Channel:
         self._joined(relay)
 
     def _joined(self, relay: Relay) -> None:
+        if relay.is_verified:
+            self._proven.pop(relay.source, None)
+            self._proven[relay.source] = None
+            if len(self._proven) > MOST_PROVEN:
+                del self._proven[next(iter(self._proven))]
         if self._joining.pop(relay, None) is not None:
             self._words[self._row + board.JOINING] -= 1
 

@@ -54,12 +54,16 @@ class Rel(_Order, frozen=True, kw_only=True, tag="REL"):
 
 
 class MakeRoom(_Order, frozen=True, kw_only=True, tag="MakeRoom"):
-    """Others wait: end up to `count` connections of a channel that have had their time for the handshake."""
+    """Others wait: end up to `count` connections of a channel that have had their time for the handshake.
+
+    :ivar share: connections without a handshake that an address may have here; if it has more, they have less time.
+    """
 
     uid: str
     role: Role
     channel: int
     count: int
+    share: int
 
 
 class Beat(_Order, frozen=True, kw_only=True, tag="Beat"):

@@ -30,6 +30,7 @@ from scistream.s2ds.relay.tcpinfo import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
 from scistream.s2ds.relay.watch import Watch
+from scistream.security.guard import place_of
 from scistream.security.stream import server_name, verify_consumer, verify_producer
 from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
@@ -165,6 +166,7 @@ class Relay:
         "_turn",
         "is_verified",
         "over",
+        "source",
     )
 
     log = Logger()
@@ -195,6 +197,7 @@ class Relay:
         self._left = (0, 0)
         self._looking: Any = None
         self.over = False
+        self.source = _source(sock) if arming.role == PROD else ""  # the address that it came from over the WAN
         self.is_verified = False  # whether the far end of the WAN leg has shown who it is
 
     def start(self) -> None:
@@ -269,6 +272,10 @@ class Relay:
         if self._looking.active():
             self._looking.cancel()
         self._looking = self._means.reactor.callLater(LOOK_SECONDS, self._look)
+
+    def has_heard(self) -> bool:
+        """Whether any byte has come on the accepted connection."""
+        return tcp_info(self._sock).received > 0
 
     def cut(self) -> None:
         """The same, since its stream is closed: that is not worth a word. Idempotent."""
@@ -442,3 +449,11 @@ class Relay:
         self._legs = self._pumps = ()  # which know this relay
         self._broken = self._looking = None
         self._on_end(self, ending)
+
+
+def _source(sock: socket.socket) -> str:
+    """What counts as one address of the far end; empty if the connection is over."""
+    try:
+        return place_of(sock.getpeername()[0])
+    except OSError:
+        return ""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_delivery_rate
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
 _DELIVERY_RATE = 42
+_BYTES_RECEIVED = 35
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
 
@@ -24,6 +25,7 @@ class TcpInfo(NamedTuple):
     :param rtt: the smoothed round-trip time.
     :param total_retrans: segments that were ever sent again.
     :param delivery_rate: the latest, a second.
+    :param received: bytes, since it was opened.
     """
 
     retransmits: int
@@ -32,6 +34,7 @@ class TcpInfo(NamedTuple):
     rtt: float
     total_retrans: int
     delivery_rate: int
+    received: int
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
@@ -48,6 +51,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         rtt=info[_RTT] / 1e6,
         total_retrans=info[_TOTAL_RETRANS],
         delivery_rate=info[_DELIVERY_RATE],
+        received=info[_BYTES_RECEIVED],
     )
 
 
