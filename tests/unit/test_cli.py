@@ -291,6 +291,18 @@ def test_a_join_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in refused.output
 
 
+@pytest.mark.parametrize(("mode", "is_open"), [(0o600, False), (0o640, True), (0o604, True), (0o644, True)])
+def test_a_join_file_that_others_can_read_is_told_with_the_remedy(tmp_path: Path, mode: int, is_open: bool) -> None:
+    file = tmp_path / "join"
+    file.write_text(str(JOIN))
+    file.chmod(mode)
+    said = say("appctrl prod --listen 127.0.0.1:7000", "--join-file", str(file))  # the other side's: it goes no further
+    warning = f"appctrl: warning: others on this machine can read {file}, and it holds a secret: `chmod 600 {file}`"
+    assert (warning in said.output) is is_open
+    assert "`appctrl cons`" in said.output
+    assert JOIN.app_key not in said.output
+
+
 def test_a_join_string_shows_no_key_when_it_is_printed_for_debugging() -> None:
     assert JOIN.app_key not in repr(JOIN)
     assert Join.parse(str(JOIN)) == JOIN
