@@ -20,6 +20,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from scistream.app.beginning import JOIN_VARIABLE
+
 GRACE = 5.0
 """Seconds that a process has to end by itself after SIGTERM."""
 _LOOK_AGAIN = 0.05
@@ -85,7 +87,7 @@ class Children:
         """Start a process; its standard output and standard error go to its files.
 
         :param name: unique; names its files.
-        :param env: added to this process's own environment.
+        :param env: added to this process's own environment, of which the user's join string is left out.
         :param on_end: called when it has ended, unless `end_all` was called first.
         """
         child = Child(name, self._folder)
@@ -98,7 +100,7 @@ class Children:
                 child,
                 tethered[0],
                 tethered,
-                env={**os.environ, "PYTHONPATH": _python_path(), **env},
+                env={**_inherited(), "PYTHONPATH": _python_path(), **env},
                 path=str(self._folder),
                 childFDs={0: nothing, 1: out, 2: log},
             )
@@ -147,6 +149,11 @@ def _group_lives(child: Child) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def _inherited() -> dict[str, str]:
+    """The environment of this process without the secret of a stream that is not the demonstration's."""
+    return {name: value for name, value in os.environ.items() if name != JOIN_VARIABLE}
 
 
 def _python_path() -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,10 @@ _LOOK_EVERY = 0.5
 _DETECTOR_PATIENCE = 5.0
 _CLOSE_WITHIN = 3.0
 _LOOK_PATIENCE = 3.0
+_STEP_WITHIN = 60.0
+"""Seconds for each step that the facilities or the applications have to take."""
+_BYTES_WITHIN = 60.0
+"""Seconds within which more bytes must have been seen to arrive."""
 _APPCTRL = [sys.executable, "-P", "-c", "from scistream.app.cli import main; main()"]
 _DETECTOR = [sys.executable, "-P", "-m", "scistream.demo.detector"]
 _CONSUMER = [sys.executable, "-P", "-m", "scistream.demo.consumer"]
@@ -61,6 +66,8 @@ class Demo:
         self._streaming = False
         self._meter = _Meter(reactor.seconds)
         self._channels: Sequence[ChannelPicture] = ()
+        self._bytes = 0
+        self._stall: Any = None
 
     def start(self) -> Deferred[Summary]:
         """Run it; whatever comes of it, nothing that it started is left when this fires.
@@ -121,17 +128,22 @@ class Demo:
         wishes = self._wishes
         self._picture("asking for a stream")
         asked_at = self._reactor.seconds()
-        stream = await client.request(
-            prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=wishes.num_conn, rate=wishes.rate, label="demo"
-        )
+        with self._within(_STEP_WITHIN, "the facilities have not answered the request", children):
+            stream = await client.request(
+                prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=wishes.num_conn, rate=wishes.rate, label="demo"
+            )
         self._picture("waiting for the applications")
         detector, consumer = self._start_applications(children, stream, ports)
-        await stream.provisioned()
+        with self._within(_STEP_WITHIN, "the stream has not come to be", children):
+            await stream.provisioned()
         setup = self._reactor.seconds() - asked_at
         self._streaming = True
-        await self._watch(stream, detector, consumer)
+        with self._within(_BYTES_WITHIN, "no byte has arrived", children) as self._stall:
+            await self._watch(stream, detector, consumer)
+        self._stall = None
         self._picture("Releasing")
-        released = await self._release(stream)
+        with self._within(_STEP_WITHIN, "the facilities have not released the stream", children):
+            released = await self._release(stream)
         self._picture(stream.state)
         return _summary(wishes, stream, detector, consumer, setup, released)
 
@@ -191,6 +203,10 @@ class Demo:
         status = await stream.status()
         if CONS in status:
             self._picture(stream.state, self._meter.read(status[CONS].figures))
+            arrived = sum(channel.bytes for channel in self._channels)
+            if arrived > self._bytes and self._stall is not None and self._stall.active():
+                self._bytes = arrived
+                self._stall.reset(_BYTES_WITHIN)
 
     async def _release(self, stream: Stream) -> bool:
         """Release the stream; whether both sides say so when asked."""
@@ -201,6 +217,20 @@ class Demo:
             self._picture(f"not released: {error.msg}")
             return False
         return {role: status[role].state for role in status} == {PROD: "Released", CONS: "Released"}
+
+    @contextmanager
+    def _within(self, seconds: float, what: str, children: Children) -> Iterator[Any]:
+        """Stop the demonstration if what happens inside takes longer; gives the delayed call, which may be reset."""
+
+        def over() -> None:
+            self.stop(DemoProblem(f"{what} within {seconds:g} s", children.tails()))
+
+        limit = self._reactor.callLater(seconds, over)
+        try:
+            yield limit
+        finally:
+            if limit.active():
+                limit.cancel()
 
     def _bounded(self, waiting: Deferred[None], seconds: float) -> Deferred[None]:
         """Fires when that does, well or not, or when the time is over; cancelling it leaves that alone."""
@@ -220,6 +250,11 @@ class Demo:
     def _application_ended(self, child: Child) -> None:
         if not self._streaming:
             self.stop(DemoProblem(f"the {child.name} ended before the stream was there ({child.end})", child.tail()))
+            return
+        try:
+            _report(child)
+        except DemoProblem as problem:
+            self.stop(problem)
 
     def _picture(self, state: str, channels: Sequence[ChannelPicture] | None = None) -> None:
         if channels is not None:

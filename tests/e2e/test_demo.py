@@ -27,13 +27,13 @@ SERVER = f"{sys.executable} -P -c from twisted.scripts.twistd"
 class Run:
     """One run of the demonstration, in a session, an environment and a folder for temporary files of its own."""
 
-    def __init__(self, folder: Path, *options: str, launcher: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *options: str, launcher: Sequence[str] = (), before: str = "", **env: str) -> None:
         self.mark = uuid.uuid4().hex
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.temporary.chmod(0o777)  # whoever runs it
         self.process = subprocess.Popen(
-            [*launcher, sys.executable, "-c", "from scistream.demo.command import demo; demo()", *options],
+            [*launcher, sys.executable, "-c", f"{before}\nfrom scistream.demo.command import demo; demo()", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,6 +44,7 @@ class Run:
                 MARK: self.mark,
                 "TMPDIR": str(self.temporary),
                 "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+                **env,
             },
         )
 
@@ -205,6 +206,72 @@ def test_a_program_that_dies_is_no_success(run: Callable[..., Run], program: str
     status, _, err = one.end()
     assert status == 1
     assert name in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert one.descendants() == {}
+
+
+def test_no_child_inherits_the_join_string_of_the_user(run: Callable[..., Run]) -> None:
+    one = run("--seconds", "60", SCISTREAM_JOIN="the-user-s-own")
+    one.wait_until_streaming()
+    known = one.descendants()
+    assert len(known) >= 6, known
+    for pid in known:
+        assert b"the-user-s-own" not in Path(f"/proc/{pid}/environ").read_bytes(), known[pid]
+
+
+TAKE = """
+import socket
+from scistream.demo import facilities
+choose, chosen = facilities.Ports.take, []
+def take(self, count=1):
+    first = choose(self, count)
+    chosen.append(socket.create_server((facilities.HOST, first)) if len(chosen) == {} else None)
+    return first
+facilities.Ports.take = take
+"""
+"""Another program that takes one of the ports, by the order of their choice, before it is used."""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "lab-s2cs ended unexpectedly (status 2)"),
+        (1, "lab-s2ds ended unexpectedly (status 2)"),
+        (2, "lab-s2ds ended unexpectedly (status 2)"),
+        (6, "the detector ended"),
+    ],
+    ids=["S2CS", "S2DS", "range", "detector"],
+)
+def test_a_port_that_another_program_takes_is_named(run: Callable[..., Run], number: int, words: str) -> None:
+    status, _, err = run("--bytes", "1M", "--num-conn", "1", before=TAKE.format(number)).end()
+    assert status == 1
+    *_, reason, last = err.splitlines()
+    assert "127.0.0.1" in reason
+    assert "listen" in reason
+    assert last.startswith(f"scistream demo: {words}")
+    assert "Traceback" not in err
+
+
+LIMITS = "from scistream.demo import run; run._STEP_WITHIN = 12.0; run._BYTES_WITHIN = 3.0"
+
+
+def test_a_detector_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:
+    one = run("--seconds", "600", before=LIMITS)
+    one.wait_until_streaming()
+    os.kill(one.find(DETECTOR), signal.SIGSTOP)
+    status, _, err = one.end()
+    assert status == 1
+    assert err.splitlines()[-1] == "scistream demo: no byte has arrived within 3 s"
+    assert one.descendants() == {}
+
+
+def test_a_facility_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:
+    one = run("--seconds", "600", before=LIMITS)
+    one.wait_for(lambda: one.find(SERVER, "centre/s2cs.toml"))
+    os.kill(one.find(SERVER, "centre/s2cs.toml"), signal.SIGSTOP)
+    status, _, err = one.end()
+    assert status == 1
+    assert err.splitlines()[-1].startswith("scistream demo: ")
     assert "Traceback" not in err
     assert one.descendants() == {}
 
