@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from scistream.file_lock import holder as holder_of
 from scistream.s2cs.streams import StoreProblem
 
 
@@ -34,7 +35,7 @@ class StoreLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(os.read(self._file, 32))
+            holder = holder_of(os.read(self._file, 32))
             os.close(self._file)
             raise StoreProblem(
                 f"the store {store} is in use by another S2CS{holder}: stop that one first, or set `state` to a file "
@@ -61,8 +62,3 @@ class StoreLock:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
-
-
-def _holder(written: bytes) -> str:
-    number = written.strip()
-    return f", process {number.decode()}" if number.isdigit() else ""

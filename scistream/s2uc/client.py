@@ -198,7 +198,7 @@ class Client:
     def _forget(self, uid: str) -> None:
         try:
             if self._remembers:
-                Memory().remove(uid)
+                Memory().note_release(uid)
         except ConfigProblem as problem:
             self._log.warn("stream {uid} is released, and stays in the list: {problem}", uid=uid, problem=problem)
 

@@ -260,6 +260,9 @@ def _print_streaming(stream: Stream, output: Output) -> None:
 
 
 async def release_stream(client: Client, uid: str) -> int:
+    if (over := Memory().was_released(uid)) is not None:
+        click.echo(f"{over} is already released")
+        return 0
     known = Memory().find(uid, changes=True)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     try:

@@ -5,7 +5,6 @@ It holds what a later command needs to find a stream by its uid. Join strings ar
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from scistream.config import ConfigProblem, user_folder
+from scistream.file_lock import NotLocked, locked_file
 
 
 class Remembered(Struct, frozen=True, kw_only=True):
@@ -29,10 +29,15 @@ class Remembered(Struct, frozen=True, kw_only=True):
     asked_at: float
     expires_at: float
     label: str | None = None
+    released_at: float | None = None
+
+    def is_known_since(self, when: float) -> bool:
+        """Whether it was neither released nor expired at that time."""
+        return self.expires_at > when and (self.released_at is None or self.released_at > when)
 
 
 AFTERLIFE = 24 * 3600.0
-"""Seconds for which a stream that has expired can still be asked about: as long as facilities know of it."""
+"""Seconds for which a stream that has expired or was released is remembered: as long as facilities know of it."""
 
 SHORTEST_UID = 4
 """Characters that a uid may be shortened to where something is done to its stream."""
@@ -73,17 +78,33 @@ class Memory:
         self._path = path or default_path()
 
     def add(self, stream: Remembered) -> bool:
-        """Remember a stream; False, and nothing changes, if one of its uid is remembered already.
+        """Remember a stream; False, and nothing changes, if one of its uid is remembered and not released.
 
         :raises ConfigProblem: if the file cannot be read or written.
         """
         with self._locked() as streams:
-            return streams.setdefault(stream.uid, stream) is stream
+            if stream.uid in streams and streams[stream.uid].released_at is None:
+                return False
+            streams[stream.uid] = stream
+            return True
 
     def remove(self, uid: str) -> None:
         """Forget a stream, known or not."""
         with self._locked() as streams:
             streams.pop(uid, None)
+
+    def note_release(self, uid: str) -> None:
+        """Strike a stream out because it is released; `was_released` still knows it for a day."""
+        with self._locked() as streams:
+            if uid in streams:
+                streams[uid] = msgspec.structs.replace(streams[uid], released_at=time.time())
+
+    def was_released(self, uid: str) -> str | None:
+        """The whole uid of the one released stream that a uid or its beginning fits; None if a stream that is not
+        released fits, or not exactly one does."""
+        beginning = checked_beginning(uid, changes=True)
+        fitting = [stream for stream in self._read().values() if stream.uid.startswith(beginning)]
+        return fitting[0].uid if len(fitting) == 1 and fitting[0].released_at is not None else None
 
     def all(self) -> list[Remembered]:
         """All streams that have not expired, the oldest first."""
@@ -92,7 +113,8 @@ class Memory:
 
     def _known(self) -> list[Remembered]:
         """The same, and those that have expired of which a facility may still tell how they ended."""
-        return sorted(self._read().values(), key=lambda stream: stream.asked_at)
+        unreleased = (stream for stream in self._read().values() if stream.released_at is None)
+        return sorted(unreleased, key=lambda stream: stream.asked_at)
 
     def find(self, uid: str, *, changes: bool = False) -> Remembered:
         """The stream of a uid, which may be shortened to its beginning.
@@ -112,11 +134,14 @@ class Memory:
     def _locked(self) -> Iterator[dict[str, Remembered]]:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(self._path.with_suffix(".lock"), "w", opener=_private) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked_file(self._path.with_suffix(".lock")):
                 streams = self._read()
                 yield streams
                 self._write(streams)
+        except NotLocked as problem:
+            raise ConfigProblem(
+                f"{problem}. If it has no locks, set XDG_STATE_HOME to a folder on a local disk"
+            ) from None
         except OSError as problem:
             raise ConfigProblem(f"{problem.filename or self._path}: cannot be written: {problem.strerror}") from None
 
@@ -124,7 +149,7 @@ class Memory:
         try:
             streams = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
             since = time.time() - AFTERLIFE
-            return {uid: stream for uid, stream in streams.items() if stream.expires_at > since}
+            return {uid: stream for uid, stream in streams.items() if stream.is_known_since(since)}
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as problem:

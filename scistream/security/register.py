@@ -6,10 +6,9 @@ added, under a lock. It holds nothing secret; losing it loses no certificate, on
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from msgspec import Struct
+
+from scistream.file_lock import NotLocked, locked_file
 
 FILE = "issued.jsonl"
 
@@ -151,18 +152,21 @@ def _take_in(entries: dict[str, Entry], event: IssueEvent | RevokeEvent) -> None
 def locked(directory: Path) -> Iterator[None]:
     """Nobody else who asks for this changes the register, or what is made of it, meanwhile.
 
-    :raises PkiError: if the directory cannot be written.
+    :raises PkiError: if the directory cannot be written, or its lock is not had.
     """
     lock = directory / f".{FILE}.lock"
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as wrong:
-        raise PkiError(f"{lock} could not be written: {wrong.strerror}. Run this as the owner of the pki.") from wrong
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked_file(lock))
+        except NotLocked as wrong:
+            raise PkiError(
+                f"{wrong}. The pki has to lie on a file system that has locks, such as a local disk."
+            ) from wrong
+        except OSError as wrong:
+            raise PkiError(
+                f"{lock} could not be written: {wrong.strerror}. Run this as the owner of the pki."
+            ) from wrong
         yield
-    finally:
-        os.close(handle)
 
 
 def _append(directory: Path, event: IssueEvent | RevokeEvent) -> None:

@@ -190,6 +190,15 @@ def test_a_uid_that_is_not_remembered_is_named_with_the_file(tmp_path: Path) -> 
     assert str(tmp_path / "state") in line
 
 
+@pytest.mark.parametrize("length", [8, 36])
+def test_a_second_release_says_that_the_stream_is_already_released(length: int) -> None:
+    known = remembered(0x1234ABCD)
+    Memory().add(known)
+    Memory().note_release(known.uid)
+    again = run(f"s2uc release {known.uid[:length]} --insecure")
+    assert (again.returncode, again.stdout, again.stderr) == (0, f"{known.uid} is already released\n", "")
+
+
 # -- request files
 
 

@@ -94,9 +94,9 @@ def test_how_to_log_imports_nothing_of_the_project() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "security").glob("*.py")), ids=name_of)
-def test_security_imports_only_the_wire_and_how_to_log(path: Path) -> None:
+def test_security_imports_only_the_wire_file_locks_and_how_to_log(path: Path) -> None:
     own = within(imports(path), "scistream")
-    assert own == within(own, "scistream.security", "scistream.wire", "scistream.logs")
+    assert own == within(own, "scistream.security", "scistream.wire", "scistream.logs", "scistream.file_lock")
 
 
 MACHINES = sorted(ROOT.rglob("machine.py"))

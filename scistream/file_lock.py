@@ -1,0 +1,61 @@
+"""A lock on a file that processes take for the time of one change, with a limit to the wait for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 10.0
+"""Seconds for which a command waits until another process has made its change."""
+
+_PAUSE = 0.05
+
+
+class NotLocked(Exception):
+    """The lock was not had. The message is a sentence that names the file and the reason."""
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is not there and stays when the lock is given back.
+
+    :raises OSError: if the file cannot be opened for writing.
+    :raises NotLocked: if another process keeps the lock, or the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(handle, path)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    give_up_at = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                raise NotLocked(
+                    f"{path} is still locked by another command{holder(os.pread(handle, 32, 0))} after {PATIENCE:g} s: "
+                    "end that process if it hangs, or try again later"
+                ) from None
+        except OSError as problem:
+            raise NotLocked(
+                f"{path} cannot be locked: {problem.strerror} (some network file systems have no locks)"
+            ) from None
+        time.sleep(_PAUSE)
+
+
+def holder(written: bytes) -> str:
+    """Who holds a lock, from what the holder wrote into its file; empty if that is no process number."""
+    number = written.strip()
+    return f", process {number.decode()}" if number.isdigit() else ""

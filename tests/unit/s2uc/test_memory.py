@@ -1,0 +1,86 @@
+"""What S2UC remembers of its streams, and how commands wait for each other's changes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from scistream import file_lock
+from scistream.config import ConfigProblem
+from scistream.s2uc.memory import Memory, Remembered
+from scistream.security.register import PkiError, locked
+
+
+def stream(uid: str, **changes: float) -> Remembered:
+    times = {"asked_at": time.time(), "expires_at": time.time() + 3600} | changes
+    return Remembered(uid=uid, prod="a:1", cons="b:1", num_conn=1, rate=1.0, **times)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def unsupported(_file: int, _how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(ConfigProblem, match=rf"{os.strerror(number)}.*XDG_STATE_HOME"):
+        Memory(tmp_path / "streams.json").remove("x")
+    with pytest.raises(PkiError, match=rf"{os.strerror(number)}.*local disk"), locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_kept_is_waited_for_with_a_limit_and_its_holder_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_lock, "PATIENCE", 0.2)
+    code = (
+        "import sys, pathlib\nfrom scistream.file_lock import locked_file\n"
+        "with locked_file(pathlib.Path(sys.argv[1])), locked_file(pathlib.Path(sys.argv[2])):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    files = [str(tmp_path / "streams.lock"), str(tmp_path / ".issued.jsonl.lock")]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *files], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigProblem, match=rf"process {other.pid} after 0.2 s"):
+            Memory(tmp_path / "streams.json").remove("x")
+        with pytest.raises(PkiError, match=rf"process {other.pid} after 0.2 s"), locked(tmp_path):
+            pass
+        other.communicate(timeout=10)
+    Memory(tmp_path / "streams.json").remove("x")
+
+
+def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "streams.json")
+    uid = str(uuid.uuid4())
+    assert memory.add(stream(uid))
+    assert memory.was_released(uid) is None
+    memory.note_release(uid)
+    assert memory.was_released(uid) == memory.was_released(uid[:6].upper()) == uid
+    assert memory.all() == []
+    with pytest.raises(ConfigProblem, match="no stream"):
+        memory.find(uid)
+    assert memory.add(stream(uid)), "a uid may be asked for again"
+    assert memory.was_released(uid) is None
+    assert not memory.add(stream(uid))
+
+
+def test_a_release_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(tmp_path / "streams.json")
+    uid = str(uuid.uuid4())
+    memory.add(stream(uid, expires_at=time.time() + 30 * 86400))
+    memory.note_release(uid)
+    tomorrow = time.time() + 86401
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    assert memory.was_released(uid) is None
