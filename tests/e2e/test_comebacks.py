@@ -4,45 +4,141 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
-from harness import HOST, Program, World, connections_to, free_ports, until
+import pytest
+from exchange import Exchange
+from harness import Daemon, Facility, Program, Requested, World, connections_to, until
+from lives import restart
 
 from scistream.s2cs.audit_events import read_line
 from scistream.wire.line import FIRST_LINE_SECONDS
 from scistream.wire.messages import CONS, PROD
 
-STREAMS = 4
+STREAMS = 3
+GOES_ON = "the program goes on"
 
 
-def test_programs_whose_servers_come_back_are_no_strangers_and_hear_of_the_end(world: World) -> None:
-    with ExitStack() as stack:
-        requested = [stack.enter_context(world.request(1, "100Mbit")) for _ in range(STREAMS)]
-        programs: list[Program] = []
-        for one in requested:
-            programs.append(world.prod(one.join[PROD], [f"{HOST}:{free_ports()}"], ["sleep", "600"]))
-            programs.append(world.cons(one.join[CONS], ["sleep", "600"]))
-        for one in requested:
+class Crowd:
+    """Streams that stream, each with two programs, and two whose users and consumers wait for a producer."""
+
+    def __init__(self, world: World, opened: ExitStack) -> None:
+        self.world = world
+        self.exchanges = [opened.enter_context(Exchange(1)) for _ in range(STREAMS)]
+        self.requested = [opened.enter_context(world.request(1, "100Mbit")) for _ in self.exchanges]
+        self.waiting = [opened.enter_context(world.request(1, "100Mbit")) for _ in range(2)]
+        self.programs: list[Program] = []
+        for exchange, one in zip(self.exchanges, self.requested, strict=True):
+            consumer = world.cons(one.join[CONS], ["sh", "-c", 'echo "$SCISTREAM_LISTENERS"; exec sleep 600'])
+            self.programs += [consumer, world.prod(one.join[PROD], exchange.listen, ["sleep", "600"])]
+            exchange.connect(json.loads(consumer.line()))
             one.streaming()
-        for facility in world.facilities:
-            facility.server.stop()
-            facility.server.start()
-            facility.server.wait_until_ready()
-            facility.wait_for_links()
-        for facility in world.facilities:
-            port = facility.server.address.port
-            until(lambda port=port: connections_to(port) >= STREAMS, lambda: "".join(map(str, programs)))
-        time.sleep(FIRST_LINE_SECONDS + 1)  # so long may a link say nothing before it counts as an intruder's
-        for facility in world.facilities:
-            assert connections_to(facility.server.address.port) >= STREAMS
+        self.early = [world.cons(one.join[CONS], ["sleep", "600"]) for one in self.waiting]
+        for one in self.waiting:
+            until(lambda u=one.uid: world.centre.states()[u, CONS] == "Ready", lambda: "no Hello has come")
+        for exchange in self.exchanges:
+            exchange.wait_for_more()
+
+    def links(self) -> list[int]:
+        """How many links lead to each S2CS."""
+        return [connections_to(facility.server.address.port) for facility in self.world.facilities]
+
+    def is_well_thought_of(self) -> None:
+        """Neither an audit trail nor a door of a daemon tells of an intruder."""
+        for facility in self.world.facilities:
             lines = facility.store.with_suffix(".audit.jsonl").read_text().splitlines()
-            kinds = [json.loads(line)["event"] for line in lines if read_line(line)]
-            assert "hello" in kinds, "the control"
-            assert not [kind for kind in kinds if "refused" in kind]
-            for daemon in (facility.server, *facility.gateways):
+            events = [json.loads(line) for line in lines if read_line(line)]
+            assert "hello" in [event["event"] for event in events], "the control"
+            assert not [event for event in events if "refused" in event["event"] or event["event"] == "bad-line"]
+            for daemon in facility.daemons:
                 assert "failures, the last one" not in daemon.words()
-        for one in requested:
+
+
+@contextmanager
+def a_crowd(world: World) -> Iterator[Crowd]:
+    with ExitStack() as opened:
+        yield Crowd(world, opened)
+
+
+def party(world: World, which: str) -> tuple[Daemon, Facility]:
+    side, kind = which.split()
+    facility = world.lab if side == "producer's" else world.centre
+    return (facility.server if kind == "server" else facility.gateways[0]), facility
+
+
+def all_have_waited() -> None:
+    """Let the time pass within which a link has to say something, or else counts as an intruder's."""
+    time.sleep(FIRST_LINE_SECONDS + 1)
+
+
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill])
+def test_programs_and_users_whose_servers_come_back_are_no_strangers_and_lose_nothing(
+    world: World, end: Callable[[Daemon], None]
+) -> None:
+    with a_crowd(world) as crowd:
+        before = crowd.links()
+        for which in ("producer's server", "consumer's server"):
+            daemon, facility = party(world, which)
+            end(daemon)
+            restart(daemon, facility)
+            until(lambda: crowd.links() >= before, lambda: f"links have not come back: {crowd.links()} of {before}")
+        all_have_waited()
+        crowd.is_well_thought_of()
+        assert all(one.program.process.poll() is None for one in crowd.waiting), "the user waits on"
+        for exchange in crowd.exchanges:
+            exchange.wait_for_more()
+        for one in crowd.requested:
             one.release()
-        for program in programs:
-            until(lambda p=program: "the program goes on" in p.log.read_text(), lambda p=program: str(p))
-            assert program.process.poll() is None
+        are_told(crowd.programs)
+
+
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill])
+@pytest.mark.parametrize("which", ["producer's gateway", "consumer's gateway"])
+def test_programs_whose_gateway_comes_back_hear_of_the_end_and_none_is_a_stranger(
+    world: World, which: str, end: Callable[[Daemon], None]
+) -> None:
+    with a_crowd(world) as crowd:
+        daemon, facility = party(world, which)
+        end(daemon)
+        for exchange in crowd.exchanges:
+            until(exchange.is_reset, lambda one=exchange: f"not all is reset:\n{one}")
+        restart(daemon, facility)
+        side = slice(1, None, 2) if facility is world.lab else slice(0, None, 2)
+        near, far = crowd.programs[side], [one for one in crowd.programs if one not in crowd.programs[side]]
+        are_told(near)
+        for one in crowd.waiting:
+            assert daemon.name in one.program.end(status=1).stderr
+            one._released = True  # by the command, since it failed
+        for program in crowd.early:
+            assert (daemon.name if facility is world.centre else "error: ") in program.end(status=1).stderr
+        assert all(program.process.poll() is None for program in far), "the user has yet to release"
+        for one in crowd.requested:
+            one.release()
+        are_told(far)
+        until(lambda: crowd.links() == [0, 0], lambda: f"links of streams that are over: {crowd.links()}")
+        all_have_waited()
+        crowd.is_well_thought_of()
+        with world.request() as another:
+            is_served(world, another)
+
+
+def are_told(programs: list[Program]) -> None:
+    """Each program runs on and was told of the end of its stream; it ends when it is asked to."""
+    for program in programs:
+        until(lambda p=program: GOES_ON in p.log.read_text(), lambda p=program: str(p))
+        assert program.process.poll() is None
+        program.ask_to_end()
+    for program in programs:
+        program.end(status=-15)
+
+
+def is_served(world: World, requested: Requested) -> None:
+    """Nobody is locked out: a stream between the same parties comes to be."""
+    with Exchange(1) as exchange:
+        consumer = world.cons(requested.join[CONS])
+        world.prod(requested.join[PROD], exchange.listen).end()
+        requested.streaming()
+        exchange.connect(json.loads(consumer.end().stdout)["listeners"])
+        exchange.wait_for_more()
+        assert exchange.finish() == "whole"
