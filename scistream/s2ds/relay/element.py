@@ -30,6 +30,7 @@ from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.relay.watch import Watch
+from scistream.s2ds.relay.windows import Windows, most_wide
 from scistream.wire.address import Address, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
@@ -228,6 +229,7 @@ class _Stream:
         self._to_consumer, self._to_producer = (
             _throttle(reactor, figures, element, order.rate, first, direction) for direction in (0, 1)
         )
+        windows = Windows(most_wide(figures.elements))
         self.channels = {
             channel: _Channel(
                 reactor,
@@ -236,6 +238,7 @@ class _Stream:
                 slot,
                 self._to_consumer,
                 self._to_producer,
+                windows,
                 partial(note, order.uid, order.role, channel),
             )
             for channel, slot in order.slots.items()
@@ -277,14 +280,15 @@ class _Channel:
         slot: int,
         to_consumer: Throttle,
         to_producer: Throttle,
+        windows: Windows,
         note: Callable[[Ending], None],
     ) -> None:
         self._note = note
         self._words = figures.words
         self._row = row = figures.row(slot, element)
         self._ended_at = figures.ended(element)
-        self._to_consumer = Flow(to_consumer, self._words, row + board.TO_CONSUMER)
-        self._to_producer = Flow(to_producer, self._words, row + board.TO_PRODUCER)
+        self._to_consumer = Flow(to_consumer, windows, self._words, row + board.TO_CONSUMER)
+        self._to_producer = Flow(to_producer, windows, self._words, row + board.TO_PRODUCER)
         self._turns = Turns(reactor, self._words, figures.turns(slot))
         self.arming: Arming | None = None
         self.relays: dict[Relay, int] = {}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from scistream.s2ds.relay.throttle import Throttle
+from scistream.s2ds.relay.windows import Windows
 
 
 class Flow:
     """What the connections of a channel share in one direction.
 
+    :param windows: the large receive windows of the stream at this element.
     :param words: the memory of the gateway's figures.
     :param at: where in it this direction's application bytes are counted.
     """
 
-    __slots__ = ("_at", "_words", "throttle")
+    __slots__ = ("_at", "_words", "throttle", "windows")
 
-    def __init__(self, throttle: Throttle, words: memoryview, at: int) -> None:
+    def __init__(self, throttle: Throttle, windows: Windows, words: memoryview, at: int) -> None:
         self.throttle = throttle
+        self.windows = windows
         self._words = words
         self._at = at
 

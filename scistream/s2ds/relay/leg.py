@@ -22,6 +22,7 @@ from typing import Protocol
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.watch import Watch
+from scistream.s2ds.relay.windows import Windows
 from scistream.wire.messages import Cause
 
 WANT = -1
@@ -90,6 +91,8 @@ UNSENT = 256 * 1024
 """Bytes that a socket takes beyond what is on its way: a far end that does not read leaves no more than these."""
 MODEST = 128 * 1024
 """Bytes that a socket takes in before its connection has shown that they are read at the other end."""
+HELD = 512 * 1024
+"""The same afterwards, while its stream has as many large windows as it may; net.core.rmem_max can make it less."""
 _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
 
@@ -229,6 +232,7 @@ class Leg(ABC):
         "_poller",
         "_sock",
         "_watch",
+        "_windows",
         "born",
         "far",
         "is_first",
@@ -259,6 +263,7 @@ class Leg(ABC):
         self.work = 0
         self.born = 0
         self.is_modest = be_modest(sock)
+        self._windows: Windows | None = None  # which it has asked for a large one
         poller.add(self)
         if wan:
             watch.add(self)
@@ -296,6 +301,9 @@ class Leg(ABC):
         """Reset the connection now. Idempotent."""
         if self._owner is not None:
             self._owner = self.reader = self.writer = None
+            if self._windows is not None:
+                self._windows.ended(self)
+                self._windows = None
             self._poller.remove(self)
             if self.wan:
                 self._watch.remove(self)
@@ -307,11 +315,18 @@ class Leg(ABC):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WELL)
             self.abort()
 
-    def widen(self) -> None:
-        """What comes is read at the other end: let more come."""
+    def proven(self, windows: Windows) -> None:
+        """What comes is read at the other end: let more come, as far as the stream's other connections allow."""
         self.is_modest = False
         if self._owner is not None:
-            be_generous(self._sock)
+            self._windows = windows
+            windows.ask(self)
+
+    def widen(self) -> None:
+        be_generous(self._sock)
+
+    def hold(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD)
 
     def break_off(self, reason: str) -> None:
         """Something other than reading or writing has found the connection dead."""

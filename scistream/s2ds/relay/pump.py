@@ -176,7 +176,7 @@ class Pump:
     def _count(self, count: int) -> None:
         self._passed += count
         if self._passed > PROOF:
-            self._source.widen()
+            self._source.proven(self._flow.windows)
 
     def _fill(self, allowed: int) -> int:
         """Read up to so many bytes, and write what goes at once: how many came, `WANT` or `EOF`."""
