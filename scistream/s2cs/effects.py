@@ -322,7 +322,16 @@ class Held:
             wrong_hellos=self.wrong_hellos,
             resets=self._told_resets(),
             broken=self._broken(),
+            silent=self._silent(),
         )
+
+    def _silent(self) -> dict[str, float]:
+        """The gateways of the stream that do not answer, and for how many seconds they have not."""
+        if self.record.state == "Released":
+            return {}
+        gateways = [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
+        told = {gateway.name: gateway.silent_seconds for gateway in gateways}
+        return {name: round(seconds, 1) for name, seconds in told.items() if seconds is not None}
 
     def _seconds_left(self) -> float:
         left: float = self._expires_at - self._server.reactor.seconds()

@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.s2cs.early import EARLY_SECONDS
 from scistream.s2cs.pool import Taken
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
@@ -83,6 +84,10 @@ class Gateway:
         self._networks: tuple[Network, ...] | None = None
         """Where ProdApp's listeners may be for this gateway; None if it has not said."""
         self._is_silent = False
+        self._dialled_since: float = link.clock.seconds()
+        self._was_heard = False
+        self._silent_since: float | None = self._dialled_since
+        """Since when there has been no link to it, or no answer; None while it answers."""
         self._is_asked = False
         """For all its streams, page by page: once at a time."""
         self._releasing: set[StreamKey] = set()
@@ -95,6 +100,11 @@ class Gateway:
         self.is_compared = False
         """Whether it has once been looked at whole since this process was started."""
 
+    @property
+    def silent_seconds(self) -> float | None:
+        """For how long the gateway has not been heard; None while it answers."""
+        return None if self._silent_since is None else max(0.0, self.dialer.clock.seconds() - self._silent_since)
+
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
         """Ask for the figures of a stream, or of all; fires when they are here or too long in coming, and at once if
         too many have been asked for: what is known must do then."""
@@ -103,7 +113,9 @@ class Gateway:
         self._asked += 1
         asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
         return (
-            asked.addBoth(self._no_longer_asked).addCallbacks(self._note_figures, _no_figures).addErrback(self._failed)
+            asked.addBoth(self._no_longer_asked)
+            .addCallbacks(self._note_figures, self._no_figures)
+            .addErrback(self._failed)
         )
 
     def check_targets(self, targets: Iterable[str]) -> None:
@@ -132,7 +144,7 @@ class Gateway:
         self._releasing.add(key)
         uid, role = key
         asked = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT, store=store), None)
-        asked.addErrback(_no_figures).addBoth(lambda _: self._releasing.discard(key))
+        asked.addErrback(_no_answer).addBoth(lambda _: self._releasing.discard(key))
 
     def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
         """Remember the streams here of which the S2CS has no record, and say so once of each."""
@@ -158,7 +170,20 @@ class Gateway:
     def _down(self, trouble: str, hopeless: bool) -> None:
         if hopeless:
             self.log.error("gateway {gateway}: {trouble}", gateway=self.name, trouble=trouble)
-        self._settle()
+        self._has_been_silent(0.0)
+        if self._was_heard or hopeless or self._has_had_time():
+            self._settle()
+
+    def _has_had_time(self) -> bool:
+        """Whether a gateway that was started together with this S2CS would be there by now."""
+        return self.dialer.clock.seconds() - self._dialled_since >= EARLY_SECONDS
+
+    def _answered(self) -> None:
+        self._was_heard, self._silent_since = True, None
+
+    def _has_been_silent(self, seconds: float) -> None:
+        if self._silent_since is None:
+            self._silent_since = self.dialer.clock.seconds() - seconds
 
     def _settle(self) -> None:
         self.settled = True
@@ -180,12 +205,15 @@ class Gateway:
         self._is_asked = False
         error = failure.value
         is_late = isinstance(error, StreamError) and error.code == "timeout"
+        if is_late:
+            self._has_been_silent(STATUS_PATIENCE)
         if is_late and self.dialer.link is not None and not self._is_silent:
             self.log.warn("gateway {gateway} gets no new stream until it answers", gateway=self.name)
             self._is_silent, self.room = True, None
         self._settle()
 
     def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
+        self._answered()
         self._is_asked = False
         for status in answer.streams or []:
             known[status.uid, status.role] = status
@@ -221,7 +249,13 @@ class Gateway:
         self._asked -= 1
         return outcome
 
+    def _no_figures(self, failure: Failure) -> None:
+        _no_answer(failure)
+        if isinstance(failure.value, StreamError) and failure.value.code == "timeout":
+            self._has_been_silent(FIGURES_PATIENCE)
+
     def _note_figures(self, answer: Resp) -> None:
+        self._answered()
         self._hear(answer.boot or "", answer.streams or [])
 
     def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
@@ -247,5 +281,5 @@ def _can_be(page: Resp, known: Collection[StreamKey], after: str) -> bool:
     return goes_on and len(page.streams or []) <= PAGE and len(known) <= MOST_STREAMS
 
 
-def _no_figures(failure: Failure) -> None:
+def _no_answer(failure: Failure) -> None:
     failure.trap(StreamError, CancelledError)

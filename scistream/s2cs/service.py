@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.s2cs.audit import AuditTrail
 from scistream.s2cs.audit_sink import open_sink
+from scistream.s2cs.early import EarlyRequests
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
@@ -143,7 +144,7 @@ class ControlServer(Service):
         self._pool_addresses = PoolAddresses([config.listen, *(one.address for one in config.gateways)])
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
-        self._early: list[Callable[[], None]] = []
+        self._early = EarlyRequests(reactor, self._early_over)
 
     # -- the service
 
@@ -172,6 +173,7 @@ class ControlServer(Service):
         for held in self.streams.values():
             held.stop_timers()
         self._wrong_keys.stop()
+        self._early.stop()
         self._door_guard.stop()
         for link in list(self._links):
             link.close()
@@ -308,13 +310,20 @@ class ControlServer(Service):
         if self._wrong_keys.has(link):
             self._misused(link, "more after a wrong key")
             return
+        self._take(link, message, partial(self._carry_out, link, message))
+
+    def _carry_out(self, link: Link, message: Message) -> None:
+        if isinstance(message, Hello):
+            self._hello(link, message)
+        elif isinstance(message, Req | UpdateTargets | Rel | Status):
+            self._from_user(link, message)
+        elif not isinstance(message, Resp | Error):
+            raise StreamError("not-authorized", _TAKES)
+
+    def _take(self, link: Link, message: Message, carry_out: Callable[[], None]) -> None:
+        """Do what a message asks for, and answer whatever comes of it."""
         try:
-            if isinstance(message, Hello):
-                self._hello(link, message)
-            elif isinstance(message, Req | UpdateTargets | Rel | Status):
-                self._from_user(link, message)
-            elif not isinstance(message, Resp | Error):
-                raise StreamError("not-authorized", _TAKES)
+            carry_out()
         except StreamError as error:
             assert not isinstance(message, Resp | Error)
             self._refuse(link, message, error.code, error.msg)
@@ -346,7 +355,7 @@ class ControlServer(Service):
         else:
             self._of_stream(link, owner, command)
 
-    def _req(self, link: Link, owner: str, request: Req) -> None:
+    def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
         held = self._find((request.uid, request.role))
         if held is not None and held.record.owner == owner:
             self.guard.check_still_allowed(held.record)
@@ -356,14 +365,20 @@ class ControlServer(Service):
             raise StreamError(
                 "wrong-state", f"stream {request.uid} was released before it was asked for: choose another uid"
             )
-        elif not all(gateway.settled for gateway in self.gateways.values()):
-            self._early.append(lambda: self._req_again(link, request))
+        elif waits and not self._is_settled():
+            earlier = self._early.add(owner, link, request)
+            if earlier is not None:
+                self._refuse(*earlier, "wrong-state", f"stream {request.uid} was asked for again before the answer")
         else:
             self._new_stream(link, owner, request, is_free=held is None)
 
-    def _req_again(self, link: Link, request: Req) -> None:
+    def _is_settled(self) -> bool:
+        return all(gateway.settled for gateway in self.gateways.values())
+
+    def _early_over(self, link: Link, request: Req) -> None:
+        """A request has waited for the gateways for long enough: it gets what there is."""
         if link.is_up:  # otherwise its sender repeats it, unless she was revoked meanwhile
-            self.message_received(link, request)
+            self._take(link, request, partial(self._req, link, _user(link), request, waits=False))
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
@@ -503,10 +518,8 @@ class ControlServer(Service):
 
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached: requests that came early may go on."""
-        if all(gateway.settled for gateway in self.gateways.values()):
-            early, self._early = self._early, []
-            for go_on in early:
-                go_on()
+        if self._is_settled():
+            self._early.go_on()
 
     def held_by(self, gateway: str) -> dict[StreamKey, list[int]]:
         """The streams that this gateway must know of, and its channels: reserved, and not seen to be released."""

@@ -356,6 +356,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         if uid is not None:
             _print_channels(answers[streams[0].uid])
             _print_resets(answers[streams[0].uid])
+            _print_silent(answers[streams[0].uid])
         _print_warnings(client)
     for one, error in errors.items():
         tell(f"{one}: {error}")
@@ -429,6 +430,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
         _print_addresses(side)
     _print_channels({side.role: side for side in sides})
     _print_resets({side.role: side for side in sides})
+    _print_silent({side.role: side for side in sides})
     return 0
 
 
@@ -448,6 +450,13 @@ def _print_resets(sides: dict[Role, StreamStatus]) -> None:
             )
         for one in sides[role].resets if role in sides else ():
             click.echo(printable(f"{SIDE[role]}, {reset_sentence(one)}"))
+
+
+def _print_silent(sides: dict[Role, StreamStatus]) -> None:
+    for role in (PROD, CONS):
+        for name, seconds in sides[role].silent.items() if role in sides else ():
+            heard = f"{SIDE[role]}, gateway {name}: not heard by its S2CS for {_ago(seconds)}"
+            click.echo(printable(f"{heard}; if it was restarted, this side ends when it is heard again"))
 
 
 def reset_sentence(one: ResetReason) -> str:
@@ -498,6 +507,9 @@ def _last_error(side: StreamStatus) -> str:
         last = f"broken for {_ago(side.broken[0].seconds)}: {side.broken[0].reason}"
     elif side.resets:
         last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
+    if side.silent:
+        gateways = ", ".join(f"{name} for {_ago(seconds)}" for name, seconds in side.silent.items())
+        last = f"{last} [not heard: {gateways}]".strip()
     if side.wrong_hellos:
         last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()
     return last

@@ -1,0 +1,40 @@
+"""Gateways that are not there yet, or no more: requests wait a moment for them, and Status says what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+from harness import World, until
+
+from scistream.s2uc.effects import SIDE
+from scistream.wire.messages import CONS, PROD
+
+
+def test_a_request_right_after_the_start_of_a_facility_waits_for_its_gateway(world: World) -> None:
+    lab, (gateway,) = world.lab, world.lab.gateways
+    lab.server.stop()
+    gateway.stop()
+    lab.server.start()
+    time.sleep(0.5)
+    gateway.start()
+    lab.server.wait_until_ready()
+    with world.request(1, "100Mbit") as stream:
+        assert stream.state(PROD) == "Listening"
+    gateway.wait_until_ready()
+
+
+def test_status_says_since_when_a_gateway_that_was_killed_is_not_heard(world: World) -> None:
+    (gateway,) = world.lab.gateways
+    sentence = re.compile(rf"^{SIDE[PROD]}, gateway {gateway.name}: not heard by its S2CS for \d+ s", re.MULTILINE)
+    stream = world.request(1, "100Mbit")
+    assert not sentence.search(world.s2uc("status", stream.uid).stdout)
+    gateway.kill()
+    until(lambda: sentence.search(world.s2uc("status", stream.uid).stdout), world.lab.server.words)
+    (told,) = json.loads(world.s2uc("status", "--json", stream.uid).stdout)["streams"].values()
+    assert list(told[PROD]["silent"]) == [gateway.name]
+    assert "silent" not in told[CONS]
+    gateway.start()
+    gateway.wait_until_ready()
+    assert "gateway-failed" in str(stream.program.end(status=None).stderr)
