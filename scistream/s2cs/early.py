@@ -56,15 +56,15 @@ class EarlyRequests:
         key = owner, request.uid, request.role
         earlier = self._waiting.pop(key, None)
         of_owner = sum(waiting[0] == owner for waiting in self._waiting)
-        if earlier is not None:
-            earlier.over.cancel()
-        elif of_owner >= MOST_EARLY_OF_OWNER or len(self._waiting) >= MOST_EARLY:
+        if earlier is None and (of_owner >= MOST_EARLY_OF_OWNER or len(self._waiting) >= MOST_EARLY):
             raise StreamError(
                 "no-capacity",
                 f"this S2CS does not know its gateways yet, and {len(self._waiting)} requests wait for them, "
                 f"{of_owner} of them yours: ask again in a few seconds",
             )
-        self._waiting[key] = _Early(link, request, self._reactor.callLater(EARLY_SECONDS, self._over, key))
+        # A repetition waits no longer than the first one would have.
+        over = self._reactor.callLater(EARLY_SECONDS, self._over, key) if earlier is None else earlier.over
+        self._waiting[key] = _Early(link, request, over)
         if earlier is None or not earlier.link.is_up or same_request(request, earlier.request):
             return None
         return earlier.link, earlier.request

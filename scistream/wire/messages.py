@@ -325,8 +325,8 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
     connections were reset, the newest first; `broken` are channels over which nothing gets to the other gateway.
-    `store` comes from an S2DS: which S2CS has reserved. `silent` comes from
-    an S2CS: its gateways of the stream that do not answer, and for how many seconds they have not.
+    `store` comes from an S2DS: which S2CS has reserved. `silent` comes from an S2CS: its gateways of the stream that do
+    not answer, and for how many seconds they have not.
     """
 
     uid: Uid
