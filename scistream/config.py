@@ -15,7 +15,7 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct, field
 
-from scistream.resources import processors
+from scistream.resources import memory, processors
 from scistream.security.guard import Bounds
 from scistream.security.material import Trust
 from scistream.toml_file import ConfigProblem as ConfigProblem
@@ -25,6 +25,8 @@ from scistream.wire.address import Address, IPAddress, Network, parse_network
 from scistream.wire.messages import MAX_LIFE, MAX_RATE
 
 MAX_ELEMENTS = 256
+CONNECTION_BYTES = 2**20
+"""What a connection is taken to need of the memory, half of which connections may have if no number of them is set."""
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
 
 
@@ -92,13 +94,14 @@ def parse_ports(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_elements(value: int | str) -> int:
+def parse_elements(value: int | str, available: int | None = None) -> int:
     """How many element processes: ``auto`` is one for each processor that this process may use, up to `MAX_ELEMENTS`.
 
+    :param available: how many processors that are, if it is known.
     :raises ValueError: with a sentence that names the value and what is allowed.
     """
     if value == "auto":
-        return min(processors(), MAX_ELEMENTS)
+        return min(available or processors(), MAX_ELEMENTS)
     if isinstance(value, str) or not 0 <= value <= MAX_ELEMENTS:
         raise ValueError(f'{value!r}: write "auto", or a number from 0 (none: one process does all) to {MAX_ELEMENTS}')
     return value
@@ -326,6 +329,11 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_timeout: str = "60s"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
+
+    @property
+    def most_connections(self) -> int:
+        """How many connections there may be of all streams together, whatever the limit of open files is."""
+        return self.limits.connections or max(1, memory() // (2 * CONNECTION_BYTES))
 
     @property
     def element_count(self) -> int:

@@ -109,7 +109,7 @@ class DataServer(Service):
             self.ports.last - self.ports.first + 1,
             settings,
             config.limits.half_open,
-            config.limits.connections,
+            config.most_connections,
             self._note_reset,
             partial(end_daemon, reactor),
             in_order=config.order,

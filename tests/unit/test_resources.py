@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import MAX_ELEMENTS, parse_elements
+from scistream.config import MAX_ELEMENTS, GatewayLimits, S2DSConfig, parse_elements
 from scistream.resources import memory, processors
 
 HERE = len(os.sched_getaffinity(0))
@@ -71,3 +71,10 @@ def test_where_nothing_can_be_read_the_machine_counts(tmp_path: Path) -> None:
 
 def test_no_gateway_has_more_elements_by_itself_than_it_may_have() -> None:
     assert 1 <= parse_elements("auto") <= min(HERE, MAX_ELEMENTS)
+    assert parse_elements("auto", 64) == 64
+    assert parse_elements("auto", MAX_ELEMENTS + 1) == MAX_ELEMENTS
+
+
+def test_connections_take_half_the_memory_at_most_unless_their_number_is_set() -> None:
+    assert S2DSConfig().most_connections == memory() // 2 // 2**20
+    assert S2DSConfig(limits=GatewayLimits(connections=7)).most_connections == 7
