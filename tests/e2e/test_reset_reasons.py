@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import msgspec
 import pytest
-from harness import HOST, World, accept, address_of, connect, free_ports, listen, receive_exactly, until
+from harness import HOST, Streaming, World, accept, address_of, connect, free_ports, listen, receive_exactly, until
 
 from scistream.s2cs.audit_events import Resets, read_line
 from scistream.wire.messages import ResetReason
@@ -75,6 +76,23 @@ def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World
         assert audited[-1].count <= 2
     words = world.lab.gateways[0].words()
     assert f"uid={stream.uid} role=PROD connections reset so far: 1 (application): {refused}" in words
+
+
+def test_all_who_wait_for_a_prodapp_that_is_not_there_are_reset_together_and_later_ones_at_once(world: World) -> None:
+    many = 50
+
+    def seconds_until_all_are_reset(stream: Streaming) -> float:
+        began = time.monotonic()
+        with ExitStack() as opened:
+            consumers = [opened.enter_context(closing(stream.connect(0))) for _ in range(many)]
+            for consumer in consumers:
+                consumer.settimeout(40.0)
+            assert all(map(ends_with_a_reset, consumers))
+        return time.monotonic() - began
+
+    with world.stream([f"{HOST}:{free_ports()}"]) as stream:
+        assert 5.0 < seconds_until_all_are_reset(stream) < 18.0
+        assert seconds_until_all_are_reset(stream) < 5.0
 
 
 def test_an_application_that_resets_is_told_apart_from_a_gateway_that_is_gone(world: World) -> None:
