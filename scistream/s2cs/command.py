@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,7 +25,8 @@ def store() -> None:
 
 @store.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+def check(file: Path, as_json: bool) -> None:
     """Say whether the store FILE is sound, and what streams live in it.
 
     Nothing is changed, and the S2CS may go on running. Exit status: 0 it is sound, 1 it has problems, 2 it cannot be
@@ -33,9 +36,26 @@ def check(file: Path) -> None:
         found = check_store(file)
     except Unreadable as problem:
         refuse(problem)
+    if as_json:
+        click.echo(json.dumps(in_json(file, found)))
+        sys.exit(1 if found.problems else 0)
     for line in in_words(file, found, time.time()):
         click.echo(printable(line))  # owners are named as others wish, and a damaged file may hold anything
     sys.exit(1 if found.problems else 0)
+
+
+def in_json(file: Path, found: Findings) -> dict[str, Any]:
+    """The same for programs."""
+    facts = ("uid", "role", "owner", "state", "expires_at")
+    return {
+        "file": str(file),
+        "version": found.version,
+        "records": found.records,
+        "live": [{name: getattr(record, name) for name in facts} for record in sorted(found.live, key=_order)],
+        "released": found.released,
+        "problems": [{"what": problem.what, "remedy": problem.remedy} for problem in found.problems],
+        "sound": not found.problems,
+    }
 
 
 def in_words(file: Path, found: Findings, now: float) -> list[str]:

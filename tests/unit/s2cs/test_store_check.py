@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import random
 import sqlite3
 import subprocess
@@ -331,3 +332,19 @@ def test_a_writer_that_is_killed_at_any_instant_leaves_a_store_that_opens_and_is
             assert store.load() == known
             store.close()
     assert known, "it has written something"
+
+
+def test_what_is_found_is_json_for_programs_with_the_same_exit_status(file: Path) -> None:
+    filled(file, record(1), record(2, state="Released"))
+    sound = CliRunner().invoke(main, ["store", "check", "--json", str(file)])
+    told = json.loads(sound.stdout)
+    assert (sound.exit_code, told["sound"], told["problems"]) == (0, True, [])
+    assert (told["version"], told["records"], told["released"]) == (SCHEMA_VERSION, 2, 1)
+    (live,) = told["live"]
+    assert (live["uid"], live["role"], live["owner"], live["state"]) == (uid_of(1), PROD, "ada", "Streaming")
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("UPDATE stream SET state = 'Ready' WHERE uid = ?", (uid_of(1),))
+    spoilt = CliRunner().invoke(main, ["store", "check", "--json", str(file)])
+    told = json.loads(spoilt.stdout)
+    assert (spoilt.exit_code, told["sound"]) == (1, False)
+    assert all(problem["what"] and problem["remedy"] for problem in told["problems"])
