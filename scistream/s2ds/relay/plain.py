@@ -165,7 +165,11 @@ class _Dialling:
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._end(Broken(f"{self._far} did not answer within {timeout:g} s", "wan" if self._wan else "application"))
+        self._end(
+            Broken(
+                f"{self._far} did not answer within {max(1, round(timeout))} s", "wan" if self._wan else "application"
+            )
+        )
 
     def _end(self, broken: Broken) -> None:
         sock = self._detach()
