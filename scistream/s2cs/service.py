@@ -489,7 +489,8 @@ class ControlServer(Service):
         link.prove(None)
         self.guard.check_hello(held.record, hello)
         self._refuse_pool(held.record, hello.listeners or [])
-        for name in held.record.plan:
+        is_probe = request is not None and request.protocol == "probe"  # of which no listener is ever dialled
+        for name in held.record.plan if not is_probe else ():
             if name in self.gateways:
                 self.gateways[name].check_targets(hello.listeners or [])
         held.note_application(link)
