@@ -192,13 +192,13 @@ class StreamEffects:
         self._expires_at = self._reactor.seconds() + min(side.seconds_left for side in sides.values())
         app = sides[PROD].app_listeners
         try:
-            maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app)
+            maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app) if app else None
         except ValueError as wrong:
             raise StreamError("gateway-failed", str(wrong)) from None
         in_force = {side.generation for side in sides.values()} == {core.generation} and all(
             side.state == "Streaming" for side in sides.values()
         )
-        if in_force and app:
+        if in_force and maps is not None:
             self.connection_map = {**sides[CONS].connection_map, **sides[PROD].connection_map}
             same = sides[PROD].connection_map == maps[PROD]
             core.provisioned_for = list(app) if same else []

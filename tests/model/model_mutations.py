@@ -104,7 +104,7 @@ def _send_once() -> None:
 
     def link_up(self: Any, link: Any) -> None:
         waiting = self._waiting
-        self._waiting = [one for one in waiting if not getattr(one, "forgotten", False)]
+        self._waiting = {one: None for one in waiting if not getattr(one, "forgotten", False)}
         up(self, link)
         self._waiting = waiting
 

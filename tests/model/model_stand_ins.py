@@ -146,7 +146,7 @@ class ModelPorts(Ports):
 class ModelElements:
     """Remembers what is open and armed, and carries nothing."""
 
-    def __init__(self, _process: Process, *_: Any) -> None:
+    def __init__(self, _process: Process, *_: Any, **__: Any) -> None:
         self.streams: dict[StreamKey, dict[int, ModelArming | None]] = {}
 
     def start(self) -> None:
@@ -155,7 +155,9 @@ class ModelElements:
     def open(self, uid: str, role: Role, _rate: float, slots: Mapping[int, int]) -> None:
         self.streams.setdefault((uid, role), dict.fromkeys(slots))
 
-    def arm(self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext) -> Deferred[None]:
+    def arm(
+        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, _own: Iterable[int] = ()
+    ) -> Deferred[None]:
         for channel, target in targets.items():
             self.streams[uid, role][channel] = ModelArming(target, credentials)
         return succeed(None)

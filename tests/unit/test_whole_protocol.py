@@ -584,6 +584,19 @@ def test_a_release_while_a_returned_client_attaches_ends_both(world: World, is_k
     world.result(client.close().deferred)
 
 
+def test_a_client_that_comes_back_before_prod_app_goes_on_with_the_stream(world: World) -> None:
+    reserved = world.request()
+    world.result(world.client.close().deferred)
+    client = Client(insecure=True, reactor=world.network)
+    stream = client.remembered(reserved.uid, prod=PROD_S2CS, cons=CONS_S2CS)
+    world.result(stream.attach().deferred)
+    world.application(reserved.join[PROD], "detector")
+    world.result(stream.provisioned().deferred)
+    assert world.both_are("streaming")
+    world.result(stream.release().deferred)
+    world.result(client.close().deferred)
+
+
 def test_a_stream_expires_at_both_sides(world: World) -> None:
     stream = world.stream(expires=120.0)
     ended = stream.ended().deferred
