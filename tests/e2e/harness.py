@@ -228,6 +228,10 @@ class Program:
         """Whether it is there already."""
         return not self._lines.empty() and self._lines.queue[0] is not None
 
+    def peek(self) -> str:
+        """The line that is there, which stays the next one."""
+        return str(self._lines.queue[0])
+
     def next_line(self) -> str | None:
         """The same, if it is there already."""
         with suppress(queue.Empty):

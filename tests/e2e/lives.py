@@ -226,12 +226,13 @@ class Life:
         self._strike(RESERVING, lambda: self._state() == "Reserving")
         if not self.joins:
             line = _next_line(self.client)
-            if line is None:
+            told = json.loads(line) if line is not None else {}
+            if "join" not in told:  # it has ended, or says why it is about to
                 self._tend()
                 if not self._gave_up:
                     self.client.end(_LONG_PATIENCE, status=None)
                 return False
-            self.joins = json.loads(line)["join"]
+            self.joins = told["join"]
         return True
 
     def _is_provisioned(self) -> bool:

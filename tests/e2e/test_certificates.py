@@ -129,10 +129,11 @@ def test_a_revoked_user_is_refused_at_an_s2cs_and_the_link_that_she_has_is_close
     assert len(re.findall(rf"closed the link of {mine}: it was revoked on .* \(key compromise\)", log)) == 1
     assert not re.search(rf"closed the link of {theirs}", log)
 
-    start = len(world.lab.server.words())
+    trail = world.lab.store.with_suffix(".audit.jsonl")
+    before = len(trail.read_text())
     with to(world.lab.server, world.lab, eve) as link:
         assert link.hear() is None
-    said(world.lab.server, "it was revoked on", start)
+    until(lambda: "it was revoked on" in trail.read_text()[before:], lambda: trail.read_text()[before:])
     refused = world.s2uc(
         "request", "--prod", world.lab.s2cs, "--cons", world.centre.s2cs, *options(eve), check=False
     )  # fmt: skip

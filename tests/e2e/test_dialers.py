@@ -234,7 +234,7 @@ def test_an_s2cs_reserves_nothing_at_a_false_gateway_and_logs_why(world: World, 
         until(lambda: wrong.words in logged(), logged)
         line = refused_request(world, "--rate", "100Mbit")
         assert false.heard() == b""
-        assert set(world.lab.states().values()) == {"Released"}
+        assert set(world.lab.states().values()) <= {"Released"}
     assert line == "error: gateway-failed: producer side: no gateway of this facility can be reached: tell its operator"
     assert f"gateway {gateway.name}: The " in logged()
     world.lab.wait_for_links()

@@ -272,7 +272,7 @@ def test_the_exit_status_of_an_application_controller_is_its_programs(world: Wor
         producer = world.prod(stream.requested.join["PROD"], [address_of(listener)], ["sh", "-c", "exit 3"])
         consumers[0].end(status=0)
         consumers[1].end(status=37)
-        killed.end(status=128 + 9)
+        killed.end(status=-9)  # the process that was started has become the program
         producer.end(status=3)
 
 

@@ -405,8 +405,9 @@ def test_iperf3_measures_a_stream_whose_bytes_cross_the_wan(wan: Testbed, facili
     report = json.loads(client.end().stdout)
     server.end()
     request.release()
-    assert list(connection_map) == [f"{wan.v4.cgw_lan}:5100", f"{wan.v4.pgw}:5100"]
-    assert connection_map[f"{wan.v4.cgw_lan}:5100"] == f"{wan.v4.pgw}:5100"
+    lan, at_wan = (Address.parse(listener) for listener in connection_map)
+    assert (lan.host, at_wan.host) == (wan.v4.cgw_lan, wan.v4.pgw)
+    assert connection_map[str(lan)] == str(at_wan)
     assert report["start"]["connecting_to"]["host"] == wan.v4.cgw_lan
     received = report["end"]["sum_received"]["bytes"]
     assert received > 32 * MIB
