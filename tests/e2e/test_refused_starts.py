@@ -178,7 +178,7 @@ def test_the_control_starts_listens_and_ends_with_status_0_at_sigterm(tmp_path: 
     with started(tmp_path, kind, "--config", str(write(tmp_path, kind, settings))) as process:
         wait_until_it_serves(process, settings)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=5)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
 
 
