@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/scistream demo $(ARGS)
 
 # The tests wait more than they work, so several files run at once.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
