@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -413,7 +414,8 @@ class ControlServer(Service):
         held = self._find(key)
         if held is None:
             if isinstance(command, Rel) and self.guard.may_ask(owner, command.role):
-                self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
+                with suppress(StreamError):  # a full disk, on which nothing new is reserved either
+                    self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise StreamError("unknown-uid", f"no stream {command.uid} of role {command.role} was asked for here")
         self.guard.check_owner(held.record, owner)
         held.note_owner_link(link, owner)
