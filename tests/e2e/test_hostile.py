@@ -278,10 +278,11 @@ def test_a_hundred_thousand_lines_of_rubbish_take_no_memory_and_keep_nobody_out(
     carries(world)
 
 
-def test_rubbish_before_tls_shuts_its_address_out_and_no_other_one(world: World, nothing_left: None) -> None:
+def test_rubbish_before_tls_shuts_its_address_out_and_no_other_one(fresh_world: Callable[..., World]) -> None:
+    world = fresh_world()  # whose log has not told of so many addresses that it tells of others together
     attacker, neighbour = attackers(4, 2)
     server = world.lab.server
-    with HostileLink(server.address, world.lab.authority, neighbour, ada(world)) as link:
+    with world.unchanged(), HostileLink(server.address, world.lab.authority, neighbour, ada(world)) as link:
 
         def throw() -> bool:
             with connection(server.address, attacker) as sock:

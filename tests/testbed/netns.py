@@ -101,5 +101,7 @@ def _end(pids: set[int], number: signal.Signals, patience: float) -> None:
             running.append(os.pidfd_open(pid))
             signal.pidfd_send_signal(running[-1], number)
     for fd in running:  # readable once the process has ended
-        select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        ended = select.poll()  # as select() takes no descriptor above 1,023
+        ended.register(fd, select.POLLIN)
+        ended.poll(max(0.0, deadline - time.monotonic()) * 1000)
         os.close(fd)

@@ -71,7 +71,9 @@ class Program:
     def _read(self, deadline: float) -> bytes:
         assert self.process.stdout is not None
         out = self.process.stdout.fileno()
-        if not select.select([out], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        there = select.poll()  # as select() takes no descriptor above 1,023
+        there.register(out, select.POLLIN)
+        if not there.poll(max(0.0, deadline - time.monotonic()) * 1000):
             return b""
         part = os.read(out, 65536)
         self._said += part
