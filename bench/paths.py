@@ -24,6 +24,7 @@ from scistream.app.controller import Controller
 from scistream.config import parse_elements
 from scistream.demo.children import Child, Children
 from scistream.demo.facilities import Facility, Ports
+from scistream.s2ds.relay.leg import congestion_control
 from scistream.s2uc.client import Client, Stream
 from scistream.security.pki import init_authority, issue
 from scistream.wire.address import Address
@@ -38,9 +39,9 @@ CAPACITY = 400_000.0
 RATE = 100_000.0
 """Mbit/s, of a gateway and of a stream: more than a machine moves over loopback."""
 
-CONGESTION = "cubic"
-"""What a gateway asks for towards the other one in this test, whose WAN is a loopback interface; towards applications
-it does so by default. The peers have no such setting: they have the system's."""
+CONGESTION = congestion_control("auto", "cubic")
+"""What a gateway asks for, where this user may, towards the other one in this test, whose WAN is a loopback interface;
+towards applications it does so by default. The peers have no such setting: they have the system's."""
 
 _USER = "ada@lab.example"
 _POLICY = """[[rules]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, PATIENCE, free_ports, until
+from requirements import needs_root
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
@@ -18,6 +19,7 @@ TWISTD = str(Path(sys.executable).parent / "twistd")
 @pytest.mark.usefixtures("linux")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_of_a_daemon_become_nothing(tmp_path: Path, closed: str) -> None:
+    needs_root("only root may look into a process that keeps secrets")
     settings = f'insecure = true\nlisten = "{HOST}:{free_ports()}"\n[[gateways]]\nname = "a"\naddress = "{HOST}:9"\n'
     (tmp_path / "s2cs.toml").write_text(settings)
     log = tmp_path / "log"

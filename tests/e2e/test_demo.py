@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from requirements import unprivileged
+from requirements import needs_root, unprivileged
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"
@@ -211,6 +211,7 @@ def test_a_program_that_dies_is_no_success(run: Callable[..., Run], program: str
 
 
 def test_no_child_inherits_the_join_string_of_the_user(run: Callable[..., Run]) -> None:
+    needs_root("only root may look into processes that keep secrets")
     one = run("--seconds", "60", SCISTREAM_JOIN="the-user-s-own")
     one.wait_until_streaming()
     known = one.descendants()

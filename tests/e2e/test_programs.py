@@ -24,11 +24,11 @@ from scistream.wire.messages import CONS, PROD
 pytestmark = pytest.mark.usefixtures("linux")
 
 COUNTING = """
-import signal, sys, time
+import os, signal, sys, time
 counts = {}
 def count(number, frame):
     counts[number] = counts.get(number, 0) + 1
-    print(signal.Signals(number).name, flush=True)
+    os.write(1, signal.Signals(number).name.encode() + b"\\n")  # a signal may come in the middle of print()
 for number in map(int, sys.argv[1:]):
     signal.signal(number, count)
 print("ready", flush=True)
@@ -169,8 +169,8 @@ def test_every_signal_reaches_the_program_once_and_the_link_outlives_them(greeti
 
 
 def test_a_program_that_takes_its_time_to_end_is_waited_for(greeting: Greeting) -> None:
-    slow = "import signal, sys, time\n"
-    slow += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), print('over', flush=True), sys.exit(7)))\n"
+    slow = "import os, signal, sys, time\n"
+    slow += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os.write(1, b'over\\n'), sys.exit(7)))\n"
     slow += "print('ready', flush=True)\ntime.sleep(60)\n"
     with greeting.running(sys.executable, "-c", slow) as process:
         process.terminate()

@@ -35,6 +35,7 @@ from gateways import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from requirements import needs_root
 from twisted.internet.threads import deferToThread
 
 from scistream.s2ds.relay import pump
@@ -195,6 +196,7 @@ async def test_where_there_are_no_pipes_bytes_are_copied(make: Make, monkeypatch
 
 @pytest_twisted.ensureDeferred
 async def test_connections_beyond_the_limit_of_pipes_do_without(make: Make) -> None:
+    needs_root("the kernel gives an unprivileged user few pipes for all that runs, and other tests use them, too")
     stream = make(wan="plain")
     stalled = [await stream.pair() for _ in range(4)]
     written = await both(*[lambda sock=producer: fill(sock, threading.Event()) for _, producer in stalled])
