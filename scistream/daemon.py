@@ -17,9 +17,10 @@ from scistream.accepting import listen_patiently
 from scistream.clock import run_on_monotonic_time
 from scistream.config import ConfigProblem, load
 from scistream.process import keep_secrets, raise_descriptor_limit
+from scistream.reloading import Change
 from scistream.setup import SETUP_PROBLEMS, SetupProblems
 from scistream.standard_streams import fill_descriptors
-from scistream.toml_file import AnySettings, Problem, raise_if_any
+from scistream.toml_file import AnySettings, Problem, Settings, raise_if_any
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
@@ -80,7 +81,7 @@ def make_daemon(
     with problems.of_step():
         raise_if_any(options.file, list(found))
     try:
-        return Daemon(make(daemon_reactor(), problems), options.file)
+        return Daemon(make(daemon_reactor(), problems), options.file, options.config_type)
     except SETUP_PROBLEMS as problem:
         refuse_to_start(str(problem), options.file)
 
@@ -97,23 +98,27 @@ def daemon_reactor() -> Any:
 class Reloadable(Protocol):
     """What a daemon runs."""
 
-    def reload(self) -> None:
-        """Read again what may have changed on disk; raise one of `SETUP_PROBLEMS` with nothing changed if it is bad."""
+    def reload(self, config: Any) -> Change:
+        """Put new settings in force and read again the files that they name; raise one of `SETUP_PROBLEMS` with
+        nothing changed if any of it is bad."""
 
 
 class Daemon(MultiService):
     """Runs a party's service under twistd; what keeps it from starting is told in one line.
 
-    SIGHUP lets the service read its files again.
+    At SIGHUP the configuration file is read again, and the service puts it in force.
 
-    :param file: the configuration file, for that line.
+    :param file: the configuration file.
+    :param config_type: what `file` holds.
     """
 
     log = Logger()
 
-    def __init__(self, service: Service, file: Path) -> None:
+    def __init__(self, service: Service, file: Path, config_type: type[Settings]) -> None:
         super().__init__()
         self._file = file
+        self._absolute = file.absolute()  # twistd may change its working directory later
+        self._config_type = config_type
         self._reloadable: Reloadable = cast(Reloadable, service)
         self.addService(service)
 
@@ -139,11 +144,21 @@ class Daemon(MultiService):
         if not self.running:
             return
         try:
-            self._reloadable.reload()
+            change = self._reloadable.reload(load(self._absolute, self._config_type))
         except SETUP_PROBLEMS as problem:
-            self.log.error("NOT reloaded, what was in force before stays: {problem}", problem=str(problem))
-        else:
-            self.log.info("reloaded what {file} names", file=self._file)
+            for line in str(problem).splitlines():
+                self.log.error("NOT reloaded, what was in force before stays: {problem}", problem=line)
+            return
+        if change.needs_restart:
+            self.log.warn(
+                "a restart is needed for these settings, which keep the value that they had at the start: {keys}",
+                keys=", ".join(change.needs_restart),
+            )
+        self.log.info(
+            "reloaded what {file} names; settings that changed: {keys}",
+            file=self._file,
+            keys=", ".join(change.changed) or "none",
+        )
 
 
 def _stop_at_signals(reactor: Any) -> None:

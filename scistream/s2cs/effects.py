@@ -18,7 +18,7 @@ from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
-from scistream.s2cs.record import Record, ordered_listeners, whole_probe
+from scistream.s2cs.record import HELD_LONGER, Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
@@ -161,10 +161,25 @@ class Held:
 
     def _no_such_gateway(self, gateway: str, command: Command) -> None:
         if isinstance(command, Rel):
-            self.machine.gateway_released(gateway)
+            seconds = self._seconds_left_on_gateways()
+            if seconds > 0:  # it cannot be asked, and lets go by itself when the stream's life is over
+                self.log.error(
+                    "gateway {gateway} is not in the configuration and may hold stream {uid} for {seconds} s more: "
+                    "the stream is not released before, unless the gateway is put back and the S2CS started again",
+                    gateway=gateway,
+                    uid=self.record.uid,
+                    seconds=round(seconds),
+                )
+                self._timers.append(self._server.reactor.callLater(seconds, self.machine.gateway_released, gateway))
+            else:
+                self.machine.gateway_released(gateway)
         else:
-            msg = "it is in the configuration no more"
+            msg = "it is not in the configuration of this facility"
             self.machine.gateway_refused(gateway, StreamError("gateway-failed", msg))
+
+    def _seconds_left_on_gateways(self) -> float:
+        """For how long a gateway that cannot be asked may hold what it has of this stream."""
+        return float(self._expires_at + HELD_LONGER - self._server.reactor.seconds())
 
     def _refused(self, failure: Failure, gateway: str) -> None:
         failure.trap(StreamError, CancelledError)

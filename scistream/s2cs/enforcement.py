@@ -37,6 +37,12 @@ def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
     file = beside(config_file, config.policy)
     policy = load_policy(file)
     _log.info("policy {file}: {count} rules, and nothing else is allowed", file=str(file), count=len(policy.rules))
+    if not policy.rules:
+        _log.warn(
+            "policy {file} has no rule, so nobody may ask for a stream: was it written whole? Without `policy` in the "
+            "configuration every user of a trusted authority may",
+            file=str(file),
+        )
     for issuer in sorted(policy.issuers - _trusted(config, config_file)):
         _log.warn(
             "policy {file}: issuer {issuer} is not in `authorities`: nobody comes from it", file=file, issuer=issuer
@@ -77,10 +83,14 @@ class Guard:
     """
 
     def __init__(self, config: S2CSConfig, policy: Policy | None, used_today: Callable[[str], int]) -> None:
+        self._used_today = used_today
+        self.put_in_force(config, policy)
+
+    def put_in_force(self, config: S2CSConfig, policy: Policy | None) -> None:
+        """Hold what is asked from now on to these settings and this policy."""
         self.policy = policy
         self._usual_life = parse_seconds(config.expires)
         self._longest_life = parse_seconds(config.longest_expires)
-        self._used_today = used_today
 
     def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
         """Whether a new stream may be had, and for how many seconds.

@@ -18,8 +18,16 @@ class PoolAddresses:
     """
 
     def __init__(self, control: Iterable[str]) -> None:
-        self._control = {_place(Address.parse(text)) for text in control}
         self._lent: dict[str, tuple[frozenset[str], range]] = {}
+        self.set_control(control)
+
+    def set_control(self, control: Iterable[str]) -> None:
+        """The addresses of the S2CS and of its gateways from now on."""
+        self._control = {_place(Address.parse(text)) for text in control}
+
+    def forget(self, gateway: str) -> None:
+        """A gateway belongs to the pool no longer."""
+        self._lent.pop(gateway, None)
 
     def learn(self, gateway: str, room: Room | None) -> None:
         """A gateway has said what it lends. What it said last stays known while it is silent."""

@@ -14,6 +14,10 @@ from scistream.wire.errors import ErrorCode
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import PROD, LastError, ProbeResult, Req, ReqListeners, Role, StreamKey, UpdateTargets
 
+HELD_LONGER = 60.0
+"""Seconds after the end of a stream's life in which a gateway may still be about to let go of it by itself: it counts
+from when it has reserved."""
+
 
 class Record(Struct, kw_only=True, omit_defaults=True):
     """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
@@ -48,6 +52,13 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     def key(self) -> StreamKey:
         """(uid, role), by which streams are told apart."""
         return self.uid, self.role
+
+    def may_be_held_by(self, gateway: str, now: float) -> bool:
+        """Whether a gateway may have ports and capacity for this stream, as far as the S2CS can know without it.
+
+        :param now: seconds since the epoch.
+        """
+        return gateway in self.plan and self.state != "Released" and now < self.expires_at + HELD_LONGER
 
 
 def ordered_listeners(record: Record) -> list[str]:

@@ -22,7 +22,9 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.config import Gateway as GatewaySettings
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
+from scistream.reloading import Change, merge
 from scistream.s2cs.audit import AuditTrail
 from scistream.s2cs.audit_sink import open_sink
 from scistream.s2cs.early import EarlyRequests
@@ -43,6 +45,7 @@ from scistream.security.guard import FIRST_REFUSAL, DoorGuard
 from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
 from scistream.setup import SetupProblems
+from scistream.toml_file import ConfigProblem, raise_if_any
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
@@ -69,6 +72,10 @@ from scistream.wire.messages import (
 )
 
 MAX_PAGE_BYTES = 150_000
+MOST_NAMED = 10
+"""Streams that one sentence names."""
+_FIXED = ("listen", "state", "audit", "insecure")
+"""The settings that a restart is needed for: the process has the files and the port open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
 _TAKES = "an S2CS takes REQ, UpdateTargets, REL, Status and Hello"
@@ -133,19 +140,44 @@ class ControlServer(Service):
         self._wrong_keys = WrongKeys(reactor)
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
-        self.gateways = {
-            one.name: Gateway(self, one.name, dialer(reactor, Address.parse(one.address), one.name, self._to_gateways))
-            for one in config.gateways
-        }
+        self.gateways = {one.name: self._gateway(one) for one in config.gateways}
         self._lock = lock or StoreLock(store)
         self.store = Store(store)
+        try:
+            self._refuse_orphans(config, self.store.load(live=True))
+        except ConfigProblem:
+            self.store.close()
+            self._lock.release()
+            raise
         self.ledger = Ledger(self.store, wall)
         self.guard = Guard(config, policy, self.ledger.usage_today)
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
-        self._pool_addresses = PoolAddresses([config.listen, *(one.address for one in config.gateways)])
+        self._pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams: dict[StreamKey, Held] = {}
         self.unwritten: set[StreamKey] = set()
         self._early = EarlyRequests(reactor, self._early_over)
+
+    def _gateway(self, settings: GatewaySettings) -> Gateway:
+        """:raises StreamError: if it would be dialled over plain TCP beyond loopback."""
+        address = Address.parse(settings.address)
+        return Gateway(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
+
+    def _refuse_orphans(self, config: S2CSConfig, records: Iterable[Record]) -> None:
+        """:raises ConfigProblem: if a gateway that may hold a stream is not in the configuration: nobody could tell
+        the gateway that the stream is over."""
+        pool, now = {one.name for one in config.gateways}, self.wall()
+        orphans: dict[str, list[str]] = {}
+        for record in records:
+            for name in record.plan:
+                if name not in pool and record.may_be_held_by(name, now):
+                    orphans.setdefault(name, []).append(f"{record.uid} ({record.role})")
+        problems = [
+            f"gateways: {name!r} is missing, and may hold {len(streams)} stream{'s' if len(streams) > 1 else ''}: "
+            f"{', '.join(sorted(streams)[:MOST_NAMED])}{' and others' if len(streams) > MOST_NAMED else ''}. Put it "
+            "back, and take it out when they are released (s2uc release) or have expired"
+            for name, streams in sorted(orphans.items())
+        ]
+        raise_if_any(self._config_file, problems)
 
     # -- the service
 
@@ -193,26 +225,60 @@ class ControlServer(Service):
     def _live(self) -> int:
         return sum(held.record.state != "Released" for held in self.streams.values())
 
-    def reload(self) -> None:
-        """Read certificates, keys, authorities, CRLs and the policy again: all of them, or nothing changes.
+    def reload(self, config: S2CSConfig) -> Change:
+        """Put new settings in force, and read certificates, keys, authorities, CRLs and the policy again: all of them,
+        or nothing changes.
 
-        Users and gateways that are not believed any more lose their links; streams go on.
+        Users and gateways that are not believed any more lose their links; streams go on. Gateways may come, and those
+        that have no stream may go.
 
-        :raises CertificateProblem: if a file is not usable.
-        :raises ConfigProblem: if the policy is not.
+        :raises ConfigProblem: with a line for each thing that is not usable.
         """
-        # Everything is read before anything changes: what raises leaves all as it was.
-        new = [keyring.read() for keyring in self._keyrings().values()]
-        policy = policy_of(self.config, self._config_file)
-        self.guard.policy = policy
+        # Everything is read and made before anything changes: what raises leaves all as it was.
+        merged, change = merge(self._config_file, self.config, config, _FIXED)
+        problems = SetupProblems()
+        new = []
+        for keyring, section in ((self._door.keyring, merged), (self._to_gateways, merged.controller)):
+            if keyring is not None and section is not None:
+                with problems.of_step():
+                    new.append(keyring.read(trust_of(section, self._config_file)))
+        with problems.of_step():
+            policy = policy_of(merged, self._config_file)
+        with problems.of_step():
+            self._refuse_orphans(merged, [held.record for held in self.streams.values()])
+        pool = {}
+        for one in merged.gateways:
+            with problems.of_step():
+                pool[one.name] = self.gateways.get(one.name) or self._gateway(one)
+        problems.raise_if_any()
+
+        self.config = merged
+        self.guard.put_in_force(merged, policy)
+        self._door_guard.set_bounds(merged.limits.bounds)
         for put_in_force in new:
             put_in_force()
+        self._change_pool(pool)
         if self._door.keyring is not None:
             close_refused(list(self._links), self._door.keyring)
         if self._to_gateways is not None:
             close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
         self.audit.reopen()
         self._watch.look()
+        return change
+
+    def _change_pool(self, pool: dict[str, Gateway]) -> None:
+        """Let gateways come, which are dialled, and go."""
+        before, self.gateways = self.gateways, pool
+        self._pool_addresses.set_control(_control_addresses(self.config))
+        for name, gateway in before.items():
+            if name not in pool:
+                self.log.info("gateway {gateway} was taken out of the pool", gateway=name)
+                self._pool_addresses.forget(name)
+                gateway.dialer.stopService()
+        for name, gateway in pool.items():
+            if name not in before and self.running:
+                gateway.dialer.startService()
+        self.gateway_settled()  # it may have been the one that others waited for
 
     def _keyrings(self) -> dict[str, Keyring]:
         named = {"server": self._door.keyring, "controller": self._to_gateways}
@@ -587,6 +653,10 @@ class ControlServer(Service):
             reason = self.guard.overdrawn(held.record) if held is not None else None
             if held is not None and reason is not None:
                 held.machine.forbidden(reason)
+
+
+def _control_addresses(config: S2CSConfig) -> list[str]:
+    return [config.listen, *(one.address for one in config.gateways)]
 
 
 def _strangers_told(gateway: Gateway) -> str:

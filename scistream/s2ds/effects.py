@@ -407,13 +407,13 @@ class Holding:
         server = self._server
         if request.protocol == "probe" and request.role == CONS:
             return _nobody  # the probe's own connections do not come in by a listener
-        allowed = server.wan_networks if request.role == PROD else server.app_networks
         narrowed = None
         if request.role != PROD and request.app_from is not None:
             narrowed = tuple(parse_network(text) for text in request.app_from)
 
         def check(host: str) -> bool:
             address = ip_address(host.partition("%")[0])
+            allowed = server.wan_networks if request.role == PROD else server.app_networks
             return inside(address, allowed) and (narrowed is None or inside(address, narrowed))
 
         return check

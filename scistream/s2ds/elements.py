@@ -40,6 +40,7 @@ from scistream.s2ds.relay.orders import (
     Reset,
     Resets,
     Said,
+    SetNetworks,
     StartLstn,
     UpdateTargets,
     encode,
@@ -147,6 +148,8 @@ class Elements:
         self._in_order = in_order
         self._connections = connections
         self._board = Board.create(slots, max(count, 1))
+        self._networks: SetNetworks | None = None
+        """What elements were told of networks since they were started; None: those of their settings count."""
         self._streams: dict[StreamKey, _Stream] = {}
         self._members: list[_Member] = (
             [
@@ -167,6 +170,16 @@ class Elements:
         """Reset every connection; fires when no process is left."""
         stopping = DeferredList([member.stop() for member in self._members])
         return stopping.addCallback(lambda _: self._board.close())
+
+    def set_limits(self, half_open: int, connections: int) -> None:
+        """Hold connections that come from now on to other limits; see the parameters of the class."""
+        self._half_open, self._connections = half_open, connections
+
+    def set_networks(self, wan_networks: list[str]) -> None:
+        """Dial other gateways that have names in these networks only, from now on."""
+        self._networks = SetNetworks(wan_networks=wan_networks)
+        for member in self._members:
+            member.ask(self._networks).addErrback(_tell)
 
     # -- streams
 
@@ -377,7 +390,7 @@ class Elements:
 
     def _replay(self) -> list[Order]:
         """What a new element has to be told."""
-        orders: list[Order] = []
+        orders: list[Order] = [] if self._networks is None else [self._networks]
         for stream in self._streams.values():
             orders.append(stream.start)
             if stream.update is not None:

@@ -29,6 +29,7 @@ from scistream.config import (
 )
 from scistream.daemon import end_daemon
 from scistream.process import raise_descriptor_limit
+from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Elements
@@ -62,6 +63,8 @@ from scistream.wire.messages import (
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
 REMEMBER_SECONDS = 24 * 3600.0
+_FIXED = ("listen", "insecure", "ports", "elements", "order", "lan", "wan", "wan_timeout")
+"""The settings that sockets, elements and their streams were made with: a restart is needed to change one."""
 
 
 class DataServer(Service):
@@ -83,6 +86,7 @@ class DataServer(Service):
     ) -> None:
         self.reactor = reactor
         self.config = config
+        self._config_file = config_file
         problems = problems or SetupProblems()
         trust = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
@@ -166,19 +170,33 @@ class DataServer(Service):
         stopping.append(self.elements.stop())
         return DeferredList(stopping)
 
-    def reload(self) -> None:
-        """Read certificates, keys, authorities and CRLs again: all of them, or nothing changes.
+    def reload(self, config: S2DSConfig) -> Change:
+        """Put new settings in force, and read certificates, keys, authorities and CRLs again: all, or nothing changes.
 
-        A controller that is not believed any more loses its link; streams go on.
+        A controller that is not believed any more loses its link; streams go on. Networks and limits count for what
+        comes from now on.
 
         :raises CertificateProblem: if a file is not usable.
+        :raises ConfigProblem: if the settings contradict those that need a restart to change.
         """
+        merged, change = merge(self._config_file, self.config, config, _FIXED)
         keyrings = self._keyrings().values()
-        for put_in_force in [keyring.read() for keyring in keyrings]:
+        for put_in_force in [keyring.read(trust_of(merged, self._config_file)) for keyring in keyrings]:
             put_in_force()
+        self.config = merged
+        self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
+        self.capacity.total = parse_rate(merged.capacity)
+        self._door_guard.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
+        self.elements.set_limits(merged.limits.half_open, merged.most_connections)
+        if "wan_networks" in change.changed:
+            self.elements.set_networks(list(merged.wan_networks))
         for keyring in keyrings:
             close_refused(list(self._links), keyring)
+        for link in list(self._links):
+            if not self._is_controller(link):
+                self._turn_away(link)
         self._watch.look()
+        return change
 
     def _keyrings(self) -> dict[str, Keyring]:
         return {} if self._door.keyring is None else {"server": self._door.keyring}
@@ -186,15 +204,21 @@ class DataServer(Service):
     # -- LinkOwner
 
     def link_up(self, link: Link) -> None:
-        if link.peer != PLAIN_IDENTITY and link.peer.name != self.config.controller:
-            link.note("refused a peer that is not its controller", str(link.peer))
-            msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
-            link.send(Error(uid=None, code="not-authorized", msg=msg))
-            link.distrust("not our controller")
-            link.close()
+        if not self._is_controller(link):
+            self._turn_away(link)
             return
         self._links.add(link)
         link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
+
+    def _is_controller(self, link: Link) -> bool:
+        return bool(link.peer == PLAIN_IDENTITY or link.peer.name == self.config.controller)
+
+    def _turn_away(self, link: Link) -> None:
+        link.note("refused a peer that is not its controller", str(link.peer))
+        msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
+        link.send(Error(uid=None, code="not-authorized", msg=msg))
+        link.distrust("not our controller")
+        link.close()
 
     def link_down(self, link: Link, reason: Failure) -> None:
         self._links.discard(link)

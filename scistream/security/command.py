@@ -301,7 +301,8 @@ def list_command(directory: Path, as_json: bool) -> None:
 def revoke_command(directory: Path, which: str, reason: str, crl_days: int) -> None:
     """Revoke what was issued under NAME, a certificate by its file, or by its serial number: DIR/crl.pem says so.
 
-    It cannot be undone. Servers heed it that name the CRL (crl = ["crl.pem"]), once they have the new one and reload.
+    It cannot be undone. Servers heed it whose configuration names the CRL (crl = ["crl.pem"]), once they have the new
+    one and reload.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -379,7 +380,8 @@ def _say_crl(directory: Path) -> None:
     assert until is not None, "we have made it"
     click.echo(f"Wrote {file}: {len(crl)} revoked certificates, valid until {until:%Y-%m-%d}")
     click.echo(
-        "\nNext: copy it to every server that names it, and let the server reload (systemctl reload, or SIGHUP):\n"
+        "\nNext: copy it to every server that is to heed it, name it in its configuration (once), and let the server "
+        "reload (systemctl reload, or SIGHUP):\n"
         f'  crl = ["{file}"]'
     )
 

@@ -105,34 +105,34 @@ def doubling(first: float, times: float, longest: float) -> float:
 class _Place:
     """What a guard knows of one address."""
 
-    __slots__ = ("known", "links", "name", "refused", "refused_until", "trouble", "unproven")
+    __slots__ = ("host", "links", "name", "proved", "refused", "refused_until", "trouble", "unproven")
 
-    def __init__(self, name: str, *, known: bool) -> None:
+    def __init__(self, name: str, host: str) -> None:
         self.name = name
+        self.host = host
         self.links = 0
         self.unproven: OrderedDict[Visit, None] = OrderedDict()  # the oldest first
         self.trouble = Fading()
         self.refused_until = 0.0
         self.refused = 0
-        self.known = known
+        self.proved = False
 
 
 class _Allowance:
     """How many commands may still come in now; below zero, how many came too early."""
 
-    __slots__ = ("_at", "_left", "_most", "_rate", "links")
+    __slots__ = ("_at", "_left", "links")
 
     def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
-        self._most = self._left = rate * BURST_SECONDS
+        self._left = rate * BURST_SECONDS
         self._at = now
         self.links = 0
 
-    def take(self, now: float) -> float:
-        """One comes in; seconds to wait before the next is read."""
-        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1.0
+    def take(self, now: float, rate: float) -> float:
+        """One comes in, of `rate` a second; seconds to wait before the next is read."""
+        self._left = min(rate * BURST_SECONDS, self._left + (now - self._at) * rate) - 1.0
         self._at = now
-        return max(0.0, -self._left / self._rate)
+        return max(0.0, -self._left / rate)
 
 
 class DoorGuard:
@@ -169,6 +169,14 @@ class DoorGuard:
         self.moved = 0
         self._tally: Tally[str] = Tally(clock, self._log, "refused others, or ended or delayed their links")
 
+    def set_bounds(self, bounds: Bounds, known: tuple[Network, ...] = ()) -> None:
+        """Hold whoever comes from now on to other bounds; the links that are there stay.
+
+        :param known: takes the place of the networks that were given before.
+        """
+        self._bounds = bounds
+        self._known = known
+
     def admit(self, host: str) -> Visit | None:
         """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
         now = self._clock.seconds()
@@ -183,15 +191,15 @@ class DoorGuard:
         name = place_of(host)
         place = self._places.get(name)
         if place is None:
-            place = self._places[name] = _Place(name, known=self._is_known(host))
+            place = self._places[name] = _Place(name, host)
             self._forget_some()
         else:
             self._places.move_to_end(name)
         return place
 
-    def _is_known(self, host: str) -> bool:
-        address = Address(host.partition("%")[0], 0).numeric
-        return address is not None and inside(address, self._known)
+    def _is_known(self, place: _Place) -> bool:
+        address = Address(place.host.partition("%")[0], 0).numeric
+        return place.proved or (address is not None and inside(address, self._known))
 
     def _forget_some(self) -> None:
         """Keep the table bounded. An address with links stays: links are bounded on their own."""
@@ -284,7 +292,7 @@ class DoorGuard:
         count = place.trouble.add(now, bounds.failures + _MOST_DOUBLINGS)
         # The count that fades makes up for what is lost between two failures: the limit is met, not only neared.
         seconds = doubling(FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
-        if place.known:
+        if self._is_known(place):
             seconds = min(seconds, self._known_refusal)
         if seconds:
             place.refused_until = max(place.refused_until, now + seconds)
@@ -294,7 +302,7 @@ class DoorGuard:
 
     def allowance(self, who: str | None, place: _Place) -> _Allowance | None:
         """Somebody has proved himself: his allowance, which all his links share; None if he has too many links."""
-        place.known = True
+        place.proved = True
         place.trouble.clear()
         place.refused_until = 0.0
         now = self._clock.seconds()
@@ -315,9 +323,9 @@ class DoorGuard:
         if not mine.links:
             del self._identities[who]
 
-    def seconds(self) -> float:
-        """The time."""
-        return self._clock.seconds()
+    def take(self, allowance: _Allowance) -> float:
+        """A command comes in on this allowance; seconds to wait before the next is read."""
+        return allowance.take(self._clock.seconds(), self._bounds.commands_per_second)
 
 
 class Visit:
@@ -359,7 +367,7 @@ class Visit:
 
     def line(self) -> float:
         """It has said a line; seconds to wait before the next is read."""
-        return 0.0 if self._allowance is None else self._allowance.take(self._guard.seconds())
+        return 0.0 if self._allowance is None else self._guard.take(self._allowance)
 
     def make_way(self) -> None:
         """Another one gets its place."""

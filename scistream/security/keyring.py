@@ -28,22 +28,23 @@ class Keyring:
     def __init__(self, trust: Trust, make: Callable[[Material], SSL.Context]) -> None:
         self.trust = trust
         self._make = make
-        self.material, self.context = self._read()
+        self.material, self.context = self._read(trust)
 
-    def read(self) -> Callable[[], None]:
+    def read(self, trust: Trust | None = None) -> Callable[[], None]:
         """Read the files again; what comes back puts them in force for all links made from then on, and cannot fail.
 
+        :param trust: names the files from now on; None: they are the same files as before.
         :raises CertificateProblem: if they are not usable; nothing has changed.
         """
-        material, context = self._read()
+        files = trust or self.trust
+        material, context = self._read(files)
 
         def put_in_force() -> None:
-            self.material, self.context = material, context
+            self.trust, self.material, self.context = files, material, context
 
         return put_in_force
 
-    def _read(self) -> tuple[Material, SSL.Context]:
-        trust = self.trust
+    def _read(self, trust: Trust) -> tuple[Material, SSL.Context]:
         material = read_material(trust.certificate, trust.key, trust.authorities, trust.crl)
         return material, self._make(material)
 

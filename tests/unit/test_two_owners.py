@@ -231,3 +231,20 @@ def test_a_gateway_that_knows_nothing_of_stores_is_used_as_ever(world: World, tm
     stop(world, others[0])
     world.result(stream.release().deferred)
     assert world.both_are_empty()
+
+
+def test_a_stream_is_not_called_released_while_a_gateway_that_cannot_be_asked_may_hold_it(world: World) -> None:
+    world.stream()
+    control = world.prod.control
+    (held,) = control.streams.values()
+    (gateway,) = control.gateways.values()
+    del control.gateways[gateway.name]
+    held.machine.forbidden("the end of it")
+    world.network.run(60.0)
+    assert held.record.state == "Releasing"
+    assert world.prod.held() != [], "the gateway has heard nothing"
+    world.network.until(world.prod.is_empty, within=held.record.life)
+    assert held.record.state == "Releasing"
+    world.network.run(70.0)
+    assert held.record.state == "Released"
+    control.gateways[gateway.name] = gateway

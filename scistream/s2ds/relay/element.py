@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -24,7 +25,7 @@ from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
 from scistream.s2ds.relay.names import Names
-from scistream.s2ds.relay.orders import Carry, MakeRoom, Order, Rel, Reset, StartLstn, UpdateTargets
+from scistream.s2ds.relay.orders import Carry, MakeRoom, Order, Rel, Reset, SetNetworks, StartLstn, UpdateTargets
 from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Ending, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
@@ -99,6 +100,7 @@ class Element:
         settings: Settings,
         tell: Callable[[list[Reset]], None] | None = None,
     ) -> None:
+        self._settings = settings
         self._means = Means(
             reactor,
             Buffers(settings.buffer_size),
@@ -108,7 +110,7 @@ class Element:
             settings.wan_timeout,
             settings.lan_congestion,
             settings.wan_congestion,
-            Names(reactor, partial(_may_dial, settings)),
+            Names(reactor, lambda address, own: _may_dial(self._settings, address, own)),
         )
         self._board = figures
         self._number = number
@@ -130,6 +132,8 @@ class Element:
             self._close(order)
         elif isinstance(order, MakeRoom):
             self._make_room(order)
+        elif isinstance(order, SetNetworks):
+            self._settings = msgspec.structs.replace(self._settings, wan_networks=order.wan_networks)
 
     def carry(self, carry: Carry, sock: socket.socket) -> None:
         """Take over an accepted connection. Where the channel is not armed it is reset."""

@@ -66,11 +66,17 @@ class MakeRoom(_Order, frozen=True, kw_only=True, tag="MakeRoom"):
     share: int
 
 
+class SetNetworks(_Order, frozen=True, kw_only=True, tag="SetNetworks"):
+    """Other gateways that have names are dialled in these networks only, from now on."""
+
+    wan_networks: list[str]
+
+
 class Beat(_Order, frozen=True, kw_only=True, tag="Beat"):
     """Is it alive?"""
 
 
-Order = StartLstn | UpdateTargets | Rel | MakeRoom | Beat
+Order = StartLstn | UpdateTargets | Rel | MakeRoom | SetNetworks | Beat
 
 
 class Ordered(Struct, frozen=True, kw_only=True):

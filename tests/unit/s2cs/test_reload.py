@@ -9,10 +9,10 @@ import pytest
 from memory_network import MemoryNetwork
 
 from scistream.config import ConfigProblem, Controller, Gateway, S2CSConfig
+from scistream.s2cs.record import HELD_LONGER, Record
 from scistream.s2cs.service import ControlServer
 from scistream.security.pki import init_authority, issue
 from scistream.security.revocation import renew
-from scistream.security.tls import CertificateProblem
 
 RULE = '[[rules]]\nname = "{}"\nissuer = "pki/ca.pem"\nidentities = ["ada@lab.example"]\nroles = ["{}"]\n'
 
@@ -50,23 +50,15 @@ def test_all_that_is_read_again_is_in_force_afterwards(server: ControlServer, tm
     for name in ("s2cs.example", "s2cs"):
         renew(tmp_path / "pki", name, 100)
     (tmp_path / "policy.toml").write_text(RULE.format("one", "PROD") + RULE.format("two", "CONS"))
-    server.reload()
+    server.reload(server.config)
     assert all(new is not old for new, old in zip(in_force(server), before, strict=True))
     assert server.guard.policy is not None
     assert len(server.guard.policy.rules) == 2
 
 
-@pytest.mark.parametrize(
-    ("broken", "problem"),
-    [
-        ("policy.toml", ConfigProblem),
-        ("pki/s2cs.key", CertificateProblem),
-        ("pki/s2cs.example.pem", CertificateProblem),
-        ("pki/ca.pem", CertificateProblem),
-    ],
-)
+@pytest.mark.parametrize("broken", ["policy.toml", "pki/s2cs.key", "pki/s2cs.example.pem", "pki/ca.pem"])
 def test_one_broken_file_among_good_new_ones_leaves_all_as_it_was(
-    server: ControlServer, tmp_path: Path, broken: str, problem: type[Exception]
+    server: ControlServer, tmp_path: Path, broken: str
 ) -> None:
     before = in_force(server)
     for name in ("s2cs.example", "s2cs"):
@@ -74,9 +66,20 @@ def test_one_broken_file_among_good_new_ones_leaves_all_as_it_was(
     (tmp_path / "policy.toml").write_text(RULE.format("other", "CONS"))
     good = (tmp_path / broken).read_bytes()
     (tmp_path / broken).write_text("half a file")
-    with pytest.raises(problem):
-        server.reload()
+    with pytest.raises(ConfigProblem, match=broken):
+        server.reload(server.config)
     assert in_force(server) == before
     (tmp_path / broken).write_bytes(good)
-    server.reload()
+    server.reload(server.config)
     assert in_force(server) != before
+
+
+def test_a_gateway_may_hold_a_stream_until_it_is_released_or_has_long_expired() -> None:
+    record = Record(uid="a", role="PROD", owner="ada", state="Streaming", plan={"dtn1": [0]}, expires_at=1000.0)
+    assert record.may_be_held_by("dtn1", 1000.0 + HELD_LONGER - 1)
+    assert not record.may_be_held_by("dtn1", 1000.0 + HELD_LONGER)
+    assert not record.may_be_held_by("dtn2", 0.0)
+    record.state = "Releasing"
+    assert record.may_be_held_by("dtn1", 0.0), "it has not confirmed the release yet"
+    record.state = "Released"
+    assert not record.may_be_held_by("dtn1", 0.0)

@@ -297,11 +297,36 @@ def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_prove
     assert guard.admit(ATTACKER) is None
 
 
+def test_other_bounds_count_for_links_and_commands_that_come_from_then_on() -> None:
+    door = Door(links=2, commands_per_second=100)
+    first, _ = door.must_come(USER), door.must_come(USER)
+    first.proven("ada")
+    door.guard.set_bounds(Bounds(links=3, commands_per_second=1, failures=1), (parse_network("192.0.2.0/28"),))
+    door.must_come(USER).over()
+    pauses = [first.line() for _ in range(10)]
+    assert pauses[0] == 0.0
+    assert pauses[-1] >= 4.0, "one a second, after the burst of five seconds"
+    door.guard.set_bounds(Bounds(links=1))
+    assert door.comes(USER) is None
+    assert door.cut == []
+
+
+def test_networks_that_are_spared_can_be_given_and_taken_away() -> None:
+    door = Door(known_refusal=0.0, failures=1)
+    door.guard.set_bounds(Bounds(failures=1), (parse_network("192.0.2.0/28"),))
+    for _ in range(5):
+        door.fails(USER)
+    assert door.comes(USER) is not None
+    door.guard.set_bounds(Bounds(failures=1))
+    door.fails(USER)
+    assert door.comes(USER) is None
+
+
 def test_links_that_are_up_are_left_alone_when_their_address_has_to_wait() -> None:
     door = Door(failures=1)
     visit = door.must_come(USER)
     visit.proven("ada")
-    door.guard._places[USER].known = False
+    door.guard._places[USER].proved = False
     door.fails(USER, 1)
     assert door.comes(USER) is None
     assert door.cut == []
