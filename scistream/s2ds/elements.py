@@ -310,7 +310,8 @@ class Elements:
 
     def _give_up(self, why: str) -> None:
         if not any(member.ready for member in self._members):
-            self._on_hopeless(why)
+            on_hopeless, self._on_hopeless = self._on_hopeless, _go_on  # the others that fail would say the same
+            on_hopeless(why)
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
