@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,23 @@ def test_later_targets_are_told_and_a_connection_that_is_cut_counts_what_it_carr
     for facility in world.facilities:
         end = end_of(facility, stream.uid)
         assert (end.bytes_to_consumer, end.connections, end.reset) == (len(OUT), 1, 1)
+
+
+def test_a_reset_of_an_application_is_told_with_its_reason(world: World, detector: socket.socket) -> None:
+    with world.stream([address_of(detector)], rate="100Mbit") as stream:
+        analysis, camera = stream.connect(), accept(detector)
+        with camera:
+            analysis.sendall(BACK)
+            assert receive_exactly(camera, len(BACK)) == BACK
+            analysis.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            analysis.close()
+            with pytest.raises(ConnectionResetError):
+                camera.recv(1)
+        until(lambda: "reset the connection" in world.s2uc("status", stream.uid).stdout, lambda: "no reason in Status")
+        stream.requested.release()
+    (told,) = of_stream(world.centre, stream.uid, only="resets")
+    assert (told.channel, told.cause, told.count) == (0, "application", 1)
+    assert told.reason == "ConsApp reset the connection"
 
 
 def test_a_stream_that_expires_ends_with_that_and_all_its_bytes(world: World, detector: socket.socket) -> None:
@@ -503,6 +521,6 @@ def test_no_secret_of_a_run_is_in_any_trail_log_store_or_command_line(
 def test_every_kind_of_line_was_seen_by_these_tests(world: World) -> None:
     """But for those that need a disk of their own, a gateway that lies, or the end of a server."""
     seen = set(kinds(lines_of(world.lab) + lines_of(world.centre)))
-    elsewhere = {"server-stop", "lines-lost", "implausible-figures", "resets", "targets"}
-    assert {str(kind.__struct_config__.tag) for kind in KINDS} - elsewhere <= seen
+    elsewhere = {"server-stop", "lines-lost", "implausible-figures"}
+    assert seen == {str(kind.__struct_config__.tag) for kind in KINDS} - elsewhere
     assert os.stat(trail_of(world.lab)).st_mode & 0o777 == 0o600
