@@ -151,7 +151,7 @@ def _client_verifier(keyring: Keyring) -> Callable[[SSL.Connection], Identity | 
 def log_refusal(link: Link, reason: Failure) -> None:
     """Of a link that is gone: log whose certificate was refused in its handshake, and why, if that was it."""
     if isinstance(reason.value, RefusedCertificate):
-        link.note("refused a certificate", reason.value.sentence)
+        link.note("refused a certificate", reason.value.sentence, reason.value.reason)
 
 
 def close_refused(links: Iterable[Link | None], keyring: Keyring) -> None:

@@ -167,7 +167,8 @@ class DoorGuard:
         self.unproven = 0
         self.refused = 0
         self.moved = 0
-        self._tally: Tally[str] = Tally(clock, self._log, "refused others, or ended or delayed their links")
+        others = "refused others, or ended or delayed their links"
+        self._tally: Tally[tuple[str, str]] = Tally(clock, self._log, (others, ""))
 
     def set_bounds(self, bounds: Bounds, known: tuple[Network, ...] = ()) -> None:
         """Hold whoever comes from now on to other bounds; the links that are there stay.
@@ -181,9 +182,9 @@ class DoorGuard:
         """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
         now = self._clock.seconds()
         place = self._place(host)
-        why = self._why_not(place, now)
-        if why is not None:
-            self._refuse(place, why)
+        refusal = self._why_not(place, now)
+        if refusal is not None:
+            self._refuse(place, *refusal)
             return None
         return Visit(self, place, now)
 
@@ -209,18 +210,21 @@ class DoorGuard:
                     del self._places[name]
                     break
 
-    def _why_not(self, place: _Place, now: float) -> str | None:
+    def _why_not(self, place: _Place, now: float) -> tuple[str, str] | None:
+        """Why no link from there is taken now: by what it is counted, and a sentence with numbers."""
         bounds = self._bounds
         if place.refused_until > now:
-            return f"it has failed too often, and waits {place.refused_until - now:.0f} s more"
+            return "failures", f"it has failed too often, and waits {place.refused_until - now:.0f} s more"
         if self.links >= bounds.links:
-            return f"there are {self.links} links already (`links`)"
+            return "links", f"there are {self.links} links already (`links`)"
         if place.links >= bounds.links_per_address:
-            return f"it has {place.links} links already (`links_per_address`)"
+            return "links_per_address", f"it has {place.links} links already (`links_per_address`)"
         if len(place.unproven) >= bounds.unproven_per_address and not self._replace(place, now):
-            return f"{len(place.unproven)} of its links have not shown who they are (`unproven_per_address`)"
+            why = f"{len(place.unproven)} of its links have not shown who they are (`unproven_per_address`)"
+            return "unproven_per_address", why
         if self.unproven >= bounds.unproven and not self._make_room(place, now):
-            return f"{self.unproven} links have not shown who they are (`unproven`), and it has its share of them"
+            why = f"{self.unproven} links have not shown who they are (`unproven`), and it has its share of them"
+            return "unproven", why
         return None
 
     def _replace(self, place: _Place, now: float) -> bool:
@@ -244,21 +248,24 @@ class DoorGuard:
         )
         return True
 
-    def _refuse(self, place: _Place, why: str) -> None:
+    def _refuse(self, place: _Place, reason: str, why: str) -> None:
         self.refused += 1
         place.refused += 1
-        self.note(f"refused a link from {place.name}", why)
+        self.note(f"refused a link from {place.name}", why, reason)
 
-    def note(self, what: str, detail: str) -> None:
-        """Something that the log should say. Whoever causes it shall not fill the log: it is counted, and told by
-        count."""
-        self._tally.add(what, last=detail)
+    def note(self, what: str, detail: str, reason: str = "") -> None:
+        """Log something that others can cause without end: it is counted by `what` and `reason`, and told by count.
+
+        :param reason: why, in the same words each time; another reason is told at once.
+        """
+        self._tally.add((what, reason), last=detail)
 
     def stop(self) -> None:
         """The door is closed: log what is not logged yet."""
         self._tally.stop()
 
-    def _log(self, what: str, count: int, last: str) -> None:
+    def _log(self, key: tuple[str, str], count: int, last: str) -> None:
+        what, _reason = key
         self.log.warn(
             "{door} {what}; so far {count}, the last time: {last}", door=self._door, what=what, count=count, last=last
         )
@@ -375,9 +382,9 @@ class Visit:
         self.over()
         self._cut("it has not shown who it is, and others wait")
 
-    def note(self, what: str, detail: str) -> None:
-        """Something that the log should say: counted, and told by count."""
-        self._guard.note(what, detail)
+    def note(self, what: str, detail: str, reason: str = "") -> None:
+        """Log something of this link; see `DoorGuard.note`."""
+        self._guard.note(what, detail, reason)
 
     def over(self) -> None:
         """The link is gone. Idempotent."""

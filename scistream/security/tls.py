@@ -72,11 +72,16 @@ VerifyCallback = Callable[[SSL.Connection, X509, int, int, int], bool]
 
 
 class RefusedCertificate(SSL.Error):
-    """The handshake failed because we refuse the far end's certificate; `sentence` says which one and why."""
+    """The handshake failed because we refuse the far end's certificate.
 
-    def __init__(self, sentence: str) -> None:
+    :param sentence: says which one and why.
+    :param reason: why, in the same words for each certificate.
+    """
+
+    def __init__(self, sentence: str, reason: str) -> None:
         super().__init__([("SSL routines", "", sentence)])
         self.sentence = sentence
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -199,12 +204,12 @@ def naming_refusals(untrusted: str, revoked: Callable[[x509.Certificate], str | 
             return True
         if not ok:
             unknown = f"OpenSSL refuses it with verification error {code}"
-            why = untrusted if code in _UNTRUSTED else _REFUSALS.get(code, unknown)
+            why = reason = untrusted if code in _UNTRUSTED else _REFUSALS.get(code, unknown)
             if code in _OUT_OF_DATE:
                 why += _both_times(certificate)
             if code == _CODES.ERR_CERT_REVOKED and revoked is not None:
                 why = _when_revoked(certificate, revoked) or why
-            raise RefusedCertificate(f"The far end's certificate is refused: {_describe(certificate)}: {why}.")
+            raise RefusedCertificate(f"The far end's certificate is refused: {_describe(certificate)}: {why}.", reason)
         return True
 
     return name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
@@ -175,8 +176,8 @@ class Visit(Protocol):
     def line(self) -> float:
         """The peer has said a line; seconds to wait before the next is read."""
 
-    def note(self, what: str, detail: str) -> None:
-        """Something that the log should say: `what` in the same words each time, and what was special this time."""
+    def note(self, what: str, detail: str, reason: str) -> None:
+        """Something that the log should say: see `Link.note`."""
 
     def over(self) -> None:
         """The link is gone."""
@@ -199,7 +200,7 @@ class _NoDoor:
     def line(self) -> float:
         return 0.0
 
-    def note(self, what: str, detail: str) -> None:
+    def note(self, what: str, detail: str, reason: str) -> None:
         self._log.warn("{what}: {detail}", what=what, detail=detail)
 
     def over(self) -> None:
@@ -350,7 +351,7 @@ class Link(LineOnlyReceiver):
             self.peer = self._authenticate(self.transport.getHandle())
         except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
             self.refusal = problem
-            self.note("refused a peer", str(problem))
+            self.note("refused a peer", str(problem), _beginning(str(problem)))
             self._visit.failed(f"a peer was refused: {problem}")
             self.transport.abortConnection()
             return
@@ -443,13 +444,14 @@ class Link(LineOnlyReceiver):
             self.send(Error(uid=None, code="no-capacity", msg=msg))
             self.close()
 
-    def note(self, what: str, detail: str) -> None:
+    def note(self, what: str, detail: str, reason: str = "") -> None:
         """Log what this peer has done. Where links come in by a door such things are counted, and told by count.
 
         :param what: in the same words each time.
         :param detail: what was special this time.
+        :param reason: why, in the same words each time: what has another reason is counted apart, and told at once.
         """
-        self._visit.note(what, f"{detail} (from {self.address})")
+        self._visit.note(what, f"{detail} (from {self.address})", reason)
 
     def distrust(self, why: str) -> None:
         """Hold it against the peer's address."""
@@ -542,7 +544,7 @@ class Link(LineOnlyReceiver):
             self.close()
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
-        self.note("bad message", bad.msg)
+        self.note("bad message", bad.msg, bad.code)
         self.on_bad_line(bad.uid, bad.msg, self.is_out_of_patience)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
@@ -600,13 +602,18 @@ class Link(LineOnlyReceiver):
         self._limit = None
         if self.is_stranger and self._has_spoken and self.is_up:
             what = "nothing that lets it in"
-        self.note("closed a link that was too slow", f"{what} in {seconds:g} s")
+        self.note("closed a link that was too slow", f"{what} in {seconds:g} s", what)
         self._visit.failed(f"{what} in {seconds:g} s")
         self._cut_off(f"{what} in {seconds:g} s")
 
     def _cut_off(self, why: str) -> None:
         self.refusal = StreamError("timeout", why)
         self.transport.abortConnection()
+
+
+def _beginning(sentence: str) -> str:
+    """The first words of a sentence, in which nothing is different for each peer."""
+    return re.split("[,:(]", sentence, maxsplit=1)[0]
 
 
 def _nobody(_uid: str | None, _why: str, _closed: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from link_in_memory import Peer
@@ -64,10 +65,19 @@ class Door:
         elif does == "is silent":
             peer.clock.advance(60.0)
         elif does == "has a certificate that is refused":
-            log_refusal(peer.link, Failure(RefusedCertificate(f"{host} is not known")))
+            log_refusal(peer.link, Failure(RefusedCertificate(f"{host} is not known", "it is not known")))
+        peer.goes()
+
+    def refuses_certificate(self, sentence: str, reason: str) -> None:
+        """A handshake ends since the certificate of a stranger is refused."""
+        visit = self.guard.admit("10.0.0.1")
+        assert visit is not None
+        peer = Peer(plain_peer=None, authenticate=lambda _connection: None, visit=visit)
+        log_refusal(peer.link, Failure(RefusedCertificate(sentence, reason)))
         peer.goes()
 
 
+CERTIFICATE_REASONS = ["it has expired", "it was revoked"]
 MISDEEDS = [
     "shows no certificate that counts",
     "says rubbish",
@@ -75,7 +85,7 @@ MISDEEDS = [
     "is silent",
     "has a certificate that is refused",
 ]
-KINDS = 8 + MOST_COUNTED
+KINDS = 12 + MOST_COUNTED
 """Of lines that the door can cause."""
 
 visitors = st.lists(
@@ -97,6 +107,42 @@ def test_whatever_strangers_do_at_a_door_the_log_stays_short(visitors: list[tupl
     assert len(lines) <= KINDS * 5 * minutes, lines
     assert all(line.startswith("the door ") for line in lines)
     assert door.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("first", CERTIFICATE_REASONS)
+@pytest.mark.parametrize("second", CERTIFICATE_REASONS)
+def test_another_reason_of_the_same_refusal_is_told_at_once_and_the_same_one_is_counted(
+    first: str, second: str
+) -> None:
+    door = Door()
+    with logged() as lines:
+        for number, reason in enumerate([first, first, second]):
+            door.refuses_certificate(f"number {number}: {reason}", reason)
+        assert len(lines) == (1 if first == second else 2)
+        assert all(reason in " ".join(lines) for reason in (first, second))
+        door.guard.stop()
+    assert "number 2" in lines[-1] or "number 1" in lines[-1], "what was counted is told in the end"
+
+
+def test_an_address_that_is_refused_for_another_reason_is_told_of_at_once() -> None:
+    clock = Clock()
+    guard = DoorGuard(clock, Bounds(unproven_per_address=1, failures=2), "the door", known_refusal=30.0)
+    with logged() as lines:
+        visit = guard.admit("10.0.0.1")
+        assert visit is not None
+        assert guard.admit("10.0.0.1") is None
+        assert guard.admit("10.0.0.1") is None
+        assert len(lines) == 1
+        assert "unproven_per_address" in lines[0]
+        visit.failed("a bad line")
+        visit.over()
+        again = guard.admit("10.0.0.1")
+        assert again is not None
+        again.failed("another one")
+        again.over()
+        assert guard.admit("10.0.0.1") is None
+        assert "it has failed too often" in lines[-1]
+        guard.stop()
 
 
 def test_thousands_of_failed_handshakes_are_a_few_lines_that_say_how_many_and_from_where() -> None:
