@@ -107,7 +107,7 @@ def missing(programs: Iterable[str]) -> list[str]:
 
 def version(program: str) -> str:
     """What a program says of its version, in a line."""
-    said = subprocess.run([found(program), *VERSIONS[program]], capture_output=True, text=True, check=False)
+    said = subprocess.run([found(program), *VERSIONS[program]], capture_output=True, text=True, check=False, timeout=60)
     lines = [line.strip() for line in (said.stdout + said.stderr).splitlines()]
     return next((line for line in lines if any(sign.isdigit() for sign in line)), "of unknown version")
 
@@ -231,7 +231,7 @@ stream {{
 def _nginx_has_streams() -> bool:
     if NGINX_MODULE.exists():
         return True
-    said = subprocess.run([found("nginx"), "-V"], capture_output=True, text=True, check=False)
+    said = subprocess.run([found("nginx"), "-V"], capture_output=True, text=True, check=False, timeout=60)
     return "--with-stream " in said.stderr  # and not as a module that is elsewhere
 
 

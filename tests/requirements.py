@@ -58,7 +58,9 @@ def unprivileged(folder: Path) -> list[str]:
     without = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
     nobody = [*without, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     # `setpriv` lays its privileges down as it gives way to a program, and still finds that one by them.
-    can = subprocess.run([*nobody, "env", sys.executable, "-c", "import scistream"], cwd=folder, capture_output=True)
+    can = subprocess.run(
+        [*nobody, "env", sys.executable, "-c", "import scistream"], cwd=folder, capture_output=True, timeout=60
+    )
     if can.returncode != 0:
         return without
     os.chown(folder, NOBODY, NOBODY)

@@ -56,13 +56,16 @@ class Plan:
 class Channel(threading.Thread):
     """Waits for the one connection of a channel and sends its frames there."""
 
-    def __init__(self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event) -> None:
+    def __init__(
+        self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event, patience: float
+    ) -> None:
         super().__init__(name=f"channel-{number}", daemon=True)
         self.maker = FrameMaker(number, plan.frame_bytes)
         self.error: str | None = "it failed by a fault of the detector itself"
         self._listener = listener
         self._plan = plan
         self._failed = failed
+        self._patience = patience
 
     def run(self) -> None:
         try:
@@ -88,7 +91,7 @@ class Channel(threading.Thread):
                 connection, _peer = self._listener.accept()
             except TimeoutError:
                 continue
-            connection.setblocking(True)
+            connection.settimeout(self._patience)
             return connection
         return None
 
@@ -140,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--bytes", type=int, help="payload bytes to send in all")
     amount.add_argument("--seconds", type=float, help="how long to send, from the first connection on")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds that a consumer may take nothing (%(default)s)",
+    )
     parser.add_argument("--frame-bytes", type=int, default=FRAME_BYTES, help="payload of a frame (%(default)s)")
     return parser
 
@@ -158,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     plan = Plan(options.bytes, options.seconds, options.frame_bytes, len(listeners))
     failed = threading.Event()
-    channels = [Channel(number, listener, plan, failed) for number, listener in enumerate(listeners)]
+    channels = [Channel(number, one, plan, failed, options.patience) for number, one in enumerate(listeners)]
     for channel in channels:
         channel.start()
     for channel in channels:

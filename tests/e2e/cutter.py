@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from harness import HOST, address_of
+from harness import HOST, PATIENCE, address_of
 
 from scistream.wire.address import Address
 
@@ -46,7 +46,7 @@ class Cutter:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def has_cut(self) -> bool:
         """Whether any connection has been cut so far."""
@@ -77,7 +77,7 @@ class Cutter:
         with suppress(OSError):
             near, _ = self._listener.accept()
             try:
-                far = socket.create_connection((self._server.host, self._server.port))
+                far = socket.create_connection((self._server.host, self._server.port), timeout=PATIENCE)
             except OSError:
                 near.close()
                 return

@@ -113,7 +113,7 @@ class Exchange:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def connect(self, listeners: list[str]) -> bool:
         """Let the consumer connect on every channel; whether anybody was there."""

@@ -407,7 +407,7 @@ class Life:
         victim = self.client if self.cell.victim == "S2UC" else self.apps.get(self.cell.role)
         if victim is not None:
             victim.process.kill()
-            victim.process.wait()
+            victim.process.wait(PATIENCE)
         self._watch_what_the_kill_does()
         self._thaw()
 
@@ -432,7 +432,7 @@ class Life:
         """End the programs that go on although their application controller was killed, as they should."""
         for app in self._started:
             app.process.kill()
-            app.process.wait()
+            app.process.wait(PATIENCE)
             for pid in _of_session(app.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -40,11 +40,11 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     needs("mount", "umount")
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if mounted.returncode:
         why = f"no file system can be mounted here: {mounted.stderr.strip()}"
         missing(why)
     try:
         yield Disk(folder)
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)

@@ -80,7 +80,7 @@ class Run:
         limit = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < limit, self.descendants()
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.process.communicate(timeout=DEADLINE)
             time.sleep(0.02)
 
     def end(self) -> tuple[int, str, str]:
@@ -89,7 +89,7 @@ class Run:
 
     def clean_up(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=DEADLINE)
         for pid in self.descendants():
             os.kill(pid, signal.SIGKILL)
 
@@ -178,7 +178,7 @@ def test_even_if_it_is_killed_nothing_goes_on(run: Callable[..., Run]) -> None:
     one = run("--seconds", "60")
     one.wait_until_streaming()
     one.process.kill()
-    one.process.wait()
+    one.process.wait(DEADLINE)
     limit = time.monotonic() + 20
     while one.descendants():
         assert time.monotonic() < limit, one.descendants()

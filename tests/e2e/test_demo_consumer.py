@@ -52,7 +52,7 @@ class Detector:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=DEADLINE)
 
 
 def consume(*listeners: str, env: dict[str, str] | None = None) -> tuple[int, dict[str, Any], str]:
@@ -83,7 +83,7 @@ def meddler(target: str, meddle: Meddling, end_with_reset: bool = False) -> Iter
 
     def forward() -> None:
         consumer, _ = listener.accept()
-        with consumer, socket.create_connection((host, int(port))) as detector:
+        with consumer, socket.create_connection((host, int(port)), timeout=DEADLINE) as detector:
             for frame in meddle(frames_of(detector)):
                 consumer.sendall(frame)
             if end_with_reset:
@@ -254,12 +254,23 @@ def test_a_listener_that_is_not_there_is_named() -> None:
 def test_a_detector_whose_consumer_goes_away_says_so() -> None:
     with Detector("--seconds", "60", channels=2) as detector:
         host, port = detector.listeners[1].split(":")
-        with socket.create_connection((host, int(port))) as consumer:
+        with socket.create_connection((host, int(port)), timeout=DEADLINE) as consumer:
             consumer.recv(1)
         status, _, said = detector.end()
     assert status == 1
     assert "detector: channel 1: the consumer went away after" in said
     assert "detector: channel 0: no one connected" in said
+
+
+def test_a_detector_whose_consumer_takes_nothing_any_more_ends_and_says_so() -> None:
+    with Detector("--seconds", "600", "--patience", "0.5") as detector:
+        host, port = detector.listeners[0].split(":")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE) as consumer:
+            consumer.recv(1)
+            status, _, said = detector.end()
+    assert status == 1
+    assert "detector: channel 0: the consumer went away after" in said
+    assert "timed out" in said
 
 
 def test_a_detector_that_cannot_listen_is_bad_usage() -> None:

@@ -187,7 +187,7 @@ def test_one_that_never_shakes_hands_holds_nobody_up_for_long(world: World) -> N
     with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
         for _ in range(10):
-            with socket.create_connection((wan.host, wan.port)):
+            with socket.create_connection((wan.host, wan.port), timeout=20):
                 began = time.monotonic()
                 assert order_of_arrival(stream, detector, 4) == [0, 1, 2, 3]
                 assert time.monotonic() - began < 5.0

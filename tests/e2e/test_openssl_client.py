@@ -197,7 +197,10 @@ def test_a_self_signed_peer_is_refused_with_no_word_to_the_application(world: Wo
     key, certificate = tmp_path / "odd.key", tmp_path / "odd.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     subprocess.run(
-        [*make, "-subj", "/CN=odd", "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+        [*make, "-subj", "/CN=odd", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+        timeout=60,
     )
     with listen() as detector, HandMade(world, PROD, [address_of(detector)]) as stream:
         options = ["-servername", server_name(stream.uid, 0)]

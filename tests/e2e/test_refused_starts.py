@@ -97,7 +97,7 @@ def started(
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 def refusals(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:

@@ -63,8 +63,8 @@ async def exchange(stream: Stream, count: int = BIG, connections: int = 1) -> No
             said = [[pool.submit(say, end, count) for end in pair] for pair in pairs]
             got = [[pool.submit(receive, end) for end in pair] for pair in pairs]
         for (up, down), (down_there, up_there) in zip(said, got, strict=True):
-            assert up_there.result() == (count, up.result())
-            assert down_there.result() == (count, down.result())
+            assert up_there.result(PATIENCE) == (count, up.result(PATIENCE))
+            assert down_there.result(PATIENCE) == (count, down.result(PATIENCE))
 
     await deferToThread(run)
 

@@ -83,7 +83,7 @@ def running(kind: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
 
 
 def as_user(command: Sequence[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ class Toxic:
             there = threading.Thread(target=self._pass_on, args=(near, far, None), daemon=True)
             there.start()
             self._pass_on(far, near, self._fatal)
-            there.join()
+            there.join(PATIENCE)
             near.close()
             far.close()
 

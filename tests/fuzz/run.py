@@ -94,7 +94,7 @@ def _run(name: str, seconds: int) -> Counts:
             status = process.wait(_LEFT_ALONE)
         except subprocess.TimeoutExpired:
             process.kill()
-            status = process.wait()
+            status = process.wait(_LEFT_ALONE)
     if status:
         _say("".join(last_words))
         saved = _SAVED.findall("".join(last_words))

@@ -46,7 +46,9 @@ def ip(*commands: str, namespace: str | None = None) -> None:
     :raises subprocess.CalledProcessError: if one is refused; its `stderr` says why.
     """
     where = ["-n", namespace] if namespace else []
-    subprocess.run(["ip", *where, "-batch", "-"], input="\n".join(commands), text=True, check=True, capture_output=True)
+    subprocess.run(
+        ["ip", *where, "-batch", "-"], input="\n".join(commands), text=True, check=True, capture_output=True, timeout=60
+    )
 
 
 def names() -> set[str]:

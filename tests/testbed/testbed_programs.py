@@ -66,7 +66,7 @@ class Program:
                 self.process.kill()
         if self.process.stdout is not None:
             self.process.stdout.close()
-        return self.process.wait()
+        return self.process.wait(_GRACE)
 
     def _read(self, deadline: float) -> bytes:
         assert self.process.stdout is not None

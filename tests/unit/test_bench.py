@@ -190,7 +190,9 @@ def test_the_peers_accept_their_configurations(name: str, papers: Papers, tmp_pa
     for program in program_of(name, papers):
         folder = tmp_path / program.name
         program.write(folder)
-        found = subprocess.run([*program.command(folder), *check], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [*program.command(folder), *check], capture_output=True, text=True, check=False, timeout=60
+        )
         assert found.returncode == 0, found.stderr
         assert "deprecated" not in found.stderr
 
@@ -213,12 +215,12 @@ def test_cpu_time_and_memory_of_descendants_count() -> None:
         alive = processes.cpu_seconds([parent.pid])
         assert alive > 0
         assert processes.cpu_seconds([parent.pid]) >= alive
-        parent.communicate(b"\n")
+        parent.communicate(b"\n", timeout=60)
 
 
 def test_the_cpu_time_of_descendants_that_ended_is_not_lost() -> None:
     before = processes.cpu_seconds([os.getpid()])
-    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True, timeout=60)
     used = os.times()
     assert processes.cpu_seconds([os.getpid()]) > before
     assert used.children_user > 0
@@ -293,4 +295,4 @@ def test_a_path_that_breaks_is_no_figure() -> None:
             done = pool.submit(hang_up)
             with pytest.raises(ConnectionError):
                 load.trips(port, 10)
-            done.result()
+            done.result(60)

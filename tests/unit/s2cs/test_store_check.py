@@ -322,7 +322,7 @@ def test_a_writer_that_is_killed_at_any_instant_leaves_a_store_that_opens_and_is
             time.sleep(chance.uniform(0, 0.15) if number % 4 else chance.uniform(0.2, 0.6))
         finally:
             writer.kill()
-            writer.communicate()
+            writer.communicate(timeout=60)
         if file.exists():
             check(file, 0)
             store = Store(file)

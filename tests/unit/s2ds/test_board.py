@@ -76,7 +76,7 @@ def test_another_process_sees_the_same_and_a_lock_ends_with_its_holder(shared: B
         assert Bucket(100.0, lambda: 1.0, tokens).take(1000) == 0, "it does not wait for the lock"
         assert shared.tokens(1, 1).lock(), "each direction has a lock of its own"
         os.kill(other.pid, signal.SIGKILL)
-        other.wait()
+        other.wait(60)
         assert tokens.lock()
         tokens.unlock()
         assert Bucket(100.0, lambda: 1.0, tokens).take(1000) == 1000

@@ -75,7 +75,7 @@ def test_barred_ports_are_left_free_and_count_as_too_few(ports: Ports) -> None:
 def test_nobody_can_connect_before_a_listener_is_started(ports: Ports) -> None:
     (sock,) = ports.reserve("127.0.0.1", 1)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(sock.getsockname())
+        socket.create_connection(sock.getsockname(), timeout=20)
 
 
 def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: Ports) -> None:
@@ -122,7 +122,7 @@ def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
     accepted: list[socket.socket] = []
     listener = Listener(MemoryReactorClock(), sock)
     listener.start(lambda connection, _peer: accepted.append(connection))
-    client = socket.create_connection(sock.getsockname())
+    client = socket.create_connection(sock.getsockname(), timeout=20)
     listener.doRead()
     accepted[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
     accepted[0].close()  # first to close: its end stays in TIME_WAIT
@@ -174,7 +174,7 @@ def no_descriptors_left() -> Iterator[None]:
 def test_a_started_listener_accepts_all_that_wait(armed: Armed) -> None:
     with contextlib.ExitStack() as clients:
         for _ in range(5):
-            clients.enter_context(socket.create_connection(armed.sock.getsockname()))
+            clients.enter_context(socket.create_connection(armed.sock.getsockname(), timeout=20))
         armed.listener.doRead()
         assert len(armed.accepted) == 5
         assert not armed.accepted[0].getblocking()
@@ -183,14 +183,14 @@ def test_a_started_listener_accepts_all_that_wait(armed: Armed) -> None:
 def test_a_second_start_changes_who_is_called(armed: Armed) -> None:
     later: list[socket.socket] = []
     armed.listener.start(lambda connection, _peer: later.append(connection))
-    with socket.create_connection(armed.sock.getsockname()):
+    with socket.create_connection(armed.sock.getsockname(), timeout=20):
         armed.listener.doRead()
     assert (len(armed.accepted), len(later)) == (0, 1)
     later[0].close()
 
 
 def test_without_descriptors_connections_wait_and_are_accepted_later(armed: Armed) -> None:
-    with socket.create_connection(armed.sock.getsockname()):
+    with socket.create_connection(armed.sock.getsockname(), timeout=20):
         with no_descriptors_left():
             armed.listener.doRead()
             assert armed.listener not in armed.reactor.getReaders()
@@ -209,7 +209,7 @@ def test_a_stopped_listener_refuses_and_leaves_nothing_behind(armed: Armed) -> N
     armed.listener.stop()
     assert armed.reactor.getReaders() == []
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
+        socket.create_connection(address, timeout=20)
 
 
 def test_a_connection_that_nobody_can_take_is_reset(ports: Ports, flush_failures: Callable[[], list[Any]]) -> None:
@@ -220,7 +220,7 @@ def test_a_connection_that_nobody_can_take_is_reset(ports: Ports, flush_failures
         raise RuntimeError("no element is there")
 
     listener.start(fail)
-    with socket.create_connection(sock.getsockname()) as client:
+    with socket.create_connection(sock.getsockname(), timeout=20) as client:
         listener.doRead()
         with pytest.raises(OSError, match="reset") as reset:
             client.recv(1)

@@ -656,7 +656,7 @@ tls.wrap_client_endpoint(context, "host", None, Clock())
 sys.exit("twisted.internet.reactor" in sys.modules)
 """
     root = Path(tls.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program, str(facility.ca)], cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(facility.ca)], cwd=root, check=False, timeout=60)
     assert done.returncode == 0
 
 
