@@ -15,7 +15,7 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct, field
 
-from scistream.resources import memory, processors
+from scistream.resources import memory, processors, tcp_memory
 from scistream.security.guard import Bounds
 from scistream.security.material import Trust
 from scistream.toml_file import ConfigProblem as ConfigProblem
@@ -27,6 +27,8 @@ from scistream.wire.messages import MAX_LIFE, MAX_RATE
 MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
 """What a connection is taken to need of the memory, half of which connections may have if no number of them is set."""
+OWNER_SHARE = 75
+"""Percent of what there is for others as well that the streams of one user have together at most."""
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
 
 
@@ -164,11 +166,15 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
 
     half_open: _Count = 64
     connections: Annotated[int, Meta(ge=0)] = 0
+    unread: str = "auto"
+    owner_share: Annotated[int, Meta(ge=1, le=100)] = OWNER_SHARE
     controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from super().problems()
+        if self.unread != "auto":
+            yield from unless(parse_size, self.unread, "unread")
         for text in self.controller_networks:
             yield from unless(parse_network, text, "controller_networks")
 
@@ -192,6 +198,15 @@ class Gateway(_Section, frozen=True, kw_only=True):
 
     name: str
     address: str
+
+
+def usual_unread(tcp: int, memory: int) -> int:
+    """How many bytes may wait at a gateway if no setting says it.
+
+    :param tcp: bytes that the kernel uses for TCP before it becomes sparing with them.
+    :param memory: bytes that this process may use, of which the kernel's buffers are a part.
+    """
+    return max(1, min(tcp // 2, memory // 4))
 
 
 _USUAL_LIFE = "24h"
@@ -334,6 +349,11 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     def most_connections(self) -> int:
         """How many connections there may be of all streams together, whatever the limit of open files is."""
         return self.limits.connections or max(1, memory() // (2 * CONNECTION_BYTES))
+
+    @property
+    def most_unread(self) -> int:
+        """How many bytes of all streams together may wait in this gateway and its sockets."""
+        return usual_unread(tcp_memory(), memory()) if self.limits.unread == "auto" else parse_size(self.limits.unread)
 
     @property
     def element_count(self) -> int:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _GROUPS = Path("sys/fs/cgroup")
+_TCP_PART = 16
+"""Linux lets TCP have one part in so many of the memory, unless net.ipv4.tcp_mem is set."""
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -33,6 +35,17 @@ def memory(root: Path = Path("/")) -> int:
         with suppress(OSError, ValueError):
             limits.append(int((folder / name).read_text()))
     return min(limits)
+
+
+def tcp_memory(root: Path = Path("/")) -> int:
+    """How many bytes the kernel uses for TCP before it becomes sparing with them.
+
+    Where it does not tell, as in a container, they are what it takes by itself.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError, IndexError):
+        return int((root / "proc/sys/net/ipv4/tcp_mem").read_text().split()[1]) * page
+    return os.sysconf("SC_PHYS_PAGES") // _TCP_PART * page
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -257,7 +257,7 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
         stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
         return
     core.effects.start_timers(record)
-    core.ask_all((gateway, share(request, channels, record.life)) for gateway, channels in plan.items())
+    core.ask_all((gateway, share(record, request, channels)) for gateway, channels in plan.items())
 
 
 _STORE_FULL = "the store of this S2CS cannot be written"

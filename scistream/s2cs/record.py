@@ -93,18 +93,20 @@ def _fields(request: Req) -> tuple[Any, ...]:
     )
 
 
-def share(request: Req, channels: list[int], life: float) -> ReqListeners:
+def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
+    """What one gateway is asked to reserve of a stream."""
     return ReqListeners(
         uid=request.uid,
         role=request.role,
         seq=UNSENT,
         channels=channels,
         rate=request.rate * len(channels) / request.num_conn,
-        expires=life,
+        expires=record.life,
         app_from=request.app_from,
         wan_security=request.wan_security,
         protocol=request.protocol,
         probe_seconds=request.probe_seconds,
+        owner=hashlib.sha256(record.owner.encode()).hexdigest()[:32],
     )
 
 

@@ -7,8 +7,10 @@ belongs to an element, one for each direction of a stream. Neither does any I/O 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
+from scistream.config import OWNER_SHARE
 from scistream.wire.errors import StreamError
 
 BYTES_PER_MBIT = 125_000
@@ -58,6 +60,38 @@ class Capacity:
     @property
     def _rounding(self) -> float:
         return 1e-9 * self.total
+
+
+STREAM_SHARE = 50
+"""Percent of the connections, and of the unread bytes, that one stream has at most."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the streams of a gateway share.
+
+    :param half_open: connections of one channel that are not joined to the other side yet, at most.
+    :param connections: of all streams together, at most; 0: as many as there are descriptors for.
+    :param unread: bytes of all streams together that wait in the gateway and its sockets; 0: without a bound.
+    :param owner_share: percent of the connections, and of the unread bytes, that the streams of one user have together
+        at most.
+    """
+
+    half_open: int = 64
+    connections: int = 0
+    unread: int = 0
+    owner_share: int = OWNER_SHARE
+
+
+USUAL = Shared()
+
+
+def has_its_share(has: int, left: int, percent: int) -> bool:
+    """Whether so much is as much as one may have: this part of what one has and of what is left together.
+
+    Thus something is left for others, however many there are, and whoever has nothing may begin.
+    """
+    return has > 0 and has * (100 - percent) >= left * percent
 
 
 class Store(Protocol):

@@ -143,7 +143,7 @@ class Holding:
         self._secret = StreamSecret()
         self._allowed = self._source_check(request)
         slots = {channel: sock.getsockname()[1] - server.ports.first for channel, (sock, _) in self._listeners.items()}
-        server.elements.open(request.uid, request.role, request.rate, slots)
+        server.elements.open(request.uid, request.role, request.rate, slots, request.owner or "")
         self.machine.bound(told, self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:

@@ -26,6 +26,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
+from scistream.s2ds.capacity import STREAM_SHARE, USUAL, Shared, has_its_share
 from scistream.s2ds.relay import board
 from scistream.s2ds.relay.board import Board
 from scistream.s2ds.relay.element import NOT_ARMED, Element, Settings, refuse
@@ -79,6 +80,20 @@ NO_SHARE = (
     "the stream has as many connections as the gateway has places left for others: close some, or have `connections` "
     "in [limits] of the gateway, or its limit of open files, raised"
 )
+NO_OWNER_SHARE = (
+    "the streams of this user have all the connections that one user may have: close some, or have `connections` or "
+    "`owner_share` in [limits] of the gateway raised"
+)
+UNREAD = (
+    "too many bytes of the stream wait at the gateway for programs that do not read them: let these read, or close "
+    "some connections, or have `unread` in [limits] of the gateway raised"
+)
+OWNER_UNREAD = (
+    "too many bytes of this user's streams wait at the gateway for programs that do not read them: let these read, or "
+    "close some, or have `unread` in [limits] of the gateway raised"
+)
+COUNT_UNREAD_SECONDS = 1.0
+"""Unread bytes of all streams are added up no more often; elements count them every two seconds."""
 NO_ELEMENT = "no element of the gateway takes connections just now"
 ELEMENT_DIED = "the element of the gateway that carried it has ended"
 
@@ -110,6 +125,10 @@ class _Stream:
     numbers: dict[int, int] = field(default_factory=dict)
     """Of a channel: how many connections were handed over in order."""
 
+    @property
+    def key(self) -> StreamKey:
+        return self.start.uid, self.start.role
+
 
 class Elements:
     """All elements of a gateway. `start` before the first connection is handed over; `stop` ends them.
@@ -118,8 +137,7 @@ class Elements:
     :param count: how many processes; 0: none, the one element is in this process.
     :param slots: how many channels the gateway can have.
     :param settings: of each element.
-    :param half_open: connections of one channel that are not joined to the other side yet, at most.
-    :param connections: of all streams together, at most; 0: as many as there are descriptors for.
+    :param shared: what the streams share.
     :param in_order: whether connections of a channel are dialled in the order in which they were accepted.
     :param on_reset: hears why connections were reset.
     :param on_hopeless: hears why no element can be started, as an element fails to start for the second time in a row
@@ -134,8 +152,7 @@ class Elements:
         count: int,
         slots: int,
         settings: Settings,
-        half_open: int = 64,
-        connections: int = 0,
+        shared: Shared = USUAL,
         on_reset: Callable[[Reset], None] = _nobody_hears,
         on_hopeless: Callable[[str], None] = _go_on,
         *,
@@ -144,9 +161,8 @@ class Elements:
         self._reactor = reactor
         self._on_reset = on_reset
         self._on_hopeless = on_hopeless
-        self._half_open = half_open
+        self._shared = shared
         self._in_order = in_order
-        self._connections = connections
         self._board = Board.create(slots, max(count, 1))
         self._networks: SetNetworks | None = None
         """What elements were told of networks since they were started; None: those of their settings count."""
@@ -160,6 +176,8 @@ class Elements:
             else [_Here(Element(reactor, self._board, 0, settings, self._hear))]
         )
         self._handed = [0] * len(self._members)
+        self._unread: dict[StreamKey, int] = {}
+        self._unread_until = 0.0
 
     def start(self) -> None:
         """Start the processes."""
@@ -171,9 +189,9 @@ class Elements:
         stopping = DeferredList([member.stop() for member in self._members])
         return stopping.addCallback(lambda _: self._board.close())
 
-    def set_limits(self, half_open: int, connections: int) -> None:
-        """Hold connections that come from now on to other limits; see the parameters of the class."""
-        self._half_open, self._connections = half_open, connections
+    def share(self, shared: Shared) -> None:
+        """Hold connections that come from now on to other bounds."""
+        self._shared = shared
 
     def set_networks(self, wan_networks: list[str]) -> None:
         """Dial other gateways that have names in these networks only, from now on."""
@@ -183,16 +201,17 @@ class Elements:
 
     # -- streams
 
-    def open(self, uid: str, role: Role, rate: float, slots: Mapping[int, int]) -> None:
+    def open(self, uid: str, role: Role, rate: float, slots: Mapping[int, int], owner: str = "") -> None:
         """A stream is reserved, at `rate` Mbit/s each way: its figures exist from here. Idempotent.
 
         :param slots: of each channel; nobody else has them until `close` has fired.
+        :param owner: the same for all streams of one user; empty: not known.
         """
         if (uid, role) in self._streams:
             return
         for slot in slots.values():
             self._board.clear(slot)
-        stream = _Stream(StartLstn(uid=uid, role=role, rate=rate, slots=dict(slots)))
+        stream = _Stream(StartLstn(uid=uid, role=role, rate=rate, slots=dict(slots), owner=owner))
         self._streams[uid, role] = stream
         for member in self._members:
             member.ask(stream.start).addErrback(_tell)
@@ -267,16 +286,16 @@ class Elements:
             return False
         if not any(self._has_descriptors(member) for member in ready):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if self._unjoined(stream, channel) < self._half_open:
+        if self._unjoined(stream, channel) < self._shared.half_open:
             return True
         if role != PROD:
             return False
         slot = stream.start.slots[channel]
         fullest = max(self._members, key=lambda member: self._word(slot, member.number, board.JOINING))
-        share = max(1, self._half_open // (SHARE * len(self._members)))
+        share = max(1, self._shared.half_open // (SHARE * len(self._members)))
         order = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE, share=share)
         fullest.ask(order).addErrback(_tell)
-        return self._unjoined(stream, channel) < self._half_open
+        return self._unjoined(stream, channel) < self._shared.half_open
 
     def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
         """Hand an accepted connection to the element that has the fewest of its channel, and of all among equals.
@@ -288,9 +307,10 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NOT_ARMED, count=1))
             return
-        if self._is_over_its_share(stream):
+        too_much = self._too_much(stream)
+        if too_much is not None:
             refuse(sock)
-            self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NO_SHARE, count=1))
+            self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=too_much, count=1))
             return
         number = stream.numbers.get(channel, 0) + 1 if self._in_order else 0
         carry = Carry(uid=uid, role=role, channel=channel, number=number)
@@ -317,22 +337,59 @@ class Elements:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""
         return OWN_DESCRIPTORS + 2 * (self._in_all(member.number) + 1) <= member.most_descriptors()
 
-    def _is_over_its_share(self, stream: _Stream) -> bool:
-        """Whether a stream has as many connections as are left for others: with one more these could be kept out."""
+    def _too_much(self, stream: _Stream) -> str | None:
+        """Why a stream gets no further connection: with one more, others could be kept out."""
+        percents = STREAM_SHARE, self._shared.owner_share
         places = sum((member.most_descriptors() - OWN_DESCRIPTORS) // 2 for member in self._members if member.ready)
-        if self._connections:
-            places = min(places, self._connections)
+        if self._shared.connections:
+            places = min(places, self._shared.connections)
         left = places - sum(self._in_all(member.number) for member in self._members)
-        if left > places // 2:
-            return False  # nobody can have so many
-        # From the WAN there may be strangers among those that are not joined; they are bounded by themselves.
+        if left * 100 <= places * (100 - min(percents)):  # or nobody can have so many
+            if has_its_share(self._connections_of(stream), left, STREAM_SHARE):
+                return NO_SHARE
+            if has_its_share(sum(map(self._connections_of, self._siblings(stream))), left, self._shared.owner_share):
+                return NO_OWNER_SHARE
+        if self._shared.unread:
+            unread = self._unread_of_all()
+            left = max(0, self._shared.unread - sum(unread.values()))
+            if left * 100 <= self._shared.unread * (100 - min(percents)):
+                if has_its_share(unread.get(stream.key, 0), left, STREAM_SHARE):
+                    return UNREAD
+                owned = sum(unread.get(one.key, 0) for one in self._siblings(stream))
+                if has_its_share(owned, left, self._shared.owner_share):
+                    return OWNER_UNREAD
+        return None
+
+    def _siblings(self, stream: _Stream) -> list[_Stream]:
+        """The streams of its owner, with itself."""
+        owner = stream.start.owner
+        return [one for one in self._streams.values() if one.start.owner == owner] if owner else [stream]
+
+    def _connections_of(self, stream: _Stream) -> int:
+        """How many a stream has; from the WAN there may be strangers among those that are not joined, and they are
+        bounded by themselves."""
         unjoined = self._unjoined if stream.start.role == PROD else _none
-        has = sum(
+        return sum(
             self._on_its_way(stream, channel, member.number) + self._of(stream, channel, member.number, board.OPEN)
             for channel in stream.start.slots
             for member in self._members
         ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
-        return left <= has > 0
+
+    def _unread_of_all(self) -> dict[StreamKey, int]:
+        """How many bytes of each stream wait, as it was about a second ago."""
+        now = self._reactor.seconds()
+        if now >= self._unread_until:
+            self._unread_until = now + COUNT_UNREAD_SECONDS
+            self._unread = {
+                key: sum(
+                    self._word(slot, member.number, board.WAITING)
+                    for slot in stream.start.slots.values()
+                    for member in self._members
+                    if self._word(slot, member.number, board.OPEN)
+                )
+                for key, stream in self._streams.items()
+            }
+        return self._unread
 
     def _in_all(self, element: int) -> int:
         """The connections that an element has, and those on their way to it."""

@@ -30,7 +30,7 @@ from scistream.config import (
 from scistream.daemon import end_daemon
 from scistream.process import raise_descriptor_limit
 from scistream.reloading import Change, merge
-from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.capacity import Capacity, Shared
 from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.ports import Ports
@@ -112,8 +112,7 @@ class DataServer(Service):
             config.element_count,
             self.ports.last - self.ports.first + 1,
             settings,
-            config.limits.half_open,
-            config.most_connections,
+            self._shared(),
             self._note_reset,
             partial(end_daemon, reactor),
             in_order=config.order,
@@ -121,6 +120,10 @@ class DataServer(Service):
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self._holdings: dict[StreamKey, Holding] = {}
+
+    def _shared(self) -> Shared:
+        config = self.config
+        return Shared(config.limits.half_open, config.most_connections, config.most_unread, config.limits.owner_share)
 
     def _settings(self) -> Settings:
         config = self.config
@@ -187,7 +190,7 @@ class DataServer(Service):
         self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
         self.capacity.total = parse_rate(merged.capacity)
         self._door_guard.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
-        self.elements.set_limits(merged.limits.half_open, merged.most_connections)
+        self.elements.share(self._shared())
         if "wan_networks" in change.changed:
             self.elements.set_networks(list(merged.wan_networks))
         for keyring in keyrings:

@@ -53,6 +53,8 @@ ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """The random name of an S2CS's store: whose a stream on a gateway is."""
+OwnerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""A digest of the owner of a stream: a gateway tells one user's streams from another's by it, and learns no name."""
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Warnings = Annotated[list[Text], Meta(max_length=200)]
 StateName = Annotated[str, Meta(max_length=32)]
@@ -120,8 +122,9 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
 class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
 
-    `store` names the store of that S2CS: from then on the gateway obeys no other about this stream. Answered by RESP
-    with `listeners`, `csr`, `boot`.
+    `owner` is the same for all streams of one user, who has a share of what the gateway has. `store` names the store of
+    that S2CS: from then on the gateway obeys no other about this stream. Answered by RESP with `listeners`, `csr`,
+    `boot`.
     """
 
     uid: Uid
@@ -134,6 +137,7 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     app_from: NetworkTexts | None = None
     protocol: Protocol = "tcp"
     probe_seconds: ProbeSeconds | None = None
+    owner: OwnerId | None = None
     store: StoreId | None = None
 
     def __post_init__(self) -> None:

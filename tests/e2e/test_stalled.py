@@ -6,12 +6,15 @@ import contextlib
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from hashlib import sha256
 
-from gateways import MIB, NOISE, Make, Stream, both, receive, sleep
-from harness import PATIENCE, World, accept, address_of, listen, receive_exactly, until
+import gateways
+from gateways import MIB, NOISE, Make, Stream, both, sleep
+from harness import PATIENCE, Streaming, World, accept, address_of, listen, receive, receive_exactly, until
+
+from scistream.security.pki import issue
 
 _SO_MEMINFO = 55
 _OF_A_SOCKET = struct.Struct("@9I")
@@ -50,7 +53,7 @@ async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(make: 
     assert held(stream) < STALLED * MOST_OF_ONE, f"{held(stream) / STALLED / MIB:.1f} MiB each"
     for consumer, producer in pairs:
         producer.shutdown(socket.SHUT_WR)
-        count, digest = (await both(lambda sock=consumer: receive(sock)))[0]
+        count, digest = (await both(lambda sock=consumer: gateways.receive(sock)))[0]
         assert count == sent[producer]
         assert digest == sha256(NOISE * (count // MIB) + NOISE[: count % MIB]).hexdigest()
 
@@ -69,16 +72,7 @@ def test_a_stream_leaves_as_many_connections_to_others_as_it_has_and_its_user_le
         world.stream([address_of(other_detector)], rate="1Mbit") as other,
         ExitStack() as ends,
     ):
-        refused = 0
-        for _ in range(2 * PLACES):
-            try:
-                consumer = ends.enter_context(closing(greedy.connect(0)))
-                consumer.sendall(b"!")
-                producer = ends.enter_context(closing(accept_or_reset(detector, consumer)))
-                assert receive_exactly(producer, 1) == b"!"
-            except ConnectionError:
-                refused += 1
-        assert refused == 2 * PLACES - PLACES // 2
+        assert opened(greedy, detector, 2 * PLACES, ends) == PLACES // 2
         consumer = ends.enter_context(closing(other.connect(0)))
         producer = ends.enter_context(closing(accept(other_detector)))
         consumer.sendall(b"?")
@@ -86,6 +80,105 @@ def test_a_stream_leaves_as_many_connections_to_others_as_it_has_and_its_user_le
         until(
             lambda: "places left for others" in world.s2uc("status", greedy.uid, "--json").stdout, lambda: "no reason"
         )
+
+
+@contextlib.contextmanager
+def user(world: World, name: str) -> Iterator[None]:
+    """What is asked for meanwhile is asked for by another user."""
+    config = world.folder / f"config-{name}"
+    settings = config / "scistream" / "s2uc.toml"
+    settings.parent.mkdir(parents=True)
+    issued = issue(world.folder / "users", "user", name)
+    hers = (world.folder / "config" / "scistream" / "s2uc.toml").read_text()
+    own = {"certificate": issued.certificate, "key": issued.key}
+    kept = [line for line in hers.splitlines() if line.split(" = ")[0] not in own]
+    settings.write_text("\n".join([*(f'{key} = "{path}"' for key, path in own.items()), *kept]))
+    before, world.env = world.env, {**world.env, "XDG_CONFIG_HOME": str(config)}
+    try:
+        yield
+    finally:
+        world.env = before
+
+
+def opened(stream: Streaming, detector: socket.socket, count: int, ends: ExitStack) -> int:
+    """How many of so many new connections come about; they stay open."""
+    come = 0
+    for _ in range(count):
+        try:
+            consumer = ends.enter_context(closing(stream.connect(0)))
+            consumer.sendall(b"!")
+            producer = ends.enter_context(closing(accept_or_reset(detector, consumer)))
+            assert receive_exactly(producer, 1) == b"!"
+            come += 1
+        except ConnectionError:
+            pass
+    return come
+
+
+def test_a_user_with_many_streams_leaves_connections_to_other_users_and_learns_why(
+    fresh_world: Callable[..., World],
+) -> None:
+    places = 40
+    world = fresh_world(centre={"gateway": {"limits": {"connections": places}}})
+    with ExitStack() as ends:
+        detectors = [ends.enter_context(closing(listen())) for _ in range(4)]
+        hers = [ends.enter_context(world.stream([address_of(detector)], rate="1Mbit")) for detector in detectors[:3]]
+        come = [opened(stream, detector, places, ends) for stream, detector in zip(hers, detectors, strict=False)]
+        assert come == [places // 2, places // 4, 0]
+        until(
+            lambda: "that one user may have" in world.s2uc("status", hers[2].uid, "--json").stdout, lambda: "no reason"
+        )
+        with user(world, "bob"), world.stream([address_of(detectors[3])], rate="1Mbit") as his:
+            assert opened(his, detectors[3], places, ends) == places // 8
+
+
+UNREAD = 16 * MIB
+
+
+def test_a_stream_that_nobody_reads_gets_no_more_connections_until_somebody_does(
+    fresh_world: Callable[..., World],
+) -> None:
+    world = fresh_world(centre={"gateway": {"limits": {"unread": str(UNREAD)}}})
+    with (
+        closing(listen()) as detector,
+        closing(listen()) as other_detector,
+        world.stream([address_of(detector)]) as unread,
+        world.stream([address_of(other_detector)]) as other,
+        ExitStack() as ends,
+    ):
+        stalled: list[tuple[socket.socket, socket.socket, int]] = []
+
+        def refused() -> bool:
+            """Whether one more is refused; if not, it is filled, and nobody reads it."""
+            consumer = ends.enter_context(closing(unread.connect(0)))
+            try:
+                consumer.sendall(b"!")
+                producer = ends.enter_context(closing(accept_or_reset(detector, consumer)))
+            except ConnectionError:
+                return True
+            assert receive_exactly(producer, 1) == b"!"
+            stalled.append((consumer, producer, filled(producer)))
+            return False
+
+        until(refused, lambda: f"{len(stalled)} connections that nobody reads, and none is refused", 3 * PATIENCE)
+        until(lambda: "wait at the gateway" in world.s2uc("status", unread.uid, "--json").stdout, lambda: "no reason")
+        assert opened(other, other_detector, 1, ends) == 1
+        for consumer, producer, sent in stalled:
+            producer.shutdown(socket.SHUT_WR)
+            data = receive(consumer)
+            assert sha256(data).digest() == sha256((NOISE * (sent // MIB + 1))[:sent]).digest()
+            consumer.close()
+        until(lambda: opened(unread, detector, 1, ends), lambda: "no connection though all is read")
+
+
+def filled(producer: socket.socket) -> int:
+    """Send as much as goes in, until nothing has for a while: how much."""
+    sent = 0
+    producer.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sent += producer.send(memoryview(NOISE)[sent % MIB :])
+    return sent
 
 
 def accept_or_reset(detector: socket.socket, consumer: socket.socket) -> socket.socket:

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import MAX_ELEMENTS, GatewayLimits, S2DSConfig, parse_elements
-from scistream.resources import memory, processors
+from scistream.config import MAX_ELEMENTS, GatewayLimits, S2DSConfig, parse_elements, usual_unread
+from scistream.resources import memory, processors, tcp_memory
 
 HERE = len(os.sched_getaffinity(0))
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -73,6 +73,13 @@ def test_no_gateway_has_more_elements_by_itself_than_it_may_have() -> None:
     assert 1 <= parse_elements("auto") <= min(HERE, MAX_ELEMENTS)
     assert parse_elements("auto", 64) == 64
     assert parse_elements("auto", MAX_ELEMENTS + 1) == MAX_ELEMENTS
+
+
+def test_unread_bytes_take_half_of_what_tcp_has_or_a_quarter_of_the_memory_unless_it_is_set() -> None:
+    assert usual_unread(tcp=800, memory=4000) == 400
+    assert usual_unread(tcp=800, memory=1000) == 250
+    assert S2DSConfig().most_unread == usual_unread(tcp_memory(), memory())
+    assert S2DSConfig(limits=GatewayLimits(unread="3M")).most_unread == 3 * 2**20
 
 
 def test_connections_take_half_the_memory_at_most_unless_their_number_is_set() -> None:

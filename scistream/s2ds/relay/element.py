@@ -31,7 +31,7 @@ from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.relay.watch import Watch
-from scistream.s2ds.relay.windows import Windows, most_wide
+from scistream.s2ds.relay.windows import StreamWindows, Windows, most_wide
 from scistream.wire.address import Address, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
@@ -115,6 +115,7 @@ class Element:
         self._board = figures
         self._number = number
         self._streams: dict[StreamKey, _Stream] = {}
+        self._windows = Windows(most_wide(figures.elements))
         self._sampling: IDelayedCall | None = None
         self._resets = _Resets(reactor, tell) if tell is not None else None
 
@@ -182,7 +183,12 @@ class Element:
     def _open(self, order: StartLstn) -> None:
         if (order.uid, order.role) not in self._streams:
             self._streams[order.uid, order.role] = _Stream(
-                self._means.reactor, self._board, self._number, order, self._note
+                self._means.reactor,
+                self._board,
+                self._number,
+                order,
+                self._windows.of_stream(order.owner),
+                self._note,
             )
 
     def _note(self, uid: str, role: Role, channel: int, ending: Ending) -> None:
@@ -208,6 +214,7 @@ class Element:
             if self._resets is not None:
                 self._resets.flush()  # the answer to this order is the last that is heard of the stream
             cut = stream.close()
+            self._windows.forget(stream.windows)
             self.log.info(
                 "Stream {uid} ({role}) is closed; connections cut: {cut}", uid=order.uid, role=order.role, cut=cut
             )
@@ -227,13 +234,14 @@ class _Stream:
         figures: Board,
         element: int,
         order: StartLstn,
+        windows: StreamWindows,
         note: Callable[[str, Role, int, Ending], None],
     ) -> None:
         first = next(iter(order.slots.values()))
         self._to_consumer, self._to_producer = (
             _throttle(reactor, figures, element, order.rate, first, direction) for direction in (0, 1)
         )
-        windows = Windows(most_wide(figures.elements))
+        self.windows = windows
         self.channels = {
             channel: _Channel(
                 reactor,
@@ -284,7 +292,7 @@ class _Channel:
         slot: int,
         to_consumer: Throttle,
         to_producer: Throttle,
-        windows: Windows,
+        windows: StreamWindows,
         note: Callable[[Ending], None],
     ) -> None:
         self._note = note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scistream.s2ds.relay.throttle import Throttle
-from scistream.s2ds.relay.windows import Windows
+from scistream.s2ds.relay.windows import StreamWindows
 
 
 class Flow:
@@ -16,7 +16,7 @@ class Flow:
 
     __slots__ = ("_at", "_words", "throttle", "windows")
 
-    def __init__(self, throttle: Throttle, windows: Windows, words: memoryview, at: int) -> None:
+    def __init__(self, throttle: Throttle, windows: StreamWindows, words: memoryview, at: int) -> None:
         self.throttle = throttle
         self.windows = windows
         self._words = words

@@ -22,7 +22,7 @@ from typing import Protocol
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.watch import Watch
-from scistream.s2ds.relay.windows import Windows
+from scistream.s2ds.relay.windows import StreamWindows
 from scistream.wire.messages import Cause
 
 WANT = -1
@@ -263,7 +263,7 @@ class Leg(ABC):
         self.work = 0
         self.born = 0
         self.is_modest = be_modest(sock)
-        self._windows: Windows | None = None  # which it has asked for a large one
+        self._windows: StreamWindows | None = None  # which it has asked for a large one
         poller.add(self)
         if wan:
             watch.add(self)
@@ -315,7 +315,7 @@ class Leg(ABC):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WELL)
             self.abort()
 
-    def proven(self, windows: Windows) -> None:
+    def proven(self, windows: StreamWindows) -> None:
         """What comes is read at the other end: let more come, as far as the stream's other connections allow."""
         self.is_modest = False
         if self._owner is not None:

@@ -23,13 +23,14 @@ class _Order(Struct, frozen=True, kw_only=True, tag_field="cmd", forbid_unknown_
 class StartLstn(_Order, frozen=True, kw_only=True, tag="StartLstn"):
     """A stream is reserved: `slots` has the slot of each of its channels, `rate` is in Mbit/s, each way.
 
-    The listening sockets stay with the initiator.
+    The listening sockets stay with the initiator. An `owner` is the same for all streams of one user; empty: not known.
     """
 
     uid: str
     role: Role
     rate: float
     slots: dict[int, int]
+    owner: str = ""
 
 
 class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
