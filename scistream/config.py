@@ -43,6 +43,10 @@ _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
+DEFAULT_RATE = 1000.0
+"""Mbit/s of a stream whose user does not say."""
+
+
 def parse_rate(text: str) -> float:
     """Read ``10Gbit``, ``500Mbit`` or a plain number of Mbit/s; gives Mbit/s.
 

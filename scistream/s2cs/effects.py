@@ -234,6 +234,15 @@ class Held:
             reactor.callLater(max(0.0, record.hello_by - now), self.machine.hello_timeout),
         ]
 
+    def shorten_life(self, record: Record, seconds: float) -> None:
+        excess = self._seconds_left() - seconds
+        if excess > 0:
+            record.life -= excess
+            record.expires_at -= excess
+            self._expires_at -= excess
+            if self._timers and self._timers[0].active():
+                self._timers[0].reset(seconds)
+
     def stop_timers(self) -> None:
         timers, self._timers = self._timers, []
         for timer in timers:

@@ -101,8 +101,7 @@ class Guard:
         if request.expires is not None:
             self._check_facility(request.expires)
         if self.policy is None:
-            self._check_facility(self._usual_life)
-            return request.expires or self._usual_life
+            return request.expires or min(self._usual_life, self._longest_life)
         asked = Asked(request.role, request.rate, request.num_conn, request.expires, request.wan_security)
         identity = identity_of(owner)
         decision = self.policy.rule_for(identity, request.role)

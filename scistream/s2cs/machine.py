@@ -93,6 +93,9 @@ class Effects(Protocol):
     def start_timers(self, record: Record) -> None:
         """Feed `expired` and `hello_timeout` when the record's deadlines come."""
 
+    def shorten_life(self, record: Record, seconds: float) -> None:
+        """End the stream in so many seconds, unless it ends earlier already."""
+
     def stop_timers(self) -> None:
         """The stream is gone: no timer of it matters any more."""
 
@@ -192,7 +195,8 @@ class Core:
         """Answer with the state that the stream is in, and with all that a REQ asks for if it is there."""
         record = self.record
         if record.request is not None and len(record.listeners) == record.request.num_conn:
-            self.resp(caller, record.state, msg, listeners=ordered_listeners(record), csr="".join(record.csr.values()))
+            listeners, csr = ordered_listeners(record), "".join(record.csr.values())
+            self.resp(caller, record.state, msg, listeners=listeners, csr=csr, expires=record.life or None)
         else:
             self.resp(caller, record.state, msg)
 
@@ -511,6 +515,8 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: Updat
     core.before_update = record.state
     core.update = command
     core.callers = [caller]
+    if command.expires is not None:
+        core.effects.shorten_life(record, command.expires)
     if not core.enter("Updating"):
         core.refusals = {}
         _RETURN[core.before_update](stream)

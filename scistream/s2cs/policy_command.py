@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from scistream.command_line import RATE, TIME, refuse
-from scistream.config import ConfigProblem
+from scistream.config import DEFAULT_RATE, ConfigProblem
 from scistream.s2cs.policy import ROLES, Policy, load_policy, read_issuer
 from scistream.s2cs.rules import Asked, Decision, Standing, in_time
 from scistream.security.tls import Identity
@@ -65,7 +65,9 @@ class Verdict:
     show_default=True,
     help="As what.",
 )
-@click.option("--rate", type=RATE, default=1000.0, metavar="RATE", show_default="1Gbit", help="Of the whole stream.")
+@click.option(
+    "--rate", type=RATE, default=DEFAULT_RATE, metavar="RATE", show_default="1Gbit", help="Of the whole stream."
+)
 @click.option("--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Channels.")
 @click.option("--expires", type=TIME, help="How long it shall live [default: as the facility has it].")
 @click.option("--target", "targets", multiple=True, help="HOST:PORT where ProdApp listens; may be repeated.")

@@ -16,12 +16,10 @@ import msgspec
 
 import scistream
 from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
-from scistream.config import ConfigProblem, S2UCConfig, load, trust_of
+from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, load, trust_of
 from scistream.process import keep_secrets
 from scistream.s2uc.client import (
-    DEFAULT_EXPIRES,
     DEFAULT_PROBE_SECONDS,
-    DEFAULT_RATE,
     Client,
     arguments_of,
     default_config,
@@ -213,7 +211,9 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
 )
 @click.option("--uid", type=click.UUID, help="The stream's UUID [default: a new one].")
 @click.option(
-    "--expires", type=TIME, default=DEFAULT_EXPIRES, show_default="24h", help="How long it lives at most: 30m, 8h, 2d."
+    "--expires",
+    type=TIME,
+    help="How long it lives at most: 30m, 8h, 2d [default: as the facilities have it; the shorter of the two counts].",
 )
 @click.option("--label", help="A name for people; the facilities see it.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in place of text: one when reserved, one at the end.")
@@ -232,7 +232,7 @@ def request(
     num_conn: int,
     rate: float,
     uid: uuid.UUID | None,
-    expires: float,
+    expires: float | None,
     label: str | None,
     as_json: bool,
     timeout: float | None,
@@ -394,7 +394,7 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
         "uid", "producer side", "consumer side", "ch", "Mbit/s", "asked for", "expires", "label", whole=("asked for",)
     )
     for one in streams:
-        times = (clock_time(one.asked_at), clock_time(one.expires_at))
+        times = (clock_time(one.asked_at), clock_time(one.expires_at) if one.expires_at is not None else "")
         table.add(short[one.uid], one.prod, one.cons, str(one.num_conn), f"{one.rate:g}", *times, one.label or "")
     table.show()
 

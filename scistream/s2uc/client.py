@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from scistream.config import ConfigProblem, S2UCConfig, beside, load, parse_rate, user_folder
+from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, parse_rate, user_folder
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
@@ -36,8 +36,6 @@ from scistream.wire.errors import StreamError
 from scistream.wire.link import Dialer
 from scistream.wire.messages import CONS, PROD, Role, StreamStatus
 
-DEFAULT_RATE = 1000.0
-DEFAULT_EXPIRES = 24 * 3600.0
 DEFAULT_PROBE_SECONDS = 5.0
 
 
@@ -141,7 +139,7 @@ class Client:
         num_conn: int = 1,
         rate: float | str = DEFAULT_RATE,
         uid: str | None = None,
-        expires: float = DEFAULT_EXPIRES,
+        expires: float | None = None,
         hello_timeout: float | None = None,
         app_from: Sequence[str] | None = None,
         label: str | None = None,
@@ -152,7 +150,8 @@ class Client:
         :param num_conn: channels, 1 to 1024.
         :param rate: of the whole stream, in each direction: Mbit/s, or text such as ``10Gbit``.
         :param uid: a UUID; made if not given.
-        :param expires: seconds that the stream lives at most.
+        :param expires: seconds that the stream lives at most; the facilities decide if not given, and the shorter of
+            their two answers counts (`Stream.seconds_left`).
         :param hello_timeout: seconds that the facilities wait for the applications; theirs to choose if not given.
         :param app_from: networks that applications may connect from.
         Whoever does not get the stream does not hold it: if the wait for it is cancelled, or the client is closed
@@ -189,11 +188,18 @@ class Client:
             num_conn=wishes.num_conn,
             rate=wishes.rate,
             asked_at=now,
-            expires_at=now + wishes.expires,
+            expires_at=None if wishes.expires is None else now + wishes.expires,
             label=wishes.label,
         )
         if Memory().add(known):
+            effects.on_reserved = lambda: self._note_end(uid, effects.seconds_left)
             effects.on_released = lambda: self._forget(uid)
+
+    def _note_end(self, uid: str, seconds_left: float) -> None:
+        try:
+            Memory().note_end(uid, time.time() + seconds_left)
+        except ConfigProblem as problem:
+            self._log.warn("stream {uid} stays in the list without its end: {problem}", uid=uid, problem=problem)
 
     def _forget(self, uid: str) -> None:
         try:
@@ -363,6 +369,12 @@ class Stream:
     def unused_listeners(self) -> list[str]:
         """Listeners of ProdApp that no channel leads to, since it has more than the stream has channels."""
         return self._effects.unused_listeners
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it still lives, by the word of both facilities, the shorter of the two; 0 before both have
+        reserved, and of a stream that was asked for elsewhere."""
+        return self._effects.seconds_left
 
     @property
     def process_seconds(self) -> float:

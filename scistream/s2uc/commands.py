@@ -21,8 +21,8 @@ from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
-from scistream.config import ConfigProblem, parse_rate, parse_seconds
-from scistream.s2uc.client import DEFAULT_EXPIRES, DEFAULT_RATE, Client, Requested, Stream
+from scistream.config import DEFAULT_RATE, ConfigProblem, parse_rate, parse_seconds
+from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
 from scistream.s2uc.tables import Columns, short_uids
@@ -54,7 +54,7 @@ class Request(Struct, frozen=True):
     cons: str
     num_conn: int
     rate: float
-    expires: float
+    expires: float | None
     uid: str
     label: str | None
 
@@ -185,9 +185,12 @@ def _print_joins(stream: Stream, output: Output) -> None:
             raise ConfigProblem(f"{problem.filename}: cannot be written: {problem.strerror}") from None
     if output.as_json:
         joins = {"join_files": {role: str(file) for role, file in files.items()}} if files else {"join": stream.join}
-        click.echo(json.dumps({"uid": stream.uid, "state": "Reserved", **joins}))
+        click.echo(
+            json.dumps({"uid": stream.uid, "state": "Reserved", "seconds_left": round(stream.seconds_left, 3), **joins})
+        )
         return
     click.echo(f"uid: {stream.uid}")
+    click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {_ago(stream.seconds_left)}")
     for role in (PROD, CONS):
         click.echo(f"# for the {SIDE[role]}, {'in a file' if files else 'a secret to paste where it starts'}:")
         click.echo(f"export SCISTREAM_JOIN={shlex.quote(stream.join[role])}" if not files else str(files[role]))
@@ -246,6 +249,7 @@ def _print_streaming(stream: Stream, output: Output) -> None:
         whole = {
             "uid": stream.uid,
             "state": stream.state,
+            "seconds_left": round(stream.seconds_left, 3),
             "connection_map": stream.connection_map,
             "unused_listeners": stream.unused_listeners,
             "process_seconds": round(stream.process_seconds, 6),
@@ -537,7 +541,7 @@ class _FileReq(Struct, tag_field="cmd", tag="REQ", forbid_unknown_fields=True, k
     cons: str
     num_conn: NumConn = 1
     rate: float | str = DEFAULT_RATE
-    expires: float | str = DEFAULT_EXPIRES
+    expires: float | str | None = None
     uid: str | None = None
     label: str | None = None
 
@@ -562,7 +566,7 @@ def read_file(file: Path) -> Request | str:
             str(_field("cons", Address.parse, asked.cons)),
             asked.num_conn,
             _field("rate", parse_rate, str(asked.rate)),
-            _field("expires", parse_seconds, str(asked.expires)),
+            None if asked.expires is None else _field("expires", parse_seconds, str(asked.expires)),
             str(uuid.uuid4() if asked.uid is None else _field("uid", _uuid, asked.uid)),
             asked.label,
         )

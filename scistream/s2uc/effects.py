@@ -27,6 +27,7 @@ from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import (
     CONS,
     MAX_GENERATION,
+    MAX_LIFE,
     PROD,
     Command,
     Error,
@@ -54,6 +55,9 @@ WORK_PATIENCE = 120.0
 REACH_SECONDS = 5.0
 """Seconds to reach a facility of which something is to be known, or released, that was asked for earlier."""
 
+SAME_TIME = 1.0
+"""Seconds by which the ends of both sides may differ and count as one."""
+
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
 
@@ -64,7 +68,7 @@ class Wishes:
 
     num_conn: int
     rate: float
-    expires: float
+    expires: float | None
     hello_timeout: float | None
     app_from: Sequence[str] | None
     label: str | None
@@ -129,6 +133,8 @@ class StreamEffects:
         self.provision_seconds = 0.0
         self.handed_out = remembered
         """Whether anybody outside has the stream, to release it. What nobody has is released with the client."""
+        self.on_reserved: Callable[[], None] = _nothing
+        """Called when both sides have reserved, before anybody else hears of it."""
         self.on_released: Callable[[], None] = _nothing
         """Called when the stream is over and no side may still hold any of it."""
         self._reactor = reactor
@@ -140,7 +146,9 @@ class StreamEffects:
         self._streaming: list[Deferred[dict[str, str]]] = []
         self._ended: list[Deferred[None]] = []
         self._started = 0.0
-        self._expires_at = 0.0
+        self._wish: float | None = None
+        self._ends: dict[Role, float] = {}
+        """When the life is over that each facility has granted."""
         self._servers = {role: server_at(address) for role, address in addresses.items()}
         for server in self._servers.values():
             server.add(self)
@@ -151,7 +159,7 @@ class StreamEffects:
         waiting: Deferred[None] = Deferred(self._request_cancelled)
         self._reserved.append(waiting)
         self._started = self._reactor.seconds()
-        self._expires_at = self._started + wishes.expires
+        self._wish = wishes.expires
         self.machine.request(commands)
         return waiting
 
@@ -189,7 +197,8 @@ class StreamEffects:
                 uid=self.uid, seq=1, state=side.state, msg="", listeners=side.listeners, csr=side.csr
             )
         core.generation = max(side.generation for side in sides.values())
-        self._expires_at = self._reactor.seconds() + min(side.seconds_left for side in sides.values())
+        now = self._reactor.seconds()
+        self._ends = {role: now + side.seconds_left for role, side in sides.items()}
         app = sides[PROD].app_listeners
         try:
             maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app) if app else None
@@ -278,7 +287,7 @@ class StreamEffects:
         requests = {role: answer.csr or "" for role, answer in self.core.answers.items()}
         try:
             maps = connection_map(listeners[PROD], listeners[CONS], self.core.app_listeners)
-            keys = issue_credentials(self.uid, generation, self._expires_at - self._started, requests)
+            keys = issue_credentials(self.uid, generation, self.seconds_left, requests)
         except (StreamError, ValueError) as problem:
             error = problem if isinstance(problem, StreamError) else StreamError("gateway-failed", str(problem))
             self.machine.failed(error)
@@ -294,12 +303,27 @@ class StreamEffects:
                     generation=generation,
                     connection_map=maps[role],
                     data_conn_key=keys[role],
+                    expires=self._shorter_life(role),
                 )
                 for role in maps
             }
         )
 
+    def _shorter_life(self, role: Role) -> float | None:
+        """What to tell a side whose facility has granted more than the other one, so that both end together."""
+        left = self.seconds_left
+        return left if 0 < left < self._ends[role] - self._reactor.seconds() - SAME_TIME else None
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the stream still lives, by the word of both facilities: the shorter of the two counts."""
+        return float(max(0.0, min(self._ends.values(), default=0.0) - self._reactor.seconds()))
+
     def reserved(self) -> None:
+        for role, answer in self.core.answers.items():
+            granted = [life for life in (answer.expires, self._wish) if life is not None]
+            self._ends[role] = self._started + min(granted, default=MAX_LIFE)
+        self.on_reserved()
         self.reserve_seconds = self._reactor.seconds() - self._started
         for waiting in _emptied(self._reserved):
             waiting.callback(None)

@@ -16,10 +16,12 @@ from msgspec import Struct
 
 from scistream.config import ConfigProblem, user_folder
 from scistream.file_lock import NotLocked, locked_file
+from scistream.wire.messages import MAX_LIFE
 
 
 class Remembered(Struct, frozen=True, kw_only=True):
-    """One stream; `asked_at` and `expires_at` are seconds since the epoch."""
+    """One stream; `asked_at` and `expires_at` are seconds since the epoch. A stream whose user left its life to the
+    facilities has no `expires_at` until they have answered."""
 
     uid: str
     prod: str
@@ -27,13 +29,14 @@ class Remembered(Struct, frozen=True, kw_only=True):
     num_conn: int
     rate: float
     asked_at: float
-    expires_at: float
+    expires_at: float | None
     label: str | None = None
     released_at: float | None = None
 
     def is_known_since(self, when: float) -> bool:
         """Whether it was neither released nor expired at that time."""
-        return self.expires_at > when and (self.released_at is None or self.released_at > when)
+        expires_at = self.asked_at + MAX_LIFE if self.expires_at is None else self.expires_at
+        return expires_at > when and (self.released_at is None or self.released_at > when)
 
 
 AFTERLIFE = 24 * 3600.0
@@ -88,6 +91,12 @@ class Memory:
             streams[stream.uid] = stream
             return True
 
+    def note_end(self, uid: str, expires_at: float) -> None:
+        """Write down when a stream ends, by the word of its facilities."""
+        with self._locked() as streams:
+            if uid in streams:
+                streams[uid] = msgspec.structs.replace(streams[uid], expires_at=expires_at)
+
     def remove(self, uid: str) -> None:
         """Forget a stream, known or not."""
         with self._locked() as streams:
@@ -109,7 +118,7 @@ class Memory:
     def all(self) -> list[Remembered]:
         """All streams that have not expired, the oldest first."""
         now = time.time()
-        return [stream for stream in self._known() if stream.expires_at > now]
+        return [stream for stream in self._known() if stream.is_known_since(now)]
 
     def _known(self) -> list[Remembered]:
         """The same, and those that have expired of which a facility may still tell how they ended."""

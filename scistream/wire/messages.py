@@ -93,9 +93,9 @@ def _check_networks(name: str, networks: list[str] | None) -> None:
 class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
 
-    `expires` and `hello_timeout` are seconds from now; `app_from` narrows the networks that
-    applications may connect from. Under the `protocol` probe no application takes part: the gateways
-    send each other test data for `probe_seconds` each way. Answered by RESP with `listeners` and `csr`.
+    `expires` and `hello_timeout` are seconds from now, for the facility to choose if left out; `app_from` narrows the
+    networks that applications may connect from. Under the `protocol` probe no application takes part: the gateways
+    send each other test data for `probe_seconds` each way. Answered by RESP with `listeners`, `csr` and `expires`.
     """
 
     uid: Uid
@@ -190,7 +190,8 @@ class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
 class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     """Each listener and its target, and the credentials of the WAN leg, as one numbered generation.
 
-    `store` comes from an S2CS: see ReqListeners.
+    `expires` ends the stream earlier, in so many seconds from now, as the other side's facility does; it never
+    lengthens its life. `store` comes from an S2CS: see ReqListeners.
     """
 
     uid: Uid
@@ -199,6 +200,7 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     generation: Generation
     connection_map: ConnectionMap
     data_conn_key: Pem
+    expires: Life | None = None
     store: StoreId | None = None
 
     def __post_init__(self) -> None:
@@ -379,7 +381,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
 
     `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
     an S2CS's answer to Status: sentences about certificates that expire soon. `figures` and `resets` are the last ones
-    of a stream that an S2DS has released.
+    of a stream that an S2DS has released. `expires` is the life that a facility has granted, in seconds from the REQ.
     """
 
     uid: Uid | None
@@ -388,6 +390,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     msg: Text
     listeners: Listeners | None = None
     csr: Pem | None = None
+    expires: Life | None = None
     boot: Boot | None = None
     streams: list[StreamStatus] | None = None
     more: str | None = None

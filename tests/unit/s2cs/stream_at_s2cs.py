@@ -81,6 +81,9 @@ class Recorder:
     def start_timers(self, record: Record) -> None:
         self.calls.append(("start timers",))
 
+    def shorten_life(self, record: Record, seconds: float) -> None:
+        self.calls.append(("shorten life", seconds))
+
     def stop_timers(self) -> None:
         self.calls.append(("stop timers",))
 

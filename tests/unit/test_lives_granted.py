@@ -1,0 +1,167 @@
+"""How long a stream lives: what its user does not say the facilities decide, and their shorter answer counts."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_policy_at_work import rule
+from test_whole_protocol import Facility, World
+
+import scistream.cli
+from scistream.s2cs.policy import load_policy
+from scistream.s2uc.cli import main as s2uc
+from scistream.s2uc.client import Stream
+from scistream.s2uc.memory import Memory
+from scistream.wire.messages import CONS, PROD, Req, Role, UpdateTargets
+
+HERE = "insecure:loopback"
+"""Who everybody is that comes without certificates."""
+
+
+class Terms(NamedTuple):
+    """What a facility says of lives; `rule` is None where its policy has no limit, `...` where there is no policy."""
+
+    usual: str = "24h"
+    longest: str = "7d"
+    rule: Any = ...
+
+    def put_in_force(self, facility: Facility, file: Path) -> None:
+        guard = facility.control.guard
+        config = msgspec.structs.replace(facility.control.config, expires=self.usual, longest_expires=self.longest)
+        policy = None
+        if self.rule is not ...:
+            limits = {"expires": self.rule} if self.rule else {}
+            file.write_text(rule(HERE, "none", **limits))
+            policy = load_policy(file)
+        guard.put_in_force(config, policy)
+
+
+SECONDS = {"90s": 90.0, "10m": 600.0, "8h": 28800.0, "24h": 86400.0, "7d": 604800.0}
+times = st.sampled_from(sorted(SECONDS))
+terms = st.builds(Terms, times, times, st.one_of(st.just(...), st.none(), times))
+
+
+def at_most(one: Terms) -> float:
+    return min(SECONDS[one.longest], SECONDS.get(one.rule, 1e9) if one.rule is not ... else 1e9)
+
+
+@settings(max_examples=25)
+@given(terms, terms, st.none() | times.map(SECONDS.__getitem__))
+def test_a_request_lives_for_as_long_as_both_facilities_allow(prod: Terms, cons: Terms, wish: float | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        try:
+            prod.put_in_force(world.prod, Path(folder, "prod-policy.toml"))
+            cons.put_in_force(world.cons, Path(folder, "cons-policy.toml"))
+            asking = world.ask(expires=wish)
+            if wish is not None and wish > min(at_most(prod), at_most(cons)):
+                assert world.refusal(asking).code == "not-authorized"
+                return
+            stream = world.result(asking)
+            granted = [wish or min(SECONDS[one.usual], at_most(one)) for one in (prod, cons)]
+            assert stream.seconds_left == pytest.approx(min(granted), abs=1.0)
+            (known,) = Memory().all()
+            assert known.expires_at == pytest.approx(time.time() + min(granted), abs=10.0)
+            world.application(stream.join[PROD], "detector")
+            world.result(stream.provisioned().deferred)
+            left = [side.seconds_left for side in world.result(stream.status().deferred).values()]
+            assert left == pytest.approx([min(granted)] * 2, abs=2.0)
+        finally:
+            for each in Memory().all():
+                Memory().remove(each.uid)
+            world.close()
+
+
+def test_what_a_user_does_not_say_is_not_sent(world: World) -> None:
+    heard: list[Any] = []
+    _overhear(world, heard)
+    world.request()
+    requests = [message for message in heard if isinstance(message, Req)]
+    assert {one.role for one in requests} == {PROD, CONS}
+    for one in requests:
+        assert (one.expires, one.hello_timeout, one.app_from, one.label) == (None, None, None, None)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Any:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def _overhear(world: World, heard: list[Any]) -> None:
+    for facility in (world.prod, world.cons):
+        control, take = facility.control, facility.control._take
+
+        def taken(link: Any, message: Any, *rest: Any, take: Any = take) -> Any:
+            heard.append(message)
+            return take(link, message, *rest)
+
+        control._take = taken  # type: ignore[method-assign]
+
+
+def test_both_sides_end_with_the_one_that_has_granted_less(world: World, tmp_path: Path) -> None:
+    Terms(usual="90s").put_in_force(world.prod, tmp_path / "policy.toml")
+    world.stream()
+    world.client.close()
+    world.network.run(95.0)
+    assert world.both_are("released")
+    assert world.both_are_empty()
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(30.0, 30.0), (1e6, 600.0), (None, 600.0)])
+def test_new_targets_may_shorten_a_life_and_never_lengthen_it(world: World, seconds: Any, left: float) -> None:
+    stream = world.stream(expires=600.0)
+    sides = world.result(stream.status().deferred)
+    for role, side in sides.items():
+        _update_by_hand(world, stream, role, side.connection_map, seconds)
+    told = [side.seconds_left for side in world.result(stream.status().deferred).values()]
+    assert told == pytest.approx([left] * 2, abs=3.0)
+
+
+def _update_by_hand(world: World, stream: Any, role: Role, targets: dict[str, str], seconds: Any) -> None:
+    effects = stream._effects
+    keys = [update for update in effects.core.updates.values() if update.role == role]
+    command = msgspec.structs.replace(
+        keys[0], seq=1, generation=effects.core.generation + 1, connection_map=targets, expires=seconds
+    )
+    assert isinstance(command, UpdateTargets)
+    world.result(effects._servers[role].dialer.ask(command, 10.0))
+
+
+@pytest.mark.parametrize("limit", ["1h", "8h", "24h", "unlimited"])
+@pytest.mark.parametrize("expires", [None, "30m", "9h"])
+def test_the_check_of_a_policy_and_a_request_say_the_same(
+    world: World, tmp_path: Path, limit: str, expires: str | None
+) -> None:
+    file = tmp_path / "policy.toml"
+    Terms(rule=limit).put_in_force(world.prod, file)
+    asked = ["--expires", expires] if expires else []
+    checked = CliRunner().invoke(
+        scistream.cli.main, ["policy", "check", str(file), "--as", HERE, "--role", "PROD", "--json", *asked]
+    )
+    wish = {None: None, "30m": 1800.0, "9h": 32400.0}[expires]
+    outcome: list[Any] = []
+    world.ask(expires=wish, rate=1000.0).addBoth(outcome.append)
+    world.network.until(lambda: bool(outcome), 5.0)
+    granted = isinstance(outcome[0], Stream)
+    assert granted or outcome[0].value.code == "not-authorized"
+    assert json.loads(checked.output)["allowed"] == granted
+    assert checked.exit_code == (0 if granted else 1)
+
+
+def test_both_commands_have_the_same_defaults() -> None:
+    def defaults(command: Any) -> dict[str, Any]:
+        return {one.name: one.default for one in command.params if one.name in ("rate", "num_conn", "expires")}
+
+    check = scistream.cli.main.commands["policy"].commands["check"]  # type: ignore[attr-defined]
+    assert defaults(check) == defaults(s2uc.commands["request"])
