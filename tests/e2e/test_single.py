@@ -34,6 +34,7 @@ def test_single_stream_from_a_request_file_to_a_release_file(world: World, tmp_p
     request = world.start_s2uc("--req-file", str(ask))
     key, _, uid = request.line().partition(": ")
     assert (key, uid) == ("uid", str(uuid.UUID(uid)))
+    assert re.fullmatch(r"ends: \d{4}-\d\d-\d\d \d\d:\d\d, in 24 h", request.line())
     texts = [request.line() for _ in range(4)]
     assert texts[0].startswith("#")
     assert "producer" in texts[0]
@@ -46,7 +47,7 @@ def test_single_stream_from_a_request_file_to_a_release_file(world: World, tmp_p
     server = world.prod(producer, [f"{HOST}:{port}"], ["iperf3", "-s", "-1", "-p", str(port)])
     options = ["-n", str(AMOUNT), "--json"]
     client = world.cons(consumer, ["iperf3", "-c", "{host}", "-p", "{port}", *options])
-    first, second, last = request.end().stdout.splitlines()[5:]
+    first, second, last = request.end().stdout.splitlines()[6:]
     lan, wan = first.split(" --> ")
     assert second == f"{wan} --> {HOST}:{port}"
     assert world.centre.gateways[0].offers(lan)
