@@ -103,7 +103,9 @@ class _Output(io.FileIO):
             return len(data)
         try:
             while (written := super().write(data)) is None:
-                select.select([], [self], [])
+                room = select.poll()
+                room.register(self, select.POLLOUT)
+                room.poll()
         except OSError as problem:
             self._lost = True
             raise OutputLost(problem.errno or errno.EIO) from None

@@ -340,7 +340,9 @@ class Terminal:
 
         def look() -> re.Match[str] | None:
             assert self._master is not None
-            if select.select([self._master], [], [], 0)[0]:
+            screen = select.poll()
+            screen.register(self._master, select.POLLIN)
+            if screen.poll(0):
                 with suppress(OSError):
                     self.said += os.read(self._master, 65536).decode(errors="replace")
             return re.search(pattern, self.said)

@@ -183,8 +183,11 @@ def filled(producer: socket.socket) -> int:
 
 def accept_or_reset(detector: socket.socket, consumer: socket.socket) -> socket.socket:
     """The connection that comes to the producer; ConnectionError if the consumer's is reset."""
-    ready, _, _ = select.select([detector, consumer], [], [], PATIENCE)
+    either = select.poll()
+    for end in (detector, consumer):
+        either.register(end, select.POLLIN)
+    ready = dict(either.poll(1000 * PATIENCE))
     assert ready, f"neither a connection nor a reset within {PATIENCE:g} s"
-    if detector not in ready:
+    if detector.fileno() not in ready:
         consumer.recv(1)
     return accept(detector)
