@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from leased_ports import leased
+
+OPEN = Path("/proc/self/fd")
+FEW = 8
+"""Descriptors that a file of tests may leave open: those of what this process made once and keeps, such as its reactor,
+its threads, and fonts."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -12,3 +23,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.remove(item)
         others = [index for index, other in enumerate(items) if other.path == item.path]
         items.insert(others[-1] + 1 if others else len(items), item)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _descriptors_closed() -> Iterator[None]:
+    """Fail the last test of a file whose tests leave descriptors open: hundreds of files share one process."""
+    before = _descriptors()
+    yield
+    if len(_descriptors() - before) > FEW:
+        gc.collect()
+    left = _descriptors() - before
+    if len(left) > FEW:
+        shown = "\n".join(sorted(what for _, what in left))
+        pytest.fail(f"the tests of this file have left {len(left)} descriptors open:\n{shown}", pytrace=False)
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    """The open descriptors of this process and what each is of; without its leases of ports, which it keeps."""
+    found: set[tuple[int, str]] = set()
+    if not OPEN.exists():
+        return found  # gateways run on Linux alone, and so do the tests that open many
+    for descriptor in map(int, os.listdir(OPEN)):
+        try:
+            found.add((descriptor, str((OPEN / str(descriptor)).readlink())))
+        except FileNotFoundError:
+            continue  # it was that of the list itself
+    return {one for one in found if one[0] not in leased.descriptors()}

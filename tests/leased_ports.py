@@ -42,6 +42,11 @@ class PortLease:
                     return row.start
         raise AssertionError(f"no {count} free ports in a row: other programs, or other test runs, have them")
 
+    def descriptors(self) -> set[int]:
+        """The descriptors of the leases."""
+        with self._lock:
+            return {lease.fileno() for lease in self._leases.values()}
+
     def close(self) -> None:
         """Let other processes have the blocks."""
         for lease in self._leases.values():

@@ -164,12 +164,7 @@ def test_after_a_start_with_an_older_backup_nothing_is_released_but_by_the_opera
     assert len([line for line in warned if NOBODYS in line and stream.uid in line]) == 1
 
     stop(world, world.prod.control)
-    pool, listen = world.prod.control.config.gateways, world.prod.control.config.listen
-    settings = S2CSConfig(listen=listen, gateways=pool, insecure=True)
-    world.prod.control = ControlServer(
-        world.network, settings, tmp_path / "prod" / "s2cs.toml", wall=world.network.seconds, release_unknown=True
-    )
-    world.prod.control.startService()
+    world.prod.control = world.prod.start_control(release_unknown=True)
     world.network.until(world.prod.is_empty, within=20.0)
     assert status_of(world, PROD_PORT).warnings is None
 

@@ -53,6 +53,7 @@ class Facility:
         self.port = port
         self.gateway_ports = [port + 1 + number for number in range(gateways)]
         self._folder = folder
+        self._started: list[DataServer | ControlServer] = []
         self.gateways = [self._gateway(at, at * 10) for at in self.gateway_ports]
         self.control = self.start_control()
 
@@ -63,14 +64,20 @@ class Facility:
         server = DataServer(self.network, settings, self._folder / f"{at}.toml")
         server.ports = MemoryPorts(first, first + 7)
         server.startService()
+        self._started.append(server)
         return server
 
-    def start_control(self) -> ControlServer:
+    def start_control(self, **options: Any) -> ControlServer:
         pool = [Gateway(name=f"dtn{at}", address=f"{HOST}:{at}") for at in self.gateway_ports]
         settings = S2CSConfig(listen=f"{HOST}:{self.port}", gateways=pool, insecure=True)
-        server = ControlServer(self.network, settings, self._folder / "s2cs.toml", wall=self.network.seconds)
+        server = ControlServer(self.network, settings, self._folder / "s2cs.toml", wall=self.network.seconds, **options)
         server.startService()
+        self._started.append(server)
         return server
+
+    def stop(self) -> list[Deferred[Any]]:
+        """Stop every server that still runs, also one whose place another has taken."""
+        return [server.stopService() for server in self._started if server.running]
 
     def is_empty(self) -> bool:
         """Whether all ports and all capacity of all gateways are free, and nothing listens there."""
@@ -104,7 +111,13 @@ class World:
         self.running: list[Application] = []
 
     def close(self) -> None:
-        globalLogPublisher.removeObserver(self._note)
+        """Stop all servers, so that no test leaves files or memory to those that come after it."""
+        try:
+            stopping = [*self.prod.stop(), *self.cons.stop()]
+            self.network.run(5)
+            assert all(stopped.called for stopped in stopping), "a server does not stop"
+        finally:
+            globalLogPublisher.removeObserver(self._note)
         assert self.crashes == []
 
     def _note(self, event: dict[str, Any]) -> None:

@@ -167,6 +167,7 @@ class Element:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+        self._means.pipes.close()
 
     def _channel(self, carry: Carry) -> _Channel | None:
         stream = self._streams.get((carry.uid, carry.role))

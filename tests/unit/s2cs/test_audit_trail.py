@@ -9,7 +9,7 @@ import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -69,7 +69,11 @@ class Rig:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clock = Clock()
-        self.trail = AuditTrail(FileSink(path), SERVER, self.clock)
+        self._sink = FileSink(path)
+        self.trail = AuditTrail(self._sink, SERVER, self.clock)
+
+    def close(self) -> None:
+        self._sink.close()
 
     def text(self) -> str:
         return self.path.read_text()
@@ -83,8 +87,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path / "audit.jsonl")
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with closing(Rig(tmp_path / "audit.jsonl")) as rig:
+        yield rig
 
 
 @pytest.fixture
@@ -215,9 +220,9 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -
 def test_lines_are_added_to_what_an_earlier_run_has_written(rig: Rig) -> None:
     rig.trail.started(["dtn1"], 0, False)
     rig.trail.stopped(0)
-    again = Rig(rig.path)
-    again.trail.started(["dtn1"], 2, False)
-    kinds = [type(event).__name__ for event in again.events()]
+    with closing(Rig(rig.path)) as again:
+        again.trail.started(["dtn1"], 2, False)
+    kinds = [type(event).__name__ for event in rig.events()]
     assert kinds == ["ServerStart", "ServerStop", "ServerStart"]
 
 
@@ -321,13 +326,13 @@ def test_lines_that_could_not_be_written_until_the_end_are_counted_in_the_log(ri
 def test_a_folder_that_is_gone_is_a_trail_that_cannot_be_written(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
-    rig = Rig(folder / "audit.jsonl")
-    folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(StreamError):
-        rig.trail.request(a_link(), a_request(), OWNER)
-    folder.mkdir()
-    rig.trail.flush()
-    assert len(rig.events()) == 1
+    with closing(Rig(folder / "audit.jsonl")) as rig:
+        folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(StreamError):
+            rig.trail.request(a_link(), a_request(), OWNER)
+        folder.mkdir()
+        rig.trail.flush()
+        assert len(rig.events()) == 1
 
 
 # -- floods
@@ -401,8 +406,8 @@ def test_lines_go_to_the_journal_as_entries_of_its_native_protocol(
     journal: Callable[[], socket.socket], tmp_path: Path
 ) -> None:
     sock = journal()
-    trail = AuditTrail(JournalSink(tmp_path / "journal"), SERVER, Clock())
-    trail.request(a_link(), a_request("two\nlines"), OWNER)
+    with closing(JournalSink(tmp_path / "journal")) as sink:
+        AuditTrail(sink, SERVER, Clock()).request(a_link(), a_request("two\nlines"), OWNER)
     found = entry(sock)
     assert set(found) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"}
     assert found["SYSLOG_IDENTIFIER"] == "scistream-audit"
@@ -413,7 +418,8 @@ def test_a_line_larger_than_a_datagram_reaches_the_journal_as_a_file(
     journal: Callable[[], socket.socket], tmp_path: Path
 ) -> None:
     sock = journal()
-    JournalSink(tmp_path / "journal").write("x" * 1_000_000)
+    with closing(JournalSink(tmp_path / "journal")) as sink:
+        sink.write("x" * 1_000_000)
     assert entry(sock)["MESSAGE"] == "x" * 1_000_000
 
 
@@ -428,6 +434,7 @@ def test_a_journal_that_is_restarted_gets_the_next_line(journal: Callable[[], so
         trail.request(a_link(), a_request(), OWNER)
     second = journal()
     trail.flush()
+    sink.close()
     assert '"event":"request"' in entry(second)["MESSAGE"]
 
 

@@ -82,8 +82,10 @@ class Books:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Books:
-    return Books(tmp_path / "s2cs.sqlite")
+def books(tmp_path: Path) -> Iterator[Books]:
+    books = Books(tmp_path / "s2cs.sqlite")
+    yield books
+    books.store.close()
 
 
 # -- arithmetic
@@ -283,6 +285,7 @@ def test_a_store_of_version_1_is_brought_up_to_date_with_its_live_streams_and_co
     books.hear(a_record(), *figures(100))
     assert books.days() == {"2026-03-14": 100}
     assert CliRunner().invoke(main, ["store", "check", str(path)]).exit_code == 0
+    books.store.close()
 
 
 @contextlib.contextmanager

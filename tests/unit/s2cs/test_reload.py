@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[ControlServer]:
     )
     server = ControlServer(MemoryNetwork(), settings, tmp_path / "s2cs.toml")
     yield server
-    server.store.close()
+    server._close_files()
 
 
 def in_force(server: ControlServer) -> tuple[object, ...]:

@@ -69,7 +69,7 @@ class Machine:
         self.elements.stop()
         for timer in self.reactor.getDelayedCalls():
             timer.cancel()
-        for reader in self.reactor.removeAll():
+        for reader in [*self.reactor.removeAll(), *self.reactor._internalReaders]:
             reader.connectionLost(None)
         self.reactor._poller.close()
 
