@@ -267,10 +267,12 @@ async def streams() -> AsyncIterator[Callable[..., Stream]]:
         return made[-1]
 
     globalLogPublisher.addObserver(note)
-    yield make_one
-    for stream in made:
-        await stream.close()
-    globalLogPublisher.removeObserver(note)
+    try:
+        yield make_one
+        for stream in made:
+            await stream.close()
+    finally:
+        globalLogPublisher.removeObserver(note)
     assert not failures, failures
     assert not set(_readers()) - readers
     assert not set(_writers()) - writers

@@ -31,6 +31,7 @@ from gateways import (
     receive_exactly,
     reset,
     send,
+    streams,
     until,
 )
 from hypothesis import HealthCheck, given, settings
@@ -211,6 +212,28 @@ async def test_connections_beyond_the_limit_of_pipes_do_without(make: Make) -> N
         assert got == count
         consumer.close()
     await gone(stream)
+
+
+@pytest.mark.parametrize("state", ["idle", "carrying"])
+@pytest_twisted.ensureDeferred
+async def test_a_gateway_that_stops_leaves_no_pipe_open(linux: None, state: str) -> None:
+    needs_root("the kernel gives an unprivileged user few pipes for all that runs, and other tests use them, too")
+    before = pipes_open()
+    async with streams() as make:
+        stream = make(wan="plain")
+        if state == "idle":
+            await exchange(stream)
+        else:
+            _, producer = await stream.pair()
+            await deferToThread(fill, producer, threading.Event())
+        assert pipes_open() - before
+    assert pipes_open() == before
+
+
+def pipes_open() -> set[str]:
+    """The pipes of this process."""
+    descriptors = [f"/proc/self/fd/{one}" for one in os.listdir("/proc/self/fd")]
+    return {seen for one in descriptors if os.path.islink(one) and (seen := os.readlink(one)).startswith("pipe:")}
 
 
 # Stops and ends
