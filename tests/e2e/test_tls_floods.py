@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -13,7 +14,8 @@ from collections.abc import Callable
 import pytest
 import pytest_twisted
 from gateways import Make, Stream, both, how_it_ends, receive_exactly, until
-from tls_records import APPLICATION_DATA, RecordClient
+from OpenSSL import SSL
+from tls_records import APPLICATION_DATA, HANDSHAKE, RecordClient
 from twisted.internet.threads import deferToThread
 
 from scistream.s2ds.relay.tls import EMPTY_BURST
@@ -84,6 +86,103 @@ class Talk:
                 self.over.set()
 
         return run
+
+
+def longest_hello(stream: Stream) -> bytes:
+    """The handshake message with which a consumer's gateway begins, as long as an extension can make it."""
+    context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
+    connection = SSL.Connection(context, None)
+    connection.set_tlsext_host_name(server_name(stream.uid, 0).encode())
+    connection.set_connect_state()
+    with contextlib.suppress(SSL.WantReadError):
+        connection.do_handshake()
+    hello = connection.bio_read(65536)[5 + 4 :]  # after the headers of the record and of the message
+    at = 2 + 32  # version and random; then the session, the ciphers and the compressions, each after its length
+    at += 1 + hello[at]
+    at += 2 + int.from_bytes(hello[at : at + 2])
+    at += 1 + hello[at]
+    extensions = hello[at + 2 :]
+    padding = 65535 - 4 - len(extensions)
+    extensions = struct.pack("!HH", 21, padding) + bytes(padding) + extensions
+    whole = hello[:at] + struct.pack("!H", len(extensions)) + extensions
+    return b"\x01" + len(whole).to_bytes(3) + whole
+
+
+def cut(message: bytes, size: int) -> bytes:
+    """A message of the handshake in records of that size."""
+    parts = [message[at : at + size] for at in range(0, len(message), size)]
+    return b"".join(struct.pack("!BHH", HANDSHAKE, 0x0301, len(part)) + part for part in parts)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_in_records_of_one_byte_is_refused_at_once_and_another_stream_goes_on(make: Make) -> None:
+    attacked, other = make(), make()
+    talk = Talk(*await other.pair())
+    flood = cut(longest_hello(attacked), 1)
+
+    def attack() -> None:
+        for _ in range(5):
+            with socket.create_connection(attacked.prod.address(), timeout=20) as sock:
+                push(sock, flood)
+                assert how_it_ends(sock) == "reset"
+
+    await both(talk.until_done(attack), talk.go_on)
+    assert talk.longest < SLOW
+    await until(lambda: attacked.prod.reasons != [])
+    assert "cut its TLS handshake into too many records" in attacked.prod.reasons[0]
+    assert attacked.prod.figures().reset == 5
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("size", [16384, 512])
+async def test_a_long_handshake_in_records_of_a_usual_size_is_answered(make: Make, size: int) -> None:
+    stream = make()
+
+    def answer() -> bytes:
+        with socket.create_connection(stream.prod.address(), timeout=20) as sock:
+            sock.sendall(cut(longest_hello(stream), size))
+            return receive_exactly(sock, 6)
+
+    (answered,) = await both(answer)
+    assert (answered[0], answered[5]) == (HANDSHAKE, 2), "a ServerHello"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_follows_a_handshake_at_once_arrives_whole_in_pieces_of_any_size(make: Make) -> None:
+    stream = make()
+    context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
+    data = os.urandom(200_000)
+
+    def talk(piece: int) -> None:
+        with socket.create_connection(stream.prod.address(), timeout=20) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = SSL.Connection(context, None)
+            connection.set_tlsext_host_name(server_name(stream.uid, 0).encode())
+            connection.set_connect_state()
+            is_agreed = False
+            while not is_agreed:
+                try:
+                    connection.do_handshake()
+                    is_agreed = True
+                except SSL.WantReadError:
+                    pass
+                if is_agreed:
+                    connection.send(data[:16384])
+                with contextlib.suppress(SSL.WantReadError):
+                    while sealed := connection.bio_read(2**20):
+                        for at in range(0, len(sealed), piece):
+                            sock.sendall(sealed[at : at + piece])
+                if not is_agreed:
+                    connection.bio_write(sock.recv(65536))
+            assert arrived.wait(20), "not all of it has come to the producer"
+
+    for piece in (1, 7, 4096, 2**20):
+        arrived = threading.Event()
+        job = deferToThread(talk, piece)
+        producer = await deferToThread(stream.accept)
+        assert await deferToThread(receive_exactly, producer, 16384) == data[:16384]
+        arrived.set()
+        await job
 
 
 def push(sock: socket.socket, data: bytes) -> None:

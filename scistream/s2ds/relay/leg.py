@@ -215,6 +215,7 @@ class Leg(ABC):
     :ivar readable: reading is worth a try.
     :ivar writable: writing is.
     :ivar is_modest: the kernel takes in little for it, see `be_modest`.
+    :ivar is_ending: the peer has ended its direction, or the connection is over.
     :ivar is_opening: it cannot carry anything yet.
     :ivar is_first: nothing has been read since it last became readable.
     :ivar is_urgent: a byte was marked as urgent: what is read ends before it though more is there, and the kernel
@@ -227,7 +228,6 @@ class Leg(ABC):
 
     __slots__ = (
         "_crossed",
-        "_ending",
         "_owner",
         "_poller",
         "_sock",
@@ -235,6 +235,7 @@ class Leg(ABC):
         "_windows",
         "born",
         "far",
+        "is_ending",
         "is_first",
         "is_modest",
         "is_opening",
@@ -252,7 +253,7 @@ class Leg(ABC):
         self._sock = sock
         self._watch = watch
         self._owner: Owner | None = owner
-        self._ending = False  # the peer has ended its direction, or the connection is over
+        self.is_ending = False
         self._crossed = False  # TLS has to write before it can read, or the other way round
         self.far = far
         self.readable = self.writable = self.is_first = True
@@ -336,7 +337,7 @@ class Leg(ABC):
     def event(self, mask: int) -> None:
         """The poller's: it has become readable or writable, or it is over."""
         if mask & ENDING:
-            self._ending = True
+            self.is_ending = True
             if mask & select.EPOLLERR:
                 self.readable = True
                 broken = broken_by(pending_error(self._sock) or errno.ECONNRESET, self)

@@ -37,7 +37,7 @@ class PlainLeg(Leg):
             return WANT
         except OSError as problem:
             raise self._break(problem) from None
-        if count < room and not self._ending and not self.is_urgent:
+        if count < room and not self.is_ending and not self.is_urgent:
             self.readable = False  # that was all: whatever comes now is told
         return count
 

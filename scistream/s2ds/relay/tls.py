@@ -18,9 +18,9 @@ from typing import Any
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from scistream.s2ds.relay.buffers import Buffer
+from scistream.s2ds.relay.handshake import Handshake
 from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner, broken_by
 from scistream.s2ds.relay.reactor import Poller
 from scistream.s2ds.relay.watch import Watch
@@ -71,7 +71,7 @@ class TlsLeg(Leg):
         server_name: str | None,
     ) -> None:
         super().__init__(poller, sock, watch, owner, far, wan=True)
-        self.connection = SSL.Connection(context, sock)
+        self.connection = SSL.Connection(context, None)  # until the handshake is over
         if server_name is None:
             self.connection.set_accept_state()
         else:
@@ -89,11 +89,16 @@ class TlsLeg(Leg):
 
         Fails with `Broken`; cancelling it gives it up.
         """
-        handshake = _Handshake(self, reactor, timeout)
+        handshake = Handshake(self, reactor, timeout)
         self.is_opening = True
         self.reader = self.writer = handshake
         handshake.turn()
         return handshake.result
+
+    def take_over(self) -> None:
+        """The handshake is over: from now on OpenSSL has the socket itself."""
+        Binding.lib.SSL_set_fd(self._ssl, self._sock.fileno())
+        self.connection._into_ssl = self.connection._from_ssl = None  # OpenSSL has let go of both
 
     def read_into(self, buffer: Buffer, room: int) -> int:
         ssl, at, filled, records = self._ssl, buffer.at, 0, 0
@@ -183,51 +188,6 @@ class TlsLeg(Leg):
         if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
             return broken_by(problem.args[0], self)
         return Broken(_explain(problem), "wan", self)
-
-
-class _Handshake:
-    """The first thing that happens on a leg; gone when it is over."""
-
-    def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
-        self.result: Deferred[None] = Deferred(lambda _: self._stop())
-        self._leg = leg
-        self._is_over = False
-        self._timer = reactor.callLater(timeout, self._time_out, timeout)
-
-    def turn(self) -> None:
-        leg = self._leg
-        try:
-            leg.connection.do_handshake()
-        except SSL.WantReadError:
-            leg.readable = False
-        except SSL.WantWriteError:
-            leg.writable = False
-        except SSL.Error as problem:
-            self._end(leg.broken(problem))
-        else:
-            self._end(None)
-
-    def _time_out(self, timeout: float) -> None:
-        self._timer = None
-        self._end(Broken(f"no TLS handshake within {timeout:g} s", "wan"))
-
-    def _end(self, problem: Broken | None) -> None:
-        if self._is_over:
-            return
-        self._stop()
-        if problem is None:
-            self.result.callback(None)
-        else:
-            self.result.errback(Failure(problem))
-
-    def _stop(self) -> None:
-        self._is_over = True
-        self._leg.is_opening = False
-        self._leg.reader = self._leg.writer = None
-        self._leg.readable = self._leg.writable = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def _explain(problem: SSL.Error) -> str:

@@ -1,0 +1,149 @@
+"""The TLS handshake of a WAN leg. It takes the far end's records one by one, and so many at most.
+
+From a socket OpenSSL would read for as long as records come, each of one byte if the far end likes it so, and nobody
+else at this element would have a turn. So it gets them from memory, and whatever comes after the handshake is left in
+the socket, which OpenSSL has from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from scistream.s2ds.relay.leg import Broken, broken_by
+
+if TYPE_CHECKING:
+    from scistream.s2ds.relay.tls import TlsLeg
+
+MOST_RECORDS = 256
+"""Records that a handshake takes from the far end at most: most have a few."""
+
+_HEADER = struct.Struct("!BBBH")
+_LONGEST = _HEADER.size + 16384 + 256
+_KINDS = range(20, 25)
+_SOME = 65536
+
+
+class Handshake:
+    """The first thing that happens on a leg; gone when it is over.
+
+    :ivar result: fires when keys are agreed on, or fails with `Broken`; cancelling it gives the handshake up.
+    """
+
+    def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
+        self.result: Deferred[None] = Deferred(lambda _: self._stop())
+        self._leg = leg
+        self._is_begun = self._is_agreed = self._is_over = False
+        self._records = 0
+        self._to_send = b""
+        self._timer = reactor.callLater(timeout, self._time_out, timeout)
+
+    def turn(self) -> None:
+        leg = self._leg
+        try:
+            self._go_on()
+        except SSL.Error as problem:
+            self._end(leg.broken(problem))
+        except Broken as broken:
+            self._end(broken)
+        except OSError as problem:
+            self._end(broken_by(problem.errno or errno.EIO, leg))
+
+    def _go_on(self) -> None:
+        leg = self._leg
+        while self._sent():
+            if self._is_agreed:
+                leg.take_over()
+                self._end(None)
+                return
+            if self._is_begun:
+                record = self._next_record()
+                if record is None:
+                    leg.readable = False
+                    return
+                leg.connection.bio_write(record)
+            self._is_begun = True
+            self._shake()
+        leg.writable = False
+
+    def _shake(self) -> None:
+        connection = self._leg.connection
+        try:
+            connection.do_handshake()
+        except SSL.WantReadError:
+            pass
+        except SSL.Error:
+            self._listen()
+            with contextlib.suppress(OSError):
+                self._sent()  # why it is refused
+            raise
+        else:
+            self._is_agreed = True
+        self._listen()
+
+    def _listen(self) -> None:
+        """Gather what OpenSSL has to say to the far end."""
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                self._to_send += self._leg.connection.bio_read(_SOME)
+
+    def _sent(self) -> bool:
+        """Send what there is; False if not all of it goes now."""
+        while self._to_send:
+            try:
+                count = self._leg.sock.send(self._to_send)
+            except BlockingIOError:
+                return False
+            self._to_send = self._to_send[count:]
+        return True
+
+    def _next_record(self) -> bytes | None:
+        """One whole record, or None if there is none yet; of what is no TLS, as much as OpenSSL needs to say so."""
+        sock = self._leg.sock
+        try:
+            seen = sock.recv(_LONGEST, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        size = _LONGEST + 1
+        if len(seen) >= _HEADER.size:
+            kind, major, _, length = _HEADER.unpack_from(seen)
+            size = _HEADER.size + length
+            if kind not in _KINDS or major != 3 or size > _LONGEST:
+                size = _HEADER.size
+        if len(seen) < size:
+            if not seen or self._leg.is_ending:
+                raise SSL.SysCallError(-1, "Unexpected EOF")
+            return None
+        self._records += 1
+        if self._records > MOST_RECORDS:
+            raise Broken(f"{self._leg.far} cut its TLS handshake into too many records", "far-side", self._leg)
+        return sock.recv(size)
+
+    def _time_out(self, timeout: float) -> None:
+        self._timer = None
+        self._end(Broken(f"no TLS handshake within {timeout:g} s", "wan"))
+
+    def _end(self, problem: Broken | None) -> None:
+        if self._is_over:
+            return
+        self._stop()
+        if problem is None:
+            self.result.callback(None)
+        else:
+            self.result.errback(Failure(problem))
+
+    def _stop(self) -> None:
+        self._is_over = True
+        self._leg.is_opening = False
+        self._leg.reader = self._leg.writer = None
+        self._leg.readable = self._leg.writable = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
