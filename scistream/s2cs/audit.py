@@ -269,7 +269,7 @@ class StreamTrail:
         self._audit = audit
         self._record = record
         self._carried = carried
-        self._generation = record.generation
+        self._revision = record.revision
         self._has_ended = restored and record.state == "Released"
         self._greeted_on: Link | None = None
         self._greeted_with: list[str] = []
@@ -344,11 +344,11 @@ class StreamTrail:
     def saved(self) -> None:
         """The record is written down: it may say something new."""
         record = self._record
-        if record.state == "Streaming" and record.generation != self._generation:
-            kind = Targets if self._generation else Start
-            self._generation = record.generation
+        if record.state == "Streaming" and record.revision != self._revision:
+            kind = Targets if self._revision else Start
+            self._revision = record.revision
             gateways, targets = sorted(record.plan), record.connection_map
-            self._audit.of_stream(kind, record, generation=record.generation, gateways=gateways, targets=targets)
+            self._audit.of_stream(kind, record, generation=record.revision, gateways=gateways, targets=targets)
 
     def ended(self) -> None:
         """Nothing of it is left. Said before it is written down: a crash in between repeats it and loses nothing."""

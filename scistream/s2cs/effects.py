@@ -45,6 +45,8 @@ from scistream.wire.messages import (
 )
 
 GATEWAY_PATIENCE = 20.0
+TARGETS_PATIENCE = 3.0
+"""Seconds that the owner's client has to set targets for new listeners of ProdApp, before its S2CS does so."""
 
 
 class Facility(Protocol):
@@ -91,6 +93,7 @@ class Held:
         self._asking: dict[str, Deferred[Resp]] = {}
         self._asked_to_release: set[str] = set()
         self._timers: list[IDelayedCall] = []
+        self._targets_timer: IDelayedCall | None = None
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
@@ -248,6 +251,27 @@ class Held:
         for timer in timers:
             if timer.active():
                 timer.cancel()
+        self._stop_awaiting_targets()
+
+    def await_targets(self) -> None:
+        self._stop_awaiting_targets()
+        seconds = TARGETS_PATIENCE if self.has_owner_link() else 0.0
+        self._targets_timer = self._server.reactor.callLater(seconds, self._targets_overdue)
+
+    def _stop_awaiting_targets(self) -> None:
+        if self._targets_timer is not None and self._targets_timer.active():
+            self._targets_timer.cancel()
+
+    def _targets_overdue(self) -> None:
+        """Set targets when each gateway of the stream can be asked: one that cannot goes on with those that it has."""
+        pool = [self._server.gateways.get(name) for name in self.record.plan]
+        if all(gateway is not None and gateway.dialer.link is not None for gateway in pool):
+            self.machine.targets_overdue()
+        else:
+            self._targets_timer = self._server.reactor.callLater(TARGETS_PATIENCE, self._targets_overdue)
+
+    def has_owner_link(self) -> bool:
+        return bool(self._owner_links)
 
     # -- for the server
 

@@ -11,6 +11,7 @@ Listening                               Hello                                  R
 Listening, Ready                        Hello timer                            Releasing
 Ready, Streaming                        Hello                                  same
 Ready, Streaming, Listening (CONS)      UpdateTargets                          Updating
+Streaming (PROD)                        targets overdue                        Updating
 Updating                                last RESP                              Streaming
 Updating                                target-refused by all                  as before it
 Updating                                bad-message by all                     as before it
@@ -25,6 +26,10 @@ any                                     any other command                      s
 ======================================= ====================================== =============
 
 Ready, Streaming and Released are idle: the stream rests there between operations.
+
+Targets are overdue when ProdApp has said Hello with other listeners and the owner's client sends no UpdateTargets for
+them. The machine then sets the targets of its own side by itself, under the credentials that are in force. An
+UpdateTargets that arrives meanwhile waits for that, and is carried out afterwards.
 
 Where the store cannot be written, no promise is made: a REQ ends as by an ERROR, and leaves nothing behind; a Hello and
 an UpdateTargets are refused and change nothing. A release goes on all the same.
@@ -42,6 +47,7 @@ from scistream.s2cs.record import (
     Record,
     content_of,
     map_problem,
+    map_to_producer,
     ordered_listeners,
     part,
     same_request,
@@ -99,6 +105,13 @@ class Effects(Protocol):
     def stop_timers(self) -> None:
         """The stream is gone: no timer of it matters any more."""
 
+    def await_targets(self) -> None:
+        """Feed `targets_overdue` once the owner's client has had time to set targets for ProdApp's new listeners; at
+        once if no client of the owner has a link here."""
+
+    def has_owner_link(self) -> bool:
+        """Whether a client of the owner that has spoken of this stream has a link here."""
+
 
 class Stream(Protocol):
     """The inputs of the machine. None of them returns anything; none raises in any state."""
@@ -139,14 +152,17 @@ class Stream(Protocol):
     def hello_timeout(self) -> None:
         """No application has said Hello, or nobody has used it, in time."""
 
+    def targets_overdue(self) -> None:
+        """ProdApp listens elsewhere, and the owner's client has not set new targets."""
+
     def _reserved(self) -> None:
         """All gateways have reserved."""
 
     def _greeted(self) -> None:
         """A Hello that came early counts now."""
 
-    def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
-        """An UpdateTargets has passed its checks."""
+    def _carry_out(self, caller: Caller | None, command: UpdateTargets) -> None:
+        """An UpdateTargets has passed its checks; without a caller it is this machine's own."""
 
     def _armed(self) -> None:
         """All gateways have armed."""
@@ -177,6 +193,11 @@ class Core:
     owing: set[str] = field(default_factory=set)
     refusals: dict[str, StreamError] = field(default_factory=dict)
     update: UpdateTargets | None = None
+    update_is_own: bool = False
+    postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
+    """What the owner's client has sent while the machine was setting targets by itself; repetitions of one command."""
+    has_moved: bool = False
+    """ProdApp has said Hello with other listeners since targets were last set."""
     before_update: str = "Ready"
     greeting: Caller | None = None
     listeners_told: list[str] = field(default_factory=list)
@@ -203,6 +224,10 @@ class Core:
     def release_callers(self) -> list[Caller]:
         waiting, self.callers = self.callers, []
         return waiting
+
+    def release_all_callers(self) -> list[Caller]:
+        postponed, self.postponed = self.postponed, []
+        return self.release_callers() + [caller for caller, _ in postponed]
 
     # -- the record
 
@@ -359,13 +384,22 @@ def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
         record.greeted, record.app_listeners = known
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
+    if record.role == PROD and listeners != known[1]:
+        core.has_moved = True
     return True
 
 
 def _welcome(core: Core, caller: Caller) -> None:
     """Answer a Hello that is noted, with the state that it has led to."""
     record = core.record
-    msg = "welcome; the stream is not complete yet" if record.state != "Streaming" else "welcome"
+    if record.state != "Streaming":
+        msg = "welcome; the stream is not complete yet"
+        if record.state == "Ready" and record.role == PROD and not core.effects.has_owner_link():
+            msg += f": the user who asked for it has to join both sides with `s2uc attach {record.uid}`"
+    elif core.has_moved:
+        msg = "welcome; new connections lead to these listeners as soon as the gateways have the new targets"
+    else:
+        msg = "welcome"
     core.resp(caller, record.state, msg + _spare(record))
 
 
@@ -419,8 +453,16 @@ def _hello_when_streaming(stream: Stream, core: Core, caller: Caller, listeners:
     _welcome(core, caller)
     if core.record.role == CONS:
         core.tell_consumer_to_connect()
-    elif listeners != core.listeners_told:
+    else:
+        _tell_of_producer(core)
+
+
+def _tell_of_producer(core: Core) -> None:
+    """Tell the owner of ProdApp's listeners that are news, and see that new connections get there."""
+    if core.record.app_listeners != core.listeners_told:
         core.tell_producer_listeners()
+    if core.has_moved and core.record.state == "Streaming":
+        core.effects.await_targets()
 
 
 def _hello_too_late(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
@@ -456,6 +498,8 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
     problem = map_problem(record, command.connection_map)
     if problem is not None:
         core.refuse(caller, *problem)
+    elif not command.data_conn_key:  # which would tell gateways to keep the credentials that they have
+        core.refuse(caller, "bad-message", "field data_conn_key: it is empty, and has to be a bundle of certificates")
     else:
         stream._carry_out(caller, command)
 
@@ -490,9 +534,13 @@ def _update_before_hello(stream: Stream, core: Core, caller: Caller, command: Up
 
 @Updating.upon(Stream.update_targets).loop()
 def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    if core.update is not None and (command.generation, content_of(command)) == _version(core.update):
+    if core.update is not None and not core.update_is_own and _version(command) == _version(core.update):
         core.callers.append(caller)
         core.present(caller, f"generation {command.generation} is being carried out")
+    elif core.update_is_own and all(_version(command) == _version(earlier) for _, earlier in core.postponed):
+        earlier = core.postponed[0][1] if core.postponed else command
+        core.postponed.append((caller, earlier))
+        core.present(caller, f"generation {command.generation} is carried out next")
     else:
         being = core.update.generation if core.update is not None else core.record.generation
         _wrong_state(core, caller, f"generation {command.generation} while {being} is being carried out")
@@ -510,22 +558,47 @@ for _state in (Idle, Reserving, Releasing, Released):
     _state.upon(Stream.update_targets).loop()(_update_too_late)
 
 
-def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
+def _carry_out_update(stream: Stream, core: Core, caller: Caller | None, command: UpdateTargets) -> None:
     record = core.record
     core.before_update = record.state
     core.update = command
-    core.callers = [caller]
+    core.update_is_own = caller is None
+    core.callers = [caller] if caller is not None else []
+    core.has_moved = False
     if command.expires is not None:
         core.effects.shorten_life(record, command.expires)
     if not core.enter("Updating"):
         core.refusals = {}
         _RETURN[core.before_update](stream)
         return
-    core.ask_all((gateway, part(record, gateway, command)) for gateway in record.plan)
+    revision = record.revision + 1 if core.update_is_own else command.generation + record.own_updates
+    core.ask_all((gateway, part(record, gateway, command, revision)) for gateway in record.plan)
 
 
 for _state in (Listening, Ready, Streaming):
     _state.upon(Stream._carry_out).to(Updating)(_carry_out_update)
+
+
+@Streaming.upon(Stream.targets_overdue).loop()
+def _follow_producer(stream: Stream, core: Core) -> None:
+    record = core.record
+    if not core.has_moved:
+        return
+    targets = map_to_producer(record)
+    if targets == record.connection_map:
+        core.has_moved = False
+        return
+    stream._carry_out(
+        None,
+        UpdateTargets(
+            uid=record.uid,
+            role=record.role,
+            seq=UNSENT,
+            generation=record.generation,
+            connection_map=targets,
+            data_conn_key="",
+        ),
+    )
 
 
 @Updating.upon(Stream.gateway_answered).loop()
@@ -568,7 +641,10 @@ _RETURN = {
 def _stream(stream: Stream, core: Core) -> None:
     record, update = core.record, core.update
     assert update is not None
-    record.generation, record.content = _version(update)
+    if core.update_is_own:
+        record.own_updates += 1
+    else:
+        record.generation, record.content = _version(update)
     record.connection_map = dict(update.connection_map)
     core.update = None
     if not core.enter("Streaming"):
@@ -577,6 +653,7 @@ def _stream(stream: Stream, core: Core) -> None:
     for caller in core.release_callers():
         core.present(caller, f"generation {record.generation} is in force{_spare(record)}")
     _tell_what_hello_brought(core)
+    _carry_out_postponed(stream, core)
 
 
 def _tell_what_hello_brought(core: Core) -> None:
@@ -584,8 +661,15 @@ def _tell_what_hello_brought(core: Core) -> None:
     record = core.record
     if record.role == CONS and record.greeted and record.state == "Streaming":
         core.tell_consumer_to_connect()
-    elif record.role == PROD and record.app_listeners != core.listeners_told:
-        core.tell_producer_listeners()
+    elif record.role == PROD:
+        _tell_of_producer(core)
+
+
+def _carry_out_postponed(stream: Stream, core: Core) -> None:
+    """What has come while the machine was setting targets by itself is looked at now."""
+    postponed, core.postponed = core.postponed, []
+    for caller, command in postponed:
+        stream.update_targets(caller, command)
 
 
 def _return(stream: Stream, core: Core) -> None:
@@ -594,13 +678,24 @@ def _return(stream: Stream, core: Core) -> None:
     why = _why_not_updated(core)
     for caller in core.release_callers():
         core.refuse(caller, *why)
-    if core.record.role == PROD and why[0] == "target-refused":
+    if core.update_is_own:
+        core.effects.tell_application(_news(core.record, why[0], _still_leads(core.record, why[1])))
+    elif core.record.role == PROD and why[0] == "target-refused":
         core.effects.tell_application(_news(core.record, *why))  # who said where to listen can mend it
     _tell_what_hello_brought(core)
+    _carry_out_postponed(stream, core)
     if core.before_update == "Listening" and core.record.greeted:
         stream._greeted()
     if core.hello_overdue:
         stream.hello_timeout()
+
+
+def _still_leads(record: Record, why: str) -> str:
+    targets = ", ".join(sorted(set(record.connection_map.values())))
+    return (
+        f"new connections still lead to {targets[:1000]}, and not to where ProdApp listens now: {why[:500]}. The user "
+        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`"
+    )
 
 
 def _why_not_updated(core: Core) -> tuple[ErrorCode, str]:
@@ -627,7 +722,7 @@ def _release_all(core: Core, stream: Stream) -> None:
 
 
 def _rel(stream: Stream, core: Core, caller: Caller) -> None:
-    refuse = core.release_callers()
+    refuse = core.release_all_callers()
     core.callers = [caller]
     _release_all(core, stream)
     for other in refuse:
@@ -640,7 +735,7 @@ def _rel(stream: Stream, core: Core, caller: Caller) -> None:
 def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
     record = core.record
     record.last_error = LastError(code=code, msg=msg[:2000])
-    callers = core.release_callers()
+    callers = core.release_all_callers()
     _release_all(core, stream)
     for caller in callers:
         core.refuse(caller, code, msg)
@@ -760,6 +855,9 @@ for _state in (Idle, Releasing, Released):
     _state.upon(Stream.forbidden).loop().returns(None)
     _state.upon(Stream.fault).loop().returns(None)
     _state.upon(Stream._fail).loop().returns(None)
+for _state in STATES:
+    if _state is not Streaming:
+        _state.upon(Stream.targets_overdue).loop().returns(None)
 for _state in (Idle, Streaming, Releasing, Released):
     _state.upon(Stream.hello_timeout).loop().returns(None)
 for _state in STATES:
@@ -803,6 +901,9 @@ def resume(stream: Stream, core: Core) -> None:
         core.effects.start_timers(record)
         if record.greeted:
             stream._greeted()
+        if record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners):
+            core.has_moved = True
+            core.effects.await_targets()
     elif record.state == "Releasing":
         _release_all(core, stream)
     elif record.state != "Released":

@@ -23,7 +23,8 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
 
     `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
-    granted at REQ. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so is
+    granted at REQ. `generation` is the owner's number of the targets, and `own_updates` counts how often this S2CS has
+    set others by itself. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so is
     `started_at`, when its first targets came into force.
     """
 
@@ -39,6 +40,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     app_listeners: list[str] = []
     greeted: bool = False
     generation: int = 0
+    own_updates: int = 0
     content: str = ""
     connection_map: dict[str, str] = {}
     last_error: LastError | None = None
@@ -52,6 +54,11 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     def key(self) -> StreamKey:
         """(uid, role), by which streams are told apart."""
         return self.uid, self.role
+
+    @property
+    def revision(self) -> int:
+        """The number under which the gateways have the targets that are in force."""
+        return self.generation + self.own_updates
 
     def may_be_held_by(self, gateway: str, now: float) -> bool:
         """Whether a gateway may have ports and capacity for this stream, as far as the S2CS can know without it.
@@ -110,13 +117,14 @@ def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
     )
 
 
-def part(record: Record, gateway: str, command: UpdateTargets) -> UpdateTargets:
+def part(record: Record, gateway: str, command: UpdateTargets, revision: int) -> UpdateTargets:
+    """What a gateway gets of an UpdateTargets, under a number that is higher than that of any earlier one."""
     held = {record.listeners[channel] for channel in record.plan[gateway]}
     return UpdateTargets(
         uid=command.uid,
         role=command.role,
         seq=UNSENT,
-        generation=command.generation,
+        generation=revision,
         connection_map={here: there for here, there in command.connection_map.items() if here in held},
         data_conn_key=command.data_conn_key,
     )
@@ -136,6 +144,12 @@ def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[Erro
         if refused is not None:
             return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
     return None
+
+
+def map_to_producer(record: Record) -> dict[str, str]:
+    """The targets of the producer's side: its channels, and the listeners of ProdApp in turn."""
+    app = record.app_listeners
+    return {here: app[number % len(app)] for number, here in enumerate(ordered_listeners(record))}
 
 
 def spare_listeners(record: Record) -> list[str]:

@@ -90,6 +90,7 @@ class Holding:
         self._sockets: list[socket.socket] = []
         """What `Ports` has given out to this stream, and is to get back."""
         self._secret: StreamSecret | None = None
+        self._credentials: Credentials | None = None
         self._allowed: Callable[[str], bool] = _nobody
         self._responder: Responder | None = None
         self._probe: Probe | None = None
@@ -153,8 +154,7 @@ class Holding:
     def arm(self, command: UpdateTargets) -> None:
         try:
             targets = self._targets(command)
-            assert self._secret is not None
-            credentials = self._secret.credentials(command.data_conn_key, command.uid, command.role)
+            credentials = self._credentials_of(command)
         except StreamError as error:
             self.machine.not_armed(error)
             return
@@ -213,7 +213,7 @@ class Holding:
         self._cancel_timer()
         self._stop_probe()
         listeners, self._listeners = self._listeners, {}
-        self._secret = None
+        self._secret = self._credentials = None
         for _, listener in listeners.values():
             listener.stop()
 
@@ -238,7 +238,7 @@ class Holding:
     def _let_go(self) -> None:
         """The same as `close_all`, after a fault: what fails of it keeps nothing else from being done."""
         listeners, self._listeners = self._listeners, {}
-        self._secret = None
+        self._secret = self._credentials = None
         close = partial(self._server.elements.close, self._core.uid, self._core.role)
         stops = [listener.stop for _, listener in listeners.values()]
         steps: list[Callable[[], object]] = [self._cancel_timer, self._stop_probe, *stops, close, self._give_back]
@@ -340,6 +340,16 @@ class Holding:
 
         return look_up(self._server.reactor, name, LOOK_UP_SECONDS).addCallback(note)
 
+    def _credentials_of(self, command: UpdateTargets) -> Credentials:
+        """What comes with the targets, or what is in force if nothing does.
+
+        :raises StreamError: `bad-message`, if neither is there.
+        """
+        if not command.data_conn_key and self._credentials is not None:
+            return self._credentials
+        assert self._secret is not None
+        return self._secret.credentials(command.data_conn_key, command.uid, command.role)
+
     def _arm(
         self,
         command: UpdateTargets,
@@ -357,13 +367,14 @@ class Holding:
         arming = self._server.elements.arm(
             command.uid, command.role, targets, credentials, self._server.wan_listeners(command.uid)
         )
-        arming.addCallback(lambda _: self._listen(numeric))
+        arming.addCallback(lambda _: self._listen(numeric, credentials))
         arming.addErrback(self._not_armed)
 
-    def _listen(self, targets: dict[int, Address]) -> None:
+    def _listen(self, targets: dict[int, Address], credentials: Credentials) -> None:
         """Every element knows where connections go."""
         if not self._listeners:
             return  # the stream was released meanwhile
+        self._credentials = credentials
         for channel, (_, listener) in self._listeners.items():
             listener.start(self._acceptor(channel), self._room(channel))
         self.machine.armed()

@@ -173,6 +173,8 @@ class Painter:
             state_of(one.machine),
             record.state,
             record.generation,
+            record.own_updates,
+            (core.has_moved, core.update_is_own, len(core.postponed)),
             record.content,
             record.greeted,
             record.last_error and record.last_error.code,

@@ -177,9 +177,9 @@ def _side_rests(world: World, role: Role) -> Iterator[str]:
     for gateway in record.plan if record is not None and state in RESTING[:3] else ():
         holding = world.gateways[gateway]._holdings.get(record.key)
         where = (state_of(holding.machine), holding._core.generation) if holding is not None else ("nothing", 0)
-        expected = ("Forwarding" if record.generation else "Reserved", record.generation)
+        expected = ("Forwarding" if record.generation else "Reserved", record.revision)
         if where != expected:
-            yield f"A: {facility.control} is {state}, generation {record.generation}, and {gateway} has {where}"
+            yield f"A: {facility.control} is {state}, revision {record.revision}, and {gateway} has {where}"
 
 
 def _user_rests(world: World) -> Iterator[str]:

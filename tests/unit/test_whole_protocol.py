@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from scistream.app.controller import Controller
 from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
 from scistream.s2cs.early import EARLY_SECONDS
+from scistream.s2cs.effects import TARGETS_PATIENCE
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Client, Stream
@@ -306,6 +307,64 @@ def test_a_new_hello_with_other_listeners_leads_to_a_new_generation(world: World
     assert f"{HOST}:7077" in stream.connection_map.values()
     assert world.story("s2cs", PROD) == [*SET_UP_AT_S2CS, "updating", "streaming"]
     assert world.story("s2ds", CONS)[-2:] == ["updating", "forwarding"]
+
+
+def targets_in_force(world: World) -> set[str]:
+    """Where the producer's S2CS says that its channels lead, which is where its gateways lead them."""
+    (record,) = [held.record for held in world.prod.control.streams.values() if held.record.role == PROD]
+    at_gateways = [one._core.current for gateway in world.prod.gateways for one in gateway._holdings.values()]
+    told = {target for one in at_gateways if one is not None for target in one.connection_map.values()}
+    assert told == set(record.connection_map.values())
+    return told
+
+
+def test_a_new_hello_moves_the_targets_though_no_client_of_the_user_is_there(pools: World) -> None:
+    world, stream = pools, pools.stream(num_conn=3)
+    world.result(world.client.close().deferred)
+    moved = (Address(HOST, 7077), Address(HOST, 7078))
+    world.application(stream.join[PROD], "detector", listeners=moved)
+    world.network.run(1.0)
+    assert targets_in_force(world) == set(map(str, moved))
+    assert world.story("s2cs", CONS)[-1] == "streaming"
+
+    world.client = Client(insecure=True, reactor=world.network)
+    returned = world.client.remembered(stream.uid, prod=PROD_S2CS, cons=CONS_S2CS)
+    world.result(returned.attach().deferred)
+    assert (returned.state, returned.generation) == ("Streaming", 1), "there is nothing left to do"
+    assert set(map(str, moved)) < set(returned.connection_map.values())
+    world.application(stream.join[PROD], "detector")
+    world.network.until(lambda: returned.generation == 2 and returned.state == "Streaming")
+    assert targets_in_force(world) == {str(DETECTOR)}
+    world.result(returned.release().deferred)
+    assert world.both_are_empty()
+
+
+def test_a_client_that_only_looks_keeps_no_targets_from_being_moved(world: World) -> None:
+    stream = world.stream()
+    world.result(world.client.close().deferred)
+    looking = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
+    looking.startService()
+    world.result(looking.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0))
+    world.application(stream.join[PROD], "detector", listeners=(Address(HOST, 7077),))
+    world.network.run(TARGETS_PATIENCE - 1.0)
+    assert targets_in_force(world) == {str(DETECTOR)}
+    world.network.run(2.0)
+    assert targets_in_force(world) == {f"{HOST}:7077"}
+
+
+def test_targets_are_moved_after_a_restart_of_the_s2cs_that_has_heard_the_hello(world: World) -> None:
+    stream = world.request()
+    world.application(stream.join[PROD])  # which ends as soon as it is known
+    world.result(stream.provisioned().deferred)
+    world.result(world.client.close().deferred)
+    world.network.sever(PROD_PORT + 1)
+    world.application(stream.join[PROD], listeners=(Address(HOST, 7077),))
+    world.network.run(0.1)
+    world.result(world.prod.control.stopService())
+    world.network.sever(PROD_PORT)
+    world.prod.control = world.prod.start_control()
+    world.network.run(20.0)
+    assert targets_in_force(world) == {f"{HOST}:7077"}
 
 
 def test_a_hello_with_a_listener_that_no_gateway_connects_to_is_refused_and_the_stream_waits_on(world: World) -> None:

@@ -48,6 +48,7 @@ class Recorder:
     saves: int = 0
     stored: Any = None
     was_full: bool = False
+    has_owner: bool = True
 
     def save(self, record: Record) -> bool:
         self.saves += 1
@@ -86,6 +87,12 @@ class Recorder:
 
     def stop_timers(self) -> None:
         self.calls.append(("stop timers",))
+
+    def await_targets(self) -> None:
+        self.calls.append(("await targets",))
+
+    def has_owner_link(self) -> bool:
+        return self.has_owner
 
     def _check_that_it_is_stored(self) -> None:
         assert self.was_full or self.stored in (None, told_by(self.record)), "it was told before it was stored"

@@ -40,6 +40,14 @@ FORBIDDEN = dict.fromkeys(LIVE, "policy")
 FAULT = dict.fromkeys(LIVE, "fault")
 GONE = dict.fromkeys(LIVE, "S2DS failed") | {"Releasing": "new boot"}
 
+
+def moved_and_overdue(rig: Rig) -> None:
+    """ProdApp has said Hello with other listeners, and nobody sets targets for them."""
+    if rig.role == PROD and rig.state == "Streaming":
+        rig.hello(OTHER_APP)
+    rig.machine.targets_overdue()
+
+
 INPUTS = [
     Input("req", lambda rig: rig.req(), always("REQ")),
     Input("req", lambda rig: rig.req(rate=7.0), always("REQ")),
@@ -72,6 +80,7 @@ INPUTS = [
     Input("forbidden", lambda rig: rig.machine.forbidden("rule 1"), lambda state: FORBIDDEN.get(state, "")),
     Input("fault", lambda rig: rig.machine.fault(BAD_KEY), lambda state: FAULT.get(state, "")),
     Input("hello_timeout", lambda rig: rig.machine.hello_timeout(), always("Hello timer")),
+    Input("targets_overdue", moved_and_overdue, lambda state: "targets overdue" if state == "Streaming" else ""),
     # from a gateway that has no part in this stream
     Input("gateway_refused", lambda rig: rig.machine.gateway_refused("dtn9", NO_PORTS), always("")),
     Input("gateway_released", lambda rig: rig.machine.gateway_released("dtn9"), always("")),

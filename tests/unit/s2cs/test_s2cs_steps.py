@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 from stream_at_s2cs import (
     APP,
+    BAD_KEY,
     LIVE,
     NO_PORTS,
     OTHER_APP,
@@ -302,10 +304,98 @@ def test_an_equal_hello_of_prod_app_is_only_answered_and_another_one_told(state:
     assert kinds(rig.news()) == ["answer"]
     rig.hello(OTHER_APP)
     news = rig.news()
-    assert kinds(news) == ["saved", "answer", "tell owner"]
+    assert kinds(news) == ["saved", "answer", "tell owner", *(["await targets"] if state == "Streaming" else [])]
     assert told_owner(news) == [ProdLstn(uid=UID, role=PROD, listeners=OTHER_APP)]
     rig.hello(OTHER_APP)
     assert told_owner(rig.news()) == []
+
+
+def moved(*listeners: str, gateways: int = 2) -> Rig:
+    """A producer's side that streams, whose ProdApp has come back with other listeners."""
+    rig = Rig(gateways=gateways).to("Streaming")
+    rig.hello(list(listeners or OTHER_APP))
+    rig.news()
+    return rig
+
+
+def test_overdue_targets_are_set_under_the_credentials_in_force_and_a_higher_number() -> None:
+    rig = moved("10.0.0.9:7001", "10.0.0.9:7002")
+    rig.machine.targets_overdue()
+    asked_for = asked(rig.news(), UpdateTargets)
+    assert list(asked_for) == rig.gateways
+    for number, command in enumerate(asked_for.values()):
+        assert (command.generation, command.data_conn_key) == (2, "")
+        here = [f"dtn{number + 1}.example:{5100 + 2 * number + at}" for at in (0, 1)]
+        assert command.connection_map == dict(zip(here, ["10.0.0.9:7001", "10.0.0.9:7002"], strict=True))
+    rig.answers()
+    assert rig.state == "Streaming"
+    assert (rig.record.generation, rig.record.revision) == (1, 2)
+    assert set(rig.record.connection_map.values()) == {"10.0.0.9:7001", "10.0.0.9:7002"}
+    rig.machine.targets_overdue()
+    assert asked(rig.news()) == {}, "they are set"
+
+
+def test_targets_of_the_owner_come_after_those_of_the_s2cs_itself_whenever_they_arrive() -> None:
+    rig = moved()
+    rig.machine.targets_overdue()
+    first, again = rig.update(), rig.update()
+    assert [answered(rig.news()[-2:], seq).state for seq in (again,)] == ["Updating"]
+    other = rig.update(key="another")
+    assert answered(rig.news(), other).code == "wrong-state"
+    rig.answers()
+    assert rig.state == "Updating"
+    assert {command.generation for command in asked(rig.news(), UpdateTargets).values()} == {3}
+    rig.answers()
+    news = rig.news()
+    assert {answered(news, seq).state for seq in (first, again)} == {"Streaming"}
+    assert (rig.record.generation, rig.record.revision) == (2, 3)
+
+
+@pytest.mark.parametrize("end", [lambda rig: rig.rel(), lambda rig: rig.refuses(NO_PORTS)])
+def test_who_waits_for_his_targets_behind_those_of_the_s2cs_hears_of_the_end(end: Callable[[Rig], object]) -> None:
+    rig = moved(gateways=1)
+    rig.machine.targets_overdue()
+    waiting = rig.update()
+    rig.news()
+    end(rig)
+    assert isinstance(answered(rig.news(), waiting), Error)
+
+
+@pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
+def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: StreamError) -> None:
+    rig = moved(gateways=1)
+    rig.machine.targets_overdue()
+    rig.refuses(why)
+    assert rig.state == "Streaming"
+    (told,) = told_application(rig.news())
+    assert told.code == why.code
+    assert f"new connections still lead to {APP[0]}" in told.msg
+    assert f"`s2uc attach {UID}`" in told.msg
+    rig.machine.targets_overdue()
+    assert rig.state == "Streaming", "nothing is tried again without another Hello"
+
+
+@pytest.mark.parametrize(("has_owner", "is_told"), [(True, False), (False, True)])
+def test_a_first_hello_that_no_client_of_the_owner_hears_of_is_told_who_has_to_act(
+    has_owner: bool, is_told: bool
+) -> None:
+    rig = Rig().to("Listening")
+    rig.effects.has_owner = has_owner
+    hello = rig.hello()
+    assert (f"`s2uc attach {UID}`" in answered(rig.news(), hello).msg) is is_told
+
+
+def test_no_owner_leaves_the_credentials_out() -> None:
+    rig = Rig().to("Streaming")
+    refused = answered_update(rig, key="")
+    assert (refused.code, "data_conn_key" in refused.msg) == ("bad-message", True)
+
+
+def answered_update(rig: Rig, key: str) -> Error:
+    seq = rig.update(key=key)
+    message = answered(rig.news(), seq)
+    assert isinstance(message, Error)
+    return message
 
 
 def test_a_late_consumer_gets_start_conn_at_once() -> None:

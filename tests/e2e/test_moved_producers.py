@@ -1,0 +1,44 @@
+"""ProdApp comes back and listens elsewhere, when the user's client has long ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+from functools import partial
+
+from harness import MIB, World, accept, address_of, listeners, noise, receive, receive_exactly, sha256, together, until
+
+from scistream.wire.messages import CONS, PROD
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def test_data_flows_to_where_a_program_that_came_back_listens_without_a_client_of_the_user(world: World) -> None:
+    data, more = noise(4 * MIB, seed=1), noise(64 * 1024, seed=2)
+    with listeners(3) as (first, *others), world.stream([address_of(first)], num_conn=2, rate="1Gbit") as stream:
+        with stream.connect() as earlier, accept(first) as camera:
+            camera.sendall(more[:100])
+            assert receive_exactly(earlier, 100) == more[:100]
+            moved = [address_of(one) for one in others]
+            world.prod(stream.requested.join[PROD], moved).end()
+
+            def sides() -> dict[str, dict[str, dict[str, str]]]:
+                answer = json.loads(world.s2uc("status", "--json", stream.uid).stdout)
+                found: dict[str, dict[str, dict[str, str]]] = answer["streams"][stream.uid]
+                return found
+
+            until(lambda: sorted(sides()[PROD]["connection_map"].values()) == sorted(moved), sides)
+            assert sides()[CONS]["state"] == "Streaming"
+
+            for channel, listener in enumerate(others):
+                analysis = stream.connect(channel)
+                with analysis, accept(listener) as new:
+                    _, arrived = together(partial(send, new, data), partial(receive, analysis))
+                    assert sha256(arrived) == sha256(data)
+            camera.sendall(more)
+            assert sha256(receive_exactly(earlier, len(more))) == sha256(more), "what is open stays where it is"
+        world.s2uc("attach", stream.uid)
+        assert {side["generation"] for side in sides().values()} == {1}, "both sides have what belongs together"
