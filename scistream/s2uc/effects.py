@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2uc.connection_map import connection_map, unused
 from scistream.s2uc.credentials import issue_credentials
@@ -121,7 +122,9 @@ class StreamEffects:
         remembered: bool,
     ) -> None:
         self.uid = uid
-        self.core = Core(self, uid)
+        self._guarded = guarded(self, self.log, self._failed, uid)
+        """The same; what the machine, the servers and the answers call is called by it."""
+        self.core = Core(self._guarded, uid)
         if remembered:
             self.core.reached = {PROD, CONS}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
@@ -151,7 +154,7 @@ class StreamEffects:
         """When the life is over that each facility has granted."""
         self._servers = {role: server_at(address) for role, address in addresses.items()}
         for server in self._servers.values():
-            server.add(self)
+            server.add(self._guarded)
 
     def request(self, wishes: Wishes) -> Deferred[None]:
         """Ask both sides; fires when both have reserved. Cancelling it releases."""
@@ -239,6 +242,24 @@ class StreamEffects:
             for role, key in self._app_keys.items()
         }
 
+    def _failed(self, effect: str, _error: StreamError) -> None:
+        """An effect has raised, or hearing an answer has: end the stream, in a way that nothing can hold up."""
+        error = StreamError("gateway-failed", f"s2uc itself failed ({effect}), so the stream is released: see its log")
+        if effect == "ended" or self.core.state == "Released":
+            self.core.error = self.core.error or error
+            self._tell_ended()
+        elif self.core.state == "Releasing":
+            self._reactor.callLater(0, self._give_up_unasked, error)
+        elif self._follows:  # a stream that is only looked at goes on
+            self.machine.failed(error)
+
+    def _give_up_unasked(self, error: StreamError) -> None:
+        """Wait for no side from which no answer about a release can come any more."""
+        for role in list(self.core.owing) if self.core.state == "Releasing" else ():
+            asked = self._asking.get(role)
+            if asked is None or asked.called:
+                self.machine.side_refused(role, error)
+
     # -- Effects
 
     def ask(self, role: Role, command: Command) -> None:
@@ -253,7 +274,7 @@ class StreamEffects:
         self._asking[role] = asked
         patience = RELEASE_PATIENCE if isinstance(command, Rel) else WORK_PATIENCE
         asked.addTimeout(patience, self._reactor, lambda *_: _still_working(command, patience))
-        asked.addCallbacks(self._answered, self._refused, (command,), {}, (role,))
+        asked.addCallbacks(self._guarded._answered, self._guarded._refused, (command,), {}, (role,))
 
     def _answered(self, answer: Resp, command: Command) -> None:
         """A final answer: what a facility has granted is what it was asked for, or the stream has failed."""
@@ -335,9 +356,12 @@ class StreamEffects:
 
     def ended(self) -> None:
         for server in self._servers.values():
-            server.streams.discard(self)
+            server.streams.discard(self._guarded)
         if not self.core.not_released:
             self.on_released()
+        self._tell_ended()
+
+    def _tell_ended(self) -> None:
         for reserved in _emptied(self._reserved):
             reserved.errback(Failure(self._why_ended()))
         for streaming in _emptied(self._streaming):
@@ -431,7 +455,8 @@ class StreamEffects:
         if self._follows and self.core.state in ("Reserved", "Streaming"):
             for role in self.roles_at(server):
                 asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
-                asked.addCallbacks(self._looked, self._looked_in_vain, (role,), {}, (role,))
+                heard = self._guarded
+                asked.addCallbacks(heard._looked, heard._looked_in_vain, (role,), {}, (role,))
 
     def _looked(self, answer: Resp, role: Role) -> None:
         for status in self._of_side(answer, role):
