@@ -83,17 +83,20 @@ async def request_stream(client: Client, wishes: Request, output: Output) -> int
             "`s2uc release`, or choose another uid",
         )
     asking = client.request(**msgspec.structs.asdict(wishes))
-    return await _in_time(client, asking.stream, _set_up(client, asking, output), output)
+    await _in_time(client, asking.stream, _set_up(client, asking, output), output)
+    return 0
 
 
 async def attach_stream(client: Client, uid: str, output: Output) -> int:
     check_output()
     known = Memory().find(uid, changes=True)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-    return await _in_time(client, stream, _take_up(client, stream), output)
+    await _in_time(client, stream, _take_up(client, stream), output)
+    _print_streaming(stream, output)  # what streams goes on, whether or not that can be said
+    return 0
 
 
-async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, None], output: Output) -> int:
+async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, None], output: Output) -> None:
     """Work until it streams, or until the user's time is over; release if it fails, whatever the reason is."""
     work = Deferred.fromCoroutine(working)
     too_late: list[StreamError] = []
@@ -120,8 +123,6 @@ async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, 
     finally:
         if late is not None and late.active():
             late.cancel()
-    _print_streaming(stream, output)
-    return 0
 
 
 async def _set_up(client: Client, asking: Requested, output: Output) -> None:
@@ -130,6 +131,7 @@ async def _set_up(client: Client, asking: Requested, output: Output) -> None:
     _print_joins(stream, output)
     with _progress(client, stream):
         await stream.provisioned()
+    _print_streaming(stream, output)
 
 
 async def _take_up(client: Client, stream: Stream) -> None:

@@ -110,3 +110,48 @@ def test_no_command_shows_a_traceback_whatever_of_its_output_is_lost(world: Worl
         until(lambda: world.centre.states()[stream.uid, CONS] == "Released", world.centre.server.words)
         assert world.remembered.all() == []
         stream.requested._released = True
+
+
+@pytest.mark.parametrize(
+    ("as_json", "lines"), [(False, 0), (False, 1), (False, 6), (False, 7), (True, 0), (True, 1), (True, 2)]
+)
+def test_a_request_whose_reader_goes_away_at_any_line_streams_or_holds_nothing(
+    world: World, lines: int, as_json: bool, tmp_path: Path
+) -> None:
+    """The applications have their join strings from files, so that all goes on while nobody reads."""
+    uid = str(uuid4())
+    between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit", "--uid", uid]
+    options = [*between, "--join-dir", str(tmp_path), *(["--json"] if as_json else [])]
+    with listen() as detector:
+        request = subprocess.Popen(
+            [str(world.programs / "s2uc"), "request", *options],
+            env=world.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert request.stdout is not None
+        files = {role: tmp_path / f"{uid}.{role.lower()}" for role in (PROD, CONS)}
+        until(
+            lambda: all(file.exists() and file.read_text().endswith("\n") for file in files.values()), lambda: "files"
+        )
+        joins = {role: file.read_text().strip() for role, file in files.items()}
+        before = 1 if as_json else 6
+        for _ in range(min(lines, before)):
+            assert request.stdout.readline()
+        if lines <= before:
+            request.stdout.close()
+        world.prod(joins[PROD], [address_of(detector)])
+        if lines > before:
+            for _ in range(lines - before):
+                request.stdout.readline()
+            request.stdout.close()
+        status = request.wait(PATIENCE)
+        if status == 0:
+            assert lines > before
+            assert world.lab.states()[uid, PROD] == world.centre.states()[uid, CONS] == "Streaming"
+            world.s2uc("release", uid)
+        else:
+            assert status == 128 + signal.SIGPIPE
+        assert world.remembered.all() == []
+        assert world.lab.states()[uid, PROD] == world.centre.states()[uid, CONS] == "Released"
