@@ -34,7 +34,7 @@ def leads_back(target: Address, control: int, reserved: range, wan_listeners: Se
 def _is_this_machine(host: IPAddress) -> bool:
     mapped = host.ipv4_mapped if isinstance(host, IPv6Address) else None
     host = mapped or host
-    return host.is_loopback or host.is_unspecified or _source_towards(host) == str(host)
+    return host.is_loopback or host.is_unspecified or source_towards(host) == str(host)
 
 
 def has_family_of(host: IPAddress) -> bool:
@@ -50,8 +50,11 @@ def _family_of(host: IPAddress) -> int:
     return socket.AF_INET6 if isinstance(host, IPv6Address) else socket.AF_INET
 
 
-def _source_towards(host: IPAddress) -> str | None:
-    """The address that this machine has towards another one: towards one of its own, that address itself."""
+def source_towards(host: IPAddress) -> str | None:
+    """The address that this machine has towards another one: towards one of its own, that address itself. None if no
+    way leads there, as to any address of a family that the system has not."""
+    if not has_family_of(host):
+        return None
     with socket.socket(_family_of(host), socket.SOCK_DGRAM) as sock:
         try:
             sock.connect((str(host), _ANY_PORT))

@@ -5,7 +5,6 @@ nothing is said. A probe asks when one of its channels has none.
 from __future__ import annotations
 
 import errno
-import socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -13,6 +12,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from scistream.s2ds.itself import source_towards
 from scistream.security.tls import explain
 from scistream.wire.address import Address
 
@@ -63,7 +63,7 @@ class _Knock(Protocol):
     def _was_shut_out(self) -> None:
         self._say(
             f"the gateway at {self._target} accepts a connection and closes it at once: its `wan_networks` have to "
-            f"contain {source_towards(self._target)}, from which this gateway comes"
+            f"contain {comes_from(self._target)}, from which this gateway comes"
         )
 
     def _was_let_in(self) -> None:
@@ -77,15 +77,10 @@ class _Knock(Protocol):
             self.found.callback(what)
 
 
-def source_towards(target: Address) -> str:
-    """The address that this machine has for another one. No packet is sent."""
-    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((target.host, target.port))
-        except OSError:
-            return "this gateway"
-        return str(sock.getsockname()[0])
+def comes_from(target: Address) -> str:
+    """The address from which this gateway comes to another one, in words for a person. No packet is sent."""
+    found = source_towards(target.numeric) if target.numeric is not None else None
+    return found or "this gateway"
 
 
 class _KnockFactory(ClientFactory):

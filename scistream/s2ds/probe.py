@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.s2ds.knock import source_towards, why_not
+from scistream.s2ds.knock import comes_from, why_not
 from scistream.s2ds.responder import (
     BLOCK,
     GIVE,
@@ -177,7 +177,7 @@ class Probe:
             target = self._targets[first.channel]
             self.log.warn("uid={uid} {found}", uid=self._uid, found=await why_not(self._reactor, target))
             found = (
-                f"no gateway was reached at {target} from {source_towards(target)}. The other facility has to open all "
+                f"no gateway was reached at {target} from {comes_from(target)}. The other facility has to open all "
                 "`ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its [wan] "
                 "has to be an address that reaches it; the logs of both gateways say more"
             )

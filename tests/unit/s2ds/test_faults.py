@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -185,17 +183,11 @@ def test_who_asked_for_what_failed_is_answered(gateway: Callable[..., Machine], 
 
 
 def test_a_target_of_a_family_that_the_system_has_not_is_refused_with_a_sentence(
-    gateway: Callable[..., Machine], faults: list[Any], monkeypatch: pytest.MonkeyPatch
+    gateway: Callable[..., Machine], faults: list[Any], request: pytest.FixtureRequest
 ) -> None:
-    class NoIPv6(socket.socket):
-        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
-            if family == socket.AF_INET6:
-                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-            super().__init__(family, *args, **kwargs)
-
     world = gateway(app_networks=["127.0.0.0/8", "2001:db8::/32"])
     world.reserve()
-    monkeypatch.setattr("socket.socket", NoIPv6)
+    request.getfixturevalue("no_ipv6")
     world.update(f"[2001:db8::7]:{FIRST}")
     answer = world.controller.answers[-1]
     assert isinstance(answer, Error)

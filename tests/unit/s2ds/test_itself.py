@@ -46,6 +46,11 @@ def test_the_same_ports_of_another_machine_and_of_a_name_lead_elsewhere() -> Non
             assert not back(f"{host}:{port}")
 
 
+def test_addresses_of_a_family_that_the_system_has_not_lead_elsewhere(no_ipv6: None) -> None:
+    assert not back("[2001:db8::1]:5001")
+    assert back(f"{HOST}:5001")
+
+
 def test_one_gateway_may_serve_both_ends_of_a_stream_by_its_wan_listeners_alone() -> None:
     assert not back(f"{HOST}:5100", 5100, to_wan=True)
     assert back(f"{HOST}:5101", 5100, to_wan=True)

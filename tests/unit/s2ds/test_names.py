@@ -147,6 +147,13 @@ def test_a_numeric_target_asks_nobody() -> None:
     assert rig.resolver.asked == []
 
 
+def test_where_the_system_has_no_ipv6_a_name_with_addresses_of_both_families_is_dialled(no_ipv6: None) -> None:
+    rig = Rig(wan_networks=["2001:db8::/32", "203.0.113.0/24"])
+    dialled = rig.dials("gateway.example:5100")
+    rig.resolver.answer("2001:db8::7", "203.0.113.7")
+    assert "203.0.113.7:5100" in dialled[0]
+
+
 def test_a_name_is_asked_for_once_by_all_who_dial_it_now_and_again_after_a_while() -> None:
     rig = Rig()
     both = [rig.dials("gateway.example:5100"), rig.dials("gateway.example:5101")]
