@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -23,6 +24,8 @@ WARM_UP = 300
 """Round trips before those that count."""
 HELD = bytes(16384)
 """What each held connection passes, there and back: one full TLS record."""
+SMALL = 65536
+"""Bytes that the applications themselves let the kernel keep for a connection that nobody reads, in each socket."""
 OPENERS = 16
 """Connections that are being opened at the same time."""
 PATIENCE = 60.0
@@ -80,6 +83,32 @@ def _echo(connection: socket.socket) -> bool:
     return bool(data)
 
 
+def serve_flood(port: int) -> None:
+    """Send to each connection for as long as anything goes in."""
+    _raise_descriptor_limit()
+    open_ones: dict[int, socket.socket] = {}
+    chunk = bytes(SMALL)
+    with _listening(port) as listener, select.epoll() as poll:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)  # what is accepted inherits it
+        listener.setblocking(False)
+        poll.register(listener, select.EPOLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == listener.fileno():
+                    with suppress(BlockingIOError):
+                        connection, _ = listener.accept()
+                        connection.setblocking(False)
+                        open_ones[connection.fileno()] = connection
+                        poll.register(connection, select.EPOLLOUT)
+                    continue
+                try:
+                    open_ones[fd].send(chunk)
+                except BlockingIOError:
+                    pass
+                except ConnectionError:
+                    open_ones.pop(fd).close()
+
+
 def trips(port: int, count: int) -> dict[str, float]:
     """So many round trips of 64 bytes over one connection: microseconds, the median and the 99th of a hundred."""
     with _connected(port) as connection:
@@ -128,6 +157,28 @@ def hold(port: int, count: int) -> dict[str, float]:
     return {"passed_data": count}
 
 
+def stall(port: int, count: int, read: int) -> dict[str, float]:
+    """Open so many connections, read so many bytes from each and no more, print "held", end them at SIGUSR1."""
+    _raise_descriptor_limit()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
+    def begin(_number: int) -> socket.socket:
+        connection = socket.socket()
+        connection.settimeout(PATIENCE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+        connection.connect((HOST, port))
+        _receive(connection, read)
+        return connection
+
+    with ThreadPoolExecutor(OPENERS) as pool:
+        held = list(pool.map(begin, range(count)))
+    print(json.dumps({"held": count}), flush=True)
+    signal.sigwait([signal.SIGUSR1])
+    for connection in held:
+        connection.close()
+    return {"ended": count}
+
+
 def _pass_data(connection: socket.socket) -> socket.socket:
     connection.sendall(HELD)
     _receive(connection, len(HELD))
@@ -160,9 +211,11 @@ def _raise_descriptor_limit() -> None:
 ROLES: dict[str, tuple[Callable[..., Any], tuple[Callable[[str], Any], ...]]] = {
     "serve-trips": (serve_trips, (int,)),
     "serve-many": (serve_many, (int,)),
+    "serve-flood": (serve_flood, (int,)),
     "trips": (trips, (int, int)),
     "connects": (connects, (int, float, int)),
     "hold": (hold, (int, int)),
+    "stall": (stall, (int, int, int)),
 }
 
 

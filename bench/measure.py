@@ -16,8 +16,8 @@ from bench import peers
 from bench.paths import BenchProblem as BenchProblem
 from bench.paths import Way, Yard, python
 from bench.peers import HOST
-from bench.processes import cpu_seconds, memory_kib
-from bench.rows import CONNECTS, CPU, MEMORY, P50, P99, THROUGHPUT, Figure
+from bench.processes import cpu_seconds, memory_kib, tcp_kib
+from bench.rows import CONNECTS, CPU, KERNEL, MEMORY, P50, P99, THROUGHPUT, Figure
 from scistream.demo.children import Child
 
 Sample = Mapping[Figure, float]
@@ -31,6 +31,8 @@ WARM_UP = 1
 loaded at first use is none of theirs, and what is shared with the client changes nothing. With more of these, buffers
 and pages that they leave behind would be taken for free."""
 _LOOK_AGAIN = 0.05
+_STILL_KIB, _STILL_SECONDS = 256.0, 1.0
+"""The kernel's memory is at rest while it changes by no more than this in this time."""
 
 
 async def throughput(yard: Yard, way: Way, connections: int, seconds: int) -> Sample:
@@ -72,8 +74,15 @@ async def memory(yard: Yard, way: Way, connections: int, seconds: float) -> Samp
 
 async def _held(yard: Yard, way: Way, connections: int, seconds: float) -> list[float]:
     """The memory of each gateway, in KiB, after so many connections have been idle for so long."""
-    command = [*python("bench.load"), "hold", str(way.port), str(connections)]
-    async with _running(yard, command) as child:
+    async with _holding(yard, way, connections, "hold"):
+        await deferLater(yard.reactor, seconds)
+        return [memory_kib([gateway]) for gateway in way.gateways]
+
+
+@asynccontextmanager
+async def _holding(yard: Yard, way: Way, connections: int, role: str, *arguments: str) -> Any:
+    """So many connections over a path, which a client of this role holds meanwhile."""
+    async with _running(yard, [*python("bench.load"), role, str(way.port), str(connections), *arguments]) as child:
         deadline = yard.reactor.seconds() + PATIENCE + connections / 25
         while '"held"' not in child.out.read_text():
             if child.end is not None or yard.reactor.seconds() > deadline:
@@ -81,11 +90,34 @@ async def _held(yard: Yard, way: Way, connections: int, seconds: float) -> list[
                     f"{connections} connections could not be held over {way.name}", [*child.tail(), *way.tails()]
                 )
             await deferLater(yard.reactor, _LOOK_AGAIN)
-        await deferLater(yard.reactor, seconds)
-        found = [memory_kib([gateway]) for gateway in way.gateways]
+        yield
         os.kill(child.pid, signal.SIGUSR1)
         await _end_of(yard, way, child, PATIENCE)
-    return found
+
+
+async def beside_stalled(yard: Yard, way: Way, other: Way, connections: int, read: int, seconds: int) -> Sample:
+    """Bulk data beside connections of another stream of the same gateways whose far ends read no more.
+
+    :param other: that stream, whose producer sends without end.
+    :param read: bytes that each of its consumers reads before it stops.
+    :returns: the throughput, and what each stalled connection holds of the kernel's memory for TCP.
+    """
+    before = await _at_rest(yard)
+    async with _holding(yard, other, connections, "stall", str(read)):
+        held = await _at_rest(yard) - before
+        found = await throughput(yard, way, 1, seconds)
+    await _at_rest(yard)
+    return {THROUGHPUT: found[THROUGHPUT], KERNEL: held / connections}
+
+
+async def _at_rest(yard: Yard) -> float:
+    """The kernel's memory for TCP in KiB, when it changes no more or has been waited for long enough."""
+    deadline = yard.reactor.seconds() + PATIENCE
+    now, before = tcp_kib(), -1.0
+    while abs(now - before) > _STILL_KIB and yard.reactor.seconds() < deadline:
+        await deferLater(yard.reactor, _STILL_SECONDS)
+        now, before = tcp_kib(), now
+    return now
 
 
 async def _result(yard: Yard, way: Way, command: Sequence[str], seconds: float) -> Any:

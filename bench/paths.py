@@ -31,13 +31,15 @@ from scistream.wire.address import Address
 from scistream.wire.join import Join
 from scistream.wire.messages import CONS, PROD
 
-BULK, TRIPS, MANY = "bulk", "trips", "many"
+BULK, TRIPS, MANY, FLOOD = "bulk", "trips", "many", "flood"
 OURS = "SciStream"
 DIRECT = "direct"
 
 CAPACITY = 400_000.0
 RATE = 100_000.0
 """Mbit/s, of a gateway and of a stream: more than a machine moves over loopback."""
+
+MOST_STREAMS = 2
 
 CONGESTION = congestion_control("auto", "cubic")
 """What a gateway asks for, where this user may, towards the other one in this test, whose WAN is a loopback interface;
@@ -101,7 +103,7 @@ class Yard:
         self.reactor = reactor
         self.elements = elements
         self.ports = Ports()
-        self.targets = {BULK: self.ports.take(), TRIPS: self.ports.take(), MANY: self.ports.take()}
+        self.targets = {name: self.ports.take() for name in (BULK, TRIPS, MANY, FLOOD)}
         self.configurations: dict[str, str] = {}
         """Of the peers that were started: how, and with what."""
         self._folder = folder
@@ -133,6 +135,7 @@ class Yard:
             "iperf3": [peers.found("iperf3"), "--server", "--bind", HOST, "--port", ports[BULK]],
             "serve-trips": [*python("bench.load"), "serve-trips", ports[TRIPS]],
             "serve-many": [*python("bench.load"), "serve-many", ports[MANY]],
+            "serve-flood": [*python("bench.load"), "serve-flood", ports[FLOOD]],
         }
         started = [self._applications.start(name, words, {}, say_ended) for name, words in commands.items()]
         await self.until_listening(started, list(self.targets.values()))
@@ -225,9 +228,15 @@ async def plain_hop(yard: Yard, application: str) -> Way:
 
 async def two_gateways(yard: Yard, application: str) -> Way:
     """Two facilities with a policy and their audit trails, and a stream between them."""
+    (way,) = await gateways_for(yard, application)
+    return way
+
+
+async def gateways_for(yard: Yard, *applications: str) -> list[Way]:
+    """The same with a stream to each of these applications; to close one way is to close them all."""
     children = yard.children("facilities")
     try:
-        return await _Facilities(yard, children).open(application)
+        return await _Facilities(yard, children).open(applications)
     except BaseException:
         await children.end_all()
         raise
@@ -240,8 +249,8 @@ class _Facilities:
         folder = yard.folder("facilities")
         self._yard = yard
         self._children = children
-        self._lab = Facility(folder / "lab", "Lab", "lab", 1, CAPACITY, yard.ports)
-        self._centre = Facility(folder / "centre", "Centre", "centre", 1, CAPACITY, yard.ports)
+        self._lab = Facility(folder / "lab", "Lab", "lab", MOST_STREAMS, CAPACITY, yard.ports)
+        self._centre = Facility(folder / "centre", "Centre", "centre", MOST_STREAMS, CAPACITY, yard.ports)
         user = self._lab.user(_USER)
         self._policy = folder / "policy.toml"
         self._policy.write_text(_POLICY.format(issuer=json.dumps(str(self._lab.authority)), user=_USER))
@@ -251,9 +260,9 @@ class _Facilities:
             authorities=[self._lab.authority, self._centre.authority],
             reactor=yard.reactor,
         )
-        self._stream: Stream | None = None
+        self._streams: list[Stream] = []
 
-    async def open(self, application: str) -> Way:
+    async def open(self, applications: Sequence[str]) -> list[Way]:
         gateways, servers = [], []
         for facility in (self._lab, self._centre):
             wan = {"congestion": CONGESTION}
@@ -264,14 +273,18 @@ class _Facilities:
             servers.append(facility.start_server(self._children, trusted, say_ended, policy=str(self._policy)))
         for facility in (self._lab, self._centre):
             await facility.server_ready(self._yard.reactor)
-        port = await self._ask(self._yard.targets[application])
         pids = [child.pid for child in gateways]
-        return Way(OURS, port, [*pids, *(child.pid for child in servers)], pids, self._children, self.close)
+        roots = [*pids, *(child.pid for child in servers)]
+        return [
+            Way(OURS, await self._ask(self._yard.targets[name]), roots, pids, self._children, self.close)
+            for name in applications
+        ]
 
     async def _ask(self, target: int) -> int:
         """Set a stream up as a user does; gives the port where the consumer connects."""
         reactor, prod, cons = self._yard.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
-        self._stream = stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
+        stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
+        self._streams.append(stream)
         producer = Controller(
             reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], None, ignore, ignore
         ).run()
@@ -283,8 +296,8 @@ class _Facilities:
 
     async def close(self) -> None:
         try:
-            if self._stream is not None:
-                await self._stream.release()
+            while self._streams:
+                await self._streams.pop().release()
             await self._client.close()
         finally:
             await self._children.end_all()

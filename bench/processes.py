@@ -48,6 +48,12 @@ def memory_kib(roots: Sequence[int]) -> float:
     return sum(_memory_of(pid) for pid in tree(roots))
 
 
+def tcp_kib() -> float:
+    """What the kernel has in the buffers of all TCP sockets of this machine, in KiB."""
+    found = re.search(r"^TCP: .*\bmem (\d+)", (PROC / "net" / "sockstat").read_text(), re.MULTILINE)
+    return int(found[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 if found else 0.0
+
+
 def _memory_of(pid: int) -> int:
     shared_out = _field(PROC / str(pid) / "smaps_rollup", "Pss")
     return shared_out if shared_out is not None else _field(PROC / str(pid) / "status", "RssAnon") or 0

@@ -35,6 +35,7 @@ P50 = Figure("round trip of 64 bytes, p50", "us", "lower")
 P99 = Figure("round trip of 64 bytes, p99", "us", "lower")
 CONNECTS = Figure("new connections", "1/s", "higher")
 MEMORY = Figure("memory of an idle connection", "KiB", "lower")
+KERNEL = Figure("kernel memory of a connection that nobody reads", "KiB", "lower")
 SET_UP = Figure("set-up of a stream", "ms", "lower")
 
 

@@ -9,10 +9,26 @@ from typing import Protocol
 
 from bench import measure, setup_time
 from bench.measure import Sample
-from bench.paths import BULK, MANY, OURS, PAIRS, PLAIN, PROGRAMS, TRIPS, Builder, Way, Yard, plain_hop, two_gateways
+from bench.paths import (
+    BULK,
+    FLOOD,
+    MANY,
+    OURS,
+    PAIRS,
+    PLAIN,
+    PROGRAMS,
+    TRIPS,
+    Builder,
+    Way,
+    Yard,
+    gateways_for,
+    plain_hop,
+    two_gateways,
+)
 from bench.rows import (
     CONNECTS,
     CPU,
+    KERNEL,
     MEMORY,
     P50,
     P99,
@@ -36,6 +52,7 @@ class Effort:
     :param trips: round trips of one run.
     :param idle: connections that are held.
     :param held: how many seconds they are.
+    :param stalled: connections that nobody reads, each number of them in turn.
     :param all_peers: whether peers come in that nothing is to be reached beside, to look at.
     """
 
@@ -44,6 +61,7 @@ class Effort:
     trips: int
     idle: int
     held: float
+    stalled: tuple[int, ...]
     all_peers: bool
 
     def with_rounds(self, rounds: int) -> Effort:
@@ -51,8 +69,8 @@ class Effort:
         return replace(self, rounds=rounds)
 
 
-FULL = Effort(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, all_peers=True)
-QUICK = Effort(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, all_peers=False)
+FULL = Effort(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, stalled=(300, 500), all_peers=True)
+QUICK = Effort(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, stalled=(300,), all_peers=False)
 
 Tell = Callable[[str], None]
 
@@ -180,6 +198,62 @@ def connections_allowed() -> int:
     return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 500) // 2
 
 
+ALONE = "alone"
+FIRST_READ = 2 * 2**20
+"""Bytes that a consumer reads before it stops, so that its connection has shown to carry much."""
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """One stream beside connections of another one, at the same gateways, that nobody reads; and alone, in turn."""
+
+    key: str = "stalled"
+    about: str = "bulk data beside connections of another stream that nobody reads"
+    reach: float = 0.8
+    reach_kib: float = 3072.0
+
+    def programs(self, _effort: Effort) -> set[str]:
+        return {"iperf3"}
+
+    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+        tell("starting")
+        way, other = await gateways_for(yard, BULK, FLOOD)
+        samples: dict[tuple[int, int], list[tuple[Sample, Sample]]] = {kind: [] for kind in self._kinds(effort)}
+        try:
+            for turn in range(effort.rounds):
+                for (many, read), found in samples.items():
+                    tell(f"alone, and beside {self._called(many, read)}, run {turn + 1} of {effort.rounds}")
+                    alone = await measure.throughput(yard, way, 1, effort.seconds)
+                    found.append((await measure.beside_stalled(yard, way, other, many, read, effort.seconds), alone))
+        finally:
+            await way.close()
+        rows = []
+        for (many, read), found in samples.items():
+            path = f"beside {self._called(many, read)}"
+            pairs = [(beside[THROUGHPUT], alone[THROUGHPUT]) for beside, alone in found]
+            rows.append(paired(path, THROUGHPUT, ALONE, pairs, self.reach))
+            rows.append(absolute(path, KERNEL, [beside[KERNEL] for beside, _ in found], self.reach_kib))
+        return rows
+
+    def lost(self) -> list[Row]:
+        return [
+            row
+            for many, read in self._kinds(FULL)
+            for row in (
+                failed(f"beside {self._called(many, read)}", THROUGHPUT, ALONE, self.reach),
+                failed(f"beside {self._called(many, read)}", KERNEL, None, self.reach_kib),
+            )
+        ]
+
+    @staticmethod
+    def _kinds(effort: Effort) -> list[tuple[int, int]]:
+        return [(many, read) for many in effort.stalled for read in (0, FIRST_READ)]
+
+    @staticmethod
+    def _called(many: int, read: int) -> str:
+        return f"{many} connections " + (f"read no further than {read // 2**20} MiB" if read else "never read")
+
+
 @dataclass(frozen=True)
 class SetUp:
     """How long a stream takes to set up.
@@ -267,5 +341,6 @@ def all_works(streams: int, half_open: int) -> list[Work]:
         ),
         Memory("memory-plain", hop, "idle connections, the relay alone", plain_hop, 24.0),
         Memory("memory-tls", gateways, "idle connections, installed daemons", two_gateways, 80.0),
+        Stalled(),
         SetUp(streams, half_open),
     ]

@@ -109,6 +109,19 @@ def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(ru
     assert list(one.temporary.iterdir()) == []
 
 
+def test_a_stream_is_measured_alone_and_beside_connections_that_nobody_reads(run: Callable[..., Run]) -> None:
+    one = run("--only", "stalled")
+    _, err = one.end()
+    rows = json.loads((one.results / "latest.json").read_text())
+    for kind in ("never read", "read no further than 2 MiB"):
+        (speed,) = [row for row in rows if row["work"] == f"beside 300 connections {kind}: throughput"]
+        assert min(speed["ours"] or 0, speed["theirs"] or 0) > 0, err
+        assert (speed["peer"], speed["reach"]) == ("alone", 0.8)
+        (memory,) = [row for row in rows if row["work"].startswith(f"beside 300 connections {kind}: kernel memory")]
+        assert 256 < memory["ours"] < 16 * 1024, err
+    assert list(one.temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_interrupted_leaves_no_process_and_no_file(run: Callable[..., Run], number: int) -> None:
     one = run("--only", "trips-tls")

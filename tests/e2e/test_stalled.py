@@ -6,13 +6,14 @@ import contextlib
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from hashlib import sha256
 
 import gateways
 from gateways import MIB, NOISE, Make, Stream, both, sleep
-from harness import PATIENCE, Streaming, World, accept, address_of, listen, receive, receive_exactly, until
+from harness import PATIENCE, Streaming, World, accept, address_of, listen, receive, receive_exactly, together, until
 
 from scistream.security.pki import issue
 
@@ -56,6 +57,71 @@ async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(make: 
         count, digest = (await both(lambda sock=consumer: gateways.receive(sock)))[0]
         assert count == sent[producer]
         assert digest == sha256(NOISE * (count // MIB) + NOISE[: count % MIB]).hexdigest()
+
+
+MANY_STALLED = 100
+READ_FIRST = 2 * MIB
+BULK = 32 * MIB
+
+
+def test_connections_that_were_read_fast_and_then_no_more_slow_no_other_stream_and_lose_no_byte(world: World) -> None:
+    with (
+        closing(listen()) as detector,
+        closing(listen()) as other_detector,
+        world.stream([address_of(detector)], rate="20Gbit") as stalled,
+        world.stream([address_of(other_detector)], rate="20Gbit") as other,
+        ExitStack() as ends,
+    ):
+        consumer = ends.enter_context(closing(other.connect(0)))
+        producer = ends.enter_context(closing(accept(other_detector)))
+        bulk = memoryview(NOISE * (BULK // MIB))
+        wanted = sha256(bulk).digest()
+
+        def seconds() -> float:
+            """How long a transfer of the other stream takes; every byte of it is right."""
+            begun = time.monotonic()
+            _, got = together(lambda: producer.sendall(bulk), lambda: receive_exactly(consumer, BULK))
+            taken = time.monotonic() - begun
+            assert sha256(got).digest() == wanted
+            return taken
+
+        seconds()
+        alone = [seconds() for _ in range(3)]
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        for _ in range(MANY_STALLED):
+            reader = ends.enter_context(closing(stalled.connect(0)))
+            writer = ends.enter_context(closing(accept(detector)))
+            first = memoryview(NOISE * (READ_FIRST // MIB))
+            _, got = together(
+                lambda writer=writer, first=first: writer.sendall(first),
+                lambda reader=reader: receive_exactly(reader, READ_FIRST),
+            )
+            assert got == first
+            pairs.append((reader, writer))
+        sent = stuffed([writer for _, writer in pairs])
+        beside = [seconds() for _ in range(3)]
+        assert min(beside) < 4 * min(alone), f"{alone} s alone, {beside} s beside {MANY_STALLED} that are stalled"
+        for reader, writer in pairs:
+            writer.settimeout(PATIENCE)
+            writer.shutdown(socket.SHUT_WR)
+            data = receive(reader)
+            assert sha256(data).digest() == sha256((NOISE * (sent[writer] // MIB + 1))[: sent[writer]]).digest()
+
+
+def stuffed(writers: list[socket.socket]) -> dict[socket.socket, int]:
+    """Send on each as much as goes in, until nothing has for a while: how much that was."""
+    sent = dict.fromkeys(writers, 0)
+    quiet, deadline = 0, time.monotonic() + 3 * PATIENCE
+    while quiet < 20:
+        assert time.monotonic() < deadline, f"there was room for {sum(sent.values())} bytes, and still is"
+        before = sum(sent.values())
+        for writer in writers:
+            writer.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                sent[writer] += writer.send(memoryview(NOISE)[sent[writer] % MIB :])
+        quiet = quiet + 1 if sum(sent.values()) == before else 0
+        time.sleep(0.02)
+    return sent
 
 
 PLACES = 30
