@@ -22,13 +22,15 @@ from scistream.toml_file import ConfigProblem as ConfigProblem
 from scistream.toml_file import Problem, below, expanded, unless
 from scistream.toml_file import load as load
 from scistream.wire.address import Address, IPAddress, Network, parse_network
-from scistream.wire.messages import MAX_LIFE, MAX_RATE
+from scistream.wire.messages import MAX_LIFE, MAX_RANGES, MAX_RATE
 
 MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
 """What a connection is taken to need of the memory, half of which connections may have if no number of them is set."""
 OWNER_SHARE = 75
 """Percent of what there is for others as well that the streams of one user have together at most."""
+FIRST_USER_PORT = 1024
+"""The lowest port that `chosen_ports` may have."""
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
 
 
@@ -98,6 +100,43 @@ def parse_ports(text: str) -> tuple[int, int]:
     if not 1 <= low <= high <= 65535:
         raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
     return low, high
+
+
+def parse_port_ranges(text: str) -> list[tuple[int, int]]:
+    """Read ports and ranges of ports, ``5075, 5100-5200``.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    ranges = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            ranges.append(parse_ports(f"{first}-{last if dash else first}"))
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no list of ports: write ports from 1 to 65535 and ranges that run upwards, like "
+                "5075, 5100-5200"
+            ) from None
+    return ranges
+
+
+def parse_chosen_ports(text: str) -> list[tuple[int, int]]:
+    """The same of ports that a stream may ask for by number; ``none`` has none.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    if text.strip() == "none":
+        return []
+    ranges = parse_port_ranges(text)
+    if len(ranges) > MAX_RANGES:
+        raise ValueError(f"{text!r} has {len(ranges)} ranges of ports: write at most {MAX_RANGES}")
+    low = next((first for first, _ in ranges if first < FIRST_USER_PORT), None)
+    if low is not None:
+        raise ValueError(
+            f"{text!r} has port {low}: ports below {FIRST_USER_PORT} belong to services of the system, and no stream "
+            "may choose one"
+        )
+    return ranges
 
 
 def parse_elements(value: int | str, available: int | None = None) -> int:
@@ -339,6 +378,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     crl: list[str] = field(default_factory=list)
     insecure: bool = False
     ports: str = "5100-5200"
+    chosen_ports: str = ""
     capacity: str = "10Gbit"
     elements: int | str = "auto"
     order: bool = True
@@ -360,6 +400,11 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
         return usual_unread(tcp_memory(), memory()) if self.limits.unread == "auto" else parse_size(self.limits.unread)
 
     @property
+    def chosen_ranges(self) -> list[tuple[int, int]]:
+        """The ranges of ports that streams may ask for by number: those of `ports`, unless `chosen_ports` is set."""
+        return parse_chosen_ports(self.chosen_ports) if self.chosen_ports else [parse_ports(self.ports)]
+
+    @property
     def element_count(self) -> int:
         """How many element processes there are; 0: none, the initiator's own process carries the data."""
         return parse_elements(self.elements)
@@ -370,6 +415,8 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
         yield from below("limits", self.limits.problems())
         yield from unless(parse_elements, self.elements, "elements")
         yield from unless(parse_ports, self.ports, "ports")
+        if self.chosen_ports:
+            yield from unless(parse_chosen_ports, self.chosen_ports, "chosen_ports")
         yield from unless(parse_rate, self.capacity, "capacity")
         yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
         yield from below("lan", self.lan.problems())
@@ -393,16 +440,21 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     def _ports_problems(self) -> Iterator[Problem]:
         """The control port must not be among those of the streams, at an address that both have."""
         try:
-            listen, (first, last) = Address.parse(self.listen), parse_ports(self.ports)
+            listen = Address.parse(self.listen)
+            lent = {"ports": [parse_ports(self.ports)], "chosen_ports": self.chosen_ranges}
         except ValueError:
             return
         hosts = {self.lan.bind, self.wan.bind, listen.host}
         shared = listen.host in (self.lan.bind, self.wan.bind) or any(
             address is not None and address.is_unspecified for address in map(numeric_address, hosts)
         )
-        if first <= listen.port <= last and shared:
-            why = f"{self.ports!r} has port {listen.port}, on which this gateway listens for its controller (listen)"
-            yield Problem(("ports", "listen", "lan.bind", "wan.bind"), why)
+        if not shared:
+            return
+        for key, ranges in lent.items():
+            text = getattr(self, key)
+            if text and any(first <= listen.port <= last for first, last in ranges):
+                why = f"{text!r} has port {listen.port}, on which this gateway listens for its controller (listen)"
+                yield Problem((key, "listen", "lan.bind", "wan.bind"), why)
 
 
 class FacilityAuthorities(_Section, frozen=True, kw_only=True):

@@ -150,6 +150,7 @@ class AuditTrail:
             expires=request.expires,
             protocol=request.protocol,
             app_from=request.app_from,
+            listen_ports=request.listen_ports,
             label=request.label,
         )
         if self._is_failing:

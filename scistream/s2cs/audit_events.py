@@ -66,6 +66,7 @@ class Request(_StreamEvent, frozen=True, kw_only=True, tag="request"):
     expires: float | None
     protocol: str
     app_from: list[str] | None
+    listen_ports: list[int] | None
     label: str | None
 
 

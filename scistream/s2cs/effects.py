@@ -371,6 +371,7 @@ class Held:
             resets=self._told_resets(),
             broken=self._broken(),
             silent=self._silent(),
+            listen_ports=record.request.listen_ports if record.request is not None else None,
         )
 
     def _silent(self) -> dict[str, float]:

@@ -102,7 +102,14 @@ class Guard:
             self._check_facility(request.expires)
         if self.policy is None:
             return request.expires or min(self._usual_life, self._longest_life)
-        asked = Asked(request.role, request.rate, request.num_conn, request.expires, request.wan_security)
+        asked = Asked(
+            request.role,
+            request.rate,
+            request.num_conn,
+            request.expires,
+            request.wan_security,
+            tuple(request.listen_ports or ()),
+        )
         identity = identity_of(owner)
         decision = self.policy.rule_for(identity, request.role)
         decision.enforce()

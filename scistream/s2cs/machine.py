@@ -53,11 +53,13 @@ from scistream.s2cs.record import (
     same_request,
     share,
     spare_listeners,
+    wrong_port,
 )
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import UNSENT, Caller
 from scistream.wire.messages import (
     CONS,
+    MAX_TEXT,
     PROD,
     Command,
     Error,
@@ -192,6 +194,8 @@ class Core:
     callers: list[Caller] = field(default_factory=list)
     owing: set[str] = field(default_factory=set)
     refusals: dict[str, StreamError] = field(default_factory=dict)
+    spares: dict[str, list[str]] = field(default_factory=dict)
+    """Gateways that could take the place of one that cannot have the ports that are asked for by number."""
     update: UpdateTargets | None = None
     update_is_own: bool = False
     postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
@@ -339,6 +343,11 @@ def _one_reserved(stream: Stream, core: Core, gateway: str, answer: Resp) -> Non
             "gateway-failed", f"gateway {gateway} gave {len(listeners)} listeners for {len(channels)} channels"
         )
         return
+    assert record.request is not None
+    wrong = wrong_port(record.request, channels, listeners)
+    if wrong is not None:
+        stream._fail("gateway-failed", f"gateway {gateway} {wrong}: tell its operator")
+        return
     record.listeners.update(zip(channels, listeners, strict=True))
     record.csr[gateway] = answer.csr
     record.boots[gateway] = answer.boot
@@ -362,8 +371,29 @@ def _listen(stream: Stream, core: Core) -> None:
 
 @Reserving.upon(Stream.gateway_refused).loop()
 def _not_reserved(stream: Stream, core: Core, gateway: str, error: StreamError) -> None:
-    if gateway in core.owing:
-        stream._fail(*_from_gateway(gateway, error))
+    if gateway not in core.owing:
+        return
+    core.refusals[gateway] = error
+    if error.code == "no-ports" and core.spares.get(gateway):
+        _ask_spare(stream, core, gateway)
+    else:
+        reasons = [_from_gateway(name, refusal)[1] for name, refusal in core.refusals.items()]
+        stream._fail(_from_gateway(gateway, error)[0], "; ".join(reasons)[:MAX_TEXT])
+
+
+def _ask_spare(stream: Stream, core: Core, gateway: str) -> None:
+    """Ask another gateway for what one could not grant, and so does not hold."""
+    record = core.record
+    assert record.request is not None
+    spare, *others = core.spares.pop(gateway)
+    core.spares = {name: [one for one in left if one != spare] for name, left in core.spares.items()}
+    core.spares[spare] = others
+    channels = record.plan[spare] = record.plan.pop(gateway)
+    core.owing = (core.owing - {gateway}) | {spare}
+    if core.enter("Reserving"):  # written before it is asked, so that nothing is reserved that nobody knows of
+        core.effects.ask(spare, share(record, record.request, channels))
+    else:
+        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
 
 
 def _from_gateway(gateway: str, error: StreamError) -> tuple[ErrorCode, str]:

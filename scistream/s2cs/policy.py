@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 from msgspec import Struct, field
 
-from scistream.config import beside, parse_rate, parse_seconds, parse_size
+from scistream.config import beside, parse_chosen_ports, parse_rate, parse_seconds, parse_size
 from scistream.s2cs.identities import Index
 from scistream.s2cs.rules import Asked, Decision, Rule, Standing, Target
 from scistream.security.tls import CertificateProblem, Identity, issuer_name, load_authority
@@ -55,6 +55,7 @@ class RuleSection(_Section, frozen=True, kw_only=True):
     bytes_per_day: str = UNLIMITED
     wan_security: list[str] = field(default_factory=lambda: list(WAN_SECURITY))
     targets: list[str] = field(default_factory=lambda: ["0.0.0.0/0", "::/0"])
+    listen_ports: str = UNLIMITED
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
@@ -286,6 +287,7 @@ _RULE_VALUES: dict[str, Callable[[Any], Any]] = {
     "expires": partial(_limit, parse_seconds),
     "bytes_per_day": partial(_limit, parse_size),
     "wan_security": partial(_each_of, WAN_SECURITY),
+    "listen_ports": partial(_limit, parse_chosen_ports),
     "targets": lambda texts: tuple(map(Target.parse, texts)),
 }
 """How the values of a rule's section are read."""

@@ -71,6 +71,13 @@ class Verdict:
 @click.option("--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Channels.")
 @click.option("--expires", type=TIME, help="How long it shall live [default: as the facility has it].")
 @click.option("--target", "targets", multiple=True, help="HOST:PORT where ProdApp listens; may be repeated.")
+@click.option(
+    "--listen-port",
+    "listen_ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    help="A port that is asked for by number; may be repeated.",
+)
 @click.option("--streams", type=click.IntRange(0), default=0, help="How many streams there are already.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
@@ -84,6 +91,7 @@ def check(
     num_conn: int,
     expires: float | None,
     targets: tuple[str, ...],
+    listen_ports: tuple[int, ...],
     streams: int,
     as_json: bool,
 ) -> None:
@@ -104,8 +112,9 @@ def check(
     except (ConfigProblem, ValueError) as problem:
         refuse(problem)
     verdicts = [
-        Verdict(one, _decide(found, identity, Asked(one, rate, num_conn, expires), Standing(streams), targets))
+        Verdict(one, _decide(found, identity, asked, Standing(streams), targets))
         for one in ROLES
+        for asked in [Asked(one, rate, num_conn, expires, listen_ports=listen_ports)]
         if role.upper() in (one, "BOTH")
     ]
     _tell(found, identity, verdicts, as_json)
@@ -114,7 +123,7 @@ def check(
 
 def _refuse_questions(ctx: click.Context) -> None:
     """What somebody may do is not to be mistaken for the file being sound."""
-    for option in ("issuer", "role", "rate", "num_conn", "expires", "targets", "streams"):
+    for option in ("issuer", "role", "rate", "num_conn", "expires", "targets", "listen_ports", "streams"):
         if ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError("that asks what somebody may do: say who, with --as")
 

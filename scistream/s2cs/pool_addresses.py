@@ -9,6 +9,7 @@ from ipaddress import IPv6Address
 
 from scistream.wire.address import Address
 from scistream.wire.messages import Room
+from scistream.wire.port_ranges import Ranges, is_in
 
 
 class PoolAddresses:
@@ -18,7 +19,7 @@ class PoolAddresses:
     """
 
     def __init__(self, control: Iterable[str]) -> None:
-        self._lent: dict[str, tuple[frozenset[str], range]] = {}
+        self._lent: dict[str, tuple[frozenset[str], Ranges]] = {}
         self.set_control(control)
 
     def set_control(self, control: Iterable[str]) -> None:
@@ -33,7 +34,8 @@ class PoolAddresses:
         """A gateway has said what it lends. What it said last stays known while it is silent."""
         if room is not None and room.hosts and room.first_port is not None:
             hosts = frozenset(_host(host) for host in room.hosts)
-            self._lent[gateway] = hosts, range(room.first_port, room.first_port + room.ports)
+            ranges = [(room.first_port, room.first_port + room.ports - 1), *(room.chosen_ports or [])]
+            self._lent[gateway] = hosts, ranges
 
     def problem(self, targets: Iterable[str], allowed: Collection[str]) -> str | None:
         """Why one of these addresses is no target, as a sentence; None if all may be.
@@ -47,7 +49,7 @@ class PoolAddresses:
             if place in self._control:
                 return f"target {text} is a control port of this facility, and never the target of a stream"
             for gateway, (hosts, ports) in self._lent.items():
-                if place[0] in hosts and place[1] in ports:
+                if place[0] in hosts and is_in(place[1], ports):
                     return (
                         f"target {text} is an address that the gateway {gateway} of this facility lends to streams: "
                         "bytes would go in a circle. Name the address of the program itself"

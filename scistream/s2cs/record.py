@@ -5,11 +5,12 @@ and whether a request or a connection map fits it. No I/O.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
+from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import PROD, LastError, ProbeResult, Req, ReqListeners, Role, StreamKey, UpdateTargets
@@ -68,6 +69,26 @@ class Record(Struct, kw_only=True, omit_defaults=True):
         return gateway in self.plan and self.state != "Released" and now < self.expires_at + HELD_LONGER
 
 
+def ports_at(record: Record, gateway: str) -> list[int]:
+    """The ports that a stream has on a gateway, or has asked it for, as far as they are known."""
+    channels = record.plan.get(gateway, [])
+    known = [record.listeners[channel] for channel in channels if channel in record.listeners]
+    if not known and record.request is not None and record.request.listen_ports is not None:
+        return [record.request.listen_ports[channel] for channel in channels]
+    return [Address.parse(listener).port for listener in known]
+
+
+def wrong_port(request: Req, channels: Iterable[int], listeners: Iterable[str]) -> str | None:
+    """What a gateway has granted in place of a port that was asked for, as the end of a sentence; None if nothing."""
+    if request.listen_ports is None:
+        return None
+    for channel, listener in zip(channels, listeners, strict=True):
+        asked = request.listen_ports[channel]
+        if Address.parse(listener).port != asked:
+            return f"listens on {listener} where port {asked} was asked for"
+    return None
+
+
 def ordered_listeners(record: Record) -> list[str]:
     """The listeners of a stream, in the order of its channels."""
     return [record.listeners[channel] for channel in sorted(record.listeners)]
@@ -97,6 +118,7 @@ def _fields(request: Req) -> tuple[Any, ...]:
         request.protocol,
         request.probe_seconds,
         request.label,
+        request.listen_ports,
     )
 
 
@@ -114,6 +136,7 @@ def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
         protocol=request.protocol,
         probe_seconds=request.probe_seconds,
         owner=hashlib.sha256(record.owner.encode()).hexdigest()[:32],
+        listen_ports=[request.listen_ports[channel] for channel in channels] if request.listen_ports else None,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.messages import PROD, Role
+from scistream.wire.port_ranges import Ranges, in_words, is_in
 
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z", re.ASCII)
 _SIZES = (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10))
@@ -73,6 +74,7 @@ class Asked:
     num_conn: int
     life: float | None = None
     wan_security: str = "encrypt"
+    listen_ports: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Rule:
     :param expires: the longest life of a stream, in seconds.
     :param bytes_per_day: of one identity, in both directions together, from midnight to midnight UTC.
     :param targets: where ProdApp may listen.
+    :param listen_ports: ranges of the ports that may be asked for by number; none, if it is empty.
     """
 
     number: int
@@ -126,6 +129,7 @@ class Rule:
     bytes_per_day: int | None = None
     wan_security: tuple[str, ...] = ("encrypt",)
     targets: tuple[Target, ...] = ANYWHERE
+    listen_ports: Ranges | None = None
 
     def __str__(self) -> str:
         return f"rule {self.number} `{self.name}`"
@@ -145,6 +149,9 @@ class Rule:
             yield f"a life of at most {in_time(self.expires)}, and {in_time(asked.life)} was asked"
         if asked.wan_security not in self.wan_security:
             yield f"the WAN security {_listed(self.wan_security)}, and {asked.wan_security} was asked"
+        for port in asked.listen_ports if self.listen_ports is not None else ():
+            if not is_in(port, self.listen_ports or ()):
+                yield f"the listen ports {in_words(self.listen_ports or ()) or 'none'}, and {port} was asked"
         if self.streams is not None and standing.streams + 1 > self.streams:
             yield f"at most {self.streams} streams at once, and there are {standing.streams}: release one first"
         if self.total_rate is not None and _above(standing.rate + asked.rate, self.total_rate):
@@ -193,6 +200,8 @@ class Rule:
         if self.bytes_per_day is not None:
             facts.append(f"{in_bytes(self.bytes_per_day)} a day")
         facts.append(f"WAN security {_listed(self.wan_security)}")
+        if self.listen_ports is not None:
+            facts.append(f"listen ports {in_words(self.listen_ports) or 'none'} by number")
         if PROD in self.roles:
             where = ", ".join(map(str, self.targets)) or "nowhere"
             facts.append("a producer anywhere" if self.targets == ANYWHERE else f"a producer at {where}")

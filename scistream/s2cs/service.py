@@ -34,7 +34,7 @@ from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
-from scistream.s2cs.pool import Member, Taken, member, spread
+from scistream.s2cs.pool import Member, Taken, member, spares, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS, Store
@@ -452,7 +452,8 @@ class ControlServer(Service):
         self.audit.request(link, request, owner)
         life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
-        plan = spread(self._members(), request.num_conn, request.rate)
+        members = self._members()
+        plan = spread(members, request.num_conn, request.rate, request.listen_ports)
         if not is_free:  # said last, to somebody who could have had it
             raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
@@ -465,6 +466,8 @@ class ControlServer(Service):
         )
         held = self.streams[record.key] = Held(self, record)
         held.note_owner_link(link, owner)
+        if request.listen_ports is not None:
+            held.core.spares = spares(members, plan, request.listen_ports, request.rate)
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
     def _members(self) -> list[Member]:
@@ -633,7 +636,8 @@ class ControlServer(Service):
             elif self._release_unknown and not gateway.is_compared:
                 self._release_other(gateway, status, "no record of it, and --release-unknown was given")
             else:
-                strangers[key] = Taken(len(status.channels), max(0.0, status.rate))
+                lent = tuple(Address.parse(listener).port for listener in status.listeners)
+                strangers[key] = Taken(len(status.channels), max(0.0, status.rate), lent)
         gateway.note_strangers(strangers)
 
     def _release_other(self, gateway: Gateway, status: StreamStatus, why: str) -> None:

@@ -44,6 +44,7 @@ from scistream.wire.messages import (
     StreamStatus,
     UpdateTargets,
 )
+from scistream.wire.port_ranges import in_words
 
 LOOK_UP_SECONDS = 10.0
 """How long the names of other gateways are looked up; less than an S2CS waits."""
@@ -129,7 +130,10 @@ class Holding:
         if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
             leg, barred = server.config.lan, server.dialled()
         try:
-            sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
+            if request.listen_ports is None:
+                sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
+            else:
+                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, barred)
         except StreamError as error:
             self._give_back()
             self._not_bound(error)
@@ -143,7 +147,7 @@ class Holding:
         self._told = dict(zip(told, request.channels, strict=True))
         self._secret = StreamSecret()
         self._allowed = self._source_check(request)
-        slots = {channel: sock.getsockname()[1] - server.ports.first for channel, (sock, _) in self._listeners.items()}
+        slots = {channel: server.ports.slot(sock.getsockname()[1]) for channel, (sock, _) in self._listeners.items()}
         server.elements.open(request.uid, request.role, request.rate, slots, request.owner or "")
         self.machine.bound(told, self._secret.csr)
 
@@ -314,13 +318,13 @@ class Holding:
 
     def _refuse_itself(self, target: Address) -> None:
         server = self._server
-        control, lent = Address.parse(server.config.listen).port, range(server.ports.first, server.ports.last + 1)
+        control, lent = Address.parse(server.config.listen).port, server.ports.ranges
         to_wan = self._core.role == CONS
         if leads_back(target, control, lent, server.wan_listeners(self._core.uid), to_wan=to_wan):
             raise StreamError(
                 "target-refused",
-                f"target {target} is this gateway itself: its control port and the ports {lent[0]}-{lent[-1]} that it "
-                "lends to streams are no targets",
+                f"target {target} is this gateway itself: its control port and the ports "
+                f"{in_words(dict.fromkeys(lent))} that it lends to streams are no targets",
             )
 
     def _reach(self) -> tuple[str, tuple[Network, ...]]:

@@ -11,20 +11,21 @@ from collections.abc import Set
 from ipaddress import IPv6Address
 
 from scistream.wire.address import Address, IPAddress
+from scistream.wire.port_ranges import Ranges, is_in
 
 _ANY_PORT = 9
 
 
-def leads_back(target: Address, control: int, reserved: range, wan_listeners: Set[int], *, to_wan: bool) -> bool:
+def leads_back(target: Address, control: int, lent: Ranges, wan_listeners: Set[int], *, to_wan: bool) -> bool:
     """Whether nobody but this gateway listens at a numeric target, or ever will.
 
     :param control: the port that the controller speaks to.
-    :param reserved: the ports that the gateway lends to streams.
+    :param lent: the ports that the gateway lends to streams.
     :param wan_listeners: those that the same stream has as its WAN listeners now: one gateway may serve both ends. As
         long as it has them as targets they are lent to nobody as LAN listeners: see `Holding.dials_here`.
     :param to_wan: the target is to be another gateway's WAN listener; otherwise an application's.
     """
-    if target.port != control and target.port not in reserved:
+    if target.port != control and not is_in(target.port, lent):
         return False
     if to_wan and target.port in wan_listeners:
         return False

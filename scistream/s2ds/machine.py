@@ -232,6 +232,7 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
         request.app_from,
         request.protocol,
         request.probe_seconds,
+        request.listen_ports,
     )
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -21,6 +21,7 @@ from zope.interface import implementer
 from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, PAUSE_SECONDS, Shortage
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
+from scistream.wire.port_ranges import already_lent, is_in, not_to_choose
 
 BACKLOG = 1024
 ROOM_SECONDS = 0.1
@@ -30,11 +31,21 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Ports:
-    """A range of port numbers, `first` to `last` inclusive, each given out once at a time."""
+    """The ports that a gateway lends to streams, each given out once at a time.
 
-    def __init__(self, first: int, last: int) -> None:
+    :param first: the first port of the range that streams get their ports from; `last` is the last one.
+    :param chosen: ranges of the ports that a stream may ask for by number, both ends included. Those outside the first
+        range are given out to nobody else.
+    """
+
+    def __init__(self, first: int, last: int, chosen: Sequence[tuple[int, int]] = ()) -> None:
         self.first = first
         self.last = last
+        self.chosen = list(chosen)
+        self.ranges = [(first, last), *self.chosen]
+        """All that may ever be lent; they may overlap."""
+        lent = dict.fromkeys(port for low, high in self.ranges for port in range(low, high + 1))
+        self._slots = {port: slot for slot, port in enumerate(lent)}
         self._idle = dict.fromkeys(range(first, last + 1))  # in order of use, the longest unused first
         self._given: dict[socket.socket, int] = {}
 
@@ -42,6 +53,15 @@ class Ports:
     def free(self) -> int:
         """How many ports this gateway has not given out."""
         return len(self._idle)
+
+    @property
+    def slots(self) -> int:
+        """How many ports there are, lent or not."""
+        return len(self._slots)
+
+    def slot(self, port: int) -> int:
+        """The place of a port among all, counted from 0."""
+        return self._slots[port]
 
     def reserve(self, host: str, count: int, barred: Container[int] = ()) -> list[socket.socket]:
         """`count` sockets bound to the numeric address `host`, each on a port of its own, or none at all.
@@ -64,16 +84,53 @@ class Ports:
             for sock in bound.values():
                 sock.close()
             raise
-        for port, sock in bound.items():
-            del self._idle[port]
-            self._given[sock] = port
+        self._give_out(bound)
         return list(bound.values())
+
+    def reserve_chosen(self, host: str, ports: Sequence[int], barred: Container[int] = ()) -> list[socket.socket]:
+        """Sockets bound to the numeric address `host` on these ports, in their order, or none at all.
+
+        :param barred: ports that will not do, since they are targets of streams.
+        :raises StreamError: as `reserve`, with a sentence that names the first port that cannot be had.
+        """
+        for port in ports:
+            self._refuse_choice(port, barred)
+        bound: dict[int, socket.socket] = {}
+        try:
+            for port in ports:
+                self._bind(host, [port], len(bound) + 1, bound, reuse=False)
+                if port not in bound:  # it may only be waiting out TIME_WAIT
+                    self._bind(host, [port], len(bound) + 1, bound, reuse=True)
+                if port not in bound:
+                    raise StreamError(
+                        "no-ports",
+                        f"port {port} was asked for, and another program of this gateway has it at {host}: choose "
+                        "another port, or have that program moved",
+                    )
+        except BaseException:
+            for sock in bound.values():
+                sock.close()
+            raise
+        self._give_out(bound)
+        return list(bound.values())
+
+    def _refuse_choice(self, port: int, barred: Container[int]) -> None:
+        """:raises StreamError: if this port is one that no stream may choose, or another one has it."""
+        if not is_in(port, self.chosen):
+            raise StreamError("no-ports", not_to_choose(port, self.chosen))
+        if port in self._given.values() or port in barred:
+            raise StreamError("no-ports", already_lent(port))
+
+    def _give_out(self, bound: dict[int, socket.socket]) -> None:
+        for port, sock in bound.items():
+            self._idle.pop(port, None)
+            self._given[sock] = port
 
     def release(self, sock: socket.socket) -> None:
         """Close a socket that `reserve` gave out, and take its port back. Once is enough; twice does no harm."""
         sock.close()
         port = self._given.pop(sock, None)
-        if port is not None:
+        if port is not None and self.first <= port <= self.last:
             self._idle[port] = None
 
     def _bind(

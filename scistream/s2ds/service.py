@@ -63,7 +63,7 @@ from scistream.wire.messages import (
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
 REMEMBER_SECONDS = 24 * 3600.0
-_FIXED = ("listen", "insecure", "ports", "elements", "order", "lan", "wan", "wan_timeout")
+_FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout")
 """The settings that sockets, elements and their streams were made with: a restart is needed to change one."""
 
 
@@ -105,12 +105,12 @@ class DataServer(Service):
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.boot = secrets.token_hex(16)
-        self.ports = Ports(*parse_ports(config.ports))
+        self.ports = Ports(*parse_ports(config.ports), config.chosen_ranges)
         self.capacity = Capacity(parse_rate(config.capacity))
         self.elements = Elements(
             reactor,
             config.element_count,
-            self.ports.last - self.ports.first + 1,
+            self.ports.slots,
             settings,
             self._shared(),
             self._note_reset,
@@ -131,7 +131,7 @@ class DataServer(Service):
             wan_timeout=parse_seconds(config.wan_timeout),
             wan_networks=list(config.wan_networks),
             control=Address.parse(config.listen).port,
-            lent=parse_ports(config.ports),
+            lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
             wan_congestion=self._congestion("wan", config.wan.congestion, ""),
         )
@@ -285,6 +285,7 @@ class DataServer(Service):
             rate=parse_rate(self.config.capacity),
             hosts=sorted(set(told) - {"0.0.0.0", "::"}),
             first_port=self.ports.first,
+            chosen_ports=self.ports.chosen,
         )
 
     def _answer_status(self, link: Link, command: Status) -> None:

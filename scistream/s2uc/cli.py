@@ -30,6 +30,7 @@ from scistream.s2uc.commands import (
     attach_stream,
     clock_time,
     list_at,
+    parse_listen_ports,
     read_file,
     release_at,
     release_stream,
@@ -216,6 +217,14 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     help="How long it lives at most: 30m, 8h, 2d [default: as the facilities have it; the shorter of the two counts].",
 )
 @click.option("--label", help="A name for people; the facilities see it.")
+@click.option(
+    "--listen-port",
+    "listen_ports",
+    multiple=True,
+    metavar="SIDE=PORTS",
+    help="The ports that the gateways of a side listen on, one for each channel: cons=5075, cons=5075-5078, prod=5100. "
+    "For programs that tell each other port numbers; what a facility does not grant refuses the request.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in place of text: one when reserved, one at the end.")
 @click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
 @click.option(
@@ -234,16 +243,22 @@ def request(
     uid: uuid.UUID | None,
     expires: float | None,
     label: str | None,
+    listen_ports: tuple[str, ...],
     as_json: bool,
     timeout: float | None,
     join_dir: Path | None,
 ) -> None:
     """Ask for a stream and wait until it streams.
 
-    Prints the stream's uid and the two join strings as soon as both facilities have reserved: paste each where that
-    side's application starts. Ctrl-C releases both sides. When it streams, this command ends and the stream goes on.
+    Prints the stream's uid, what both sides listen on and the two join strings as soon as both facilities have
+    reserved: paste each where that side's application starts. Ctrl-C releases both sides. When it streams, this
+    command ends and the stream goes on.
     """
-    wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label)
+    try:
+        by_side = parse_listen_ports(listen_ports)
+    except ValueError as wrong:
+        raise click.BadParameter(str(wrong), param_hint="--listen-port") from None
+    wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, by_side)
     output = Output(as_json, timeout, join_dir)
     _finish(ctx.obj, lambda client: request_stream(client, wishes, output))
 

@@ -143,6 +143,7 @@ class Client:
         hello_timeout: float | None = None,
         app_from: Sequence[str] | None = None,
         label: str | None = None,
+        listen_ports: Mapping[Role, Sequence[int]] | None = None,
     ) -> Requested:
         """Ask both facilities for a stream; the result is there when both have reserved.
 
@@ -154,6 +155,11 @@ class Client:
             their two answers counts (`Stream.seconds_left`).
         :param hello_timeout: seconds that the facilities wait for the applications; theirs to choose if not given.
         :param app_from: networks that applications may connect from.
+        :param listen_ports: for ``"CONS"``, ``"PROD"`` or both: the ports that the listeners of that side's gateways
+            shall have, one for each channel. At the consumer's side it is what the application connects to; at the
+            producer's side, what the other gateway connects to. A port that a facility does not grant refuses the
+            request.
+
         Whoever does not get the stream does not hold it: if the wait for it is cancelled, or the client is closed
         before it was awaited, it is released.
 
@@ -164,7 +170,9 @@ class Client:
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _checked_uid(uid or str(uuid.uuid4()))
-            wishes = Wishes(num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label))
+            wishes = Wishes(
+                num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label), listen_ports or {}
+            )
             wishes.check(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
@@ -364,6 +372,15 @@ class Stream:
     def connection_map(self) -> dict[str, str]:
         """Each listener of both sides with its target; empty before ProdApp's Hello."""
         return self._effects.connection_map
+
+    @property
+    def listeners(self) -> dict[Role, list[str]]:
+        """What the gateways of each side that has reserved listen on, one for each channel.
+
+        The consumer's application connects to those of ``"CONS"``, the consumer's gateways to those of ``"PROD"``.
+        Empty for a stream that was asked for elsewhere, before `attach`.
+        """
+        return self._effects.listeners
 
     @property
     def unused_listeners(self) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
-from scistream.config import DEFAULT_RATE, ConfigProblem, parse_rate, parse_seconds
+from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges, parse_rate, parse_seconds
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
@@ -29,7 +30,16 @@ from scistream.s2uc.tables import Columns, short_uids
 from scistream.standard_streams import OutputLost, check_output
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
-from scistream.wire.messages import CONS, PROD, ChannelFigures, NumConn, ResetReason, Role, StreamStatus
+from scistream.wire.messages import (
+    CONS,
+    MAX_CHANNELS,
+    PROD,
+    ChannelFigures,
+    NumConn,
+    ResetReason,
+    Role,
+    StreamStatus,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,6 +67,28 @@ class Request(Struct, frozen=True):
     expires: float | None
     uid: str
     label: str | None
+    listen_ports: dict[Role, list[int]] = {}
+
+
+def parse_listen_ports(texts: Sequence[str]) -> dict[Role, list[int]]:
+    """Read ``cons=5075``, ``prod=5100-5103`` or ``cons=5075,5080``: a side, and a port for each of its channels.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    ports: dict[Role, list[int]] = {}
+    for text in texts:
+        match = _LISTEN_PORTS.match(text)
+        if match is None:
+            raise ValueError(f"{text!r} is none: write a side and its ports, like cons=5075 or prod=5100-5103")
+        role = PROD if match[1].lower() == "prod" else CONS
+        for first, last in parse_port_ranges(match[2]):
+            ports.setdefault(role, []).extend(range(first, last + 1))
+            if len(ports[role]) > MAX_CHANNELS:
+                raise ValueError(f"{text!r} has more ports than a stream has channels: {MAX_CHANNELS} at most")
+    return ports
+
+
+_LISTEN_PORTS = re.compile(r"(prod|cons)=(.+)\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -187,15 +219,16 @@ def _print_joins(stream: Stream, output: Output) -> None:
             raise ConfigProblem(f"{problem.filename}: cannot be written: {problem.strerror}") from None
     if output.as_json:
         joins = {"join_files": {role: str(file) for role, file in files.items()}} if files else {"join": stream.join}
-        click.echo(
-            json.dumps({"uid": stream.uid, "state": "Reserved", "seconds_left": round(stream.seconds_left, 3), **joins})
-        )
+        reserved = {"uid": stream.uid, "state": "Reserved", "seconds_left": round(stream.seconds_left, 3)}
+        click.echo(json.dumps({**reserved, "listeners": stream.listeners, **joins}))
         return
     click.echo(f"uid: {stream.uid}")
     click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {_ago(stream.seconds_left)}")
     for role in (PROD, CONS):
         click.echo(f"# for the {SIDE[role]}, {'in a file' if files else 'a secret to paste where it starts'}:")
         click.echo(f"export SCISTREAM_JOIN={shlex.quote(stream.join[role])}" if not files else str(files[role]))
+    for role in (PROD, CONS):
+        click.echo(printable(f"{SIDE[role]} side listens on {', '.join(stream.listeners[role])}"))
     sys.stdout.flush()
 
 
@@ -426,6 +459,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
             "rate": f"{_number(side.rate)} Mbit/s",
             "left": _hours(side.seconds_left),
             "gateways": ", ".join(side.gateways),
+            "ports": ", ".join(map(str, side.listen_ports or ())) + " (asked for)" * (side.listen_ports is not None),
             "ProdApp": ", ".join(side.app_listeners),
             "last error": _last_error(side),
         }
@@ -546,6 +580,7 @@ class _FileReq(Struct, tag_field="cmd", tag="REQ", forbid_unknown_fields=True, k
     expires: float | str | None = None
     uid: str | None = None
     label: str | None = None
+    listen_ports: list[str] = []
 
 
 class _FileRel(Struct, tag_field="cmd", tag="REL", forbid_unknown_fields=True, kw_only=True):
@@ -571,6 +606,7 @@ def read_file(file: Path) -> Request | str:
             None if asked.expires is None else _field("expires", parse_seconds, str(asked.expires)),
             str(uuid.uuid4() if asked.uid is None else _field("uid", _uuid, asked.uid)),
             asked.label,
+            _field("listen_ports", parse_listen_ports, asked.listen_ports),
         )
     except OSError as problem:
         raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
@@ -578,9 +614,9 @@ def read_file(file: Path) -> Request | str:
         raise ConfigProblem(f"{file}: {wrong}") from None
 
 
-def _field(name: str, parse: Callable[[str], Any], text: str) -> Any:
+def _field(name: str, parse: Callable[[Any], Any], value: Any) -> Any:
     try:
-        return parse(text)
+        return parse(value)
     except ValueError as wrong:
         raise ValueError(f"field {name}: {wrong}") from None
 

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, gatherResults
@@ -73,6 +73,7 @@ class Wishes:
     hello_timeout: float | None
     app_from: Sequence[str] | None
     label: str | None
+    listen_ports: Mapping[Role, Sequence[int]] = field(default_factory=dict)
 
     def req(self, uid: str, role: Role, app_key: str) -> Req:
         """The REQ to one side."""
@@ -87,6 +88,7 @@ class Wishes:
             hello_timeout=self.hello_timeout,
             app_from=list(self.app_from) if self.app_from is not None else None,
             label=self.label,
+            listen_ports=list(self.listen_ports[role]) if role in self.listen_ports else None,
         )
 
     def check(self, uid: str) -> None:
@@ -94,8 +96,12 @@ class Wishes:
 
         :raises ValueError: if a value is out of the range that the protocol allows.
         """
+        for role in self.listen_ports:
+            if role not in SIDE:
+                raise ValueError(f"listen_ports: {role!r} is no side of a stream: write {PROD!r} or {CONS!r}")
         try:
-            decode(encode(self.req(uid, PROD, new_app_key())))
+            for role in SIDE:
+                decode(encode(self.req(uid, role, new_app_key())))
         except BadMessage as bad:
             raise ValueError(bad.msg) from None
         except TypeError as wrong:
@@ -222,6 +228,11 @@ class StreamEffects:
         if app:
             self.machine.prod_lstn(app)
 
+    @property
+    def listeners(self) -> dict[Role, list[str]]:
+        """What each side that has reserved listens on, one for each channel."""
+        return {role: list(answer.listeners or []) for role, answer in self.core.answers.items()}
+
     def waits_for(self) -> str:
         """What is missing before the stream goes on, in words for a person."""
         sides = []
@@ -285,6 +296,9 @@ class StreamEffects:
                 msg = f"its facility has granted {count} listeners for {command.num_conn} channels"
                 self.machine.failed(StreamError("gateway-failed", f"{SIDE[command.role]} side: {msg}"))
                 return
+            if (refused := _ports_not_granted(command, answer.listeners or [])) is not None:
+                self.machine.failed(StreamError("no-ports", f"{SIDE[command.role]} side: {refused}"))
+                return
         self.machine.side_answered(command.role, answer)
 
     def abandon(self) -> None:
@@ -304,7 +318,7 @@ class StreamEffects:
             msg = f"a facility speaks of generation {generation - 1}, and there is none after it: ask for a new stream"
             self.machine.failed(StreamError("gateway-failed", msg))
             return
-        listeners = {role: list(answer.listeners or []) for role, answer in self.core.answers.items()}
+        listeners = self.listeners
         requests = {role: answer.csr or "" for role, answer in self.core.answers.items()}
         try:
             maps = connection_map(listeners[PROD], listeners[CONS], self.core.app_listeners)
@@ -587,6 +601,17 @@ class Server:
             for effects in list(self.streams):
                 if effects.uid == message.uid:
                     effects.heard(self, message)
+
+
+def _ports_not_granted(request: Req, listeners: Sequence[str]) -> str | None:
+    """What a facility has granted in place of the ports that were asked for, as a sentence."""
+    for asked, listener in zip(request.listen_ports or (), listeners, strict=False):
+        if Address.parse(listener).port != asked:
+            return (
+                f"port {asked} was asked for, and its facility has granted {listener}: its SciStream is of a version "
+                "that knows of no listen ports. Have it upgraded, or ask for none"
+            )
+    return None
 
 
 def _still_working(command: Command, seconds: float) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from scistream.wire.address import Address, parse_network
+from scistream.wire.port_ranges import repeated
 
 Role = Literal["PROD", "CONS"]
 PROD: Role = "PROD"
@@ -30,6 +31,7 @@ MAX_TEXT = 2000
 MAX_PAGE_KEY = 64
 MAX_REASON = 200
 MAX_HOSTS = 16
+MAX_RANGES = 64
 MAX_RESETS = 16
 """Reasons of resets that are told of one stream."""
 
@@ -45,6 +47,10 @@ Generation = Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
 Listeners = Annotated[list[AddressText], Meta(max_length=MAX_CHANNELS)]
 SomeListeners = Annotated[list[AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ListenPorts = Annotated[list[Port], Meta(min_length=1, max_length=MAX_CHANNELS)]
+PortRanges = Annotated[list[tuple[Port, Port]], Meta(max_length=MAX_RANGES)]
+"""Ranges of ports, both ends included."""
 NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
 Pem = Annotated[str, Meta(max_length=131072)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -82,6 +88,16 @@ def _check_probe(protocol: str, seconds: float | None) -> None:
         raise ValueError("probe_seconds: a probe says it, and nothing else does")
 
 
+def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
+    if ports is None:
+        return
+    if len(ports) != channels:
+        raise ValueError(f"listen_ports: {len(ports)} ports for {channels} channels: name one port for each channel")
+    twice = repeated(ports)
+    if twice is not None:
+        raise ValueError(f"listen_ports: port {twice} is named twice, and each channel has a port of its own")
+
+
 def _check_networks(name: str, networks: list[str] | None) -> None:
     for text in networks or ():
         try:
@@ -94,8 +110,10 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
 
     `expires` and `hello_timeout` are seconds from now, for the facility to choose if left out; `app_from` narrows the
-    networks that applications may connect from. Under the `protocol` probe no application takes part: the gateways
-    send each other test data for `probe_seconds` each way. Answered by RESP with `listeners`, `csr` and `expires`.
+    networks that applications may connect from. `listen_ports` are the ports that the listeners of this side shall
+    have, one for each channel, in order; without it the gateways choose. Under the `protocol` probe no application
+    takes part: the gateways send each other test data for `probe_seconds` each way. Answered by RESP with `listeners`,
+    `csr` and `expires`.
     """
 
     uid: Uid
@@ -111,9 +129,11 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     protocol: Protocol = "tcp"
     probe_seconds: ProbeSeconds | None = None
     label: Annotated[str, Meta(max_length=200)] | None = None
+    listen_ports: ListenPorts | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
+        _check_listen_ports(self.listen_ports, self.num_conn)
         _check_probe(self.protocol, self.probe_seconds)
         if self.protocol == "probe" and (self.expires is None or self.expires > PROBE_LIFE):
             raise ValueError(f"expires: a probe says how long it lives, {PROBE_LIFE:g} s at most")
@@ -123,8 +143,8 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
 
     `owner` is the same for all streams of one user, who has a share of what the gateway has. `store` names the store of
-    that S2CS: from then on the gateway obeys no other about this stream. Answered by RESP with `listeners`, `csr`,
-    `boot`.
+    that S2CS: from then on the gateway obeys no other about this stream. `listen_ports` are the ports of the listeners,
+    in the order of `channels`. Answered by RESP with `listeners`, `csr`, `boot`.
     """
 
     uid: Uid
@@ -139,10 +159,12 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     probe_seconds: ProbeSeconds | None = None
     owner: OwnerId | None = None
     store: StoreId | None = None
+    listen_ports: ListenPorts | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
         _check_probe(self.protocol, self.probe_seconds)
+        _check_listen_ports(self.listen_ports, len(self.channels))
         if len(set(self.channels)) != len(self.channels):
             raise ValueError("channels: a channel is named twice")
 
@@ -333,7 +355,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
     connections were reset, the newest first; `broken` are channels over which nothing gets to the other gateway.
     `store` comes from an S2DS: which S2CS has reserved. `silent` comes from an S2CS: its gateways of the stream that do
-    not answer, and for how many seconds they have not.
+    not answer, and for how many seconds they have not. `listen_ports` are the ports that were asked for by number.
     """
 
     uid: Uid
@@ -358,6 +380,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     store: StoreId | None = None
     broken: BrokenChannels = field(default_factory=list)
     silent: dict[Annotated[str, Meta(max_length=255)], Measured] = field(default_factory=dict)
+    listen_ports: ListenPorts | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
@@ -368,13 +391,15 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Room(Struct, frozen=True, kw_only=True):
     """What a gateway has to promise in all, used or free: ports, and Mbit/s each way.
 
-    `hosts` and `first_port` say where it listens for streams: none of these addresses is a target.
+    `hosts` and `first_port` say where it listens for streams: none of these addresses is a target. `chosen_ports` are
+    the ports that a stream may ask for by number; an older gateway, which grants none, does not say.
     """
 
     ports: Count
     rate: float
     hosts: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=MAX_HOSTS)] | None = None
-    first_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    first_port: Port | None = None
+    chosen_ports: PortRanges | None = None
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):

@@ -47,8 +47,9 @@ def test_single_stream_from_a_request_file_to_a_release_file(world: World, tmp_p
     server = world.prod(producer, [f"{HOST}:{port}"], ["iperf3", "-s", "-1", "-p", str(port)])
     options = ["-n", str(AMOUNT), "--json"]
     client = world.cons(consumer, ["iperf3", "-c", "{host}", "-p", "{port}", *options])
-    first, second, last = request.end().stdout.splitlines()[6:]
+    *reserved, first, second, last = request.end().stdout.splitlines()[6:]
     lan, wan = first.split(" --> ")
+    assert reserved == [f"producer side listens on {wan}", f"consumer side listens on {lan}"]
     assert second == f"{wan} --> {HOST}:{port}"
     assert world.centre.gateways[0].offers(lan)
     assert world.lab.gateways[0].offers(wan)

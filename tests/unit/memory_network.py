@@ -287,8 +287,8 @@ class Program:
 class MemoryPorts(Ports):
     """Ports without sockets: the bookkeeping is the real one. Other programs have those in `taken`."""
 
-    def __init__(self, first: int, last: int) -> None:
-        super().__init__(first, last)
+    def __init__(self, first: int, last: int, chosen: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__(first, last, chosen)
         self.taken: set[int] = set()
 
     def _bind(self, host: str, ports: Iterable[int], count: int, bound: dict[int, Any], *, reuse: bool) -> None:

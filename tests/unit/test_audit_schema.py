@@ -39,6 +39,8 @@ def in_words(kind: Any) -> str:
     if origin is Literal:
         return in_words(type(arguments[0]))
     if origin in (list, dict):
+        if (origin, arguments) == (list, (int,)):
+            return "list of whole numbers"
         assert set(arguments) == {str}
         return "list of text" if origin is list else "object of text"
     return _NAMES[kind]

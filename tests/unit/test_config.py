@@ -19,6 +19,7 @@ from scistream.config import (
     beside,
     load,
     networks,
+    parse_chosen_ports,
     parse_ports,
     parse_rate,
     parse_seconds,
@@ -81,6 +82,25 @@ def test_a_range_of_ports_has_both_ends(text: str, ports: tuple[int, int]) -> No
     assert parse_ports(text) == ports
 
 
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("5075", [(5075, 5075)]),
+        (" 5075 ,5100 - 5200", [(5075, 5075), (5100, 5200)]),
+        ("1024-65535", [(1024, 65535)]),
+        ("none", []),
+    ],
+)
+def test_ports_that_may_be_chosen_are_a_list_of_ports_and_ranges(text: str, ranges: list[tuple[int, int]]) -> None:
+    assert parse_chosen_ports(text) == ranges
+
+
+def test_without_chosen_ports_those_of_the_range_may_be_chosen() -> None:
+    assert S2DSConfig(ports="80-90").chosen_ranges == [(80, 90)]
+    assert S2DSConfig(ports="80-90", chosen_ports="5075").chosen_ranges == [(5075, 5075)]
+    assert S2DSConfig(chosen_ports="none").chosen_ranges == []
+
+
 WRONG: dict[tuple[Any, str], tuple[str, ...]] = {
     (parse_rate, "is no rate: write it like 10Gbit"): ("", "fast", "-1", "1e3", "1Xbit", "1 2", "1Gbyte"),
     (parse_rate, "is out of range"): ("0", "0Gbit", "10.1Tbit", "9" * 400),
@@ -90,6 +110,11 @@ WRONG: dict[tuple[Any, str], tuple[str, ...]] = {
     (parse_ports, "is no range of ports: write it like 5100-5200"): (
         *("", "5100", "5100-", "-5200", "a-b", "1-2-3", "5100:5200", "²-³", "1-" + "9" * 5000),
     ),
+    (parse_chosen_ports, "is no list of ports: write ports from 1 to 65535 and ranges that run upwards"): (
+        *("", "any", "5075,", "5075;5076", "5076-5075", "65536", "1-2-3", "None", "²"),
+    ),
+    (parse_chosen_ports, "belong to services of the system"): ("80", "5075, 1000-2000", "1023"),
+    (parse_chosen_ports, "65 ranges of ports: write at most 64"): (", ".join(map(str, range(5000, 5065))),),
     (parse_ports, "is no range of ports: it runs upwards between 1 and 65535"): ("5200-5100", "0-10", "1-65536"),
 }
 
@@ -112,7 +137,7 @@ def test_what_cannot_be_read_is_refused_with_the_text_and_what_is_allowed(
 
 @given(text=st.text() | st.text("0123456789.kKmMgGtTbitsBdhin/- ", max_size=12))
 def test_any_text_is_a_value_or_a_value_error_that_names_it(text: str) -> None:
-    for parse in (parse_rate, parse_seconds, parse_size, parse_ports):
+    for parse in (parse_rate, parse_seconds, parse_size, parse_ports, parse_chosen_ports):
         complaint = None
         try:
             parse(text)
@@ -276,6 +301,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
         ('listen = "localhost:0"', "listen", "'localhost:0' has the port '0'"),
         ('listen = "::1:5001"', "listen", "without brackets"),
         ('ports = "5100"', "ports", "'5100' is no range of ports"),
+        ('chosen_ports = "5075 5076"', "chosen_ports", "'5075 5076' is no list of ports"),
         ('capacity = "lots"', "capacity", "'lots' is no rate"),
         ('wan_timeout = "soon"', "wan_timeout", "'soon' is no time"),
         ('app_networks = ["lab"]', "app_networks", "'lab' is no network"),
@@ -498,6 +524,7 @@ CONTRADICTIONS: list[tuple[Any, str, str, str]] = [
     (S2DSConfig, "wan_networks = []", "wan_networks", "is empty"),
     (S2DSConfig, 'listen = "127.0.0.1:5150"', "ports", "has port 5150"),
     (S2DSConfig, 'listen = "0.0.0.0:5200"', "ports", "has port 5200"),
+    (S2DSConfig, 'chosen_ports = "4000, 5000-5001"', "chosen_ports", "has port 5001"),
     (S2DSConfig, 'controller = "s2cs"', "controller", "as scistream:controller:s2cs"),
     (S2DSConfig, 'controller = "scistream:user:ada"', "controller", "is a user"),
     (S2DSConfig, "limits.unproven = 5000", "limits.unproven", "more than links, 4096"),

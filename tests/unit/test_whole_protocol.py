@@ -48,8 +48,11 @@ RELEASED = ["releasing", "released"]
 class Facility:
     """An S2CS at a port, and its gateways at the ports after it, with eight ports of 1 Gbit/s in all each."""
 
-    def __init__(self, network: MemoryNetwork, folder: Path, port: int, gateways: int = 1) -> None:
+    def __init__(
+        self, network: MemoryNetwork, folder: Path, port: int, gateways: int = 1, chosen_ports: str = ""
+    ) -> None:
         folder.mkdir(exist_ok=True)
+        self._chosen_ports = chosen_ports
         self.network = network
         self.port = port
         self.gateway_ports = [port + 1 + number for number in range(gateways)]
@@ -60,10 +63,15 @@ class Facility:
 
     def _gateway(self, at: int, first: int) -> DataServer:
         settings = S2DSConfig(
-            listen=f"{HOST}:{at}", insecure=True, ports=f"{first}-{first + 7}", capacity="1Gbit", elements=0
+            listen=f"{HOST}:{at}",
+            insecure=True,
+            ports=f"{first}-{first + 7}",
+            chosen_ports=self._chosen_ports,
+            capacity="1Gbit",
+            elements=0,
         )
         server = DataServer(self.network, settings, self._folder / f"{at}.toml")
-        server.ports = MemoryPorts(first, first + 7)
+        server.ports = MemoryPorts(first, first + 7, settings.chosen_ranges)
         server.startService()
         self._started.append(server)
         return server
@@ -101,13 +109,13 @@ def is_used(gateway: DataServer) -> bool:
 class World:
     """Two facilities, and what is logged by anybody."""
 
-    def __init__(self, folder: Path, gateways: int = 1) -> None:
+    def __init__(self, folder: Path, gateways: int = 1, chosen_ports: str = "") -> None:
         self.network = MemoryNetwork()
         self._stories: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         self.crashes: list[str] = []
         globalLogPublisher.addObserver(self._note)
-        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways)
-        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways)
+        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways, chosen_ports)
+        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways, chosen_ports)
         self.client = Client(insecure=True, reactor=self.network)
         self.running: list[Application] = []
 

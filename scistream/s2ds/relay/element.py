@@ -68,7 +68,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     :ivar buffer_size: bytes in flight in each direction of a connection, at most.
     :ivar wan_networks: in which the addresses of other gateways lie that have names.
     :ivar control: the port of this gateway for its controller.
-    :ivar lent: the first and the last port of this gateway that it lends to streams.
+    :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
     """
 
     wan_timeout: float = 60.0
@@ -79,7 +79,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     buffer_size: int = 262144
     wan_networks: list[str] = []
     control: int = 0
-    lent: tuple[int, int] = (0, -1)
+    lent: list[tuple[int, int]] = []
 
 
 class Element:
@@ -450,8 +450,7 @@ def _may_dial(settings: Settings, address: Address, own: Set[int]) -> bool:
     """Whether an address of another gateway's name may be dialled; others were looked at before."""
     if address.numeric is None or not inside(address.numeric, tuple(map(parse_network, settings.wan_networks))):
         return False
-    first, last = settings.lent
-    return not leads_back(address, settings.control, range(first, last + 1), own, to_wan=True)
+    return not leads_back(address, settings.control, settings.lent, own, to_wan=True)
 
 
 def refuse(sock: socket.socket) -> None:

@@ -138,6 +138,7 @@ def test_a_line_says_when_in_which_form_and_who_wrote_it(rig: Rig) -> None:
         "expires": None,
         "protocol": "tcp",
         "app_from": None,
+        "listen_ports": None,
         "label": "beamline 7",
     }
 

@@ -24,6 +24,7 @@ num_conn = 4
 streams = 2
 expires = "8h"
 targets = ["10.1.0.0/16:7000"]
+listen_ports = "5075-5078"
 
 [[administrators]]
 issuer = "{LAB}"
@@ -49,7 +50,8 @@ def test_a_sound_file_is_told_in_plain_words(file: Path) -> None:
     assert first == f"{file}: sound, 1 rule; what none of them allows is refused"
     assert rule == (
         f"rule 1 `beamline-7`: ada@lab.example of {LAB}: may ask for PROD, 5000 Mbit/s a stream, 4 channels a stream, "
-        "2 streams at once, for 8h, WAN security encrypt, a producer at 10.1.0.0/16:7000"
+        "2 streams at once, for 8h, WAN security encrypt, listen ports 5075-5078 by number, a producer at "
+        "10.1.0.0/16:7000"
     )
     assert administrators.startswith("administrators: operator@lab.example of ")
 
@@ -70,6 +72,8 @@ def test_a_sound_file_is_told_to_a_program(file: Path) -> None:
         (["--expires", "9h"], 1, "allows a life of at most 8h, and 9h was asked"),
         (["--streams", "1"], 0, "PROD: allowed by"),
         (["--streams", "2"], 1, "allows at most 2 streams at once, and there are 2"),
+        (["--listen-port", "5075", "--listen-port", "5078"], 0, "PROD: allowed by"),
+        (["--listen-port", "5075", "--listen-port", "5079"], 1, "the listen ports 5075-5078, and 5079 was asked"),
         (["--target", "10.1.2.3:7000"], 0, "PROD: allowed by"),
         (["--target", "10.1.2.3:7000", "--target", "10.2.2.3:7000"], 1, "and not 10.2.2.3:7000"),
         (["--target", "lab.example:7000"], 1, "and not lab.example:7000"),

@@ -174,6 +174,13 @@ def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
     ("limits", "allowed", "refused", "words"),
     [
         ({"rate": 5000.0}, asking(rate=5000.0), asking(rate=5001.0), ["at most 5000 Mbit/s", "5001 was asked"]),
+        (
+            {"listen_ports": [(5075, 5075), (5100, 5101)]},
+            asking(num_conn=3, listen_ports=[5101, 5075, 5100]),
+            asking(num_conn=2, listen_ports=[5101, 5076]),
+            ["the listen ports 5075, 5100-5101", "5076 was asked"],
+        ),
+        ({"listen_ports": []}, asking(), asking(listen_ports=[5075]), ["the listen ports none, and 5075 was asked"]),
         ({"num_conn": 4}, asking(num_conn=4), asking(num_conn=5), ["at most 4 channels", "5 were asked"]),
         ({"expires": 7200.0}, asking(life=7200.0), asking(life=7201.0), ["at most 2h", "7201s was asked"]),
         ({}, asking(), asking(wan_security="none"), ["WAN security encrypt", "none was asked"]),
@@ -292,7 +299,7 @@ def problem(folder: Path, text: str) -> str:
 def test_every_limit_of_a_file_is_read(tmp_path: Path) -> None:
     limits = (
         'rate = "5Gbit"\ntotal_rate = "10Gbit"\nnum_conn = 8\nstreams = 3\nexpires = "8h"\nbytes_per_day = "2T"\n'
-        'targets = ["10.0.0.0/8:5000"]\n'
+        'targets = ["10.0.0.0/8:5000"]\nlisten_ports = "5075, 5100-5101"\n'
     )
     [(rule, issuer, names)] = load_policy(written(tmp_path, RULE + limits)).rules
     assert (issuer, list(names)) == ("none", ["*@lab.example"])
@@ -307,6 +314,7 @@ def test_every_limit_of_a_file_is_read(tmp_path: Path) -> None:
         expires=8 * 3600.0,
         bytes_per_day=2 * 2**40,
         targets=(Target.parse("10.0.0.0/8:5000"),),
+        listen_ports=[(5075, 5075), (5100, 5101)],
     )
 
 
@@ -345,6 +353,7 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
         (RULE + 'streams = "4"', "rule 1 `a`: streams: '4' is out of range", ["unlimited"]),
         (RULE + 'wan_security = ["none"]', "rule 1 `a`: wan_security: 'none' is none; allowed are encrypt", []),
         (RULE + 'targets = ["lab"]', "rule 1 `a`: targets: 'lab' is no network", []),
+        (RULE + 'listen_ports = "pva"', "rule 1 `a`: listen_ports: 'pva' is no list of ports", ["unlimited"]),
         (RULE.replace("PROD", "prod"), "rule 1 `a`: roles: 'prod' is none; allowed are PROD, CONS", []),
         (RULE.replace("*@lab.example", "lab*"), "rule 1 `a`: identities: 'lab*' has a star", ["*@example.org"]),
         (RULE.replace('["*@lab.example"]', "[]"), "rule 1 `a`: identities: name at least one", []),

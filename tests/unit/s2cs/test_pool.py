@@ -1,9 +1,12 @@
 """How the channels of a stream are spread over the gateways of a pool."""
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scistream.s2cs.machine import Record
-from scistream.s2cs.pool import Member, member, spread
+from scistream.s2cs.pool import Member, Taken, member, spares, spread
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, Req, Room
 
@@ -91,15 +94,96 @@ def test_an_overbooked_gateway_counts_as_full_not_as_owing_to_others() -> None:
     assert "2 ports are free" in refusal(pool, 3, 3.0).msg
 
 
+def left(name: str, room: Room, held: list[Record]) -> tuple[str, int, float]:
+    found = member(name, room, held)
+    return found.name, found.ports, found.rate
+
+
 def test_what_live_streams_hold_is_taken_from_a_gateway_s_room() -> None:
     held = [record(4, 400.0, {"a": [0, 1, 2], "b": [3]}), record(1, 50.0, {"b": [0]})]
     room = Room(ports=8, rate=1000.0)
-    assert member("a", room, held) == Member("a", 5, 700.0)
-    assert member("b", room, held) == Member("b", 6, 850.0)
-    assert member("c", room, held) == Member("c", 8, 1000.0)
+    assert left("a", room, held) == ("a", 5, 700.0)
+    assert left("b", room, held) == ("b", 6, 850.0)
+    assert left("c", room, held) == ("c", 8, 1000.0)
 
 
 def test_a_stream_that_is_being_released_still_holds_and_one_that_is_released_does_not() -> None:
     room = Room(ports=8, rate=1000.0)
-    assert member("a", room, [record(2, 100.0, {"a": [0, 1]}, "Releasing")]) == Member("a", 6, 900.0)
-    assert member("a", room, [record(2, 100.0, {"a": [0, 1]}, "Released")]) == Member("a", 8, 1000.0)
+    assert left("a", room, [record(2, 100.0, {"a": [0, 1]}, "Releasing")]) == ("a", 6, 900.0)
+    assert left("a", room, [record(2, 100.0, {"a": [0, 1]}, "Released")]) == ("a", 8, 1000.0)
+
+
+# -- ports that are asked for by number
+
+
+def test_a_port_goes_to_a_gateway_that_lets_it_be_chosen_and_has_it_free() -> None:
+    pool = [
+        Member("old", 8, 1000.0),
+        Member("narrow", 8, 1000.0, [(5100, 5200)]),
+        Member("busy", 8, 1000.0, [(5075, 5076)], {5075}),
+        Member("b", 8, 900.0, [(5075, 5076)]),
+    ]
+    assert spread(pool, 1, 1.0, [5075]) == {"b": [0]}
+    assert spread(pool, 2, 2.0, [5100, 5075]) == {"b": [1], "narrow": [0]}
+    with pytest.raises(StreamError) as refused:
+        spread(pool[:3], 1, 1.0, [5075])
+    assert refused.value.code == "no-ports"
+    for part in ("gateway old: port 5075", "gateway narrow: port 5075", "5100-5200 may be chosen",
+                 "gateway busy: port 5075 was asked for, and another stream has it"):  # fmt: skip
+        assert part in refused.value.msg
+
+
+def test_a_long_pool_is_not_named_whole() -> None:
+    pool = [Member(f"gateway-{number}", 8, 1000.0, []) for number in range(100)]
+    with pytest.raises(StreamError, match=r"gateway-3: .*; and 96 more\Z"):
+        spread(pool, 1, 1.0, [5075])
+
+
+def test_chosen_ports_outside_the_range_take_none_of_it() -> None:
+    pool = [Member("a", 0, 1000.0, [(5075, 5076)])]
+    assert spread(pool, 2, 2.0, [5076, 5075]) == {"a": [0, 1]}
+    room = Room(ports=8, rate=1000.0, first_port=5100, chosen_ports=[(5075, 5076), (5100, 5107)])
+    asked = record(2, 100.0, {"a": [0, 1]})
+    assert asked.request is not None
+    asked.request = msgspec.structs.replace(asked.request, listen_ports=[5075, 5100])
+    found = member("a", room, [asked])
+    assert (found.ports, found.rate, found.chosen) == (7, 900.0, room.chosen_ports)
+    assert set(found.lent) == {5075, 5100}
+    granted = record(2, 100.0, {"a": [0, 1]})
+    granted.listeners = {0: "192.0.2.1:5103", 1: "192.0.2.1:5104"}
+    assert set(member("a", room, [granted], [Taken(1, 1.0, (5076,))]).lent) == {5103, 5104, 5076}
+    assert member("a", room, [granted], [Taken(1, 1.0, (5076,))]).ports == 6
+
+
+choices = st.lists(st.sampled_from([5075, 5076, 5077, 5078]), unique=True, max_size=4)
+members = st.lists(
+    st.builds(
+        lambda rate, chosen, lent: (rate, [(port, port) for port in chosen], frozenset(lent)),
+        st.integers(0, 4),
+        choices,
+        choices,
+    ),
+    min_size=1,
+    max_size=4,
+).map(lambda found: [Member(f"g{n}", 0, float(rate), chosen, lent) for n, (rate, chosen, lent) in enumerate(found)])
+
+
+@given(pool=members, ports=choices.filter(bool))
+def test_whatever_is_planned_can_be_granted_and_what_replaces_a_gateway_can_too(
+    pool: list[Member], ports: list[int]
+) -> None:
+    by_name = {one.name: one for one in pool}
+    try:
+        plan = spread(pool, len(ports), float(len(ports)), ports)
+    except StreamError:
+        return
+    assert sorted(channel for channels in plan.values() for channel in channels) == list(range(len(ports)))
+    for name, channels in plan.items():
+        assert channels == sorted(channels)
+        assert len(channels) <= by_name[name].rate
+        assert all(by_name[name].refusal(ports[channel]) is None for channel in channels)
+    for name, others in spares(pool, plan, ports, float(len(ports))).items():
+        for other in others:
+            assert other not in plan
+            assert len(plan[name]) <= by_name[other].rate
+            assert all(by_name[other].refusal(ports[channel]) is None for channel in plan[name])

@@ -189,6 +189,7 @@ def test_an_equal_req_is_answered_with_all_that_it_asks_for_and_prod_lstn_after_
         {"hello_timeout": 10.0},
         {"app_from": ["127.0.0.1"]},
         {"label": "x"},
+        {"listen_ports": [5075, 5076]},
     ],
     ids=lambda changes: next(iter(changes)),
 )

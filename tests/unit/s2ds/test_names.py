@@ -129,7 +129,7 @@ class Rig:
     def __init__(self, **settings: Any) -> None:
         self.clock: Any = Clock()
         self.resolver = self.clock.nameResolver = Resolver()
-        usual = {"wan_networks": ["203.0.113.0/24", "127.0.0.0/8"], "control": 5001, "lent": (5100, 5200)}
+        usual = {"wan_networks": ["203.0.113.0/24", "127.0.0.0/8"], "control": 5001, "lent": [(5100, 5200)]}
         made = Settings(**{**usual, **settings})
         self.names = Names(self.clock, lambda address, own: _may_dial(made, address, own))
 

@@ -240,3 +240,91 @@ def flush_failures() -> Iterator[Callable[[], list[Any]]]:
     globalLogPublisher.addObserver(note)
     yield lambda: failures
     globalLogPublisher.removeObserver(note)
+
+
+# -- ports that are asked for by number
+
+
+@pytest.fixture
+def choosing() -> Iterator[Ports]:
+    """Half of the range is what streams get, all of it may be chosen."""
+    ports = Ports(FIRST, FIRST + 3, [(FIRST, LAST)])
+    yield ports
+    for sock in list(ports._given):
+        ports.release(sock)
+
+
+def refusal(ports: Ports, *numbers: int, **barred: Any) -> str:
+    """The sentence; nothing is held after it that was not before."""
+    before = dict(ports._given), ports.free
+    with pytest.raises(StreamError) as refused:
+        ports.reserve_chosen("127.0.0.1", numbers, **barred)
+    assert refused.value.code == "no-ports"
+    assert (dict(ports._given), ports.free) == before
+    return refused.value.msg
+
+
+def test_chosen_ports_come_in_the_order_in_which_they_were_asked_for(choosing: Ports) -> None:
+    asked = [FIRST + 6, FIRST + 1, FIRST + 4]
+    sockets = choosing.reserve_chosen("127.0.0.1", asked)
+    assert taken(sockets) == asked
+    assert choosing.free == 3, "two of them are none of the range"
+    assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
+
+
+def test_a_chosen_port_is_given_to_one_stream_at_a_time_whoever_asks(choosing: Ports) -> None:
+    (sock,) = choosing.reserve_chosen("127.0.0.1", [FIRST + 6])
+    assert "another stream has it" in refusal(choosing, FIRST + 1, FIRST + 6)
+    choosing.release(sock)
+    choosing.release(sock)
+    assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 6])) == [FIRST + 6]
+    (port,) = taken(choosing.reserve("127.0.0.1", 1))
+    assert f"port {port} was asked for, and another stream has it" in refusal(choosing, port)
+    assert f"port {FIRST + 2} was asked for, and another stream" in refusal(choosing, FIRST + 2, barred={FIRST + 2})
+
+
+def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_not_ask(choosing: Ports) -> None:
+    for sock in choosing.reserve_chosen("127.0.0.1", [FIRST + 5, FIRST + 2]):
+        choosing.release(sock)
+    assert choosing.free == 4
+    assert sorted(taken(choosing.reserve("127.0.0.1", 4))) == list(range(FIRST, FIRST + 4))
+
+
+def test_a_port_that_may_not_be_chosen_is_refused_with_those_that_may_be() -> None:
+    ports = Ports(FIRST, LAST, [(FIRST + 2, FIRST + 2), (FIRST + 4, FIRST + 5)])
+    assert f"{FIRST + 2}, {FIRST + 4}-{FIRST + 5} may be chosen" in refusal(ports, FIRST + 3)
+    assert "no port of this gateway may be chosen" in refusal(Ports(FIRST, LAST), FIRST + 3)
+
+
+def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket_is_left(choosing: Ports) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", FIRST + 6))
+        other.listen()
+        msg = refusal(choosing, FIRST + 5, FIRST + 6)
+        assert f"port {FIRST + 6} was asked for, and another program of this gateway has it at 127.0.0.1" in msg
+    assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 5, FIRST + 6])) == [FIRST + 5, FIRST + 6]
+
+
+def test_a_chosen_port_whose_connections_wait_out_their_time_can_be_had() -> None:
+    port = leased.take()
+    with socket.socket() as before:
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        before.bind(("127.0.0.1", port))
+        before.listen()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = before.accept()
+            accepted.close()  # first, so that it is this end that waits
+            assert client.recv(1) == b""
+    with socket.socket() as plain, pytest.raises(OSError, match="in use"):
+        plain.bind(("127.0.0.1", port))
+    ports = Ports(FIRST, LAST, [(port, port)])
+    (sock,) = ports.reserve_chosen("127.0.0.1", [port])
+    assert taken([sock]) == [port]
+    ports.release(sock)
+
+
+def test_each_port_that_can_be_lent_has_a_place_of_its_own() -> None:
+    ports = Ports(5100, 5103, [(5102, 5105), (5075, 5075)])
+    numbers = [5100, 5101, 5102, 5103, 5104, 5105, 5075]
+    assert [ports.slot(port) for port in numbers] == list(range(7))
+    assert ports.slots == 7

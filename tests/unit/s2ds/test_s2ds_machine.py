@@ -316,7 +316,11 @@ def test_an_equal_request_is_answered_with_what_was_reserved(state: str) -> None
 
 
 @pytest.mark.parametrize("state", LIVE)
-@pytest.mark.parametrize("changes", [{"channels": [0]}, {"rate": 1.0}, {"app_from": ["127.0.0.1"]}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"channels": [0]}, {"rate": 1.0}, {"app_from": ["127.0.0.1"]}, {"listen_ports": [5075, 5076]}],
+    ids=str,
+)
 def test_a_request_with_other_fields_is_refused_while_the_stream_lives(state: str, changes: dict[str, Any]) -> None:
     rig = Rig().to(state)
     assert rig.answer_to(rig.req(**changes)).code == "uid-in-use"

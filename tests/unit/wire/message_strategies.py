@@ -265,6 +265,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "protocol": "probe",
         "probe_seconds": 5.0,
         "label": "scan 7",
+        "listen_ports": [5075, 5076],
     },
     "ReqListeners": {
         "uid": UID,
@@ -277,7 +278,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "app_from": ["127.0.0.0/8"],
         "protocol": "probe",
         "probe_seconds": 5.0,
+        "owner": "0" * 32,
         "store": "0" * 32,
+        "listen_ports": [5075, 5076],
     },
     "StartLstn": {"uid": UID, "role": "CONS", "seq": 1, "channel": 0},
     "Hello": {"uid": UID, "role": "PROD", "seq": 1, "app_key": "k" * 43, "listeners": ["127.0.0.1:7000"]},

@@ -81,6 +81,8 @@ INSIDE: list[tuple[str, str, list[Any]]] = [
     ("REQ", "hello_timeout", [5e-324, MAX_LIFE, None]),
     ("REQ", "app_from", [[], ["10.1.2.3/8"], ["::/0"] * 64, None]),
     ("REQ", "label", ["", "x" * 200, None]),
+    ("REQ", "listen_ports", [[1, 65535], [5076, 5075], None]),
+    ("ReqListeners", "listen_ports", [[1, 65535], None]),
     ("ReqListeners", "channels", [[0], [1023], list(range(1024))]),
     ("StartLstn", "channel", [0, 1023]),
     ("Hello", "listeners", [["0.0.0.0:1"], ["[::]:65535"], ["127.0.0.1:7"] * 1024]),
@@ -116,6 +118,8 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("REQ", "probe_seconds", [0, -1, MAX_PROBE_SECONDS * 1.001, None, ...]),
     ("REQ", "app_from", ["127.0.0.0/8", ["x"], ["127.0.0.0/33"], [1], ["::/0"] * 65, ["1" * 65]]),
     ("REQ", "label", ["x" * 201, 7]),
+    ("REQ", "listen_ports", [[], [5075], [5075, 5076, 5077], [5075, 5075], [0, 1], [1, 65536], ["5075", 1], 5075]),
+    ("ReqListeners", "listen_ports", [[], [5075], [5075, 5076, 5077], [5075, 5075], [0, 1], [1, 65536]]),
     ("ReqListeners", "channels", [[], [-1], [1024], [0, 0], list(range(1025)), None, {}]),
     ("ReqListeners", "rate", [0, MAX_RATE + 1]),
     ("ReqListeners", "expires", [0, None, MAX_LIFE + 1]),
@@ -164,7 +168,8 @@ def cases(table: list[tuple[str, str, list[Any]]]) -> list[Any]:
 
 @pytest.mark.parametrize(("cmd", "field", "value"), cases(INSIDE))
 def test_a_value_at_the_edge_of_its_range_is_read(cmd: str, field: str, value: Any) -> None:
-    message = decode(line(cmd, **{field: value}))
+    fitting = {"listen_ports": None} if field in ("num_conn", "channels") else {}
+    message = decode(line(cmd, **{field: value, **fitting}))
     assert getattr(message, field) == value
     assert decode(without_lf(message)) == message
 
