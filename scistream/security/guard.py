@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -61,6 +62,7 @@ class Bounds:
     longest_refusal: float = 30.0
 
 
+@lru_cache(1024)
 def place_of(host: str) -> str:
     """What counts as one address: an IPv4 address, an IPv6 /64; an IPv4 address mapped into IPv6 is one of IPv4."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -49,15 +50,20 @@ class Address(NamedTuple):
     @property
     def numeric(self) -> IPAddress | None:
         """The host as an IP address, or None if it is a name."""
-        try:
-            return ip_address(self.host)
-        except ValueError:
-            return None
+        return _numeric(self.host)
 
     @property
     def is_on_loopback(self) -> bool:
         """Whether what is sent there stays on this machine."""
         return self.numeric.is_loopback if self.numeric is not None else self.host == "localhost"
+
+
+@lru_cache(1024)  # the same few are asked about for each connection
+def _numeric(host: str) -> IPAddress | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
 
 
 def _ipv6(host: str, text: str) -> str:

@@ -97,13 +97,22 @@ class PlainLeg(Leg):
 
 
 def dial(
-    reactor: Any, poller: Poller, target: Address, far: str, timeout: float, patience: float, *, wan: bool
+    reactor: Any,
+    poller: Poller,
+    target: Address,
+    far: str,
+    timeout: float,
+    patience: float,
+    congestion: str = "",
+    *,
+    wan: bool,
 ) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
 
     Fails with `Broken`, or `Refused` or `Short` where another try may help; cancelling it abandons the attempt.
 
     :param far: who is there, in words for a person.
+    :param congestion: the congestion control of the connection; empty: the system's.
     """
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     result: Deferred[socket.socket]
@@ -116,7 +125,7 @@ def dial(
     dialling = _Dialling(poller, sock, far, wan=wan)
     result = dialling.result
     try:
-        prepare(sock, patience)
+        prepare(sock, patience, congestion)
         code = sock.connect_ex((target.host, target.port))
     except OSError as problem:
         dialling.fail(problem.errno or errno.EIO)

@@ -294,14 +294,16 @@ class Relay:
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
         if self._arming.role == CONS:
-            lan: Leg = self._plain(self._sock, LAN_PATIENCE, "ConsApp", wan=False)
+            prepare(self._sock, LAN_PATIENCE, self._means.lan_congestion)
+            lan: Leg = self._plain(self._sock, "ConsApp", wan=False)
             await self._turn.come()
             return lan, await self._wan_out()
+        prepare(self._sock, self._means.wan_timeout, self._means.wan_congestion)
         began = self._means.reactor.seconds()
         wan = await self._wan_in()
         took = self._means.reactor.seconds() - began
         await self._turn.come(took + HANDSHAKE_AHEAD)
-        return wan, self._plain(await self._dial_program(), LAN_PATIENCE, self._target, wan=False)
+        return wan, self._plain(await self._dial_program(), self._target, wan=False)
 
     async def _dial_program(self) -> socket.socket:
         """Connect to ProdApp, for which all connections of the channel may wait together while it starts."""
@@ -337,7 +339,7 @@ class Relay:
         uid, channel = self._arming.uid, self._arming.channel
         sock = await self._dial(self._means.wan_timeout, wan=True)
         if self._arming.context is None:
-            return self._plain(sock, self._means.wan_timeout, self._target, wan=True)
+            return self._plain(sock, self._target, wan=True)
         leg = self._tls(sock, self._target, self._arming.context, server_name(uid, channel))
         await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_producer(leg.connection, uid, channel)
@@ -346,7 +348,7 @@ class Relay:
     async def _wan_in(self) -> Leg:
         if self._arming.context is None:
             self.is_verified = True
-            return self._plain(self._sock, self._means.wan_timeout, _OTHER, wan=True)
+            return self._plain(self._sock, _OTHER, wan=True)
         leg = self._tls(self._sock, _OTHER, self._arming.context, None)
         await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_consumer(leg.connection, self._arming.uid, self._arming.channel)
@@ -397,12 +399,15 @@ class Relay:
     async def _dial_any(self, patience: float, deadline: float, *, wan: bool) -> socket.socket:
         """Connect to the first address of the target that answers; each gets its share of the time that is left."""
         means, target = self._means, self._arming.target
+        congestion = means.wan_congestion if wan else means.lan_congestion
         addresses = await means.names.addresses(target, self._arming.own)
         problem = Broken(f"{self._target} has no address that this gateway finds and may dial", "wan")
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
-                dialling = dial(means.reactor, means.poller, address, self._target, left, patience, wan=wan)
+                dialling = dial(
+                    means.reactor, means.poller, address, self._target, left, patience, congestion, wan=wan
+                )
                 self._turn.over()  # the connection request is on its way
                 sock = await dialling
             except Short:
@@ -414,14 +419,12 @@ class Relay:
                 return sock
         raise problem
 
-    def _plain(self, sock: socket.socket, patience: float, far: str, *, wan: bool) -> PlainLeg:
-        prepare(sock, patience, self._means.wan_congestion if wan else self._means.lan_congestion)
+    def _plain(self, sock: socket.socket, far: str, *, wan: bool) -> PlainLeg:
         leg = PlainLeg(self._means.poller, sock, self._means.watch, self, far, wan=wan)
         self._legs += (leg,)
         return leg
 
     def _tls(self, sock: socket.socket, far: str, context: SSL.Context, name: str | None) -> TlsLeg:
-        prepare(sock, self._means.wan_timeout, self._means.wan_congestion)
         leg = TlsLeg(self._means.poller, sock, self._means.watch, self, far, context, name)
         self._legs += (leg,)
         return leg
