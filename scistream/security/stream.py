@@ -11,6 +11,7 @@ The private key stays in memory. Nothing here opens a socket.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import uuid4
 
 from cryptography import x509
@@ -178,7 +179,7 @@ def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:
             f"The far end dialled {named!r} and {expected.decode()} listens here: this is the port of another stream "
             "or channel than it means."
         )
-    check_name(verified_certificate(connection), consumer_name(uid))
+    _check_name(verified_certificate(connection), consumer_name(uid))
 
 
 def verify_producer(connection: SSL.Connection, uid: str, channel: int) -> None:
@@ -186,7 +187,16 @@ def verify_producer(connection: SSL.Connection, uid: str, channel: int) -> None:
 
     :raises CertificateProblem: if not; close the connection and pass nothing.
     """
-    check_name(verified_certificate(connection), server_name(uid, channel))
+    _check_name(verified_certificate(connection), server_name(uid, channel))
+
+
+@lru_cache(1024)
+def _check_name(certificate: x509.Certificate, name: str) -> None:
+    """The same as `check_name`, once for all connections of a stream: the names in a certificate do not change.
+
+    Whether it is trusted and still valid, OpenSSL finds out anew in each handshake.
+    """
+    check_name(certificate, name)
 
 
 def _parse(data_conn_key: str) -> tuple[x509.Certificate, list[x509.Certificate]]:

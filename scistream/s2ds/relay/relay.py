@@ -405,9 +405,7 @@ class Relay:
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
-                dialling = dial(
-                    means.reactor, means.poller, address, self._target, left, patience, congestion, wan=wan
-                )
+                dialling = dial(means.reactor, means.poller, address, self._target, left, patience, congestion, wan=wan)
                 self._turn.over()  # the connection request is on its way
                 sock = await dialling
             except Short:
