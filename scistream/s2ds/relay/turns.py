@@ -19,7 +19,9 @@ TURN_SECONDS = 0.5
 """Seconds that a connection waits for its turn, at most."""
 
 LOOK_AGAIN = 0.001
-"""Seconds between two looks at what other elements have written, while a connection waits."""
+LOOK_AGAIN_LATER = 0.008
+"""Seconds between two looks at what other elements have written, while a connection waits: soon at first, and less
+often the longer nothing changes."""
 
 
 class Turns:
@@ -38,6 +40,7 @@ class Turns:
         self._waiting: dict[int, tuple[float, float, Deferred[None]]] = {}
         self._timer: IDelayedCall | None = None
         self._is_looking = False
+        self._pause = LOOK_AGAIN
 
     def is_due(self, number: int, *, skip: bool = False) -> bool:
         """Whether all connections before this one are gone.
@@ -88,11 +91,13 @@ class Turns:
                         break
                     self._low = number
                 del self._waiting[number]
+                self._pause = LOOK_AGAIN
                 waits.callback(None)
         finally:
             self._is_looking = False
         if self._waiting and self._timer is None:
-            self._timer = self._reactor.callLater(LOOK_AGAIN, self._again)
+            self._timer = self._reactor.callLater(self._pause, self._again)
+            self._pause = min(2 * self._pause, LOOK_AGAIN_LATER)
         elif not self._waiting:
             self._stop()
 
