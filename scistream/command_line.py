@@ -69,12 +69,26 @@ SIZE = ParsedType("size", parse_size)
 ADDRESS = ParsedType("host:port", Address.parse)
 
 
+VERBOSE = "verbose"
+"""The parameter of a program whose `-v` its commands have, too."""
+
+
 class Commands(click.Group):
     """The commands of one program. Calling it runs what the command line says and ends the process.
+
+    If the program has the option `-v`, each of its commands takes it as well.
 
     Before that, standard input, output and error are taken care of (`scistream.standard_streams`); output that cannot
     be written ends any command with at most one line.
     """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Called by click."""
+        super().add_command(cmd, name)
+        own = next((option for option in self.params if option.name == VERBOSE), None)
+        if isinstance(own, click.Option) and not isinstance(cmd, click.Group):
+            more = click.Option(own.opts, count=True, expose_value=False, callback=_log_more, help=own.help)
+            cmd.params.append(more)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Called by the console script."""
@@ -118,10 +132,23 @@ def report_lost(lost: OutputLost) -> int:
     return 1
 
 
+_levels = LogLevelFilterPredicate(LogLevel.error)
+
+
+def _log_more(context: click.Context, _option: click.Parameter, times: int) -> None:
+    """`-v` behind a command counts with that before it."""
+    if times:
+        _levels.setLogLevelForNamespace("", _level_of(times + context.find_root().params[VERBOSE]))
+
+
+def _level_of(verbose: int) -> Any:
+    return {0: LogLevel.error, 1: LogLevel.info}.get(verbose, LogLevel.debug)
+
+
 def start_logging(verbose: int) -> None:
-    """Log to standard error: warnings, with -v what happens, with -vv all."""
-    level = {0: LogLevel.error, 1: LogLevel.info}.get(verbose, LogLevel.debug)
-    shown = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(level)])
+    """Log to standard error: errors, with -v what happens, with -vv all."""
+    _levels.setLogLevelForNamespace("", _level_of(verbose))
+    shown = FilteringLogObserver(textFileLogObserver(sys.stderr), [_levels])
     globalLogBeginner.beginLoggingTo([shown], redirectStandardIO=False)
 
 

@@ -16,7 +16,18 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import NODEFAULT, Struct
-from msgspec.inspect import BoolType, IntType, ListType, NoneType, StrType, StructType, Type, UnionType, type_info
+from msgspec.inspect import (
+    BoolType,
+    FloatType,
+    IntType,
+    ListType,
+    NoneType,
+    StrType,
+    StructType,
+    Type,
+    UnionType,
+    type_info,
+)
 
 _BOM = b"\xef\xbb\xbf"
 _MOST_SHOWN = 60
@@ -72,8 +83,13 @@ def read(path: Path, kind: type[AnySettings]) -> tuple[AnySettings, list[Problem
 
     :raises ConfigProblem: if it cannot be read, or is not TOML.
     """
+    return checked(_parse(path), kind)
+
+
+def checked(raw: dict[str, Any], kind: type[AnySettings]) -> tuple[AnySettings, list[Problem]]:
+    """The settings that are in a mapping, as a parser gives it; those that cannot be used have a problem each."""
     found: list[Problem] = []
-    settings: AnySettings = _section(kind, _parse(path), "", found)
+    settings: AnySettings = _section(kind, raw, "", found)
     wrong = {key for problem in found for key in problem.keys}
     around = {place for key in wrong for place in _places(key)}
     for problem in settings.problems():
@@ -196,6 +212,8 @@ def _is_one(wanted: Type, raw: Any) -> bool:
         return number and (wanted.ge is None or raw >= wanted.ge) and (wanted.le is None or raw <= wanted.le)
     if isinstance(wanted, BoolType):
         return isinstance(raw, bool)
+    if isinstance(wanted, FloatType):
+        return isinstance(raw, int | float) and not isinstance(raw, bool)
     return isinstance(wanted, StrType) and isinstance(raw, str)
 
 
@@ -205,6 +223,8 @@ def _words(wanted: Type) -> str:
         return "text in quotes"
     if isinstance(wanted, BoolType):
         return "true or false"
+    if isinstance(wanted, FloatType):
+        return "a number"
     if isinstance(wanted, ListType):
         return f"a list in brackets, of {_words(wanted.item_type)}"
     if isinstance(wanted, StructType):

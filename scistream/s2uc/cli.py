@@ -158,6 +158,8 @@ def _credential_options(command: F) -> F:
     return command
 
 
+_LAST_LINE = click.option("--json", "as_json", is_flag=True, help="A JSON line at the end in place of text.")
+
 # -- the command
 
 
@@ -268,18 +270,20 @@ def request(
 @click.option(
     "--at", type=ADDRESS, help="End what this S2CS has of it, and nothing else: of any user's, for an administrator."
 )
+@_LAST_LINE
 @_credential_options
 @click.pass_context
-def release(ctx: click.Context, uid: str, at: Address | None) -> None:
+def release(ctx: click.Context, uid: str, at: Address | None, as_json: bool) -> None:
     """End a stream at both facilities."""
     if at is not None:
-        _finish(ctx.obj, lambda client: release_at(client, str(at), uid))
-    _finish(ctx.obj, lambda client: release_stream(client, uid))
+        _finish(ctx.obj, lambda client: release_at(client, str(at), uid, as_json))
+    _finish(ctx.obj, lambda client: release_stream(client, uid, as_json))
 
 
 @main.command()
 @click.argument("uid")
-def forget(uid: str) -> None:
+@_LAST_LINE
+def forget(uid: str, as_json: bool) -> None:
     """Take a stream out of the list, without asking its facilities.
 
     For one that can be released no more, since a facility is gone for good. What it holds there ends when it expires.
@@ -290,23 +294,24 @@ def forget(uid: str) -> None:
         memory.remove(known.uid)
     except ConfigProblem as problem:
         refuse(problem)
-    click.echo(f"forgotten {known.uid}")
+    click.echo(json.dumps({"uid": known.uid, "state": "Forgotten"}) if as_json else f"forgotten {known.uid}")
 
 
 @main.command()
 @click.argument("uid")
 @click.option("--timeout", type=TIME, help="Give up waiting after this time; the stream is left as it is.")
+@_LAST_LINE
 @_credential_options
 @click.pass_context
-def wait(ctx: click.Context, uid: str, timeout: float | None) -> None:
+def wait(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a stream streams at both facilities."""
-    _finish(ctx.obj, lambda client: wait_for_stream(client, uid, timeout))
+    _finish(ctx.obj, lambda client: wait_for_stream(client, uid, timeout, as_json))
 
 
 @main.command()
 @click.argument("uid")
 @click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON line at the end in place of text.")
+@_LAST_LINE
 @_credential_options
 @click.pass_context
 def attach(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:

@@ -28,6 +28,7 @@ from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
 from scistream.s2uc.tables import Columns, short_uids
 from scistream.standard_streams import OutputLost, check_output
+from scistream.toml_file import Problem, checked, raise_if_any, unless
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import (
@@ -150,7 +151,7 @@ async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, 
         if released and isinstance(why, CancelledError):
             tell("both sides are released" if was_reached else "nothing was reserved")
         if output.as_json:
-            _print_failure(stream, why, released)
+            _print_failure(stream.uid, why, released=released)
         raise why from None
     finally:
         if late is not None and late.active():
@@ -196,13 +197,28 @@ def tell(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def _print_failure(stream: Stream, problem: BaseException, released: bool) -> None:
+def _print_failure(uid: str, problem: BaseException, **more: Any) -> None:
     """The last line of JSON of what has failed."""
     code = problem.code if isinstance(problem, StreamError) else None
     msg = problem.msg if isinstance(problem, StreamError) else str(problem) or "interrupted"
-    failure = {"uid": stream.uid, "state": "Failed", "error": {"code": code, "msg": msg}, "released": released}
+    failure = {"uid": uid, "state": "Failed", "error": {"code": code, "msg": msg}, **more}
     with suppress(OutputLost):
         click.echo(json.dumps(failure))
+
+
+@contextmanager
+def _failure_in_json(uid: str, as_json: bool) -> Iterator[None]:
+    """If a command fails that prints JSON, its last line says why."""
+    try:
+        yield
+    except (StreamError, CancelledError) as problem:
+        if as_json:
+            _print_failure(uid, problem)
+        raise
+
+
+def _print_end(uid: str, state: str, as_json: bool, text: str, **more: Any) -> None:
+    click.echo(json.dumps({"uid": uid, "state": state, **more}) if as_json else text)
 
 
 def _print_joins(stream: Stream, output: Output) -> None:
@@ -298,18 +314,19 @@ def _print_streaming(stream: Stream, output: Output) -> None:
     click.echo(f"*** Process time: {stream.process_seconds:.3f} sec.")
 
 
-async def release_stream(client: Client, uid: str) -> int:
+async def release_stream(client: Client, uid: str, as_json: bool = False) -> int:
     if (over := Memory().was_released(uid)) is not None:
-        click.echo(f"{over} is already released")
+        _print_end(over, "Released", as_json, f"{over} is already released", already=True)
         return 0
     known = Memory().find(uid, changes=True)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-    try:
-        await stream.release()
-    except CancelledError:
-        stream.abandon()
-        await stream.release()  # which says what has not confirmed
-    click.echo(f"released {known.uid}")
+    with _failure_in_json(known.uid, as_json):
+        try:
+            await stream.release()
+        except CancelledError:
+            stream.abandon()
+            await stream.release()  # which says what has not confirmed
+    _print_end(known.uid, "Released", as_json, f"released {known.uid}", already=False)
     return 0
 
 
@@ -331,9 +348,15 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     return 0
 
 
-async def release_at(client: Client, s2cs: str, uid: str) -> int:
+async def release_at(client: Client, s2cs: str, uid: str, as_json: bool = False) -> int:
     whole = await _uid_at(client, s2cs, uid, changes=True)
-    for side in await client.release_at(s2cs, whole):
+    with _failure_in_json(whole, as_json):
+        sides = await client.release_at(s2cs, whole)
+    if as_json:
+        released = [{"role": side.role, "owner": side.owner} for side in sides]
+        _print_end(whole, "Released", as_json, "", sides=released)
+        return 0
+    for side in sides:
         click.echo(printable(f"released {whole} ({side.role}) of {side.owner}"))
     return 0
 
@@ -353,9 +376,16 @@ async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
     raise ConfigProblem(f"{which} at {s2cs} with a uid that begins with {uid!r}: `s2uc list --at {s2cs}` shows all")
 
 
-async def wait_for_stream(client: Client, uid: str, timeout: float | None) -> int:
+async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_json: bool = False) -> int:
     known = Memory().find(uid)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    with _failure_in_json(known.uid, as_json):
+        await _wait_until_streaming(client, stream, timeout)
+    _print_end(known.uid, "Streaming", as_json, f"{known.uid} is Streaming")
+    return 0
+
+
+async def _wait_until_streaming(client: Client, stream: Stream, timeout: float | None) -> None:
     started = client.reactor.seconds()
     while True:
         sides = await stream.status()
@@ -366,8 +396,7 @@ async def wait_for_stream(client: Client, uid: str, timeout: float | None) -> in
                 why = f": {last.code}: {last.msg}" if last is not None else ""
                 raise StreamError("wrong-state", f"the {SIDE[role]} side is {state}{why}")
         if all(side.state == "Streaming" for side in sides.values()):
-            click.echo(f"{known.uid} is Streaming")
-            return 0
+            return
         if timeout is not None and client.reactor.seconds() - started > timeout:
             states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
             raise StreamError("timeout", f"it does not stream after {timeout:g} s: {states}")
@@ -570,7 +599,7 @@ def _hours(seconds: float) -> str:
 # -- the request file
 
 
-class _FileReq(Struct, tag_field="cmd", tag="REQ", forbid_unknown_fields=True, kw_only=True):
+class _FileReq(Struct, kw_only=True):
     """A request as a file; `rate` in Mbit/s or as on the command line."""
 
     prod: str
@@ -582,11 +611,29 @@ class _FileReq(Struct, tag_field="cmd", tag="REQ", forbid_unknown_fields=True, k
     label: str | None = None
     listen_ports: list[str] = []
 
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the values."""
+        yield from unless(Address.parse, self.prod, "prod")
+        yield from unless(Address.parse, self.cons, "cons")
+        yield from unless(parse_rate, str(self.rate), "rate")
+        if self.expires is not None:
+            yield from unless(parse_seconds, str(self.expires), "expires")
+        if self.uid is not None:
+            yield from unless(_uuid, self.uid, "uid")
+        yield from unless(parse_listen_ports, self.listen_ports, "listen_ports")
 
-class _FileRel(Struct, tag_field="cmd", tag="REL", forbid_unknown_fields=True, kw_only=True):
+
+class _FileRel(Struct, kw_only=True):
     """A release as a file."""
 
     uid: str
+
+    def problems(self) -> Iterator[Problem]:
+        """Nothing: a uid may be shortened."""
+        return iter(())
+
+
+_FORM = 'write {"cmd": "REQ", "prod": "HOST:PORT", "cons": "HOST:PORT"}, or {"cmd": "REL", "uid": "UID"}'
 
 
 def read_file(file: Path) -> Request | str:
@@ -595,30 +642,29 @@ def read_file(file: Path) -> Request | str:
     :raises ConfigProblem: if it cannot be read or says something else.
     """
     try:
-        asked = msgspec.json.decode(file.read_bytes(), type=_FileReq | _FileRel)
-        if isinstance(asked, _FileRel):
-            return asked.uid
-        return Request(
-            str(_field("prod", Address.parse, asked.prod)),
-            str(_field("cons", Address.parse, asked.cons)),
-            asked.num_conn,
-            _field("rate", parse_rate, str(asked.rate)),
-            None if asked.expires is None else _field("expires", parse_seconds, str(asked.expires)),
-            str(uuid.uuid4() if asked.uid is None else _field("uid", _uuid, asked.uid)),
-            asked.label,
-            _field("listen_ports", parse_listen_ports, asked.listen_ports),
-        )
+        whole = msgspec.json.decode(file.read_bytes())
     except OSError as problem:
         raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
     except (msgspec.DecodeError, ValueError) as wrong:
-        raise ConfigProblem(f"{file}: {wrong}") from None
-
-
-def _field(name: str, parse: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return parse(value)
-    except ValueError as wrong:
-        raise ValueError(f"field {name}: {wrong}") from None
+        raise ConfigProblem(f"{file}: is no JSON: {wrong}; {_FORM}") from None
+    if not isinstance(whole, dict) or whole.get("cmd") not in ("REQ", "REL"):
+        what = f"its cmd is {json.dumps(whole.get('cmd'))}" if isinstance(whole, dict) else "it holds no JSON object"
+        raise ConfigProblem(f"{file}: {what}: {_FORM}")
+    kind: type[_FileReq | _FileRel] = _FileReq if whole.pop("cmd") == "REQ" else _FileRel
+    asked, problems = checked({name: value for name, value in whole.items() if value is not None}, kind)
+    raise_if_any(file, problems)
+    if isinstance(asked, _FileRel):
+        return asked.uid
+    return Request(
+        str(Address.parse(asked.prod)),
+        str(Address.parse(asked.cons)),
+        asked.num_conn,
+        parse_rate(str(asked.rate)),
+        None if asked.expires is None else parse_seconds(str(asked.expires)),
+        str(uuid.uuid4() if asked.uid is None else _uuid(asked.uid)),
+        asked.label,
+        parse_listen_ports(asked.listen_ports),
+    )
 
 
 def _uuid(text: str) -> uuid.UUID:

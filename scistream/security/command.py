@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -79,7 +79,7 @@ _CRL_DAYS = click.option(
 )
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="The same in JSON.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, or a list, in place of text.")
 
 
 def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
@@ -101,15 +101,19 @@ def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
 @_DIRECTORY
 @click.option("--facility", required=True, metavar="NAME", help="The facility's name, for people to read.")
 @click.option("--days", default=3650, show_default=True, help="How long the authority is valid.")
-def init_command(directory: Path, facility: str, days: int) -> None:
+@_JSON
+def init_command(directory: Path, facility: str, days: int, as_json: bool) -> None:
     """Make a facility's authority: ca.pem and ca.key in DIR.
 
     Nothing is overwritten.
     """
     with _one_line_errors():
         files = init_authority(directory.resolve(), facility, days)
-    _say_written(files, "the authority of " + facility)
     pem = files.certificate.read_bytes()
+    if as_json:
+        _print(files, _certificate_in(files.certificate), authority_sha256=fingerprint(pem))
+        return
+    _say_written(files, "the authority of " + facility)
     click.echo(f"SHA-256 of the authority: {fingerprint(pem)}")
     click.echo(
         "\nNext: every server and user names this authority in its configuration (s2cs.toml, s2ds.toml, s2uc.toml):\n"
@@ -125,7 +129,8 @@ def init_command(directory: Path, facility: str, days: int) -> None:
 @click.argument("name")
 @_SAN
 @_DAYS
-def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], days: int) -> None:
+@_JSON
+def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], days: int, as_json: bool) -> None:
     """Issue a certificate with the authority in DIR: NAME.pem, with the whole chain, and NAME.key.
 
     \b
@@ -139,6 +144,9 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
     with _one_line_errors():
         files = issue(directory, cast(Kind, kind), name, _names(san), days)
     certificate = _certificate_in(files.certificate)
+    if as_json:
+        _print(files, certificate)
+        return
     _say_written(files, f"a {kind} certificate, valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
     found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     click.echo("Names: " + ", ".join(str(each.value) for each in found))
@@ -157,7 +165,8 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
 @click.option(
     "--out", required=True, metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Where to put both."
 )
-def request_command(kind: str, name: str, san: tuple[str, ...], out: Path) -> None:
+@_JSON
+def request_command(kind: str, name: str, san: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Make a key, and a request for a certificate of it: NAME.key and NAME.csr.
 
     The key stays here; the request goes to the facility. KIND and NAME are those of `scistream pki issue`.
@@ -165,6 +174,9 @@ def request_command(kind: str, name: str, san: tuple[str, ...], out: Path) -> No
     with _one_line_errors():
         key, csr = make_request(out, cast(Kind, kind), name, _names(san))
         made = read_request(csr)
+    if as_json:
+        click.echo(json.dumps({"key": str(key), "request": str(csr), "key_sha256": key_digest(made.csr)}))
+        return
     click.echo(f"Wrote {key}: the private key, which stays on this machine")
     click.echo(f"Wrote {csr}: the request")
     click.echo(f"SHA-256 of the key's public half: {key_digest(made.csr)}")
@@ -184,7 +196,10 @@ def request_command(kind: str, name: str, san: tuple[str, ...], out: Path) -> No
 @click.option("--name", help="Whom it is for; without it, what the request says is shown for you to confirm.")
 @_SAN
 @_DAYS
-def sign_command(directory: Path, request: Path, kind: str, name: str | None, san: tuple[str, ...], days: int) -> None:
+@_JSON
+def sign_command(
+    directory: Path, request: Path, kind: str, name: str | None, san: tuple[str, ...], days: int, as_json: bool
+) -> None:
     """Sign a request with the authority in DIR: NAME.pem, with the whole chain.
 
     The certificate gets the names that you say (--name, --san) or confirm, and KIND; nothing else of the request but
@@ -201,16 +216,18 @@ def sign_command(directory: Path, request: Path, kind: str, name: str | None, sa
         check_names_asked(asked, names)
         authority = load_authority(directory).certificate
         check_key_is_new_or_good(directory, asked, authority)
-    click.echo(f"Request: {request}")
-    click.echo(f"Key: {key_words(asked.csr.public_key())}, SHA-256 {key_digest(asked.csr)}")
-    click.echo(f"To be certified as a {kind}, by {authority.subject.rfc4514_string()}, for at most {days} days:")
-    for text in name_texts(names):
-        click.echo(f"  {text}")
+    if as_json and name is None:
+        raise click.UsageError("--json asks nothing: say whom the certificate is for, with --name")
+    if not as_json:
+        _say_asked(request, asked, kind, authority, days, name_texts(names))
     if name is None:
         click.confirm("Have you made sure that this is who has sent it? Sign", abort=True)
     with _one_line_errors():
         files = sign_request(directory, asked, cast(Kind, kind), whom, more, days)
     certificate = _certificate_in(files.certificate)
+    if as_json:
+        _print(files, certificate, authority_sha256=fingerprint(authority), key_sha256=key_digest(asked.csr))
+        return
     click.echo(f"Wrote {files.certificate}: valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
     click.echo(f"SHA-256 of the authority: {fingerprint(authority)}")
     click.echo(
@@ -224,7 +241,8 @@ def sign_command(directory: Path, request: Path, kind: str, name: str | None, sa
 @click.option("--key", required=True, type=_FILE, help="The key that the request was made with.")
 @click.option("--ca", type=_FILE, help="The authority that it has to lead to, if DIR has no ca.pem.")
 @_DIRECTORY
-def install_command(certificate: Path, key: Path, ca: Path | None, directory: Path) -> None:
+@_JSON
+def install_command(certificate: Path, key: Path, ca: Path | None, directory: Path, as_json: bool) -> None:
     """Check a certificate that has come back from the facility, and put it, its key and the authority into DIR.
 
     What is there under the same name is replaced at once, as for a renewal. A running server is then told to reload.
@@ -233,6 +251,11 @@ def install_command(certificate: Path, key: Path, ca: Path | None, directory: Pa
     with _one_line_errors():
         done = install(certificate, key, directory, ca)
     kind = kind_of(done.leaf)
+    if as_json:
+        _print(
+            done.files, done.leaf, authority_sha256=fingerprint(done.anchor), authority_was_given=done.anchor_was_given
+        )
+        return
     click.echo(f"Wrote {done.files.certificate}: valid until {done.leaf.not_valid_after_utc:%Y-%m-%d}")
     click.echo(f"The key is {done.files.key}")
     click.echo(f"SHA-256 of the authority: {fingerprint(done.anchor)}")
@@ -298,7 +321,8 @@ def list_command(directory: Path, as_json: bool) -> None:
     "--reason", type=click.Choice(list(REASONS)), default="unspecified", show_default=True, help="For the CRL."
 )
 @_CRL_DAYS
-def revoke_command(directory: Path, which: str, reason: str, crl_days: int) -> None:
+@_JSON
+def revoke_command(directory: Path, which: str, reason: str, crl_days: int, as_json: bool) -> None:
     """Revoke what was issued under NAME, a certificate by its file, or by its serial number: DIR/crl.pem says so.
 
     It cannot be undone. Servers heed it whose configuration names the CRL (crl = ["crl.pem"]), once they have the new
@@ -307,6 +331,10 @@ def revoke_command(directory: Path, which: str, reason: str, crl_days: int) -> N
     directory = directory.resolve()
     with _one_line_errors():
         revoked = revoke(directory, which, reason, crl_days)
+    if as_json:
+        now = datetime.now(UTC)
+        click.echo(json.dumps({**_crl_as_json(directory), "revoked": [_as_json(entry, now) for entry in revoked]}))
+        return
     for entry in revoked:
         click.echo(f"revoked {entry.name}, serial {entry.serial:x}")
     _say_crl(directory)
@@ -315,7 +343,8 @@ def revoke_command(directory: Path, which: str, reason: str, crl_days: int) -> N
 @pki.command("crl")
 @_DIRECTORY
 @_CRL_DAYS
-def crl_command(directory: Path, crl_days: int) -> None:
+@_JSON
+def crl_command(directory: Path, crl_days: int, as_json: bool) -> None:
     """Make the list of revoked certificates anew: DIR/crl.pem.
 
     To be done before the old one expires, since servers let nobody in under a CRL that has expired.
@@ -323,6 +352,9 @@ def crl_command(directory: Path, crl_days: int) -> None:
     directory = directory.resolve()
     with _one_line_errors():
         make_crl(directory, crl_days)
+    if as_json:
+        click.echo(json.dumps(_crl_as_json(directory)))
+        return
     _say_crl(directory)
 
 
@@ -331,7 +363,8 @@ def crl_command(directory: Path, crl_days: int) -> None:
 @click.argument("name")
 @_DAYS
 @click.option("--csr", type=_FILE, help="A request of a key that stays where it is; without it, a new key is made.")
-def renew_command(directory: Path, name: str, days: int, csr: Path | None) -> None:
+@_JSON
+def renew_command(directory: Path, name: str, days: int, csr: Path | None, as_json: bool) -> None:
     """Issue anew what was issued as NAME, with the same names: its files are replaced at once.
 
     The old certificate stays valid until its own end; revoke it by its serial number if its key may be known.
@@ -340,6 +373,9 @@ def renew_command(directory: Path, name: str, days: int, csr: Path | None) -> No
     with _one_line_errors():
         files, old = renew(directory, name, days, read_request(csr) if csr is not None else None)
     leaf = _certificate_in(files.certificate)
+    if as_json:
+        _print(files, leaf, new_key=csr is None, replaced=_as_json(old, datetime.now(UTC)))
+        return
     click.echo(f"Wrote {files.certificate}: valid until {leaf.not_valid_after_utc:%Y-%m-%d}")
     if csr is None:
         click.echo(f"Wrote {files.key}: a new private key")
@@ -373,12 +409,47 @@ def _say_settings(kind: str, files: Issued, authority: Path, certificate: x509.C
     )
 
 
-def _say_crl(directory: Path) -> None:
+def _print(files: Issued, certificate: x509.Certificate, **more: object) -> None:
+    """A certificate that was written, as a JSON object."""
+    names = x509.SubjectAlternativeName([])
+    with suppress(x509.ExtensionNotFound):  # an authority has none
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    facts = {
+        "certificate": str(files.certificate),
+        "key": str(files.key) if files.key.exists() else None,
+        "serial": f"{certificate.serial_number:x}",
+        "names": name_texts(names),
+        "until": certificate.not_valid_after_utc.isoformat(),
+    }
+    click.echo(json.dumps({**facts, **more}))
+
+
+def _say_asked(
+    request: Path, asked: Request, kind: str, authority: x509.Certificate, days: int, names: list[str]
+) -> None:
+    click.echo(f"Request: {request}")
+    click.echo(f"Key: {key_words(asked.csr.public_key())}, SHA-256 {key_digest(asked.csr)}")
+    click.echo(f"To be certified as a {kind}, by {authority.subject.rfc4514_string()}, for at most {days} days:")
+    for text in names:
+        click.echo(f"  {text}")
+
+
+def _crl_of(directory: Path) -> tuple[Path, int, datetime]:
+    """The CRL that was just made: its file, how many it names, and its end."""
     file = directory / "crl.pem"
     crl = x509.load_pem_x509_crl(file.read_bytes())
-    until = crl.next_update_utc
-    assert until is not None, "we have made it"
-    click.echo(f"Wrote {file}: {len(crl)} revoked certificates, valid until {until:%Y-%m-%d}")
+    assert crl.next_update_utc is not None, "we have made it"
+    return file, len(crl), crl.next_update_utc
+
+
+def _crl_as_json(directory: Path) -> dict[str, object]:
+    file, count, until = _crl_of(directory)
+    return {"crl": str(file), "count": count, "until": until.isoformat()}
+
+
+def _say_crl(directory: Path) -> None:
+    file, count, until = _crl_of(directory)
+    click.echo(f"Wrote {file}: {count} revoked certificates, valid until {until:%Y-%m-%d}")
     click.echo(
         "\nNext: copy it to every server that is to heed it, name it in its configuration (once), and let the server "
         "reload (systemctl reload, or SIGHUP):\n"

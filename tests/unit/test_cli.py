@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -18,6 +19,7 @@ import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
 from scistream.config import ConfigProblem
+from scistream.s2uc.commands import Request, read_file
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.wire.address import Address
 from scistream.wire.join import Join, new_app_key
@@ -206,19 +208,35 @@ def test_a_second_release_says_that_the_stream_is_already_released(length: int) 
     ("text", "named"),
     [
         ("{", "truncated"),
-        ("[]", "object"),
+        ("[]", "no JSON object: write {"),
         ('{"cmd": "GO"}', "cmd"),
         ('{"cmd": "REQ", "cons": "b.example:1"}', "prod"),
-        ('{"cmd": "REQ", "prod": "a.example", "cons": "b.example:1"}', "field prod: 'a.example'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example"}', "field cons: 'b.example'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": "5"}', "num_conn"),
+        (
+            '{"cmd": "REQ", "prod": "a.example", "cons": "b.example:1"}',
+            "prod: 'a.example' has no port: write HOST:PORT",
+        ),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example"}', "cons: 'b.example'"),
+        (
+            '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": "5"}',
+            'num_conn: "5" cannot be used here: write a whole number from 1 to 1024, such as 1',
+        ),
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": 1025}', "num_conn"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "fast"}', "field rate: 'fast'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": -1}', "field rate: '-1.0'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "expires": "soon"}', "field expires: 'soon'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "uid": "nix"}', "field uid: 'nix'"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "speed": 1}', "`speed`"),
-        ('{"cmd": "REL"}', "`uid`"),
+        (
+            '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "fast"}',
+            "rate: 'fast' is no rate: write it like 10Gbit",
+        ),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": -1}', "rate: '-1' is"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": [1]}', "rate: [1] cannot be used here"),
+        ('{"cmd": "REQ", "prod": 5, "cons": "b.example:1"}', "prod: 5 cannot be used here: write text in quotes"),
+        ('{"cmd": 7}', "its cmd is 7: write {"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "expires": "soon"}', "expires: 'soon'"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "uid": "nix"}', "uid: 'nix'"),
+        (
+            '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "speed": 1}',
+            "speed: no such key; allowed are cons, expires",
+        ),
+        ('{"cmd": "REL"}', "uid: is missing"),
+        ('{"cmd": "REL", "uid": 7}', "uid: 7 cannot be used here: write text in quotes"),
     ],
 )
 def test_a_wrong_request_file_is_named_with_the_field(tmp_path: Path, text: str, named: str) -> None:
@@ -231,6 +249,29 @@ def test_a_wrong_request_file_is_named_with_the_field(tmp_path: Path, text: str,
     assert named in line
 
 
+def test_all_that_is_wrong_with_a_request_file_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text('{"cmd": "REQ", "prod": "a.example", "num_conn": 0, "rate": "fast", "label": null}')
+    refused = say("s2uc --insecure", "--req-file", str(file))
+    said = refused.output.removeprefix("error: ").splitlines()
+    assert all(line.startswith(f"{file}: ") for line in said)
+    assert sorted(line.split(": ")[1] for line in said) == ["cons", "num_conn", "prod", "rate"]
+
+
+@pytest.mark.parametrize("text", [
+    '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1"}',
+    '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": null, "expires": null, "uid": null}',
+    '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "1Gbit", "label": null}',
+    '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": 1000}',
+])  # fmt: skip
+def test_what_a_request_file_leaves_out_has_the_defaults_of_the_command_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(text)
+    asked = read_file(file)
+    assert isinstance(asked, Request)
+    assert (asked.num_conn, asked.rate, asked.expires, asked.label) == (1, 1000.0, None, None)
+
+
 def test_a_request_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     refused = say("s2uc --insecure", "--req-file", str(tmp_path / "none.json"))
     assert refused.exit_code == 2
@@ -241,6 +282,61 @@ def test_a_request_file_goes_with_no_further_command(tmp_path: Path) -> None:
     refused = say("s2uc", "--req-file", str(tmp_path / "none.json"), "list")
     assert refused.exit_code == 2
     assert "--req-file" in refused.output
+
+
+# -- options that commands share
+
+
+def test_v_may_stand_before_a_command_or_behind_it() -> None:
+    for name in ("s2uc", "appctrl"):
+        for path, one in every_command():
+            if path.split()[0] == name:
+                assert any("-v" in parameter.opts for parameter in one.params), path
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [("{} list", 0), ("-v {} list", 1), ("{} list -v", 1), ("-v {} list -v", 2), ("{} list -vv", 2)],
+)
+def test_v_counts_wherever_it_stands(options: str, lines: int) -> None:
+    """A stand-in for what a command logs: `list` itself has nothing to say."""
+    script = (
+        "import scistream.s2uc.cli as cli; from twisted.logger import Logger; known = cli.Memory.all\n"
+        "def all(memory): log = Logger(); log.info('a little'); log.debug('all of it'); return known(memory)\n"
+        "cli.Memory.all = all; cli.main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *options.format("").split()], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "no streams\n"
+    assert [part in ended.stderr for part in ("a little", "all of it")] == [lines >= 1, lines >= 2]
+
+
+def test_every_command_of_s2uc_that_tells_something_has_json() -> None:
+    for path, one in every_command():
+        if path.startswith(("s2uc ", "scistream pki ", "scistream store ", "scistream policy ", "scistream usage")):
+            leaf = not isinstance(one, click.Group)
+            assert leaf == any("--json" in parameter.opts for parameter in one.params), path
+
+
+def test_a_release_tells_a_program_whether_it_was_needed() -> None:
+    known = remembered(0x1234ABCD)
+    Memory().add(known)
+    Memory().note_release(known.uid)
+    again = run(f"s2uc release {known.uid} --insecure --json")
+    assert json.loads(again.stdout) == {"uid": known.uid, "state": "Released", "already": True}
+
+
+def test_a_release_that_fails_says_so_in_its_last_line_of_json() -> None:
+    nobody = {"prod": "127.0.0.1:1", "cons": "127.0.0.1:1"}
+    known = msgspec.structs.replace(remembered(0x1234ABCD), **nobody)
+    Memory().add(known)
+    ended = run(f"s2uc release {known.uid} --insecure --json")
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert ended.returncode == 1
+    assert (last["uid"], last["state"], last["error"]["code"]) == (known.uid, "Failed", "timeout")
+    ended = run(f"s2uc forget {known.uid} --json")
+    assert json.loads(ended.stdout) == {"uid": known.uid, "state": "Forgotten"}
 
 
 # -- join strings

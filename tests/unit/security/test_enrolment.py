@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -401,3 +402,42 @@ def openssl(*words: str | Path) -> None:
     needs("openssl")
     ended = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+# -- for programs
+
+
+def told(*words: str | Path) -> Any:
+    """The one JSON object of a command, which has no word beside it."""
+    status, out, err = run(*words, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def test_each_step_from_the_authority_to_the_list_of_the_revoked_is_told_in_json(tmp_path: Path, home: Path) -> None:
+    directory = tmp_path / "pki"
+    made = told("init", directory, "--facility", "Example Light Source")
+    assert made["certificate"] == str(directory / "ca.pem")
+    assert made["authority_sha256"] == fingerprint((directory / "ca.pem").read_bytes())
+    server = told("issue", directory, "server", "s2cs.example", "--san", "192.0.2.7")
+    assert server["names"] == ["DNS:s2cs.example", "IP:192.0.2.7"]
+    asked = told("request", "user", ADA, "--out", home)
+    signed = told("sign", directory, asked["request"], "--kind", "user", "--name", ADA)
+    assert (signed["names"], signed["key"]) == ([f"email:{ADA}"], None)
+    assert signed["key_sha256"] == asked["key_sha256"]
+    placed = told("install", signed["certificate"], "--key", asked["key"], home / "config", "--ca", made["certificate"])
+    assert (placed["serial"], placed["authority_was_given"]) == (signed["serial"], True)
+    assert Path(placed["key"]).exists()
+    anew = told("renew", directory, "s2cs.example")
+    assert (anew["replaced"]["serial"], anew["new_key"]) == (server["serial"], True)
+    assert anew["serial"] != server["serial"]
+    revoked = told("revoke", directory, ADA)
+    assert ([one["serial"] for one in revoked["revoked"]], revoked["count"]) == ([signed["serial"]], 1)
+    assert told("crl", directory)["crl"] == revoked["crl"] == str(directory / "crl.pem")
+
+
+def test_a_program_that_signs_says_whom_the_certificate_is_for(facility: Path, home: Path) -> None:
+    csr = requested(home)
+    status, out, err = run("sign", facility, csr, "--kind", "user", "--json")
+    assert (status, out) == (2, "")
+    assert "--name" in err
