@@ -143,4 +143,4 @@ def test_a_file_asks_for_ports_as_the_command_line_does(world: World) -> None:
     file.write_text(json.dumps(wishes))
     ended = world.s2uc("--req-file", str(file), check=False)
     assert ended.returncode == 2
-    assert "field listen_ports: '5075-' is no list of ports" in ended.stderr
+    assert "listen_ports: '5075-' is no list of ports" in ended.stderr
