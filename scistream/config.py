@@ -204,6 +204,13 @@ class Limits(_Section, frozen=True, kw_only=True):
         )
 
 
+class ServerLimits(Limits, frozen=True, kw_only=True):
+    """The same for an S2CS, and what one user may take of a facility where no rule of its policy says it."""
+
+    streams_per_identity: _Count = 100
+    requests_per_minute: _Count = 1000
+
+
 class GatewayLimits(Limits, frozen=True, kw_only=True):
     """The same for a gateway, and what the ports of its streams take."""
 
@@ -272,7 +279,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
     policy: str = ""
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""

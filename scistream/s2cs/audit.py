@@ -39,6 +39,7 @@ from scistream.s2cs.audit_sink import Sink
 from scistream.s2cs.ledger import Implausible, Total
 from scistream.s2cs.record import Record
 from scistream.security.guard import place_of
+from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
@@ -48,7 +49,12 @@ MAX_WAITING_BYTES = 2**20
 """Lines that wait in memory; those above it are counted, and dropped."""
 WINDOW_SECONDS = 60.0
 MOST_IN_WINDOW = 20
-"""Refusals of one kind from one address, and Hellos of one stream, that get a line of their own in each window."""
+"""Refusals of one kind, by one identity or from one address without one, and Hellos and new targets of one stream, that
+get a line of their own in each window."""
+MOST_OF_IDENTITY = 200
+"""Lines about refusals that each identity gets in each window, whatever their kinds."""
+MOST_OF_STRANGERS = 1000
+"""The same of all without an identity together, whatever their addresses."""
 MOST_ADDRESSES = 4096
 MOST_RESETS_IN_WINDOW = 10
 """Lines about resets that each stream gets in each window."""
@@ -75,6 +81,8 @@ class AuditTrail:
         self._lost = 0
         self._is_failing = False
         self._refusals: dict[Hashable, _Window] = {}
+        self._late: set[StreamTrail] = set()
+        """The streams with lines that wait for the end of a window."""
 
     # -- the server
 
@@ -87,6 +95,8 @@ class AuditTrail:
     def stopped(self, streams: int) -> None:
         """The S2CS ends."""
         self._end_windows(all_of_them=True)
+        for stream in list(self._late):
+            stream.end_windows(all_of_them=True)
         self._emit(ServerStop, streams=streams)
         if self._sink is None:
             return
@@ -98,14 +108,15 @@ class AuditTrail:
     def link_refused(self, link: Link, reason: str) -> None:
         """A link has failed at the door."""
         address, host = _address(link)
-        self._emit_refusal((host,), LinkRefused, address=address, reason=reason)
+        self._emit_refusal(None, (host,), LinkRefused, address=address, reason=reason)
 
     def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
         """A command was refused."""
         address, host = _address(link)
         identity, issuer = _peer(link)
         self._emit_refusal(
-            (host, identity, issuer, cmd, code),
+            link.peer,
+            (link.peer or host, cmd, code),
             Refused,
             address=address,
             identity=identity,
@@ -122,7 +133,8 @@ class AuditTrail:
         address, host = _address(link)
         identity, issuer = _peer(link)
         self._emit_refusal(
-            (host, identity, issuer, "bad-line"),
+            link.peer,
+            (link.peer or host, "bad-line"),
             BadLine,
             address=address,
             identity=identity,
@@ -169,7 +181,17 @@ class AuditTrail:
     def flush(self) -> None:
         """Write what waits, and what was left out of the last window. To be called now and then."""
         self._end_windows()
+        for stream in list(self._late):
+            stream.end_windows()
         self._write_waiting()
+
+    def note_late(self, stream: StreamTrail) -> None:
+        """A stream has lines that wait for the end of a window."""
+        self._late.add(stream)
+
+    def forget_late(self, stream: StreamTrail) -> None:
+        """It has none any more."""
+        self._late.discard(stream)
 
     def reopen(self) -> None:
         """The file may have been moved away: at SIGHUP."""
@@ -186,31 +208,42 @@ class AuditTrail:
         if self._sink is not None:
             self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
 
-    def _emit_refusal(self, key: Hashable, kind: type[Any], **fields: Any) -> None:
-        """Whoever knocks again and again must not fill the disk: what is above the measure is only counted."""
+    def _emit_refusal(self, who: Identity | None, key: Hashable, kind: type[Any], **fields: Any) -> None:
+        """Whoever knocks again and again must not fill the disk: what is above the measure is only counted.
+
+        :param who: whose refusals are bounded together; all without an identity are.
+        :param key: the kind, and who or from where.
+        """
         if self._sink is None:
             return
         event = kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, repeated=0, **fields)
         self._end_windows()
+        group = self._window(("all of", who), MOST_OF_STRANGERS if who is None else MOST_OF_IDENTITY)
+        if group.is_full:
+            group.leave_out(event)
+            return
+        window = self._window(("one kind", who, key), MOST_IN_WINDOW)
+        if window.is_full:
+            window.leave_out(event)
+            return
+        for each in (group, window):
+            each.written += 1
+        self._write(event)
+
+    def _window(self, key: Hashable, most: int) -> _Window:
         if key not in self._refusals and len(self._refusals) >= MOST_ADDRESSES:
-            key = None
-        window = self._refusals.setdefault(key, _Window(self.wall()))
-        window.seen += 1
-        if window.seen <= MOST_IN_WINDOW:
-            self._write(event)
-        else:
-            window.last = event
+            key, most = None, MOST_IN_WINDOW
+        return self._refusals.setdefault(key, _Window(self.wall(), most))
 
     def _end_windows(self, *, all_of_them: bool = False) -> None:
         """They are in the order of their beginning. A clock that was set back ends them, too."""
         now = self.wall()
         for key, window in list(self._refusals.items()):
-            if not all_of_them and 0 <= now - window.began < WINDOW_SECONDS:
+            if not all_of_them and not window.is_over(now):
                 return
             del self._refusals[key]
             if window.last is not None:
-                repeated = window.seen - MOST_IN_WINDOW - 1
-                self._write(msgspec.structs.replace(window.last, repeated=repeated))
+                self._write(msgspec.structs.replace(window.last, repeated=window.left_out - 1))
 
     def _write(self, event: Event) -> None:
         line = line_of(event)
@@ -251,12 +284,29 @@ class AuditTrail:
 
 
 class _Window:
-    """The refusals of one kind, from one address, in a minute."""
+    """What is bounded together in a minute: so many lines of it are written, and the others are counted."""
 
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.seen = 0
+    def __init__(self, began: float, most: int) -> None:
+        self._began = began
+        self._most = most
+        self.written = 0
+        self.left_out = 0
         self.last: Any = None
+        """The last one that was left out."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more lines are to be written."""
+        return self.written >= self._most
+
+    def is_over(self, now: float) -> bool:
+        """Whether its minute has passed. A clock that was set back ends it, too."""
+        return not 0 <= now - self._began < WINDOW_SECONDS
+
+    def leave_out(self, what: Any) -> None:
+        """Count one that gets no line."""
+        self.left_out += 1
+        self.last = what
 
 
 class StreamTrail:
@@ -274,8 +324,7 @@ class StreamTrail:
         self._has_ended = restored and record.state == "Released"
         self._greeted_on: Link | None = None
         self._greeted_with: list[str] = []
-        self._hellos_began = 0.0
-        self._hellos_seen = 0
+        self._windows: dict[type[Any], _Window] = {}
         self._resets_told: dict[tuple[str, int, str, str], int] = {}
         self._resets_due: dict[tuple[str, int, str, str], int] = {}
         self._implausible: set[str] = set()
@@ -288,15 +337,33 @@ class StreamTrail:
         if isinstance(message, Error):
             self._audit.refused(caller.link, caller.cmd, record.uid, record.role, message.code, message.msg)
         elif caller.cmd == "Hello" and (caller.link, record.app_listeners) != (self._greeted_on, self._greeted_with):
-            now = self._audit.wall()
-            if not 0 <= now - self._hellos_began < WINDOW_SECONDS:
-                self._hellos_began, self._hellos_seen = now, 0
-            if self._hellos_seen >= MOST_IN_WINDOW:
-                return  # the application says it again, and has its line then
-            self._hellos_seen += 1
             self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
             address, _ = _address(caller.link)
-            self._audit.of_stream(Hello, record, address=address, listeners=self._greeted_with)
+            self._emit_bounded(Hello, address=address, listeners=self._greeted_with)
+
+    def _emit_bounded(self, kind: type[Any], **fields: Any) -> None:
+        """Write a line of a kind that users and applications can cause again and again, or count it."""
+        now = self._audit.wall()
+        if kind in self._windows and self._windows[kind].is_over(now):
+            self.end_windows()
+        window = self._windows.setdefault(kind, _Window(now, MOST_IN_WINDOW))
+        if window.is_full:
+            window.leave_out(fields)
+            self._audit.note_late(self)
+        else:
+            window.written += 1
+            self._audit.of_stream(kind, self._record, **fields)
+
+    def end_windows(self, *, all_of_them: bool = False) -> None:
+        """Write the last line of those that were left out in a minute that has passed, with their number."""
+        now = self._audit.wall()
+        for kind, window in list(self._windows.items()):
+            if all_of_them or window.is_over(now):
+                del self._windows[kind]
+                if window.last is not None:
+                    self._audit.of_stream(kind, self._record, repeated=window.left_out - 1, **window.last)
+        if not any(window.last is not None for window in self._windows.values()):
+            self._audit.forget_late(self)
 
     def resets_heard(self, gateway: str, resets: list[ResetReason]) -> None:
         """Connections were reset: a line for each reason of which there are more now, up to a few each minute. The
@@ -348,14 +415,15 @@ class StreamTrail:
         if record.state == "Streaming" and record.revision != self._revision:
             kind = Targets if self._revision else Start
             self._revision = record.revision
-            gateways, targets = sorted(record.plan), record.connection_map
-            self._audit.of_stream(kind, record, generation=record.revision, gateways=gateways, targets=targets)
+            gateways, targets = sorted(record.plan), dict(record.connection_map)
+            self._emit_bounded(kind, generation=record.revision, gateways=gateways, targets=targets)
 
     def ended(self) -> None:
         """Nothing of it is left. Said before it is written down: a crash in between repeats it and loses nothing."""
         if self._has_ended:
             return
         self._has_ended = True
+        self.end_windows(all_of_them=True)
         self._write_resets(MOST_RESETS_IN_WINDOW)
         record, now, carried = self._record, self._audit.wall(), self._carried()
         error, request = record.last_error, record.request

@@ -101,6 +101,7 @@ class Hello(_StreamEvent, frozen=True, kw_only=True, tag="hello"):
 
     address: str
     listeners: list[str]
+    repeated: int = 0
 
 
 class Start(_StreamEvent, frozen=True, kw_only=True, tag="start"):
@@ -117,6 +118,7 @@ class Targets(_StreamEvent, frozen=True, kw_only=True, tag="targets"):
     generation: int
     gateways: list[str]
     targets: dict[str, str]
+    repeated: int = 0
 
 
 class Resets(_StreamEvent, frozen=True, kw_only=True, tag="resets"):

@@ -82,7 +82,9 @@ class Held:
         self.core = Core(guarded(self, self.log, self._failed, record.uid), record)
         self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
         owner = identity_of(record.owner).name
-        trace(self.machine, self.log, party="s2cs", uid=record.uid, role=record.role, owner=owner)
+        trace(
+            self.machine, self.log, server.reactor.seconds, party="s2cs", uid=record.uid, role=record.role, owner=owner
+        )
         self.app_link: Link | None = None
         self.app_outbox = Outbox(server.reactor, "the application")
         self.wrong_hellos = 0

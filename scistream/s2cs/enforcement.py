@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import PROD, Hello, Req, Role, StreamKey, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Hello, Req, Role, StreamKey, UpdateTargets
 
 _log = Logger()
+
+MINUTE = 60.0
 
 
 def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
@@ -80,10 +83,20 @@ class Guard:
     :param policy: None lets every user of a trusted authority ask, within `longest_expires`. May be replaced at any
         time: what streams have already goes on; what is asked from then on is held to the new one.
     :param used_today: how many bytes the streams of an owner have carried since midnight UTC.
+    :param seconds: tells the time.
     """
 
-    def __init__(self, config: S2CSConfig, policy: Policy | None, used_today: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        config: S2CSConfig,
+        policy: Policy | None,
+        used_today: Callable[[str], int],
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._used_today = used_today
+        self._seconds = seconds
+        self._asked: dict[str, tuple[float, int]] = {}
+        """When the minute of each owner began, the earliest first, and how many new streams were asked for in it."""
         self.put_in_force(config, policy)
 
     def put_in_force(self, config: S2CSConfig, policy: Policy | None) -> None:
@@ -91,6 +104,26 @@ class Guard:
         self.policy = policy
         self._usual_life = parse_seconds(config.expires)
         self._longest_life = parse_seconds(config.longest_expires)
+        self._limits = config.limits
+
+    def count_request(self, owner: str) -> None:
+        """Count a request for a new stream, whatever comes of it.
+
+        :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
+        """
+        now, most = self._seconds(), self._limits.requests_per_minute
+        for other, (began, _) in list(self._asked.items()):
+            if now - began < MINUTE:
+                break
+            del self._asked[other]
+        began, count = self._asked.setdefault(owner, (now, 0))
+        if count >= most:
+            raise StreamError(
+                "no-capacity",
+                f"{most} new streams were asked for within a minute, and one identity may ask for no more "
+                f"(`requests_per_minute`): ask again in {began + MINUTE - now:.0f} s",
+            )
+        self._asked[owner] = began, count + 1
 
     def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
         """Whether a new stream may be had, and for how many seconds.
@@ -101,6 +134,7 @@ class Guard:
         if request.expires is not None:
             self._check_facility(request.expires)
         if self.policy is None:
+            self._check_streams(owner, request, records)
             return request.expires or min(self._usual_life, self._longest_life)
         asked = Asked(
             request.role,
@@ -116,6 +150,8 @@ class Guard:
         assert decision.rule is not None, "an allowance comes from a rule"
         standing = _standing(owner, (request.uid, request.role), decision.rule.roles, records, self._used_today(owner))
         decision.rule.decide(asked, standing).enforce()
+        if decision.rule.streams is None:
+            self._check_streams(owner, request, records)
         longest = min(self._longest_life, decision.rule.expires or self._longest_life)
         return request.expires or min(self._usual_life, longest)
 
@@ -124,6 +160,16 @@ class Guard:
             raise StreamError(
                 "not-authorized",
                 f"asked for a stream of {life:.0f} s, and this facility allows {self._longest_life:.0f} s at most",
+            )
+
+    def _check_streams(self, owner: str, request: Req, records: Iterable[Record]) -> None:
+        """:raises StreamError: `no-capacity`, if there is no rule that says it and the owner has enough streams."""
+        there = _standing(owner, (request.uid, request.role), (PROD, CONS), records, 0).streams
+        if there >= self._limits.streams_per_identity:
+            raise StreamError(
+                "no-capacity",
+                f"{there} streams of yours are here, and one identity may have {self._limits.streams_per_identity} at "
+                "once (`streams_per_identity`): release one first",
             )
 
     def may_ask(self, owner: str, role: Role) -> bool:

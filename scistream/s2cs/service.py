@@ -150,7 +150,7 @@ class ControlServer(Service):
             self._lock.release()
             raise
         self.ledger = Ledger(self.store, wall)
-        self.guard = Guard(config, policy, self.ledger.usage_today)
+        self.guard = Guard(config, policy, self.ledger.usage_today, reactor.seconds)
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
         self._pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams: dict[StreamKey, Held] = {}
@@ -449,6 +449,7 @@ class ControlServer(Service):
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
+        self.guard.count_request(owner)
         self.audit.request(link, request, owner)
         life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)

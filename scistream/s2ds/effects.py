@@ -80,7 +80,7 @@ class Holding:
         self._server = server
         self._core = Core(guarded(self, self.log, self._failed, command.uid), command.uid, command.role, server.boot)
         self.machine: Stream = new_stream(self._core)
-        trace(self.machine, self.log, party="s2ds", uid=command.uid, role=command.role)
+        trace(self.machine, self.log, server.reactor.seconds, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
         self._listeners: dict[int, tuple[socket.socket, Listener]] = {}
         self.dials_here: set[int] = set()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_policy_at_work import ADA, BOB, UIDS, Knowing, Lab, a_req, rule
 
+from scistream.config import ServerLimits
+from scistream.s2cs.audit import MOST_IN_WINDOW, MOST_OF_IDENTITY
+from scistream.s2cs.enforcement import owner_of
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import CONS, PROD, Command, Rel, Role, UpdateTargets
 
@@ -120,6 +127,103 @@ def test_no_order_of_commands_exceeds_a_bound_of_the_policy(asked: list[Callable
                 office.check()
         finally:
             office.close()
+
+
+class Crowd:
+    """An S2CS without a policy whose gateway has room for hundreds of streams, and two users."""
+
+    def __init__(self, folder: Path, **limits: int) -> None:
+        self.lab = Lab(folder)
+        control = self.lab.control
+        control.guard.put_in_force(msgspec.structs.replace(control.config, limits=ServerLimits(**limits)), None)
+        self._ada, self._bob = self.lab.link(ADA), self.lab.link(BOB)
+        self.lab.world.network.run(1.0)
+
+    def outcome(self, command: Command, *, bob: bool = False) -> Any:
+        """The answer to a command, or the error that it ended in."""
+        outcome: list[Any] = []
+        (self._bob if bob else self._ada).ask(command, 30.0).addBoth(outcome.append)
+        self.lab.world.network.until(lambda: bool(outcome), within=31.0)
+        return getattr(outcome[0], "value", outcome[0])
+
+    def close(self) -> None:
+        for link in (self._ada, self._bob):
+            link.stopService()
+        self.lab.world.close()
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[Callable[..., Crowd]]:
+    made: list[Crowd] = []
+
+    def make(**limits: int) -> Crowd:
+        made.append(Crowd(tmp_path, **limits))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_without_a_rule_an_identity_has_so_many_streams_and_others_have_theirs(crowd: Callable[..., Crowd]) -> None:
+    here = crowd(streams_per_identity=2)
+    for uid in UIDS[:2]:
+        assert here.outcome(a_req(uid, PROD, rate=1.0)).state == "Listening"
+    assert here.outcome(a_req(UIDS[0], CONS, rate=1.0)).state == "Listening", "the other end of one that is counted"
+    refused = here.outcome(a_req(UIDS[2], PROD, rate=1.0))
+    assert (refused.code, refused.msg) == (
+        "no-capacity",
+        "2 streams of yours are here, and one identity may have 2 at once (`streams_per_identity`): release one first",
+    )
+    assert here.outcome(a_req(UIDS[3], PROD, rate=1.0), bob=True).state == "Listening"
+    assert here.outcome(Rel(uid=UIDS[1], role=PROD, seq=UNSENT)).state == "Released"
+    assert here.outcome(a_req(UIDS[4], PROD, rate=1.0)).state == "Listening"
+
+
+def test_a_rule_that_says_how_many_streams_takes_the_place_of_the_limit(crowd: Callable[..., Crowd]) -> None:
+    here = crowd(streams_per_identity=1)
+    here.lab.has(rule(streams=2), rule(BOB.name, name="bobs"))
+    for uid in UIDS[:2]:
+        assert here.outcome(a_req(uid, PROD, rate=1.0)).state == "Listening"
+    assert "allows at most 2 streams at once" in here.outcome(a_req(UIDS[2], PROD, rate=1.0)).msg
+    assert here.outcome(a_req(UIDS[3], PROD, rate=1.0), bob=True).state == "Listening"
+    assert "`streams_per_identity`" in here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).msg
+
+
+def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable[..., Crowd]) -> None:
+    here = crowd(requests_per_minute=3)
+    for uid in UIDS[:3]:
+        assert here.outcome(a_req(uid, PROD, rate=90_000.0)).code == "no-capacity", "what is refused counts, too"
+    refused = here.outcome(a_req(UIDS[3], PROD, rate=1.0))
+    assert refused.code == "no-capacity"
+    assert "3 new streams were asked for within a minute" in refused.msg
+    assert here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).state == "Listening"
+    here.lab.world.network.run(61.0)
+    assert here.outcome(a_req(UIDS[3], PROD, rate=1.0)).state == "Listening"
+    assert set(here.lab.control.guard._asked) == {owner_of(ADA)}, "minutes that have passed are forgotten"
+
+
+@settings(max_examples=15)
+@given(st.lists(st.tuples(steps, st.integers(1, 30)), min_size=1, max_size=8))
+def test_whatever_a_user_commands_the_audit_trail_stays_short(
+    said: list[tuple[Callable[[Office], None], int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        office = Office(Path(folder))
+        began, streams = office.lab.world.network.seconds(), 2 * 4 * len(USERS)
+        try:
+            for step, times in said:
+                for _ in range(times if step is not Office.restart else 1):
+                    step(office)
+            starts = 1 + sum(step is Office.restart for step, _ in said)
+            windows = int((office.lab.world.network.seconds() - began) / 60.0) + 1 + starts
+            trail = office.lab.control.store._path.with_suffix(".audit.jsonl").read_text().splitlines()
+        finally:
+            office.close()
+    events = Counter(json.loads(line)["event"] for line in trail)
+    assert events["refused"] <= (MOST_OF_IDENTITY + 11) * len(USERS) * windows
+    assert events["targets"] <= (MOST_IN_WINDOW + 1) * streams * windows
+    assert events["end"] <= events["request"]
 
 
 def test_each_end_of_a_stream_counts_with_the_rate_that_it_reserves(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scistream.config import GatewayLimits, Limits, S2CSConfig, S2DSConfig, S2UCConfig, load
+from scistream.config import GatewayLimits, S2CSConfig, S2DSConfig, S2UCConfig, ServerLimits, load
 from scistream.s2cs.policy import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2uc.commands import read_file
 from scistream.security.pki import init_authority
@@ -54,7 +54,7 @@ def test_the_example_of_a_policy_names_every_setting_and_shows_the_defaults(tmp_
         assert rule[key] == getattr(defaults, key), key
 
 
-@pytest.mark.parametrize(("name", "kind"), [("s2cs.toml", Limits), ("s2ds.toml", GatewayLimits)])
+@pytest.mark.parametrize(("name", "kind"), [("s2cs.toml", ServerLimits), ("s2ds.toml", GatewayLimits)])
 def test_an_example_shows_each_limit_with_its_default(name: str, kind: Any) -> None:
     assert tomllib.loads((CONF / name).read_text())["limits"] == msgspec.to_builtins(kind())
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.logger import Logger, formatEvent
 
 from scistream.app.machine import Core, new_consumer
-from scistream.logs import state_of, trace
+from scistream.logs import MOST_SAME_CHANGES, TALLY_SECONDS, state_of, trace
 from scistream.wire.errors import StreamError
 
 
@@ -68,3 +72,33 @@ def test_a_machine_can_say_its_state_by_name() -> None:
     assert state_of(machine) == "Idle"
     machine.start()
     assert state_of(machine) == "Greeting"
+
+
+class _State(NamedTuple):
+    name: str
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 300), st.sampled_from([0.0, 1.0, 61.0])), max_size=20))
+def test_whatever_commands_a_machine_its_changes_are_few_lines_a_minute_and_none_is_uncounted(
+    changes: list[tuple[str, int, float]],
+) -> None:
+    traced: list[Callable[..., None]] = []
+    machine = SimpleNamespace(__automat_transitioner__=SimpleNamespace(setTrace=traced.append))
+    events: list[Any] = []
+    states = {name: _State(name) for name in ("a", "b", "c", "z", "end")}
+    now, count, state = 0.0, 0, "a"
+    trace(machine, Logger(observer=cast(Any, events.append)), lambda: now, party="x")
+    (change,) = traced
+    for name, times, pause in changes:
+        for _ in range(times):
+            for new in (name, "z"):
+                count += new != state
+                change(states[state], "command", states[new])
+                state = new
+        now += pause
+    pairs = 7
+    assert len(events) <= pairs * MOST_SAME_CHANGES * (int(now / TALLY_SECONDS) + 1)
+    now += TALLY_SECONDS
+    change(states[state], "command", states["end"])
+    hidden = sum(int(event["more"].split()[1]) for event in events if event["more"])
+    assert len(events) + hidden == count + 1

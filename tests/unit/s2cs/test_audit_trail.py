@@ -25,6 +25,8 @@ from scistream.s2cs import audit as audit_module
 from scistream.s2cs.audit import (
     MOST_ADDRESSES,
     MOST_IN_WINDOW,
+    MOST_OF_IDENTITY,
+    MOST_OF_STRANGERS,
     MOST_RESETS_IN_WINDOW,
     WINDOW_SECONDS,
     AuditTrail,
@@ -360,11 +362,58 @@ def test_the_rest_of_a_flood_is_told_at_the_end_of_the_server_too(rig: Rig) -> N
 def test_a_flood_from_everywhere_takes_up_bounded_memory_and_lines(rig: Rig) -> None:
     for number in range(MOST_ADDRESSES + 1000):
         rig.knock(f"10.{number // 65536}.{number // 256 % 256}.{number % 256}")
-    assert len(rig.events()) == MOST_ADDRESSES + MOST_IN_WINDOW
-    assert len(rig.trail._refusals) == MOST_ADDRESSES + 1
+    assert len(rig.events()) == MOST_OF_STRANGERS
+    assert len(rig.trail._refusals) <= MOST_ADDRESSES + 1
     rig.clock.now += WINDOW_SECONDS
     rig.trail.flush()
     assert rig.trail._refusals == {}
+    assert rig.events()[-1].repeated == MOST_ADDRESSES + 1000 - MOST_OF_STRANGERS - 1
+
+
+PEERS = [None, ADA, Identity("sha256:00", "eve@lab.example")]
+refusals = st.lists(
+    st.tuples(
+        st.sampled_from(PEERS),
+        st.integers(0, 4),  # the address
+        st.sampled_from(["REQ", "REL", "Status", "UpdateTargets"]),
+        st.sampled_from(["not-authorized", "unknown-uid", "no-capacity", "bad-line"]),
+        st.integers(1, 120),  # times
+        st.sampled_from([0.0, 0.0, 0.5, 20.0, 61.0]),  # seconds after it
+    ),
+    max_size=40,
+)
+
+
+@given(refusals)
+def test_refusals_are_few_lines_for_each_identity_and_for_all_strangers_and_none_is_uncounted(
+    refusals: list[tuple[Identity | None, int, str, str, int, float]],
+) -> None:
+    lines: list[str] = []
+    clock = Clock()
+    sink = SimpleNamespace(name="memory", write=lines.append, close=lambda: None)
+    trail = AuditTrail(cast(Any, sink), SERVER, clock)
+    for peer, host, cmd, code, times, pause in refusals:
+        for _ in range(times):
+            link = a_link(f"10.0.0.{host}:50000", peer)
+            if code == "bad-line":
+                trail.bad_line(link, None, "no message", False)
+            else:
+                trail.refused(link, cmd, UID, PROD, code, "no")
+        clock.now += pause
+        trail.flush()
+    minutes = int((clock.now - START) / WINDOW_SECONDS) + 1
+    trail.stopped(0)
+    *events, _ = map(read_line, lines)
+    for peer, most in zip(PEERS, (MOST_OF_STRANGERS, MOST_OF_IDENTITY, MOST_OF_IDENTITY), strict=True):
+        mine: list[Any] = [one for one in events if one.identity == (peer.name if peer else None)]  # type: ignore[union-attr]
+        assert len(mine) <= (most + most // MOST_IN_WINDOW + 1) * minutes
+        assert sum(1 + one.repeated for one in mine) == sum(times for who, *_, times, _ in refusals if who == peer)
+
+
+def test_an_identity_has_the_lines_of_one_wherever_it_comes_from(rig: Rig) -> None:
+    for number in range(200):
+        rig.trail.refused(a_link(f"10.0.{number}.1:5"), "REL", UID, PROD, "not-authorized", "not yours")
+    assert len(rig.events()) == MOST_IN_WINDOW
 
 
 def test_a_user_who_is_refused_does_not_silence_another_one_at_the_same_address(rig: Rig) -> None:
@@ -454,8 +503,28 @@ def test_an_application_that_comes_on_ever_new_links_gets_twenty_lines_a_minute(
         for number in range(200):
             link = a_link(f"10.0.0.5:{40000 + number}", None)
             stream.answered(Caller(link, 1, "Hello"), Resp(uid=UID, seq=1, state="Streaming", msg="welcome"))
-        assert len(rig.events()) == MOST_IN_WINDOW * minute
+        assert len(rig.events()) == (MOST_IN_WINDOW + 1) * minute - 1
         rig.clock.now += WINDOW_SECONDS
+        rig.trail.flush()
+        last = rig.events()[-1]
+        assert (last.address, last.repeated) == ("10.0.0.5:40199", 200 - MOST_IN_WINDOW - 1)
+    stream.ended()
+    assert rig.trail._late == set()
+
+
+def test_new_targets_of_a_stream_are_twenty_lines_a_minute_and_the_last_ones_are_told(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    for generation in range(1, 202):
+        record.revision = generation
+        record.connection_map = {"10.0.0.1:5100": f"10.0.0.5:{7000 + generation}"}
+        stream.saved()
+    assert len(rig.events()) == 1 + MOST_IN_WINDOW
+    stream.ended()
+    *_, last, end = rig.events()
+    assert (last.generation, last.targets) == (201, {"10.0.0.1:5100": "10.0.0.5:7201"})
+    assert last.repeated == 200 - MOST_IN_WINDOW - 1
+    assert end.__struct_config__.tag == "end"
 
 
 def test_strangers_of_one_ipv6_network_have_the_lines_of_one_address(rig: Rig) -> None:
