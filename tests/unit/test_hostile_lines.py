@@ -236,6 +236,16 @@ def test_a_rate_of_next_to_nothing_is_a_bad_message(rate: float) -> None:
         assert "rate" in refusal.msg
 
 
+def test_who_asks_for_the_other_role_of_a_uid_has_a_stream_of_his_own_until_it_is_over() -> None:
+    with party(UserAtControlServer) as server:
+        request = {**json.loads(SCRIPTS[UserAtControlServer][0][0]), "uid": OTHER_UID, "role": CONS}
+        server.hear([json.dumps({**request, "expires": 50.0, "hello_timeout": 20.0}).encode()])
+        assert states(server) == {"Listening"}
+        server.hear([b"!25"])
+        assert (OTHER_UID, CONS) not in server.server.streams
+        assert (OTHER_UID, PROD) in server.server.streams, "that is ada's"
+
+
 # -- what a false gateway has shown
 
 

@@ -516,7 +516,7 @@ def test_new_targets_of_a_stream_are_twenty_lines_a_minute_and_the_last_ones_are
     record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
     stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
     for generation in range(1, 202):
-        record.revision = generation
+        record.generation = generation
         record.connection_map = {"10.0.0.1:5100": f"10.0.0.5:{7000 + generation}"}
         stream.saved()
     assert len(rig.events()) == 1 + MOST_IN_WINDOW
