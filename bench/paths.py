@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 from bench import peers
 from bench.peers import FAR_NAME, HOST, Door, Papers, Program
 from bench.processes import listens
-from scistream.app.controller import Controller
+from scistream.app.controller import Controller, Nobody
 from scistream.config import parse_elements
 from scistream.demo.children import Child, Children
 from scistream.demo.facilities import Facility, Ports
@@ -285,14 +285,12 @@ class _Facilities:
         reactor, prod, cons = self._yard.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
         stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
         self._streams.append(stream)
-        producer = Controller(
-            reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], None, ignore, ignore
-        ).run()
-        announced: list[str] = []
-        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], None, announced.append, ignore).run()
+        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], Nobody(), ignore).run()
+        told = Nobody()
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], told, ignore).run()
         await stream.provisioned()
         await gatherResults([producer, consumer])
-        return Address.parse(json.loads(announced[0])["listeners"][0]).port
+        return Address.parse(told.listeners[0]).port
 
     async def close(self) -> None:
         try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from twisted.internet.defer import DeferredList
 
-from scistream.app.controller import Controller
+from scistream.app.controller import Controller, Nobody
 from scistream.demo.children import Children
 from scistream.demo.facilities import HOST, Facility, Ports
 from scistream.s2uc.client import Client
@@ -94,8 +94,8 @@ async def _one(reactor: Any, user: Issued, lab: Facility, centre: Facility) -> f
     async with Client(certificate=user.certificate, key=user.key, authorities=authorities, reactor=reactor) as client:
         began = reactor.seconds()
         stream = await client.request(prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=CHANNELS, rate=1000.0)
-        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, 9)], None, _ignore, _ignore).run()
-        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], None, _ignore, _ignore).run()
+        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, 9)], Nobody(), _ignore).run()
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], Nobody(), _ignore).run()
         await stream.provisioned()
         seconds: float = reactor.seconds() - began
         await DeferredList([producer, consumer])

@@ -15,7 +15,7 @@ import click
 
 import scistream
 from scistream.app.beginning import JOIN_VARIABLE, Beginning, begin
-from scistream.app.controller import Controller
+from scistream.app.controller import Controller, Nobody
 from scistream.app.handover import CannotStart, Keeper, become, filled_in, find, split
 from scistream.command_line import Commands, refuse, run, start_logging
 from scistream.config import ConfigProblem
@@ -106,7 +106,7 @@ def _run(
         if command and "{" not in command[0]:
             find(command[0], beginning.environment)
         if not command:
-            sys.exit(run(lambda reactor: _say_hello(reactor, join, listeners, None)))
+            sys.exit(run(lambda reactor: _announce(reactor, join, listeners)))
         told = split(
             lambda keeper: run(lambda reactor: _say_hello(reactor, join, listeners, keeper), interruptible=False)
         )
@@ -119,8 +119,18 @@ def _run(
         sys.exit(problem.status)
 
 
-async def _say_hello(reactor: Any, join: Join, listeners: list[Address], keeper: Keeper | None) -> int:
-    return await Controller(reactor, join, listeners, keeper, click.echo, _note).run()
+async def _say_hello(reactor: Any, join: Join, listeners: list[Address], keeper: Keeper) -> int:
+    await Controller(reactor, join, listeners, keeper, _note).run()
+    return 0
+
+
+async def _announce(reactor: Any, join: Join, listeners: list[Address]) -> int:
+    """Say Hello for a program that somebody else starts, and tell where a consumer connects."""
+    known = Nobody()
+    await Controller(reactor, join, listeners, known, _note).run()
+    if join.role == CONS:
+        click.echo(json.dumps({"uid": join.uid, "listeners": known.listeners}))
+    return 0
 
 
 def _note(sentence: str) -> None:

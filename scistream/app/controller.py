@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.app.machine import Application, Core, new_consumer, new_producer
+from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.security.control import pinned_dialer
 from scistream.wire.address import Address
@@ -39,14 +39,30 @@ class Program(Protocol):
         """Fires when the program is gone, or will not start any more. Asked once."""
 
 
+class Nobody:
+    """Stands for a program that somebody else starts: all that is asked for is where it connects."""
+
+    def __init__(self) -> None:
+        self.listeners: list[str] = []
+        self._told: Deferred[None] = Deferred()
+
+    def start(self, listeners: Sequence[str]) -> None:
+        """Keep the listeners; that is all."""
+        self.listeners = list(listeners)
+        self._told.callback(None)
+
+    def ended(self, _reactor: Any) -> Deferred[None]:
+        """Fires when the listeners are known."""
+        return self._told
+
+
 class Controller:
     """Says Hello for one application of one stream.
 
     :param reactor: the reactor, with monotonic timers.
     :param join: what the join string says.
     :param listeners: where ProdApp listens; a wildcard host becomes the address that we reach the S2CS from.
-    :param program: what is to be started, or None.
-    :param announce: gets the line that tells a consumer without a program where to connect.
+    :param program: what is to be started.
     :param note: gets sentences for the user: what is waited for, and that the stream ended before the program.
     """
 
@@ -57,24 +73,24 @@ class Controller:
         reactor: Any,
         join: Join,
         listeners: Sequence[Address],
-        program: Program | None,
-        announce: Callable[[str], None],
+        program: Program,
         note: Callable[[str], None],
     ) -> None:
         self._reactor = reactor
         self._join = join
         self._listeners = listeners
         self._program = program
-        self._announce = announce
         self._note = note
-        self._core = Core(self)
+        guarded_self = guarded(self, self.log, self._faulted, join.uid)
+        self._guarded = guarded_self
+        self._core = Core(guarded_self)
         self.machine: Application = (new_producer if join.role == PROD else new_consumer)(self._core)
         trace(self.machine, self.log, party="app", uid=join.uid, role=join.role)
         self._dialer = pinned_dialer(reactor, join.server, f"the S2CS at {join.server}", join.ca)
-        self._dialer.on_up = self._up
-        self._dialer.on_down = self._down
-        self._dialer.on_poll = self._hello_if_answered
-        self._dialer.on_message = self._heard
+        self._dialer.on_up = guarded_self._up
+        self._dialer.on_down = guarded_self._down
+        self._dialer.on_poll = guarded_self._hello_if_answered
+        self._dialer.on_message = guarded_self._heard
         self._told: list[str] | None = None
         self._greeted = False
         self._started = False
@@ -83,20 +99,17 @@ class Controller:
         self._hello: Deferred[Any] | None = None
         self._remark: IDelayedCall | None = None
         self._ended: Deferred[None] | None = None
-        self._finished: Deferred[int] = Deferred(self._cancelled)
+        self._finished: Deferred[StreamError | None] = Deferred(self._cancelled)
+        self._closed: Deferred[None] = succeed(None)
 
-    def run(self) -> Deferred[int]:
-        """Do it all; fires with the exit status.
-
-        Without a program a consumer is done when it knows where to connect, and a producer when its Hello is
-        answered; with one, when the program has ended or the stream has.
+    def run(self) -> Deferred[StreamError | None]:
+        """Do it all; fires with None when the program has ended, or with the reason why the stream ended before it.
 
         :raises StreamError: if the S2CS refuses, or the stream ends before the application could start.
         """
         self._give_up_at = self._reactor.seconds() + HELLO_PATIENCE
-        if self._program is not None:
-            self._ended = self._program.ended(self._reactor)
-            self._ended.addCallback(self._program_ended)
+        self._ended = self._program.ended(self._reactor)
+        self._ended.addCallback(self._guarded._program_ended)
         self._remark_later(f"waiting for an answer of the S2CS at {self._join.server}, {HELLO_PATIENCE:g} s at most")
         self._dialer.startService()
         self.machine.start()
@@ -111,8 +124,6 @@ class Controller:
         self._go_on([])
 
     def connect(self, listeners: list[str]) -> None:
-        if self._program is None:
-            self._announce(json.dumps({"uid": self._join.uid, "listeners": listeners}))
         self._go_on(listeners)
 
     def finish(self, error: StreamError | None) -> None:
@@ -120,19 +131,13 @@ class Controller:
             return
         if self._started:
             self._note(f"the stream has ended ({error}); the program goes on")
-            self._end(0)
-        else:
-            self._stop()
-            self._finished.errback(Failure(error))
+        self._end(error)
 
     def _go_on(self, listeners: list[str]) -> None:
         """The application may begin."""
         self._stop_remark()
-        if self._program is None:
-            self._end(0)
-        else:
-            self._started = True
-            self._program.start(listeners)
+        self._program.start(listeners)
+        self._started = True
 
     # -- the link
 
@@ -148,7 +153,7 @@ class Controller:
         )
         patience = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
         self._hello = self._dialer.ask(hello, patience)
-        self._hello.addCallbacks(self._welcomed, self._refused)
+        self._hello.addCallbacks(self._guarded._welcomed, self._guarded._refused)
 
     def _listeners_to_tell(self) -> list[str] | None:
         """A producer's listeners; once the S2CS knows them they stay as they are."""
@@ -216,26 +221,52 @@ class Controller:
 
     # -- the end
 
+    def closed(self) -> Deferred[None]:
+        """Fires when the link is closed that was there when `run` came to its end."""
+        return self._closed
+
     def _program_ended(self, _: None) -> None:
         self._ended = None
         self.machine.done()
-        self._end(0)
-
-    def _end(self, status: int) -> None:
-        self._stop()
         if not self._finished.called:
-            self._finished.callback(status)
+            self._end(None)
+
+    def _end(self, error: StreamError | None) -> None:
+        self._stop()
+        self._settle(error)
+
+    def _settle(self, error: StreamError | None) -> None:
+        if error is None or self._started:
+            self._finished.callback(error)
+        else:
+            self._finished.errback(Failure(error))
+
+    def _faulted(self, name: str, _error: StreamError) -> None:
+        """Something here has raised what it may not: the application does not wait for what will never come.
+
+        It ends in a turn of the reactor of its own, since the link may be in the middle of something.
+        """
+        error = StreamError("wrong-state", f"`{name}` failed here, by a fault of SciStream itself: the log shows it")
+        self._reactor.callLater(0, self._guarded._end_by_fault, error)
+
+    def _end_by_fault(self, error: StreamError) -> None:
+        if self._finished.called:
+            return
+        self.machine.failed(error)
+        if not self._finished.called:  # it is the end itself that fails
+            self._settle(error)
+            self._stop()
 
     def _stop(self) -> None:
         self._stop_remark()
         if self._dialer.running:
-            self._dialer.stopService()
+            self._closed = self._dialer.stopService()
         ended, self._ended = self._ended, None
         if ended is not None:
             ended.addErrback(lambda failure: failure.trap(CancelledError))
             ended.cancel()
 
-    def _cancelled(self, _finished: Deferred[int]) -> None:
+    def _cancelled(self, _finished: Deferred[StreamError | None]) -> None:
         self._stop()
 
     # -- remarks

@@ -29,8 +29,8 @@ from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
-from scistream.s2uc.waiting import Waiting, leave, loop_here, reactor_here
 from scistream.security.control import Trust, dialer
+from scistream.waiting import Waiting, leave, loop_here, reactor_here
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Dialer

@@ -325,7 +325,9 @@ class Terminal:
         pid, self._master = pty.fork()
         if not pid:
             os.chdir(folder)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a shell keeps on ignoring what whoever runs the tests ignores
+            signal.signal(
+                signal.SIGHUP, signal.SIG_DFL
+            )  # a shell keeps on ignoring what whoever runs the tests ignores
             os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, "PS1": "$ ", "TERM": "dumb"})
         termios.tcsetwinsize(self._master, (24, 1000))
         self.pid = pid

@@ -223,7 +223,6 @@ class Painter:
             state_of(one.machine),
             one._greeted,
             one._hello and one._hello.called,
-            one._program is not None,
             one._finished.called,
             tuple(one._listeners),
             self._dialer(one._dialer),

@@ -255,7 +255,7 @@ class World:
         process = self.process(APPS[role])
         listeners = [Address(HOST, self.app_ports[PROD])] if role == PROD else []
         join = Join.parse(self.joins[role])
-        controller = Controller(process, join, listeners, _Program(), _ignore, _ignore)
+        controller = Controller(process, join, listeners, _Program(), _ignore)
         self.applications[APPS[role]] = controller
         controller.run().addErrback(lambda failure: failure.trap(StreamError))
 

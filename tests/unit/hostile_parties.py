@@ -506,7 +506,7 @@ class Applications(Party):
             join = Join(UID, KEY, Address(HOST, port), role, None)
             listeners = [Address("0.0.0.0", 7000)] if role == PROD else []
             program = Program(self.network, self.PROGRAMS[role])
-            controller = Controller(self.network, join, listeners, program, self.outcome.append, self.notes.append)
+            controller = Controller(self.network, join, listeners, program, self.notes.append)
             controller.run().addBoth(self.outcome.append)
             self.controllers[role] = controller
 
@@ -519,7 +519,8 @@ class Applications(Party):
 
     def check_state(self) -> None:
         for result in self.outcome:
-            assert isinstance(result, int) or isinstance(result.value, StreamError), result
+            reason = result.value if isinstance(result, Failure) else result
+            assert reason is None or isinstance(reason, StreamError), result
         started = [program.args[0] for program in self.network.programs]
         assert len(started) == len(set(started)), "a program is started once"
         assert all(" " not in word for program in self.network.programs for word in program.args[:3])

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from scistream.app.controller import Controller
+from scistream.app.controller import Controller, Nobody
 from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
 from scistream.s2cs.early import EARLY_SECONDS
 from scistream.s2cs.effects import TARGETS_PATIENCE
@@ -190,13 +190,17 @@ class Application:
     """An application controller, what it announces and how it ends."""
 
     def __init__(self, network: MemoryNetwork, join: Join, listeners: tuple[Address, ...], command: tuple[str, ...]):
-        self.said: list[str] = []
-        program = Program(network, command) if command else None
+        program = Program(network, command) if command else Nobody()
         self.notes: list[str] = []
-        controller = Controller(network, join, listeners, program, self.said.append, self.notes.append)
-        self.finished: Deferred[int] = controller.run()
-        self.finished.addErrback(self._failed)
+        self.controller = controller = Controller(network, join, listeners, program, self.notes.append)
+        self.ended_by: StreamError | None = None
+        self.finished: Deferred[int] = controller.run().addCallbacks(self._ended, self._failed)
         self.error: StreamError | None = None
+        self.program = program
+
+    def _ended(self, reason: StreamError | None) -> int:
+        self.ended_by = reason
+        return 0
 
     def _failed(self, failure: Failure) -> int:
         failure.trap(StreamError)
@@ -265,7 +269,8 @@ def test_prod_app_may_be_there_before_cons_app(world: World) -> None:
     assert world.story("s2cs", CONS) == ["reserving", "listening", "updating", "streaming"]
     analysis = world.application(stream.join[CONS])
     assert world.result(analysis.finished, within=0.1) == 0, "it hears where to connect at once"
-    assert str(world.cons.listening()[0]) in analysis.said[0]
+    assert isinstance(analysis.program, Nobody)
+    assert str(world.cons.listening()[0]) in analysis.program.listeners[0]
 
 
 def test_cons_app_may_be_there_before_prod_app(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The library's results, to be awaited under Twisted and under plain asyncio alike.
+"""The results of the libraries, to be awaited under Twisted and under plain asyncio alike.
 
 Under Twisted a coroutine waits for Deferreds; in an asyncio task it must wait for futures. `Waiting`
 is whichever its awaiter needs, and `reactor_here` finds or makes the reactor to go with it.

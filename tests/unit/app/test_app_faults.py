@@ -1,0 +1,109 @@
+"""A fault anywhere in an application controller: it ends with the reason, logs it once, and waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_whole_protocol import Application, World
+from twisted.logger import Logger
+
+from scistream.app.controller import Controller
+from scistream.app.machine import Effects
+from scistream.wire.messages import CONS, PROD, Role
+
+EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
+HANDLERS = ["_up", "_down", "_heard", "_hello_if_answered", "_welcomed", "_refused", "_program_ended"]
+"""What the link and the program call."""
+
+
+class Fault(Exception):
+    """What nobody has thought of."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What application controllers log with a traceback. It is kept from the log of the other tests."""
+    events: list[Any] = []
+
+    def note(event: Any) -> None:
+        if "log_failure" in event:
+            events.append(event)
+
+    monkeypatch.setattr(Controller, "log", Logger("scistream.app.controller", observer=note))
+    return events
+
+
+def break_method(patch: pytest.MonkeyPatch, role: Role, name: str, *, first: bool) -> list[str]:
+    """Let a method of one side's controller raise at each call, before or after it has done its work."""
+    real, calls = getattr(Controller, name), []
+
+    def broken(controller: Controller, *args: Any) -> Any:
+        if controller._join.role != role:
+            return real(controller, *args)
+        calls.append(name)
+        if not first:
+            real(controller, *args)
+        raise Fault(name)
+
+    patch.setattr(Controller, name, broken)
+    return calls
+
+
+def live(world: World, role: Role) -> Application:
+    """A stream from its request to its release, whose link is cut once; the application of this side."""
+    stream = world.request(expires=300.0)
+    detector = world.application(stream.join[PROD], "detector")
+    world.network.run(2)
+    analysis = world.application(stream.join[CONS], "analyse")
+    world.network.run(20)
+    facility = world.prod if role == PROD else world.cons
+    facility.control.stopService()
+    world.network.run(3)
+    facility.control = facility.start_control()
+    world.network.run(20)
+    program = {PROD: detector, CONS: analysis}[role].program
+    stream.release()
+    world.network.run(40)
+    program.end()  # type: ignore[union-attr]
+    world.network.run(5)
+    return detector if role == PROD else analysis
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["instead of its work", "after its work"])
+@pytest.mark.parametrize("role", [PROD, CONS])
+@pytest.mark.parametrize("name", [*EFFECTS, *HANDLERS])
+def test_a_fault_anywhere_in_an_application_controller_ends_it_with_the_reason_logged_once(
+    world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, first: bool, role: Role
+) -> None:
+    calls = break_method(monkeypatch, role, name, first=first)
+    one = live(world, role)
+    assert one.finished.called, "it waits for nothing"
+    assert not one.controller._dialer.running
+    assert bool(faults) == bool(calls)
+    if not calls:
+        assert (name, role) in {("connect", PROD), ("serve", CONS), ("_program_ended", role), ("_refused", role)}
+        return
+    assert [fault["effect"] for fault in faults] == [name], "it is logged once"
+    assert isinstance(faults[0]["log_failure"].value, Fault)
+    reason = one.error or one.ended_by
+    if name == "_program_ended":
+        assert world.network.programs, "it was over anyway"
+        return
+    assert reason is not None
+    if reason.code != "released" or first:  # otherwise it was over when it failed
+        assert f"`{name}` failed here, by a fault of SciStream itself" in str(reason)
+    if one.program in world.network.programs:
+        assert one.ended_by is not None
+        assert any("the program goes on" in note for note in one.notes) or name == "finish"
+    else:
+        assert one.error is not None, "the command ends with a status that is not 0"
