@@ -27,6 +27,7 @@ from scistream.wire.messages import MAX_LIFE, MAX_RANGES, MAX_RATE
 MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
 """What a connection is taken to need of the memory, half of which connections may have if no number of them is set."""
+WAN_CIPHERS = ("aes", "chacha20")
 OWNER_SHARE = 75
 """Percent of what there is for others as well that the streams of one user have together at most."""
 FIRST_USER_PORT = 1024
@@ -394,6 +395,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_timeout: str = "60s"
+    wan_cipher: str = "aes"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
 
     @property
@@ -426,6 +428,9 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
             yield from unless(parse_chosen_ports, self.chosen_ports, "chosen_ports")
         yield from unless(parse_rate, self.capacity, "capacity")
         yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
+        if self.wan_cipher not in WAN_CIPHERS:
+            allowed = ", ".join(WAN_CIPHERS)
+            yield Problem(("wan_cipher",), f"{self.wan_cipher!r} is none that a gateway can prefer: write {allowed}")
         yield from below("lan", self.lan.problems())
         yield from below("wan", self.wan.problems())
         for key, texts, side, leg in (

@@ -63,7 +63,7 @@ from scistream.wire.messages import (
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
 REMEMBER_SECONDS = 24 * 3600.0
-_FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout")
+_FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout", "wan_cipher")
 """The settings that sockets, elements and their streams were made with: a restart is needed to change one."""
 
 
@@ -129,6 +129,7 @@ class DataServer(Service):
         config = self.config
         return Settings(
             wan_timeout=parse_seconds(config.wan_timeout),
+            wan_cipher=config.wan_cipher,
             wan_networks=list(config.wan_networks),
             control=Address.parse(config.listen).port,
             lent=[parse_ports(config.ports), *config.chosen_ranges],

@@ -34,7 +34,11 @@ from scistream.security.tls import (
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, Role
 
-CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+CIPHERS = {
+    "aes": b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
+    "chacha20": b"TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
+}
+"""The ciphers of a connection over the WAN, the preferred ones first; the producer's gateway chooses."""
 """AES-128 first: it is the fastest where a processor has AES, and a key lives no longer than its connection."""
 
 _NOT_THIS_STREAM = "it belongs to another stream, or to another generation of this one's credentials"
@@ -135,8 +139,10 @@ class Credentials(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"<Credentials of {self.role}>"
 
-    def context(self) -> SSL.Context:
+    def context(self, cipher: str = "aes") -> SSL.Context:
         """The context of these connections: a server's for PROD, else a client's.
+
+        :param cipher: which is preferred, a key of `CIPHERS`.
 
         A `send` under it takes all of its bytes or, on a full socket, none (`WantWriteError`: come again with the
         same bytes). The far end's tickets, which mean nothing, arrive right after the handshake: a client that
@@ -151,7 +157,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
             context.use_privatekey(_load_key(self.key))
         except (SSL.Error, crypto.Error) as wrong:
             raise _bad(f"OpenSSL refuses its certificates: {wrong}") from wrong
-        context.set_tls13_ciphersuites(CIPHERS)
+        context.set_tls13_ciphersuites(CIPHERS[cipher])
         context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, naming_refusals(_NOT_THIS_STREAM))
         if self.role == PROD:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scistream.config import (
+    WAN_CIPHERS,
     ConfigProblem,
     S2CSConfig,
     S2DSConfig,
@@ -26,6 +27,7 @@ from scistream.config import (
     parse_size,
     user_folder,
 )
+from scistream.security.stream import CIPHERS
 from scistream.toml_file import expanded
 
 # -- rates, times, sizes, ports
@@ -311,6 +313,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
         ('[wan]\nbind = "::"', "wan.advertise", "which address do others reach?"),
         ('[wan]\nadvertise = "a host"', "wan.advertise", "'a host'"),
         ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is no network"),
+        ('wan_cipher = "des"', "wan_cipher", "'des' is none that a gateway can prefer: write aes, chacha20"),
         ('[limits]\nunread = "much"', "limits.unread", "'much' is no size"),
         ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is no time"),
     ],
@@ -592,3 +595,12 @@ def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypa
 
 def test_networks_of_a_setting_are_read() -> None:
     assert networks(["10.0.0.0/8", "::1/128"]) == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+def test_each_cipher_that_a_gateway_can_prefer_is_known_and_prefers_itself() -> None:
+    assert set(CIPHERS) == set(WAN_CIPHERS)
+    assert {name: ciphers.split(b":")[0].split(b"_")[1] for name, ciphers in CIPHERS.items()} == {
+        "aes": b"AES",
+        "chacha20": b"CHACHA20",
+    }
+    assert len({frozenset(ciphers.split(b":")) for ciphers in CIPHERS.values()}) == 1

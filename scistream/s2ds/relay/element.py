@@ -66,6 +66,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     :ivar lan_congestion: the congestion control of connections to applications; empty: the system's.
     :ivar wan_congestion: of those to other gateways.
     :ivar buffer_size: bytes in flight in each direction of a connection, at most.
+    :ivar wan_cipher: which is preferred there.
     :ivar wan_networks: in which the addresses of other gateways lie that have names.
     :ivar control: the port of this gateway for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
@@ -77,6 +78,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     lan_congestion: str = ""
     wan_congestion: str = ""
     buffer_size: int = 262144
+    wan_cipher: str = "aes"
     wan_networks: list[str] = []
     control: int = 0
     lent: list[tuple[int, int]] = []
@@ -203,7 +205,7 @@ class Element:
             raise StreamError("gateway-failed", f"an element knows nothing of stream {order.uid} ({order.role})")
         context = None
         if order.credentials is not None:
-            context = order.credentials.context()
+            context = order.credentials.context(self._settings.wan_cipher)
             tune(context)
         for channel, target in order.targets.items():
             arming = Arming(order.uid, order.role, channel, Address.parse(target), context, own=frozenset(order.own))

@@ -62,6 +62,10 @@ LITTLE_BUFFER = 65536
 """Bytes of the buffers that plain connections use while what comes fits into one."""
 
 
+MOST_UNDER_ONE_KEY = 362 * 2**30
+"""Bytes in one direction of a connection, beyond which RFC 8446 (section 5.5) advises new keys for AES-GCM."""
+
+
 @dataclass(frozen=True)
 class Arming:
     """How the connections of one channel are carried from now on.
@@ -152,6 +156,7 @@ class Relay:
         "_arming",
         "_broken",
         "_flows",
+        "_is_key_worn",
         "_left",
         "_legs",
         "_looking",
@@ -196,6 +201,7 @@ class Relay:
         self._since = self._progressed = 0.0  # when that began, and when the far end last took something
         self._left = (0, 0)
         self._looking: Any = None
+        self._is_key_worn = False
         self.over = False
         self.source = _source(sock) if arming.role == PROD else ""  # the address that it came from over the WAN
         self.is_verified = False  # whether the far end of the WAN leg has shown who it is
@@ -288,8 +294,23 @@ class Relay:
             return Sample(0.0, 0, 0.0, 0)
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
+        if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_worn:
+            self._note_worn_key(wan)
         waiting = sum(pump.held() for pump in self._pumps) + sum(bytes_waiting(leg.sock) for leg in self._legs)
         return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting)
+
+    def _note_worn_key(self, wan: Leg) -> None:
+        self._is_key_worn = True
+        if isinstance(wan, TlsLeg) and "GCM" in (wan.connection.get_cipher_name() or ""):
+            self.log.warn(
+                "Stream {uid} ({role}), channel {channel}: one connection has carried more than {gib:.3g} GiB under "
+                "one key, beyond which new keys are advised for AES-GCM: let the application open a new connection "
+                'from time to time, or set wan_cipher = "chacha20" in s2ds.toml of the producer\'s gateway',
+                uid=self._arming.uid,
+                role=self._arming.role,
+                channel=self._arming.channel,
+                gib=MOST_UNDER_ONE_KEY / 2**30,
+            )
 
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.

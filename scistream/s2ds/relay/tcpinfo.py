@@ -11,7 +11,7 @@ from typing import NamedTuple
 _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_delivery_rate
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
 _DELIVERY_RATE = 42
-_BYTES_RECEIVED = 35
+_BYTES_ACKED, _BYTES_RECEIVED = 34, 35
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
 
@@ -26,6 +26,7 @@ class TcpInfo(NamedTuple):
     :param total_retrans: segments that were ever sent again.
     :param delivery_rate: the latest, a second.
     :param received: bytes, since it was opened.
+    :param acknowledged: bytes that were sent and have arrived, since then.
     """
 
     retransmits: int
@@ -35,6 +36,7 @@ class TcpInfo(NamedTuple):
     total_retrans: int
     delivery_rate: int
     received: int
+    acknowledged: int
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
@@ -52,6 +54,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         total_retrans=info[_TOTAL_RETRANS],
         delivery_rate=info[_DELIVERY_RATE],
         received=info[_BYTES_RECEIVED],
+        acknowledged=info[_BYTES_ACKED],
     )
 
 

@@ -1,0 +1,74 @@
+"""Connections that carry more under one key than is advised, and the cipher that a gateway prefers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep, until
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from scistream.s2ds.relay import relay
+from scistream.s2ds.relay.element import SAMPLE_SECONDS
+
+
+@pytest.fixture
+def noted() -> Iterator[list[str]]:
+    """What the log says of keys meanwhile."""
+    lines: list[str] = []
+
+    def hear(event: LogEvent) -> None:
+        line = formatEvent(event)
+        if "under one key" in line:
+            lines.append(line)
+
+    globalLogPublisher.addObserver(hear)
+    yield lines
+    globalLogPublisher.removeObserver(hear)
+
+
+def cipher_of(stream: Stream) -> str:
+    (one,) = stream.prod.relays()
+    (wan,) = [leg for leg in one._legs if leg.wan]
+    name: Any = wan.connection.get_cipher_name()  # type: ignore[attr-defined]
+    return str(name)
+
+
+async def carried(stream: Stream) -> None:
+    """Send more than the bound of this test, and see that all of it arrives."""
+    consumer, producer = await stream.pair()
+    digest, got = await both(lambda: send(producer, 4 * MIB), lambda: receive_exactly(consumer, 4 * MIB))
+    assert hashlib.sha256(got).hexdigest() == digest
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_has_carried_much_under_one_key_is_noted_once_with_the_remedy(
+    make: Make, monkeypatch: pytest.MonkeyPatch, noted: list[str]
+) -> None:
+    monkeypatch.setattr(relay, "MOST_UNDER_ONE_KEY", 3 * MIB)
+    stream = make()
+    await carried(stream)
+    assert "GCM" in cipher_of(stream)
+    await until(lambda: len(noted) == 2)  # by each of the two gateways
+    assert all(stream.uid in line and 'wan_cipher = "chacha20"' in line for line in noted)
+    await sleep(1.5 * SAMPLE_SECONDS)
+    assert len(noted) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_with_the_other_cipher_as_with_little_data_nothing_is_noted(
+    make: Make, monkeypatch: pytest.MonkeyPatch, noted: list[str]
+) -> None:
+    little = make()
+    await carried(little)
+    await sleep(1.5 * SAMPLE_SECONDS)
+    monkeypatch.setattr(relay, "MOST_UNDER_ONE_KEY", 3 * MIB)
+    await little.close()
+    stream = make(wan_cipher="chacha20")
+    await carried(stream)
+    assert "CHACHA20" in cipher_of(stream)
+    await sleep(1.5 * SAMPLE_SECONDS)
+    assert noted == []
