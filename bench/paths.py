@@ -40,6 +40,9 @@ RATE = 100_000.0
 """Mbit/s, of a gateway and of a stream: more than a machine moves over loopback."""
 
 MOST_STREAMS = 2
+UNREAD = "64G"
+"""Bytes that may wait at a gateway: by default it takes no more connections of a stream before the kernel is short of
+memory, and what these do is to be measured."""
 
 CONGESTION = congestion_control("auto", "cubic")
 """What a gateway asks for, where this user may, towards the other one in this test, whose WAN is a loopback interface;
@@ -266,7 +269,10 @@ class _Facilities:
         gateways, servers = [], []
         for facility in (self._lab, self._centre):
             wan = {"congestion": CONGESTION}
-            gateways.append(facility.start_gateway(self._children, say_ended, elements=self._yard.elements, wan=wan))
+            limits = {"unread": UNREAD}
+            gateways.append(
+                facility.start_gateway(self._children, say_ended, elements=self._yard.elements, wan=wan, limits=limits)
+            )
         for facility in (self._lab, self._centre):
             await facility.gateway_ready(self._yard.reactor)
             trusted = [self._lab.authority, self._centre.authority]

@@ -382,7 +382,7 @@ class Elements:
             self._unread_until = now + COUNT_UNREAD_SECONDS
             self._unread = {
                 key: sum(
-                    self._word(slot, member.number, board.WAITING)
+                    self._word(slot, member.number, board.UNREAD)
                     for slot in stream.start.slots.values()
                     for member in self._members
                     if self._word(slot, member.number, board.OPEN)
@@ -434,6 +434,7 @@ class Elements:
                     board.RTT_US,
                     board.DELIVERY,
                     board.WAITING,
+                    board.UNREAD,
                     board.BUSY,
                     board.BUSY + 1,
                 ):

@@ -21,8 +21,10 @@ BUSY = 10
 """Two more, in the row of a stream's first channel: its connections that wait for the stream's rate, each way."""
 JOINED = 12
 """One more: connections that have ever come about."""
+UNREAD = 13
+"""And the bytes that wait for a program to read them: all of `WAITING` but those that are on their way."""
 
-_ROW = 13
+_ROW = 14
 TURNS = 128
 """Words that say which connections of a channel have had their turn: see `turns.py`."""
 _BUCKET = 2  # tokens, and when they were counted

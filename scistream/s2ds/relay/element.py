@@ -375,17 +375,19 @@ class _Channel:
         share = max(1.0, len(chosen) / SAMPLES)
         if share > 1.0:
             chosen = random.sample(chosen, SAMPLES)
-        rtt = delivery = waiting = 0.0
+        rtt = delivery = waiting = unread = 0.0
         for relay in chosen:
             one = relay.sample()
             rtt += one.rtt
             delivery += one.delivery_rate
             waiting += one.waiting
+            unread += one.unread
             words[row + board.RETRANSMITS] += max(0, one.retransmits - self.relays[relay])
             self.relays[relay] = one.retransmits
         words[row + board.RTT_US] = int(rtt * share * 1e6)
         words[row + board.DELIVERY] = int(delivery * share)
         words[row + board.WAITING] = int(waiting * share)
+        words[row + board.UNREAD] = int(unread * share)
 
     def _opened(self, relay: Relay) -> None:
         self._words[self._row + board.JOINED] += 1

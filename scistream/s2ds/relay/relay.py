@@ -115,12 +115,14 @@ class Sample(NamedTuple):
     :param retransmits: segments sent again since it was opened.
     :param delivery_rate: bytes a second, lately.
     :param waiting: bytes in the gateway's buffers and in those of both its sockets.
+    :param unread: the same without those that are on their way.
     """
 
     rtt: float
     retransmits: int
     delivery_rate: float
     waiting: int
+    unread: int
 
 
 class Ending(NamedTuple):
@@ -291,13 +293,16 @@ class Relay:
     def sample(self) -> Sample:
         """How it is doing now; zeros while it is not joined, and when it is over."""
         if not self._pumps:
-            return Sample(0.0, 0, 0.0, 0)
+            return Sample(0.0, 0, 0.0, 0, 0)
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
         if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_worn:
             self._note_worn_key(wan)
-        waiting = sum(pump.held() for pump in self._pumps) + sum(bytes_waiting(leg.sock) for leg in self._legs)
-        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting)
+        held = sum(pump.held() for pump in self._pumps)
+        in_sockets = [bytes_waiting(leg.sock) for leg in self._legs]
+        waiting = held + sum(one.in_all for one in in_sockets)
+        unread = held + sum(one.unsent for one in in_sockets)
+        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread)
 
     def _note_worn_key(self, wan: Leg) -> None:
         self._is_key_worn = True

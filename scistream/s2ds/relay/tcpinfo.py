@@ -12,6 +12,7 @@ _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_del
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
 _DELIVERY_RATE = 42
 _BYTES_ACKED, _BYTES_RECEIVED = 34, 35
+_OUTQ_NOT_SENT = 0x894B  # SIOCOUTQNSD
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
 
@@ -66,11 +67,25 @@ def bytes_to_send(sock: socket.socket) -> int:
     return int(_COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, _NONE))[0])
 
 
-def bytes_waiting(sock: socket.socket) -> int:
-    """How many bytes are in its socket's buffers: those to be read, and those that are not acknowledged.
+class Waiting(NamedTuple):
+    """Bytes in a socket's buffers.
+
+    :param in_all: those to be read, and those that are not acknowledged.
+    :param unsent: the same without those that are on their way.
+    """
+
+    in_all: int
+    unsent: int
+
+
+def bytes_waiting(sock: socket.socket) -> Waiting:
+    """How many bytes are in its socket's buffers.
 
     :raises OSError: it is closed.
     """
     fd = sock.fileno()
-    to_read, to_send = (fcntl.ioctl(fd, request, _NONE) for request in (termios.FIONREAD, termios.TIOCOUTQ))
-    return int(_COUNT.unpack(to_read)[0] + _COUNT.unpack(to_send)[0])
+    to_read, to_send, unsent = (
+        int(_COUNT.unpack(fcntl.ioctl(fd, request, _NONE))[0])
+        for request in (termios.FIONREAD, termios.TIOCOUTQ, _OUTQ_NOT_SENT)
+    )
+    return Waiting(to_read + to_send, to_read + unsent)

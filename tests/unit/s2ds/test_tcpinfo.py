@@ -1,0 +1,38 @@
+"""What the kernel tells of the bytes in a socket's buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from scistream.s2ds.relay.tcpinfo import bytes_waiting
+
+
+def test_bytes_that_nobody_reads_are_counted_once_at_either_end_and_none_when_all_is_read() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sender,
+        listener.accept()[0] as receiver,
+    ):
+        assert bytes_waiting(sender) == bytes_waiting(receiver) == (0, 0)
+        sender.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += sender.send(bytes(65536))
+        deadline = time.monotonic() + 20.0
+        while sum(one.in_all for one in (bytes_waiting(sender), bytes_waiting(receiver))) != sent:
+            assert time.monotonic() < deadline, "what is on its way has not arrived within 20 s"
+            time.sleep(0.01)
+        there, here = bytes_waiting(receiver), bytes_waiting(sender)
+        assert there.in_all == there.unsent > 0
+        assert 0 < here.unsent <= here.in_all
+        receiver.settimeout(20.0)
+        got = 0
+        while got < sent:
+            got += len(receiver.recv(2**20))
+        while bytes_waiting(sender) != (0, 0):
+            assert time.monotonic() < deadline, "what was read is not acknowledged within 20 s"
+            time.sleep(0.01)
+        assert bytes_waiting(receiver) == (0, 0)
