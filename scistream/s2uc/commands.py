@@ -227,6 +227,7 @@ def _print_joins(stream: Stream, output: Output) -> None:
     if output.join_dir is not None:
         try:
             output.join_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            Memory().note_join_files(stream.uid, files.values())
             for role, join in stream.join.items():
                 with open(os.open(files[role], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     output.written.append(files[role])
@@ -416,6 +417,9 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
 
     await gatherResults([at_once.run(lambda one: Deferred.fromCoroutine(look(one)), known) for known in streams])
     errors = {one: "; ".join(map(str, both.values())) for one, both in troubles.items() if both}
+    for one, both in answers.items():
+        if not troubles[one] and all(side.state == "Released" for side in both.values()):
+            memory.remove_join_files(one)
     if as_json:
         sides = {one: {role: msgspec.to_builtins(side) for role, side in both.items()} for one, both in answers.items()}
         click.echo(json.dumps({"streams": sides, "errors": errors, "warnings": client.warnings}))

@@ -56,6 +56,9 @@ WORK_PATIENCE = 120.0
 REACH_SECONDS = 5.0
 """Seconds to reach a facility of which something is to be known, or released, that was asked for earlier."""
 
+REMAP_SECONDS = 1.0
+"""The least time between two generations, however often a facility names other listeners of ProdApp."""
+
 SAME_TIME = 1.0
 """Seconds by which the ends of both sides may differ and count as one."""
 
@@ -156,6 +159,8 @@ class StreamEffects:
         self._ended: list[Deferred[None]] = []
         self._started = 0.0
         self._wish: float | None = None
+        self._told: list[str] | None = None
+        """Where ProdApp listens by the last word of its facility, if that still waits for `REMAP_SECONDS` to pass."""
         self._ends: dict[Role, float] = {}
         """When the life is over that each facility has granted."""
         self._servers = {role: server_at(address) for role, address in addresses.items()}
@@ -444,9 +449,24 @@ class StreamEffects:
         if not self._follows or message.role not in self.roles_at(server):
             return
         if isinstance(message, ProdLstn):
-            self.machine.prod_lstn(message.listeners)
+            self._prod_lstn(message.listeners)
         elif message.role is not None:
             self.machine.failed(StreamError.heard(message.code, f"{SIDE[message.role]} side: {message.msg}"))
+
+    def _prod_lstn(self, listeners: list[str]) -> None:
+        """Pass on where ProdApp listens: at once, or only the last word of several that come within a second."""
+        left = self._started + REMAP_SECONDS - self._reactor.seconds() if self.core.generation else 0.0
+        if left <= 0 and self._told is None:
+            self.machine.prod_lstn(listeners)
+            return
+        if self._told is None:
+            self._reactor.callLater(left, self._guarded._tell_listeners)
+        self._told = listeners
+
+    def _tell_listeners(self) -> None:
+        listeners, self._told = self._told, None
+        if listeners is not None:
+            self.machine.prod_lstn(listeners)
 
     def link_up(self, server: Server) -> None:
         """A server can be reached: what it says may have changed meanwhile."""
@@ -478,7 +498,7 @@ class StreamEffects:
                 last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
                 self._lost(role, StreamError.heard(last.code, last.msg))
             elif role == PROD and status.app_listeners:
-                self.machine.prod_lstn(status.app_listeners)
+                self._prod_lstn(status.app_listeners)
 
     def _of_side(self, answer: Resp, role: Role) -> list[StreamStatus]:
         """What a facility says of the side that it keeps. It has no say in any other."""

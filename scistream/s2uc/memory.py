@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,8 @@ class Remembered(Struct, frozen=True, kw_only=True):
     expires_at: float | None
     label: str | None = None
     released_at: float | None = None
+    join_files: list[str] = []
+    """Where its join strings were written to; they are removed when the stream is over."""
 
     def is_known_since(self, when: float) -> bool:
         """Whether it was neither released nor expired at that time."""
@@ -97,16 +99,32 @@ class Memory:
             if uid in streams:
                 streams[uid] = msgspec.structs.replace(streams[uid], expires_at=expires_at)
 
+    def note_join_files(self, uid: str, files: Iterable[Path]) -> None:
+        """Write down, before they are made, which files will hold the join strings of a stream."""
+        with self._locked() as streams:
+            if uid in streams:
+                names = [str(file.resolve()) for file in files]
+                streams[uid] = msgspec.structs.replace(streams[uid], join_files=names)
+
+    def remove_join_files(self, uid: str) -> None:
+        """Remove the files of the join strings of a stream that is over: they are good for nothing more."""
+        known = self._read().get(uid)
+        if known is not None:
+            _remove_join_files(known)
+
     def remove(self, uid: str) -> None:
         """Forget a stream, known or not."""
         with self._locked() as streams:
-            streams.pop(uid, None)
+            known = streams.pop(uid, None)
+            if known is not None:
+                _remove_join_files(known)
 
     def note_release(self, uid: str) -> None:
         """Strike a stream out because it is released; `was_released` still knows it for a day."""
         with self._locked() as streams:
             if uid in streams:
-                streams[uid] = msgspec.structs.replace(streams[uid], released_at=time.time())
+                _remove_join_files(streams[uid])
+                streams[uid] = msgspec.structs.replace(streams[uid], released_at=time.time(), join_files=[])
 
     def was_released(self, uid: str) -> str | None:
         """The whole uid of the one released stream that a uid or its beginning fits; None if a stream that is not
@@ -157,7 +175,11 @@ class Memory:
     def _read(self) -> dict[str, Remembered]:
         try:
             streams = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
-            since = time.time() - AFTERLIFE
+            now = time.time()
+            for stream in streams.values():
+                if stream.join_files and not stream.is_known_since(now):
+                    _remove_join_files(stream)
+            since = now - AFTERLIFE
             return {uid: stream for uid, stream in streams.items() if stream.is_known_since(since)}
         except FileNotFoundError:
             return {}
@@ -171,6 +193,14 @@ class Memory:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
+
+
+def _remove_join_files(stream: Remembered) -> None:
+    for name in stream.join_files:
+        file = Path(name)
+        if file.stem == stream.uid:  # as they are named; nothing else is ever removed
+            with suppress(OSError):
+                file.unlink()
 
 
 def _private(path: str, flags: int) -> int:

@@ -155,3 +155,17 @@ def test_a_request_whose_reader_goes_away_at_any_line_streams_or_holds_nothing(
             assert status == 128 + signal.SIGPIPE
         assert world.remembered.all() == []
         assert world.lab.states()[uid, PROD] == world.centre.states()[uid, CONS] == "Released"
+
+
+def test_files_of_join_strings_go_with_a_release_by_another_process(world: World, tmp_path: Path) -> None:
+    """The request that has written them was killed."""
+    uid = str(uuid4())
+    between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit", "--uid", uid]
+    request = world.start_s2uc("request", *between, "--join-dir", str(tmp_path), "--json")
+    files = [Path(name) for name in json.loads(request.line())["join_files"].values()]
+    request.process.kill()
+    request.end(status=-signal.SIGKILL)
+    assert [file.exists() for file in files] == [True, True]
+    assert world.s2uc("release", uid).stdout == f"released {uid}\n"
+    assert [file.exists() for file in files] == [False, False]
+    assert world.remembered.all() == []

@@ -253,6 +253,31 @@ def test_an_administrator_sees_and_releases_another_s_stream_and_a_plain_user_do
         assert lists(world, operator) == {}
 
 
+def test_an_administrator_looks_at_another_s_stream_without_its_other_facility(world: World) -> None:
+    operator, eve = as_user(world, "operator"), as_user(world, "eve")
+    data = noise(2**20)
+    with listen() as detector, world.stream([address_of(detector)]) as stream:
+        with stream.connect() as analysis, accept(detector) as camera:
+            together(lambda: camera.sendall(data), lambda: receive_exactly(analysis, len(data)))
+
+        def told() -> dict[str, object]:
+            (side,) = json.loads(world.s2uc("status", "--at", world.lab.s2cs, stream.uid, "--json", *operator).stdout)
+            return dict(side)
+
+        until(lambda: sum(one["bytes_to_consumer"] for one in told()["figures"]) == len(data), told)  # type: ignore
+        side = told()
+        assert str(side["owner"]).startswith("scistream:user:ada (sha256:")
+        assert (side["gateways"], side["app_listeners"]) == (["lab-s2ds-0"], [address_of(detector)])
+        text = world.s2uc("status", "--at", world.lab.s2cs, stream.uid[:8], *operator).stdout
+        (listener,) = side["listeners"]  # type: ignore[misc]
+        for part in ("scistream:user:ada", "lab-s2ds-0", address_of(detector), listener, "0.001"):
+            assert part in text
+        assert side["csr"] == ""
+        refused = world.s2uc("status", "--at", world.lab.s2cs, stream.uid, *eve, check=False)
+        assert refused.returncode == 1
+        assert "lab-s2ds-0" not in refused.stdout + refused.stderr
+
+
 def test_the_administrator_of_one_facility_is_none_at_another(world: World) -> None:
     operator = as_user(world, "operator")
     with reserved(world) as requested:

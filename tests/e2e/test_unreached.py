@@ -87,10 +87,25 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(world: World, how:
     options = ["--timeout", "1s"] if how == "timeout" else []
     program = world.start(sys.executable, "-c", HANGING, "request", *between, *options)
     until(lambda: "waiting for the producer side at lab.example:5000" in program.log.read_text(), program.log.read_text)
+    began = time.monotonic()  # "waiting" is said 0.4 s after the request was begun
     if how == "interrupt":
         program.process.send_signal(signal.SIGINT)
     ended = program.end(10, status=1)
+    assert time.monotonic() - began < (1.5 if how == "interrupt" else 0.6 + 1.5), "it waited for the name server"
     assert ended.stderr.splitlines()[-1] == "interrupted" or "error: timeout" in ended.stderr
+    assert world.remembered.all() == []
+
+
+def test_an_interrupt_releases_the_side_that_was_reached_while_the_other_s_name_is_looked_up(world: World) -> None:
+    between = ["--prod", world.lab.s2cs, "--cons", "centre.example:5000"]
+    program = world.start(sys.executable, "-c", HANGING, "request", *between)
+    until(lambda: "waiting for the consumer side at centre.example" in program.log.read_text(), program.log.read_text)
+    began = time.monotonic()
+    program.process.send_signal(signal.SIGINT)
+    ended = program.end(10, status=1)
+    assert time.monotonic() - began < 1.5
+    assert "both sides are released" in ended.stderr
+    assert set(world.lab.states().values()) <= {"Released"}
     assert world.remembered.all() == []
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_network import HOST, MemoryNetwork
@@ -343,3 +346,44 @@ def test_a_server_that_says_it_is_shutting_down_is_a_refusal_like_any_other(name
     problem, _ = run(lambda command: as_lines(command, ("ERROR", {"code": "shutting-down", "msg": "bye"})), WORKS[name])
     assert isinstance(problem, StreamError)
     assert "bye" in problem.msg
+
+
+# -- news without end
+
+
+def a_csr() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_a_facility_that_names_other_listeners_without_end_makes_few_generations() -> None:
+    """Each generation costs keys here and a round of both facilities, and the other one has done nothing wrong."""
+    csr, numbers, generations = a_csr(), iter(range(10**9)), set()
+
+    def flood(command: dict[str, Any]) -> list[bytes]:
+        if command["cmd"] == "REQ":
+            lines = [answer(command, listeners=[f"10.0.0.1:{5100 if command['role'] == 'PROD' else 6100}"], csr=csr)]
+        elif command["cmd"] == "UpdateTargets":
+            generations.add(command["generation"])
+            lines = [answer(command, state="Streaming")]
+        else:
+            lines = [answer(command, state="Released", streams=[])]
+        if command["role"] != "PROD":
+            return lines
+        news = {"cmd": "ProdLstn", "uid": UID, "role": "PROD"}
+        more = [{**news, "listeners": [f"10.0.0.2:{next(numbers) % 60000 + 1}"]} for _ in range(50)]
+        return lines + [json.dumps(one).encode() for one in more]
+
+    network, servers = MemoryNetwork(), Servers(flood)
+    network.listenTCP(5000, servers)
+    network.listenTCP(6000, servers)
+    client = Client(insecure=True, reactor=network)
+    asked: list[Any] = []
+    client.request(uid=UID, rate=100.0, **AT).deferred.addBoth(asked.append)
+    network.run(20.0)
+    assert 2 <= len(generations) <= 22, "the first, and one a second"
+    (stream,) = asked
+    stream.release()
+    network.run(2.0)
+    assert stream.state == "Released"

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,42 @@ def test_a_release_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.M
     tomorrow = time.time() + 86401
     monkeypatch.setattr(time, "time", lambda: tomorrow)
     assert memory.was_released(uid) is None
+
+
+# -- files of join strings
+
+
+def with_files(folder: Path, **changes: Any) -> tuple[Memory, list[Path]]:
+    uid = str(uuid.uuid4())
+    files = [folder / f"{uid}.{role}" for role in ("prod", "cons")]
+    memory = Memory()
+    memory.add(stream(uid, **changes))
+    memory.note_join_files(uid, files)
+    for file in files:
+        file.write_text("a secret")
+    return memory, files
+
+
+@pytest.mark.parametrize("how", ["note_release", "remove", "remove_join_files"])
+def test_files_of_join_strings_go_with_their_stream(tmp_path: Path, how: str) -> None:
+    memory, files = with_files(tmp_path)
+    memory.all()
+    assert all(file.exists() for file in files)
+    getattr(memory, how)(files[0].stem)
+    assert not any(file.exists() for file in files)
+
+
+def test_files_of_join_strings_go_when_it_is_seen_that_their_stream_has_expired(tmp_path: Path) -> None:
+    memory, files = with_files(tmp_path, expires_at=time.time() - 1)
+    assert memory.all() == []
+    assert not any(file.exists() for file in files)
+
+
+def test_no_other_file_is_removed_whatever_the_list_says(tmp_path: Path) -> None:
+    memory, files = with_files(tmp_path)
+    precious = tmp_path / "thesis.prod"
+    precious.write_text("of years")
+    memory.note_join_files(files[0].stem, [*files, precious])
+    memory.remove(files[0].stem)
+    assert precious.exists()
+    assert not any(file.exists() for file in files)
