@@ -285,6 +285,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from unless(Address.parse, self.listen, "listen")
+        yield from _plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
         if not self.gateways:
             yield Problem(("gateways",), "name at least one, as a section [[gateways]] with name and address")
@@ -311,6 +312,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
         for number, gateway in enumerate(self.gateways):
             key = f"gateways[{number}].address"
             yield from unless(Address.parse, gateway.address, key)
+            yield from _plain_problems(self.insecure, gateway.address, key)
             place = _place(gateway.address)
             other = taken.setdefault(place, key) if place is not None else key
             if other != key:
@@ -421,6 +423,7 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the values."""
         yield from unless(Address.parse, self.listen, "listen")
+        yield from _plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
         yield from unless(parse_elements, self.elements, "elements")
         yield from unless(parse_ports, self.ports, "ports")
@@ -605,6 +608,14 @@ def _files_problems(section: _WithCertificates) -> Iterator[Problem]:
     for key in ("authorities", "crl"):
         for text in getattr(section, key):
             yield from unless(expanded, text, key)
+
+
+def _plain_problems(insecure: bool, text: str, key: str) -> Iterator[Problem]:
+    """Plain TCP does not leave this machine."""
+    place = _place(text) if insecure else None
+    if place is not None and not place.is_on_loopback:
+        why = f"{text} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)"
+        yield Problem((key, "insecure"), why)
 
 
 def _trust_problems(config: S2CSConfig | S2DSConfig, *keys: str) -> Iterator[Problem]:

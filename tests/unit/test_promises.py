@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from scistream.config import GatewayLimits, ServerLimits
 
 ROOT = Path(__file__).parents[2]
 HEADINGS = ("What happens", "Who\n")
@@ -48,3 +51,22 @@ def test_every_test_that_a_page_names_is_there() -> None:
     for page in (*ROOT.glob("docs/*.rst"), ROOT / "README.rst"):
         missing = named_in(page.read_text()) - there
         assert not missing, f"{page.name}: {missing}"
+
+
+def test_every_limit_that_can_be_set_is_among_the_budgets_with_its_default() -> None:
+    budgets = section((ROOT / "docs" / "security.rst").read_text(), "Budgets")
+    rows = re.findall(r"^   \* - (.*?)(?=^   \* - |\Z)", budgets, re.MULTILINE | re.DOTALL)[1:]
+    cells = [re.split(r"\n     - ", row) for row in rows]
+    for row in cells:
+        assert len(row) == 4, row
+        assert named_in(row[3]), f"no test holds this: {row[0]}"
+    for kind in (ServerLimits, GatewayLimits):
+        for field in msgspec.structs.fields(kind):
+            if field.name in ("controller_networks",):  # no bound, but whom one does not hold for
+                continue
+            mine = [row for row in cells if f"``{field.name}``" in row[2]]
+            assert mine, f"no row of the budgets names the setting {field.name}"
+            default = str(field.default).removesuffix("s")
+            # Those stand for what the machine has, or are told as a fraction.
+            if field.default not in (0, "auto") and field.name != "owner_share":
+                assert any(default in row[1].replace(",", "") for row in mine), f"{field.name}: {default} is not told"
