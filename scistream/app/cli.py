@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from scistream.config import ConfigProblem
 from scistream.process import keep_secrets
 from scistream.wire.address import Address
 from scistream.wire.join import LONGEST, Join
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.wire.messages import CONS, MAX_HOSTS, PROD, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,7 +82,9 @@ def prod(beginning: Beginning, listeners: tuple[str, ...], join_file: Path | Non
 
     Without COMMAND it ends with status 0 once the facility knows the program's listeners.
     """
-    _run(beginning, PROD, join_file, [_numeric(text) for text in listeners], command)
+    found = [_numeric(text) for text in listeners]
+    others = {one: rest for one, *rest in found if rest}
+    _run(beginning, PROD, join_file, [one for one, *_ in found], command, others)
 
 
 @main.command()
@@ -99,16 +101,23 @@ def cons(beginning: Beginning, join_file: Path | None, command: tuple[str, ...])
 
 
 def _run(
-    beginning: Beginning, role: Role, join_file: Path | None, listeners: list[Address], command: tuple[str, ...]
+    beginning: Beginning,
+    role: Role,
+    join_file: Path | None,
+    listeners: list[Address],
+    command: tuple[str, ...],
+    others: Others = None,
 ) -> None:
     try:
         join = _read_join(beginning, role, join_file)
         if command and "{" not in command[0]:
             find(command[0], beginning.environment)
         if not command:
-            sys.exit(run(lambda reactor: _announce(reactor, join, listeners)))
+            sys.exit(run(lambda reactor: _announce(reactor, join, listeners, others)))
         told = split(
-            lambda keeper: run(lambda reactor: _say_hello(reactor, join, listeners, keeper), interruptible=False)
+            lambda keeper: run(
+                lambda reactor: _say_hello(reactor, join, listeners, others, keeper), interruptible=False
+            )
         )
         extra = {"SCISTREAM_LISTENERS": json.dumps(told)} if role == CONS else {}
         become(filled_in(command, told), {**beginning.environment, **extra})
@@ -119,15 +128,19 @@ def _run(
         sys.exit(problem.status)
 
 
-async def _say_hello(reactor: Any, join: Join, listeners: list[Address], keeper: Keeper) -> int:
-    await Controller(reactor, join, listeners, keeper, _note).run()
+Others = Mapping[Address, list[Address]] | None
+"""Of listeners that were given by name, the other addresses."""
+
+
+async def _say_hello(reactor: Any, join: Join, listeners: list[Address], others: Others, keeper: Keeper) -> int:
+    await Controller(reactor, join, listeners, keeper, _note, others).run()
     return 0
 
 
-async def _announce(reactor: Any, join: Join, listeners: list[Address]) -> int:
+async def _announce(reactor: Any, join: Join, listeners: list[Address], others: Others) -> int:
     """Say Hello for a program that somebody else starts, and tell where a consumer connects."""
     known = Nobody()
-    await Controller(reactor, join, listeners, known, _note).run()
+    await Controller(reactor, join, listeners, known, _note, others).run()
     if join.role == CONS:
         click.echo(json.dumps({"uid": join.uid, "listeners": known.listeners}))
     return 0
@@ -174,19 +187,23 @@ def _first_line() -> str:
     return line.decode(errors="replace")
 
 
-def _numeric(text: str) -> Address:
-    """Where a program listens, in numeric form: gateways look no names of applications up."""
+def _numeric(text: str) -> list[Address]:
+    """Where a program listens, in numeric form: gateways look no names of applications up. A name may have several
+    addresses, and the program listens at one of them at least."""
     try:
         address = Address.parse(text)
         if address.numeric is not None:
-            return address
+            return [address]
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except ValueError as wrong:
         raise click.BadParameter(str(wrong), param_hint="--listen") from None
     except OSError as problem:
         raise click.BadParameter(f"{text}: {problem.strerror}", param_hint="--listen") from None
     families = sorted(found, key=lambda one: one[0] != socket.AF_INET)
-    return Address(str(families[0][4][0]), address.port)
+    hosts = dict.fromkeys(str(one[4][0]) for one in families)
+    if address.host.lower().rstrip(".") == "localhost":  # this machine by either family, whatever /etc/hosts says
+        hosts |= dict.fromkeys(["127.0.0.1", "::1"])
+    return [Address(host, address.port) for host in hosts][: MAX_HOSTS + 1]
 
 
 if __name__ == "__main__":

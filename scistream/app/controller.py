@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -64,6 +64,7 @@ class Controller:
     :param listeners: where ProdApp listens; a wildcard host becomes the address that we reach the S2CS from.
     :param program: what is to be started.
     :param note: gets sentences for the user: what is waited for, and that the stream ended before the program.
+    :param others: of a listener that was given by name, its other addresses.
     """
 
     log = Logger()
@@ -75,7 +76,9 @@ class Controller:
         listeners: Sequence[Address],
         program: Program,
         note: Callable[[str], None],
+        others: Mapping[Address, Sequence[Address]] | None = None,
     ) -> None:
+        self._other_addresses = {str(one): list(map(str, rest)) for one, rest in (others or {}).items()}
         self._reactor = reactor
         self._join = join
         self._listeners = listeners
@@ -144,12 +147,15 @@ class Controller:
     def _ask_hello(self) -> None:
         if self._hello is not None:
             self._hello.cancel()
+        told = self._listeners_to_tell()
+        others = {one: self._other_addresses[one] for one in told or () if one in self._other_addresses}
         hello = Hello(
             uid=self._join.uid,
             role=self._join.role,
             seq=UNSENT,
             app_key=self._join.app_key,
-            listeners=self._listeners_to_tell(),
+            listeners=told,
+            other_addresses=others or None,
         )
         patience = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
         self._hello = self._dialer.ask(hello, patience)

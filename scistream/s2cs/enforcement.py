@@ -190,16 +190,20 @@ class Guard:
         :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
         """
         if hello.role == PROD and hello.listeners != record.app_listeners:
-            self._check_targets(record, hello.listeners or [])
+            self.check_targets(record, hello.listeners or [])
 
     def check_update(self, record: Record, command: UpdateTargets) -> None:
         """Whether these may be the targets of a stream, by the rule of its owner, whoever asks.
 
         :raises StreamError: as for `check_hello`.
         """
-        self._check_targets(record, command.connection_map.values() if record.role == PROD else ())
+        self.check_targets(record, command.connection_map.values() if record.role == PROD else ())
 
-    def _check_targets(self, record: Record, targets: Iterable[str]) -> None:
+    def check_targets(self, record: Record, targets: Iterable[str]) -> None:
+        """Whether ProdApp of a stream may listen at these addresses.
+
+        :raises StreamError: as for `check_hello`.
+        """
         if self.policy is None:
             return
         is_probe = record.request is not None and record.request.protocol == "probe"  # it has no program to reach

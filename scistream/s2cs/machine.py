@@ -196,6 +196,8 @@ class Core:
     refusals: dict[str, StreamError] = field(default_factory=dict)
     spares: dict[str, list[str]] = field(default_factory=dict)
     """Gateways that could take the place of one that cannot have the ports that are asked for by number."""
+    other_addresses: dict[str, list[str]] = field(default_factory=dict)
+    """Those of the Hello that is being heard."""
     update: UpdateTargets | None = None
     update_is_own: bool = False
     postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
@@ -408,10 +410,10 @@ def _from_gateway(gateway: str, error: StreamError) -> tuple[ErrorCode, str]:
 def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
     """Note a Hello; False if it could not be written down."""
     record = core.record
-    known = (record.greeted, record.app_listeners)
-    record.greeted, record.app_listeners = True, list(listeners)
-    if known != (True, record.app_listeners) and not core.effects.save(record):
-        record.greeted, record.app_listeners = known
+    known = (record.greeted, record.app_listeners, record.other_addresses)
+    record.greeted, record.app_listeners, record.other_addresses = True, list(listeners), dict(core.other_addresses)
+    if known != (True, record.app_listeners, record.other_addresses) and not core.effects.save(record):
+        record.greeted, record.app_listeners, record.other_addresses = known
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
     if record.role == PROD and listeners != known[1]:

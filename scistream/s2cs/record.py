@@ -39,6 +39,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     listeners: dict[int, str] = {}
     csr: dict[str, str] = {}
     app_listeners: list[str] = []
+    other_addresses: dict[str, list[str]] = {}
     greeted: bool = False
     generation: int = 0
     own_updates: int = 0
@@ -143,6 +144,7 @@ def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
 def part(record: Record, gateway: str, command: UpdateTargets, revision: int) -> UpdateTargets:
     """What a gateway gets of an UpdateTargets, under a number that is higher than that of any earlier one."""
     held = {record.listeners[channel] for channel in record.plan[gateway]}
+    targets = {there for here, there in command.connection_map.items() if here in held}
     return UpdateTargets(
         uid=command.uid,
         role=command.role,
@@ -150,6 +152,7 @@ def part(record: Record, gateway: str, command: UpdateTargets, revision: int) ->
         generation=revision,
         connection_map={here: there for here, there in command.connection_map.items() if here in held},
         data_conn_key=command.data_conn_key,
+        other_addresses={one: others for one, others in record.other_addresses.items() if one in targets} or None,
     )
 
 

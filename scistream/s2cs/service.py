@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -559,6 +560,7 @@ class ControlServer(Service):
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
         link.prove(None)
+        hello = self._choose_addresses(held.record, hello)
         self.guard.check_hello(held.record, hello)
         self._refuse_pool(held.record, hello.listeners or [])
         is_probe = request is not None and request.protocol == "probe"  # of which no listener is ever dialled
@@ -566,7 +568,36 @@ class ControlServer(Service):
             if name in self.gateways:
                 self.gateways[name].check_targets(hello.listeners or [])
         held.note_application(link)
+        held.core.other_addresses = hello.other_addresses or {}
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
+
+    def _choose_addresses(self, record: Record, hello: Hello) -> Hello:
+        """Leave out what no gateway would dial of the addresses of each name; the first that is left is the listener.
+
+        A listener of which nothing is left stays, to be refused with its reason.
+        """
+        listeners, left = [], {}
+        for listener in hello.listeners or ():
+            others = (hello.other_addresses or {}).get(listener)
+            usable = [one for one in (listener, *others) if self._is_target(record, one)] if others else []
+            listeners.append(usable[0] if usable else listener)
+            if len(usable) > 1:
+                left[usable[0]] = usable[1:]
+        return msgspec.structs.replace(hello, listeners=listeners or None, other_addresses=left or None)
+
+    def _is_target(self, record: Record, address: str) -> bool:
+        """Whether ProdApp may listen at an address; what is known of the stream already is not looked at again."""
+        if address in record.app_listeners or any(address in others for others in record.other_addresses.values()):
+            return True
+        try:
+            self.guard.check_targets(record, [address])
+            self._refuse_pool(record, [address])
+            for name in record.plan:
+                if name in self.gateways:
+                    self.gateways[name].check_targets([address])
+        except StreamError:
+            return False
+        return True
 
     # -- gateways
 

@@ -5,7 +5,7 @@ elements that forward.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -369,10 +369,28 @@ class Holding:
             self.machine.not_armed(error)
             return
         arming = self._server.elements.arm(
-            command.uid, command.role, targets, credentials, self._server.wan_listeners(command.uid)
+            command.uid,
+            command.role,
+            targets,
+            credentials,
+            self._server.wan_listeners(command.uid),
+            self._other_addresses(command, targets),
         )
         arming.addCallback(lambda _: self._listen(numeric, credentials))
         arming.addErrback(self._not_armed)
+
+    def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
+        """Where else ProdApp may be dialled on each channel; what this gateway may not dial is left out."""
+        found: dict[int, list[Address]] = {}
+        for channel, target in targets.items() if self._core.role == PROD else ():
+            for text in (command.other_addresses or {}).get(str(target), ()):
+                try:
+                    self._check_target(Address.parse(text))
+                except StreamError as error:
+                    self.log.debug("uid={uid} {reason}", uid=self._core.uid, reason=error.msg)
+                else:
+                    found.setdefault(channel, []).append(Address.parse(text))
+        return found
 
     def _listen(self, targets: dict[int, Address], credentials: Credentials) -> None:
         """Every element knows where connections go."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -223,16 +223,21 @@ class Elements:
         targets: Mapping[int, Address],
         credentials: Credentials | None,
         own: Collection[int] = (),
+        other_addresses: Mapping[int, Sequence[Address]] | None = None,
     ) -> Deferred[None]:
         """New connections of each channel go to these addresses; those that are open finish on the old ones.
 
         :param own: ports of this gateway that are targets all the same: WAN listeners of the same stream.
+        :param other_addresses: of a channel, where to connect to if that fails.
 
         Fires when every element has it, or fails with the StreamError of one.
         """
         stream = self._streams[uid, role]
         shown = {channel: str(target) for channel, target in targets.items()}
-        stream.update = UpdateTargets(uid=uid, role=role, targets=shown, credentials=credentials, own=sorted(own))
+        others = {channel: list(map(str, found)) for channel, found in (other_addresses or {}).items()}
+        stream.update = UpdateTargets(
+            uid=uid, role=role, targets=shown, credentials=credentials, own=sorted(own), other_addresses=others
+        )
         # An element that dies meanwhile hears it when it is started again, before it gets a connection.
         asked = [member.ask(stream.update).addErrback(_is_dead) for member in self._members]
         armed = gatherResults(asked, consumeErrors=True)

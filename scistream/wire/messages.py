@@ -8,6 +8,7 @@ message: it is the TLS handshake of a WAN connection.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -52,6 +53,10 @@ ListenPorts = Annotated[list[Port], Meta(min_length=1, max_length=MAX_CHANNELS)]
 PortRanges = Annotated[list[tuple[Port, Port]], Meta(max_length=MAX_RANGES)]
 """Ranges of ports, both ends included."""
 NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+OtherAddresses = Annotated[
+    dict[AddressText, Annotated[list[AddressText], Meta(max_length=MAX_HOSTS)]], Meta(max_length=MAX_CHANNELS)
+]
+"""For addresses that stand for a name, the other ones of that name."""
 Pem = Annotated[str, Meta(max_length=131072)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
@@ -96,6 +101,16 @@ def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
     twice = repeated(ports)
     if twice is not None:
         raise ValueError(f"listen_ports: port {twice} is named twice, and each channel has a port of its own")
+
+
+def _check_other_addresses(others: dict[str, list[str]] | None, listeners: Collection[str]) -> None:
+    for listener, addresses in (others or {}).items():
+        if listener not in listeners:
+            raise ValueError(f"other_addresses: {listener!r} is none of the addresses that this is about")
+        _check_addresses("other_addresses", addresses)
+        for text in addresses:
+            if Address.parse(text).numeric is None:
+                raise ValueError(f"other_addresses: {text!r} is not numeric")
 
 
 def _check_networks(name: str, networks: list[str] | None) -> None:
@@ -179,13 +194,17 @@ class StartLstn(_Message, frozen=True, kw_only=True, tag="StartLstn"):
 
 
 class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
-    """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none."""
+    """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none.
+
+    `other_addresses` are the other ones of a listener that was named: the program listens at one of them at least.
+    """
 
     uid: Uid
     role: Role
     seq: Seq
     app_key: AppKey
     listeners: Listeners | None = None
+    other_addresses: OtherAddresses | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
@@ -196,6 +215,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
         for text in self.listeners or ():
             if Address.parse(text).numeric is None:
                 raise ValueError(f"listeners: {text!r} is not numeric")
+        _check_other_addresses(self.other_addresses, self.listeners or ())
 
 
 class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
@@ -214,7 +234,8 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
 
     `expires` ends the stream earlier, in so many seconds from now, as the other side's facility does; it never
     lengthens its life. From an S2CS to its S2DS, an empty `data_conn_key` leaves the credentials as they are, and
-    `store` is that of the S2CS: see ReqListeners.
+    `store` is that of the S2CS: see ReqListeners; `other_addresses` are where else a target may be dialled, since it
+    stands for a name: see Hello.
     """
 
     uid: Uid
@@ -225,9 +246,11 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     data_conn_key: Pem
     expires: Life | None = None
     store: StoreId | None = None
+    other_addresses: OtherAddresses | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+        _check_other_addresses(self.other_addresses, set(self.connection_map.values()))
 
 
 class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):

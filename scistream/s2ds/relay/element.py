@@ -208,8 +208,15 @@ class Element:
             context = order.credentials.context(self._settings.wan_cipher)
             tune(context)
         for channel, target in order.targets.items():
-            arming = Arming(order.uid, order.role, channel, Address.parse(target), context, own=frozenset(order.own))
-            stream.channels[channel].arming = arming
+            stream.channels[channel].arming = Arming(
+                order.uid,
+                order.role,
+                channel,
+                Address.parse(target),
+                context,
+                own=frozenset(order.own),
+                others=tuple(map(Address.parse, order.other_addresses.get(channel, ()))),
+            )
 
     def _close(self, order: Rel) -> None:
         stream = self._streams.pop((order.uid, order.role), None)

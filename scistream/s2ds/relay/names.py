@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -29,13 +29,18 @@ class Names:
         self._reactor = reactor
         self._may_dial = may_dial
         self._known: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()
+        self._best: OrderedDict[Address, Address] = OrderedDict()
+        """Of numeric targets that stand for a name: where a connection came about last."""
         self._asking: dict[str, list[Deferred[None]]] = {}
 
-    async def addresses(self, target: Address, own: Set[int] = frozenset()) -> list[Address]:
-        """Those to dial, the best first; a numeric target at once and as it is. Where nobody answers for a name, what
-        was known of it last has to do."""
+    async def addresses(
+        self, target: Address, own: Set[int] = frozenset(), others: Sequence[Address] = ()
+    ) -> list[Address]:
+        """Those to dial, the best first; a numeric target at once, with the others of the name that it stands for.
+        Where nobody answers for a name, what was known of it last has to do."""
         if target.numeric is not None:
-            return [target]
+            best = self._best.get(target, target)
+            return sorted((target, *others), key=lambda address: address != best)
         until, _ = self._known.get(target.host, (0.0, []))
         if until <= self._reactor.seconds():
             await self._ask(target.host)
@@ -45,6 +50,13 @@ class Names:
 
     def prefer(self, target: Address, address: Address) -> None:
         """A connection to this address came about: try it first the next time."""
+        if target.numeric is not None:
+            self._best.pop(target, None)
+            if address != target:
+                self._best[target] = address
+            if len(self._best) > MOST_KEPT:
+                self._best.popitem(last=False)
+            return
         until, hosts = self._known.get(target.host, (0.0, []))
         if address.host in hosts[1:]:
             hosts = [address.host, *(host for host in hosts if host != address.host)]

@@ -37,6 +37,7 @@ class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
     """New connections of each channel go to these addresses from now on.
 
     :ivar own: ports of this gateway that are targets all the same.
+    :ivar other_addresses: of a channel, where to connect to if that fails.
     :ivar credentials: of the WAN leg. None: that is plain TCP too, which no stream asks for.
     """
 
@@ -45,6 +46,7 @@ class UpdateTargets(_Order, frozen=True, kw_only=True, tag="UpdateTargets"):
     targets: dict[int, str]
     credentials: Credentials | None
     own: list[int] = []
+    other_addresses: dict[int, list[str]] = {}
 
 
 class Rel(_Order, frozen=True, kw_only=True, tag="REL"):

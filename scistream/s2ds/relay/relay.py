@@ -74,6 +74,8 @@ class Arming:
     :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS. None is a relay
         by itself, between two legs of plain TCP: a stream of the product always has a context.
     :param start: of ProdApp, at the producer's side.
+    :param own: ports of this gateway that are targets all the same.
+    :param others: where to connect to if the target does not answer: addresses of the same name.
     """
 
     uid: str
@@ -83,6 +85,7 @@ class Arming:
     context: SSL.Context | None
     start: Start = field(default_factory=Start)
     own: frozenset[int] = frozenset()
+    others: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -408,7 +411,8 @@ class Relay:
     def _target(self) -> str:
         """Who is dialled, in words for a person."""
         arming = self._arming
-        return f"{'ProdApp' if arming.role == PROD else 'the other gateway'} at {arming.target}"
+        places = " or ".join(map(str, (arming.target, *arming.others)))
+        return f"{'ProdApp' if arming.role == PROD else 'the other gateway'} at {places}"
 
     async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
         """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
@@ -426,7 +430,7 @@ class Relay:
         """Connect to the first address of the target that answers; each gets its share of the time that is left."""
         means, target = self._means, self._arming.target
         congestion = means.wan_congestion if wan else means.lan_congestion
-        addresses = await means.names.addresses(target, self._arming.own)
+        addresses = await means.names.addresses(target, self._arming.own, self._arming.others)
         problem = Broken(f"{self._target} has no address that this gateway finds and may dial", "wan")
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
@@ -437,7 +441,8 @@ class Relay:
             except Short:
                 raise
             except Broken as broken:
-                problem = broken
+                if not isinstance(problem, Refused):  # who refuses may only not have started yet
+                    problem = broken
             else:
                 means.names.prefer(target, address)
                 return sock

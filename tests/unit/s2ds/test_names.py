@@ -203,3 +203,21 @@ def test_a_name_has_so_many_addresses_and_no_more() -> None:
     found = rig.dials("gateway.example:5100")
     rig.resolver.answer(*(f"203.0.113.{number}" for number in range(1, 200)))
     assert len(found[0]) == MOST_ADDRESSES
+
+
+def test_a_numeric_target_that_stands_for_a_name_is_dialled_at_all_addresses_of_it_the_last_that_answered_first() -> (
+    None
+):
+    rig = Rig()
+    target, *others = (Address("127.0.0.1", 7000), Address("::1", 7000), Address("127.0.0.2", 7000))
+
+    def order() -> list[Address]:
+        found: list[list[Address]] = []
+        Deferred.fromCoroutine(rig.names.addresses(target, frozenset(), others)).addCallback(found.append)
+        return found[0]
+
+    assert order() == [target, *others]
+    rig.names.prefer(target, others[1])
+    assert order() == [others[1], target, others[0]]
+    rig.names.prefer(target, target)
+    assert order() == [target, *others]

@@ -283,7 +283,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "listen_ports": [5075, 5076],
     },
     "StartLstn": {"uid": UID, "role": "CONS", "seq": 1, "channel": 0},
-    "Hello": {"uid": UID, "role": "PROD", "seq": 1, "app_key": "k" * 43, "listeners": ["127.0.0.1:7000"]},
+    "Hello": {
+        "uid": UID,
+        "role": "PROD",
+        "seq": 1,
+        "app_key": "k" * 43,
+        "listeners": ["127.0.0.1:7000"],
+        "other_addresses": {"127.0.0.1:7000": ["[::1]:7000"]},
+    },
     "ProdLstn": {"uid": UID, "role": "PROD", "listeners": ["127.0.0.1:7000"]},
     "UpdateTargets": {
         "uid": UID,
@@ -294,6 +301,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "data_conn_key": "",
         "expires": 60.0,
         "store": "0" * 32,
+        "other_addresses": {"127.0.0.1:7000": ["[::1]:7000"]},
     },
     "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
     "REL": {"uid": UID, "role": "PROD", "seq": 1, "store": "0" * 32},

@@ -86,6 +86,8 @@ INSIDE: list[tuple[str, str, list[Any]]] = [
     ("ReqListeners", "channels", [[0], [1023], list(range(1024))]),
     ("StartLstn", "channel", [0, 1023]),
     ("Hello", "listeners", [["0.0.0.0:1"], ["[::]:65535"], ["127.0.0.1:7"] * 1024]),
+    ("Hello", "other_addresses", [{}, {"127.0.0.1:7000": []}, {"127.0.0.1:7000": ["[::1]:7000"] * 16}, None]),
+    ("UpdateTargets", "other_addresses", [{}, {"127.0.0.1:7000": ["[::1]:7000"] * 16}, None]),
     ("ProdLstn", "listeners", [["a:1"], ["127.0.0.1:7"] * 1024]),
     ("UpdateTargets", "generation", [1, BIG]),
     ("UpdateTargets", "connection_map", [{"a:1": "b:1"}, {f"a:{n}": "b:1" for n in range(1, 1025)}]),
@@ -133,6 +135,9 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("Hello", "app_key", ["", "k" * 42, "k" * 44, "k" * 42 + "+", "k" * 42 + "\n", "k" * 43 + "\n", None]),
     ("Hello", "listeners", [[], None, ["detector:7000"], ["127.0.0.1"], ["127.0.0.1:0"], ["127.0.0.1:65536"],
                             ["::1:80"], ["127.0.0.1:7"] * 1025, [7], "127.0.0.1:7000"]),
+    *((cmd, "other_addresses", [{"127.0.0.1:7001": []}, {"127.0.0.1:7000": ["localhost:7000"]}, ["[::1]:7000"],
+                                {"127.0.0.1:7000": ["[::1]:7000"] * 17}, {"127.0.0.1:7000": ["x"]}])
+      for cmd in ("Hello", "UpdateTargets")),
     ("ProdLstn", "listeners", [[], None, ["x"], ["127.0.0.1:70000"], ["127.0.0.1:7"] * 1025]),
     ("UpdateTargets", "generation", [0, -1, BIG + 1, "1", None]),
     ("UpdateTargets", "connection_map", [{}, [], None, {"x": "127.0.0.1:1"}, {"127.0.0.1:1": "x"},
@@ -169,6 +174,8 @@ def cases(table: list[tuple[str, str, list[Any]]]) -> list[Any]:
 @pytest.mark.parametrize(("cmd", "field", "value"), cases(INSIDE))
 def test_a_value_at_the_edge_of_its_range_is_read(cmd: str, field: str, value: Any) -> None:
     fitting = {"listen_ports": None} if field in ("num_conn", "channels") else {}
+    if field in ("listeners", "connection_map"):
+        fitting = {"other_addresses": None} if cmd in ("Hello", "UpdateTargets") else {}
     message = decode(line(cmd, **{field: value, **fitting}))
     assert getattr(message, field) == value
     assert decode(without_lf(message)) == message
@@ -286,7 +293,9 @@ def test_a_stream_for_applications_may_live_longer_than_a_probe(cmd: str, expire
 
 
 def test_a_consumer_s_hello_has_no_listeners_and_a_producer_s_has_some() -> None:
-    assert decode(line("Hello", role=CONS, listeners=...)) == Hello(uid=UID, role=CONS, seq=1, app_key="k" * 43)
+    assert decode(line("Hello", role=CONS, listeners=..., other_addresses=...)) == Hello(
+        uid=UID, role=CONS, seq=1, app_key="k" * 43
+    )
     for wrong in (["127.0.0.1:7000"], []):
         assert "listeners" in reason(line("Hello", role=CONS, listeners=wrong)).msg
     assert "listeners" in reason(line("Hello", role=PROD, listeners=...)).msg
