@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
+import click
+import pytest
+
+import scistream.app.cli
+import scistream.s2uc.cli
+from scistream.config import parse_chosen_ports
 from scistream.s2cs.policy import RuleSection, load_policy
 from scistream.s2cs.rules import Asked, Standing
 from scistream.security.tls import Identity
@@ -23,3 +30,24 @@ def test_the_page_of_policies_says_what_the_code_would_say(tmp_path: Path) -> No
     assert page.count(refused.reason) == 2
     settings = set(RuleSection.__struct_fields__) - {"name", "issuer", "identities"}
     assert settings == set(re.findall(r"^``(\w+)`` ", page, re.MULTILINE))
+
+
+HOW_TO = sorted((ROOT / "docs" / "howto").glob("*.rst"))
+COMMANDS: dict[str, click.Group] = {"s2uc": scistream.s2uc.cli.main, "appctrl": scistream.app.cli.main}
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_names_it(page: Path) -> None:
+    text = page.read_text()
+    for line in re.findall(r"^ +\$ ((?:s2uc|appctrl) .*)$|``(s2uc request [^`]*)``", text, re.MULTILINE):
+        program, name, *arguments = shlex.split("".join(line))
+        command = COMMANDS[program].commands[name]
+        if name == "request" and "--prod" not in arguments:
+            arguments += ["--prod", "lab.example:5000", "--cons", "centre.example:5000"]
+        wishes = command.make_context(name, arguments, obj=None).params
+        if name == "request":
+            ports = scistream.s2uc.cli.parse_listen_ports(wishes["listen_ports"])
+            assert {len(numbers) for numbers in ports.values()} == {wishes["num_conn"]}
+    for ranges in re.findall(r'chosen_ports = "(.*?)"', text):
+        parse_chosen_ports(ranges)
+    assert f"docs/howto/{page.name}" in (ROOT / "README.rst").read_text()
