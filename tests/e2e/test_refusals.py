@@ -34,6 +34,7 @@ from harness import (
     together,
     until,
 )
+from lives import freeze, thaw
 from OpenSSL import SSL
 
 from scistream.s2uc.credentials import issue_credentials
@@ -270,14 +271,18 @@ def test_a_look_with_certificates_that_a_facility_refuses_fails_at_once_and_chan
     with reserved(world) as requested:
         half = ["--certificate", str(ada(world).certificate), "--key", str(ada(world).key)]
         half += ["--authority", str(world.lab.authority)]
-        for command in ("status", "wait", "release"):
-            refused = world.s2uc(command, requested.uid, *half, check=False)
-            assert refused.returncode == 1
-            assert "not-authenticated" in refused.stderr
-            assert "consumer side" in refused.stderr
-            assert requested.state(CONS) == "Listening"
-            assert requested.state(PROD) == ("Released" if command == "release" else "Listening")
-        assert requested.uid in world.s2uc("list").stdout, "it is not released everywhere yet"
+        freeze(requested.program)  # it would release the other side, too, as soon as it hears of the first
+        try:
+            for command in ("status", "wait", "release"):
+                refused = world.s2uc(command, requested.uid, *half, check=False)
+                assert refused.returncode == 1
+                assert "not-authenticated" in refused.stderr
+                assert "consumer side" in refused.stderr
+                assert requested.state(CONS) == "Listening"
+                assert requested.state(PROD) == ("Released" if command == "release" else "Listening")
+            assert requested.uid in world.s2uc("list").stdout, "it is not released everywhere yet"
+        finally:
+            thaw(requested.program)
 
 
 # -- other users
@@ -534,7 +539,7 @@ def test_ctrl_c_while_s2uc_waits_releases_both_sides(world: World, moment: str) 
         program.process.send_signal(signal.SIGINT)
     else:
         uid = str(uuid4())
-        _signal(gateway, signal.SIGSTOP)
+        freeze(gateway)
         try:
             program = world.start_s2uc("request", *between, "--uid", uid)
             until(lambda: world.lab.states().get((uid, PROD)) == "Listening", world.lab.server.words)
@@ -542,17 +547,12 @@ def test_ctrl_c_while_s2uc_waits_releases_both_sides(world: World, moment: str) 
             program.process.send_signal(signal.SIGINT)
             until(lambda: world.centre.states().get((uid, CONS)) == "Releasing", world.centre.server.words)
         finally:
-            _signal(gateway, signal.SIGCONT)
+            thaw(gateway)
     ended = program.end(status=1)
     assert ended.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in ended.stderr
     assert world.lab.states()[uid, PROD] == world.centre.states()[uid, CONS] == "Released"
     assert uid not in world.s2uc("list", "--json").stdout
-
-
-def _signal(daemon: Daemon, number: int) -> None:
-    assert daemon.program is not None
-    daemon.program.process.send_signal(number)
 
 
 def test_each_daemon_ends_with_status_0_within_5_seconds_of_sigterm_with_a_stream_up(
