@@ -576,6 +576,7 @@ class Requested:
         self.world = world
         self.program = program
         first = json.loads(program.line())
+        assert "join" in first, f"it is refused: {first}"
         self.uid: str = first["uid"]
         self.join: dict[str, str] = first["join"]
         self._released = False
