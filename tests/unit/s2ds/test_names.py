@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from leased_ports import leased
 from twisted.internet import reactor as running
+from twisted.internet import udp
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.names import common, dns, error
 from twisted.names.server import DNSServerFactory
 
@@ -29,9 +30,11 @@ class Zone(common.ResolverBase):
     def __init__(self) -> None:
         super().__init__()
         self._slow: list[Deferred[Any]] = []
+        self._has_given_up = False
 
     def give_up(self) -> None:
-        """Say that there are no names that begin with `slow`."""
+        """Say that there are no names that begin with `slow`, from now on."""
+        self._has_given_up = True
         while self._slow:
             self._slow.pop().errback(error.DNSNameError())
 
@@ -43,9 +46,10 @@ class Zone(common.ResolverBase):
 
     def _look(self, name: bytes, *records: Any) -> Any:
         answer: Deferred[Any] = Deferred()
-        if name.startswith(b"none"):
+        is_slow = name.startswith(b"slow")
+        if name.startswith(b"none") or (is_slow and self._has_given_up):
             answer.errback(error.DNSNameError())
-        elif name.startswith(b"slow"):
+        elif is_slow:
             self._slow.append(answer)
         else:
             found = [dns.RRHeader(name, one.TYPE, dns.IN, 60, one, auth=True) for one in records]
@@ -102,6 +106,11 @@ async def test_two_hundred_names_that_nobody_answers_for_keep_no_other_name_wait
     assert not any(one.called for one in slow), "these are waited for all the time"
     world.zone.give_up()
     assert await gatherResults(slow) == 200 * [[]]
+    deadline = reactor.seconds() + PATIENCE
+    while sum(isinstance(reader, udp.Port) for reader in reactor.getReaders()) > 1:
+        assert reactor.seconds() < deadline, "the sockets of some questions stay open"
+        await deferLater(reactor, 0.01)
+    await deferLater(reactor, 0)  # those that no longer listen are closed at the next turn of the reactor
 
 
 # -- what an element knows of names
