@@ -21,8 +21,10 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 HOW = ("closed", "full", "broken")
 
 
-def run(world: World, arguments: Sequence[str], spoilt: dict[int, str]) -> subprocess.CompletedProcess[str]:
-    """A command of ``s2uc`` whose standard descriptors are closed, full or broken."""
+def run(
+    world: World, arguments: Sequence[str], spoilt: dict[int, str], program: str = "s2uc", join: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A command whose standard descriptors are closed, full or broken."""
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_RDWR)
@@ -36,8 +38,8 @@ def run(world: World, arguments: Sequence[str], spoilt: dict[int, str]) -> subpr
 
     try:
         return subprocess.run(
-            [str(world.programs / "s2uc"), *arguments],
-            env=world.env,
+            [str(world.programs / program), *arguments],
+            env={**world.env, **({"SCISTREAM_JOIN": join} if join else {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -169,3 +171,20 @@ def test_files_of_join_strings_go_with_a_release_by_another_process(world: World
     assert world.s2uc("release", uid).stdout == f"released {uid}\n"
     assert [file.exists() for file in files] == [False, False]
     assert world.remembered.all() == []
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_appctrl_ends_in_order_whatever_of_its_output_is_lost(world: World, how: str) -> None:
+    with listen() as detector, world.request() as requested:
+        told = ["prod", "--listen", address_of(detector)]
+        silent = run(world, told, {0: "closed", 1: how, 2: how}, "appctrl", requested.join[PROD])
+        assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", ""), "it has nothing to say"
+        requested.streaming()
+        assert_says_a_line_at_most(run(world, ["cons"], {1: how}, "appctrl", requested.join[CONS]), how)
+        unseen = run(world, ["cons"], {0: "closed", 2: how}, "appctrl", requested.join[CONS])
+        assert (unseen.returncode, json.loads(unseen.stdout)["uid"]) == (0, requested.uid)
+        program = run(world, ["cons", "--", "sh", "-c", "exit 7"], dict.fromkeys((0, 1, 2), how), "appctrl",
+                      requested.join[CONS])  # fmt: skip
+        assert program.returncode == 7
+    refused = run(world, ["cons"], {2: how}, "appctrl", requested.join[CONS])
+    assert (refused.returncode, refused.stdout) == (1, ""), "the stream is over, whether or not anybody can be told"
