@@ -209,16 +209,8 @@ class Guard:
         is_probe = record.request is not None and record.request.protocol == "probe"  # it has no program to reach
         self.policy.decide_targets(identity_of(record.owner), record.role, () if is_probe else targets).enforce()
 
-    def check_owner(self, record: Record, owner: str) -> None:
-        """Whether somebody may see, update and release a stream.
-
-        :raises StreamError: `not-authorized`, if it is neither the owner nor an administrator.
-        """
-        if not self.may_see(record, owner):
-            raise StreamError("not-authorized", f"stream {record.uid} has another owner than {owner}")
-
     def may_see(self, record: Record, owner: str) -> bool:
-        """The same, as a truth value."""
+        """Whether somebody may see, update and release a stream: its owner, or an administrator."""
         if record.owner == owner:
             return True
         return self.policy is not None and self.policy.is_administrator(identity_of(owner))

@@ -482,13 +482,12 @@ class ControlServer(Service):
 
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
-        held = self._find(key)
+        held = self._seen_by(owner, key)
         if held is None:
             if isinstance(command, Rel) and self.guard.may_ask(owner, command.role):
                 with suppress(StreamError):  # a full disk, on which nothing new is reserved either
                     self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
-            raise StreamError("unknown-uid", f"no stream {command.uid} of role {command.role} was asked for here")
-        self.guard.check_owner(held.record, owner)
+            raise _none_of_yours(command.uid)
         held.note_owner_link(link, owner)
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
@@ -498,6 +497,15 @@ class ControlServer(Service):
         else:
             held.trail.release_asked(link)
             held.release(caller, owner)
+
+    def _seen_by(self, owner: str, key: StreamKey) -> Held | None:
+        """A stream that is this owner's, or that an administrator may see. Of any other one nobody hears more than of
+        one that does not exist.
+
+        :raises StreamError: `no-capacity` if the store cannot be read.
+        """
+        held = self._find(key)
+        return held if held is not None and self.guard.may_see(held.record, owner) else None
 
     def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
         """:raises StreamError: `target-refused`, if any is an address of the pool itself."""
@@ -510,13 +518,10 @@ class ControlServer(Service):
 
     def _status(self, link: Link, owner: str, command: Status) -> None:
         if command.uid is not None:
-            named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
-            there = [held for held in named if held is not None]
-            if not there:
-                raise StreamError("unknown-uid", f"no stream {command.uid} was asked for here")
-            chosen = [held for held in there if self.guard.may_see(held.record, owner)]
+            named = [self._seen_by(owner, (command.uid, role)) for role in ROLES if command.role in (None, role)]
+            chosen = [held for held in named if held is not None]
             if not chosen:
-                self.guard.check_owner(there[0].record, owner)
+                raise _none_of_yours(command.uid)
             for held in chosen:
                 held.note_owner_link(link, owner)
         else:
@@ -689,6 +694,13 @@ class ControlServer(Service):
             reason = self.guard.overdrawn(held.record) if held is not None else None
             if held is not None and reason is not None:
                 held.machine.forbidden(reason)
+
+
+def _none_of_yours(uid: str) -> StreamError:
+    return StreamError(
+        "unknown-uid",
+        f"no stream {uid} of yours is here: it was asked for elsewhere, with another certificate, or never",
+    )
 
 
 def _control_addresses(config: S2CSConfig) -> list[str]:

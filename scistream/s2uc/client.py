@@ -364,6 +364,11 @@ class Stream:
         return bool(self._effects.core.reached)
 
     @property
+    def unknown_at(self) -> dict[Role, Address]:
+        """Once it is released: the sides that had no stream of this user with this uid, so that nothing ended there."""
+        return {role: self.servers[role] for role in self.servers if role in self._effects.core.unknown_at}
+
+    @property
     def generation(self) -> int:
         """How often the targets were set; 0 before the first time."""
         return self._effects.core.generation

@@ -327,8 +327,21 @@ async def release_stream(client: Client, uid: str, as_json: bool = False) -> int
         except CancelledError:
             stream.abandon()
             await stream.release()  # which says what has not confirmed
+        unknown = stream.unknown_at
+        if len(unknown) == len(stream.servers):
+            raise _unknown(known)
+    for role, address in unknown.items():
+        tell(f"the {SIDE[role]} side at {address} has no stream of yours with this uid")
     _print_end(known.uid, "Released", as_json, f"released {known.uid}", already=False)
     return 0
+
+
+def _unknown(known: Remembered) -> StreamError:
+    return StreamError(
+        "unknown-uid",
+        f"neither {known.prod} nor {known.cons} has a stream {known.uid} of yours: if you asked for it with another "
+        f"certificate, use that one; `s2uc forget {known.uid}` takes it out of your list",
+    )
 
 
 async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
@@ -390,6 +403,8 @@ async def _wait_until_streaming(client: Client, stream: Stream, timeout: float |
     started = client.reactor.seconds()
     while True:
         sides = await stream.status()
+        if not sides:
+            raise _unknown(known)
         for role in (PROD, CONS):
             state = sides[role].state if role in sides else "unknown"
             if state in ("Releasing", "Released", "unknown"):
@@ -417,8 +432,10 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
 
     await gatherResults([at_once.run(lambda one: Deferred.fromCoroutine(look(one)), known) for known in streams])
     errors = {one: "; ".join(map(str, both.values())) for one, both in troubles.items() if both}
+    if uid is not None and not answers[streams[0].uid] and not errors:
+        raise _unknown(streams[0])
     for one, both in answers.items():
-        if not troubles[one] and all(side.state == "Released" for side in both.values()):
+        if both and not troubles[one] and all(side.state == "Released" for side in both.values()):
             memory.remove_join_files(one)
     if as_json:
         sides = {one: {role: msgspec.to_builtins(side) for role, side in both.items()} for one, both in answers.items()}

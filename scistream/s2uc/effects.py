@@ -138,6 +138,7 @@ class StreamEffects:
             self.core.reached = {PROD, CONS}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
         trace(self.machine, self.log, party="s2uc", uid=uid)
+        self._was_remembered = remembered
         self._follows = not remembered  # what the sides say moves the machine
         self.connection_map: dict[str, str] = {}
         self.unused_listeners: list[str] = []
@@ -376,7 +377,7 @@ class StreamEffects:
     def ended(self) -> None:
         for server in self._servers.values():
             server.streams.discard(self._guarded)
-        if not self.core.not_released:
+        if not self.core.not_released and not self.is_unknown:
             self.on_released()
         self._tell_ended()
 
@@ -416,6 +417,12 @@ class StreamEffects:
         for waiters in (self._reserved, self._streaming, self._ended):
             if cancelled in waiters:
                 cast("list[Deferred[Any]]", waiters).remove(cancelled)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether a stream that was asked for earlier is over, and no side had one of this user to release: it may be
+        there all the same, of another user or under another certificate of hers."""
+        return self._was_remembered and self.core.unknown_at == set(self._servers)
 
     def check_released(self) -> None:
         """:raises StreamError: if a side has not confirmed the release."""

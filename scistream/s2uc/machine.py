@@ -114,6 +114,8 @@ class Core:
     taken: dict[Role, StreamError] = field(default_factory=dict)
     error: StreamError | None = None
     not_released: dict[Role, StreamError] = field(default_factory=dict)
+    unknown_at: set[Role] = field(default_factory=set)
+    """The sides that have no stream of this user with this uid, so that nothing was released there."""
 
 
 _builder = TypeMachineBuilder(Stream, Core)
@@ -286,7 +288,9 @@ def _side_released(stream: Stream, core: Core, role: Role, answer: Resp) -> None
 
 @Releasing.upon(Stream.side_refused).loop()
 def _side_not_released(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
-    if error.code != "unknown-uid":
+    if error.code == "unknown-uid":
+        core.unknown_at.add(role)
+    else:
         core.not_released[role] = error
     _one_released(stream, core, role)
 

@@ -227,10 +227,10 @@ def test_what_another_user_is_refused_is_told_with_her_name(world: World) -> Non
     with reserved(world) as requested, to_s2cs(world, eve) as link:
         update = {"generation": 9, "connection_map": {"127.0.0.1:1": "127.0.0.1:2"}, "data_conn_key": "x"}
         for cmd, fields, code in (
-            ("UpdateTargets", update, "not-authorized"),
-            ("REL", {}, "not-authorized"),
-            ("Status", {}, "not-authorized"),
             ("REQ", a_request(), "uid-in-use"),
+            ("UpdateTargets", update, "unknown-uid"),
+            ("REL", {}, "unknown-uid"),
+            ("Status", {}, "unknown-uid"),
         ):
             said = {**fields, "uid": requested.uid, "role": PROD, "seq": 2}
             (line,) = refused_by(world.lab, lambda cmd=cmd, said=said: link.ask(cmd, **said))  # type: ignore[misc]

@@ -295,16 +295,18 @@ def test_another_user_can_neither_see_nor_change_nor_end_a_stream(world: World) 
         for command in ("release", "status", "wait"):
             refused = world.s2uc(command, requested.uid, *as_eve, check=False)
             assert refused.returncode == 1
-            assert "not-authorized" in refused.stderr
+            assert "error: unknown-uid: neither " in refused.stderr
             assert "Traceback" not in refused.stderr
+            assert "released" not in refused.stdout
+            assert requested.uid in world.s2uc("list").stdout, "it is not taken off the list"
         with to_s2cs(world, eve) as link:
             assert link.ask("Status", **everything())["streams"] == []
             update = {"generation": 9, "connection_map": {"127.0.0.1:1": "127.0.0.1:2"}, "data_conn_key": "x"}
             for cmd, fields in (("UpdateTargets", update), ("REL", {}), ("Status", {})):
                 answer = link.ask(cmd, uid=requested.uid, role=PROD, seq=2, **fields)
-                assert (answer["cmd"], answer["code"]) == ("ERROR", "not-authorized")
+                assert (answer["cmd"], answer["code"]) == ("ERROR", "unknown-uid")
             again = {**a_request(), "uid": requested.uid}
-            assert link.ask("REQ", **again)["code"] == "uid-in-use"
+            assert link.ask("REQ", **again)["code"] == "wrong-state", "it has released that uid for itself"
         assert requested.state(PROD) == requested.state(CONS) == "Listening"
 
         assert requested.uid in world.s2uc("status", requested.uid).stdout

@@ -277,7 +277,7 @@ def test_targets_that_a_later_policy_forbids_are_refused_at_the_update(lab: Lab)
         refused = lab.refused(whoever, command)
         assert refused.code == "target-refused"
         assert "rule 1 `beamline` allows the targets 192.0.2.0/24" in refused.msg, "the owner's, whoever asks"
-    assert lab.refused(BOB, command).code == "not-authorized"
+    assert lab.refused(BOB, command).code == "unknown-uid"
     assert lab.control.streams[stream.uid, PROD].record.generation == 1
     assert lab.world.both_are("streaming")
     lab.has(rule())
@@ -295,14 +295,61 @@ def test_a_release_of_what_nobody_has_asked_for_bars_it_for_that_owner_alone(lab
     assert lab.refused(BOB, a_req(UIDS[1], rate=1e6)).code == lab.refused(BOB, a_req(UIDS[0], CONS, rate=1e6)).code
 
 
+def of_all_kinds(uid: str) -> list[Command]:
+    """All that a user may say of a stream that is there."""
+    targets = {f"{HOST}:{port}": str(DETECTOR) for port in (PROD_PORT, 1)}
+    update = {"generation": 9, "connection_map": targets, "data_conn_key": "none"}
+    return [
+        *(Status(uid=uid, role=role, seq=UNSENT) for role in (None, PROD, CONS)),
+        *(UpdateTargets(uid=uid, role=role, seq=UNSENT, **update) for role in (PROD, CONS)),
+        *(Rel(uid=uid, role=role, seq=UNSENT) for role in (PROD, CONS)),
+        *(a_req(uid, role) for role in (PROD, CONS)),  # after a release, which bars it
+    ]
+
+
+@pytest.mark.parametrize("state", ["listening", "streaming", "released"])
+@pytest.mark.parametrize("number", range(len(of_all_kinds(UIDS[0]))))
+def test_a_user_hears_the_same_of_a_stream_that_is_another_s_and_of_one_that_is_not_there(
+    lab: Lab, state: str, number: int
+) -> None:
+    lab.has(rule("*@lab.example"))
+    stream = lab.request()
+    if state == "streaming":
+        lab.world.application(stream.join[PROD], "program")
+        lab.world.result(stream.provisioned().deferred)
+    elif state == "released":
+        lab.world.result(stream.release().deferred)
+    heard = []
+    for uid in (stream.uid, UIDS[0]):
+        command = of_all_kinds(uid)[number]
+        if isinstance(command, Req):
+            lab.refused(BOB, Rel(uid=uid, role=command.role, seq=UNSENT))
+        error = lab.refused(BOB, command)
+        heard.append((error.code, error.msg.replace(uid, "UID")))
+    assert heard[0] == heard[1]
+    assert lab.world.state("s2cs", PROD, stream.uid) == state
+
+
+def test_a_client_never_calls_released_what_is_not_hers_and_forgets_nothing(lab: Lab) -> None:
+    lab.has(rule("*@lab.example"))
+    uid = lab.request().uid
+    bob = lab.client(BOB).remembered(uid, prod=PROD_S2CS, cons=CONS_S2CS)
+    released: list[str] = []
+    bob._effects.on_released = lambda: released.append(uid)
+    lab.world.result(bob.release().deferred)
+    assert set(bob.unknown_at) == {PROD, CONS}
+    assert lab.world.both_are("listening")
+    assert released == []
+
+
 def test_the_same_address_from_another_authority_can_neither_see_nor_end_a_stream(lab: Lab) -> None:
     lab.has(rule(), rule(issuer=OTHER, name="visitor"))
     stream = lab.request()
     assert [one.uid for one in lab.say(ADA, everything()).streams or []] == [stream.uid]
     assert lab.say(IMPOSTOR, everything()).streams == []
     for command in (everything(stream.uid), Rel(uid=stream.uid, role=PROD, seq=UNSENT)):
-        assert lab.refused(IMPOSTOR, command).code == "not-authorized"
-    assert lab.refused(IMPOSTOR, a_req(stream.uid)).code == "uid-in-use"
+        assert lab.refused(IMPOSTOR, command).code == "unknown-uid"
+    assert lab.refused(IMPOSTOR, a_req(stream.uid)).code == "wrong-state", "it has released that uid for itself"
     assert lab.say(IMPOSTOR, a_req(stream.uid, CONS)).state == "Listening"
     for identity, role in ((ADA, PROD), (IMPOSTOR, CONS)):
         seen = lab.say(identity, everything(stream.uid)).streams or []
@@ -331,8 +378,8 @@ def test_an_administrator_sees_and_releases_a_stream_and_its_owner_hears_by_whom
     seen = lab.say(OPERATOR, everything()).streams or []
     assert {(one.uid, one.owner) for one in seen} == {(stream.uid, owner_of(ADA)), (bobs.uid, owner_of(BOB))}
     assert [one.uid for one in lab.say(BOB, everything()).streams or []] == [bobs.uid]
-    assert lab.refused(BOB, Rel(uid=stream.uid, role=PROD, seq=UNSENT)).code == "not-authorized"
-    assert lab.refused(BOB, everything(stream.uid)).code == "not-authorized"
+    assert lab.refused(BOB, Rel(uid=stream.uid, role=PROD, seq=UNSENT)).code == "unknown-uid"
+    assert lab.refused(BOB, everything(stream.uid)).code == "unknown-uid"
 
     released = lab.world.result(lab.client(OPERATOR).release_at(PROD_S2CS, stream.uid).deferred)
     assert [(one.uid, one.role, one.state) for one in released] == [(stream.uid, PROD, "Streaming")]
