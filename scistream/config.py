@@ -279,6 +279,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
     expires: str = _USUAL_LIFE
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
+    release_broken_after: str = ""
     policy: str = ""
     limits: ServerLimits = field(default_factory=ServerLimits)
 
@@ -297,6 +298,8 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
             yield Problem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
             yield from unless(parse_seconds, getattr(self, key), key)
+        if self.release_broken_after:
+            yield from unless(parse_seconds, self.release_broken_after, "release_broken_after")
         if self.expires != _USUAL_LIFE and _exceeds(parse_seconds, self.expires, self.longest_expires):
             why = f"{self.expires!r} is longer than longest_expires, {self.longest_expires!r}"
             yield Problem(("expires", "longest_expires"), why)

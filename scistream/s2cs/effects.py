@@ -94,6 +94,9 @@ class Held:
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
         self._asked_to_release: set[str] = set()
+        self._carried = -1
+        self._carried_since = 0.0
+        """How many bytes the stream had carried at the last comparison with a gateway, and since when it is so many."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
         # From here on the wall clock may jump as it likes.
@@ -400,6 +403,17 @@ class Held:
         gateways = [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
         told = [one for gateway in gateways for one in gateway.broken.get(self.record.key, [])]
         return sorted(told, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
+
+    def stuck(self) -> BrokenChannel | None:
+        """The channel that has been broken for longest, if any is, and for how long the stream has carried no byte
+        either. To be asked at each comparison with a gateway."""
+        now = self._server.reactor.seconds()
+        carried = sum(one.bytes_to_consumer + one.bytes_to_producer for one in self._figures())
+        if carried != self._carried:
+            self._carried, self._carried_since = carried, now
+        for channel in self._broken():
+            return msgspec.structs.replace(channel, seconds=min(channel.seconds, now - self._carried_since))
+        return None
 
     def _probe(self) -> ProbeResult | None:
         """What a probe has found, over all gateways of the consumer's side; nothing for any other stream."""

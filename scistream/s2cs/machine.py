@@ -149,7 +149,7 @@ class Stream(Protocol):
         """The policy of the facility lets the stream go on no longer; `why` is a sentence that names the rule."""
 
     def fault(self, error: StreamError) -> None:
-        """An effect has failed by a fault of this S2CS: the stream ends."""
+        """An effect has failed by a fault of this S2CS, or nothing gets to the other side any more: the stream ends."""
 
     def hello_timeout(self) -> None:
         """No application has said Hello, or nobody has used it, in time."""

@@ -314,6 +314,7 @@ class ControlServer(Service):
         for gateway in self.gateways.values():
             gateway.figures.pop(held.record.key, None)
             gateway.probes.pop(held.record.key, None)
+            gateway.broken.pop(held.record.key, None)
         self.store.keep_newest(held.record.owner, MOST_RELEASED)
         if self.streams.get(held.record.key) is held:
             del self.streams[held.record.key]
@@ -653,6 +654,7 @@ class ControlServer(Service):
                 held.machine.gateway_lost(gateway.name, "has released this stream by itself")
         self._look_at_others(gateway, known)
         self._end_overdrawn(set(known))
+        self._end_broken(set(known))
 
     def _look_at_others(self, gateway: Gateway, known: dict[StreamKey, StreamStatus]) -> None:
         """See what a gateway holds beside the streams that it should hold.
@@ -694,6 +696,21 @@ class ControlServer(Service):
             reason = self.guard.overdrawn(held.record) if held is not None else None
             if held is not None and reason is not None:
                 held.machine.forbidden(reason)
+
+    def _end_broken(self, carried: set[StreamKey]) -> None:
+        """End the streams over which nothing has got to the other side for longer than the operator allows."""
+        if not self.config.release_broken_after:
+            return
+        most = parse_seconds(self.config.release_broken_after)
+        for key in carried:
+            held = self.streams.get(key)
+            broken = held.stuck() if held is not None else None
+            if held is not None and broken is not None and broken.seconds >= most:
+                msg = (
+                    f"channel {broken.channel} was broken, and the stream carried nothing, for {broken.seconds:.0f} s, "
+                    f"and this facility releases it after {most:.0f} s (`release_broken_after`): {broken.reason}"
+                )
+                held.machine.fault(StreamError("timeout", msg))
 
 
 def _none_of_yours(uid: str) -> StreamError:

@@ -336,6 +336,7 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
         ('expires = "never"' + S2CS, "expires: 'never' is no time"),
         ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is no time"),
         ('hello_timeout = "0s"' + S2CS, "hello_timeout: '0s' is out of range"),
+        ('release_broken_after = "soon"' + S2CS, "release_broken_after: 'soon' is no time"),
         ('listen = "[::1]"' + S2CS, "listen: '[::1]' has"),
     ],
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from memory_network import HOST, MemoryNetwork
 from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
@@ -467,6 +468,37 @@ def carry(lab: Lab, stream: Stream, count: int) -> None:
     [slot] = elements._streams[stream.uid, PROD].start.slots.values()
     elements._board.words[elements._board.row(slot, 0) + TO_CONSUMER] += count
     lab.world.network.run(16.0)
+
+
+def breaks(lab: Lab, stream: Stream, seconds: float) -> None:
+    """Connections of the producer's side fail over the WAN for so long, and none comes about."""
+    holding = lab.world.prod.gateways[0]._holdings[stream.uid, PROD]
+    for _ in range(int(seconds // 20)):
+        holding.outages.failed(0, "the other gateway was not reached", 0)
+        lab.world.network.run(20.0)
+
+
+@pytest.mark.parametrize("setting", ["", "10min"])
+def test_a_stream_that_is_broken_for_long_is_released_if_the_facility_says_so(lab: Lab, setting: str) -> None:
+    lab.control.config = msgspec.structs.replace(lab.control.config, release_broken_after=setting)
+    stream = lab.request()
+    lab.world.application(stream.join[PROD], "program")
+    lab.world.result(stream.provisioned().deferred)
+    ended = stream.ended().deferred
+    breaks(lab, stream, 300.0)
+    carry(lab, stream, 1000)
+    breaks(lab, stream, 500.0)
+    assert lab.world.state("s2cs", PROD) == "streaming", "it has carried something"
+    breaks(lab, stream, 200.0)
+    assert lab.world.state("s2cs", PROD) == ("released" if setting else "streaming")
+    if setting:
+        error = lab.world.refusal(ended)
+        assert error.code == "timeout"
+        assert "producer side: channel 0 was broken, and the stream carried nothing" in error.msg
+        assert "the other gateway was not reached" in error.msg
+    else:
+        lab.world.result(stream.release().deferred)
+        lab.world.result(ended)
 
 
 def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: Lab) -> None:

@@ -1,0 +1,32 @@
+"""One side of a stream is released, and its user's client has long ended: the other side does not go on for a day."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from harness import World, address_of, listen, until
+
+from scistream.wire.messages import CONS, PROD
+
+
+def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
+    fresh_world: Callable[..., World],
+) -> None:
+    world = fresh_world(centre={"settings": {"release_broken_after": "45s"}})
+    with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
+        world.s2uc("release", "--at", world.lab.s2cs, stream.uid)
+        assert stream.requested.state(PROD) == "Released"
+        said = []
+
+        def status_after_an_attempt() -> str:
+            with suppress(OSError), stream.connect() as analysis:
+                analysis.recv(1)
+            said.append(world.s2uc("status", stream.uid).stdout)
+            return said[-1]
+
+        until(lambda: "consumer, channel 0: broken for " in status_after_an_attempt(), lambda: said[-1], 90.0)
+        assert stream.requested.state(CONS) == "Streaming"
+        until(lambda: "Streaming" not in status_after_an_attempt(), lambda: said[-1], 90.0)
+        assert "timeout: channel 0 was broken, and the stream carried nothing, for " in " ".join(said[-1].split())
+        assert stream.requested.state(CONS) == "Released"
