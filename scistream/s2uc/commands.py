@@ -394,12 +394,12 @@ async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_js
     known = Memory().find(uid)
     stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     with _failure_in_json(known.uid, as_json):
-        await _wait_until_streaming(client, stream, timeout)
+        await _wait_until_streaming(client, known, stream, timeout)
     _print_end(known.uid, "Streaming", as_json, f"{known.uid} is Streaming")
     return 0
 
 
-async def _wait_until_streaming(client: Client, stream: Stream, timeout: float | None) -> None:
+async def _wait_until_streaming(client: Client, known: Remembered, stream: Stream, timeout: float | None) -> None:
     started = client.reactor.seconds()
     while True:
         sides = await stream.status()
