@@ -22,7 +22,7 @@ from scistream.s2cs.record import HELD_LONGER, Record, ordered_listeners, whole_
 from scistream.s2cs.streams import Store
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller, Outbox
+from scistream.wire.link import UNSENT, Caller, Outbox
 from scistream.wire.messages import (
     CONS,
     MAX_RESETS,
@@ -45,6 +45,8 @@ from scistream.wire.messages import (
 )
 
 GATEWAY_PATIENCE = 20.0
+ASK_AGAIN = 15.0
+"""Seconds until a gateway is asked again that could not be asked, by a fault, to release a stream."""
 TARGETS_PATIENCE = 3.0
 """Seconds that the owner's client has to set targets for new listeners of ProdApp, before its S2CS does so."""
 
@@ -93,12 +95,15 @@ class Held:
         """What each gateway has said of resets last, and when that was."""
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
+        self._may_hold = set(record.plan) if restored else set()
+        """The gateways that have been asked for anything, and so may hold something."""
         self._asked_to_release: set[str] = set()
         self._carried = -1
         self._carried_since = 0.0
         """How many bytes the stream had carried at the last comparison with a gateway, and since when it is so many."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
+        self._asks_again: IDelayedCall | None = None
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
@@ -114,14 +119,23 @@ class Held:
         if effect == "save":
             self._server.unwritten.add(self.record.key)
         if effect == "ask" and self.record.state == "Releasing":
-            self._server.reactor.callLater(0, self._give_up_unasked)
+            self._ask_unasked_later()
         self.machine.fault(error)
 
-    def _give_up_unasked(self) -> None:
-        """Wait for no gateway that could not be asked to release. What it holds of the stream is released at the next
-        comparison, as that of a stream without a record."""
-        for gateway in self.core.owing - self._asked_to_release:
-            self.machine.gateway_released(gateway)
+    def _ask_unasked_later(self) -> None:
+        """A gateway could not be asked to release: try once more at once, and then again and again. The stream is not
+        called released before, unless the gateway has let go of it by itself, at the end of its life."""
+        if self._asks_again is None or not self._asks_again.active():
+            seconds = 0.0 if self._asks_again is None else ASK_AGAIN
+            self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
+            self._timers.append(self._asks_again)
+
+    def _ask_unasked(self) -> None:
+        for gateway in sorted(self.core.owing - self._asked_to_release):
+            if gateway in self._may_hold and self._seconds_left_on_gateways() > 0:
+                self.core.effects.ask(gateway, Rel(uid=self.record.uid, role=self.record.role, seq=UNSENT))
+            else:
+                self.machine.gateway_released(gateway)
 
     def save(self, record: Record) -> bool:
         if record.state == "Released" and not record.released_at:
@@ -157,6 +171,7 @@ class Held:
         releasing = isinstance(command, Rel)
         if isinstance(command, ReqListeners | UpdateTargets | Rel):
             command = msgspec.structs.replace(command, store=self._server.store.id)
+        self._may_hold.add(gateway)
         asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
         self._asking[gateway] = asked
         if releasing:

@@ -125,10 +125,14 @@ class Guard:
             )
         self._asked[owner] = began, count + 1
 
+    def sees_all(self, owner: str) -> bool:
+        """Whether somebody is an administrator, who may see, update and release the streams of all."""
+        return self.policy is not None and self.policy.is_administrator(identity_of(owner))
+
     def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
         """Whether a new stream may be had, and for how many seconds.
 
-        :param records: of all streams of this S2CS.
+        :param records: of all live streams of this owner.
         :raises StreamError: `not-authorized`, naming the rule.
         """
         if request.expires is not None:
@@ -211,9 +215,7 @@ class Guard:
 
     def may_see(self, record: Record, owner: str) -> bool:
         """Whether somebody may see, update and release a stream: its owner, or an administrator."""
-        if record.owner == owner:
-            return True
-        return self.policy is not None and self.policy.is_administrator(identity_of(owner))
+        return record.owner == owner or self.sees_all(owner)
 
     def overdrawn(self, record: Record) -> str | None:
         """Why a live stream has to end: its owner has used up what the rule allows for a day."""

@@ -56,8 +56,11 @@ class Listener(Protocol):
     def gateway_settled(self) -> None:
         """A gateway has said what it holds, or cannot be reached."""
 
-    def held_by(self, gateway: str) -> Mapping[StreamKey, Collection[int]]:
-        """The streams that this gateway must know of, and the channels that it has of each."""
+    def held_by(self, gateway: str) -> Collection[StreamKey]:
+        """The streams that this gateway must know of."""
+
+    def channels_held_by(self, gateway: str, key: StreamKey) -> Collection[int]:
+        """The channels that this gateway has of one of them; none of any other stream."""
 
     def gateway_knows(
         self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
@@ -260,15 +263,15 @@ class Gateway:
 
     def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
         """Note what streams have carried; a gateway has no say in any that is not on it."""
-        held = self._server.held_by(self.name)
         heard, resets = {}, {}
         for status in streams:
             key = (status.uid, status.role)
-            if key in held:
-                told = {one.channel: one for one in status.figures if one.channel in held[key]}
+            channels = self._server.channels_held_by(self.name, key)
+            if channels:
+                told = {one.channel: one for one in status.figures if one.channel in channels}
                 heard[key] = list(told.values())
-                self.broken[key] = [one for one in status.broken if one.channel in held[key]]
-                resets[key] = [one for one in status.resets if one.channel in held[key]]
+                self.broken[key] = [one for one in status.broken if one.channel in channels]
+                resets[key] = [one for one in status.resets if one.channel in channels]
                 if status.probe is not None:
                     self.probes[key] = status.probe
         self.figures.update(self._server.figures_heard(self.name, boot, heard))

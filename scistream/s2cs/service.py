@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
+from scistream.s2cs.live import LiveStreams
 from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, Taken, member, spares, spread
@@ -154,7 +156,7 @@ class ControlServer(Service):
         self.guard = Guard(config, policy, self.ledger.usage_today, reactor.seconds)
         self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
         self._pool_addresses = PoolAddresses(_control_addresses(config))
-        self.streams: dict[StreamKey, Held] = {}
+        self.streams = LiveStreams()
         self.unwritten: set[StreamKey] = set()
         self._early = EarlyRequests(reactor, self._early_over)
 
@@ -300,7 +302,7 @@ class ControlServer(Service):
 
     def _restore(self) -> None:
         self._forget_old()
-        self.streams = {record.key: Held(self, record, restored=True) for record in self.store.load(live=True)}
+        self.streams = LiveStreams(Held(self, record, restored=True) for record in self.store.load(live=True))
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in list(self.streams.values()):
             resume(one.machine, one.core)
@@ -316,8 +318,7 @@ class ControlServer(Service):
             gateway.probes.pop(held.record.key, None)
             gateway.broken.pop(held.record.key, None)
         self.store.keep_newest(held.record.owner, MOST_RELEASED)
-        if self.streams.get(held.record.key) is held:
-            del self.streams[held.record.key]
+        self.streams.remove(held)
 
     def _find(self, key: StreamKey) -> Held | None:
         """A stream that is here, or was here within a day.
@@ -334,8 +335,7 @@ class ControlServer(Service):
         self.unwritten.discard(held.record.key)
         self.store.forget(held.record.key)
         self.ledger.close(held.record)
-        if self.streams.get(held.record.key) is held:
-            del self.streams[held.record.key]
+        self.streams.remove(held)
 
     def _write_again(self) -> None:
         """Write what could not be written when it happened."""
@@ -364,14 +364,15 @@ class ControlServer(Service):
         self._links.remove(link)
         if link.is_stranger:  # no stream has anything to do with it, and there may be very many of either
             return
-        for held in self.streams.values():
+        for held in self.streams.of_link(link):
             held.link_lost(link)
+        self.streams.forget_link(link)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
         if link.is_stranger:
             self._misused(link, "an answer to nothing")
             return
-        for held in self.streams.values():
+        for held in self.streams.of_link(link):
             if held.app_link is link and held.app_outbox.answered(answer):
                 return
 
@@ -428,7 +429,7 @@ class ControlServer(Service):
         held = self._find((request.uid, request.role))
         if held is not None and held.record.owner == owner:
             self.guard.check_still_allowed(held.record)
-            held.note_owner_link(link, owner)
+            self._note_owner_link(held, link, owner)
             held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif self.store.was_released_early(owner, (request.uid, request.role)):
             raise StreamError(
@@ -453,7 +454,7 @@ class ControlServer(Service):
         self._forget_old()
         self.guard.count_request(owner)
         self.audit.request(link, request, owner)
-        life = self.guard.life(owner, request, [held.record for held in self.streams.values()])
+        life = self.guard.life(owner, request, [held.record for held in self.streams.of_owner(owner)])
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
         plan = spread(members, request.num_conn, request.rate, request.listen_ports)
@@ -467,8 +468,9 @@ class ControlServer(Service):
             expires_at=self.wall() + life,
             hello_by=self.wall() + hello,
         )
-        held = self.streams[record.key] = Held(self, record)
-        held.note_owner_link(link, owner)
+        held = Held(self, record)
+        self.streams.add(held)
+        self._note_owner_link(held, link, owner)
         if request.listen_ports is not None:
             held.core.spares = spares(members, plan, request.listen_ports, request.rate)
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
@@ -489,7 +491,7 @@ class ControlServer(Service):
                 with suppress(StreamError):  # a full disk, on which nothing new is reserved either
                     self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise _none_of_yours(command.uid)
-        held.note_owner_link(link, owner)
+        self._note_owner_link(held, link, owner)
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             self.guard.check_update(held.record, command)
@@ -524,14 +526,22 @@ class ControlServer(Service):
             if not chosen:
                 raise _none_of_yours(command.uid)
             for held in chosen:
-                held.note_owner_link(link, owner)
+                self._note_owner_link(held, link, owner)
+            chosen.sort(key=lambda held: held.page_key)
         else:
-            mine = (held for held in self.streams.values() if self.guard.may_see(held.record, owner))
-            chosen = [held for held in mine if command.role in (None, held.record.role)]
-        after = command.after or ""
-        page = sorted((held for held in chosen if held.page_key > after), key=lambda held: held.page_key)
+            chosen = self._seen_after(owner, command.after or "", command.role, command.limit + 1)
+        page = [held for held in chosen if held.page_key > (command.after or "")]
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
+
+    def _note_owner_link(self, held: Held, link: Link, owner: str) -> None:
+        held.note_owner_link(link, owner)
+        self.streams.note_link(held, link)
+
+    def _seen_after(self, owner: str, after: str, role: Role | None, most: int) -> list[Held]:
+        """The streams that somebody may see, from one on, in the order of their pages."""
+        seen = self.streams.after(after) if self.guard.sees_all(owner) else iter(self.streams.of_owner(owner))
+        return list(islice((held for held in seen if role in (None, held.record.role) and held.page_key > after), most))
 
     def _gateways_of(self, page: list[Held]) -> list[Gateway]:
         names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
@@ -575,6 +585,7 @@ class ControlServer(Service):
                 self.gateways[name].check_targets(hello.listeners or [])
         held.note_application(link)
         held.core.other_addresses = hello.other_addresses or {}
+        self.streams.note_link(held, link)
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
     def _choose_addresses(self, record: Record, hello: Hello) -> Hello:
@@ -631,9 +642,14 @@ class ControlServer(Service):
         if self._is_settled():
             self._early.go_on()
 
-    def held_by(self, gateway: str) -> dict[StreamKey, list[int]]:
-        """The streams that this gateway must know of, and its channels: reserved, and not seen to be released."""
-        return {key: held.record.plan[gateway] for key, held in self.streams.items() if held.is_held_by(gateway)}
+    def held_by(self, gateway: str) -> set[StreamKey]:
+        """The streams that this gateway must know of: reserved, and not seen to be released."""
+        return {key for key, held in self.streams.items() if held.is_held_by(gateway)}
+
+    def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
+        """The channels that this gateway has of one of them; none of any other stream."""
+        held = self.streams.get(key)
+        return held.record.plan[gateway] if held is not None and held.is_held_by(gateway) else []
 
     def gateway_knows(
         self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]

@@ -41,6 +41,7 @@ from scistream.wire.messages import (
     Rel,
     ReqListeners,
     Resp,
+    StreamKey,
     StreamStatus,
     UpdateTargets,
 )
@@ -66,6 +67,9 @@ class Gateway(Protocol):
 
     def wan_listeners(self, uid: str) -> set[int]:
         """The ports that a stream has here towards other gateways."""
+
+    def released(self, holding: Holding) -> None:
+        """A stream is over, and holds nothing any more."""
 
     def dialled(self) -> set[int]:
         """The ports of this gateway that streams which live here have as their targets, or have had."""
@@ -101,6 +105,11 @@ class Holding:
         self._expires_at = 0.0
         if isinstance(command, Rel):
             self.released_at = server.reactor.seconds()
+
+    @property
+    def key(self) -> StreamKey:
+        """(uid, role), by which streams are told apart."""
+        return self._core.uid, self._core.role
 
     def __lt__(self, other: Holding) -> bool:
         return (self._core.uid, self._core.role) < (other._core.uid, other._core.role)
@@ -152,8 +161,12 @@ class Holding:
         self.machine.bound(told, self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:
-        self.released_at = self._server.reactor.seconds()
+        self._note_release()
         self.machine.not_bound(error)
+
+    def _note_release(self) -> None:
+        self.released_at = self._server.reactor.seconds()
+        self._server.released(self)
 
     def arm(self, command: UpdateTargets) -> None:
         try:
@@ -180,7 +193,7 @@ class Holding:
         self._closed([])
 
     def _closed(self, figures: list[ChannelFigures]) -> None:
-        self.released_at = self._server.reactor.seconds()
+        self._note_release()
         self._core.resets = self.resets.told()
         self.machine.closed(figures)
 

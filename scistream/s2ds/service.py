@@ -47,6 +47,7 @@ from scistream.wire.errors import ErrorCode
 from scistream.wire.line import Link
 from scistream.wire.link import Caller
 from scistream.wire.messages import (
+    CONS,
     PROD,
     Answer,
     Error,
@@ -54,6 +55,7 @@ from scistream.wire.messages import (
     Rel,
     ReqListeners,
     Resp,
+    Role,
     Room,
     Status,
     StreamKey,
@@ -63,6 +65,9 @@ from scistream.wire.messages import (
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
 REMEMBER_SECONDS = 24 * 3600.0
+MOST_RELEASED = 1000
+"""Released streams that are remembered, or as many as there are ports: an S2CS that was away asks for their figures."""
+ROLES: tuple[Role, ...] = (CONS, PROD)
 _FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout", "wan_cipher")
 """The settings that sockets, elements and their streams were made with: a restart is needed to change one."""
 
@@ -120,6 +125,11 @@ class DataServer(Service):
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self._holdings: dict[StreamKey, Holding] = {}
+        self._live: dict[StreamKey, Holding] = {}
+        """Those of them that hold something, or are about to."""
+        self._over: dict[StreamKey, Holding] = {}
+        """The others, which only tell their last figures, in the order of their release."""
+        self._most_over = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
     def _shared(self) -> Shared:
         config = self.config
@@ -251,6 +261,10 @@ class DataServer(Service):
         if holding is None:
             self._forget_old()
             holding = self._holdings[command.uid, command.role] = Holding(self, command)
+            if holding.released_at is None:
+                self._live[holding.key] = holding
+            else:  # the release of what was never reserved here
+                self.released(holding)
         caller = Caller(link, command.seq)
         if isinstance(command, ReqListeners):
             holding.machine.req_listeners(caller, command)
@@ -259,11 +273,20 @@ class DataServer(Service):
         else:
             holding.machine.rel(caller)
 
+    def released(self, holding: Holding) -> None:
+        """A stream is over, and holds nothing any more: its last figures are remembered for some time."""
+        self._live.pop(holding.key, None)
+        self._over[holding.key] = holding
+        self._forget_old()
+
     def _forget_old(self) -> None:
         now = self.reactor.seconds()
-        for key, holding in list(self._holdings.items()):
-            if holding.released_at is not None and now - holding.released_at > REMEMBER_SECONDS:
-                del self._holdings[key]
+        while self._over:
+            key, oldest = next(iter(self._over.items()))
+            is_recent = oldest.released_at is None or now - oldest.released_at <= REMEMBER_SECONDS
+            if is_recent and len(self._over) <= self._most_over:
+                return
+            del self._over[key], self._holdings[key]
 
     def wan_listeners(self, uid: str) -> set[int]:
         """The ports that a stream has here towards other gateways."""
@@ -277,7 +300,7 @@ class DataServer(Service):
 
     def dialled(self) -> set[int]:
         """The ports of this gateway that streams which live here have as their targets, or have had."""
-        return set().union(*(holding.dials_here for holding in self._holdings.values()))
+        return set().union(*(holding.dials_here for holding in self._live.values()))
 
     def _room(self) -> Room:
         told = (self.config.lan.bind, self.config.lan.told, self.config.wan.bind, self.config.wan.told)
@@ -291,11 +314,13 @@ class DataServer(Service):
 
     def _answer_status(self, link: Link, command: Status) -> None:
         after = command.after or ""
+        there = self._live
+        if command.uid is not None:
+            there = {key: self._holdings[key] for role in ROLES if (key := (command.uid, role)) in self._holdings}
         chosen = sorted(
             (_page_key(key), holding)
-            for key, holding in self._holdings.items()
-            if command.uid in (None, key[0]) and command.role in (None, key[1]) and _page_key(key) > after
-            if command.uid is not None or holding.released_at is None
+            for key, holding in there.items()
+            if command.role in (None, key[1]) and _page_key(key) > after
         )
         page = chosen[: command.limit]
         more = page[-1][0] if len(chosen) > len(page) else None

@@ -25,6 +25,26 @@ def test_a_request_right_after_the_start_of_a_facility_waits_for_its_gateway(wor
     gateway.wait_until_ready()
 
 
+def test_a_gateway_whose_name_is_unknown_at_the_start_is_named_and_the_others_serve(world: World) -> None:
+    server = world.lab.server
+    before = server.file.read_text()
+    unknown = '[[gateways]]\nname = "lost"\naddress = "no-such-host.invalid:5001"\n\n'
+    server.stop()
+    server.file.write_text(before.replace("[[gateways]]", unknown + "[[gateways]]", 1))
+    try:
+        server.start()
+        server.wait_until_ready()
+        with world.request(1, "100Mbit") as stream:
+            assert stream.state(PROD) == "Listening"
+        until(lambda: "no link to lost: The host name is not known" in server.words(), server.words)
+        assert "gateway lost is there" not in server.words()
+    finally:
+        server.stop()
+        server.file.write_text(before)
+        server.start()
+        server.wait_until_ready()
+
+
 def test_status_says_since_when_a_gateway_that_was_killed_is_not_heard(world: World) -> None:
     (gateway,) = world.lab.gateways
     sentence = re.compile(rf"^{SIDE[PROD]}, gateway {gateway.name}: not heard by its S2CS for \d+ s", re.MULTILINE)

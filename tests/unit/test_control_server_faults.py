@@ -11,10 +11,10 @@ from test_whole_protocol import World
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from scistream.s2cs.effects import Held
+from scistream.s2cs.effects import ASK_AGAIN, Held
 from scistream.s2cs.machine import Effects
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.wire.messages import CONS, PROD, Command, Role
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 
@@ -94,6 +94,30 @@ def test_a_fault_in_any_effect_of_a_control_server_at_any_time_ends_the_stream_a
     told_by = [id(fault["log_source"]) for fault in faults]  # a command about a stream that is gone is another one's
     assert len(told_by) == len(set(told_by)), "a stream logs it once"
     assert all(isinstance(fault["log_failure"].value, Fault) for fault in faults)
+
+
+def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_asked(
+    world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = world.stream(num_conn=4)
+    (held,) = world.prod.control.streams.values()
+    fails, broken = Held.ask, [min(held.record.plan)]
+
+    def ask(one: Held, gateway: str, command: Command) -> None:
+        if one is held and gateway in broken:
+            raise Fault(gateway)
+        fails(one, gateway, command)
+
+    monkeypatch.setattr(Held, "ask", ask)
+    releasing = stream.release().deferred
+    world.network.run(20.0)
+    assert held.record.state == "Releasing"
+    assert world.prod.held() == [(2, 50.0)], "one gateway has heard of it, and the other has not"
+    broken.clear()
+    world.result(releasing, within=2 * ASK_AGAIN)
+    assert held.record.state == "Released"
+    assert world.both_are_empty()
+    assert len(faults) == 1
 
 
 def test_who_asked_for_what_failed_is_answered(

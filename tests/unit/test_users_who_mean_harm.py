@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
@@ -12,6 +13,7 @@ from test_whole_protocol import PROD_PORT, PROD_S2CS, Facility, World
 from twisted.internet.defer import Deferred
 
 from scistream.s2cs.gateway import MOST_ASKED
+from scistream.s2cs.live import LiveStreams
 from scistream.s2cs.streams import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
 from scistream.s2cs.streams import MOST_RELEASED
 from scistream.security.control import dialer
@@ -144,6 +146,77 @@ def test_a_question_that_fails_makes_room_for_the_next(world: World, link: Diale
     with pytest.raises(StreamError):
         world.result(link.ask(Status(uid=str(uuid4()), role=PROD, seq=UNSENT), 30.0))
     assert gateway._asked == 0
+
+
+# -- many streams
+
+
+class Unwalked(LiveStreams):
+    """The live streams, for who asks for single ones; a walk over all of them is a failure."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all live streams were walked over")
+
+    keys = values = items = __iter__  # type: ignore[assignment]
+
+
+def test_no_command_walks_over_the_live_streams_of_others(world: World, link: Dialer) -> None:
+    stream = world.stream()
+    consumer = world.application(stream.join[CONS], "analyse")
+    uid = str(uuid4())
+    other = str(uuid4())
+    for one in (uid, other):
+        world.result(link.ask(a_request(PROD, 1, one), 30.0))
+    control = world.prod.control
+    control.streams.__class__ = Unwalked
+    for role in (None, PROD):
+        told = world.result(link.ask(Status(uid=uid, role=role, seq=UNSENT), 30.0)).streams or []
+        assert [one.uid for one in told] == [uid]
+        told = world.result(link.ask(Status(uid=None, role=role, seq=UNSENT), 30.0)).streams or []
+        assert sorted(one.uid for one in told) == sorted([uid, other, stream.uid])
+    world.application(stream.join[PROD], "detector", listeners=(Address(HOST, 7077),))
+    world.network.until(lambda: stream.generation == 2 and stream.state == "Streaming")
+    world.result(link.ask(Rel(uid=other, role=PROD, seq=UNSENT), 30.0))
+    world.result(stream.release().deferred)
+    assert consumer.error is None
+    world.result(link.stopService())
+    world.result(world.client.close().deferred)
+    world.network.run(0.5)
+    control.streams.__class__ = LiveStreams
+    assert list(control.streams) == [(uid, PROD)]
+    assert not any(control.streams._of_link.values())
+
+
+def test_an_index_of_the_live_streams_holds_nothing_of_those_that_are_over(world: World, link: Dialer) -> None:
+    for _ in range(3):
+        stream = world.stream()
+        world.result(link.ask(Status(uid=stream.uid, role=None, seq=UNSENT), 30.0))
+        world.result(stream.release().deferred)
+        world.result(link.ask(Status(uid=stream.uid, role=None, seq=UNSENT), 30.0))
+    streams = world.prod.control.streams
+    assert not any((streams, streams._of_owner, streams._links, streams._pages))
+    assert not any(streams._of_link.values())
+
+
+def test_a_gateway_remembers_the_last_of_the_streams_that_are_over(world: World, link: Dialer) -> None:
+    gateway = world.prod.gateways[0]
+    gateway._most_over = 5
+    uids = [str(uuid4()) for _ in range(12)]
+    for uid in uids:
+        world.result(link.ask(a_request(PROD, 1, uid), 30.0))
+        world.result(link.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0))
+    assert [uid for uid, _ in gateway._holdings] == uids[-5:]
+    assert gateway._live == {}
+    direct = dialer(world.network, Address(HOST, PROD_PORT + 1), "the gateway", None)
+    direct.startService()
+    never = [str(uuid4()) for _ in range(8)]
+    for uid in never:
+        assert world.refusal(direct.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0)).code == "unknown-uid"
+    assert [uid for uid, _ in gateway._holdings] == never[-5:]
+    world.result(link.ask(a_request(PROD, 1), 30.0))
+    world.network.run(25 * 3600.0)
+    world.result(link.ask(a_request(PROD, 1), 30.0))
+    assert len(gateway._live) + len(gateway._over) == len(gateway._holdings) <= 2
 
 
 # -- streams that are over
