@@ -33,7 +33,8 @@ def world(disk: Disk, tmp_path: Path) -> Iterator[World]:
     world = World(folder, lab={"settings": {"state": str(store), "audit": str(folder / "audit.jsonl")}})
     world.lab.store = store
     with world:
-        world.request().release()  # a first stream leaves what the later ones find there
+        with world.request():
+            pass  # a first stream leaves what the later ones find there
         yield world
         disk.clear()
 
