@@ -100,6 +100,8 @@ class Resets:
 
 BROKEN_SECONDS = 30.0
 """A channel counts as broken when its connections over the WAN have failed for so long, and none has come about."""
+OUTAGE_ENDS = 120.0
+"""Seconds without another failure after which nobody knows any more whether a channel is broken: nothing tries it."""
 
 
 @dataclass
@@ -113,7 +115,8 @@ class _Outage:
 
 
 class Outages:
-    """The channels of one stream whose WAN fails. A connection that comes about ends an outage.
+    """The channels of one stream whose WAN fails. A connection that comes about ends an outage, and so does a time in
+    which none is tried.
 
     :param clock: an `IReactorTime`.
     """
@@ -129,7 +132,7 @@ class Outages:
         """
         now = self._clock.seconds()
         outage = self._outages.get(channel)
-        if outage is None or joined != outage.joined:
+        if outage is None or not _goes_on(outage, joined, now):
             outage = self._outages[channel] = _Outage(now, now, reason, joined)
         outage.last, outage.reason = now, reason
 
@@ -137,7 +140,7 @@ class Outages:
         """The channels that are broken now, those first that have been so for longest."""
         now = self._clock.seconds()
         self._outages = {
-            channel: outage for channel, outage in self._outages.items() if joined(channel) == outage.joined
+            channel: outage for channel, outage in self._outages.items() if _goes_on(outage, joined(channel), now)
         }
         lasting = [
             (outage.since, channel, outage)
@@ -148,3 +151,7 @@ class Outages:
             BrokenChannel(channel=channel, reason=outage.reason[:MAX_REASON], seconds=round(max(0.0, now - since), 1))
             for since, channel, outage in sorted(lasting, key=lambda one: one[:2])[:MAX_RESETS]
         ]
+
+
+def _goes_on(outage: _Outage, joined: int, now: float) -> bool:
+    return outage.joined == joined and now - outage.last <= OUTAGE_ENDS

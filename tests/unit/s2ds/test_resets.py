@@ -20,7 +20,7 @@ from scistream.logs import MOST_COUNTED, TALLY_SECONDS, Tally
 from scistream.s2ds.relay.leg import Broken, Short, broken_by
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.reactor import Poller
-from scistream.s2ds.resets import BROKEN_SECONDS, MOST_KEPT, Outages, Resets
+from scistream.s2ds.resets import BROKEN_SECONDS, MOST_KEPT, OUTAGE_ENDS, Outages, Resets
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
 
@@ -208,3 +208,26 @@ def test_a_channel_that_fails_now_and_then_between_connections_is_not_broken() -
         outages.failed(0, "it failed", number)
         clock.advance(1.0)
     assert outages.told(lambda _: 99) == []
+
+
+def test_failures_that_are_far_apart_are_no_outage() -> None:
+    clock = Clock()
+    outages = Outages(clock)
+    for _ in range(3):
+        outages.failed(0, "it failed", 5)
+        assert outages.told(lambda _: 5) == []
+        clock.advance(OUTAGE_ENDS + 1)
+
+
+def test_an_outage_is_over_when_nothing_tries_the_channel_for_long() -> None:
+    clock = Clock()
+    outages = Outages(clock)
+    outages.failed(0, "it failed", 5)
+    clock.advance(BROKEN_SECONDS)
+    outages.failed(0, "it failed", 5)
+    clock.advance(OUTAGE_ENDS)
+    assert [one.seconds for one in outages.told(lambda _: 5)] == [BROKEN_SECONDS + OUTAGE_ENDS]
+    clock.advance(1.0)
+    assert outages.told(lambda _: 5) == []
+    outages.failed(0, "it failed", 5)
+    assert outages.told(lambda _: 5) == [], "this is another outage, and has just begun"
