@@ -421,11 +421,13 @@ class Held:
 
     def stuck(self) -> BrokenChannel | None:
         """The channel that has been broken for longest, if any is, and for how long the stream has carried no byte
-        either. To be asked at each comparison with a gateway."""
+        either. To be asked at each comparison with a gateway; None while nobody knows what another one carries."""
         now = self._server.reactor.seconds()
         carried = sum(one.bytes_to_consumer + one.bytes_to_producer for one in self._figures())
         if carried != self._carried:
             self._carried, self._carried_since = carried, now
+        if self._silent() or not self.record.plan.keys() <= self._server.gateways.keys():
+            return None
         for channel in self._broken():
             return msgspec.structs.replace(channel, seconds=min(channel.seconds, now - self._carried_since))
         return None

@@ -80,9 +80,9 @@ class Knowing:
 class Lab:
     """A world whose producer's facility has a policy."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gateways: int = 1) -> None:
         self._file = folder / "policy.toml"
-        self.world = World(folder)
+        self.world = World(folder, gateways)
         self.control = self.world.prod.control
         for port in (self.world.prod.port, self.world.cons.port):
             self.world.network.doors[port] = Knowing(self.world.network.doors[port])
@@ -499,6 +499,27 @@ def test_a_stream_that_is_broken_for_long_is_released_if_the_facility_says_so(la
     else:
         lab.world.result(stream.release().deferred)
         lab.world.result(ended)
+
+
+def test_a_stream_is_not_released_as_broken_while_one_of_its_gateways_is_away(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, gateways=2)
+    try:
+        lab.control.config = msgspec.structs.replace(lab.control.config, release_broken_after="5min")
+        stream = lab.request(num_conn=2)
+        lab.world.application(stream.join[PROD], "program")
+        lab.world.result(stream.provisioned().deferred)
+        assert len(lab.control.streams[stream.uid, PROD].record.plan) == 2
+        away = lab.world.prod.gateway_ports[1]
+        door = lab.world.network.close_door(away)
+        lab.world.network.sever(away)
+        breaks(lab, stream, 600.0)
+        assert lab.world.state("s2cs", PROD) == "streaming", "the other gateway may carry a lot"
+        lab.world.network.doors[away] = door
+        breaks(lab, stream, 60.0)
+        assert lab.world.state("s2cs", PROD) == "released"
+        lab.world.network.run(5.0)
+    finally:
+        lab.world.close()
 
 
 def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: Lab) -> None:
