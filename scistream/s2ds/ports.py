@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Container, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
@@ -19,13 +20,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, PAUSE_SECONDS, Shortage
+from scistream.config import parse_port_ranges
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
-from scistream.wire.port_ranges import already_lent, is_in, not_to_choose
+from scistream.wire.port_ranges import Ranges, already_lent, is_in, not_to_choose
 
 BACKLOG = 1024
 ROOM_SECONDS = 0.1
 """Seconds until a listener without room looks again."""
+
+KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
+"""Where the kernel tells which ports it gives to outgoing connections, whether over IPv4 or IPv6."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -102,11 +107,7 @@ class Ports:
                 if port not in bound:  # it may only be waiting out TIME_WAIT
                     self._bind(host, [port], len(bound) + 1, bound, reuse=True)
                 if port not in bound:
-                    raise StreamError(
-                        "no-ports",
-                        f"port {port} was asked for, and another program of this gateway has it at {host}: choose "
-                        "another port, or have that program moved",
-                    )
+                    raise _taken(host, port)
         except BaseException:
             for sock in bound.values():
                 sock.close()
@@ -175,6 +176,35 @@ def _bound(host: str, port: int, reuse: bool) -> socket.socket | None:
             return None
         raise _unusable(host, port, problem) from None
     return sock
+
+
+def shared_with_connections(ranges: Ranges) -> list[tuple[int, int]]:
+    """Those of the ranges that have a port which the kernel may give to an outgoing connection.
+
+    Where the kernel does not tell, there are none.
+    """
+    try:
+        low, high = map(int, (KERNEL_SETTINGS / "ip_local_port_range").read_text().split())
+        text = (KERNEL_SETTINGS / "ip_local_reserved_ports").read_text().strip()
+        reserved = parse_port_ranges(text) if text else []
+    except (OSError, ValueError):
+        return []
+    return [
+        (first, last)
+        for first, last in ranges
+        if not all(is_in(port, reserved) for port in range(max(first, low), min(last, high) + 1))
+    ]
+
+
+def _taken(host: str, port: int) -> StreamError:
+    has_it = f"port {port} was asked for, and another program of this gateway has it at {host}"
+    if shared_with_connections([(port, port)]):
+        return StreamError(
+            "no-ports",
+            f"{has_it}, or an outgoing connection of this gateway: choose a port that is outside "
+            "net.ipv4.ip_local_port_range there, or have its operator add the port to net.ipv4.ip_local_reserved_ports",
+        )
+    return StreamError("no-ports", f"{has_it}: choose another port, or have that program moved")
 
 
 def _unusable(host: str, port: int, problem: OSError) -> StreamError:

@@ -33,7 +33,7 @@ from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity, Shared
 from scistream.s2ds.effects import Holding
 from scistream.s2ds.elements import Elements
-from scistream.s2ds.ports import Ports
+from scistream.s2ds.ports import Ports, shared_with_connections
 from scistream.s2ds.relay.element import Settings
 from scistream.s2ds.relay.leg import congestion_control
 from scistream.s2ds.relay.orders import Reset
@@ -61,6 +61,7 @@ from scistream.wire.messages import (
     StreamKey,
     UpdateTargets,
 )
+from scistream.wire.port_ranges import in_words
 
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
@@ -159,6 +160,7 @@ class DataServer(Service):
         raise_descriptor_limit()
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
+        self._warn_of_shared_ports()
         self._port = self._door.open(lambda: self, self._door_guard)
         self.elements.start()
         super().startService()
@@ -170,6 +172,16 @@ class DataServer(Service):
             controller=self.config.controller or "anybody on loopback",
             boot=self.boot,
         )
+
+    def _warn_of_shared_ports(self) -> None:
+        shared = shared_with_connections(self.ports.chosen)
+        if shared:
+            self.log.warn(
+                "Streams may ask for ports {ports}, which this system gives to outgoing connections, too: while one "
+                "has the port, such a stream is refused. Set `chosen_ports` to ports outside "
+                "net.ipv4.ip_local_port_range, or add these ports to net.ipv4.ip_local_reserved_ports",
+                ports=in_words(shared),
+            )
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()

@@ -35,6 +35,9 @@ def test_the_page_of_policies_says_what_the_code_would_say(tmp_path: Path) -> No
 HOW_TO = sorted((ROOT / "docs" / "howto").glob("*.rst"))
 COMMANDS: dict[str, click.Group] = {"s2uc": scistream.s2uc.cli.main, "appctrl": scistream.app.cli.main}
 
+FIRST_OF_CONNECTIONS = 32768
+"""The first port that Linux gives to outgoing connections, unless it is set otherwise."""
+
 
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_names_it(page: Path) -> None:
@@ -48,6 +51,7 @@ def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_na
         if name == "request":
             ports = scistream.s2uc.cli.parse_listen_ports(wishes["listen_ports"])
             assert {len(numbers) for numbers in ports.values()} == {wishes["num_conn"]}
+            assert all(port < FIRST_OF_CONNECTIONS for numbers in ports.values() for port in numbers)
     for ranges in re.findall(r'chosen_ports = "(.*?)"', text):
-        parse_chosen_ports(ranges)
+        assert all(last < FIRST_OF_CONNECTIONS for _, last in parse_chosen_ports(ranges))
     assert f"docs/howto/{page.name}" in (ROOT / "README.rst").read_text()

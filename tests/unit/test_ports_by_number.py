@@ -12,8 +12,10 @@ import msgspec
 import pytest
 from memory_network import HOST, MemoryPorts
 from test_whole_protocol import CONS_PORT, PROD_PORT, Facility, World
+from twisted.logger import formatEvent, globalLogPublisher
 
 from scistream.s2cs.service import ControlServer
+from scistream.s2ds import ports as ports_module
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Stream
 from scistream.wire.address import Address
@@ -120,6 +122,30 @@ def test_a_port_of_another_program_is_refused_with_its_name(world: World) -> Non
     assert f"port {LAN + 4} was asked for, and another program of this gateway has it at {HOST}" in msg
     assert world.both_are("released")
     assert ports_of(world.request(listen_ports={CONS: [LAN + 3]}).listeners[CONS]) == [LAN + 3]
+
+
+@pytest.mark.parametrize("chosen", ["5075, 40000-40003", "5075"])
+def test_a_gateway_warns_at_its_start_of_ports_that_its_outgoing_connections_may_have(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ip_local_port_range").write_text("32768\t60999\n")
+    (tmp_path / "ip_local_reserved_ports").write_text("\n")
+    monkeypatch.setattr(ports_module, "KERNEL_SETTINGS", tmp_path)
+    said: list[str] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["log_level"].name == "warn" and "ports" in event:
+            said.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(note)
+    try:
+        World(tmp_path, chosen_ports=chosen).close()
+    finally:
+        globalLogPublisher.removeObserver(note)
+    assert len(said) == (2 if "40000" in chosen else 0), "one of each gateway"
+    for line in said:
+        assert "Streams may ask for ports 40000-40003, which this system gives to outgoing connections, too" in line
+        assert "net.ipv4.ip_local_reserved_ports" in line
 
 
 @pytest.mark.parametrize("chosen_ports", ["5075, 5076"])

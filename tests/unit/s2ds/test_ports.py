@@ -5,6 +5,7 @@ import errno
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from requirements import needs_ipv6
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
-from scistream.s2ds.ports import Listener, Ports
+from scistream.s2ds import ports as ports_module
+from scistream.s2ds.ports import Listener, Ports, shared_with_connections
 from scistream.wire.errors import StreamError
 
 FIRST = leased.take(8)
@@ -303,6 +305,39 @@ def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket
         msg = refusal(choosing, FIRST + 5, FIRST + 6)
         assert f"port {FIRST + 6} was asked for, and another program of this gateway has it at 127.0.0.1" in msg
     assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 5, FIRST + 6])) == [FIRST + 5, FIRST + 6]
+
+
+def test_a_chosen_port_that_an_outgoing_connection_has_is_refused_with_that_as_a_possible_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as far, socket.create_connection(far.getsockname(), timeout=20) as own:
+        port = own.getsockname()[1]
+        msg = refusal(Ports(FIRST, LAST, [(port, port)]), port)
+    assert "another program of this gateway has it at 127.0.0.1, or an outgoing connection of this gateway" in msg
+    assert "net.ipv4.ip_local_reserved_ports" in msg
+
+
+@pytest.mark.parametrize(
+    ("reserved", "shared"),
+    [
+        ("", [(5075, 40001), (50000, 50003)]),
+        ("50000-50003", [(5075, 40001)]),
+        ("50000-50002", [(5075, 40001), (50000, 50003)]),
+        ("4000,40000-40001,50000-50003", []),
+    ],
+)
+def test_ports_that_the_kernel_gives_to_outgoing_connections_are_those_of_its_range_that_are_not_reserved(
+    reserved: str, shared: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ip_local_port_range").write_text("40000\t60999\n")
+    (tmp_path / "ip_local_reserved_ports").write_text(f"{reserved}\n")
+    monkeypatch.setattr(ports_module, "KERNEL_SETTINGS", tmp_path)
+    assert shared_with_connections([(5075, 40001), (50000, 50003), (5100, 5200), (61000, 61003)]) == shared
+
+
+def test_where_the_kernel_does_not_tell_which_ports_connections_get_no_port_is_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports_module, "KERNEL_SETTINGS", tmp_path)
+    assert shared_with_connections([(1024, 65535)]) == []
 
 
 def test_a_chosen_port_whose_connections_wait_out_their_time_can_be_had() -> None:
