@@ -226,7 +226,7 @@ class AuditTrail:
         if window.is_full:
             window.leave_out(event)
             return
-        for each in (group, window):
+        for each in {group, window}:  # one and the same for newcomers, once there are too many
             each.written += 1
         self._write(event)
 

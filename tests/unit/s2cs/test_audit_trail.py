@@ -370,6 +370,17 @@ def test_a_flood_from_everywhere_takes_up_bounded_memory_and_lines(rig: Rig) -> 
     assert rig.events()[-1].repeated == MOST_ADDRESSES + 1000 - MOST_OF_STRANGERS - 1
 
 
+def test_refusals_of_those_who_come_when_too_many_are_known_are_twenty_lines_together(rig: Rig) -> None:
+    known = MOST_ADDRESSES // 2  # each has its own lines counted, and those of one kind
+    for number in range(known + 100):
+        user = Identity("sha256:00", f"user-{number}@lab.example")
+        rig.trail.refused(a_link(peer=user), "REL", UID, PROD, "not-authorized", "not yours")
+    assert len(rig.events()) == known + MOST_IN_WINDOW
+    rig.clock.now += WINDOW_SECONDS
+    rig.trail.flush()
+    assert rig.events()[-1].repeated == 100 - MOST_IN_WINDOW - 1
+
+
 PEERS = [None, ADA, Identity("sha256:00", "eve@lab.example")]
 refusals = st.lists(
     st.tuples(
