@@ -435,8 +435,8 @@ class S2DSConfig(_Section, frozen=True, kw_only=True):
         yield from unless(parse_rate, self.capacity, "capacity")
         yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
         if self.wan_cipher not in WAN_CIPHERS:
-            allowed = ", ".join(WAN_CIPHERS)
-            yield Problem(("wan_cipher",), f"{self.wan_cipher!r} is none that a gateway can prefer: write {allowed}")
+            allowed = " or ".join(WAN_CIPHERS)
+            yield Problem(("wan_cipher",), f"{self.wan_cipher!r} is no cipher that can be preferred: write {allowed}")
         yield from below("lan", self.lan.problems())
         yield from below("wan", self.wan.problems())
         for key, texts, side, leg in (

@@ -170,7 +170,7 @@ def _contradictions(row: tuple[Any, ...], record: Record) -> Iterator[str]:
         if column != recorded:
             yield f"its row has {name} {column!r}, and its record {recorded!r}"
     if record.state not in (*LIVE_STATES, RELEASED):
-        yield f"its state {record.state!r} is none that a stream can have"
+        yield f"its state {record.state!r} is no state of a stream"
     elif record.state != RELEASED and record.request is None:
         yield f"it is {record.state}, and its record does not say what was asked for"
     elif record.state in _COMPLETE and record.request is not None and len(record.listeners) != record.request.num_conn:

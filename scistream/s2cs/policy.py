@@ -218,7 +218,7 @@ def read_issuer(folder_of: Path, text: str) -> str:
     if text == NO_CERTIFICATES or _ISSUER.fullmatch(text):
         return text
     if text.startswith("sha256:"):
-        raise ValueError(f"{text!r} is none: after sha256: come 64 digits of 0-9a-f, or name a file")
+        raise ValueError(f"{text!r} is no fingerprint: after sha256: come 64 digits of 0-9a-f, or name a file")
     if not text:
         raise ValueError("it is empty: name the file of the authority, or write sha256:...")
     try:
@@ -256,7 +256,7 @@ def _some(identities: list[str]) -> list[str]:
 def _each_of(allowed: Sequence[V], texts: list[str]) -> tuple[V, ...]:
     for text in texts:
         if text not in allowed:
-            raise ValueError(f"{text!r} is none; allowed are {', '.join(map(str, allowed))}")
+            raise ValueError(f"{text!r} is not allowed; allowed are {', '.join(map(str, allowed))}")
     return tuple(one for text in dict.fromkeys(texts) for one in allowed if one == text)
 
 

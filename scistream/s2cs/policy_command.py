@@ -65,9 +65,7 @@ class Verdict:
     show_default=True,
     help="As what.",
 )
-@click.option(
-    "--rate", type=RATE, default=DEFAULT_RATE, metavar="RATE", show_default="1Gbit", help="Of the whole stream."
-)
+@click.option("--rate", type=RATE, default=DEFAULT_RATE, metavar="RATE", help="Of the whole stream [default: 1Gbit].")
 @click.option("--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Channels.")
 @click.option("--expires", type=TIME, help="How long it shall live [default: as the facility has it].")
 @click.option("--target", "targets", multiple=True, help="HOST:PORT where ProdApp listens; may be repeated.")

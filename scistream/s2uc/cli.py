@@ -209,8 +209,8 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    show_default="1Gbit",
-    help="Of the whole stream, each way: 10Gbit, 500Mbit, or plain Mbit/s. It is reserved, and it is the limit.",
+    help="Of the whole stream, each way: 10Gbit, 500Mbit, or plain Mbit/s. It is reserved, and it is the limit "
+    "[default: 1Gbit].",
 )
 @click.option("--uid", type=click.UUID, help="The stream's UUID [default: a new one].")
 @click.option(
@@ -350,8 +350,7 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    show_default="1Gbit",
-    help="As for a request: it is reserved for the probe, and no more than that is measured.",
+    help="As for a request: it is reserved for the probe, and no more than that is measured [default: 1Gbit].",
 )
 @click.option(
     "--seconds",

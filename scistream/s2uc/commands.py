@@ -80,7 +80,9 @@ def parse_listen_ports(texts: Sequence[str]) -> dict[Role, list[int]]:
     for text in texts:
         match = _LISTEN_PORTS.match(text)
         if match is None:
-            raise ValueError(f"{text!r} is none: write a side and its ports, like cons=5075 or prod=5100-5103")
+            raise ValueError(
+                f"{text!r} is not SIDE=PORTS: write a side and its ports, like cons=5075 or prod=5100-5103"
+            )
         role = PROD if match[1].lower() == "prod" else CONS
         for first, last in parse_port_ranges(match[2]):
             ports.setdefault(role, []).extend(range(first, last + 1))

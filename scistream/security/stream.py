@@ -38,8 +38,10 @@ CIPHERS = {
     "aes": b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
     "chacha20": b"TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
 }
-"""The ciphers of a connection over the WAN, the preferred ones first; the producer's gateway chooses."""
-"""AES-128 first: it is the fastest where a processor has AES, and a key lives no longer than its connection."""
+"""The ciphers of a connection over the WAN, the preferred ones first; the producer's gateway chooses.
+
+``aes`` begins with AES-128: it is the fastest where a processor has AES, and a key lives no longer than its connection.
+"""
 
 _NOT_THIS_STREAM = "it belongs to another stream, or to another generation of this one's credentials"
 

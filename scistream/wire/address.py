@@ -84,7 +84,7 @@ def _host(host: str, text: str) -> str:
         try:
             return str(IPv4Address(host))
         except ValueError:
-            raise ValueError(f"{text!r} has the IPv4 address {host!r}, which is none") from None
+            raise ValueError(f"{text!r} has {host!r}, which is no IPv4 address") from None
     return host
 
 

@@ -100,7 +100,7 @@ def test_every_option_has_a_help_text() -> None:
 def test_the_help_of_request_shows_an_example_and_the_defaults() -> None:
     assert "s2uc request --prod anl.example:5000" in say("s2uc --help").output
     shown = " ".join(say("s2uc request --help").output.split())
-    for part in ("default: (1Gbit)", "default: as the facilities have it", "--join-dir", "Ctrl-C releases both sides"):
+    for part in ("[default: 1Gbit]", "default: as the facilities have it", "--join-dir", "Ctrl-C releases both sides"):
         assert part in shown
 
 

@@ -313,7 +313,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
         ('[wan]\nbind = "::"', "wan.advertise", "which address do others reach?"),
         ('[wan]\nadvertise = "a host"', "wan.advertise", "'a host'"),
         ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is no network"),
-        ('wan_cipher = "des"', "wan_cipher", "'des' is none that a gateway can prefer: write aes, chacha20"),
+        ('wan_cipher = "des"', "wan_cipher", "'des' is no cipher that can be preferred: write aes or chacha20"),
         ('[limits]\nunread = "much"', "limits.unread", "'much' is no size"),
         ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is no time"),
     ],

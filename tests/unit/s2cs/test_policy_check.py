@@ -127,7 +127,7 @@ def test_the_issuer_may_be_left_out_if_there_is_only_one_or_named_by_its_file(fi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--as", "ada@lab.example", "--issuer", "sha256:1"], "error: --issuer: 'sha256:1' is none"),
+        (["--as", "ada@lab.example", "--issuer", "sha256:1"], "error: --issuer: 'sha256:1' is no fingerprint"),
         (["--as", "ada@lab.example", "--issuer", "nowhere.pem"], "nowhere.pem is not there"),
         (["--as", "ada@lab.example", "--target", "lab.example"], "'lab.example' has no port"),
         (["--as", "ada@lab.example", "--rate", "lots"], "'lots' is no rate"),

@@ -170,7 +170,7 @@ def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
     half.listeners = {}
     filled(file, strange, empty, half, record(4))
     said = check(file, 1)
-    assert f"{uid_of(1)} (PROD): its state 'Idle' is none that a stream can have" in said
+    assert f"{uid_of(1)} (PROD): its state 'Idle' is no state of a stream" in said
     assert f"{uid_of(2)} (PROD): it is Streaming, and its record does not say what was asked for" in said
     assert f"{uid_of(3)} (PROD): it is Streaming with 0 listeners for 1 channels" in said
     assert said.count("PROBLEM") == 3

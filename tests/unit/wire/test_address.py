@@ -68,10 +68,10 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
         (LONGEST_HOST + "b:80", "neither a name nor an address"),
         ("[fe80::1%eth0\n2026-01-01 granted]:80", "names no interface"),
         ("[::1%\x1b[2J]:80", "names no interface"),
-        ("256.0.0.1:80", "is none"),
-        ("127.1:80", "is none"),
-        ("010.0.0.1:80", "is none"),
-        ("1:80", "is none"),
+        ("256.0.0.1:80", "is no IPv4 address"),
+        ("127.1:80", "is no IPv4 address"),
+        ("010.0.0.1:80", "is no IPv4 address"),
+        ("1:80", "is no IPv4 address"),
     ],
 )
 def test_what_is_no_address_is_refused_with_the_text_and_the_reason(text: str, complaint: str) -> None:
