@@ -22,7 +22,7 @@ from scistream.wire.errors import StreamError
 from scistream.wire.join import Join
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Error, Hello, Message, Resp, StartConn
+from scistream.wire.messages import CONS, MAX_OTHER_ADDRESSES, PROD, Error, Hello, Message, Resp, StartConn
 
 HELLO_PATIENCE = 30.0
 SILENCE = 2.0
@@ -78,7 +78,12 @@ class Controller:
         note: Callable[[str], None],
         others: Mapping[Address, Sequence[Address]] | None = None,
     ) -> None:
-        self._other_addresses = {str(one): list(map(str, rest)) for one, rest in (others or {}).items()}
+        self._other_addresses = _as_many_as_may_be(others or {})
+        if sum(map(len, self._other_addresses.values())) < sum(map(len, (others or {}).values())):
+            note(
+                f"{MAX_OTHER_ADDRESSES} other addresses of names are told at most: the later listeners are looked for "
+                "at the first address of their name alone. Give their addresses in place of the name"
+            )
         self._reactor = reactor
         self._join = join
         self._listeners = listeners
@@ -285,3 +290,14 @@ class Controller:
     def _stop_remark(self) -> None:
         if self._remark is not None and self._remark.active():
             self._remark.cancel()
+
+
+def _as_many_as_may_be(others: Mapping[Address, Sequence[Address]]) -> dict[str, list[str]]:
+    """The first of the other addresses, as many as a Hello takes."""
+    left = MAX_OTHER_ADDRESSES
+    first = {}
+    for one, rest in others.items():
+        if left and rest:
+            first[str(one)] = list(map(str, rest[:left]))
+            left -= len(first[str(one)])
+    return first

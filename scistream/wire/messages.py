@@ -32,6 +32,8 @@ MAX_TEXT = 2000
 MAX_PAGE_KEY = 64
 MAX_REASON = 200
 MAX_HOSTS = 16
+MAX_OTHER_ADDRESSES = 64
+"""Of all names in a message together: with the longest map and credentials they fit into a line."""
 MAX_RANGES = 64
 MAX_RESETS = 16
 """Reasons of resets that are told of one stream."""
@@ -54,7 +56,7 @@ PortRanges = Annotated[list[tuple[Port, Port]], Meta(max_length=MAX_RANGES)]
 """Ranges of ports, both ends included."""
 NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
 OtherAddresses = Annotated[
-    dict[AddressText, Annotated[list[AddressText], Meta(max_length=MAX_HOSTS)]], Meta(max_length=MAX_CHANNELS)
+    dict[AddressText, Annotated[list[AddressText], Meta(max_length=MAX_HOSTS)]], Meta(max_length=MAX_OTHER_ADDRESSES)
 ]
 """For addresses that stand for a name, the other ones of that name."""
 Pem = Annotated[str, Meta(max_length=131072)]
@@ -104,6 +106,9 @@ def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
 
 
 def _check_other_addresses(others: dict[str, list[str]] | None, listeners: Collection[str]) -> None:
+    count = sum(map(len, (others or {}).values()))
+    if count > MAX_OTHER_ADDRESSES:
+        raise ValueError(f"other_addresses: {count} addresses are named, and {MAX_OTHER_ADDRESSES} at most may be")
     for listener, addresses in (others or {}).items():
         if listener not in listeners:
             raise ValueError(f"other_addresses: {listener!r} is none of the addresses that this is about")
@@ -197,6 +202,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
     """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none.
 
     `other_addresses` are the other ones of a listener that was named: the program listens at one of them at least.
+    There are `MAX_OTHER_ADDRESSES` in all at most.
     """
 
     uid: Uid
@@ -215,7 +221,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
         for text in self.listeners or ():
             if Address.parse(text).numeric is None:
                 raise ValueError(f"listeners: {text!r} is not numeric")
-        _check_other_addresses(self.other_addresses, self.listeners or ())
+        _check_other_addresses(self.other_addresses, set(self.listeners or ()))
 
 
 class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,16 @@ from memory_network import HOST
 from test_whole_protocol import World
 
 from scistream.app.controller import Controller, Nobody
+from scistream.s2cs.record import Record, part
 from scistream.s2uc.client import Stream
 from scistream.wire.address import Address
+from scistream.wire.errors import BadMessage
 from scistream.wire.join import Join
-from scistream.wire.messages import PROD
+from scistream.wire.line import MAX_LINE, decode, encode
+from scistream.wire.link import UNSENT
+from scistream.wire.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
 
+UID = "00000000-0000-4000-8000-000000000000"
 V4, V6, OUTSIDE = Address(HOST, 7000), Address("::1", 7000), Address("203.0.113.7", 7000)
 
 
@@ -23,6 +29,11 @@ def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
     world.close()
+
+
+def named(count: int) -> list[Address]:
+    """So many listeners of the longest addresses that there are."""
+    return [Address("2001:db8:1111:2222:3333:4444:5555:6666", 64000 + port) for port in range(count)]
 
 
 def hello(world: World, stream: Stream, listener: Address, *others: Address) -> None:
@@ -84,3 +95,46 @@ def test_the_addresses_of_a_name_outlive_a_restart_of_the_s2cs(world: World) -> 
     world.prod.control = world.prod.start_control()
     record = world.prod.control.streams[stream.uid, PROD].record
     assert record.other_addresses == {str(V4): [str(V6)]}
+
+
+@pytest.mark.parametrize("names", [4, 5, 770])
+def test_a_hello_names_few_other_addresses_whatever_it_has_of_names(names: int) -> None:
+    listeners = list(map(str, named(names)))
+    fields = {"cmd": "Hello", "uid": UID, "role": PROD, "seq": 1, "app_key": "k" * 43, "listeners": listeners}
+    others = {one: [f"[::{number}]:1" for number in range(16)] for one in listeners}
+    said = json.dumps({**fields, "other_addresses": others}).encode()
+    if names * 16 <= 64:
+        message = decode(said)
+        assert isinstance(message, Hello)
+        assert message.other_addresses == others
+    else:
+        with pytest.raises(BadMessage, match="other_addresses"):
+            decode(said)
+
+
+def test_a_program_of_very_many_names_is_told_which_of_their_addresses_are_left_out(world: World) -> None:
+    stream = world.request()
+    listeners = [Address(HOST, 7000 + number) for number in range(100)]
+    others = {one: [Address("::1", one.port)] for one in listeners}
+    said: list[str] = []
+    controller = Controller(world.network, Join.parse(stream.join[PROD]), listeners, Nobody(), said.append, others)
+    controller.run().addErrback(lambda failure: None)
+    world.result(stream.provisioned().deferred)
+    record = world.prod.control.streams[stream.uid, PROD].record
+    assert record.app_listeners == list(map(str, listeners))
+    assert sum(map(len, record.other_addresses.values())) == MAX_OTHER_ADDRESSES
+    assert ["Give their addresses in place of the name" in one for one in said] == [True]
+
+
+def test_the_longest_targets_with_all_other_addresses_fit_into_a_line_to_a_gateway() -> None:
+    """Else a gateway could not be told, and the stream would end."""
+    listeners = dict(enumerate(map(str, named(MAX_CHANNELS))))
+    others = {one: list(map(str, named(1))) for one in list(listeners.values())[:MAX_OTHER_ADDRESSES]}
+    record = Record(uid=UID, role=PROD, owner="ada", plan={"dtn": list(listeners)}, listeners=listeners)
+    record.other_addresses = others
+    targets = {one: one for one in listeners.values()}
+    pem = ("x" * 64 + "\n") * (131072 // 65)
+    update = UpdateTargets(
+        uid=UID, role=PROD, seq=UNSENT, generation=1, connection_map=targets, data_conn_key=pem, store="0" * 32
+    )
+    assert len(encode(part(record, "dtn", update, 2**53))) <= MAX_LINE
