@@ -49,6 +49,8 @@ ASK_AGAIN = 15.0
 """Seconds until a gateway is asked again that could not be asked, by a fault, to release a stream."""
 TARGETS_PATIENCE = 3.0
 """Seconds that the owner's client has to set targets for new listeners of ProdApp, before its S2CS does so."""
+OWN_UPDATE_SECONDS = 1.0
+"""Seconds from one time that an S2CS sets targets of a stream by itself to the next, however often ProdApp moves."""
 
 
 class Facility(Protocol):
@@ -67,6 +69,12 @@ class Facility(Protocol):
 
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
+
+    def check_targets(self, record: Record, addresses: list[str]) -> None:
+        """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
+
+        :raises StreamError: if it may not.
+        """
 
     @property
     def gateways(self) -> Mapping[str, Gateway]:
@@ -103,6 +111,7 @@ class Held:
         """How many bytes the stream had carried at the last comparison with a gateway, and since when it is so many."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
+        self._next_own_update = 0.0
         self._asks_again: IDelayedCall | None = None
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
@@ -128,7 +137,6 @@ class Held:
         if self._asks_again is None or not self._asks_again.active():
             seconds = 0.0 if self._asks_again is None else ASK_AGAIN
             self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
-            self._timers.append(self._asks_again)
 
     def _ask_unasked(self) -> None:
         for gateway in sorted(self.core.owing - self._asked_to_release):
@@ -169,10 +177,11 @@ class Held:
             self._no_such_gateway(gateway, command)
             return
         releasing = isinstance(command, Rel)
+        is_own_update = isinstance(command, UpdateTargets) and not command.data_conn_key
         if isinstance(command, ReqListeners | UpdateTargets | Rel):
             command = msgspec.structs.replace(command, store=self._server.store.id)
         self._may_hold.add(gateway)
-        asked = known.dialer.ask(command, None if releasing else GATEWAY_PATIENCE)
+        asked = known.dialer.ask(command, None if releasing or is_own_update else GATEWAY_PATIENCE)
         self._asking[gateway] = asked
         if releasing:
             self._asked_to_release.add(gateway)
@@ -193,6 +202,7 @@ class Held:
                     uid=self.record.uid,
                     seconds=round(seconds),
                 )
+                self._asked_to_release.add(gateway)
                 self._timers.append(self._server.reactor.callLater(seconds, self.machine.gateway_released, gateway))
             else:
                 self.machine.gateway_released(gateway)
@@ -268,14 +278,14 @@ class Held:
 
     def stop_timers(self) -> None:
         timers, self._timers = self._timers, []
-        for timer in timers:
-            if timer.active():
+        for timer in (*timers, self._asks_again, self._targets_timer):
+            if timer is not None and timer.active():
                 timer.cancel()
-        self._stop_awaiting_targets()
 
     def await_targets(self) -> None:
         self._stop_awaiting_targets()
-        seconds = TARGETS_PATIENCE if self.has_owner_link() else 0.0
+        left = max(0.0, self._next_own_update - self._server.reactor.seconds())
+        seconds = TARGETS_PATIENCE if self.has_owner_link() else left
         self._targets_timer = self._server.reactor.callLater(seconds, self._targets_overdue)
 
     def _stop_awaiting_targets(self) -> None:
@@ -285,10 +295,37 @@ class Held:
     def _targets_overdue(self) -> None:
         """Set targets when each gateway of the stream can be asked: one that cannot goes on with those that it has."""
         pool = [self._server.gateways.get(name) for name in self.record.plan]
-        if all(gateway is not None and gateway.dialer.link is not None for gateway in pool):
-            self.machine.targets_overdue()
+        if all(gateway is not None and gateway.answers for gateway in pool):
+            self._next_own_update = self._server.reactor.seconds() + OWN_UPDATE_SECONDS
+            self.machine.targets_overdue(self._own_update_problem())
         else:
             self._targets_timer = self._server.reactor.callLater(TARGETS_PATIENCE, self._targets_overdue)
+
+    def _own_update_problem(self) -> StreamError | None:
+        """Why this S2CS cannot lead the stream to where ProdApp listens, if it cannot."""
+        for name in self.record.plan:
+            if not self._server.gateways[name].keeps_credentials:
+                return StreamError(
+                    "gateway-failed", f"gateway {name} runs older software, which takes new targets only from the user"
+                )
+        self.keep_allowed_addresses()
+        return self._target_problem(self.record.app_listeners)
+
+    def keep_allowed_addresses(self) -> None:
+        """Forget the other addresses of ProdApp's names that the policy, the pool or a gateway allows no more."""
+        record = self.record
+        allowed = {
+            listener: [one for one in others if self._target_problem([one]) is None]
+            for listener, others in record.other_addresses.items()
+        }
+        record.other_addresses = {listener: others for listener, others in allowed.items() if others}
+
+    def _target_problem(self, addresses: list[str]) -> StreamError | None:
+        try:
+            self._server.check_targets(self.record, addresses)
+        except StreamError as error:
+            return error
+        return None
 
     def has_owner_link(self) -> bool:
         return bool(self._owner_links)

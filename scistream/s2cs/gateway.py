@@ -108,6 +108,16 @@ class Gateway:
         """For how long the gateway has not been heard; None while it answers."""
         return None if self._silent_since is None else max(0.0, self.dialer.clock.seconds() - self._silent_since)
 
+    @property
+    def answers(self) -> bool:
+        """Whether there is a link to it, on which it has answered what it was asked last."""
+        return self.dialer.link is not None and self._silent_since is None and self.room is not None
+
+    @property
+    def keeps_credentials(self) -> bool:
+        """Whether it takes targets without credentials; an older one has no `chosen_ports` and refuses them."""
+        return self.room is not None and self.room.chosen_ports is not None
+
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
         """Ask for the figures of a stream, or of all; fires when they are here or too long in coming, and at once if
         too many have been asked for: what is known must do then."""

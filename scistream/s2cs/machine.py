@@ -154,8 +154,9 @@ class Stream(Protocol):
     def hello_timeout(self) -> None:
         """No application has said Hello, or nobody has used it, in time."""
 
-    def targets_overdue(self) -> None:
-        """ProdApp listens elsewhere, and the owner's client has not set new targets."""
+    def targets_overdue(self, problem: StreamError | None = None) -> None:
+        """ProdApp listens elsewhere, and the owner's client has not set new targets; `problem` says why this S2CS may
+        not set them either."""
 
     def _reserved(self) -> None:
         """All gateways have reserved."""
@@ -200,6 +201,8 @@ class Core:
     """Those of the Hello that is being heard."""
     update: UpdateTargets | None = None
     update_is_own: bool = False
+    put_back: set[str] = field(default_factory=set)
+    """Gateways that get the old targets again, since others have refused the new ones of this machine's own update."""
     postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
     """What the owner's client has sent while the machine was setting targets by itself; repetitions of one command."""
     has_moved: bool = False
@@ -416,19 +419,24 @@ def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
         record.greeted, record.app_listeners, record.other_addresses = known
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
-    if record.role == PROD and listeners != known[1]:
+    if record.role == PROD and (listeners != known[1] or _as_sets(record.other_addresses) != _as_sets(known[2])):
         core.has_moved = True
     return True
+
+
+def _as_sets(addresses: dict[str, list[str]]) -> dict[str, set[str]]:
+    return {listener: set(others) for listener, others in addresses.items()}
 
 
 def _welcome(core: Core, caller: Caller) -> None:
     """Answer a Hello that is noted, with the state that it has led to."""
     record = core.record
-    if record.state != "Streaming":
+    is_updated = record.state == "Updating" and core.before_update == "Streaming"
+    if record.state != "Streaming" and not is_updated:
         msg = "welcome; the stream is not complete yet"
         if record.state == "Ready" and record.role == PROD and not core.effects.has_owner_link():
             msg += f": the user who asked for it has to join both sides with `s2uc attach {record.uid}`"
-    elif core.has_moved:
+    elif core.has_moved or (is_updated and record.role == PROD):
         msg = "welcome; new connections lead to these listeners as soon as the gateways have the new targets"
     else:
         msg = "welcome"
@@ -572,7 +580,8 @@ def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTar
     elif core.update_is_own and all(_version(command) == _version(earlier) for _, earlier in core.postponed):
         earlier = core.postponed[0][1] if core.postponed else command
         core.postponed.append((caller, earlier))
-        core.present(caller, f"generation {command.generation} is carried out next")
+        waiting = ", ".join(sorted(core.owing))
+        core.present(caller, f"generation {command.generation} is carried out as soon as {waiting} has answered")
     else:
         being = core.update.generation if core.update is not None else core.record.generation
         _wrong_state(core, caller, f"generation {command.generation} while {being} is being carried out")
@@ -596,14 +605,16 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller | None, command
     core.update = command
     core.update_is_own = caller is None
     core.callers = [caller] if caller is not None else []
+    core.put_back = set()
     core.has_moved = False
-    if command.expires is not None:
-        core.effects.shorten_life(record, command.expires)
+    record.is_own_update = core.update_is_own
+    if core.update_is_own:
+        record.own_updates += 1  # written before a gateway gets it: no number is ever used twice
     if not core.enter("Updating"):
         core.refusals = {}
         _RETURN[core.before_update](stream)
         return
-    revision = record.revision + 1 if core.update_is_own else command.generation + record.own_updates
+    revision = command.generation + record.own_updates
     core.ask_all((gateway, part(record, gateway, command, revision)) for gateway in record.plan)
 
 
@@ -612,24 +623,26 @@ for _state in (Listening, Ready, Streaming):
 
 
 @Streaming.upon(Stream.targets_overdue).loop()
-def _follow_producer(stream: Stream, core: Core) -> None:
+def _follow_producer(stream: Stream, core: Core, problem: StreamError | None = None) -> None:
     record = core.record
     if not core.has_moved:
         return
-    targets = map_to_producer(record)
-    if targets == record.connection_map:
+    if problem is not None:
         core.has_moved = False
+        core.effects.tell_application(_news(record, problem.code, _still_leads(record, problem.msg)))
         return
-    stream._carry_out(
-        None,
-        UpdateTargets(
-            uid=record.uid,
-            role=record.role,
-            seq=UNSENT,
-            generation=record.generation,
-            connection_map=targets,
-            data_conn_key="",
-        ),
+    targets = map_to_producer(record)
+    stream._carry_out(None, _own_update(record, targets))
+
+
+def _own_update(record: Record, targets: dict[str, str]) -> UpdateTargets:
+    return UpdateTargets(
+        uid=record.uid,
+        role=record.role,
+        seq=UNSENT,
+        generation=record.generation,
+        connection_map=targets,
+        data_conn_key="",
     )
 
 
@@ -655,11 +668,25 @@ def _update_answered(stream: Stream, core: Core, gateway: str) -> None:
         return
     if not core.refusals:
         stream._armed()
-    elif len(core.refusals) < len(core.record.plan):
+    elif len(core.refusals) == len(core.record.plan) or core.put_back:
+        _RETURN[core.before_update](stream)
+    elif core.update_is_own:
+        _put_back(core)
+    else:
         gateway, error = next(iter(core.refusals.items()))
         stream._fail(*_from_gateway(gateway, error))
-    else:
-        _RETURN[core.before_update](stream)
+
+
+def _put_back(core: Core) -> None:
+    """Give the old targets back to the gateways that have the new ones, since the others have refused those."""
+    record = core.record
+    core.put_back = record.plan.keys() - core.refusals.keys()
+    core.owing = set(core.put_back)
+    record.own_updates += 1
+    core.enter("Updating")
+    core.update = _own_update(record, record.connection_map)
+    for gateway in sorted(core.put_back):
+        core.effects.ask(gateway, part(record, gateway, core.update, record.revision))
 
 
 _RETURN = {
@@ -673,13 +700,14 @@ _RETURN = {
 def _stream(stream: Stream, core: Core) -> None:
     record, update = core.record, core.update
     assert update is not None
-    if core.update_is_own:
-        record.own_updates += 1
-    else:
+    record.is_own_update = False
+    if not core.update_is_own:
         record.generation, record.content = _version(update)
+    if update.expires is not None:
+        core.effects.shorten_life(record, update.expires)
     record.connection_map = dict(update.connection_map)
     core.update = None
-    if not core.enter("Streaming"):
+    if not core.enter("Streaming") and not core.update_is_own:  # of its own the store has what a restart needs
         stream._fail("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
         return
     for caller in core.release_callers():
@@ -706,6 +734,7 @@ def _carry_out_postponed(stream: Stream, core: Core) -> None:
 
 def _return(stream: Stream, core: Core) -> None:
     core.update = None
+    core.record.is_own_update = bool(core.put_back & core.refusals.keys())
     core.enter(core.before_update)
     why = _why_not_updated(core)
     for caller in core.release_callers():
@@ -714,6 +743,8 @@ def _return(stream: Stream, core: Core) -> None:
         core.effects.tell_application(_news(core.record, why[0], _still_leads(core.record, why[1])))
     elif core.record.role == PROD and why[0] == "target-refused":
         core.effects.tell_application(_news(core.record, *why))  # who said where to listen can mend it
+    if not core.update_is_own and _leads_elsewhere(core.record):
+        core.has_moved = True
     _tell_what_hello_brought(core)
     _carry_out_postponed(stream, core)
     if core.before_update == "Listening" and core.record.greeted:
@@ -919,10 +950,18 @@ def restored_stream(core: Core) -> Stream:
     """The machine of a stream found in the store after a restart.
 
     One that was in the middle of something cannot know how that ended: it is put into Reserving, from which
-    `resume` releases it.
+    `resume` releases it. Only targets that the S2CS was setting by itself can be set once more.
     """
+    record = core.record
+    if record.state == "Updating" and record.is_own_update:
+        record.state = "Streaming"
     known = {state.name: state for state in (Listening, Ready, Streaming, Releasing, Released)}
-    return _machine(core, known.get(core.record.state, Reserving))
+    return _machine(core, known.get(record.state, Reserving))
+
+
+def _leads_elsewhere(record: Record) -> bool:
+    """Whether a channel leads to where ProdApp does not listen any more."""
+    return record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners)
 
 
 def resume(stream: Stream, core: Core) -> None:
@@ -933,7 +972,7 @@ def resume(stream: Stream, core: Core) -> None:
         core.effects.start_timers(record)
         if record.greeted:
             stream._greeted()
-        if record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners):
+        if record.is_own_update or _leads_elsewhere(record):
             core.has_moved = True
             core.effects.await_targets()
     elif record.state == "Releasing":

@@ -25,8 +25,9 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
     `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
     granted at REQ. `generation` is the owner's number of the targets, and `own_updates` counts how often this S2CS has
-    set others by itself. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so is
-    `started_at`, when its first targets came into force.
+    asked gateways for others by itself; `is_own_update` says that it is not known whether all of them have the ones
+    that it has asked for last. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so
+    is `started_at`, when its first targets came into force.
     """
 
     uid: str
@@ -43,6 +44,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     greeted: bool = False
     generation: int = 0
     own_updates: int = 0
+    is_own_update: bool = False
     content: str = ""
     connection_map: dict[str, str] = {}
     last_error: LastError | None = None
@@ -59,7 +61,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
     @property
     def revision(self) -> int:
-        """The number under which the gateways have the targets that are in force."""
+        """The highest number under which gateways were asked for targets that this S2CS or its owner has set."""
         return self.generation + self.own_updates
 
     def may_be_held_by(self, gateway: str, now: float) -> bool:

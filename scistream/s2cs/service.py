@@ -496,6 +496,7 @@ class ControlServer(Service):
         if isinstance(command, UpdateTargets):
             self.guard.check_update(held.record, command)
             self._refuse_pool(held.record, command.connection_map.values())
+            held.keep_allowed_addresses()
             held.machine.update_targets(caller, command)
         else:
             held.trail.release_asked(link)
@@ -597,6 +598,7 @@ class ControlServer(Service):
         for listener in hello.listeners or ():
             others = (hello.other_addresses or {}).get(listener)
             usable = [one for one in (listener, *others) if self._is_target(record, one)] if others else []
+            usable.sort(key=lambda one: one not in record.app_listeners)  # a name may give its addresses in any order
             listeners.append(usable[0] if usable else listener)
             if len(usable) > 1:
                 left[usable[0]] = usable[1:]
@@ -607,14 +609,21 @@ class ControlServer(Service):
         if address in record.app_listeners or any(address in others for others in record.other_addresses.values()):
             return True
         try:
-            self.guard.check_targets(record, [address])
-            self._refuse_pool(record, [address])
-            for name in record.plan:
-                if name in self.gateways:
-                    self.gateways[name].check_targets([address])
+            self.check_targets(record, [address])
         except StreamError:
             return False
         return True
+
+    def check_targets(self, record: Record, addresses: list[str]) -> None:
+        """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
+
+        :raises StreamError: if it may not.
+        """
+        self.guard.check_targets(record, addresses)
+        self._refuse_pool(record, addresses)
+        for name in record.plan:
+            if name in self.gateways:
+                self.gateways[name].check_targets(addresses)
 
     # -- gateways
 

@@ -115,7 +115,12 @@ def _make_identity(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX over_of ON stream (owner, released_at) WHERE state = 'Released'")
 
 
-STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity)
+def _count_own_updates(_db: sqlite3.Connection) -> None:
+    """Version 4: records count the targets that the S2CS has set by itself, and software that does not know of that
+    would use a number again that gateways have had."""
+
+
+STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own_updates)
 """The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
 SCHEMA_VERSION = len(STEPS)
 

@@ -173,7 +173,7 @@ class Painter:
             state_of(one.machine),
             record.state,
             record.generation,
-            record.own_updates,
+            (record.own_updates, record.is_own_update, tuple(sorted(core.put_back))),
             (core.has_moved, core.update_is_own, len(core.postponed)),
             record.content,
             record.greeted,
@@ -194,7 +194,7 @@ class Painter:
             links.get(id(one.app_link)),
             self._outbox(one.app_outbox),
             tuple(sorted([links.get(id(link), ()) for link in one._owner_links])),
-            tuple([timer.label for timer in one._timers if timer.active()]),
+            tuple([timer.label for timer in (*one._timers, one._asks_again) if timer is not None and timer.active()]),
         )
 
     def _user(self, user: Any) -> tuple[Any, ...]:

@@ -120,6 +120,27 @@ def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_as
     assert len(faults) == 1
 
 
+def test_a_release_that_cannot_be_asked_for_takes_no_memory_without_end(
+    world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = world.stream(num_conn=4)
+    (held,), ask = world.prod.control.streams.values(), Held.ask
+    gone, broken = sorted(held.record.plan)
+
+    def faulty(one: Held, gateway: str, command: Command) -> None:
+        if one is held and gateway == broken:
+            raise Fault(gateway)
+        ask(one, gateway, command)
+
+    monkeypatch.setattr(Held, "ask", faulty)
+    monkeypatch.delitem(world.prod.control.gateways, gone)
+    stream.release().deferred.addErrback(lambda _: None)
+    world.network.run(20 * ASK_AGAIN)
+    assert held.record.state == "Releasing"
+    assert len(held._timers) <= 1, "of the gateway that is in the configuration no more"
+    assert len(faults) == 1
+
+
 def test_who_asked_for_what_failed_is_answered(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,6 +376,93 @@ def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: 
     assert rig.state == "Streaming", "nothing is tried again without another Hello"
 
 
+@pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_targets_that_only_some_gateways_take_are_put_back_there(why: StreamError, refused_first: bool) -> None:
+    rig = moved()
+    rig.machine.targets_overdue()
+    rig.news()
+    if refused_first:
+        rig.refuses(why, "dtn1")
+        rig.answers("dtn2")
+    else:
+        rig.answers("dtn2")
+        rig.refuses(why, "dtn1")
+    assert rig.state == "Updating"
+    ((gateway, command),) = asked(rig.news(), UpdateTargets).items()
+    assert (gateway, command.generation, command.data_conn_key) == ("dtn2", 3, "")
+    assert set(command.connection_map.values()) == set(APP)
+    rig.answers("dtn2")
+    assert rig.state == "Streaming"
+    (told,) = told_application(rig.news())
+    assert told.code == why.code
+    assert f"new connections still lead to {APP[0]}" in told.msg
+    rig.update()
+    assert {command.generation for command in asked(rig.news(), UpdateTargets).values()} == {4}
+    rig.answers()
+    assert (rig.state, rig.record.generation) == ("Streaming", 2)
+
+
+def test_old_targets_that_a_gateway_does_not_take_again_end_no_stream_and_are_not_forgotten() -> None:
+    rig = moved()
+    rig.machine.targets_overdue()
+    rig.answers("dtn2")
+    rig.refuses(REFUSED, "dtn1")
+    rig.refuses(REFUSED, "dtn2")
+    assert (rig.state, rig.record.is_own_update) == ("Streaming", True)
+    rig.hello(APP)
+    rig.machine.targets_overdue()
+    rig.news()
+    rig.answers()
+    assert (rig.state, rig.record.is_own_update) == ("Streaming", False)
+    assert set(rig.record.connection_map.values()) == set(APP)
+
+
+def test_the_number_of_targets_is_stored_before_a_gateway_gets_them() -> None:
+    rig = moved()
+    rig.machine.targets_overdue()
+    calls = rig.news()
+    assert kinds(calls)[:2] == ["saved", "ask"]
+    assert rig.record.revision == 2
+
+
+@pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
+def test_targets_that_are_refused_shorten_no_life_and_those_in_force_do(why: StreamError) -> None:
+    rig = Rig().to("Streaming")
+    rig.update(expires=30.0)
+    rig.refuses(why)
+    assert "shorten life" not in kinds(rig.news())
+    rig.update(expires=30.0)
+    rig.answers()
+    news = kinds(rig.news())
+    assert news.index("shorten life") < len(news) - 1 - news[::-1].index("saved"), "it is stored, too"
+
+
+@pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
+def test_a_producer_that_has_moved_is_followed_though_targets_of_the_user_were_refused(why: StreamError) -> None:
+    rig = moved()
+    rig.update()
+    rig.refuses(why)
+    assert "await targets" in kinds(rig.news())
+    rig.machine.targets_overdue()
+    rig.answers()
+    assert set(rig.record.connection_map.values()) == set(OTHER_APP)
+
+
+def test_a_hello_while_targets_of_a_running_stream_are_set_is_not_told_that_the_stream_is_incomplete() -> None:
+    rig = moved()
+    rig.machine.targets_overdue()
+    for listeners in (OTHER_APP, APP):
+        hello = rig.hello(listeners)
+        assert "as soon as the gateways have the new targets" in answered(rig.news(), hello).msg
+    consumer = Rig(CONS).to("Updating", before_update="Streaming")
+    hello = consumer.hello()
+    assert answered(consumer.news(), hello).msg == "welcome"
+    early = Rig().to("Updating")
+    hello = early.hello()
+    assert "not complete yet" in answered(early.news(), hello).msg
+
+
 @pytest.mark.parametrize(("has_owner", "is_told"), [(True, False), (False, True)])
 def test_a_first_hello_that_no_client_of_the_owner_hears_of_is_told_who_has_to_act(
     has_owner: bool, is_told: bool

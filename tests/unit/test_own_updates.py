@@ -1,0 +1,197 @@
+"""Targets that an S2CS sets by itself, since ProdApp has come back elsewhere and no client of the user is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from memory_network import HOST
+from test_policy_at_work import rule
+from test_whole_protocol import DETECTOR, PROD_PORT, World, targets_in_force
+
+from scistream.app.controller import Controller, Nobody
+from scistream.s2cs.effects import GATEWAY_PATIENCE, OWN_UPDATE_SECONDS, Held
+from scistream.s2cs.policy import load_policy
+from scistream.s2cs.streams import STEPS, Store, StoreProblem
+from scistream.s2uc.client import Stream
+from scistream.wire.address import Address
+from scistream.wire.join import Join
+from scistream.wire.messages import PROD, Command, UpdateTargets
+
+MOVED = Address(HOST, 7077)
+OTHER = Address("::1", 7077)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path, gateways=2)
+    yield world
+    world.close()
+
+
+def left_alone(world: World) -> Stream:
+    """A stream over both gateways of a side, whose user's client has ended."""
+    stream = world.stream(num_conn=4)
+    world.result(world.client.close().deferred)
+    return stream
+
+
+def move(world: World, stream: Stream, *listeners: Address) -> None:
+    world.application(stream.join[PROD], listeners=listeners or (MOVED,))
+    world.network.run(0.1)
+
+
+def held_by(world: World) -> Held:
+    (held,) = world.prod.control.streams.values()
+    return held
+
+
+def restart_control(world: World) -> None:
+    world.result(world.prod.control.stopService())
+    world.network.sever(PROD_PORT)
+    world.prod.control = world.prod.start_control()
+
+
+def overheard(world: World, port: int) -> list[UpdateTargets]:
+    """The targets that one gateway of the producer's side is asked for from now on."""
+    heard: list[UpdateTargets] = []
+    dialer = world.prod.control.gateways[f"dtn{port}"].dialer
+    ask = dialer.ask
+
+    def noted(command: Command, patience: float | None) -> Any:
+        if isinstance(command, UpdateTargets):
+            heard.append(command)
+        return ask(command, patience)
+
+    dialer.ask = noted  # type: ignore[method-assign]
+    return heard
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2 * GATEWAY_PATIENCE, 6 * GATEWAY_PATIENCE])
+def test_a_gateway_that_stands_still_gets_the_new_targets_when_it_answers_again(world: World, seconds: float) -> None:
+    stream = left_alone(world)
+    world.network.mute(PROD_PORT + 1)
+    world.network.run(seconds)
+    move(world, stream)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert held_by(world).record.state in ("Streaming", "Updating")
+    world.network.unmute(PROD_PORT + 1)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert held_by(world).record.state == "Streaming"
+    assert targets_in_force(world) == {str(MOVED)}
+
+
+def test_an_s2cs_that_is_restarted_while_it_sets_targets_sets_them_once_more(world: World) -> None:
+    stream = left_alone(world)
+    world.network.mute(PROD_PORT + 1)
+    move(world, stream)
+    assert held_by(world).record.state == "Updating"
+    move(world, stream, DETECTOR)  # back again, while one of the gateways has the other targets already
+    restart_control(world)
+    world.network.unmute(PROD_PORT + 1)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert held_by(world).record.state == "Streaming"
+    assert targets_in_force(world) == {str(DETECTOR)}
+
+
+def test_an_older_gateway_is_not_asked_for_what_it_does_not_know(world: World) -> None:
+    stream = left_alone(world)
+    heard = overheard(world, PROD_PORT + 2)
+    gateway = world.prod.control.gateways[f"dtn{PROD_PORT + 1}"]
+    assert gateway.room is not None
+    gateway.room = msgspec.structs.replace(gateway.room, chosen_ports=None)
+    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
+    world.network.run(5.0)
+    assert held_by(world).record.state == "Streaming"
+    assert heard == []
+    assert targets_in_force(world) == {str(DETECTOR)}
+    (said,) = [note for note in application.notes if "still lead to" in note]
+    assert f"gateway {gateway.name} runs older software" in said
+    assert f"`s2uc attach {stream.uid}`" in said
+
+
+def test_a_producer_that_moves_without_end_has_its_targets_set_a_few_times(world: World) -> None:
+    stream = left_alone(world)
+    heard = overheard(world, PROD_PORT + 1)
+    for number in range(100):
+        move(world, stream, Address(HOST, 7100 + number % 2))
+    spent = 100 * 0.1
+    assert 2 <= len(heard) <= spent / OWN_UPDATE_SECONDS + 1
+    world.network.run(2 * OWN_UPDATE_SECONDS)
+    assert targets_in_force(world) == {f"{HOST}:7101"}
+
+
+def narrow(world: World, folder: Path, *networks: str) -> None:
+    guard, file = world.prod.control.guard, folder / "policy.toml"
+    file.write_text(rule("insecure:loopback", "none", targets=list(networks)))
+    guard.put_in_force(world.prod.control.config, load_policy(file))
+
+
+def test_a_policy_that_was_narrowed_meanwhile_holds_for_targets_that_an_s2cs_sets_by_itself(
+    world: World, tmp_path: Path
+) -> None:
+    stream = left_alone(world)
+    heard = overheard(world, PROD_PORT + 1)
+    world.network.mute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    move(world, stream)
+    narrow(world, tmp_path, "192.0.2.0/24")
+    world.network.unmute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert heard == []
+    assert targets_in_force(world) == {str(DETECTOR)}
+
+
+def hello(world: World, stream: Stream, *addresses: Address) -> None:
+    """Say Hello for a program at a name of these addresses."""
+    join = Join.parse(stream.join[PROD])
+    listener, *others = addresses
+    Controller(world.network, join, [listener], Nobody(), print, {listener: others}).run().addErrback(lambda _: None)
+    world.network.run(3.0)
+
+
+def test_a_name_that_gives_its_addresses_in_another_order_moves_nothing_and_another_address_is_told(
+    world: World,
+) -> None:
+    stream = left_alone(world)
+    first, second = MOVED, OTHER
+    hello(world, stream, first, second)
+    heard = overheard(world, PROD_PORT + 1)
+    hello(world, stream, second, first)
+    assert heard == []
+    assert targets_in_force(world) == {str(first)}
+    hello(world, stream, first)
+    assert [command.other_addresses for command in heard] == [None]
+    hello(world, stream, second, first)
+    assert heard[-1].other_addresses == {str(first): [str(second)]}
+
+
+@pytest.mark.parametrize("by_the_user", [False, True])
+def test_other_addresses_that_the_policy_allows_no_more_go_to_no_gateway(
+    world: World, tmp_path: Path, by_the_user: bool
+) -> None:
+    stream = world.stream(num_conn=4)
+    if not by_the_user:
+        world.result(world.client.close().deferred)
+    world.network.mute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    heard = overheard(world, PROD_PORT + 1)
+    join = Join.parse(stream.join[PROD])
+    Controller(world.network, join, [MOVED], Nobody(), print, {MOVED: [OTHER]}).run().addErrback(lambda _: None)
+    world.network.until(lambda: bool(held_by(world).record.other_addresses))
+    narrow(world, tmp_path, f"{HOST}/32")
+    world.network.unmute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert heard
+    assert {str(MOVED)} == set(heard[-1].connection_map.values())
+    assert heard[-1].other_addresses is None
+
+
+def test_software_that_does_not_know_of_own_updates_refuses_the_store(tmp_path: Path) -> None:
+    file = tmp_path / "s2cs.sqlite"
+    Store(file).close()
+    with pytest.raises(StoreProblem, match="schema version 4, and this software knows 3"):
+        Store(file, STEPS[:3])
