@@ -62,6 +62,9 @@ class Machine:
     def dialled(self) -> set[int]:
         return set()
 
+    def released(self, _holding: Holding) -> None:
+        """A server would forget it some day."""
+
     def close(self) -> None:
         self.holding._let_go()
         self.elements.stop()
