@@ -152,11 +152,11 @@ class ModelElements:
     def start(self) -> None:
         """Nothing to start."""
 
-    def open(self, uid: str, role: Role, _rate: float, slots: Mapping[int, int]) -> None:
+    def open(self, uid: str, role: Role, _rate: float, slots: Mapping[int, int], _owner: str) -> None:
         self.streams.setdefault((uid, role), dict.fromkeys(slots))
 
     def arm(
-        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, _own: Iterable[int] = ()
+        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, *_: Any
     ) -> Deferred[None]:
         for channel, target in targets.items():
             self.streams[uid, role][channel] = ModelArming(target, credentials)
