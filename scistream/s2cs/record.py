@@ -13,11 +13,23 @@ from msgspec import Struct
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import PROD, LastError, ProbeResult, Req, ReqListeners, Role, StreamKey, UpdateTargets
+from scistream.wire.messages import (
+    MAX_LIFE,
+    PROD,
+    LastError,
+    ProbeResult,
+    Req,
+    ReqListeners,
+    Role,
+    StreamKey,
+    UpdateTargets,
+)
 
 HELD_LONGER = 60.0
 """Seconds after the end of a stream's life in which a gateway may still be about to let go of it by itself: it counts
 from when it has reserved."""
+SHORTENED_LATER = 30.0
+"""Seconds that a gateway is given above a shortened life, so that its S2CS is the first to end the stream."""
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
@@ -154,6 +166,7 @@ def part(record: Record, gateway: str, command: UpdateTargets, revision: int) ->
         generation=revision,
         connection_map={here: there for here, there in command.connection_map.items() if here in held},
         data_conn_key=command.data_conn_key,
+        expires=min(MAX_LIFE, command.expires + SHORTENED_LATER) if command.expires is not None else None,
         other_addresses={one: others for one, others in record.other_addresses.items() if one in targets} or None,
     )
 

@@ -204,6 +204,12 @@ class Holding:
         self._expires_at = self._server.reactor.seconds() + seconds
         self._timer = self._server.reactor.callLater(seconds, self.machine.expired)
 
+    def shorten_life(self, seconds: float) -> None:
+        expires_at = self._server.reactor.seconds() + seconds
+        if self._timer is not None and self._timer.active() and expires_at < self._expires_at:
+            self._expires_at = expires_at
+            self._timer.reset(seconds)
+
     def stop_timer(self) -> None:
         self._cancel_timer()
 

@@ -62,6 +62,9 @@ class Effects(Protocol):
     def start_timer(self, seconds: float) -> None:
         """Feed `expired` after that time."""
 
+    def shorten_life(self, seconds: float) -> None:
+        """Feed `expired` after that time, unless it is fed earlier anyway."""
+
     def stop_timer(self) -> None:
         """The stream is gone: its end needs no timer any more."""
 
@@ -303,6 +306,8 @@ for _state in (Idle, Reserving, Releasing, Released):
 def _armed(stream: Stream, core: Core) -> None:
     core.state = "Forwarding"
     core.current, core.update = core.update, None
+    if core.current is not None and core.current.expires is not None:
+        core.effects.shorten_life(core.current.expires)
     core.present_all(f"generation {core.generation} is in force")
 
 

@@ -239,9 +239,9 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     """Each listener and its target, and the credentials of the WAN leg, as one numbered generation.
 
     `expires` ends the stream earlier, in so many seconds from now, as the other side's facility does; it never
-    lengthens its life. From an S2CS to its S2DS, an empty `data_conn_key` leaves the credentials as they are, and
-    `store` is that of the S2CS: see ReqListeners; `other_addresses` are where else a target may be dialled, since it
-    stands for a name: see Hello.
+    lengthens its life. The gateways are told, and end it soon after if their S2CS does not. From an S2CS to its S2DS,
+    an empty `data_conn_key` leaves the credentials as they are, and `store` is that of the S2CS: see ReqListeners;
+    `other_addresses` are where else a target may be dialled, since it stands for a name: see Hello.
     """
 
     uid: Uid

@@ -18,6 +18,7 @@ from test_whole_protocol import Facility, World
 
 import scistream.cli
 from scistream.s2cs.policy import load_policy
+from scistream.s2cs.record import HELD_LONGER
 from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
 from scistream.s2uc.memory import Memory
@@ -126,6 +127,30 @@ def test_new_targets_may_shorten_a_life_and_never_lengthen_it(world: World, seco
         _update_by_hand(world, stream, role, side.connection_map, seconds)
     told = [side.seconds_left for side in world.result(stream.status().deferred).values()]
     assert told == pytest.approx([left] * 2, abs=3.0)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(30.0, 30.0), (1e6, 600.0), (None, 600.0)])
+def test_gateways_end_a_stream_at_its_shorter_life_when_their_control_servers_are_gone(
+    world: World, seconds: Any, left: float
+) -> None:
+    stream = world.stream(expires=600.0)
+    sides = world.result(stream.status().deferred)
+    for role, side in sides.items():
+        _update_by_hand(world, stream, role, side.connection_map, seconds)
+    for facility in (world.prod, world.cons):
+        world.result(facility.control.stopService())
+    world.network.run(left - 10.0)
+    assert not world.both_are_empty()
+    world.network.run(10.0 + HELD_LONGER)
+    assert world.both_are_empty()
+
+
+def test_the_control_server_ends_a_shorter_life_before_its_gateway_does(world: World) -> None:
+    stream = world.stream(expires=600.0)
+    for role, side in world.result(stream.status().deferred).items():
+        _update_by_hand(world, stream, role, side.connection_map, 30.0)
+    ended = stream.ended().deferred
+    assert world.refusal(ended, 40.0).code == "expired"
 
 
 def _update_by_hand(world: World, stream: Any, role: Role, targets: dict[str, str], seconds: Any) -> None:

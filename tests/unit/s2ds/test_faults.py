@@ -23,7 +23,7 @@ from scistream.wire.messages import PROD, Error, ReqListeners, Resp, UpdateTarge
 
 UID = "12345678-1234-4234-8234-123456789abc"
 FIRST = leased.take(4)
-EFFECTS = ["bind", "arm", "close", "answer", "start_timer", "stop_timer"]
+EFFECTS = ["bind", "arm", "close", "answer", "start_timer", "shorten_life", "stop_timer"]
 
 
 class Fault(Exception):
@@ -92,7 +92,13 @@ class Machine:
         pem = issue_credentials(UID, generation, 600.0, {PROD: core.csr})[PROD] if core.csr else "none"
         targets = dict.fromkeys(core.listeners or ["127.0.0.1:1"], target)
         command = UpdateTargets(
-            uid=UID, role=PROD, seq=1, generation=generation, connection_map=targets, data_conn_key=pem
+            uid=UID,
+            role=PROD,
+            seq=1,
+            generation=generation,
+            connection_map=targets,
+            data_conn_key=pem,
+            expires=300.0,
         )
         self.holding.machine.update_targets(self.caller(), command)
 

@@ -52,6 +52,9 @@ class Recorder:
     def start_timer(self, seconds: float) -> None:
         self.calls.append(("start timer", seconds))
 
+    def shorten_life(self, seconds: float) -> None:
+        self.calls.append(("shorten life", seconds))
+
     def stop_timer(self) -> None:
         self.calls.append(("stop timer",))
 
