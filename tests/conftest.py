@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,13 @@ its threads, and fonts."""
 
 
 @pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Programs of the tests end by the signals that end programs, even where the tests run in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let a test that looks at what the others of its file have done run after them."""
     for item in [item for item in items if item.get_closest_marker("after_the_others")]:

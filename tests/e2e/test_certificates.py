@@ -474,7 +474,7 @@ def test_a_user_enrols_by_request_sign_and_install_and_streams(world: World, tmp
         assert exchange.finish() == "whole"
         with to(world.lab.server, world.lab, ada(world)) as link:
             answer = link.ask("REL", uid=first["uid"], role=PROD, seq=1)
-            assert answer["code"] == "not-authorized", "it is hers"
+            assert answer["code"] == "unknown-uid", "it is hers"
         world.s2uc("release", first["uid"], "--config", str(config))
 
 

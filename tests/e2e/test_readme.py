@@ -61,7 +61,9 @@ def terminals() -> dict[str, str]:
 def test_the_commands_of_the_readme_do_what_it_says(linux: None, tmp_path: Path) -> None:
     needs("bash", "unshare", "ip", "iperf3", "sed")
     network = ["unshare", "--map-root-user", "--net"]
-    if subprocess.run([*network, "ip", "link", "set", "lo", "up"], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        [*network, "ip", "link", "set", "lo", "up"], check=False, capture_output=True, timeout=60
+    ).returncode:
         missing("this machine gives an ordinary user no network of their own")
     for name, text in terminals().items():
         assert text.strip(), f"the README has commands for {name}"

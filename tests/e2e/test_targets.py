@@ -196,7 +196,9 @@ def test_a_port_that_is_dialled_as_a_wan_listener_is_lent_to_no_application_whil
         if answer["cmd"] == "ERROR":
             assert answer["code"] == "no-ports"
             return []
+        held = len(gateway.ports_in_use())
         ask("REL", uid, role)
+        until(lambda: len(gateway.ports_in_use()) == held - channels, world.lab.server.words)
         return list(answer["listeners"])
 
     with listen() as detector, world.stream([address_of(detector)], cons=world.lab) as stream:

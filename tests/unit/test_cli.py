@@ -306,7 +306,11 @@ def test_v_counts_wherever_it_stands(options: str, lines: int) -> None:
         "cli.Memory.all = all; cli.main()"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script, *options.format("").split()], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *options.format("").split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert ended.stdout == "no streams\n"
     assert [part in ended.stderr for part in ("a little", "all of it")] == [lines >= 1, lines >= 2]

@@ -311,13 +311,13 @@ class Relay:
         self._is_key_worn = True
         if isinstance(wan, TlsLeg) and "GCM" in (wan.connection.get_cipher_name() or ""):
             self.log.warn(
-                "Stream {uid} ({role}), channel {channel}: one connection has carried more than {gib:.3g} GiB under "
+                "Stream {uid} ({role}), channel {channel}: one connection has carried more than {gib} GiB under "
                 "one key, beyond which new keys are advised for AES-GCM: let the application open a new connection "
                 'from time to time, or set wan_cipher = "chacha20" in s2ds.toml of the producer\'s gateway',
                 uid=self._arming.uid,
                 role=self._arming.role,
                 channel=self._arming.channel,
-                gib=MOST_UNDER_ONE_KEY / 2**30,
+                gib=round(MOST_UNDER_ONE_KEY / 2**30),
             )
 
     async def _open(self) -> tuple[Leg, Leg]:

@@ -15,8 +15,12 @@ import ctypes, sys
 class Spy:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("click", "twisted", "msgspec"):
-            with open("/proc/self/environ") as file:
-                print("open" if sys.argv[1] in file.read() else "hidden", ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+            try:
+                with open("/proc/self/environ") as file:
+                    is_open = sys.argv[1] in file.read()
+            except PermissionError:  # it is hidden from all but root, itself too
+                is_open = False
+            print("open" if is_open else "hidden", ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
             sys.exit(0)
 sys.meta_path.insert(0, Spy())
 """

@@ -346,7 +346,7 @@ def test_a_chosen_port_whose_connections_wait_out_their_time_can_be_had() -> Non
         before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         before.bind(("127.0.0.1", port))
         before.listen()
-        with socket.create_connection(("127.0.0.1", port)) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             accepted, _ = before.accept()
             accepted.close()  # first, so that it is this end that waits
             assert client.recv(1) == b""

@@ -12,7 +12,7 @@ from scistream.s2ds.relay.tcpinfo import bytes_waiting
 def test_bytes_that_nobody_reads_are_counted_once_at_either_end_and_none_when_all_is_read() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as sender,
+        socket.create_connection(listener.getsockname(), timeout=10) as sender,
         listener.accept()[0] as receiver,
     ):
         assert bytes_waiting(sender) == bytes_waiting(receiver) == (0, 0)
