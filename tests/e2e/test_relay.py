@@ -35,6 +35,7 @@ from gateways import (
 )
 from leased_ports import leased
 from OpenSSL import SSL
+from requirements import needs_ipv6
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
@@ -515,6 +516,7 @@ async def test_idle_and_half_closed_connections_cost_no_time(make: Make) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_ipv6_targets_are_dialled(make: Make) -> None:
+    needs_ipv6()
     stream = make()
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as app:
         app.settimeout(PATIENCE)
