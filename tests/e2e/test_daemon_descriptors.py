@@ -34,4 +34,4 @@ def test_closed_standard_descriptors_of_a_daemon_become_nothing(tmp_path: Path, 
                     assert seen == "/dev/null"
         finally:
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(PATIENCE) == 0
+            assert daemon.wait(PATIENCE) in (0, -signal.SIGTERM)  # it may not have come to its own handlers yet

@@ -101,6 +101,11 @@ class Handshake:
                 count = self._leg.sock.send(self._to_send)
             except BlockingIOError:
                 return False
+            except (BrokenPipeError, ConnectionResetError):
+                if not self._is_agreed:
+                    raise
+                self._to_send = b""  # tickets alone, and what the far end has sent before it went can still be read
+                break
             self._to_send = self._to_send[count:]
         return True
 
