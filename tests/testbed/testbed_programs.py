@@ -53,6 +53,8 @@ class Program:
             ended = self.process.wait(max(0.0, deadline - time.monotonic()) + 1)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"after {timeout:g} s it still runs: {self}") from None
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         assert status in (None, ended), f"status {ended}: {self}"
         return subprocess.CompletedProcess(self.process.args, ended, self._said.decode(), self.log.read_text())
 
@@ -70,6 +72,8 @@ class Program:
 
     def _read(self, deadline: float) -> bytes:
         assert self.process.stdout is not None
+        if self.process.stdout.closed:
+            return b""
         out = self.process.stdout.fileno()
         there = select.poll()  # as select() takes no descriptor above 1,023
         there.register(out, select.POLLIN)
