@@ -239,6 +239,9 @@ async def test_another_version_at_the_other_end_is_told(bench: Callable[..., Ben
 
 @pytest_twisted.ensureDeferred
 async def test_a_probe_that_is_stopped_in_the_middle_leaves_nothing() -> None:
+    await reactor.listenTCP(
+        0, Factory(), interface="127.0.0.1"
+    ).stopListening()  # the first one opens a spare descriptor
     before = held()
     for pause in (0.0, 0.02, 0.3):
         one = Bench(channels=3, seconds=5.0)
