@@ -160,7 +160,7 @@ def test_a_restart_of_both_control_servers_disturbs_no_byte_and_commands_work_as
                 assert figures["bytes_to_producer"] > 0
                 assert figures["bytes_to_consumer"] > 0
             assert "is Streaming" in world.s2uc("wait", staying.uid).stdout
-        assert {one["uid"] for one in json.loads(world.s2uc("list", "--json").stdout)} == {staying.uid, leaving.uid}
+        assert {one["uid"] for one in json.loads(world.s2uc("list", "--json").stdout)} >= {staying.uid, leaving.uid}
         leaving.release()
         assert leaving.exchange.finish() == "reset"
         staying.exchange.wait_for_more()
@@ -397,7 +397,7 @@ def test_a_release_waits_for_a_gateway_that_cannot_be_reached_and_its_user_need_
         until(lambda: both_are(world, stream.uid, "Released"), lambda: story(world, stream.uid))
         assert stream.exchange.finish() == "reset"
         stream.release()
-        assert world.s2uc("list", "--json").stdout == "[]\n"
+        assert stream.uid not in world.s2uc("list", "--json").stdout
     nothing_is_left(world, before)
 
 
