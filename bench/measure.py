@@ -81,7 +81,7 @@ async def _held(yard: Yard, way: Way, connections: int, seconds: float) -> list[
 
 @asynccontextmanager
 async def _holding(yard: Yard, way: Way, connections: int, role: str, *arguments: str) -> Any:
-    """So many connections over a path, which a client of this role holds meanwhile."""
+    """Hold this many connections over a path by a client of this role, for the length of the block."""
     async with _running(yard, [*python("bench.load"), role, str(way.port), str(connections), *arguments]) as child:
         deadline = yard.reactor.seconds() + PATIENCE + connections / 25
         while '"held"' not in child.out.read_text():

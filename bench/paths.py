@@ -236,7 +236,7 @@ async def two_gateways(yard: Yard, application: str) -> Way:
 
 
 async def gateways_for(yard: Yard, *applications: str) -> list[Way]:
-    """The same with a stream to each of these applications; to close one way is to close them all."""
+    """Set up two gateways with a stream to each of these applications; closing one way closes them all."""
     children = yard.children("facilities")
     try:
         return await _Facilities(yard, children).open(applications)

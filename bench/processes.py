@@ -49,7 +49,7 @@ def memory_kib(roots: Sequence[int]) -> float:
 
 
 def tcp_kib() -> float:
-    """What the kernel has in the buffers of all TCP sockets of this machine, in KiB."""
+    """The kernel memory of all TCP sockets of this machine, in KiB."""
     found = re.search(r"^TCP: .*\bmem (\d+)", (PROC / "net" / "sockstat").read_text(), re.MULTILINE)
     return int(found[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 if found else 0.0
 

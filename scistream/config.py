@@ -122,7 +122,7 @@ def parse_port_ranges(text: str) -> list[tuple[int, int]]:
 
 
 def parse_chosen_ports(text: str) -> list[tuple[int, int]]:
-    """The same of ports that a stream may ask for by number; ``none`` has none.
+    """Read the ranges of ports that a stream may ask for by number; ``none`` means that it may ask for none.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
@@ -206,7 +206,7 @@ class Limits(_Section, frozen=True, kw_only=True):
 
 
 class ServerLimits(Limits, frozen=True, kw_only=True):
-    """The same for an S2CS, and what one user may take of a facility where no rule of its policy says it."""
+    """The limits of an S2CS, and what one user may take of a facility if no rule of its policy sets another limit."""
 
     streams_per_identity: _Count = 100
     requests_per_minute: _Count = 1000

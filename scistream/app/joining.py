@@ -159,12 +159,12 @@ class ThisProgram:
         return self._left
 
     def leave(self) -> None:
-        """It wants no more of the stream."""
+        """Note that the program has left the stream."""
         if not self._left.called:
             self._left.callback(None)
 
     def give_up(self, problem: BaseException | None) -> None:
-        """It will never be ready, unless it is already."""
+        """Fail `ready` with this problem, unless the stream is ready already."""
         if not self.ready.called:
             self.ready.errback(Failure(problem))
 

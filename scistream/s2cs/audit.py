@@ -54,7 +54,7 @@ get a line of their own in each window."""
 MOST_OF_IDENTITY = 200
 """Lines about refusals that each identity gets in each window, whatever their kinds."""
 MOST_OF_STRANGERS = 1000
-"""The same of all without an identity together, whatever their addresses."""
+"""Lines about refusals that all strangers together get in each window, whatever their addresses."""
 MOST_ADDRESSES = 4096
 MOST_RESETS_IN_WINDOW = 10
 """Lines about resets that each stream gets in each window."""
@@ -190,7 +190,7 @@ class AuditTrail:
         self._late.add(stream)
 
     def forget_late(self, stream: StreamTrail) -> None:
-        """It has none any more."""
+        """Note that a stream has no uncounted lines any more."""
         self._late.discard(stream)
 
     def reopen(self) -> None:
@@ -284,7 +284,7 @@ class AuditTrail:
 
 
 class _Window:
-    """What is bounded together in a minute: so many lines of it are written, and the others are counted."""
+    """Events that share one bound: so many lines a minute are written, and the other events are counted."""
 
     def __init__(self, began: float, most: int) -> None:
         self._began = began
