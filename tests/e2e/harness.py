@@ -97,6 +97,16 @@ def connect(listener: str) -> socket.socket:
     return socket.create_connection((address.host, address.port), timeout=PATIENCE)
 
 
+def is_reset(listener: str, limit: float = PATIENCE) -> bool:
+    """Whether a connection of a ConsApp is reset, be it before it knows that it was accepted."""
+    try:
+        with closing(connect(listener)) as sock:
+            sock.settimeout(limit)
+            return sock.recv(1) != b""
+    except ConnectionResetError:
+        return True
+
+
 def noise(count: int, seed: int = 0) -> bytes:
     """The same `count` bytes each time, of no pattern."""
     return random.Random(seed).randbytes(count)

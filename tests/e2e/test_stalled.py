@@ -216,8 +216,8 @@ def test_a_stream_that_nobody_reads_gets_no_more_connections_until_somebody_does
 
         def refused() -> bool:
             """Whether one more is refused; if not, it is filled, and nobody reads it."""
-            consumer = ends.enter_context(closing(unread.connect(0)))
             try:
+                consumer = ends.enter_context(closing(unread.connect(0)))
                 consumer.sendall(b"!")
                 producer = ends.enter_context(closing(accept_or_reset(detector, consumer)))
             except ConnectionError:
