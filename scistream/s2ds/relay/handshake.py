@@ -1,8 +1,8 @@
-"""The TLS handshake of a WAN leg. It takes the far end's records one by one, and so many at most.
+"""The TLS handshake of a WAN leg. It takes a bounded number of records from the far end.
 
 From a socket OpenSSL would read for as long as records come, each of one byte if the far end likes it so, and nobody
-else at this element would have a turn. So it gets them from memory, and whatever comes after the handshake is left in
-the socket, which OpenSSL has from then on.
+else at this element would have a turn. So it gets them from memory, a little at a time, and whatever comes after the
+handshake is left in the socket, which OpenSSL has from then on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 MOST_RECORDS = 256
 """Records that a handshake takes from the far end at most: most have a few."""
 
-_HEADER = struct.Struct("!BBBH")
-_LONGEST = _HEADER.size + 16384 + 256
-_KINDS = range(20, 25)
+_HEADER = 5
+"""Bytes of a record's header; the last two are the length of what follows it."""
+_PIECE = 4096
+"""Bytes that OpenSSL gets at a time: mostly all that the far end has to say."""
 _SOME = 65536
 
 
@@ -42,6 +43,8 @@ class Handshake:
         self._leg = leg
         self._is_begun = self._is_agreed = self._is_over = False
         self._records = 0
+        self._begun = b""  # the beginning of a header whose rest has not come
+        self._skip = 0  # bytes that are still to come of the record under way
         self._to_send = b""
         self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
@@ -63,14 +66,20 @@ class Handshake:
                 leg.take_over()
                 self._end(None)
                 return
+            piece = b""
             if self._is_begun:
-                record = self._next_record()
-                if record is None:
+                try:
+                    piece = leg.sock.recv(_PIECE, socket.MSG_PEEK)
+                except BlockingIOError:
                     leg.readable = False
                     return
-                leg.connection.bio_write(record)
+                if not piece:
+                    raise SSL.SysCallError(-1, "Unexpected EOF")
+                leg.connection.bio_write(piece)
             self._is_begun = True
             self._shake()
+            if piece:
+                self._took(leg.sock.recv(len(piece) - self._left_over()))
         leg.writable = False
 
     def _shake(self) -> None:
@@ -109,27 +118,24 @@ class Handshake:
             self._to_send = self._to_send[count:]
         return True
 
-    def _next_record(self) -> bytes | None:
-        """One whole record, or None if there is none yet; of what is no TLS, as much as OpenSSL needs to say so."""
-        sock = self._leg.sock
-        try:
-            seen = sock.recv(_LONGEST, socket.MSG_PEEK)
-        except BlockingIOError:
-            return None
-        size = _LONGEST + 1
-        if len(seen) >= _HEADER.size:
-            kind, major, _, length = _HEADER.unpack_from(seen)
-            size = _HEADER.size + length
-            if kind not in _KINDS or major != 3 or size > _LONGEST:
-                size = _HEADER.size
-        if len(seen) < size:
-            if not seen or self._leg.is_ending:
-                raise SSL.SysCallError(-1, "Unexpected EOF")
-            return None
-        self._records += 1
+    def _left_over(self) -> int:
+        """Bytes that OpenSSL was given and has not read: what follows the handshake."""
+        left: int = Binding.lib.BIO_get_mem_data(self._leg.connection._into_ssl, Binding.ffi.new("char **"))
+        return left
+
+    def _took(self, piece: bytes) -> None:
+        """Count the records that begin in the next piece of what the far end has sent.
+
+        :raises Broken: if there have been too many of them.
+        """
+        begun, at = self._begun + piece, self._skip
+        while at + _HEADER <= len(begun):
+            self._records += 1
+            at += _HEADER + int.from_bytes(begun[at + _HEADER - 2 : at + _HEADER])
+        self._begun = begun[at:]
+        self._skip = max(0, at - len(begun))
         if self._records > MOST_RECORDS:
             raise Broken(f"{self._leg.far} cut its TLS handshake into too many records", "far-side", self._leg)
-        return sock.recv(size)
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from OpenSSL import SSL
@@ -86,6 +87,12 @@ class Arming:
     start: Start = field(default_factory=Start)
     own: frozenset[int] = frozenset()
     others: tuple[Address, ...] = ()
+
+    @cached_property
+    def far(self) -> str:
+        """Who is dialled, in words for a person."""
+        places = " or ".join(map(str, (self.target, *self.others)))
+        return f"{'ProdApp' if self.role == PROD else 'the other gateway'} at {places}"
 
 
 @dataclass(frozen=True)
@@ -332,7 +339,7 @@ class Relay:
         wan = await self._wan_in()
         took = self._means.reactor.seconds() - began
         await self._turn.come(took + HANDSHAKE_AHEAD)
-        return wan, self._plain(await self._dial_program(), self._target, wan=False)
+        return wan, self._plain(await self._dial_program(), self._arming.far, wan=False)
 
     async def _dial_program(self) -> socket.socket:
         """Connect to ProdApp, for which all connections of the channel may wait together while it starts."""
@@ -368,8 +375,8 @@ class Relay:
         uid, channel = self._arming.uid, self._arming.channel
         sock = await self._dial(self._means.wan_timeout, wan=True)
         if self._arming.context is None:
-            return self._plain(sock, self._target, wan=True)
-        leg = self._tls(sock, self._target, self._arming.context, server_name(uid, channel))
+            return self._plain(sock, self._arming.far, wan=True)
+        leg = self._tls(sock, self._arming.far, self._arming.context, server_name(uid, channel))
         await leg.handshake(self._means.reactor, self._means.handshake_timeout)
         verify_producer(leg.connection, uid, channel)
         return leg
@@ -404,15 +411,8 @@ class Relay:
         """There is no connection to the other gateway. A user hears no more than that, or whoever may ask for streams
         could find out what listens where in the networks of this gateway; its log has the rest."""
         if not self.over:
-            reason = f"{self._target} was not reached; the log of this gateway says why"
+            reason = f"{self._arming.far} was not reached; the log of this gateway says why"
             self._finish(Ending(False, reason, "wan", detail))
-
-    @property
-    def _target(self) -> str:
-        """Who is dialled, in words for a person."""
-        arming = self._arming
-        places = " or ".join(map(str, (arming.target, *arming.others)))
-        return f"{'ProdApp' if arming.role == PROD else 'the other gateway'} at {places}"
 
     async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
         """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
@@ -431,11 +431,13 @@ class Relay:
         means, target = self._means, self._arming.target
         congestion = means.wan_congestion if wan else means.lan_congestion
         addresses = await means.names.addresses(target, self._arming.own, self._arming.others)
-        problem = Broken(f"{self._target} has no address that this gateway finds and may dial", "wan")
+        problem = Broken(f"{self._arming.far} has no address that this gateway finds and may dial", "wan")
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
-                dialling = dial(means.reactor, means.poller, address, self._target, left, patience, congestion, wan=wan)
+                dialling = dial(
+                    means.reactor, means.poller, address, self._arming.far, left, patience, congestion, wan=wan
+                )
                 self._turn.over()  # the connection request is on its way
                 sock = await dialling
             except Short:
