@@ -10,7 +10,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,12 @@ class Ports:
         :param barred: ports that will not do.
         :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
         """
-        bound: dict[int, socket.socket] = {}
         idle = [port for port in self._idle if port not in barred]
-        try:
+        with self._all_or_none() as bound:
             if count <= self.free:
-                self._bind(host, idle, count, bound, reuse=False)
-            if len(bound) < count <= self.free:  # what is left may only be waiting out TIME_WAIT
-                self._bind(host, idle, count, bound, reuse=True)
+                self._bind(host, idle, count, bound)
             if len(bound) < count:
                 raise self._too_few(host, count, len(bound))
-        except BaseException:
-            for sock in bound.values():
-                sock.close()
-            raise
-        self._give_out(bound)
         return list(bound.values())
 
     def reserve_chosen(self, host: str, ports: Sequence[int], barred: Container[int] = ()) -> list[socket.socket]:
@@ -100,19 +93,11 @@ class Ports:
         """
         for port in ports:
             self._refuse_choice(port, barred)
-        bound: dict[int, socket.socket] = {}
-        try:
+        with self._all_or_none() as bound:
             for port in ports:
-                self._bind(host, [port], len(bound) + 1, bound, reuse=False)
-                if port not in bound:  # it may only be waiting out TIME_WAIT
-                    self._bind(host, [port], len(bound) + 1, bound, reuse=True)
+                self._bind(host, [port], len(bound) + 1, bound)
                 if port not in bound:
                     raise _taken(host, port)
-        except BaseException:
-            for sock in bound.values():
-                sock.close()
-            raise
-        self._give_out(bound)
         return list(bound.values())
 
     def _refuse_choice(self, port: int, barred: Container[int]) -> None:
@@ -122,7 +107,16 @@ class Ports:
         if port in self._given.values() or port in barred:
             raise StreamError("no-ports", already_lent(port))
 
-    def _give_out(self, bound: dict[int, socket.socket]) -> None:
+    @contextmanager
+    def _all_or_none(self) -> Iterator[dict[int, socket.socket]]:
+        """The sockets that are bound meanwhile, by port: given out at the end, or closed if anything is raised."""
+        bound: dict[int, socket.socket] = {}
+        try:
+            yield bound
+        except BaseException:
+            for sock in bound.values():
+                sock.close()
+            raise
         for port, sock in bound.items():
             self._idle.pop(port, None)
             self._given[sock] = port
@@ -134,16 +128,20 @@ class Ports:
         if port is not None and self.first <= port <= self.last:
             self._idle[port] = None
 
-    def _bind(
-        self, host: str, ports: Iterable[int], count: int, bound: dict[int, socket.socket], *, reuse: bool
-    ) -> None:
-        for port in ports:
-            if len(bound) == count:
-                return
-            if port not in bound:
-                sock = _bound(host, port, reuse)
-                if sock is not None:
-                    bound[port] = sock
+    def _bind(self, host: str, ports: Sequence[int], count: int, bound: dict[int, socket.socket]) -> None:
+        """Bind more of these ports until there are `count`; those last that may only be waiting out TIME_WAIT."""
+        for reuse in (False, True):
+            for port in ports:
+                if len(bound) == count:
+                    return
+                if port not in bound:
+                    sock = self._bound(host, port, reuse=reuse)
+                    if sock is not None:
+                        bound[port] = sock
+
+    def _bound(self, host: str, port: int, *, reuse: bool) -> socket.socket | None:
+        """A socket bound to that port, or None if someone has the port already."""
+        return _bound(host, port, reuse)
 
     def _too_few(self, host: str, count: int, found: int) -> StreamError:
         available = found if count <= self.free else self.free

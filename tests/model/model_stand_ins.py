@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -137,10 +137,8 @@ class ModelSocket:
 class ModelPorts(Ports):
     """The real bookkeeping, without the kernel's."""
 
-    def _bind(self, host: str, ports: Iterable[int], count: int, bound: dict[int, Any], *, reuse: bool) -> None:
-        for port in ports:
-            if len(bound) < count:
-                bound[port] = ModelSocket(host, port)
+    def _bound(self, host: str, port: int, *, reuse: bool) -> Any:
+        return ModelSocket(host, port)
 
 
 class ModelElements:

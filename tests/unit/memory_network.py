@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -291,10 +291,8 @@ class MemoryPorts(Ports):
         super().__init__(first, last, chosen)
         self.taken: set[int] = set()
 
-    def _bind(self, host: str, ports: Iterable[int], count: int, bound: dict[int, Any], *, reuse: bool) -> None:
-        for port in ports:
-            if len(bound) < count and port not in self.taken:
-                bound[port] = MemorySocket(host, port)
+    def _bound(self, host: str, port: int, *, reuse: bool) -> Any:
+        return None if port in self.taken else MemorySocket(host, port)
 
 
 class MemorySocket:
