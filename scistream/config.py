@@ -46,6 +46,9 @@ _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
+MIN_LIFE = 1.0
+"""Seconds. Nobody can ask two facilities for a stream and use it in less."""
+
 DEFAULT_RATE = 1000.0
 """Mbit/s of a stream whose user does not say."""
 
@@ -75,6 +78,19 @@ def parse_seconds(text: str) -> float:
     seconds = float(match[1]) * _SECONDS[(match[2] or "s").lower()]
     if not 0 < seconds <= MAX_LIFE:
         raise ValueError(f"{text!r} is out of range: a time is above 0 and at most {MAX_LIFE / 86400:g}d")
+    return seconds
+
+
+def parse_life(text: str) -> float:
+    """Read how long a stream lives or is waited for: as `parse_seconds`, and `MIN_LIFE` at least.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    seconds = parse_seconds(text)
+    if seconds < MIN_LIFE:
+        raise ValueError(
+            f"{text!r} is too short: a stream would be over before it is used; write {MIN_LIFE:g}s or more"
+        )
     return seconds
 
 
@@ -290,6 +306,10 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
         yield from below("limits", self.limits.problems())
         if not self.gateways:
             yield Problem(("gateways",), "name at least one, as a section [[gateways]] with name and address")
+        for number, gateway in enumerate(self.gateways):
+            if not gateway.name.strip() or not gateway.name.isprintable():
+                why = f"{gateway.name!r} is no name that a log could show: give the gateway one, as dtn1"
+                yield Problem((f"gateways[{number}].name",), why)
         names = [gateway.name for gateway in self.gateways]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Problem(("gateways",), f"{names.count(name)} of them have the name {name!r}: give each its own")
@@ -297,7 +317,7 @@ class S2CSConfig(_Section, frozen=True, kw_only=True):
         if not self.audit:
             yield Problem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
-            yield from unless(parse_seconds, getattr(self, key), key)
+            yield from unless(parse_life, getattr(self, key), key)
         if self.release_broken_after:
             yield from unless(parse_seconds, self.release_broken_after, "release_broken_after")
         if self.expires != _USUAL_LIFE and _exceeds(parse_seconds, self.expires, self.longest_expires):
@@ -376,7 +396,11 @@ class Leg(_Section, frozen=True, kw_only=True):
         if all(network.version != bound.version for network in allowed):
             return f"has no network of IPv{bound.version}, over which bind, {self.bind!r}, takes connections"
         if told is not None and not told.is_loopback and all(network.is_loopback for network in allowed):
-            return f"has nothing but loopback, and from there nobody comes to {self.told}: name the networks of others"
+            key = "advertise" if self.advertise else "bind"
+            return (
+                f"has nothing but loopback, and from there nobody comes to {self.told} ({key}): name the networks of "
+                "others"
+            )
         return None
 
 
@@ -507,7 +531,7 @@ class S2UCConfig(_Section, frozen=True, kw_only=True):
         yield from _files_problems(self)
         for number, one in enumerate(self.facilities):
             yield from below(f"facilities[{number}]", one.problems())
-        addresses = [one.address for one in self.facilities]
+        addresses = [_place(one.address) or one.address for one in self.facilities]
         if len(set(addresses)) != len(addresses):
             yield Problem(
                 ("facilities",), "two of them have one address: name all authorities of a facility in one place"
@@ -581,9 +605,14 @@ def numeric_address(host: str) -> IPAddress | None:
 def _place(text: str) -> Address | None:
     """An address in one form, whichever way it is written; None if it is none."""
     try:
-        host, port = Address.parse(text)
+        return one_form(Address.parse(text))
     except ValueError:
         return None
+
+
+def one_form(address: Address) -> Address:
+    """The same address in the form that all ways of writing it have in common."""
+    host, port = address
     host = host.rstrip(".").lower()
     numeric = numeric_address("127.0.0.1" if host == "localhost" else host)
     mapped = numeric.ipv4_mapped if isinstance(numeric, IPv6Address) else None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigProblem, beside
 
 JOURNAL = Path("/run/systemd/journal/socket")
 _NOTICE = 5
@@ -160,15 +160,23 @@ class JournalSink:
             self._socket.close()
 
 
-def open_sink(setting: str, path: Path, store: Path) -> Sink | None:
+def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:
+    """The file that `audit` in s2cs.toml names; None if the trail goes elsewhere, or there is none.
+
+    :param setting: `auto`, `journal`, `none`, or a file.
+    :param store: the file of the store, beside which `auto` lies.
+    """
+    if setting in ("journal", "none"):
+        return None
+    return store.with_suffix(".audit.jsonl") if setting == "auto" else beside(config_file, setting)
+
+
+def open_sink(setting: str, file: Path | None) -> Sink | None:
     """What `audit` in s2cs.toml names.
 
-    :param setting: `auto`, `journal`, `none`, or a file, which is `path` then.
-    :param store: the file of the store, beside which `auto` lies.
+    :param file: what `audit_file` says of it.
     :raises ConfigProblem: if it cannot be opened.
     """
-    if setting == "none":
-        return None
-    if setting == "journal":
-        return JournalSink()
-    return FileSink(store.with_suffix(".audit.jsonl") if setting == "auto" else path)
+    if file is not None:
+        return FileSink(file)
+    return JournalSink() if setting == "journal" else None

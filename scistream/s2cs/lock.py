@@ -31,15 +31,15 @@ class StoreLock:
             store.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as problem:
-            raise StoreProblem(f"the store {store} cannot be locked: {self.path}: {problem.strerror}") from None
+            raise StoreProblem(f"state: the store {store} cannot be locked: {self.path}: {problem.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = holder_of(os.read(self._file, 32))
             os.close(self._file)
             raise StoreProblem(
-                f"the store {store} is in use by another S2CS{holder}: stop that one first, or set `state` to a file "
-                "of its own"
+                f"state: the store {store} is in use by another S2CS{holder}: stop that one first, or set `state` to "
+                "a file of its own"
             ) from None
         except OSError as problem:
             self.log.warn(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 from msgspec import Struct, field
 
-from scistream.config import beside, parse_chosen_ports, parse_rate, parse_seconds, parse_size
+from scistream.config import beside, parse_chosen_ports, parse_life, parse_rate, parse_size
 from scistream.s2cs.identities import Index
 from scistream.s2cs.rules import Asked, Decision, Rule, Standing, Target
 from scistream.security.tls import CertificateProblem, Identity, issuer_name, load_authority
@@ -284,7 +284,7 @@ _RULE_VALUES: dict[str, Callable[[Any], Any]] = {
     "total_rate": partial(_limit, parse_rate),
     "num_conn": partial(_count, MAX_CHANNELS),
     "streams": partial(_count, MOST_STREAMS),
-    "expires": partial(_limit, parse_seconds),
+    "expires": partial(_limit, parse_life),
     "bytes_per_day": partial(_limit, parse_size),
     "wan_security": partial(_each_of, WAN_SECURITY),
     "listen_ports": partial(_limit, parse_chosen_ports),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from scistream.config import Gateway as GatewaySettings
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit import AuditTrail
-from scistream.s2cs.audit_sink import open_sink
+from scistream.s2cs.audit_sink import Sink, audit_file, open_sink
 from scistream.s2cs.early import EarlyRequests
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
@@ -40,6 +41,7 @@ from scistream.s2cs.machine import resume
 from scistream.s2cs.pool import Member, Taken, member, spares, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
+from scistream.s2cs.start import unmake
 from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS, Store
 from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
@@ -48,7 +50,7 @@ from scistream.security.guard import FIRST_REFUSAL, DoorGuard
 from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
 from scistream.setup import SetupProblems
-from scistream.toml_file import ConfigProblem, raise_if_any
+from scistream.toml_file import raise_if_any
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
@@ -144,21 +146,35 @@ class ControlServer(Service):
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.gateways = {one.name: self._gateway(one) for one in config.gateways}
-        self._lock = lock or StoreLock(store)
-        self.store = Store(store)
-        try:
-            self._refuse_orphans(config, self.store.load(live=True))
-        except ConfigProblem:
-            self.store.close()
-            self._lock.release()
-            raise
+        self._lock, self.store, sink = self._open_files(store, lock)
         self.ledger = Ledger(self.store, wall)
         self.guard = Guard(config, policy, self.ledger.usage_today, reactor.seconds)
-        self.audit = AuditTrail(open_sink(config.audit, beside(config_file, config.audit), store), config.listen, wall)
+        self.audit = AuditTrail(sink, config.listen, wall)
         self._pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
         self.unwritten: set[StreamKey] = set()
         self._early = EarlyRequests(reactor, self._early_over)
+
+    def _open_files(self, file: Path, lock: StoreLock | None) -> tuple[StoreLock, Store, Sink | None]:
+        """The lock, the store and where the audit trail goes.
+
+        :param file: of the store; `lock` is its lock if the store was there before.
+        :raises ConfigProblem: if any of it cannot be had; what was made of the others is removed again, but for the
+            file of the lock.
+        """
+        audit = audit_file(self.config.audit, self._config_file, file)
+        with ExitStack() as opened:
+            lock = lock or StoreLock(file)
+            opened.callback(lock.release)
+            for new in (file, audit):
+                if new is not None and not os.path.lexists(new):
+                    opened.callback(unmake, new)
+            store = Store(file)
+            opened.callback(store.close)
+            self._refuse_orphans(self.config, store.load(live=True))
+            sink = open_sink(self.config.audit, audit)
+            opened.pop_all()
+            return lock, store, sink
 
     def _gateway(self, settings: GatewaySettings) -> Gateway:
         """:raises StreamError: if it would be dialled over plain TCP beyond loopback."""

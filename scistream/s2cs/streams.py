@@ -168,7 +168,7 @@ class Store:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None)
         except (OSError, sqlite3.Error) as problem:
-            raise StoreProblem(f"the store {path} cannot be opened: {problem}") from None
+            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
         try:
             self._refuse_newer(len(steps))
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -177,7 +177,7 @@ class Store:
             self.id = self._read_id(len(steps))
         except sqlite3.Error as problem:
             self._db.close()
-            raise StoreProblem(f"the store {path} cannot be opened: {problem}") from None
+            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
         except BaseException:
             self._db.close()
             raise
@@ -189,7 +189,7 @@ class Store:
         version = self._version()
         if version > known:
             raise StoreProblem(
-                f"the store {self._path} has schema version {version}, and this software knows {known}: "
+                f"state: the store {self._path} has schema version {version}, and this software knows {known}: "
                 "upgrade the software or set `state` to another file"
             )
 
@@ -249,7 +249,7 @@ class Store:
             rows = self._db.execute(f"SELECT uid, role, record FROM stream {where} ORDER BY uid, role").fetchall()
             return [msgspec.json.decode(record, type=Record) for _, _, record in rows]
         except (sqlite3.Error, msgspec.DecodeError) as problem:
-            raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
+            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
 
     def find(self, key: StreamKey) -> Record | None:
         """One record, if there is one.
@@ -333,7 +333,7 @@ class Store:
                 "SELECT heard.* FROM heard LEFT JOIN stream USING (uid, role) WHERE stream.state IS NOT 'Released'"
             ).fetchall()
         except sqlite3.Error as problem:
-            raise StoreProblem(f"the store {self._path} cannot be read: {problem}") from None
+            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
         return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
 
     def book(self, day: str, bookings: Iterable[Booking]) -> None:

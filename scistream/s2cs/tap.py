@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from twisted.application.service import Service
 
-from scistream.accepting import check_bindable
 from scistream.config import S2CSConfig
 from scistream.daemon import DaemonOptions, make_daemon
 from scistream.s2cs.service import ControlServer
-from scistream.toml_file import unless
-from scistream.wire.address import Address
+from scistream.s2cs.start import machine_problems
 
 
 class Options(DaemonOptions[S2CSConfig]):
@@ -23,10 +21,9 @@ class Options(DaemonOptions[S2CSConfig]):
 def makeService(options: Options) -> Service:
     """The service, set up and not started."""
     config = options.config
-    listen = unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
     return make_daemon(
         options,
-        listen,
+        machine_problems(config, options.file),
         lambda reactor, problems: ControlServer(
             reactor, config, options.file, problems=problems, release_unknown=bool(options["release-unknown"])
         ),

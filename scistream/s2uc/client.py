@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, parse_rate, user_folder
+from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, parse_rate, user_folder
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
@@ -89,7 +89,10 @@ class Client:
             self._trust = _trust(certificate, key, Facility(authorities, crl))
             try:
                 for address, facility_ in (facilities or {}).items():
-                    self._facilities[Address.parse(address)] = _trust(certificate, key, facility_)
+                    place = one_form(Address.parse(address))
+                    if place in self._facilities:
+                        raise ValueError(f"{address} is named twice among the facilities, in two forms: leave one")
+                    self._facilities[place] = _trust(certificate, key, facility_)
             except ValueError as wrong:
                 raise StreamError("bad-message", str(wrong)) from None
         self._servers: dict[Address, Server] = {}
@@ -103,8 +106,10 @@ class Client:
         """
         file = Path(path) if path is not None else default_config()
         settings = load(file, S2UCConfig)
-        if not settings.insecure and not (settings.certificate and settings.key):
-            raise ConfigProblem(f"{file}: names no certificates: set certificate, key, and authorities")
+        there = (settings.certificate, settings.key, settings.authorities or settings.facilities)
+        if not settings.insecure and not all(there):
+            missing = ("certificate", "key", "authorities")[[*map(bool, there)].index(False)]
+            raise ConfigProblem(f"{file}: {missing}: names no certificates: set certificate, key, and authorities")
         return cls(**arguments_of(settings, file), reactor=reactor, remember=remember)
 
     @property
@@ -166,6 +171,7 @@ class Client:
         :raises StreamError: the refusal of a side; the other side is released then. Also `bad-message`, for a
             wrong argument.
         :raises ConfigProblem: if it cannot be written down that the stream was asked for.
+        :raises CertificateProblem: if the user's files of certificates cannot be used.
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
@@ -324,7 +330,7 @@ class Client:
 
     def _trust_at(self, address: Address) -> Trust | None:
         """Who vouches for a facility: the authorities that are named for it alone, or those for all others."""
-        trust = self._facilities.get(address, self._trust)
+        trust = self._facilities.get(one_form(address), self._trust)
         if trust is not None and not trust.authorities:
             raise StreamError(
                 "not-authenticated",

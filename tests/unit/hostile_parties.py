@@ -260,7 +260,7 @@ def _is_bad(line: bytes) -> bool:
 # -- the servers
 
 
-def _gateway(network: MemoryNetwork, folder: Path) -> DataServer:
+def a_gateway(network: MemoryNetwork, folder: Path) -> DataServer:
     settings = S2DSConfig(listen=f"{HOST}:{GATEWAY}", insecure=True, ports="50010-50017", capacity="1Gbit", elements=0)
     server = DataServer(network, settings, folder / "s2ds.toml")
     server.ports = MemoryPorts(50010, 50017)
@@ -288,7 +288,7 @@ class DataServerParty(Party):
     """An S2DS; the far side is its controller."""
 
     def start(self, folder: Path) -> None:
-        self.server = _gateway(self.network, folder)
+        self.server = a_gateway(self.network, folder)
         self.network.doors[FAR] = _door(self.server, self.network, PLAIN_IDENTITY)
         self.network.connectTCP(HOST, FAR, self._far[0])
 
@@ -317,7 +317,7 @@ class ControlServerParty(Party):
     visitor: Identity | None = EVE
 
     def start(self, folder: Path) -> None:
-        self.gateway = _gateway(self.network, folder)
+        self.gateway = a_gateway(self.network, folder)
         settings = S2CSConfig(listen=f"{HOST}:{CONTROL}", gateways=self._pool(), insecure=True)
         self.server = ControlServer(self.network, settings, folder / "s2cs.toml", wall=self.network.seconds)
         self.server.startService()

@@ -34,7 +34,7 @@ from scistream.s2cs.audit import (
     split_owner,
 )
 from scistream.s2cs.audit_events import KINDS, read_line
-from scistream.s2cs.audit_sink import FileSink, JournalSink, open_sink
+from scistream.s2cs.audit_sink import FileSink, JournalSink, audit_file, open_sink
 from scistream.s2cs.ledger import Total
 from scistream.s2cs.record import Record
 from scistream.security.tls import Identity
@@ -191,7 +191,7 @@ def test_an_owner_is_an_identity_and_its_issuer(owner: str, parts: tuple[str, st
 
 
 def test_without_a_trail_nothing_is_written_and_streams_are_taken(tmp_path: Path) -> None:
-    trail = AuditTrail(open_sink("none", tmp_path / "x", tmp_path / "s2cs.sqlite"), SERVER, Clock())
+    trail = AuditTrail(open_sink("none", None), SERVER, Clock())
     trail.request(a_link(), a_request(), OWNER)
     trail.link_refused(a_link(), "no")
     trail.flush()
@@ -206,7 +206,7 @@ def test_without_a_trail_nothing_is_written_and_streams_are_taken(tmp_path: Path
 def test_the_file_lies_beside_the_store_is_named_as_it_is_and_its_owner_s_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        sink = open_sink("auto", tmp_path / "auto", tmp_path / "lab.sqlite")
+        sink = open_sink("auto", audit_file("auto", tmp_path / "s2cs.toml", tmp_path / "lab.sqlite"))
     finally:
         os.umask(before)
     assert sink is not None
@@ -217,7 +217,7 @@ def test_the_file_lies_beside_the_store_is_named_as_it_is_and_its_owner_s_alone(
 
 def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigProblem, match=r"audit: .*nowhere/audit\.jsonl cannot be opened: No such file"):
-        open_sink("nowhere/audit.jsonl", tmp_path / "nowhere" / "audit.jsonl", tmp_path / "s2cs.sqlite")
+        open_sink("nowhere/audit.jsonl", tmp_path / "nowhere" / "audit.jsonl")
 
 
 def test_lines_are_added_to_what_an_earlier_run_has_written(rig: Rig) -> None:

@@ -1,0 +1,85 @@
+"""What the machine of an S2CS has to have for its settings to be right, looked at before the S2CS starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from scistream.accepting import check_bindable
+from scistream.config import S2CSConfig, beside
+from scistream.s2cs.audit_sink import audit_file
+from scistream.toml_file import Problem, unless
+from scistream.wire.address import Address
+
+_BESIDE_STORE = ("", ".lock", "-wal", "-shm", "-journal")
+"""What follows the name of the store in the names of the files that belong to it."""
+
+
+def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[Problem]:
+    """What this machine has not, and the settings ask for.
+
+    :param config_file: where the settings came from: relative paths start there.
+    """
+    yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    state = [*unless(_check_file, beside(config_file, config.state), "state")]
+    yield from state
+    if state:  # the place of the audit trail may follow from it
+        return
+    audit = audit_file(config.audit, config_file, beside(config_file, config.state))
+    if audit is not None:
+        problems = [*unless(_check_file, audit, "audit")]
+        yield from problems
+        if problems:
+            return
+    yield from _files_written_over(config, config_file, audit)
+
+
+def _check_file(path: Path) -> None:
+    """:raises ValueError: if there is something of this name that is no file, or no file can have it."""
+    if not path.name or path.name == ".." or path.is_dir():
+        raise ValueError(f"{path} is a folder, and no file can be there: name a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, and nothing that is written there could be read again")
+
+
+def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[Problem]:
+    """Which settings name a file that is written, and that something else needs."""
+    store = beside(config_file, config.state).resolve()
+    mine = {_identity(store.with_name(store.name + ending)): "state" for ending in _BESIDE_STORE}
+    if audit is not None and mine.setdefault(_identity(audit), "audit") != "audit":
+        yield Problem(("audit", "state"), f"{audit} is a file of the store (state): name another one")
+    for key, path in (("", config_file), *((key, beside(config_file, name)) for key, name in _files_read(config))):
+        writer = mine.get(_identity(path))
+        if writer is not None:
+            yield Problem((writer, *([key] if key else [])), f"{path} is {_needed_as(key)}, and would be written over")
+
+
+def _needed_as(key: str) -> str:
+    return f"the file that {key} names" if key else "the configuration file itself"
+
+
+def _files_read(config: S2CSConfig) -> Iterator[tuple[str, str]]:
+    """The setting and the name of each file that is read."""
+    if config.policy:
+        yield "policy", config.policy
+    for prefix, section in (("", config), ("controller.", config.controller)):
+        if section is not None:
+            yield from ((f"{prefix}{key}", name) for key in ("certificate", "key") if (name := getattr(section, key)))
+            yield from ((f"{prefix}authorities", name) for name in section.authorities)
+            yield from ((f"{prefix}crl", name) for name in section.crl)
+
+
+def _identity(path: Path) -> object:
+    """What two names of one file have in common."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path.resolve())
+    return found.st_dev, found.st_ino
+
+
+def unmake(file: Path) -> None:
+    """Remove a file that a start has made which was refused after that."""
+    with suppress(OSError):
+        file.unlink()
