@@ -3,7 +3,8 @@
 Write-ahead logging makes a record safe against the death of the process at any instant. One row a
 stream, keyed by (uid, role), with the record as JSON beside what a person may want to select by. The
 books of `ledger.py` are two tables: `heard`, what each gateway has told last of a stream, and `usage`,
-what was booked on each day, which outlives the records.
+what was booked on each day, which outlives the records. Each table is bounded for each owner: a file
+that has once been as large as a busy day makes it uses its pages again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ MOST_RELEASED = 1000
 MOST_EARLY_RELEASES = 100
 """Releases of one owner that are remembered though nobody has asked for the stream: each may have overtaken its
 request, and anybody with a certificate can send any number."""
+
+
+MOST_BOOKED = 1000
+"""Streams of one owner that the books of a day tell apart; all others of the day have one row for each role."""
+MOST_DAYS = 400
+"""Days that the books keep: the last ones on which anything was booked, whatever the clock has said meanwhile."""
 
 
 class StoreProblem(ConfigProblem):
@@ -343,14 +350,26 @@ class Store:
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            is_first = self._db.execute("SELECT 1 FROM usage WHERE day = ? LIMIT 1", (day,)).fetchone() is None
             for one in bookings:
                 self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
-                self._db.execute(_ADD, (day, one.owner, one.uid, one.role, *one.news[:3]))
+                uid = self._booked_as(day, one)
+                self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.news[:3]))
+            if is_first:
+                self._db.execute(_FORGET_DAYS, (MOST_DAYS - 1,))
             self._db.execute("COMMIT")
         except sqlite3.Error as problem:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+
+    def _booked_as(self, day: str, one: Booking) -> str:
+        """The uid of the row that takes a stream's bytes of a day: its own, or that of all streams without one."""
+        row = "SELECT 1 FROM usage WHERE day = ? AND owner = ? AND uid = ? AND role = ?"
+        if self._db.execute(row, (day, one.owner, one.uid, one.role)).fetchone() is not None:
+            return one.uid
+        count = "SELECT count(*) FROM usage WHERE day = ? AND owner = ? AND uid != ''"
+        return one.uid if self._db.execute(count, (day, one.owner)).fetchone()[0] < MOST_BOOKED else ""
 
     def bytes_on(self, day: str, owner: str) -> int:
         """Bytes of an owner's streams on a day, both ways together.
@@ -376,6 +395,11 @@ _ADD = f"""
         bytes_to_consumer = min({MOST_COUNT}, bytes_to_consumer + excluded.bytes_to_consumer),
         bytes_to_producer = min({MOST_COUNT}, bytes_to_producer + excluded.bytes_to_producer),
         connections = min({MOST_COUNT}, connections + excluded.connections)
+"""
+
+
+_FORGET_DAYS = """
+    DELETE FROM usage WHERE day < (SELECT day FROM (SELECT DISTINCT day FROM usage) ORDER BY day DESC LIMIT 1 OFFSET ?)
 """
 
 

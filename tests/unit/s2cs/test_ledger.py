@@ -6,6 +6,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from scistream.cli import main
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import STEPS, Booking, Counts, Store
+from scistream.s2cs.streams import MOST_BOOKED, MOST_DAYS, STEPS, Booking, Counts, Store
 from scistream.wire.messages import CONS, PROD, ChannelFigures, Req, Role
 
 UID = "12345678-1234-4234-8234-123456789abc"
@@ -318,6 +319,54 @@ def test_store_check_finds_books_that_no_s2cs_would_keep(books: Books, damage: s
 def test_the_books_keep_numbers_as_large_as_they_get(books: Books) -> None:
     books.hear(a_record(rate=1e7), *figures(10**17))
     assert books.store.load_heard() == {(UID, PROD, "dtn1"): (BOOT, Counts(10**17, 0, 1, 0))}
+
+
+# -- how large they get
+
+
+def rows_of_usage(books: Books) -> int:
+    return int(books.store._db.execute("SELECT count(*) FROM usage").fetchone()[0])
+
+
+def test_streams_of_an_owner_on_a_day_have_a_row_each_up_to_a_bound_and_every_byte_is_booked(books: Books) -> None:
+    for number in range(MOST_BOOKED + 50):
+        record = a_record(f"{number:08x}{UID[8:]}")
+        for told in (100, 150):  # those beyond the bound are heard of more than once, too
+            books.hear(record, *figures(told))
+        books.store.save(record)
+        books.ledger.close(record)
+    books.hear(a_record(owner=BOB), *figures(7))
+    assert rows_of_usage(books) == MOST_BOOKED + 1 + 1
+    assert books.ledger.usage_today(ADA) == (MOST_BOOKED + 50) * 150
+    assert books.ledger.usage_today(BOB) == 7
+    (ada, _) = books.usage("--by", "identity")
+    assert (ada["streams"], ada["bytes_to_consumer"]) == (MOST_BOOKED + 1, (MOST_BOOKED + 50) * 150)
+    assert CliRunner().invoke(main, ["store", "check", str(books.path)]).exit_code == 0
+
+
+def test_the_books_keep_the_last_days_and_the_store_is_no_larger_after_ten_times_as_many(books: Books) -> None:
+    sizes = []
+    for day in range(10 * MOST_DAYS):
+        books.clock.now = NOON + day * 86400
+        record = a_record(f"{day:08x}{UID[8:]}")
+        record.state, record.released_at = "Released", books.clock.now
+        books.hear(record, *figures(10))
+        books.store.save(record)
+        books.ledger.close(record)
+        books.store.forget_old(books.clock.now - 86400)
+        if day % MOST_DAYS == MOST_DAYS - 1:
+            sizes.append(books.store._db.execute("PRAGMA page_count").fetchone()[0])
+    assert rows_of_usage(books) == len(books.days()) == MOST_DAYS
+    assert max(books.days()) == datetime.fromtimestamp(books.clock.now, UTC).strftime("%Y-%m-%d")
+    assert max(sizes) <= sizes[1] + 2, "pages that are free are used again"
+
+
+def test_a_clock_that_was_wrong_once_does_not_make_the_books_forget(books: Books) -> None:
+    record = a_record()
+    for seconds in (0.0, 30 * 365 * 86400.0, 86400.0):
+        books.clock.now = NOON + seconds
+        books.hear(record, *figures(int(10 + seconds)))
+    assert min(books.days()) == "2026-03-14"
 
 
 # -- the command
