@@ -1,12 +1,18 @@
 """For all unit tests; that it is here also lets them import the modules beside it."""
 
+from __future__ import annotations
+
 import errno
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from test_whole_protocol import World
 
 settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")
@@ -17,6 +23,16 @@ def _own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     """No test writes to the list of streams of whoever runs it, and none sees another's."""
     state: Path = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Two facilities in memory."""
+    from test_whole_protocol import World
+
+    world = World(tmp_path)
+    yield world
+    world.close()
 
 
 @pytest.fixture

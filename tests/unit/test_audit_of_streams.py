@@ -18,13 +18,6 @@ from scistream.wire.messages import CONS, PROD, Role
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
 def pools(tmp_path: Path) -> Iterator[World]:
     """Facilities of three gateways each."""
     world = World(tmp_path, gateways=3)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_faults import Fault, break_method, logged_faults
 from test_whole_protocol import World
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
 from scistream.s2cs.effects import ASK_AGAIN, Held
 from scistream.s2cs.machine import Effects
@@ -17,10 +17,6 @@ from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Command, Role
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
-
-
-class Fault(Exception):
-    """What no effect may raise."""
 
 
 @pytest.fixture
@@ -32,33 +28,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the streams of control servers log with a traceback. It is kept from the log of the other tests."""
-    events: list[Any] = []
-
-    def note(event: Any) -> None:
-        if "log_failure" in event:
-            events.append(event)
-
-    monkeypatch.setattr(Held, "log", Logger("scistream.s2cs.effects", observer=note))
-    return events
+    """What the streams of control servers log with a traceback."""
+    return logged_faults(monkeypatch, Held)
 
 
 def break_effect(patch: pytest.MonkeyPatch, role: Role, name: str, after: int, *, first: bool) -> list[str]:
-    """Let an effect of one side raise at each call from one on, before or after it has done its work."""
-    real, calls = getattr(Held, name), []
-
-    def broken(held: Held, *args: Any) -> Any:
-        if held.record.role != role:
-            return real(held, *args)
-        calls.append(name)
-        if len(calls) <= after:
-            return real(held, *args)
-        if not first:
-            real(held, *args)
-        raise Fault(name)
-
-    patch.setattr(Held, name, broken)
-    return calls
+    """Let an effect of one side raise at each call from one on."""
+    calls = range(after, 1_000_000)
+    return break_method(patch, Held, name, first=first, which=calls, of=lambda held: held.record.role == role)
 
 
 def whatever(world: World, asked: Deferred[Any], within: float) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 from uuid import uuid4
 
@@ -21,13 +20,6 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import CONS, PROD, Rel, Req, Resp, Role, Status
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
 
 
 @pytest.fixture

@@ -209,13 +209,6 @@ class Application:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
 def pools(tmp_path: Path) -> Iterator[World]:
     """Facilities of three gateways each."""
     world = World(tmp_path, gateways=3)

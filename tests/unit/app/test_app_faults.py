@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_faults import Fault, break_method, logged_faults
 from test_whole_protocol import Application, World
-from twisted.logger import Logger
 
 from scistream.app.controller import Controller
 from scistream.app.machine import Effects
@@ -19,44 +17,10 @@ HANDLERS = ["_up", "_down", "_heard", "_hello_if_answered", "_welcomed", "_refus
 """What the link and the program call."""
 
 
-class Fault(Exception):
-    """What nobody has thought of."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What application controllers log with a traceback. It is kept from the log of the other tests."""
-    events: list[Any] = []
-
-    def note(event: Any) -> None:
-        if "log_failure" in event:
-            events.append(event)
-
-    monkeypatch.setattr(Controller, "log", Logger("scistream.app.controller", observer=note))
-    return events
-
-
-def break_method(patch: pytest.MonkeyPatch, role: Role, name: str, *, first: bool) -> list[str]:
-    """Let a method of one side's controller raise at each call, before or after it has done its work."""
-    real, calls = getattr(Controller, name), []
-
-    def broken(controller: Controller, *args: Any) -> Any:
-        if controller._join.role != role:
-            return real(controller, *args)
-        calls.append(name)
-        if not first:
-            real(controller, *args)
-        raise Fault(name)
-
-    patch.setattr(Controller, name, broken)
-    return calls
+    """What application controllers log with a traceback."""
+    return logged_faults(monkeypatch, Controller)
 
 
 def live(world: World, role: Role) -> Application:
@@ -85,7 +49,7 @@ def live(world: World, role: Role) -> Application:
 def test_a_fault_anywhere_in_an_application_controller_ends_it_with_the_reason_logged_once(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, first: bool, role: Role
 ) -> None:
-    calls = break_method(monkeypatch, role, name, first=first)
+    calls = break_method(monkeypatch, Controller, name, first=first, of=lambda one: one._join.role == role)
     one = live(world, role)
     assert one.finished.called, "it waits for nothing"
     assert not one.controller._dialer.running

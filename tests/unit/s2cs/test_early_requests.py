@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +11,6 @@ from test_whole_protocol import World
 from scistream.s2cs.early import EARLY_SECONDS, MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, Req
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
 
 
 def restart_without_gateway(world: World) -> Any:

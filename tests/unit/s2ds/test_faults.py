@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 from leased_ports import leased
+from planted_faults import Fault, break_method, logged_faults
 from twisted.internet.epollreactor import EPollReactor
-from twisted.logger import globalLogPublisher
 
 from scistream.config import S2DSConfig, networks
 from scistream.s2ds.capacity import Capacity
@@ -24,10 +24,6 @@ from scistream.wire.messages import PROD, Error, ReqListeners, Resp, UpdateTarge
 UID = "12345678-1234-4234-8234-123456789abc"
 FIRST = leased.take(4)
 EFFECTS = ["bind", "arm", "close", "answer", "start_timer", "shorten_life", "stop_timer"]
-
-
-class Fault(Exception):
-    """What nobody has thought of."""
 
 
 @dataclass
@@ -128,42 +124,24 @@ def gateway() -> Iterator[Callable[..., Machine]]:
 
 
 @pytest.fixture
-def faults() -> Iterator[list[Any]]:
-    """What is logged with a traceback."""
-    events: list[Any] = []
-
-    def note(event: Any) -> None:
-        if "log_failure" in event:
-            events.append(event)
-
-    globalLogPublisher.addObserver(note)
-    yield events
-    globalLogPublisher.removeObserver(note)
-
-
-def break_effect(holding: Holding, name: str, after: int, *, first: bool) -> None:
-    """Let an effect raise at each call from one on, before or after it has done its work."""
-    real, calls = getattr(holding, name), []
-
-    def broken(*args: Any) -> Any:
-        calls.append(name)
-        if len(calls) <= after:
-            return real(*args)
-        if not first:
-            real(*args)
-        raise Fault(name)
-
-    setattr(holding, name, broken)
+def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the streams of a gateway log with a traceback."""
+    return logged_faults(monkeypatch, Holding)
 
 
 @pytest.mark.parametrize("name", EFFECTS)
 @pytest.mark.parametrize("after", range(5))
 @pytest.mark.parametrize("first", [True, False], ids=["instead of its work", "after its work"])
 def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_reserved(
-    gateway: Callable[..., Machine], faults: list[Any], name: str, after: int, first: bool
+    gateway: Callable[..., Machine],
+    faults: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    after: int,
+    first: bool,
 ) -> None:
     world = gateway()
-    break_effect(world.holding, name, after, first=first)
+    calls = break_method(monkeypatch, Holding, name, first=first, which=range(after, 1_000_000))
     world.reserve()
     world.reserve()
     world.update()
@@ -172,16 +150,18 @@ def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_re
     world.release()
     assert world.holding._core.state == "Released"
     assert world.holds_nothing()
-    assert len(faults) <= 1, "it is logged once"
+    assert len(faults) == (len(calls) > after), "it is logged once"
     if faults:
         assert isinstance(faults[0]["log_failure"].value, Fault)
         assert name in faults[0]["log_format"].format(**faults[0])
 
 
 @pytest.mark.parametrize("name", ["bind", "arm"])
-def test_who_asked_for_what_failed_is_answered(gateway: Callable[..., Machine], faults: list[Any], name: str) -> None:
+def test_who_asked_for_what_failed_is_answered(
+    gateway: Callable[..., Machine], faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     world = gateway()
-    break_effect(world.holding, name, 0, first=True)
+    break_method(monkeypatch, Holding, name, first=True)
     world.reserve()
     if name == "arm":
         world.update()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_faults import Fault, break_method, logged_faults
 from test_whole_protocol import World
-from twisted.logger import Logger
 
 from scistream.s2uc.effects import StreamEffects
 from scistream.s2uc.machine import Effects
@@ -23,44 +21,10 @@ HEARING = ["_answered", "_refused", "_looked", "_looked_in_vain", "heard", "link
 LIFE = 400.0
 
 
-class Fault(Exception):
-    """What no effect may raise."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the streams of a user log with a traceback. It is kept from the log of the other tests."""
-    events: list[Any] = []
-
-    def note(event: Any) -> None:
-        if "log_failure" in event:
-            events.append(event)
-
-    monkeypatch.setattr(StreamEffects, "log", Logger("scistream.s2uc.effects", observer=note))
-    return events
-
-
-def break_effect(patch: pytest.MonkeyPatch, name: str, calls_that: range, *, first: bool) -> list[str]:
-    """Let some calls of an effect raise, by their number, before or after it has done its work."""
-    real, calls = getattr(StreamEffects, name), []
-
-    def broken(effects: StreamEffects, *args: Any) -> Any:
-        calls.append(name)
-        if len(calls) - 1 not in calls_that:
-            return real(effects, *args)
-        if not first:
-            real(effects, *args)
-        raise Fault(name)
-
-    patch.setattr(StreamEffects, name, broken)
-    return calls
+    """What the streams of a user log with a traceback."""
+    return logged_faults(monkeypatch, StreamEffects)
 
 
 def settled(world: World, deferred: Any) -> Any:
@@ -83,7 +47,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, after: int, first: bool, again: bool
 ) -> None:
     which = range(after, 1_000_000 if again else after + 1)
-    calls = break_effect(monkeypatch, name, which, first=first)
+    calls = break_method(monkeypatch, StreamEffects, name, first=first, which=which)
     asking = world.client.request(prod="127.0.0.1:5000", cons="127.0.0.1:6000", rate=100.0, expires=LIFE)
     outcomes = [settled(world, asking.deferred)]
     if outcomes[0] is asking.stream:
@@ -113,7 +77,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
 def test_who_asked_is_told_that_the_program_itself_has_failed(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_effect(monkeypatch, "provision", range(9), first=True)
+    break_method(monkeypatch, StreamEffects, "provision", first=True)
     stream = world.request()
     world.application(stream.join[PROD], "detector")
     refused = settled(world, stream.provisioned().deferred).value
@@ -127,7 +91,7 @@ def test_a_fault_while_a_stream_is_looked_at_does_not_end_it(
 ) -> None:
     stream = world.stream()
     other = world.client.remembered(stream.uid, prod="127.0.0.1:5000", cons="127.0.0.1:6000")
-    break_effect(monkeypatch, "link_up", range(9), first=True)
+    break_method(monkeypatch, StreamEffects, "link_up", first=True)
     other._effects._guarded.link_up(other._effects._servers[PROD])
     assert len(faults) == 1
     world.network.run(5)
