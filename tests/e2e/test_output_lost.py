@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -188,3 +189,85 @@ def test_appctrl_ends_in_order_whatever_of_its_output_is_lost(world: World, how:
         assert program.returncode == 7
     refused = run(world, ["cons"], {2: how}, "appctrl", requested.join[CONS])
     assert (refused.returncode, refused.stdout) == (1, ""), "the stream is over, whether or not anybody can be told"
+
+
+# -- every command that reserves something, under every descriptor that is lost
+
+LOST: list[dict[int, str]] = [
+    *({number: how} for number in (0, 1, 2) for how in HOW),
+    *({1: how, 2: how} for how in HOW),
+    *({1: first, 2: second} for first, second in (("closed", "broken"), ("full", "broken"), ("broken", "full"))),
+    *(dict.fromkeys((0, 1, 2), how) for how in HOW),
+]
+RESERVING = ["request", "request --json", "request --join-dir", "probe --seconds 1"]
+LAUNCHER = """
+import json, os, sys
+import scistream.entry, scistream.s2uc.cli, scistream.s2uc.commands, scistream.security.command
+assert "twisted.internet.reactor" not in sys.modules, "each has its own"
+
+def end_one():
+    number, status = os.wait()
+    print(json.dumps([running.pop(number), os.waitstatus_to_exitcode(status)]), flush=True)
+
+running = {}
+for at, (arguments, said, lost) in enumerate(json.load(sys.stdin)):
+    if len(running) == (2 if arguments[0] == 'probe' else 4):  # a gateway has 8 ports
+        end_one()
+    child = os.fork()
+    if child:
+        running[child] = at
+        continue
+    for number, name in ((0, os.devnull), (1, said + ".out"), (2, said + ".err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+    for number, how in lost.items():
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer if how == "broken" else os.open("/dev/full", os.O_RDWR), int(number))
+        if how == "closed":
+            os.close(int(number))
+    os.closerange(3, 100)
+    sys.argv = ["s2uc", *arguments]
+    scistream.entry.s2uc()
+while running:
+    end_one()
+"""
+"""Starts commands as their console script does, without the time that imports take, and tells how each has ended."""
+
+
+@pytest.mark.parametrize("command", RESERVING)
+def test_whatever_descriptors_a_command_has_lost_nothing_that_it_has_asked_for_stays(
+    world: World, command: str, tmp_path: Path
+) -> None:
+    """A request to which no application comes gives up by itself, and a probe is done soon."""
+    between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit"]
+    gateways = [gateway for facility in world.facilities for gateway in facility.gateways]
+    before = [gateway.ports_in_use() for gateway in gateways]
+    folders = [tmp_path / f"joins-{number}" for number in range(len(LOST))]
+    jobs = []
+    for number, lost in enumerate(LOST):
+        folders[number].mkdir()
+        arguments = [*command.split(), *([str(folders[number])] if command.endswith("dir") else []), *between]
+        arguments += ["--timeout", "1s"] if command.startswith("request") else []
+        jobs.append([arguments, str(tmp_path / str(number)), lost])
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER],
+        env=world.env,
+        input=json.dumps(jobs),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=4 * PATIENCE,
+        check=True,
+    )
+    statuses = dict(map(json.loads, launched.stdout.splitlines()))
+    for number, lost in enumerate(LOST):
+        said = [(tmp_path / f"{number}.{end}").read_text() for end in ("out", "err")]
+        assert "Traceback" not in "".join(said), (lost, said)
+        if command.startswith("probe") and 1 not in lost:
+            assert statuses[number] == 0, (lost, said)
+        else:  # nobody has used the stream, or nobody could be told what the probe has found
+            assert statuses[number] in (1, 128 + signal.SIGPIPE), (lost, said)
+        assert list(folders[number].iterdir()) == [], lost
+    for facility in world.facilities:
+        assert set(facility.states().values()) <= {"Released"}
+    until(lambda: [gateway.ports_in_use() for gateway in gateways] == before, lambda: "the ports are not free again")
+    assert world.remembered.all() == []
