@@ -129,9 +129,13 @@ class Child:
         with self._lock:
             if self.returncode is not None:
                 return self.returncode
-            watched.register(self._handle, select.POLLIN)
-        if not watched.poll(None if timeout is None else timeout * 1000):
-            return None
+            handle = os.dup(self._handle)  # another thread may close the other one, and its number be given away
+        try:
+            watched.register(handle, select.POLLIN)
+            if not watched.poll(None if timeout is None else timeout * 1000):
+                return None
+        finally:
+            os.close(handle)
         with self._lock:
             if self.returncode is None:
                 self.returncode = self._reap()
