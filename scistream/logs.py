@@ -75,6 +75,35 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
     machine.__automat_transitioner__.setTrace(traced)
 
 
+class Lasting:
+    """A trouble that lasts: told as it begins and as it is over, however often it is met meanwhile. One that comes and
+    goes is told once a minute.
+
+    :param seconds: tells the time.
+    """
+
+    def __init__(self, log: Logger, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._count = 0
+        self._is_told = False
+        self._quiet_until = 0.0
+
+    def has_come(self, what: str) -> None:
+        """It is met, for the first time or once more."""
+        self._count += 1
+        now = self._seconds()
+        if not self._is_told and (not self._quiet_until or now >= self._quiet_until):
+            self._is_told, self._quiet_until = True, now + TALLY_SECONDS
+            self._log.error("{what}", what=what)
+
+    def is_over(self, what: str) -> None:
+        """It is not met any more. Cheap where it has not been."""
+        if self._is_told:
+            self._log.info("{what}; times that it failed: {count}", what=what, count=self._count)
+            self._is_told, self._count = False, 0
+
+
 Key = TypeVar("Key", bound=Hashable)
 
 MOST_COUNTED = 64

@@ -154,8 +154,7 @@ class Held:
             self.trail.ended()
         try:
             self._server.store.save(record)
-        except StreamError as error:
-            self.log.error("{reason}", reason=error.msg, uid=record.uid)
+        except StreamError:  # the store has told it
             self._server.unwritten.add(record.key)
             return False
         self._server.unwritten.discard(record.key)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from twisted.logger import Logger
-
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import NO_COUNTS, Booking, Counts, Store
 from scistream.wire.errors import StreamError
@@ -56,8 +54,6 @@ class Ledger:
     :param wall: seconds since the epoch.
     :raises StoreProblem: if the store cannot be read.
     """
-
-    log = Logger()
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:
         self._store = store
@@ -115,8 +111,7 @@ class Ledger:
             return
         try:
             self._store.book(_day(self._wall()), due)
-        except StreamError as error:
-            self.log.error("{reason}: what streams have carried is booked later", reason=error.msg)
+        except StreamError:  # the store has told it
             return
         for place in self._due:
             self._written[place] = self._heard[place]

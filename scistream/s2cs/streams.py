@@ -21,6 +21,7 @@ import msgspec
 from twisted.logger import Logger
 
 from scistream.config import ConfigProblem
+from scistream.logs import Lasting
 from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import Role, StreamKey
@@ -170,6 +171,7 @@ class Store:
     def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._path = path
         self._syncs = "NORMAL"
+        self._unwritable = Lasting(self.log)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -238,7 +240,18 @@ class Store:
             self._sync("FULL" if record.state == "Reserving" else "NORMAL")
             self._db.execute("INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as problem:
-            raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+            raise self._cannot_be_written(problem) from None
+        self._written()
+
+    def _cannot_be_written(self, problem: sqlite3.Error) -> StreamError:
+        error = StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}")
+        self._unwritable.has_come(
+            f"{error.msg}. No new stream is taken until it can: make room. What streams carry is booked later"
+        )
+        return error
+
+    def _written(self) -> None:
+        self._unwritable.is_over(f"the store {self._path} is written again")
 
     def _sync(self, how: str) -> None:
         if how != self._syncs:
@@ -315,7 +328,7 @@ class Store:
                 (owner, owner, most),
             )
         except sqlite3.Error as problem:
-            raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+            raise self._cannot_be_written(problem) from None
 
     def was_released_early(self, owner: str, key: StreamKey) -> bool:
         """Whether a request of this owner comes too late.
@@ -361,7 +374,8 @@ class Store:
         except sqlite3.Error as problem:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}") from None
+            raise self._cannot_be_written(problem) from None
+        self._written()
 
     def _booked_as(self, day: str, one: Booking) -> str:
         """The uid of the row that takes a stream's bytes of a day: its own, or that of all streams without one."""

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from scistream.config import S2DSConfig
 from scistream.faults import OUR_FAULT, guarded
-from scistream.logs import trace
+from scistream.logs import Tally, trace
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.itself import has_family_of, leads_back
@@ -101,6 +101,7 @@ class Holding:
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
         self.resets = Resets(server.reactor, (command.uid, command.role))
+        self._barred_names: Tally[str] = Tally(server.reactor, self._log_barred_name, "")
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -243,10 +244,15 @@ class Holding:
         def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
             # Not before: the ports are also the places of the figures.
             self._give_back()
-            self.resets.stop()
+            self._stop_counting()
             return figures
 
         return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
+
+    def _stop_counting(self) -> None:
+        """Log what is counted and not logged yet. Idempotent."""
+        self.resets.stop()
+        self._barred_names.stop()
 
     def _give_back(self) -> None:
         """Return ports and capacity. Idempotent."""
@@ -265,7 +271,7 @@ class Holding:
         close = partial(self._server.elements.close, self._core.uid, self._core.role)
         stops = [listener.stop for _, listener in listeners.values()]
         steps: list[Callable[[], object]] = [self._cancel_timer, self._stop_probe, *stops, close, self._give_back]
-        for step in (*steps, self.resets.stop):
+        for step in (*steps, self._stop_counting):
             try:
                 step()
             except Exception:
@@ -447,12 +453,22 @@ class Holding:
             else:
                 return address
         # Not which they are: a user could learn what the names of this facility stand for.
-        self.log.warn("uid={uid} {refusals}", uid=self._core.uid, refusals="; ".join(refusals))
+        self._barred_names.add("", last="; ".join(refusals))
         key, _ = self._reach()
         raise StreamError(
             "target-refused",
             f"target {target}: no address of that name is one that this gateway may dial: they lie outside its {key}, "
             "or are this gateway itself",
+        )
+
+    def _log_barred_name(self, _key: str, count: int, last: str) -> None:
+        self.log.warn(
+            "uid={uid} role={role} targets refused so far, since no address of their names may be dialled: {count}; "
+            "the last one: {last}",
+            uid=self._core.uid,
+            role=self._core.role,
+            count=count,
+            last=last,
         )
 
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:

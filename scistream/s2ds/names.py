@@ -7,18 +7,30 @@ else waiting.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution, IResolutionReceiver
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
+    IReadDescriptor,
+    IResolutionReceiver,
+)
 from twisted.names import client, dns, hosts, resolve
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 TIMEOUTS = (1, 2, 4)
 """Seconds after which a name server is asked again, and at last given up."""
+DATAGRAM_SIZE = 8192
+DATAGRAMS_A_TURN = 16
+"""Datagrams that are read from one socket before the reactor turns to other things."""
 
 
 def use_dns(reactor: Any, servers: list[tuple[str, int]] | None = None) -> None:
@@ -26,8 +38,90 @@ def use_dns(reactor: Any, servers: list[tuple[str, int]] | None = None) -> None:
 
     :param servers: name servers, numeric; None for those of the system.
     """
-    asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, TIMEOUTS, reactor)
+    asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, TIMEOUTS, _Quiet(reactor))
     reactor.installNameResolver(_Resolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), asked])))
+
+
+class _Quiet:
+    """A reactor whose UDP sockets leave no lines in the log. Twisted's own log four lines for each question, and one
+    for each datagram that is no answer, and users of streams can cause any number of questions."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def listenUDP(self, port: int, protocol: Any, interface: str = "") -> DatagramSocket:
+        return DatagramSocket(self._reactor, port, protocol, interface)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+@implementer(IReadDescriptor)
+class DatagramSocket:
+    """The socket of one question to a name server: as much of a transport as Twisted's protocol for that needs.
+
+    :param protocol: a `DNSDatagramProtocol`.
+    :raises CannotListenError: the system gives no socket, or not this port.
+    """
+
+    def __init__(self, reactor: Any, port: int, protocol: Any, interface: str) -> None:
+        self._reactor = reactor
+        self._protocol = protocol
+        try:
+            self._sock = socket.socket(socket.AF_INET6 if ":" in interface else socket.AF_INET, socket.SOCK_DGRAM)
+        except OSError as problem:
+            raise CannotListenError(interface, port, problem) from problem
+        try:
+            self._sock.bind((interface, port))
+        except OSError as problem:
+            self._sock.close()
+            raise CannotListenError(interface, port, problem) from problem
+        self._sock.setblocking(False)
+        self._protocol.noisy = False
+        self._protocol.makeConnection(self)
+        reactor.addReader(self)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def logPrefix(self) -> str:
+        return "names"
+
+    def doRead(self) -> None:
+        for _ in range(DATAGRAMS_A_TURN):
+            try:
+                data, address = self._sock.recvfrom(DATAGRAM_SIZE)
+            except OSError:  # nothing has come, or the question is over
+                return
+            if self._is_awaited(data):
+                self._protocol.datagramReceived(data, address[:2])
+
+    def _is_awaited(self, data: bytes) -> bool:
+        """Whether this is a whole message that answers a question: the protocol logs each that is not."""
+        message = dns.Message()
+        try:
+            message.fromStr(data)
+        except Exception:  # of many kinds: anybody can send anything
+            return False
+        return message.id in self._protocol.liveMessages
+
+    def write(self, data: bytes, address: tuple[str, int]) -> None:
+        """Send a question. One that the system does not send gets no answer, and the next name server is asked."""
+        try:
+            self._sock.sendto(data, address)
+        except OSError:
+            return
+
+    def stopListening(self) -> None:
+        """The question is over."""
+        if self._sock.fileno() != -1:
+            self._reactor.removeReader(self)
+            self._sock.close()
+            self._protocol.doStop()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor ends, or found the descriptor bad."""
+        self.stopListening()
 
 
 @implementer(IHostResolution)

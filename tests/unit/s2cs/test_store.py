@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from log_lines import logged
+from twisted.internet.task import Clock
+from twisted.logger import Logger
 
+from scistream.logs import Lasting
 from scistream.s2cs.machine import Record
 from scistream.s2cs.streams import SCHEMA_VERSION, Store, StoreProblem
 from scistream.wire.errors import StreamError
@@ -55,6 +59,7 @@ def test_what_was_saved_is_there_after_the_process_was_killed(tmp_path: Path) ->
     script = """
 import os, signal, sys
 from pathlib import Path
+from scistream.logs import Lasting
 from scistream.s2cs.machine import Record
 from scistream.s2cs.streams import Store
 store = Store(Path(sys.argv[1]))
@@ -162,3 +167,37 @@ def test_a_full_disk_is_a_stream_error(tmp_path: Path) -> None:
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.save(record())
     assert record() in store.load()
+
+
+def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(tmp_path: Path) -> None:
+    store = Store(path_in(tmp_path))
+    large = record(uid="00000000-1234-4234-8234-123456789abc")
+    large.csr = {"dtn1": "x" * 100_000}
+    with logged() as lines:
+        for _ in range(3):
+            store._db.execute("PRAGMA max_page_count = 4")
+            for _ in range(1000):
+                with pytest.raises(StreamError, match="cannot be written"):
+                    store.save(large)
+            store._db.execute("PRAGMA max_page_count = 1000000")
+            store.save(record())
+    store.close()
+    told, over = lines
+    assert "cannot be written: database or disk is full" in told
+    assert "make room" in told
+    assert over.endswith("is written again; times that it failed: 1000")
+
+
+def test_a_trouble_that_comes_and_goes_is_told_once_a_minute_with_all_times() -> None:
+    clock = Clock()
+    trouble = Lasting(Logger(), clock.seconds)
+    with logged() as lines:
+        for _ in range(180):
+            trouble.has_come("full")
+            trouble.is_over("room again")
+            clock.advance(1.0)
+    assert lines == [
+        "full",
+        "room again; times that it failed: 1",
+        *["full", "room again; times that it failed: 60"] * 2,
+    ]

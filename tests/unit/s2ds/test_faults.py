@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import pytest
 from leased_ports import leased
+from log_lines import logged
 from planted_faults import Fault, break_method, logged_faults
+from twisted.internet.address import IPv4Address
 from twisted.internet.epollreactor import EPollReactor
 
 from scistream.config import S2DSConfig, networks
@@ -19,7 +21,7 @@ from scistream.s2ds.ports import Ports
 from scistream.s2ds.relay.element import Settings
 from scistream.s2uc.credentials import issue_credentials
 from scistream.wire.link import Caller
-from scistream.wire.messages import PROD, Error, ReqListeners, Resp, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
 
 UID = "12345678-1234-4234-8234-123456789abc"
 FIRST = leased.take(4)
@@ -36,10 +38,22 @@ class Controller:
         self.answers.append(message)
 
 
+class OneAddress:
+    """A name server for which every name has the same address."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def resolveHostName(self, receiver: Any, name: str) -> None:
+        receiver.addressResolved(IPv4Address("TCP", self._host, 0))
+        receiver.resolutionComplete()
+
+
 class Machine:
     """A gateway with real ports and a real element, whose reactor does not run."""
 
-    def __init__(self, **networks_of: list[str]) -> None:
+    def __init__(self, role: Role = PROD, **networks_of: list[str]) -> None:
+        self.role = role
         config = S2DSConfig(ports=f"{FIRST}-{FIRST + 3}", insecure=True, elements=0, **networks_of)
         self.reactor = EPollReactor()
         self.config = config
@@ -77,7 +91,7 @@ class Machine:
 
     def req(self) -> ReqListeners:
         return ReqListeners(
-            uid=UID, role=PROD, seq=1, channels=[0, 1], rate=100.0, expires=600.0, wan_security="encrypt"
+            uid=UID, role=self.role, seq=1, channels=[0, 1], rate=100.0, expires=600.0, wan_security="encrypt"
         )
 
     def reserve(self) -> None:
@@ -85,11 +99,11 @@ class Machine:
 
     def update(self, target: str = "127.0.0.1:7000", generation: int = 1) -> None:
         core = self.holding._core
-        pem = issue_credentials(UID, generation, 600.0, {PROD: core.csr})[PROD] if core.csr else "none"
+        pem = issue_credentials(UID, generation, 600.0, {self.role: core.csr})[self.role] if core.csr else "none"
         targets = dict.fromkeys(core.listeners or ["127.0.0.1:1"], target)
         command = UpdateTargets(
             uid=UID,
-            role=PROD,
+            role=self.role,
             seq=1,
             generation=generation,
             connection_map=targets,
@@ -114,8 +128,8 @@ class Machine:
 def gateway() -> Iterator[Callable[..., Machine]]:
     made: list[Machine] = []
 
-    def make(**settings: list[str]) -> Machine:
-        made.append(Machine(**settings))
+    def make(role: Role = PROD, **settings: list[str]) -> Machine:
+        made.append(Machine(role, **settings))
         return made[-1]
 
     yield make
@@ -184,3 +198,20 @@ def test_a_target_of_a_family_that_the_system_has_not_is_refused_with_a_sentence
     assert answer.msg == (f"target [2001:db8::7]:{FIRST} is an IPv6 address, and this gateway has no IPv6")
     assert world.holding._core.state == "Reserved"
     assert faults == []
+
+
+def test_a_thousand_updates_to_names_that_may_not_be_dialled_are_a_few_lines(gateway: Callable[..., Machine]) -> None:
+    world = gateway(CONS, wan_networks=["203.0.113.0/24"])
+    world.reactor.installNameResolver(OneAddress("198.51.100.7"))
+    with logged() as lines:
+        world.reserve()
+        for number in range(1000):
+            world.update(f"gateway{number}.example:{FIRST}")
+        world.release()
+    assert [answer.code for answer in world.controller.answers[1:-1] if isinstance(answer, Error)] == (
+        1000 * ["target-refused"]
+    )
+    told = [line for line in lines if "targets refused so far" in line]
+    assert [line.partition("dialled: ")[2].partition(";")[0] for line in told] == ["1", "10", "100", "1000"]
+    assert "198.51.100.7" in told[-1]
+    assert len(lines) < 50, lines

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from leased_ports import leased
+from log_lines import logged
 from twisted.internet import reactor as running
-from twisted.internet import udp
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import Clock, deferLater
 from twisted.names import common, dns, error
 from twisted.names.server import DNSServerFactory
 
-from scistream.s2ds.names import MOST_ADDRESSES, look_up, use_dns
+from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
 from scistream.s2ds.relay.element import Settings, _may_dial
 from scistream.s2ds.relay.names import KEPT_SECONDS, LOOK_UP_SECONDS, Names
 from scistream.wire.address import Address
@@ -107,10 +109,51 @@ async def test_two_hundred_names_that_nobody_answers_for_keep_no_other_name_wait
     world.zone.give_up()
     assert await gatherResults(slow) == 200 * [[]]
     deadline = reactor.seconds() + PATIENCE
-    while sum(isinstance(reader, udp.Port) for reader in reactor.getReaders()) > 1:
+    while sum(isinstance(reader, DatagramSocket) for reader in reactor.getReaders()):
         assert reactor.seconds() < deadline, "the sockets of some questions stay open"
         await deferLater(reactor, 0.01)
-    await deferLater(reactor, 0)  # those that no longer listen are closed at the next turn of the reactor
+
+
+async def test_two_hundred_questions_leave_no_line_in_the_log(world: WithNames) -> None:
+    with logged() as lines:
+        found = await gatherResults([look_up(world, f"gateway{number}.example", PATIENCE) for number in range(200)])
+        assert await look_up(world, "none.example", PATIENCE) == []
+    assert found == 200 * [["2001:db8::7", "192.0.2.7", "192.0.2.8"]]
+    assert lines == []
+
+
+class Liar(DatagramProtocol):
+    """A name server that answers a question with many datagrams that are no answer, and the right one after them."""
+
+    def __init__(self) -> None:
+        self._knowledge = Zone()
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        assert self.transport is not None
+        question = dns.Message()
+        question.fromStr(datagram)
+        another = dns.Message(id=(question.id + 1) % 2**16, answer=True).toStr()
+        for _ in range(10):
+            for noise in (b"", datagram[:2], datagram[:11], os.urandom(60), another):
+                self.transport.write(noise, addr)
+        answer = dns.Message(id=question.id, answer=True)
+        answer.queries = question.queries
+        name, kind = question.queries[0].name.name, question.queries[0].type
+        record: Any = dns.Record_A("192.0.2.7") if kind == dns.A else dns.Record_AAAA("2001:db8::7")
+        answer.answers = [dns.RRHeader(name, kind, dns.IN, 60, record)]
+        self.transport.write(answer.toStr(), addr)
+
+
+async def test_what_is_no_answer_to_a_question_is_passed_over_without_a_word() -> None:
+    port = leased.take()
+    listening = reactor.listenUDP(port, Liar(), interface="127.0.0.1")
+    try:
+        with logged() as lines:
+            found = await look_up(WithNames(("127.0.0.1", port), Zone()), "gateway.example", PATIENCE)
+    finally:
+        await listening.stopListening()
+    assert found == ["2001:db8::7", "192.0.2.7"]
+    assert lines == []
 
 
 # -- what an element knows of names

@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_lines import logged
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from scistream.logs import MOST_COUNTED, TALLY_SECONDS, Tally
 from scistream.s2ds.relay.leg import Broken, Short, broken_by
@@ -26,22 +26,6 @@ from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
 
 UID = "12345678-1234-4234-8234-123456789abc"
 REFUSED = "ProdApp at 10.0.0.5:7000 refused the connection"
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """The lines that a gateway's log has got meanwhile."""
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_level", LogLevel.info) >= LogLevel.info:
-            lines.append(formatEvent(event))
-
-    globalLogPublisher.addObserver(cast(Any, observe))
-    try:
-        yield lines
-    finally:
-        globalLogPublisher.removeObserver(cast(Any, observe))
 
 
 def test_ten_thousand_resets_are_a_few_lines_that_say_how_many() -> None:

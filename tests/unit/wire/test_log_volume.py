@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from link_in_memory import Peer
+from log_lines import logged
 from OpenSSL import SSL
 from twisted.internet.task import Clock
-from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream.logs import MOST_COUNTED
@@ -20,20 +18,6 @@ from scistream.security.control import log_refusal
 from scistream.security.guard import Bounds, DoorGuard
 from scistream.security.tls import RefusedCertificate
 from scistream.wire.line import MAX_FIRST_LINE
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        lines.append(formatEvent(event))
-
-    globalLogPublisher.addObserver(cast(Any, observe))
-    try:
-        yield lines
-    finally:
-        globalLogPublisher.removeObserver(cast(Any, observe))
 
 
 class Door:
