@@ -18,7 +18,7 @@ from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.security.control import pinned_dialer
 from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
+from scistream.wire.errors import StreamError, printable
 from scistream.wire.join import Join
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT
@@ -100,6 +100,9 @@ class Controller:
         self._dialer.on_poll = guarded_self._hello_if_answered
         self._dialer.on_message = guarded_self._heard
         self._told: list[str] | None = None
+        self._said = ""
+        self._news: StreamError | None = None
+        """An ERROR that answers nothing, until it is known whether it tells of the end."""
         self._greeted = False
         self._started = False
         self._is_missed = False
@@ -201,16 +204,27 @@ class Controller:
     def _welcomed(self, answer: Resp) -> None:
         self._stop_remark()
         self._greeted = True
+        self._note_answer(answer.msg)
         if self._join.role == CONS and not self._started:
             self._remark_later(
                 f"the facility knows this consumer; waiting until its stream is ready (it is {answer.state})"
             )
         self.machine.welcomed()
 
+    def _note_answer(self, msg: str) -> None:
+        """Note that the stream has outlived an ERROR, and what the S2CS says beyond "welcome", once."""
+        news, self._news = self._news, None
+        if news is not None:
+            self._note(f"the stream goes on ({news})")
+        said = printable(msg).removeprefix("welcome").removeprefix("; ")
+        if said not in ("", self._said):
+            self._note(said)
+        self._said = said
+
     def _refused(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
         if isinstance(failure.value, StreamError) and failure.value.code != "shutting-down":
-            self.machine.failed(failure.value)
+            self.machine.failed(self._news or failure.value)
 
     def _down(self, trouble: str, hopeless: bool) -> None:
         if self._started or self._finished.called:
@@ -228,7 +242,18 @@ class Controller:
             link.answer(message, "Connected", "connecting")
             self.machine.start_conn(message.listeners)
         elif isinstance(message, Error) and message.uid == self._join.uid:
-            self.machine.failed(StreamError.heard(message.code, message.msg))
+            self._consider(StreamError.heard(message.code, message.msg))
+
+    def _consider(self, error: StreamError) -> None:
+        """Find out what an ERROR that answers nothing means, by another Hello: a stream that is over refuses it.
+
+        A consumer hears of the end alone. A producer also hears why new connections do not lead to its listeners.
+        """
+        if self._join.role == CONS or not self._greeted:
+            self.machine.failed(error)
+        elif not self._finished.called:
+            self._news = error
+            self._ask_hello()
 
     # -- the end
 

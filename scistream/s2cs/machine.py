@@ -433,9 +433,12 @@ def _welcome(core: Core, caller: Caller) -> None:
     record = core.record
     is_updated = record.state == "Updating" and core.before_update == "Streaming"
     if record.state != "Streaming" and not is_updated:
-        msg = "welcome; the stream is not complete yet"
+        msg = "welcome"  # an application controller shows its user what goes beyond this word
         if record.state == "Ready" and record.role == PROD and not core.effects.has_owner_link():
-            msg += f": the user who asked for it has to join both sides with `s2uc attach {record.uid}`"
+            msg += (
+                "; the stream is not complete yet: the user who asked for it has to join both sides with "
+                f"`s2uc attach {record.uid}`"
+            )
     elif core.has_moved or (is_updated and record.role == PROD):
         msg = "welcome; new connections lead to these listeners as soon as the gateways have the new targets"
     else:
@@ -448,7 +451,9 @@ def _spare(record: Record) -> str:
     spare = spare_listeners(record)
     if not spare or record.request is None:
         return ""
-    return f"; not used, since the stream has {record.request.num_conn} channels: {', '.join(spare)}"[:1000]
+    count = record.request.num_conn
+    channels = "1 channel" if count == 1 else f"{count} channels"
+    return f"; not used, since the stream has {channels}: {', '.join(spare)}"[:1000]
 
 
 def _hello_early(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:

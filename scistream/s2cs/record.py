@@ -194,10 +194,10 @@ def map_to_producer(record: Record) -> dict[str, str]:
 
 
 def spare_listeners(record: Record) -> list[str]:
-    """Where ProdApp listens and no channel leads: by the map that is in force, or else by the number of channels."""
-    if record.connection_map:
-        return [one for one in record.app_listeners if one not in record.connection_map.values()]
-    return record.app_listeners[record.request.num_conn :] if record.request is not None else []
+    """Where ProdApp listens beyond the number of channels, unless the map in force leads there all the same."""
+    if record.request is None:
+        return []
+    return [one for one in record.app_listeners[record.request.num_conn :] if one not in record.connection_map.values()]
 
 
 def whole_probe(parts: Sequence[ProbeResult | None]) -> ProbeResult:

@@ -42,3 +42,24 @@ def test_data_flows_to_where_a_program_that_came_back_listens_without_a_client_o
             assert sha256(receive_exactly(earlier, len(more))) == sha256(more), "what is open stays where it is"
         world.s2uc("attach", stream.uid)
         assert {side["generation"] for side in sides().values()} == {1}, "both sides have what belongs together"
+
+
+def test_a_producer_that_comes_before_its_stream_is_complete_is_told_who_has_to_act(world: World) -> None:
+    with listeners(2) as (used, spare), world.request(1, "100Mbit") as requested:
+        requested.program.process.kill()
+        join = requested.join[PROD]
+        ended = world.prod(join, [address_of(used), address_of(spare)]).end()
+        (said,) = ended.stderr.splitlines()
+        assert said == (
+            "appctrl: the stream is not complete yet: the user who asked for it has to join both sides with "
+            f"`s2uc attach {requested.uid}`; not used, since the stream has 1 channel: {address_of(spare)}"
+        )
+        attaching = world.start_s2uc("attach", requested.uid)
+        world.cons_listeners(requested.join[CONS])
+        attaching.end()
+
+
+def test_a_producer_that_moves_is_told_when_new_connections_lead_to_it(world: World) -> None:
+    with listeners(2) as (first, other), world.stream([address_of(first)]) as stream:
+        (said,) = world.prod(stream.requested.join[PROD], [address_of(other)]).end().stderr.splitlines()
+        assert said == "appctrl: new connections lead to these listeners as soon as the gateways have the new targets"

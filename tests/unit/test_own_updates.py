@@ -10,13 +10,13 @@ import msgspec
 import pytest
 from memory_network import HOST
 from test_policy_at_work import rule
-from test_whole_protocol import DETECTOR, PROD_PORT, World, targets_in_force
+from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World, targets_in_force
 
 from scistream.app.controller import Controller, Nobody
 from scistream.s2cs.effects import GATEWAY_PATIENCE, OWN_UPDATE_SECONDS, Held
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.streams import STEPS, Store, StoreProblem
-from scistream.s2uc.client import Stream
+from scistream.s2uc.client import Client, Stream
 from scistream.wire.address import Address
 from scistream.wire.join import Join
 from scistream.wire.messages import PROD, Command, UpdateTargets
@@ -111,6 +111,67 @@ def test_an_older_gateway_is_not_asked_for_what_it_does_not_know(world: World) -
     (said,) = [note for note in application.notes if "still lead to" in note]
     assert f"gateway {gateway.name} runs older software" in said
     assert f"`s2uc attach {stream.uid}`" in said
+    assert "the stream goes on" in said
+    assert not any("not used" in note for note in application.notes), "they are not too many"
+    assert not application.finished.called
+    assert world.state("app", PROD) == "serving"
+
+
+def release(world: World, stream: Stream) -> None:
+    """End a stream by a client that has not asked for it."""
+    other = Client(insecure=True, reactor=world.network)
+    world.result(other.remembered(stream.uid, prod=PROD_S2CS, cons=CONS_S2CS).release().deferred)
+    world.result(other.close().deferred)
+
+
+@pytest.mark.parametrize("link", ["stays", "breaks"])
+def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_same(
+    world: World, tmp_path: Path, link: str
+) -> None:
+    stream = left_alone(world)
+    world.running[0].program.end()  # type: ignore[union-attr]
+    world.network.mute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
+    world.network.run(0.1)
+    narrow(world, tmp_path, "192.0.2.0/24")
+    world.network.unmute(PROD_PORT + 2)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    assert len([note for note in application.notes if "still lead to" in note]) == 1
+    assert not application.finished.called
+    if link == "breaks":
+        restart_control(world)
+        world.network.run(5.0)
+    release(world, stream)
+    world.network.run(5.0)
+    assert world.result(application.finished) == 0
+    assert application.ended_by is not None
+    assert application.ended_by.code == "released"
+    assert [note for note in application.notes if "has ended" in note] == [
+        "the stream has ended (released: the stream was released by its owner); the program goes on"
+    ]
+
+
+def test_a_producer_is_told_once_when_new_connections_will_lead_to_its_listeners(world: World) -> None:
+    stream = left_alone(world)
+    world.running[0].program.end()  # type: ignore[union-attr]
+    world.network.mute(PROD_PORT + 1)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
+    world.network.run(0.1)
+    restart_control(world)  # the controller says Hello once more
+    world.network.run(5.0)
+    said = "new connections lead to these listeners as soon as the gateways have the new targets"
+    assert [note for note in application.notes if "listeners" in note or "not used" in note] == [said]
+
+
+def test_a_producer_is_told_of_listeners_that_no_channel_leads_to(world: World) -> None:
+    spare = Address(HOST, 7078)
+    stream = world.request()
+    application = world.application(stream.join[PROD], "detector", listeners=(DETECTOR, spare))
+    world.result(stream.provisioned().deferred)
+    world.network.run(1.0)
+    assert application.notes == [f"not used, since the stream has 1 channel: {spare}"]
 
 
 def test_a_producer_that_moves_without_end_has_its_targets_set_a_few_times(world: World) -> None:

@@ -303,7 +303,7 @@ def test_fewer_listeners_than_channels_are_used_in_turn_and_more_are_named(world
     link.startService()
     key = Join.parse(other.join[PROD]).app_key
     hello = Hello(uid=other.uid, role=PROD, seq=UNSENT, app_key=key, listeners=list(map(str, two)))
-    assert f"not used, since the stream has 1 channels: {two[1]}" in world.result(link.ask(hello, 30.0)).msg
+    assert f"not used, since the stream has 1 channel: {two[1]}" in world.result(link.ask(hello, 30.0)).msg
 
 
 def test_a_new_hello_with_other_listeners_leads_to_a_new_generation(world: World) -> None:

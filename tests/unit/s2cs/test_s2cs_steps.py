@@ -449,7 +449,7 @@ def test_a_producer_that_has_moved_is_followed_though_targets_of_the_user_were_r
     assert set(rig.record.connection_map.values()) == set(OTHER_APP)
 
 
-def test_a_hello_while_targets_of_a_running_stream_are_set_is_not_told_that_the_stream_is_incomplete() -> None:
+def test_a_hello_while_targets_of_a_running_stream_are_set_is_told_when_they_are_in_force() -> None:
     rig = moved()
     rig.machine.targets_overdue()
     for listeners in (OTHER_APP, APP):
@@ -460,7 +460,7 @@ def test_a_hello_while_targets_of_a_running_stream_are_set_is_not_told_that_the_
     assert answered(consumer.news(), hello).msg == "welcome"
     early = Rig().to("Updating")
     hello = early.hello()
-    assert "not complete yet" in answered(early.news(), hello).msg
+    assert answered(early.news(), hello).msg == "welcome"
 
 
 @pytest.mark.parametrize(("has_owner", "is_told"), [(True, False), (False, True)])
