@@ -15,12 +15,20 @@ import pytest
 import pytest_twisted
 from gateways import Make, Stream, both, how_it_ends, receive_exactly, until
 from OpenSSL import SSL
-from tls_records import APPLICATION_DATA, HANDSHAKE, RecordClient
+from tls_records import (
+    APPLICATION_DATA,
+    HANDSHAKE,
+    KEY_UPDATE_OF_BOTH,
+    NEW_SESSION_TICKET,
+    RecordClient,
+    RecordServer,
+)
 from twisted.internet.threads import deferToThread
 
 from scistream.s2ds.relay.tls import EMPTY_BURST
 from scistream.security.stream import server_name
-from scistream.wire.messages import CONS
+from scistream.wire.address import Address
+from scistream.wire.messages import CONS, PROD
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -229,3 +237,62 @@ async def test_empty_records_between_bytes_leave_another_stream_its_turns(make: 
     )
     assert got == b"1" * 3000
     assert talk.longest < SLOW
+
+
+# -- a far gateway of the producer, at which a consumer's gateway is the client
+
+
+async def hostile_producer(stream: Stream) -> tuple[RecordServer, socket.socket]:
+    """A producer's gateway of one's own, with the credentials of a stream, that the consumer's gateway has dialled; and
+    ConsApp's end of the connection."""
+    await stream.ready()
+    context = stream.prod.secret.credentials(stream.bundles[PROD], stream.uid, PROD).context()
+    listener = stream._keep(socket.create_server(("127.0.0.1", 0)))
+    stream.cons.arm(stream.bundles[CONS], [Address(*listener.getsockname())])
+
+    def serve() -> RecordServer:
+        return RecordServer(stream._keep(listener.accept()[0]), context)
+
+    server, consumer = await both(serve, stream.connect)
+    return server, consumer
+
+
+MANY = 50_000
+TICKETS_IN_A_RECORD = 16000 // len(NEW_SESSION_TICKET)
+FLOODS: dict[str, Callable[[RecordServer], bytes]] = {
+    "tickets": lambda far: b"".join(far.seal(HANDSHAKE, NEW_SESSION_TICKET) for _ in range(MANY)),
+    "tickets, many in a record": lambda far: b"".join(
+        far.seal(HANDSHAKE, NEW_SESSION_TICKET * TICKETS_IN_A_RECORD) for _ in range(MANY // 100)
+    ),
+    "key updates": lambda far: b"".join(far.key_update() for _ in range(MANY)),
+    "key updates of both ends": lambda far: b"".join(far.key_update(KEY_UPDATE_OF_BOTH) for _ in range(MANY)),
+    "records of no bytes": lambda far: b"".join(far.seal(APPLICATION_DATA, b"") for _ in range(MANY)),
+}
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_from_a_producer_s_gateway_is_reset_and_another_stream_goes_on(make: Make, kind: str) -> None:
+    attacked, other = make(), make()
+    server, consumer = await hostile_producer(attacked)
+    flood = await deferToThread(FLOODS[kind], server)
+    talk = Talk(*await other.pair())
+    await both(talk.until_done(lambda: push(server.sock, flood)), talk.go_on)
+    assert await deferToThread(how_it_ends, consumer) == "reset"
+    await until(lambda: attacked.cons.figures().reset == 1)
+    await until(lambda: attacked.cons.reasons != [])
+    by_openssl = kind == "records of no bytes"  # of which it takes no more than 32 in a row by itself
+    assert ("record too small" if by_openssl else "TLS records without data") in attacked.cons.reasons[0]
+    assert talk.longest < SLOW
+
+
+@pytest_twisted.ensureDeferred
+async def test_some_tickets_and_key_updates_of_a_producer_s_gateway_leave_every_byte_whole(make: Make) -> None:
+    server, consumer = await hostile_producer(make())
+    data = os.urandom(100_000)
+    sent = b""
+    for start in range(0, len(data), 10_000):
+        sent += server.seal(HANDSHAKE, NEW_SESSION_TICKET) + server.key_update(KEY_UPDATE_OF_BOTH)
+        sent += server.seal(APPLICATION_DATA, data[start : start + 10_000])
+    await deferToThread(server.sock.sendall, sent)
+    assert await deferToThread(receive_exactly, consumer, len(data)) == data
