@@ -309,7 +309,7 @@ class _Facilities:
 
 def python(module: str) -> list[str]:
     """A command line that runs a module."""
-    return [sys.executable, "-m", module]
+    return [sys.executable, "-P", "-m", module]
 
 
 def say_ended(child: Child) -> None:

@@ -8,11 +8,12 @@ import errno
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from scistream.s2ds.itself import source_towards
+from scistream.s2ds.relay.plain import is_itself
 from scistream.security.tls import explain
 from scistream.wire.address import Address
 
@@ -43,10 +44,14 @@ class _Knock(Protocol):
         self._let_in: Any = None
 
     def connectionMade(self) -> None:
+        if is_itself(self.transport.getHandle()):
+            self.transport.abortConnection()
+            self.failed(Failure(ConnectionRefusedError()))
+            return
         self._let_in = self._reactor.callLater(LET_IN_SECONDS, self._was_let_in)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._let_in.active():
+        if self._let_in is not None and self._let_in.active():
             self._let_in.cancel()
             self._was_shut_out()
 

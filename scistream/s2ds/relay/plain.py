@@ -213,7 +213,7 @@ class _Dialling:
         if failure:
             self.fail(failure)
             return
-        if _is_itself(self._sock):
+        if is_itself(self._sock):
             self.fail(errno.ECONNREFUSED)
             return
         sock = self._detach()
@@ -221,7 +221,7 @@ class _Dialling:
         self.result.callback(sock)
 
 
-def _is_itself(sock: socket.socket) -> bool:
+def is_itself(sock: socket.socket) -> bool:
     """Return whether a socket is connected to itself: nobody listens there, and the kernel gave it that very port."""
     try:
         return bool(sock.getsockname() == sock.getpeername())

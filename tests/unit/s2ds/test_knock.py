@@ -1,0 +1,30 @@
+"""What a probe says of another gateway that it cannot talk to, on real connections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leased_ports import leased
+from twisted.internet import reactor as running
+
+from scistream.s2ds.knock import why_not
+from scistream.wire.address import Address
+
+reactor: Any = running
+
+
+class FromThatPort:
+    """The running reactor, whose connections come from the very port that they go to, as the system may choose it."""
+
+    def connectTCP(self, host: str, port: int, factory: Any, timeout: float) -> Any:
+        return reactor.connectTCP(host, port, factory, timeout, bindAddress=(host, port))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+async def test_a_connection_to_itself_is_no_gateway_that_lets_one_in() -> None:
+    target = Address("127.0.0.1", leased.take())
+    from_elsewhere = await why_not(reactor, target)
+    assert "refused" in from_elsewhere
+    assert await why_not(FromThatPort(), target) == from_elsewhere
