@@ -199,6 +199,10 @@ class Elements:
         for member in self._members:
             member.ask(self._networks).addErrback(_tell)
 
+    def most_connections(self) -> int:
+        """How many connections there are descriptors for, on all elements."""
+        return len(self._members) * ((_descriptors_of(0) - OWN_DESCRIPTORS) // 2)
+
     # -- streams
 
     def open(self, uid: str, role: Role, rate: float, slots: Mapping[int, int], owner: str = "") -> None:

@@ -161,6 +161,7 @@ class DataServer(Service):
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
         self._warn_of_shared_ports()
+        self._tell_budget()
         self._port = self._door.open(lambda: self, self._door_guard)
         self.elements.start()
         super().startService()
@@ -171,6 +172,23 @@ class DataServer(Service):
             listen=self.config.listen,
             controller=self.config.controller or "anybody on loopback",
             boot=self.boot,
+        )
+
+    def _tell_budget(self) -> None:
+        """Say what the streams have in all, and what it comes from: nobody can work it out from the settings alone."""
+        config = self.config
+        by_files = self.elements.most_connections()
+        source = "`connections` in [limits]" if config.limits.connections else "the memory of this machine"
+        if by_files < config.most_connections:
+            source = "the limit of open files (LimitNOFILE)"
+        is_auto = config.limits.unread == "auto"
+        self.log.info(
+            "all streams together have at most {connections} connections, by {source}, and {unread} MiB that wait for "
+            "programs to read them, by {unread_source}",
+            connections=min(by_files, config.most_connections),
+            source=source,
+            unread=config.most_unread // 2**20,
+            unread_source="the memory of this machine and net.ipv4.tcp_mem" if is_auto else "`unread` in [limits]",
         )
 
     def _warn_of_shared_ports(self) -> None:
