@@ -307,7 +307,8 @@ class Elements:
         return self._unjoined(stream, channel) < self._shared.half_open
 
     def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
-        """Hand an accepted connection to the element that has the fewest of its channel, and of all among equals.
+        """Hand an accepted connection to the element with the fewest of its channel that are new or carry bytes; among
+        equals to the one with the fewest of its channel, and then of all.
 
         It is this process's no longer. If no element takes it, it is reset.
         """
@@ -404,10 +405,13 @@ class Elements:
         """The connections that an element has, and those on their way to it."""
         return self._handed[element] - self._board.words[self._board.ended(element)]
 
-    def _load(self, stream: _Stream, channel: int, element: int) -> tuple[int, int]:
-        """The connections of a channel at an element, and of all that it has."""
-        here = self._on_its_way(stream, channel, element) + self._of(stream, channel, element, board.OPEN)
-        return here, self._in_all(element)
+    def _load(self, stream: _Stream, channel: int, element: int) -> tuple[int, int, int]:
+        """The connections of a channel at an element that are new or carry bytes, all that it has of the channel, and
+        all that it has."""
+        on_its_way = self._on_its_way(stream, channel, element)
+        there = self._of(stream, channel, element, board.OPEN)
+        active = min(there, self._of(stream, channel, element, board.ACTIVE))
+        return on_its_way + active, on_its_way + there, self._in_all(element)
 
     def _unjoined(self, stream: _Stream, channel: int) -> int:
         return sum(
@@ -444,6 +448,7 @@ class Elements:
                     board.DELIVERY,
                     board.WAITING,
                     board.UNREAD,
+                    board.ACTIVE,
                     board.BUSY,
                     board.BUSY + 1,
                 ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import socket
 import sys
@@ -31,15 +32,18 @@ from gateways import (
     receive_exactly,
     reset,
     send,
+    sleep,
     streams,
     until,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from requirements import needs_root
+from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
-from scistream.s2ds.relay import pump
+from scistream.s2ds.relay import board, pump
+from scistream.s2ds.relay.element import SAMPLE_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -435,3 +439,87 @@ async def test_any_sequence_of_writes_reads_stalls_and_closes_is_a_stream_of_byt
     await stream.ready()
     await deferToThread(run)
     await gone(stream)
+
+
+# -- this machine lacks what a connection needs
+
+
+class NoAddresses:
+    """Lets this machine run out of ports for outgoing connections, for some tries of gateways to connect."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+        self.tries = 0
+        here = self
+
+        class Socket(socket.socket):
+            def connect_ex(self, address: Any) -> int:
+                here.tries += 1
+                return errno.EADDRNOTAVAIL if here.tries <= times else super().connect_ex(address)
+
+        monkeypatch.setattr("scistream.s2ds.relay.plain.socket.socket", Socket)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gateway_without_a_port_to_dial_from_tries_again_until_it_has_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = make()
+    short = NoAddresses(monkeypatch, 2)
+    consumer, producer = await stream.pair()
+    assert short.tries == 4, "three from one gateway to the other, and one to ProdApp"
+    said, heard = await both(lambda: say(consumer, MIB), lambda: receive(producer))
+    assert heard == (MIB, said)
+    assert stream.cons.reasons == stream.prod.reasons == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_gateway_that_never_gets_a_port_to_dial_from_tells_why(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = make(dial_timeout=0.5)
+    short = NoAddresses(monkeypatch, math.inf)
+    assert (await both(stream.attempt))[0] == "reset"
+    assert short.tries > 1, "it was tried again"
+    await until(lambda: stream.cons.reasons != [])
+    assert stream.cons.reasons == [
+        f"this gateway cannot connect to the other gateway at {stream.prod.address()}: Cannot assign requested address"
+    ]
+
+
+# -- which element gets a connection
+
+
+def spread(stream: Stream, word: int) -> list[int]:
+    """A figure of the stream's first channel at each element of the consumer's gateway."""
+    figures = stream.cons.elements._board
+    return [figures.words[figures.row(0, element) + word] for element in range(2)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are_busy(make: Make) -> None:
+    stream = make(elements=2)
+    await stream.ready()
+    _, other = stream.cons.elements._members
+    other.ready = False
+    for _ in range(8):
+        await both(stream.connect, stream.accept)
+    other.ready = True
+    await until(lambda: spread(stream, board.OPEN) == [8, 0] and spread(stream, board.ACTIVE) == [0, 0])
+    over = threading.Event()
+    talks = []
+    for _ in range(4):
+        pair = await both(stream.connect, stream.accept)
+        talks.append(deferToThread(talk, *pair, over))
+        await sleep(1.5 * SAMPLE_SECONDS)
+    try:
+        assert spread(stream, board.OPEN) == [10, 2]
+    finally:
+        over.set()
+        await gatherResults(talks)
+
+
+def talk(consumer: socket.socket, producer: socket.socket, over: threading.Event) -> None:
+    """Small messages, until it is over."""
+    while not over.wait(0.05):
+        consumer.sendall(b"ping")
+        assert receive_exactly(producer, 4) == b"ping"

@@ -23,8 +23,10 @@ JOINED = 12
 """One more: connections that have ever come about."""
 UNREAD = 13
 """And the bytes that wait for a program to read them: all of `WAITING` but those that are on their way."""
+ACTIVE = 14
+"""One more: connections that were taken or carried bytes lately. Some of them may have ended since."""
 
-_ROW = 14
+_ROW = 15
 TURNS = 128
 """Words that say which connections of a channel have had their turn: see `turns.py`."""
 _BUCKET = 2  # tokens, and when they were counted

@@ -313,8 +313,8 @@ class _Channel:
         self._to_producer = Flow(to_producer, windows, self._words, row + board.TO_PRODUCER)
         self._turns = Turns(reactor, self._words, figures.turns(slot))
         self.arming: Arming | None = None
-        self.relays: dict[Relay, int] = {}
-        """What is open, and how many of its segments had been sent again when it was last looked at."""
+        self.relays: dict[Relay, tuple[int, int]] = {}
+        """What is open, and how many segments it had sent again, and bytes moved, when it was last looked at."""
         self._joining: dict[Relay, float] = {}
         self._proven: dict[str, None] = {}
 
@@ -335,8 +335,9 @@ class _Channel:
             return
         words[row + board.OPEN] += 1
         words[row + board.JOINING] += 1
+        words[row + board.ACTIVE] += 1
         relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._opened, turn)
-        self.relays[relay] = 0
+        self.relays[relay] = 0, 0
         self._joining[relay] = means.reactor.seconds()
         relay.start()
 
@@ -382,19 +383,22 @@ class _Channel:
         share = max(1.0, len(chosen) / SAMPLES)
         if share > 1.0:
             chosen = random.sample(chosen, SAMPLES)
-        rtt = delivery = waiting = unread = 0.0
+        rtt = delivery = waiting = unread = active = 0.0
         for relay in chosen:
             one = relay.sample()
             rtt += one.rtt
             delivery += one.delivery_rate
             waiting += one.waiting
             unread += one.unread
-            words[row + board.RETRANSMITS] += max(0, one.retransmits - self.relays[relay])
-            self.relays[relay] = one.retransmits
+            retransmits, moved = self.relays[relay]
+            active += one.moved != moved
+            words[row + board.RETRANSMITS] += max(0, one.retransmits - retransmits)
+            self.relays[relay] = one.retransmits, one.moved
         words[row + board.RTT_US] = int(rtt * share * 1e6)
         words[row + board.DELIVERY] = int(delivery * share)
         words[row + board.WAITING] = int(waiting * share)
         words[row + board.UNREAD] = int(unread * share)
+        words[row + board.ACTIVE] = int(active * share) + len(self._joining)
 
     def _opened(self, relay: Relay) -> None:
         self._words[self._row + board.JOINED] += 1

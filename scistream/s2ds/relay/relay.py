@@ -126,6 +126,7 @@ class Sample(NamedTuple):
     :param delivery_rate: bytes a second, lately.
     :param waiting: bytes in the gateway's buffers and in those of both its sockets.
     :param unread: the same without those that are on their way.
+    :param moved: bytes of both directions over the WAN since it was opened.
     """
 
     rtt: float
@@ -133,6 +134,7 @@ class Sample(NamedTuple):
     delivery_rate: float
     waiting: int
     unread: int
+    moved: int
 
 
 class Ending(NamedTuple):
@@ -303,7 +305,7 @@ class Relay:
     def sample(self) -> Sample:
         """How it is doing now; zeros while it is not joined, and when it is over."""
         if not self._pumps:
-            return Sample(0.0, 0, 0.0, 0, 0)
+            return Sample(0.0, 0, 0.0, 0, 0, 0)
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
         if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_worn:
@@ -312,7 +314,8 @@ class Relay:
         in_sockets = [bytes_waiting(leg.sock) for leg in self._legs]
         waiting = held + sum(one.in_all for one in in_sockets)
         unread = held + sum(one.unsent for one in in_sockets)
-        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread)
+        moved = info.received + info.acknowledged
+        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved)
 
     def _note_worn_key(self, wan: Leg) -> None:
         self._is_key_worn = True
