@@ -29,7 +29,7 @@ from msgspec.inspect import (
     type_info,
 )
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _MOST_SHOWN = 60
 _MOST_PROBLEMS = 50
 _WRONG: Any = object()
@@ -153,7 +153,7 @@ def _places(key: str) -> Iterator[str]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_bytes().removeprefix(_BOM).decode())
+        return tomllib.loads(path.read_bytes().removeprefix(BOM).decode())
     except OSError as problem:
         raise ConfigProblem(f"{path}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as wrong:

@@ -29,6 +29,7 @@ from scistream.s2uc.commands import (
     Request,
     attach_stream,
     clock_time,
+    failure_in_json,
     list_at,
     parse_listen_ports,
     read_file,
@@ -262,7 +263,7 @@ def request(
         raise click.BadParameter(str(wrong), param_hint="--listen-port") from None
     wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, by_side)
     output = Output(as_json, timeout, join_dir)
-    _finish(ctx.obj, lambda client: request_stream(client, wishes, output))
+    _finish(ctx.obj, lambda client: request_stream(client, wishes, output), wishes.uid, as_json=as_json)
 
 
 @main.command()
@@ -276,8 +277,8 @@ def request(
 def release(ctx: click.Context, uid: str, at: Address | None, as_json: bool) -> None:
     """End a stream at both facilities."""
     if at is not None:
-        _finish(ctx.obj, lambda client: release_at(client, str(at), uid, as_json))
-    _finish(ctx.obj, lambda client: release_stream(client, uid, as_json))
+        _finish(ctx.obj, lambda client: release_at(client, str(at), uid, as_json), uid, as_json=as_json)
+    _finish(ctx.obj, lambda client: release_stream(client, uid, as_json), uid, as_json=as_json)
 
 
 @main.command()
@@ -290,8 +291,9 @@ def forget(uid: str, as_json: bool) -> None:
     """
     memory = Memory()
     try:
-        known = memory.find(uid, changes=True)
-        memory.remove(known.uid)
+        with failure_in_json(uid, as_json):
+            known = memory.find(uid, changes=True)
+            memory.remove(known.uid)
     except ConfigProblem as problem:
         refuse(problem)
     click.echo(json.dumps({"uid": known.uid, "state": "Forgotten"}) if as_json else f"forgotten {known.uid}")
@@ -305,7 +307,7 @@ def forget(uid: str, as_json: bool) -> None:
 @click.pass_context
 def wait(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a stream streams at both facilities."""
-    _finish(ctx.obj, lambda client: wait_for_stream(client, uid, timeout, as_json))
+    _finish(ctx.obj, lambda client: wait_for_stream(client, uid, timeout, as_json), uid, as_json=as_json)
 
 
 @main.command()
@@ -316,7 +318,7 @@ def wait(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> 
 @click.pass_context
 def attach(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
     """Go on with a request whose `s2uc` was lost, from wherever the stream stands, until it streams."""
-    _finish(ctx.obj, lambda client: attach_stream(client, uid, Output(as_json, timeout)))
+    _finish(ctx.obj, lambda client: attach_stream(client, uid, Output(as_json, timeout)), uid, as_json=as_json)
 
 
 @main.command()
@@ -337,8 +339,8 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     if at is not None:
         if uid is None:
             raise click.UsageError("--at needs a UID: `s2uc list --at` shows all streams of a facility")
-        _finish(ctx.obj, lambda client: show_status_at(client, str(at), uid, as_json))
-    _finish(ctx.obj, lambda client: show_status(client, uid, as_json))
+        _finish(ctx.obj, lambda client: show_status_at(client, str(at), uid, as_json), uid, as_json=as_json)
+    _finish(ctx.obj, lambda client: show_status(client, uid, as_json), uid, as_json=as_json)
 
 
 @main.command()
@@ -381,7 +383,7 @@ def probe(
             click.echo(json.dumps({"ok": report.ok, **msgspec.to_builtins(report)}))
         return 0 if report.ok else 1
 
-    _finish(ctx.obj, work)
+    _finish(ctx.obj, work, as_json=as_json)
 
 
 @main.command("list")
@@ -395,9 +397,10 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     On standard error it also warns of certificates of this user that expire soon.
     """
     if at is not None:
-        _finish(ctx.obj, lambda client: list_at(client, str(at), as_json))
+        _finish(ctx.obj, lambda client: list_at(client, str(at), as_json), as_json=as_json)
     try:
-        streams = Memory().all()
+        with failure_in_json(None, as_json):
+            streams = Memory().all()
     except ConfigProblem as problem:
         refuse(problem)
     for warning in ctx.ensure_object(_Credentials).warnings():
@@ -424,11 +427,15 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
 Work = Callable[[Client], Coroutine[Any, Any, int]]
 
 
-def _finish(credentials: _Credentials, work: Work) -> NoReturn:
-    """Run the work with a client and end the process with its exit status."""
+def _finish(credentials: _Credentials, work: Work, uid: str | None = None, *, as_json: bool = False) -> NoReturn:
+    """Run the work with a client and end the process with its exit status.
+
+    :param uid: the stream that a line of JSON is about, if there is no client.
+    """
 
     async def whole(reactor: Any) -> int:
-        client = credentials.client(reactor)
+        with failure_in_json(uid, as_json):
+            client = credentials.client(reactor)
         try:
             return await work(client)
         finally:

@@ -279,6 +279,10 @@ class Client:
         """
         return Waiting(Deferred.fromCoroutine(facility.release_at(self._reached(s2cs), _uid_of(uid))))
 
+    def trouble_at(self, s2cs: str) -> str:
+        """Why an S2CS that was asked is not reached, in words for a person; empty if there is nothing to say."""
+        return self._server(Address.parse(s2cs)).dialer.outbox.trouble
+
     def _reached(self, s2cs: str) -> Dialer:
         try:
             link = self._server(Address.parse(s2cs)).dialer

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,8 +27,9 @@ from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
 from scistream.s2uc.tables import Columns, short_uids
+from scistream.security.tls import CertificateProblem
 from scistream.standard_streams import OutputLost, check_output
-from scistream.toml_file import Problem, checked, raise_if_any, unless
+from scistream.toml_file import BOM, Problem, checked, raise_if_any, unless
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import (
@@ -52,6 +53,12 @@ MAX_LOOKS = 64
 
 FIRST_WORD = 0.4
 """Seconds of silence before a command says what it waits for."""
+
+BETWEEN_LOOKS = 0.5
+"""Seconds from one look at a stream that is waited for to the next."""
+
+LONG_LOOK = 2.0
+"""Seconds after which a look takes so long that it is said who has not answered."""
 
 
 def clock_time(seconds: float) -> str:
@@ -111,21 +118,23 @@ class Output:
 
 async def request_stream(client: Client, wishes: Request, output: Output) -> int:
     check_output()
-    if any(known.uid == wishes.uid for known in Memory().all()):
-        raise StreamError(
-            "uid-in-use",
-            f"you have asked for stream {wishes.uid} already: look at it with `s2uc status`, end it with "
-            "`s2uc release`, or choose another uid",
-        )
-    asking = client.request(**msgspec.structs.asdict(wishes))
+    with failure_in_json(wishes.uid, output.as_json):
+        if any(known.uid == wishes.uid for known in Memory().all()):
+            raise StreamError(
+                "uid-in-use",
+                f"you have asked for stream {wishes.uid} already: look at it with `s2uc status`, end it with "
+                "`s2uc release`, or choose another uid",
+            )
+        asking = client.request(**msgspec.structs.asdict(wishes))
     await _in_time(client, asking.stream, _set_up(client, asking, output), output)
     return 0
 
 
 async def attach_stream(client: Client, uid: str, output: Output) -> int:
     check_output()
-    known = Memory().find(uid, changes=True)
-    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    with failure_in_json(uid, output.as_json):
+        known = Memory().find(uid, changes=True)
+        stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     await _in_time(client, stream, _take_up(client, stream), output)
     _print_streaming(stream, output)  # what streams goes on, whether or not that can be said
     return 0
@@ -133,44 +142,62 @@ async def attach_stream(client: Client, uid: str, output: Output) -> int:
 
 async def _in_time(client: Client, stream: Stream, working: Coroutine[Any, Any, None], output: Output) -> None:
     """Work until it streams, or until the user's time is over; release if it fails, whatever the reason is."""
-    work = Deferred.fromCoroutine(working)
-    too_late: list[StreamError] = []
 
-    def give_up() -> None:
-        why = f"it does not stream after {output.timeout:g} s of waiting for {stream.waits_for}, so it is released"
-        too_late.append(StreamError("timeout", why))
-        work.cancel()
+    def why_late(timeout: float) -> str:
+        return f"it does not stream after {timeout:g} s of waiting for {stream.waits_for}, so it is released"
 
-    late = client.reactor.callLater(output.timeout, give_up) if output.timeout is not None else None
     try:
-        await work
+        await _bounded(client, working, output.timeout, why_late)
     except GeneratorExit:
         raise
-    except BaseException as problem:
-        why = too_late[0] if too_late and isinstance(problem, CancelledError) else problem
+    except BaseException as why:
         was_reached = stream.was_reached
         released = await _end(client, stream, output)
         if released and isinstance(why, CancelledError):
             tell("both sides are released" if was_reached else "nothing was reserved")
         if output.as_json:
             _print_failure(stream.uid, why, released=released)
-        raise why from None
+        raise
+
+
+async def _bounded(
+    client: Client, working: Coroutine[Any, Any, None], timeout: float | None, why_late: Callable[[float], str]
+) -> None:
+    """Work to the end, or until the user's time is over.
+
+    :param why_late: says what is missing then.
+    :raises StreamError: `timeout`, if it is.
+    """
+    work = Deferred.fromCoroutine(working)
+    too_late: list[StreamError] = []
+
+    def give_up(seconds: float) -> None:
+        too_late.append(StreamError("timeout", why_late(seconds)))
+        work.cancel()
+
+    late = client.reactor.callLater(timeout, give_up, timeout) if timeout is not None else None
+    try:
+        await work
+    except CancelledError:
+        if too_late:
+            raise too_late[0] from None
+        raise
     finally:
         if late is not None and late.active():
             late.cancel()
 
 
 async def _set_up(client: Client, asking: Requested, output: Output) -> None:
-    with _progress(client, asking.stream):
+    with _progress(client, lambda: asking.stream.waits_for):
         stream = await asking
     _print_joins(stream, output)
-    with _progress(client, stream):
+    with _progress(client, lambda: stream.waits_for):
         await stream.provisioned()
     _print_streaming(stream, output)
 
 
 async def _take_up(client: Client, stream: Stream) -> None:
-    with _progress(client, stream):
+    with _progress(client, lambda: stream.waits_for):
         await stream.attach()
         if stream.state != "Streaming":
             tell("join strings are not kept: if the applications do not have theirs, release the stream and ask anew")
@@ -199,7 +226,7 @@ def tell(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def _print_failure(uid: str, problem: BaseException, **more: Any) -> None:
+def _print_failure(uid: str | None, problem: BaseException, **more: Any) -> None:
     """The last line of JSON of what has failed."""
     code = problem.code if isinstance(problem, StreamError) else None
     msg = problem.msg if isinstance(problem, StreamError) else str(problem) or "interrupted"
@@ -209,11 +236,11 @@ def _print_failure(uid: str, problem: BaseException, **more: Any) -> None:
 
 
 @contextmanager
-def _failure_in_json(uid: str, as_json: bool) -> Iterator[None]:
+def failure_in_json(uid: str | None, as_json: bool) -> Iterator[None]:
     """If a command fails that prints JSON, its last line says why."""
     try:
         yield
-    except (StreamError, CancelledError) as problem:
+    except (StreamError, ConfigProblem, CertificateProblem, CancelledError) as problem:
         if as_json:
             _print_failure(uid, problem)
         raise
@@ -251,9 +278,19 @@ def _print_joins(stream: Stream, output: Output) -> None:
     sys.stdout.flush()
 
 
+def _reaching(client: Client, s2cs: str) -> AbstractContextManager[None]:
+    """Say on standard error that this S2CS has not answered yet, and why."""
+
+    def words() -> str:
+        trouble = client.trouble_at(s2cs)
+        return f"the S2CS at {s2cs}" + (f": {trouble}" if trouble else "")
+
+    return _progress(client, words)
+
+
 @contextmanager
-def _progress(client: Client, stream: Stream) -> Iterator[None]:
-    """Say on standard error what the stream waits for, as long as it does.
+def _progress(client: Client, waits_for: Callable[[], str]) -> Iterator[None]:
+    """Say on standard error what is waited for, as long as it is.
 
     In the foreground of a terminal it is one line that changes. Elsewhere it is a line for each new reason, and in the
     background of a terminal there is none: it would be written over what is being typed.
@@ -264,7 +301,7 @@ def _progress(client: Client, stream: Stream) -> Iterator[None]:
 
     def tick() -> None:
         nonlocal shown
-        words = printable(f"waiting for {stream.waits_for}")
+        words = printable(f"waiting for {waits_for()}")
         if on_terminal:
             if _in_foreground():
                 passed = client.reactor.seconds() - started
@@ -318,14 +355,16 @@ def _print_streaming(stream: Stream, output: Output) -> None:
 
 
 async def release_stream(client: Client, uid: str, as_json: bool = False) -> int:
-    if (over := Memory().was_released(uid)) is not None:
-        _print_end(over, "Released", as_json, f"{over} is already released", already=True)
-        return 0
-    known = Memory().find(uid, changes=True)
-    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-    with _failure_in_json(known.uid, as_json):
+    with failure_in_json(uid, as_json):
+        if (over := Memory().was_released(uid)) is not None:
+            _print_end(over, "Released", as_json, f"{over} is already released", already=True)
+            return 0
+        known = Memory().find(uid, changes=True)
+        stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    with failure_in_json(known.uid, as_json):
         try:
-            await stream.release()
+            with _progress(client, lambda: stream.waits_for):
+                await stream.release()
         except CancelledError:
             stream.abandon()
             await stream.release()  # which says what has not confirmed
@@ -347,7 +386,8 @@ def _unknown(known: Remembered) -> StreamError:
 
 
 async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
-    streams = await client.streams_at(s2cs)
+    with failure_in_json(None, as_json), _reaching(client, s2cs):
+        streams = await client.streams_at(s2cs)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
         return 0
@@ -365,8 +405,8 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
 
 
 async def release_at(client: Client, s2cs: str, uid: str, as_json: bool = False) -> int:
-    whole = await _uid_at(client, s2cs, uid, changes=True)
-    with _failure_in_json(whole, as_json):
+    with failure_in_json(uid, as_json), _reaching(client, s2cs):
+        whole = await _uid_at(client, s2cs, uid, changes=True)
         sides = await client.release_at(s2cs, whole)
     if as_json:
         released = [{"role": side.role, "owner": side.owner} for side in sides]
@@ -393,37 +433,60 @@ async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
 
 
 async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_json: bool = False) -> int:
-    known = Memory().find(uid)
-    stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-    with _failure_in_json(known.uid, as_json):
-        await _wait_until_streaming(client, known, stream, timeout)
+    with failure_in_json(uid, as_json):
+        known = Memory().find(uid)
+        stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
+    waiting = _UntilStreaming(client, known, stream)
+    with failure_in_json(known.uid, as_json), _progress(client, waiting.waits_for):
+        await _bounded(
+            client,
+            waiting.run(),
+            timeout,
+            lambda seconds: f"it does not stream after {seconds:g} s of waiting for {waiting.waits_for()}",
+        )
     _print_end(known.uid, "Streaming", as_json, f"{known.uid} is Streaming")
     return 0
 
 
-async def _wait_until_streaming(client: Client, known: Remembered, stream: Stream, timeout: float | None) -> None:
-    started = client.reactor.seconds()
-    while True:
-        sides = await stream.status()
-        if not sides:
-            raise _unknown(known)
-        for role in (PROD, CONS):
-            state = sides[role].state if role in sides else "unknown"
-            if state in ("Releasing", "Released", "unknown"):
-                last = sides[role].last_error if role in sides else None
-                why = f": {last.code}: {last.msg}" if last is not None else ""
-                raise StreamError("wrong-state", f"the {SIDE[role]} side is {state}{why}")
-        if all(side.state == "Streaming" for side in sides.values()):
-            return
-        if timeout is not None and client.reactor.seconds() - started > timeout:
-            states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
-            raise StreamError("timeout", f"it does not stream after {timeout:g} s: {states}")
-        await deferLater(client.reactor, 0.5)
+class _UntilStreaming:
+    """Looks at a stream until it streams at both sides."""
+
+    def __init__(self, client: Client, known: Remembered, stream: Stream) -> None:
+        self._reactor = client.reactor
+        self._known = known
+        self._stream = stream
+        self._asked_at = client.reactor.seconds()
+        self._states = ""
+
+    def waits_for(self) -> str:
+        """Who has not answered for a while, or else what both sides said last."""
+        if not self._states or self._reactor.seconds() - self._asked_at > LONG_LOOK:
+            return self._stream.waits_for
+        return f"the applications or the user: {self._states}"
+
+    async def run(self) -> None:
+        """:raises StreamError: if it cannot come to that any more, or a side does not answer."""
+        while True:
+            self._asked_at = self._reactor.seconds()
+            sides = await self._stream.status()
+            if not sides:
+                raise _unknown(self._known)
+            for role in (PROD, CONS):
+                state = sides[role].state if role in sides else "unknown"
+                if state in ("Releasing", "Released", "unknown"):
+                    last = sides[role].last_error if role in sides else None
+                    why = f": {last.code}: {last.msg}" if last is not None else ""
+                    raise StreamError("wrong-state", f"the {SIDE[role]} side is {state}{why}")
+            if all(side.state == "Streaming" for side in sides.values()):
+                return
+            self._states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
+            await deferLater(self._reactor, BETWEEN_LOOKS)
 
 
 async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     memory = Memory()
-    streams = [memory.find(uid)] if uid is not None else memory.all()
+    with failure_in_json(uid, as_json):
+        streams = [memory.find(uid)] if uid is not None else memory.all()
     answers: dict[str, dict[Role, StreamStatus]] = {}
     troubles: dict[str, dict[Role, StreamError]] = {}
     at_once = DeferredSemaphore(MAX_LOOKS)
@@ -435,7 +498,8 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     await gatherResults([at_once.run(lambda one: Deferred.fromCoroutine(look(one)), known) for known in streams])
     errors = {one: "; ".join(map(str, both.values())) for one, both in troubles.items() if both}
     if uid is not None and not answers[streams[0].uid] and not errors:
-        raise _unknown(streams[0])
+        with failure_in_json(streams[0].uid, as_json):
+            raise _unknown(streams[0])
     for one, both in answers.items():
         if both and not troubles[one] and all(side.state == "Released" for side in both.values()):
             memory.remove_join_files(one)
@@ -494,8 +558,9 @@ def _print_channels(sides: dict[Role, StreamStatus]) -> None:
 
 async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> int:
     """One stream, as one facility sees it: for an administrator, who may not ask the other one."""
-    whole = await _uid_at(client, s2cs, uid, changes=False)
-    sides = await client.stream_at(s2cs, whole)
+    with failure_in_json(uid, as_json), _reaching(client, s2cs):
+        whole = await _uid_at(client, s2cs, uid, changes=False)
+        sides = await client.stream_at(s2cs, whole)
     if as_json:
         click.echo(json.dumps([{**msgspec.to_builtins(side), "csr": ""} for side in sides]))
         return 0
@@ -665,7 +730,7 @@ def read_file(file: Path) -> Request | str:
     :raises ConfigProblem: if it cannot be read or says something else.
     """
     try:
-        whole = msgspec.json.decode(file.read_bytes())
+        whole = msgspec.json.decode(file.read_bytes().removeprefix(BOM))
     except OSError as problem:
         raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
     except (msgspec.DecodeError, ValueError) as wrong:

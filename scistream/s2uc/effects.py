@@ -246,7 +246,7 @@ class StreamEffects:
             if not asked.called:
                 trouble = self._servers[role].dialer.outbox.trouble
                 sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {trouble}" if trouble else ""))
-        return " and ".join(sides) or "ProdApp's Hello"
+        return " and ".join(sides) or ("the release" if self.core.state == "Releasing" else "ProdApp's Hello")
 
     def roles_at(self, server: Server) -> list[Role]:
         """The sides of this stream that a server keeps."""

@@ -28,6 +28,8 @@ _FORM = re.compile(
 _ASSIGNMENT = re.compile(r"(?:export\s+)?SCISTREAM_JOIN\s*=")
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 _SCHEME = "scistream://"
+_BYTE_ORDER_MARK = "\ufeff"
+"""What some editors begin a file with."""
 _USUAL = re.compile(r"[A-Za-z0-9_.:/@?=\[\]%-]*")
 _FORM_IN_WORDS = "scistream://UID:KEY@HOST:PORT/prod?ca=SHA256"
 _COPY_AGAIN = "copy the whole line again, from `scistream://` to its last character"
@@ -63,9 +65,10 @@ class Join:
 
         :raises ValueError: with a sentence that does not repeat the string, since it is a secret.
         """
-        match = _FORM.match(text.strip())
+        text = text.removeprefix(_BYTE_ORDER_MARK).strip()
+        match = _FORM.match(text)
         if match is None:
-            raise ValueError(f"this is no join string: {_what_is_wrong(text.strip())}")
+            raise ValueError(f"this is no join string: {_what_is_wrong(text)}")
         server = Address.parse(match["address"])
         if match["ca"] is None and not server.is_on_loopback:
             raise ValueError(f"this is no join string: it is cut before its last part, ca=: {_COPY_AGAIN}")

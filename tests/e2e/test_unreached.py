@@ -68,6 +68,48 @@ def test_the_time_of_a_request_bounds_everything(world: World, how: str) -> None
             world.s2uc("forget", known.uid)
 
 
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_the_time_of_a_wait_bounds_it_though_a_side_is_not_reached(world: World, how: str) -> None:
+    with silent() as mute:
+        where = nobody() if how == "refused" else mute
+        uid = remember(world, world.lab.s2cs, where)
+        started = time.monotonic()
+        ended = world.start_s2uc("wait", uid, "--timeout", "2s", "--json").end(status=1)
+        assert time.monotonic() - started < 20, "it took 30 s before"
+        world.s2uc("forget", uid)
+    assert f"waiting for the consumer side at {where}" in ended.stderr
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert (last["uid"], last["state"], last["error"]["code"]) == (uid, "Failed", "timeout")
+    assert f"it does not stream after 2 s of waiting for the consumer side at {where}" in last["error"]["msg"]
+
+
+def test_a_wait_says_in_which_states_the_stream_is_left(world: World) -> None:
+    with world.request(1, "100Mbit") as requested:
+        ended = world.start_s2uc("wait", requested.uid, "--timeout", "3s").end(status=1)
+    states = "producer Listening, consumer Listening"
+    assert f"error: timeout: it does not stream after 3 s of waiting for the applications or the user: {states}" in (
+        ended.stderr.splitlines()
+    )
+
+
+@pytest.mark.parametrize("command", ["list", "status", "release"])
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_a_command_that_asks_one_facility_says_at_once_that_it_does_not_answer(
+    world: World, command: str, how: str
+) -> None:
+    with silent() as mute:
+        where = nobody() if how == "refused" else mute
+        uid = None if command == "list" else str(uuid4())
+        program = world.start_s2uc(command, *([uid] if uid else []), "--at", where, "--json")
+        words = f"waiting for the S2CS at {where}" + (": The connection was refused" if how == "refused" else "")
+        until(lambda: words in program.log.read_text(), program.log.read_text, 10)
+        program.process.send_signal(signal.SIGINT)
+        ended = program.end(status=1)
+    assert ended.stderr.splitlines()[-1] == "interrupted"
+    last = json.loads(ended.stdout.splitlines()[-1])
+    assert (last["uid"], last["state"], last["error"]["msg"]) == (uid, "Failed", "interrupted")
+
+
 HANGING = """
 import socket, sys, time
 known = socket.getaddrinfo

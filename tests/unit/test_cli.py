@@ -263,6 +263,7 @@ def test_all_that_is_wrong_with_a_request_file_is_told_at_once(tmp_path: Path) -
     '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": null, "expires": null, "uid": null}',
     '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "1Gbit", "label": null}',
     '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": 1000}',
+    '\ufeff{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1"}',
 ])  # fmt: skip
 def test_what_a_request_file_leaves_out_has_the_defaults_of_the_command_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "request.json"
@@ -343,6 +344,47 @@ def test_a_release_that_fails_says_so_in_its_last_line_of_json() -> None:
     assert json.loads(ended.stdout) == {"uid": known.uid, "state": "Forgotten"}
 
 
+REQUEST = "request --prod 127.0.0.1:1 --cons 127.0.0.1:1"
+LONELY = [
+    REQUEST,
+    "probe --prod 127.0.0.1:1 --cons 127.0.0.1:1",
+    "list --at 127.0.0.1:1",
+    f"status {JOIN.uid} --at 127.0.0.1:1",
+    f"release {JOIN.uid} --at 127.0.0.1:1",
+    "status",
+]
+"""Commands that need certificates."""
+OF_A_STREAM = ["status", "release", "wait", "attach", "forget"]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [(one, "no certificates: name certificate, key and authorities") for one in LONELY]
+    + [(f"{one} 12345678 {'--insecure' * (one != 'forget')}", "begins with") for one in OF_A_STREAM]
+    + [("release 12 --at 127.0.0.1:1 --insecure", "the uid '12' is too short")],
+)
+def test_a_command_that_fails_before_it_asks_anybody_says_so_in_its_last_line_of_json(
+    command: str, reason: str
+) -> None:
+    ended = run(f"s2uc {command} --json")
+    (line,) = ended.stdout.splitlines()
+    last = json.loads(line)
+    assert ended.returncode == 2
+    assert (last["state"], last["error"]["code"]) == ("Failed", None)
+    assert reason in last["error"]["msg"]
+    assert reason in ended.stderr
+
+
+def test_a_request_for_a_uid_that_is_in_use_says_so_in_its_last_line_of_json() -> None:
+    known = remembered(0x1234ABCD)
+    Memory().add(known)
+    ended = run(f"s2uc {REQUEST} --uid {known.uid} --insecure --json")
+    (line,) = ended.stdout.splitlines()
+    last = json.loads(line)
+    assert ended.returncode == 1
+    assert (last["uid"], last["state"], last["error"]["code"]) == (known.uid, "Failed", "uid-in-use")
+
+
 # -- join strings
 
 
@@ -392,6 +434,13 @@ def test_the_join_string_of_the_other_side_is_refused_with_the_right_command(mon
     assert refused.exit_code == 2
     assert "`appctrl cons`" in refused.output
     assert "SCISTREAM_JOIN" not in os.environ, "what is started after this cannot see it"
+
+
+def test_a_join_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "join"
+    file.write_text(f"\ufeff{JOIN}\n")
+    said = say("appctrl prod --listen 127.0.0.1:7000", "--join-file", str(file))
+    assert "`appctrl cons`" in said.output, "it is read, and is the other side's"
 
 
 def test_a_join_file_that_is_not_there_is_named(tmp_path: Path) -> None:

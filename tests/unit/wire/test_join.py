@@ -57,6 +57,11 @@ def test_a_spoilt_join_string_is_told_what_happened_to_it_and_what_to_do(spoilt:
     assert reason in complaint(spoilt)
 
 
+@pytest.mark.parametrize("around", ["{}", "{}\n", "\ufeff{}\r\n", "  {}  "])
+def test_what_an_editor_puts_around_a_join_string_is_no_part_of_it(around: str) -> None:
+    assert Join.parse(around.format(WHOLE)) == Join.parse(WHOLE)
+
+
 @given(st.integers(1, len(WHOLE) - 1))
 def test_a_join_string_that_is_cut_anywhere_is_refused_with_advice(at: int) -> None:
     assert "copy the whole line again" in complaint(WHOLE[:at])
