@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from hashlib import sha256
 
 import pytest
 import pytest_twisted
-from gateways import MIB, NOISE, PATIENCE, Make, Stream, both, receive, receive_exactly, reset, send, sleep
+from gateways import (
+    MIB,
+    NOISE,
+    PATIENCE,
+    Make,
+    Side,
+    Stream,
+    both,
+    how_it_ends,
+    receive,
+    receive_exactly,
+    reset,
+    send,
+    sleep,
+    until,
+)
+from twisted.internet.threads import deferToThread
 
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS
@@ -23,12 +43,27 @@ class Toxic:
     """A relay on the way from the consumer's gateway to the producer's.
 
     :param part: the most bytes that it passes on at once.
-    :param fatal: after so many bytes from the producer's gateway it ends the connection both ways.
+    :param fatal: after so many bytes from one of the gateways it ends the connection both ways.
+    :param source: whose bytes these are: those of the gateway of the "producer" or of the "consumer".
     :param how: "FIN" or "RST".
+    :param hold: seconds for which it holds back the end of each direction.
     """
 
-    def __init__(self, target: Address, *, part: int = MIB, fatal: int | None = None, how: str = "FIN") -> None:
+    def __init__(
+        self,
+        target: Address,
+        *,
+        part: int = MIB,
+        fatal: int | None = None,
+        source: str = "producer",
+        how: str = "FIN",
+        hold: float = 0.0,
+    ) -> None:
         self.passed = 0
+        self.delay = self.jitter = 0.0
+        """Seconds that it waits before it passes a part on, and at most more; may be changed at any time."""
+        self._source = source
+        self._hold = hold
         self._target = target
         self._part = part
         self._fatal = fatal
@@ -51,9 +86,12 @@ class Toxic:
             for sock in (near, far):
                 sock.settimeout(PATIENCE)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            there = threading.Thread(target=self._pass_on, args=(near, far, None), daemon=True)
+            of_consumer, of_producer = (
+                self._fatal if self._source == one else None for one in ("consumer", "producer")
+            )
+            there = threading.Thread(target=self._pass_on, args=(near, far, of_consumer), daemon=True)
             there.start()
-            self._pass_on(far, near, self._fatal)
+            self._pass_on(far, near, of_producer)
             there.join(PATIENCE)
             near.close()
             far.close()
@@ -62,11 +100,14 @@ class Toxic:
         passed = 0
         with contextlib.suppress(OSError):
             while part := source.recv(self._part if fatal is None else min(self._part, fatal - passed)):
+                if self.delay or self.jitter:
+                    time.sleep(self.delay + random.uniform(0, self.jitter))
                 sink.sendall(part)
                 passed += len(part)
                 if passed == fatal:
                     self.passed = passed
                     return self._end(source, sink)
+            time.sleep(self._hold)
             sink.shutdown(socket.SHUT_WR)
         return None
 
@@ -119,40 +160,159 @@ async def test_segments_of_a_few_bytes_make_no_difference(make: Make, part: int)
             sock.close()
 
 
+@pytest.mark.parametrize("source", ["producer", "consumer"])
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("fatal", [1, 5, 200, 600])
 @pytest_twisted.ensureDeferred
-async def test_an_end_within_the_handshake_is_a_reset_and_no_end(make: Make, how: str, fatal: int) -> None:
+async def test_an_end_within_the_handshake_is_a_reset_and_no_end(make: Make, how: str, fatal: int, source: str) -> None:
     stream = make(handshake_timeout=2.0)
-    with toxic(stream, fatal=fatal, how=how) as between:
+    with toxic(stream, fatal=fatal, source=source, how=how) as between:
         assert (await both(stream.attempt))[0] == "reset"
         assert between.passed == fatal, "the control: it was within the handshake"
     assert stream.prod.figures().bytes_to_producer == 0, "nobody was let in"
 
 
+@pytest.mark.parametrize("source", ["producer", "consumer"])
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("fatal", [4_000, 10_000, MIB, 3 * MIB + 1])
 @pytest_twisted.ensureDeferred
-async def test_an_end_within_the_data_is_a_reset_after_right_bytes(make: Make, how: str, fatal: int) -> None:
+async def test_an_end_within_the_data_is_a_reset_after_right_bytes(
+    make: Make, how: str, fatal: int, source: str
+) -> None:
     stream = make()
-    with toxic(stream, fatal=fatal, how=how) as between:
+    with toxic(stream, fatal=fatal, source=source, how=how) as between:
         consumer, producer = await stream.pair()
+        speaker, listener = (producer, consumer) if source == "producer" else (consumer, producer)
 
         def speak() -> str:
             try:
                 for _ in range(8):
-                    producer.sendall(NOISE)
-                producer.shutdown(socket.SHUT_WR)
+                    speaker.sendall(NOISE)
+                speaker.shutdown(socket.SHUT_WR)
             except (ConnectionResetError, BrokenPipeError):
                 return "reset"  # which the system tells only once
-            return until_the_end(producer)[1]
+            return until_the_end(speaker)[1]
 
-        said, (got, end) = await both(speak, lambda: until_the_end(consumer))
+        said, (got, end) = await both(speak, lambda: until_the_end(listener))
         assert between.passed == fatal
         assert end == "reset", f"an end in order after {len(got)} of {8 * MIB} bytes"
         assert len(got) < fatal
         assert sha256(got).digest() == sha256((NOISE * 8)[: len(got)]).digest()
         assert said == "reset"
+
+
+@pytest_twisted.ensureDeferred
+async def test_delay_and_jitter_that_change_in_the_middle_of_a_transfer_make_no_difference(make: Make) -> None:
+    stream = make()
+    with toxic(stream, part=32 * 1024) as between:
+        consumer, producer = await stream.pair()
+        over = threading.Event()
+        changes = 0
+
+        def change() -> None:
+            nonlocal changes
+            while not over.is_set():
+                for between.delay, between.jitter in ((0.01, 0.0), (0.0, 0.05), (0.05, 0.01), (0.0, 0.0)):
+                    changes += 1
+                    over.wait(0.1)
+
+        def talk(sock: socket.socket) -> str:
+            digest = ""
+            for _ in range(8):
+                digest += send(sock, MIB // 2)
+                time.sleep(0.1)  # so that no calm lasts for the whole of it
+            sock.shutdown(socket.SHUT_WR)
+            return digest
+
+        def hear(sock: socket.socket) -> str:
+            digest = "".join(sha256(receive_exactly(sock, MIB // 2)).hexdigest() for _ in range(8))
+            assert receive(sock)[0] == 0, "the end, and not one byte more"
+            return digest
+
+        changing = deferToThread(change)
+        try:
+            said, answered, heard, got = await both(
+                lambda: talk(consumer), lambda: talk(producer), lambda: hear(producer), lambda: hear(consumer)
+            )
+        finally:
+            over.set()
+            await changing
+        assert (heard, got) == (said, answered)
+        assert changes >= 8, "the control"
+        for sock in (consumer, producer):
+            sock.close()
+    assert stream.cons.figures().reset == stream.prod.figures().reset == 0
+
+
+@pytest.mark.parametrize("first", ["consumer", "producer"])
+@pytest_twisted.ensureDeferred
+async def test_an_end_that_is_held_back_for_seconds_comes_after_all_bytes_and_the_other_way_goes_on(
+    make: Make, first: str
+) -> None:
+    hold = 4.0
+    stream = make(wan_timeout=2.0)
+    with toxic(stream, hold=hold):
+        consumer, producer = await stream.pair()
+        early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
+        said = send(early, MIB // 2)
+        early.shutdown(socket.SHUT_WR)
+        late.sendall(b"meanwhile")
+        late.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        heard, answer = await both(lambda: receive(late), lambda: until_the_end(early))
+        assert heard == (MIB // 2, said)
+        assert answer == (b"meanwhile", "end")
+        for sock in (consumer, producer):
+            sock.close()
+        await until(lambda: stream.cons.figures().connections == stream.prod.figures().connections == 0)
+        assert time.monotonic() - began > hold / 2, "the control: it was held back"
+    assert stream.cons.figures().reset == stream.prod.figures().reset == 0
+
+
+def descriptors(side: Side) -> list[int]:
+    """How many descriptors each element process of a gateway has open."""
+    pids = [member._process.pid for member in side.elements._members]  # type: ignore[attr-defined]
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+
+@pytest_twisted.ensureDeferred
+async def test_churn_of_ends_and_resets_over_two_elements_leaves_nothing_behind(make: Make) -> None:
+    stream = make(elements=2)
+    await stream.ready()
+    before = descriptors(stream.cons), descriptors(stream.prod)
+    rounds, at_once, size = 25, 4, 40_000
+
+    def consume(number: int) -> None:
+        sock = stream.connect()
+        sock.sendall(bytes([number % 4]) + NOISE[:size])
+        if number % 4 == 2:
+            reset(sock)
+        elif number % 4 == 3:
+            assert how_it_ends(sock) == "reset"
+        else:
+            sock.shutdown(socket.SHUT_WR)
+            assert until_the_end(sock) == (NOISE[:size], "end")
+            sock.close()
+
+    def produce() -> None:
+        sock = stream.accept()
+        (kind,) = receive_exactly(sock, 1)
+        if kind == 2:
+            assert how_it_ends(sock) == "reset"
+        elif kind == 3:
+            reset(sock)
+        else:
+            sock.sendall(until_the_end(sock)[0])
+        sock.close()
+
+    for number in range(rounds):
+        jobs = [partial(consume, at_once * number + one) for one in range(at_once)]
+        await both(*jobs, *at_once * [produce])
+    for side in (stream.cons, stream.prod):
+        await until(lambda side=side: side.figures().connections == 0)
+        assert side.figures().accepted == rounds * at_once
+        assert side.figures().reset == rounds * at_once // 2
+    await until(lambda: (descriptors(stream.cons), descriptors(stream.prod)) == before)
 
 
 @pytest.mark.parametrize("first", ["consumer", "producer"])
