@@ -177,10 +177,11 @@ def order_of_arrival(stream: Streaming, detector: socket.socket, many: int) -> l
 
 
 def test_connections_opened_at_once_arrive_in_their_order(world: World) -> None:
-    rounds, many = 40, 16
+    rounds, many = 100, 16
     with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
         in_order = sum(order_of_arrival(stream, detector, many) == list(range(many)) for _ in range(rounds))
-    assert in_order >= rounds * 0.9, f"{in_order} of {rounds} times"  # nobody waits for ever for one that is late
+    # One may not: nobody waits for ever for a connection that is late, as on a machine that stands still for a moment.
+    assert in_order >= rounds - 1, f"{in_order} of {rounds} times"
 
 
 def test_one_that_never_shakes_hands_holds_nobody_up_for_long(world: World) -> None:
