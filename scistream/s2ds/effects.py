@@ -53,6 +53,10 @@ MOST_LOOKUPS = 16
 """Names of one stream that are looked up at a time."""
 
 
+_BARRED_TARGET = "targets refused since no address of their names may be dialled,"
+_BARRED_ADDRESS = "other addresses of ProdApp passed over since they may not be dialled,"
+
+
 class Gateway(Protocol):
     """What a stream needs of the gateway that holds it."""
 
@@ -101,7 +105,7 @@ class Holding:
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
         self.resets = Resets(server.reactor, (command.uid, command.role))
-        self._barred_names: Tally[str] = Tally(server.reactor, self._log_barred_name, "")
+        self._barred: Tally[str] = Tally(server.reactor, self._log_barred, _BARRED_TARGET)
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -252,7 +256,7 @@ class Holding:
     def _stop_counting(self) -> None:
         """Log what is counted and not logged yet. Idempotent."""
         self.resets.stop()
-        self._barred_names.stop()
+        self._barred.stop()
 
     def _give_back(self) -> None:
         """Return ports and capacity. Idempotent."""
@@ -412,7 +416,7 @@ class Holding:
                 try:
                     self._check_target(Address.parse(text))
                 except StreamError as error:
-                    self.log.debug("uid={uid} {reason}", uid=self._core.uid, reason=error.msg)
+                    self._barred.add(_BARRED_ADDRESS, last=error.msg)
                 else:
                     found.setdefault(channel, []).append(Address.parse(text))
         return found
@@ -453,7 +457,7 @@ class Holding:
             else:
                 return address
         # Not which they are: a user could learn what the names of this facility stand for.
-        self._barred_names.add("", last="; ".join(refusals))
+        self._barred.add(_BARRED_TARGET, last="; ".join(refusals))
         key, _ = self._reach()
         raise StreamError(
             "target-refused",
@@ -461,12 +465,12 @@ class Holding:
             "or are this gateway itself",
         )
 
-    def _log_barred_name(self, _key: str, count: int, last: str) -> None:
+    def _log_barred(self, kind: str, count: int, last: str) -> None:
         self.log.warn(
-            "uid={uid} role={role} targets refused so far, since no address of their names may be dialled: {count}; "
-            "the last one: {last}",
+            "uid={uid} role={role} {kind} so far: {count}; the last one: {last}",
             uid=self._core.uid,
             role=self._core.role,
+            kind=kind,
             count=count,
             last=last,
         )

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The lines that a log has got meanwhile, those for debugging left out."""
+    """The lines that a log has got meanwhile; those of any level, as twistd writes them."""
     lines: list[str] = []
 
     def observe(event: Any) -> None:
-        if event.get("log_level", LogLevel.info) >= LogLevel.info:
-            lines.append(formatEvent(event))
+        lines.append(formatEvent(event))
 
     globalLogPublisher.addObserver(cast(Any, observe))
     try:

@@ -97,7 +97,9 @@ class Machine:
     def reserve(self) -> None:
         self.holding.machine.req_listeners(self.caller(), self.req())
 
-    def update(self, target: str = "127.0.0.1:7000", generation: int = 1) -> None:
+    def update(
+        self, target: str = "127.0.0.1:7000", generation: int = 1, others: dict[str, list[str]] | None = None
+    ) -> None:
         core = self.holding._core
         pem = issue_credentials(UID, generation, 600.0, {self.role: core.csr})[self.role] if core.csr else "none"
         targets = dict.fromkeys(core.listeners or ["127.0.0.1:1"], target)
@@ -109,6 +111,7 @@ class Machine:
             connection_map=targets,
             data_conn_key=pem,
             expires=300.0,
+            other_addresses=others,
         )
         self.holding.machine.update_targets(self.caller(), command)
 
@@ -211,7 +214,24 @@ def test_a_thousand_updates_to_names_that_may_not_be_dialled_are_a_few_lines(gat
     assert [answer.code for answer in world.controller.answers[1:-1] if isinstance(answer, Error)] == (
         1000 * ["target-refused"]
     )
-    told = [line for line in lines if "targets refused so far" in line]
-    assert [line.partition("dialled: ")[2].partition(";")[0] for line in told] == ["1", "10", "100", "1000"]
+    told = [line for line in lines if "targets refused" in line]
+    assert [line.partition("so far: ")[2].partition(";")[0] for line in told] == ["1", "10", "100", "1000"]
     assert "198.51.100.7" in told[-1]
     assert len(lines) < 50, lines
+
+
+def test_a_thousand_addresses_of_prodapp_that_may_not_be_dialled_are_a_few_lines(
+    gateway: Callable[..., Machine],
+) -> None:
+    world = gateway(app_networks=["127.0.0.0/8"])
+    target = "127.0.0.1:7000"
+    with logged() as lines:
+        world.reserve()
+        for generation in range(1, 101):
+            others = [f"198.51.100.{number}:7000" for number in range(10)]
+            world.update(target, generation, {target: others})
+        world.release()
+    told = [line for line in lines if "passed over" in line]
+    counts = [line.partition("so far: ")[2].partition(";")[0] for line in told]
+    assert counts == ["1", "10", "100", "1000", "2000"], "each address on both channels"
+    assert "198.51.100.9:7000" in told[-1]
