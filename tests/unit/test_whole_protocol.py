@@ -18,13 +18,14 @@ import msgspec
 import pytest
 from memory_network import HOST, MemoryNetwork, MemoryPorts, Program
 from twisted.internet.defer import Deferred
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller, Nobody
 from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
 from scistream.s2cs.early import EARLY_SECONDS
 from scistream.s2cs.effects import TARGETS_PATIENCE
+from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Client, Stream
@@ -704,6 +705,19 @@ def test_a_stream_that_no_application_uses_is_released_after_its_hello_timeout(w
     error = world.refusal(stream.provisioned().deferred, within=2.0)
     assert error.code == "timeout"
     world.network.until(world.both_are_empty, within=1.0)
+
+
+def test_each_change_of_state_at_an_s2cs_is_logged_with_the_owner_of_the_stream(world: World) -> None:
+    events: list[Any] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        world.stream()
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    told = [formatEvent(event) for event in events if event.get("party") == "s2cs"]
+    assert len(told) >= 2 * len(["reserving", "listening", "updating", "streaming"])
+    (owner,) = {held.record.owner for held in world.prod.control.streams.values()}
+    assert all(f" owner={identity_of(owner).name} state=" in line for line in told)
 
 
 def test_applications_hear_of_the_release(world: World) -> None:
