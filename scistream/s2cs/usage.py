@@ -9,24 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from scistream.command_line import refuse
 from scistream.s2cs.audit import split_owner
 from scistream.s2cs.check import Unreadable, read_only
 from scistream.s2cs.streams import SCHEMA_VERSION, saturating
-from scistream.wire.errors import printable
+from scistream.tables import Columns
 
 _DATE = click.DateTime(["%Y-%m-%d"])
 _KEYS = {"day": ("day",), "identity": ("owner",), "both": ("day", "owner")}
-_ANY_WIDTH = 240
-"""Columns of the table where it goes to a file or another program."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +93,7 @@ def usage(file: Path, since: datetime | None, until: datetime | None, by: str, a
     if as_json:
         click.echo(msgspec.json.encode(rows).decode())
     elif rows:
-        console = Console()
-        console = console if console.is_terminal else Console(width=_ANY_WIDTH)
-        console.print(_table(rows, by))
+        _table(rows, by).show()
     else:
         click.echo("nothing was moved")
 
@@ -110,21 +102,23 @@ def _day(date: datetime | None) -> str | None:
     return date.strftime("%Y-%m-%d") if date is not None else None
 
 
-def _table(rows: list[Usage], by: str) -> Table:
+def _table(rows: list[Usage], by: str) -> Columns:
     names = {"day": ["day"], "identity": ["identity", "issuer"], "both": ["day", "identity", "issuer"]}[by]
-    table = Table(*names, show_footer=True)
-    table.columns[0].footer = "in all"
-    columns = ["bytes_to_consumer", "bytes_to_producer", "connections"]
-    table.add_column("streams", justify="right")
-    for column, title in zip(columns, ("to consumers", "to producers", "connections"), strict=True):
-        show = str if column == "connections" else _size
-        total = sum(getattr(row, column) for row in rows)
-        table.add_column(title, show(total), justify="right")
+    table = Columns(*names, "streams", "to consumers", "to producers", "connections")
     for row in rows:
-        keys = [_printable(getattr(row, name)) for name in names]
-        sizes = (_size(row.bytes_to_consumer), _size(row.bytes_to_producer), str(row.connections))
-        table.add_row(*keys, str(row.streams), *sizes)
+        keys = [getattr(row, name) or "" for name in names]
+        table.add(*keys, str(row.streams), *_moved([row]))
+    table.add("in all", *[""] * len(names), *_moved(rows))
     return table
+
+
+def _moved(rows: list[Usage]) -> tuple[str, str, str]:
+    """Bytes to consumers and to producers, and connections, of all these rows."""
+    to_consumer, to_producer = (sum(getattr(row, f"bytes_to_{whom}") for row in rows) for whom in _WHOM)
+    return _size(to_consumer), _size(to_producer), str(sum(row.connections for row in rows))
+
+
+_WHOM = ("consumer", "producer")
 
 
 def _size(count: int) -> str:
@@ -136,8 +130,3 @@ def _size(count: int) -> str:
 
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-
-
-def _printable(text: Any) -> Text:
-    """Words of others, as a terminal may show them."""
-    return Text(printable(text or ""))

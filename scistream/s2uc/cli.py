@@ -41,11 +41,11 @@ from scistream.s2uc.commands import (
     wait_for_stream,
 )
 from scistream.s2uc.memory import Memory
-from scistream.s2uc.tables import Columns, short_uids
 from scistream.security.expiry import expiring_soon
 from scistream.security.tls import CertificateProblem
+from scistream.tables import Columns, short_uids
 from scistream.wire.address import Address
-from scistream.wire.messages import MAX_PROBE_SECONDS
+from scistream.wire.messages import MAX_PROBE_SECONDS, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -161,6 +161,24 @@ def _credential_options(command: F) -> F:
 
 _LAST_LINE = click.option("--json", "as_json", is_flag=True, help="A JSON line at the end in place of text.")
 
+
+def _ports_by_side(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[Role, list[int]]:
+    try:
+        return parse_listen_ports(texts)
+    except ValueError as wrong:
+        raise click.BadParameter(str(wrong)) from None
+
+
+_LISTEN_PORT = click.option(
+    "--listen-port",
+    "listen_ports",
+    multiple=True,
+    metavar="SIDE=PORTS",
+    callback=_ports_by_side,
+    help="The ports that the gateways of a side listen on, one for each channel: cons=5075, cons=5075-5078, prod=5100. "
+    "For programs that tell each other port numbers; what a facility does not grant refuses the request.",
+)
+
 # -- the command
 
 
@@ -220,14 +238,7 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     help="How long it lives at most: 30m, 8h, 2d [default: as the facilities have it; the shorter of the two counts].",
 )
 @click.option("--label", help="A name for people; the facilities see it.")
-@click.option(
-    "--listen-port",
-    "listen_ports",
-    multiple=True,
-    metavar="SIDE=PORTS",
-    help="The ports that the gateways of a side listen on, one for each channel: cons=5075, cons=5075-5078, prod=5100. "
-    "For programs that tell each other port numbers; what a facility does not grant refuses the request.",
-)
+@_LISTEN_PORT
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in place of text: one when reserved, one at the end.")
 @click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
 @click.option(
@@ -246,7 +257,7 @@ def request(
     uid: uuid.UUID | None,
     expires: float | None,
     label: str | None,
-    listen_ports: tuple[str, ...],
+    listen_ports: dict[Role, list[int]],
     as_json: bool,
     timeout: float | None,
     join_dir: Path | None,
@@ -257,11 +268,7 @@ def request(
     reserved: paste each where that side's application starts. Ctrl-C releases both sides. When it streams, this
     command ends and the stream goes on.
     """
-    try:
-        by_side = parse_listen_ports(listen_ports)
-    except ValueError as wrong:
-        raise click.BadParameter(str(wrong), param_hint="--listen-port") from None
-    wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, by_side)
+    wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports)
     output = Output(as_json, timeout, join_dir)
     _finish(ctx.obj, lambda client: request_stream(client, wishes, output), wishes.uid, as_json=as_json)
 
@@ -361,11 +368,19 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     show_default=True,
     help="How long test data flows each way.",
 )
+@_LISTEN_PORT
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end in place of text.")
 @_credential_options
 @click.pass_context
 def probe(
-    ctx: click.Context, prod: Address, cons: Address, num_conn: int, rate: float, seconds: float, as_json: bool
+    ctx: click.Context,
+    prod: Address,
+    cons: Address,
+    num_conn: int,
+    rate: float,
+    seconds: float,
+    listen_ports: dict[Role, list[int]],
+    as_json: bool,
 ) -> None:
     """Try out, the day before, what a stream between two facilities will need.
 
@@ -377,7 +392,13 @@ def probe(
     async def work(client: Client) -> int:
         tell = None if as_json else click.echo
         report = await client.probe(
-            prod=str(prod), cons=str(cons), num_conn=num_conn, rate=rate, seconds=seconds, tell=tell
+            prod=str(prod),
+            cons=str(cons),
+            num_conn=num_conn,
+            rate=rate,
+            seconds=seconds,
+            listen_ports=listen_ports,
+            tell=tell,
         )
         if as_json:
             click.echo(json.dumps({"ok": report.ok, **msgspec.to_builtins(report)}))

@@ -230,6 +230,7 @@ class Client:
         num_conn: int = 1,
         rate: float | str = DEFAULT_RATE,
         seconds: float = DEFAULT_PROBE_SECONDS,
+        listen_ports: Mapping[Role, Sequence[int]] | None = None,
         tell: Callable[[Check], None] | None = None,
     ) -> Waiting[Report]:
         """Find out whether a stream can be had, and what passes between the gateways: they send each other test data.
@@ -238,6 +239,7 @@ class Client:
 
         :param rate: Mbit/s, as for `request`; no more than that is measured.
         :param seconds: how long test data flows each way.
+        :param listen_ports: as for `request`: whether each facility grants these ports is found out, too.
         :param tell: called with each check as soon as it is made.
         :raises StreamError: `bad-message`, for a wrong argument; what goes wrong otherwise is in the report.
         """
@@ -250,6 +252,7 @@ class Client:
                 num_conn=num_conn,
                 rate=_mbit(rate),
                 seconds=seconds,
+                listen_ports=listen_ports or {},
                 tell=tell or (lambda _: None),
             )
         except ValueError as wrong:

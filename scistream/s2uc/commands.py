@@ -26,9 +26,9 @@ from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges, par
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
-from scistream.s2uc.tables import Columns, short_uids
 from scistream.security.tls import CertificateProblem
 from scistream.standard_streams import OutputLost, check_output
+from scistream.tables import Columns, short_uids
 from scistream.toml_file import BOM, Problem, checked, raise_if_any, unless
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable

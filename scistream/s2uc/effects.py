@@ -66,6 +66,13 @@ SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
 
 
+def check_sides(listen_ports: Mapping[Role, Sequence[int]]) -> None:
+    """:raises ValueError: if ports are asked for at what is no side of a stream."""
+    for role in listen_ports:
+        if role not in SIDE:
+            raise ValueError(f"listen_ports: {role!r} is no side of a stream: write {PROD!r} or {CONS!r}")
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What a user asked for; what each field means is said at `Client.request`."""
@@ -99,9 +106,7 @@ class Wishes:
 
         :raises ValueError: if a value is out of the range that the protocol allows.
         """
-        for role in self.listen_ports:
-            if role not in SIDE:
-                raise ValueError(f"listen_ports: {role!r} is no side of a stream: write {PROD!r} or {CONS!r}")
+        check_sides(self.listen_ports)
         try:
             for role in SIDE:
                 decode(encode(self.req(uid, role, new_app_key())))

@@ -9,7 +9,7 @@ refused. `Client.probe` is the way to it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 
 from scistream.s2uc.connection_map import connection_map
 from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.effects import SIDE
+from scistream.s2uc.effects import SIDE, check_sides
 from scistream.s2uc.probe_side import STATUS_SECONDS, Check, Side, own_certificate
 from scistream.security.control import Trust
 from scistream.wire.address import Address
@@ -56,6 +56,7 @@ class Probing:
     :param addresses: of the S2CS of each side.
     :param trust_at: who vouches for the S2CS at an address; None dials plain TCP.
     :param rate: Mbit/s, reserved on both sides; `seconds`: of test data, each way.
+    :param listen_ports: the ports that listeners of a side shall have, one for each channel.
     :param tell: called with each check as soon as it is made.
     :raises ValueError: if a wish is out of the range that the protocol allows.
     :raises CertificateProblem: if the files of what it gives are not usable.
@@ -70,6 +71,7 @@ class Probing:
         num_conn: int,
         rate: float,
         seconds: float,
+        listen_ports: Mapping[Role, Sequence[int]],
         tell: Callable[[Check], None],
     ) -> None:
         self.uid = str(uuid.uuid4())
@@ -83,12 +85,13 @@ class Probing:
         trusts = {role: trust_at(address) for role, address in addresses.items()}
         trust = trusts[PROD]
         self._certificate = trust.certificate if trust is not None else None
-        requests = {role: self._request(role, num_conn) for role in addresses}
+        check_sides(listen_ports)
+        requests = {role: self._request(role, num_conn, listen_ports.get(role)) for role in addresses}
         self._sides = {
             role: Side(reactor, role, address, trusts[role], requests[role]) for role, address in addresses.items()
         }
 
-    def _request(self, role: Role, num_conn: int) -> Req:
+    def _request(self, role: Role, num_conn: int, listen_ports: Sequence[int] | None) -> Req:
         request = Req(
             uid=self.uid,
             role=role,
@@ -100,6 +103,7 @@ class Probing:
             protocol="probe",
             probe_seconds=self._seconds,
             label="s2uc probe",
+            listen_ports=None if listen_ports is None else list(listen_ports),
         )
         try:
             decode(encode(request))

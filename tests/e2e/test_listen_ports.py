@@ -144,3 +144,13 @@ def test_a_file_asks_for_ports_as_the_command_line_does(world: World) -> None:
     ended = world.s2uc("--req-file", str(file), check=False)
     assert ended.returncode == 2
     assert "listen_ports: '5075-' is no list of ports" in ended.stderr
+
+
+def test_a_probe_finds_out_whether_ports_are_granted(world: World) -> None:
+    options = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit", "--seconds", "1"]
+    granted = world.s2uc("probe", *options, "--listen-port", f"cons={FIRST}").stdout
+    assert f"consumer's facility: grants 1 channel at 100 Mbit/s, on {HOST}:{FIRST}" in granted
+    refused = world.s2uc("probe", *options, "--listen-port", "cons=1", check=False)
+    assert refused.returncode == 1
+    assert "FAILED  consumer's facility: refuses the stream (" in refused.stdout
+    assert "ok      released: nothing of the probe is left at either facility" in refused.stdout
