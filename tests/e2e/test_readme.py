@@ -94,3 +94,32 @@ def test_the_commands_of_the_readme_do_what_it_says(linux: None, tmp_path: Path)
     assert uid is not None
     assert "Streaming" in logs["after"]
     assert f"released {uid[1]}" in logs["after"]
+
+
+def test_the_commands_of_the_readme_about_certificates_do_what_it_says(linux: None, tmp_path: Path) -> None:
+    needs("bash")
+    _, section = README.read_text().split("\nCertificates\n")
+    section, _ = section.split("\nWhat to rely on\n")
+    typed = re.findall(r"^    (?:ada|facility)\$ +(.*)$", section, re.MULTILINE)
+    request, sign, install = typed
+    send_back = "cp pki/ada@lab.example.pem ."
+    others = [words for words in re.findall(r"``(scistream pki [^`]+)``", section) if words.split()[2] != "show"]
+    assert [words.split()[2] for words in others] == ["renew", "revoke"]
+    named = [words.replace("NAME", "localhost") for words in others]
+    first = 'scistream pki init pki --facility "My Lab"\nscistream pki issue pki server localhost'
+    shown = "scistream pki show ~/.config/scistream/ada@lab.example.pem"
+    ran = subprocess.run(
+        ["bash", "-e", "-c", "\n".join([first, request, sign, send_back, install, shown, *named])],
+        cwd=tmp_path,
+        env={"HOME": str(tmp_path), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+        input="y\ny\n",  # both have compared what they were told by another way
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "ada@lab.example" in ran.stdout
+    (key,) = (tmp_path / ".config" / "scistream").glob("*.key")
+    assert key.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "pki" / "crl.pem").exists()
