@@ -101,8 +101,6 @@ class Controller:
         self._dialer.on_message = guarded_self._heard
         self._told: list[str] | None = None
         self._said = ""
-        self._news: StreamError | None = None
-        """An ERROR that answers nothing, until it is known whether it tells of the end."""
         self._greeted = False
         self._started = False
         self._is_missed = False
@@ -212,10 +210,7 @@ class Controller:
         self.machine.welcomed()
 
     def _note_answer(self, msg: str) -> None:
-        """Note that the stream has outlived an ERROR, and what the S2CS says beyond "welcome", once."""
-        news, self._news = self._news, None
-        if news is not None:
-            self._note(f"the stream goes on ({news})")
+        """Note what the S2CS says beyond "welcome", once."""
         said = printable(msg).removeprefix("welcome").removeprefix("; ")
         if said not in ("", self._said):
             self._note(said)
@@ -224,7 +219,7 @@ class Controller:
     def _refused(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
         if isinstance(failure.value, StreamError) and failure.value.code != "shutting-down":
-            self.machine.failed(self._news or failure.value)
+            self.machine.failed(failure.value)
 
     def _down(self, trouble: str, hopeless: bool) -> None:
         if self._started or self._finished.called:
@@ -245,15 +240,11 @@ class Controller:
             self._consider(StreamError.heard(message.code, message.msg))
 
     def _consider(self, error: StreamError) -> None:
-        """Find out what an ERROR that answers nothing means, by another Hello: a stream that is over refuses it.
-
-        A consumer hears of the end alone. A producer also hears why new connections do not lead to its listeners.
-        """
-        if self._join.role == CONS or not self._greeted:
+        """An ERROR that answers nothing is the end, unless it tells a producer that its listeners are not used."""
+        if self._join.role == PROD and self._greeted and error.code == "target-refused":
+            self._note(f"the stream goes on ({error})")
+        else:
             self.machine.failed(error)
-        elif not self._finished.called:
-            self._news = error
-            self._ask_hello()
 
     # -- the end
 

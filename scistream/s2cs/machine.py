@@ -634,7 +634,7 @@ def _follow_producer(stream: Stream, core: Core, problem: StreamError | None = N
         return
     if problem is not None:
         core.has_moved = False
-        core.effects.tell_application(_news(record, problem.code, _still_leads(record, problem.msg)))
+        core.effects.tell_application(_still_leads(record, problem.msg))
         return
     targets = map_to_producer(record)
     stream._carry_out(None, _own_update(record, targets))
@@ -745,7 +745,7 @@ def _return(stream: Stream, core: Core) -> None:
     for caller in core.release_callers():
         core.refuse(caller, *why)
     if core.update_is_own:
-        core.effects.tell_application(_news(core.record, why[0], _still_leads(core.record, why[1])))
+        core.effects.tell_application(_still_leads(core.record, why[1]))
     elif core.record.role == PROD and why[0] == "target-refused":
         core.effects.tell_application(_news(core.record, *why))  # who said where to listen can mend it
     if not core.update_is_own and _leads_elsewhere(core.record):
@@ -758,11 +758,14 @@ def _return(stream: Stream, core: Core) -> None:
         stream.hello_timeout()
 
 
-def _still_leads(record: Record, why: str) -> str:
+def _still_leads(record: Record, why: str) -> Error:
+    """The news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
     targets = ", ".join(sorted(set(record.connection_map.values())))
-    return (
+    return _news(
+        record,
+        "target-refused",
         f"new connections still lead to {targets[:1000]}, and not to where ProdApp listens now: {why[:500]}. The user "
-        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`"
+        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`",
     )
 
 
@@ -809,7 +812,8 @@ def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
         core.refuse(caller, code, msg)
     if not callers:
         core.effects.tell_owner(_news(record, code, msg))
-    core.effects.tell_application(_news(record, code, msg))
+    # To an application `target-refused` says that its stream goes on.
+    core.effects.tell_application(_news(record, "gateway-failed" if code == "target-refused" else code, msg))
 
 
 def _news(record: Record, code: ErrorCode, msg: str) -> Error:

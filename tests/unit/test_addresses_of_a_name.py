@@ -126,7 +126,7 @@ def test_a_program_of_very_many_names_is_told_which_of_their_addresses_are_left_
     record = world.prod.control.streams[stream.uid, PROD].record
     assert record.app_listeners == list(map(str, listeners))
     assert sum(map(len, record.other_addresses.values())) == MAX_OTHER_ADDRESSES
-    assert ["Give their addresses in place of the name" in one for one in said] == [True]
+    assert len([one for one in said if "Give their addresses in place of the name" in one]) == 1
 
 
 def test_the_longest_targets_with_all_other_addresses_fit_into_a_line_to_a_gateway() -> None:

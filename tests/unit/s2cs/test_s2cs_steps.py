@@ -362,6 +362,14 @@ def test_who_waits_for_his_targets_behind_those_of_the_s2cs_hears_of_the_end(end
     assert isinstance(answered(rig.news(), waiting), Error)
 
 
+def test_no_end_of_a_stream_has_the_code_that_tells_an_application_that_its_stream_goes_on() -> None:
+    rig = Rig().to("Reserving")
+    rig.refuses(REFUSED)
+    assert rig.state == "Releasing"
+    (told,) = told_application(rig.news())
+    assert told.code == "gateway-failed"
+
+
 @pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
 def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: StreamError) -> None:
     rig = moved(gateways=1)
@@ -369,7 +377,7 @@ def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: 
     rig.refuses(why)
     assert rig.state == "Streaming"
     (told,) = told_application(rig.news())
-    assert told.code == why.code
+    assert told.code == "target-refused", "the code of what does not end a stream"
     assert f"new connections still lead to {APP[0]}" in told.msg
     assert f"`s2uc attach {UID}`" in told.msg
     rig.machine.targets_overdue()
@@ -395,7 +403,7 @@ def test_targets_that_only_some_gateways_take_are_put_back_there(why: StreamErro
     rig.answers("dtn2")
     assert rig.state == "Streaming"
     (told,) = told_application(rig.news())
-    assert told.code == why.code
+    assert told.code == "target-refused", "the code of what does not end a stream"
     assert f"new connections still lead to {APP[0]}" in told.msg
     rig.update()
     assert {command.generation for command in asked(rig.news(), UpdateTargets).values()} == {4}
