@@ -147,6 +147,9 @@ class ModelElements:
     def __init__(self, _process: Process, *_: Any, **__: Any) -> None:
         self.streams: dict[StreamKey, dict[int, ModelArming | None]] = {}
 
+    def most_connections(self) -> int:
+        return 0
+
     def start(self) -> None:
         """Nothing to start."""
 
