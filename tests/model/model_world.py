@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,11 @@ class Stores:
         store.process = Now.process
         return store
 
+    def close(self) -> None:
+        """No run begins any more."""
+        for store in (*self._spare, *self._open.values()):
+            store.close()
+
 
 @contextmanager
 def folder_for_stores() -> Iterator[Path]:
@@ -153,8 +158,8 @@ def folder_for_stores() -> Iterator[Path]:
 @contextmanager
 def stores() -> Iterator[Stores]:
     """Files for the stores."""
-    with folder_for_stores() as folder:
-        yield Stores(folder)
+    with folder_for_stores() as folder, closing(Stores(folder)) as files:
+        yield files
 
 
 @dataclass
