@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import click
 import msgspec
@@ -30,7 +29,7 @@ COMMANDS = {
     "appctrl": scistream.app.cli.main,
     "scistream": scistream.cli.main,
 }
-JOIN = Join(str(uuid4()), new_app_key(), Address("127.0.0.1", 5000), CONS, None)
+JOIN = Join("f81d4fae-7dec-11d0-a765-00a0c91e6bf6", new_app_key(), Address("127.0.0.1", 5000), CONS, None)
 
 
 def every_command() -> Iterator[tuple[str, click.Command]]:
