@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import sys
@@ -31,6 +30,7 @@ from gateways import (
     sleep,
     until,
 )
+from harness import open_descriptors
 from twisted.internet.threads import deferToThread
 
 from scistream.wire.address import Address
@@ -271,8 +271,7 @@ async def test_an_end_of_tcp_that_is_held_back_for_seconds_changes_nothing_for_t
 
 def descriptors(side: Side) -> list[int]:
     """How many descriptors each element process of a gateway has open."""
-    pids = [member._process.pid for member in side.elements._members]  # type: ignore[attr-defined]
-    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+    return [open_descriptors(member._process.pid) for member in side.elements._members]  # type: ignore[attr-defined]
 
 
 @pytest_twisted.ensureDeferred
