@@ -199,7 +199,12 @@ LOST: list[dict[int, str]] = [
     *({1: first, 2: second} for first, second in (("closed", "broken"), ("full", "broken"), ("broken", "full"))),
     *(dict.fromkeys((0, 1, 2), how) for how in HOW),
 ]
-RESERVING = ["request", "request --json", "request --join-dir", "probe --seconds 1"]
+RESERVING = [
+    "request",
+    "request --json",
+    "request --join-dir",
+    pytest.param("probe --seconds 1", marks=pytest.mark.long),
+]
 LAUNCHER = """
 import json, os, sys
 import scistream.entry, scistream.s2uc.cli, scistream.s2uc.commands, scistream.security.command
