@@ -49,7 +49,7 @@ def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_na
             arguments += ["--prod", "lab.example:5000", "--cons", "centre.example:5000"]
         wishes = command.make_context(name, arguments, obj=None).params
         if name == "request":
-            ports = scistream.s2uc.cli.parse_listen_ports(wishes["listen_ports"])
+            ports = wishes["listen_ports"]
             assert {len(numbers) for numbers in ports.values()} == {wishes["num_conn"]}
             assert all(port < FIRST_OF_CONNECTIONS for numbers in ports.values() for port in numbers)
     for ranges in re.findall(r'chosen_ports = "(.*?)"', text):
