@@ -611,7 +611,7 @@ def _place(text: str) -> Address | None:
 
 
 def one_form(address: Address) -> Address:
-    """The same address in the form that all ways of writing it have in common."""
+    """Return the canonical form of an address, which is the same however the address is written."""
     host, port = address
     host = host.rstrip(".").lower()
     numeric = numeric_address("127.0.0.1" if host == "localhost" else host)

@@ -76,8 +76,8 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
 
 
 class Lasting:
-    """A trouble that lasts: told as it begins and as it is over, however often it is met meanwhile. One that comes and
-    goes is told once a minute.
+    """Logs the beginning and the end of a failure that may last, and not each time that it is met in between. A failure
+    that comes and goes is logged once a minute.
 
     :param seconds: tells the time.
     """
@@ -90,7 +90,7 @@ class Lasting:
         self._quiet_until = 0.0
 
     def has_come(self, what: str) -> None:
-        """It is met, for the first time or once more."""
+        """Count a failure; log it if it has just begun."""
         self._count += 1
         now = self._seconds()
         if not self._is_told and (not self._quiet_until or now >= self._quiet_until):
@@ -98,7 +98,7 @@ class Lasting:
             self._log.error("{what}", what=what)
 
     def is_over(self, what: str) -> None:
-        """It is not met any more. Cheap where it has not been."""
+        """Log the end of the failure, with its count; do nothing if there was none."""
         if self._is_told:
             self._log.info("{what}; times that it failed: {count}", what=what, count=self._count)
             self._is_told, self._count = False, 0

@@ -161,7 +161,7 @@ class JournalSink:
 
 
 def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:
-    """The file that `audit` in s2cs.toml names; None if the trail goes elsewhere, or there is none.
+    """Return the file of the audit trail; None if the trail goes to the journal, or is not kept.
 
     :param setting: `auto`, `journal`, `none`, or a file.
     :param store: the file of the store, beside which `auto` lies.
@@ -172,9 +172,9 @@ def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:
 
 
 def open_sink(setting: str, file: Path | None) -> Sink | None:
-    """What `audit` in s2cs.toml names.
+    """Open the audit trail that the setting `audit` in s2cs.toml names; None if no trail is kept.
 
-    :param file: what `audit_file` says of it.
+    :param file: the result of `audit_file` for this setting.
     :raises ConfigProblem: if it cannot be opened.
     """
     if file is not None:

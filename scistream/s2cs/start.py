@@ -1,4 +1,4 @@
-"""What the machine of an S2CS has to have for its settings to be right, looked at before the S2CS starts."""
+"""Checks before an S2CS starts: whether this machine can give it what its settings ask for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scistream.toml_file import Problem, unless
 from scistream.wire.address import Address
 
 _BESIDE_STORE = ("", ".lock", "-wal", "-shm", "-journal")
-"""What follows the name of the store in the names of the files that belong to it."""
+"""Endings that are added to the name of the store to name the files that belong to it."""
 
 
 def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[Problem]:
-    """What this machine has not, and the settings ask for.
+    """Yield what the settings ask for and this machine does not have.
 
     :param config_file: where the settings came from: relative paths start there.
     """
@@ -71,7 +71,7 @@ def _files_read(config: S2CSConfig) -> Iterator[tuple[str, str]]:
 
 
 def _identity(path: Path) -> object:
-    """What two names of one file have in common."""
+    """Return a value that is equal for two paths if they lead to the same file."""
     try:
         found = path.stat()
     except OSError:

@@ -97,7 +97,7 @@ class DatagramSocket:
                 self._protocol.datagramReceived(data, address[:2])
 
     def _is_awaited(self, data: bytes) -> bool:
-        """Whether this is a whole message that answers a question: the protocol logs each that is not."""
+        """Return whether this is a whole answer to a question. Twisted would log each datagram that is not."""
         message = dns.Message()
         try:
             message.fromStr(data)

@@ -462,7 +462,8 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
-    """A refusal of one command, or, without `seq`, the news that a stream has failed."""
+    """A refusal of one command, or, without `seq`, the news that a stream has ended. To a producer's application,
+    `target-refused` without `seq` says that its listeners are not used, and that the stream goes on."""
 
     uid: Uid | None
     code: CodeName

@@ -124,16 +124,22 @@ def release(world: World, stream: Stream) -> None:
     world.result(other.close().deferred)
 
 
+def moves_while_silent(world: World, port: int) -> tuple[Stream, Any]:
+    """A stream whose producer has begun to listen elsewhere while a gateway does not answer, and its application."""
+    stream = left_alone(world)
+    world.running[0].program.end()  # type: ignore[union-attr]
+    world.network.mute(port)
+    world.network.run(3 * GATEWAY_PATIENCE)
+    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
+    world.network.run(0.1)
+    return stream, application
+
+
 @pytest.mark.parametrize("link", ["stays", "breaks"])
 def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_same(
     world: World, tmp_path: Path, link: str
 ) -> None:
-    stream = left_alone(world)
-    world.running[0].program.end()  # type: ignore[union-attr]
-    world.network.mute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
-    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
-    world.network.run(0.1)
+    stream, application = moves_while_silent(world, PROD_PORT + 2)
     narrow(world, tmp_path, "192.0.2.0/24")
     world.network.unmute(PROD_PORT + 2)
     world.network.run(3 * GATEWAY_PATIENCE)
@@ -153,12 +159,7 @@ def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_sa
 
 
 def test_a_producer_is_told_once_when_new_connections_will_lead_to_its_listeners(world: World) -> None:
-    stream = left_alone(world)
-    world.running[0].program.end()  # type: ignore[union-attr]
-    world.network.mute(PROD_PORT + 1)
-    world.network.run(3 * GATEWAY_PATIENCE)
-    application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
-    world.network.run(0.1)
+    _, application = moves_while_silent(world, PROD_PORT + 1)
     restart_control(world)  # the controller says Hello once more
     world.network.run(5.0)
     said = "new connections lead to these listeners as soon as the gateways have the new targets"
