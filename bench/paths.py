@@ -262,6 +262,7 @@ class _Facilities:
             key=user.key,
             authorities=[self._lab.authority, self._centre.authority],
             reactor=yard.reactor,
+            remember=False,
         )
         self._streams: list[Stream] = []
 

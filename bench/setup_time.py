@@ -10,6 +10,7 @@ join string.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
     attacker = count()
     with TemporaryDirectory(prefix="scistream-bench-") as name:
         children = Children(reactor, Path(name))
+        os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")  # not the list of whoever runs this
         try:
             ports = Ports()
             lab = Facility(Path(name) / "lab", "Lab", "lab", CHANNELS, 1000.0, ports)

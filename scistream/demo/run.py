@@ -117,6 +117,7 @@ class Demo:
             key=user.key,
             authorities=[lab.authority, centre.authority],
             reactor=self._reactor,
+            remember=False,
         )
         try:
             return await self._use(client, lab, centre, children, ports)

@@ -17,6 +17,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +191,10 @@ class Client:
             stream._effects.machine.release()
             raise
 
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
+
     def _remember(self, uid: str, servers: dict[Role, Address], wishes: Wishes, effects: StreamEffects) -> None:
         """Write a stream down before anybody hears of it, and strike it out when it is known to be over everywhere."""
         if not self._remembers:
@@ -205,20 +210,20 @@ class Client:
             expires_at=None if wishes.expires is None else now + wishes.expires,
             label=wishes.label,
         )
-        if Memory().add(known):
+        if self._memory.add(known):
             effects.on_reserved = lambda: self._note_end(uid, effects.seconds_left)
             effects.on_released = lambda: self._forget(uid)
 
     def _note_end(self, uid: str, seconds_left: float) -> None:
         try:
-            Memory().note_end(uid, time.time() + seconds_left)
+            self._memory.note_end(uid, time.time() + seconds_left)
         except ConfigProblem as problem:
             self._log.warn("stream {uid} stays in the list without its end: {problem}", uid=uid, problem=problem)
 
     def _forget(self, uid: str) -> None:
         try:
             if self._remembers:
-                Memory().note_release(uid)
+                self._memory.note_release(uid)
         except ConfigProblem as problem:
             self._log.warn("stream {uid} is released, and stays in the list: {problem}", uid=uid, problem=problem)
 

@@ -1,4 +1,4 @@
-"""The streams that a user has asked for and not released: a file of mode 0600 in her state directory.
+"""The streams that a user has asked for and not released: a file of mode 0600 for each in the user's state folder.
 
 It holds what a later command needs to find a stream by its uid. Join strings are not in it.
 """
@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +51,11 @@ SHORTEST_UID = 4
 
 WHOLE_UID = 36
 
+BETWEEN_CLEARINGS = 3600.0
+"""Seconds after which a program that goes on asking for streams removes the files of those that are long over."""
+
+SUFFIX = ".json"
+
 
 def checked_beginning(uid: str, *, changes: bool) -> str:
     """The beginning of a uid, as uids are written.
@@ -65,82 +72,81 @@ def checked_beginning(uid: str, *, changes: bool) -> str:
     return uid.lower()
 
 
-def default_path() -> Path:
-    """``$XDG_STATE_HOME/scistream/streams.json``, or the like below ``~/.local/state``.
+def default_folder() -> Path:
+    """``$XDG_STATE_HOME/scistream/streams``, or the like below ``~/.local/state``.
 
     :raises ConfigProblem: if there is no such folder.
     """
-    return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams.json"
+    return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams"
 
 
 class Memory:
-    """The file. Each change is locked against other commands and replaces the file whole.
+    """A folder with a file for each stream, so that a change costs the same however many streams there are. Changes
+    are locked against other commands, and each replaces its file whole.
 
-    :param path: the file; made on first use.
+    :param folder: made on first use.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path or default_path()
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or default_folder()
+        self._cleared_at = -BETWEEN_CLEARINGS
 
     def add(self, stream: Remembered) -> bool:
         """Remember a stream; False, and nothing changes, if one of its uid is remembered and not released.
 
-        :raises ConfigProblem: if the file cannot be read or written.
+        :raises ConfigProblem: if its file cannot be read or written.
         """
-        with self._locked() as streams:
-            if stream.uid in streams and streams[stream.uid].released_at is None:
+        with self._locked():
+            if time.monotonic() - self._cleared_at >= BETWEEN_CLEARINGS:
+                self._clear()
+            known = self._known(stream.uid)
+            if known is not None and known.released_at is None:
                 return False
-            streams[stream.uid] = stream
+            self._write(stream)
             return True
 
     def note_end(self, uid: str, expires_at: float) -> None:
         """Write down when a stream ends, by the word of its facilities."""
-        with self._locked() as streams:
-            if uid in streams:
-                streams[uid] = msgspec.structs.replace(streams[uid], expires_at=expires_at)
+        self._change(uid, expires_at=expires_at)
 
     def note_join_files(self, uid: str, files: Iterable[Path]) -> None:
         """Write down, before they are made, which files will hold the join strings of a stream."""
-        with self._locked() as streams:
-            if uid in streams:
-                names = [str(file.resolve()) for file in files]
-                streams[uid] = msgspec.structs.replace(streams[uid], join_files=names)
+        self._change(uid, join_files=[str(file.resolve()) for file in files])
 
     def remove_join_files(self, uid: str) -> None:
         """Remove the files of the join strings of a stream that is over: they are good for nothing more."""
-        known = self._read().get(uid)
+        known = self._known(uid)
         if known is not None:
             _remove_join_files(known)
 
     def remove(self, uid: str) -> None:
         """Forget a stream, known or not."""
-        with self._locked() as streams:
-            known = streams.pop(uid, None)
+        with self._locked():
+            known = self._known(uid)
             if known is not None:
                 _remove_join_files(known)
+                self._file(uid).unlink()
 
     def note_release(self, uid: str) -> None:
         """Strike a stream out because it is released; `was_released` still knows it for a day."""
-        with self._locked() as streams:
-            if uid in streams:
-                _remove_join_files(streams[uid])
-                streams[uid] = msgspec.structs.replace(streams[uid], released_at=time.time(), join_files=[])
+        self.remove_join_files(uid)
+        self._change(uid, released_at=time.time(), join_files=[])
 
     def was_released(self, uid: str) -> str | None:
         """The whole uid of the one released stream that a uid or its beginning fits; None if a stream that is not
         released fits, or not exactly one does."""
         beginning = checked_beginning(uid, changes=True)
-        fitting = [stream for stream in self._read().values() if stream.uid.startswith(beginning)]
+        fitting = self._streams(beginning)
         return fitting[0].uid if len(fitting) == 1 and fitting[0].released_at is not None else None
 
     def all(self) -> list[Remembered]:
         """All streams that have not expired, the oldest first."""
         now = time.time()
-        return [stream for stream in self._known() if stream.is_known_since(now)]
+        return [stream for stream in self._unreleased() if stream.is_known_since(now)]
 
-    def _known(self) -> list[Remembered]:
+    def _unreleased(self, beginning: str = "") -> list[Remembered]:
         """The same, and those that have expired of which a facility may still tell how they ended."""
-        unreleased = (stream for stream in self._read().values() if stream.released_at is None)
+        unreleased = (stream for stream in self._streams(beginning) if stream.released_at is None)
         return sorted(unreleased, key=lambda stream: stream.asked_at)
 
     def find(self, uid: str, *, changes: bool = False) -> Remembered:
@@ -150,49 +156,78 @@ class Memory:
         :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
         """
         beginning = checked_beginning(uid, changes=changes)
-        fitting = [stream for stream in self._known() if stream.uid.startswith(beginning)]
+        fitting = self._unreleased(beginning)
         if len(fitting) == 1:
             return fitting[0]
         which = "no stream" if not fitting else f"{len(fitting)} streams"
         fits = f"the uid {uid}" if len(beginning) == WHOLE_UID else f"a uid that begins with {uid!r}"
-        raise ConfigProblem(f"{which} with {fits} in {self._path}: `s2uc list` shows what is remembered")
+        raise ConfigProblem(f"{which} with {fits} in {self._folder}: `s2uc list` shows what is remembered")
 
     @contextmanager
-    def _locked(self) -> Iterator[dict[str, Remembered]]:
+    def _locked(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with locked_file(self._path.with_suffix(".lock")):
-                streams = self._read()
-                yield streams
-                self._write(streams)
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with locked_file(self._folder / ".lock"):
+                yield
         except NotLocked as problem:
             raise ConfigProblem(
                 f"{problem}. If it has no locks, set XDG_STATE_HOME to a folder on a local disk"
             ) from None
         except OSError as problem:
-            raise ConfigProblem(f"{problem.filename or self._path}: cannot be written: {problem.strerror}") from None
+            raise ConfigProblem(f"{problem.filename or self._folder}: cannot be written: {problem.strerror}") from None
 
-    def _read(self) -> dict[str, Remembered]:
+    def _change(self, uid: str, **changes: Any) -> None:
+        with self._locked():
+            known = self._known(uid)
+            if known is not None:
+                self._write(msgspec.structs.replace(known, **changes))
+
+    def _file(self, uid: str) -> Path:
+        return self._folder / (quote(uid, safe="") + SUFFIX)
+
+    def _streams(self, beginning: str) -> list[Remembered]:
+        """Those whose uid begins so and that are neither over nor forgotten, in no order."""
         try:
-            streams = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Remembered])
-            now = time.time()
-            for stream in streams.values():
-                if stream.join_files and not stream.is_known_since(now):
-                    _remove_join_files(stream)
-            since = now - AFTERLIFE
-            return {uid: stream for uid, stream in streams.items() if stream.is_known_since(since)}
+            names = [name for name in os.listdir(self._folder) if name.endswith(SUFFIX) and name.startswith(beginning)]
         except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.DecodeError) as problem:
-            raise ConfigProblem(f"{self._path}: cannot be read: {problem}; move it away to start anew") from None
+            return []
+        except OSError as problem:
+            raise ConfigProblem(f"{self._folder}: cannot be read: {problem.strerror}") from None
+        return [known for name in names if (known := self._read(self._folder / name)) is not None]
 
-    def _write(self, streams: dict[str, Remembered]) -> None:
-        fresh = self._path.with_suffix(".new")
-        with open(fresh, "wb", opener=_private) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(streams), indent=1) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+    def _known(self, uid: str) -> Remembered | None:
+        return self._read(self._file(uid))
+
+    def _read(self, file: Path) -> Remembered | None:
+        """What a file tells of a stream; None if there is no such file, or its stream has long been over."""
+        try:
+            stream = msgspec.json.decode(file.read_bytes(), type=Remembered)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as problem:
+            raise ConfigProblem(f"{file}: cannot be read: {problem}; move it away to go on without it") from None
+        now = time.time()
+        if stream.join_files and not stream.is_known_since(now):
+            _remove_join_files(stream)
+        return stream if stream.is_known_since(now - AFTERLIFE) else None
+
+    def _write(self, stream: Remembered) -> None:
+        file = self._file(stream.uid)
+        fresh = file.with_suffix(".new")
+        with open(fresh, "wb", opener=_private) as written:
+            written.write(msgspec.json.encode(stream) + b"\n")
+            written.flush()
+            os.fsync(written.fileno())
+        fresh.replace(file)
+
+    def _clear(self) -> None:
+        """Remove the files of streams that have long been over, and what a command that was killed has left."""
+        for file in self._folder.iterdir():
+            with suppress(ConfigProblem):  # one that cannot be read is for its user to move away, when it is asked for
+                if file.suffix == ".new" or (file.suffix == SUFFIX and self._read(file) is None):
+                    file.unlink()
+        self._cleared_at = time.monotonic()
 
 
 def _remove_join_files(stream: Remembered) -> None:

@@ -652,7 +652,7 @@ class World:
         settings.write_text(_toml({**_files(issue(folder / "users", "user", "ada")), "authorities": authorities}))
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
         self.env.update(XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"))
-        self.remembered = Memory(folder / "state" / "scistream" / "streams.json")
+        self.remembered = Memory(folder / "state" / "scistream" / "streams")
         """What the user's ``s2uc`` remembers."""
         self._programs: list[Program] = []
 

@@ -174,8 +174,10 @@ def test_a_signal_while_the_servers_start_leaves_nothing(run: Callable[..., Run]
     assert one.descendants() == {}
 
 
-def test_even_if_it_is_killed_nothing_goes_on(run: Callable[..., Run]) -> None:
-    one = run("--seconds", "60")
+def test_even_if_it_is_killed_nothing_goes_on_and_nothing_is_in_the_list_of_the_user(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    one = run("--seconds", "60", XDG_STATE_HOME=str(tmp_path / "state"))
     one.wait_until_streaming()
     one.process.kill()
     one.process.wait(DEADLINE)
@@ -183,6 +185,7 @@ def test_even_if_it_is_killed_nothing_goes_on(run: Callable[..., Run]) -> None:
     while one.descendants():
         assert time.monotonic() < limit, one.descendants()
         time.sleep(0.05)
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("server", ["lab/s2ds.toml", "centre/s2ds.toml", "lab/s2cs.toml"])

@@ -489,10 +489,10 @@ def test_the_memory_is_readable_by_its_user_alone_whatever_the_umask(tmp_path: P
         Memory().remove(remembered(1).uid)
     finally:
         os.umask(before)
-    folder = tmp_path / "state" / "scistream"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder = tmp_path / "state" / "scistream" / "streams"
+    assert {stat.S_IMODE(place.stat().st_mode) for place in (folder, folder.parent)} == {0o700}
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
-    assert (folder / "streams.json").exists()
+    assert (folder / f"{remembered(2).uid}.json").exists()
 
 
 @pytest.mark.parametrize("command", ["s2uc list", "s2uc release 12345678 --insecure"])
@@ -531,7 +531,7 @@ def _add_some(path: Path, first: int) -> None:
 
 
 def test_commands_that_run_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "streams.json"
+    path = tmp_path / "streams"
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_add_some, args=(path, 100 * number)) for number in range(3)]
     for other in others:
@@ -543,15 +543,16 @@ def test_commands_that_run_at_the_same_time_lose_nothing_of_each_other(tmp_path:
     assert len(Memory(path).all()) == 40
 
 
-def test_a_broken_memory_is_refused_with_its_name_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "scistream" / "streams.json"
-    path.parent.mkdir(parents=True)
+def test_a_stream_that_cannot_be_read_is_named_and_left_alone_and_hinders_no_other(tmp_path: Path) -> None:
+    Memory().add(remembered(1))
+    path = tmp_path / "state" / "scistream" / "streams" / f"{remembered(1).uid}.json"
     path.write_text("{half")
     refused = say("s2uc list")
     assert refused.exit_code == 2
     assert str(path) in refused.output
     with pytest.raises(ConfigProblem):
-        Memory().add(remembered())
+        Memory().add(remembered(1))
+    assert Memory().add(remembered(2))
     assert path.read_text() == "{half"
 
 

@@ -34,7 +34,7 @@ def test_a_file_system_without_locks_is_refused_with_the_remedy(
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(ConfigProblem, match=rf"{os.strerror(number)}.*XDG_STATE_HOME"):
-        Memory(tmp_path / "streams.json").remove("x")
+        Memory(tmp_path / "streams").remove("x")
     with pytest.raises(PkiError, match=rf"{os.strerror(number)}.*local disk"), locked(tmp_path):
         pass
 
@@ -48,22 +48,23 @@ def test_a_lock_that_is_kept_is_waited_for_with_a_limit_and_its_holder_named(
         "with locked_file(pathlib.Path(sys.argv[1])), locked_file(pathlib.Path(sys.argv[2])):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
-    files = [str(tmp_path / "streams.lock"), str(tmp_path / ".issued.jsonl.lock")]
+    (tmp_path / "streams").mkdir()
+    files = [str(tmp_path / "streams" / ".lock"), str(tmp_path / ".issued.jsonl.lock")]
     with subprocess.Popen(
         [sys.executable, "-c", code, *files], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigProblem, match=rf"process {other.pid} after 0.2 s"):
-            Memory(tmp_path / "streams.json").remove("x")
+            Memory(tmp_path / "streams").remove("x")
         with pytest.raises(PkiError, match=rf"process {other.pid} after 0.2 s"), locked(tmp_path):
             pass
         other.communicate(timeout=10)
-    Memory(tmp_path / "streams.json").remove("x")
+    Memory(tmp_path / "streams").remove("x")
 
 
 def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "streams.json")
+    memory = Memory(tmp_path / "streams")
     uid = str(uuid.uuid4())
     assert memory.add(stream(uid))
     assert memory.was_released(uid) is None
@@ -78,13 +79,46 @@ def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Pat
 
 
 def test_a_release_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Memory(tmp_path / "streams.json")
+    memory = Memory(tmp_path / "streams")
     uid = str(uuid.uuid4())
     memory.add(stream(uid, expires_at=time.time() + 30 * 86400))
     memory.note_release(uid)
     tomorrow = time.time() + 86401
     monkeypatch.setattr(time, "time", lambda: tomorrow)
     assert memory.was_released(uid) is None
+
+
+def test_the_cost_of_a_change_does_not_grow_with_the_number_of_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(tmp_path / "streams")
+    for _ in range(30):
+        memory.add(stream(str(uuid.uuid4())))
+    seen: list[str] = []
+    read, written = Path.read_bytes, memory._write
+    monkeypatch.setattr(Path, "read_bytes", lambda file: (seen.append(file.stem), read(file))[1])
+    monkeypatch.setattr(memory, "_write", lambda known: (seen.append(known.uid), written(known))[1])
+    uid = str(uuid.uuid4())
+    memory.add(stream(uid))
+    memory.note_end(uid, time.time() + 60)
+    memory.note_release(uid)
+    assert set(seen) == {uid}
+
+
+def test_files_of_streams_that_are_long_over_are_removed_and_so_is_what_a_killed_command_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "streams"
+    memory = Memory(folder)
+    old, released, new = (str(uuid.uuid4()) for _ in range(3))
+    memory.add(stream(old, expires_at=time.time() + 10))
+    memory.add(stream(released))
+    memory.note_release(released)
+    (folder / f"{old}.new").write_text("{half")
+    tomorrow = time.time() + 86411
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    Memory(folder).add(stream(new))
+    assert sorted(file.name for file in folder.iterdir()) == [".lock", f"{new}.json"]
 
 
 # -- files of join strings
