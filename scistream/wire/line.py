@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     IPushProducer,
     IReactorTime,
+    ITCPTransport,
 )
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
@@ -340,6 +341,8 @@ class Link(LineOnlyReceiver):
             self.refusal = ConnectionRefusedError()
             self.transport.abortConnection()
             return
+        if ITCPTransport.providedBy(self.transport):  # or a short line waits until the far end confirms the last one
+            self.transport.setTcpNoDelay(True)
         self._start_limit(HANDSHAKE_SECONDS, "no TLS handshake")
         self._visit.arrived(self._cut_off)
         if self._authenticate is None:
