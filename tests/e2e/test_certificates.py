@@ -98,11 +98,23 @@ def controller_of(facility: Facility) -> Issued:
 @contextmanager
 def a_fresh_certificate_afterwards(pki: Path, kind: Any, name: str, *san: str) -> Iterator[None]:
     """What a test has revoked is issued anew at its end, under the same files."""
-    yield
-    files = files_of(pki, name)
-    files.certificate.unlink()
-    files.key.unlink()
-    issue(pki, kind, name, san)
+    try:
+        yield
+    finally:
+        files = files_of(pki, name)
+        files.certificate.unlink()
+        files.key.unlink()
+        issue(pki, kind, name, san)
+
+
+def with_new_links(facility: Facility) -> None:
+    """Make the links of an S2CS with the certificates that are there now; a test before may have renewed one."""
+    for gateway in facility.gateways:
+        reload(gateway)
+    facility.server.stop()
+    facility.server.start()
+    facility.server.wait_until_ready()
+    facility.wait_for_links()
 
 
 # -- revoked
@@ -150,6 +162,7 @@ def test_a_revoked_controller_is_refused_at_its_gateway_and_its_successor_obeyed
     world: World,
 ) -> None:
     (gateway,), server = world.lab.gateways, world.lab.server
+    with_new_links(world.lab)
     old = controller_of(world.lab)
     with flowing(world) as asked:
         with to(gateway, world.lab, old) as link:
@@ -180,6 +193,7 @@ def test_a_revoked_controller_is_refused_at_its_gateway_and_its_successor_obeyed
 def test_a_revoked_gateway_gets_no_stream_from_its_s2cs_until_it_has_a_new_certificate(world: World) -> None:
     (gateway,), server = world.lab.gateways, world.lab.server
     name = f"{gateway.name}-server"
+    with_new_links(world.lab)
     with flowing(world) as asked:
         with a_fresh_certificate_afterwards(world.lab.pki, "server", name, HOST):
             revoke(world.lab.pki, name)
@@ -418,11 +432,7 @@ def test_what_expires_soon_is_in_the_log_and_in_what_the_user_is_told(world: Wor
         assert "EXPIRY: the server certificate of" in log
         assert "expires in 3 days" in log
         assert "scistream pki renew" in log
-        reload(gateway)
-        server.stop()  # so that it has seen the new certificate of its gateway
-        server.start()
-        server.wait_until_ready()
-        world.lab.wait_for_links()
+        with_new_links(world.lab)
         told = json.loads(world.s2uc(*known, "--json").stdout)["warnings"]
         assert set(told) == {world.lab.s2cs, world.centre.s2cs}
         text = "\n".join(told[world.lab.s2cs])

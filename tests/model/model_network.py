@@ -252,6 +252,9 @@ class End:
             network.add(Item("close", self.other, self.process, self.other.process, text="closed"))
             network.add(Item("gone", self, None, self.process, text="closed"))
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """ITCPTransport. Nothing is held back here."""
+
     def abortConnection(self) -> None:
         """ITCPTransport."""
         self.loseConnection()

@@ -226,6 +226,9 @@ class End:
             self._link.network.callLater(LATENCY, other.gone, ConnectionDone())
             self._link.network.callLater(LATENCY, self.gone, ConnectionDone())
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """ITCPTransport. Nothing is held back here."""
+
     def abortConnection(self) -> None:
         """ITCPTransport."""
         other = self._link.other(self)
