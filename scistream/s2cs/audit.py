@@ -238,7 +238,8 @@ class AuditTrail:
     def _end_windows(self, *, all_of_them: bool = False) -> None:
         """They are in the order of their beginning. A clock that was set back ends them, too."""
         now = self.wall()
-        for key, window in list(self._refusals.items()):
+        while self._refusals:
+            key, window = next(iter(self._refusals.items()))
             if not all_of_them and not window.is_over(now):
                 return
             del self._refusals[key]

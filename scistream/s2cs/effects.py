@@ -67,6 +67,9 @@ class Facility(Protocol):
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written."""
 
+    def use_changed(self, held: Held) -> None:
+        """The record of a stream says something new of what it holds, or may."""
+
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
 
@@ -116,15 +119,11 @@ class Held:
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
-    @property
-    def page_key(self) -> str:
-        """Orders streams for the pages of Status."""
-        return f"{self.record.uid}/{self.record.role}"
-
     # -- effects
 
     def _failed(self, effect: str, error: StreamError) -> None:
         """An effect has raised: end the stream, in a way that nothing can hold up."""
+        self._server.use_changed(self)  # which `save` may have failed to say
         if effect == "save":
             self._server.unwritten.add(self.record.key)
         if effect == "ask" and self.record.state == "Releasing":
@@ -152,6 +151,7 @@ class Held:
             record.started_at = self._server.wall()
         if record.state == "Released":
             self.trail.ended()
+        self._server.use_changed(self)
         try:
             self._server.store.save(record)
         except StreamError:  # the store has told it
@@ -186,9 +186,7 @@ class Held:
             self._asked_to_release.add(gateway)
             asked.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
         else:
-            asked.addCallbacks(
-                lambda answer: self.machine.gateway_answered(gateway, answer), self._refused, (), {}, (gateway,)
-            )
+            asked.addCallbacks(self._answered, self._refused, (gateway,), {}, (gateway,))
 
     def _no_such_gateway(self, gateway: str, command: Command) -> None:
         if isinstance(command, Rel):
@@ -212,6 +210,10 @@ class Held:
     def _seconds_left_on_gateways(self) -> float:
         """For how long a gateway that cannot be asked may hold what it has of this stream."""
         return float(self._expires_at + HELD_LONGER - self._server.reactor.seconds())
+
+    def _answered(self, answer: Resp, gateway: str) -> None:
+        self.machine.gateway_answered(gateway, answer)
+        self._server.use_changed(self)
 
     def _refused(self, failure: Failure, gateway: str) -> None:
         failure.trap(StreamError, CancelledError)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from twisted.logger import Logger
 
 from scistream.config import S2CSConfig, beside, parse_seconds
 from scistream.s2cs.identities import canonical
+from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
 from scistream.s2cs.record import Record
 from scistream.s2cs.rules import Asked, Standing
@@ -21,7 +21,7 @@ from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Hello, Req, Role, StreamKey, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Hello, Req, Role, UpdateTargets
 
 _log = Logger()
 
@@ -112,10 +112,8 @@ class Guard:
         :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
         """
         now, most = self._seconds(), self._limits.requests_per_minute
-        for other, (began, _) in list(self._asked.items()):
-            if now - began < MINUTE:
-                break
-            del self._asked[other]
+        while self._asked and now - next(iter(self._asked.values()))[0] >= MINUTE:
+            del self._asked[next(iter(self._asked))]
         began, count = self._asked.setdefault(owner, (now, 0))
         if count >= most:
             raise StreamError(
@@ -129,16 +127,16 @@ class Guard:
         """Whether somebody is an administrator, who may see, update and release the streams of all."""
         return self.policy is not None and self.policy.is_administrator(identity_of(owner))
 
-    def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
+    def life(self, owner: str, request: Req, use: OwnerUse) -> float:
         """Whether a new stream may be had, and for how many seconds.
 
-        :param records: of all live streams of this owner.
+        :param use: the live streams of this owner.
         :raises StreamError: `not-authorized`, naming the rule.
         """
         if request.expires is not None:
             self._check_facility(request.expires)
         if self.policy is None:
-            self._check_streams(owner, request, records)
+            self._check_streams(request, use)
             return request.expires or min(self._usual_life, self._longest_life)
         asked = Asked(
             request.role,
@@ -152,10 +150,11 @@ class Guard:
         decision = self.policy.rule_for(identity, request.role)
         decision.enforce()
         assert decision.rule is not None, "an allowance comes from a rule"
-        standing = _standing(owner, (request.uid, request.role), decision.rule.roles, records, self._used_today(owner))
+        streams, rate = use.beside((request.uid, request.role), decision.rule.roles)
+        standing = Standing(streams, rate, self._used_today(owner))
         decision.rule.decide(asked, standing).enforce()
         if decision.rule.streams is None:
-            self._check_streams(owner, request, records)
+            self._check_streams(request, use)
         longest = min(self._longest_life, decision.rule.expires or self._longest_life)
         return request.expires or min(self._usual_life, longest)
 
@@ -166,9 +165,9 @@ class Guard:
                 f"asked for a stream of {life:.0f} s, and this facility allows {self._longest_life:.0f} s at most",
             )
 
-    def _check_streams(self, owner: str, request: Req, records: Iterable[Record]) -> None:
+    def _check_streams(self, request: Req, use: OwnerUse) -> None:
         """:raises StreamError: `no-capacity`, if there is no rule that says it and the owner has enough streams."""
-        there = _standing(owner, (request.uid, request.role), (PROD, CONS), records, 0).streams
+        there, _ = use.beside((request.uid, request.role), (PROD, CONS))
         if there >= self._limits.streams_per_identity:
             raise StreamError(
                 "no-capacity",
@@ -226,18 +225,3 @@ class Guard:
             return None
         decision = rule.decide_volume(self._used_today(record.owner))
         return None if decision.allowed else decision.reason
-
-
-def _standing(owner: str, key: StreamKey, roles: Iterable[str], records: Iterable[Record], used_today: int) -> Standing:
-    """What an owner has in these roles beside the end that is asked for. Both ends of one stream here are one stream
-    to be counted, and two rates to be added, since each is reserved for itself."""
-    there = [
-        (record.uid, record.request.rate)
-        for record in records
-        if record.request is not None
-        and (record.owner, record.role in roles) == (owner, True)
-        and record.key != key
-        and record.state != "Released"
-    ]
-    others = {uid for uid, _ in there} - {key[0]}
-    return Standing(len(others), math.fsum(rate for _, rate in there), used_today)

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.s2cs.early import EARLY_SECONDS
-from scistream.s2cs.pool import Taken
+from scistream.s2cs.in_use import GatewayUse, Taken
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
@@ -100,6 +100,8 @@ class Gateway:
         self._asked = 0
         self.strangers: dict[StreamKey, Taken] = {}
         """Streams on the gateway of which the S2CS has no record."""
+        self.strangers_use = GatewayUse()
+        """What these streams hold there."""
         self.is_compared = False
         """Whether it has once been looked at whole since this process was started."""
 
@@ -162,6 +164,10 @@ class Gateway:
     def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
         """Remember the streams here of which the S2CS has no record, and say so once of each."""
         news = [key for key in strangers if key not in self.strangers]
+        for key in self.strangers.keys() - strangers.keys():
+            self.strangers_use.drop(key)
+        for key, taken in strangers.items():
+            self.strangers_use.put(key, taken)
         self.strangers = strangers
         if news:
             named = ", ".join(f"{uid} ({role})" for uid, role in news[:MOST_NAMED])

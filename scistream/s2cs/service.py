@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 
 from scistream.config import Gateway as GatewaySettings
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
+from scistream.paging import page_key
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit import AuditTrail
 from scistream.s2cs.audit_sink import Sink, audit_file, open_sink
@@ -34,11 +35,12 @@ from scistream.s2cs.early import EarlyRequests
 from scistream.s2cs.effects import Held
 from scistream.s2cs.enforcement import Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.in_use import Taken
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.live import LiveStreams
 from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
-from scistream.s2cs.pool import Member, Taken, member, spares, spread
+from scistream.s2cs.pool import Member, member, spares, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
 from scistream.s2cs.start import unmake
@@ -326,6 +328,10 @@ class ControlServer(Service):
     def _forget_old(self) -> None:
         self.store.forget_old(self.wall() - REMEMBER_SECONDS)
 
+    def use_changed(self, held: Held) -> None:
+        """The record of a stream says something new of what it holds, or may."""
+        self.streams.note_use(held)
+
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
         self.ledger.close(held.record)
@@ -388,7 +394,11 @@ class ControlServer(Service):
         if link.is_stranger:
             self._misused(link, "an answer to nothing")
             return
-        for held in self.streams.of_link(link):
+        if answer.uid is None:
+            asked = self.streams.of_link(link)
+        else:
+            asked = [held for role in ROLES if (held := self.streams.get((answer.uid, role))) is not None]
+        for held in asked:
             if held.app_link is link and held.app_outbox.answered(answer):
                 return
 
@@ -470,7 +480,7 @@ class ControlServer(Service):
         self._forget_old()
         self.guard.count_request(owner)
         self.audit.request(link, request, owner)
-        life = self.guard.life(owner, request, [held.record for held in self.streams.of_owner(owner)])
+        life = self.guard.life(owner, request, self.streams.use_of_owner(owner))
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
         plan = spread(members, request.num_conn, request.rate, request.listen_ports)
@@ -492,9 +502,8 @@ class ControlServer(Service):
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
     def _members(self) -> list[Member]:
-        records = [held.record for held in self.streams.values()]
         return [
-            member(name, gateway.room, records, gateway.strangers.values())
+            member(name, gateway.room, self.streams.use_of_gateway(name), gateway.strangers_use)
             for name, gateway in self.gateways.items()
             if gateway.room is not None and gateway.dialer.link is not None
         ]
@@ -544,10 +553,10 @@ class ControlServer(Service):
                 raise _none_of_yours(command.uid)
             for held in chosen:
                 self._note_owner_link(held, link, owner)
-            chosen.sort(key=lambda held: held.page_key)
+            chosen.sort(key=_page_key)
         else:
             chosen = self._seen_after(owner, command.after or "", command.role, command.limit + 1)
-        page = [held for held in chosen if held.page_key > (command.after or "")]
+        page = [held for held in chosen if _page_key(held) > (command.after or "")]
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
 
@@ -557,8 +566,8 @@ class ControlServer(Service):
 
     def _seen_after(self, owner: str, after: str, role: Role | None, most: int) -> list[Held]:
         """The streams that somebody may see, from one on, in the order of their pages."""
-        seen = self.streams.after(after) if self.guard.sees_all(owner) else iter(self.streams.of_owner(owner))
-        return list(islice((held for held in seen if role in (None, held.record.role) and held.page_key > after), most))
+        seen = self.streams.after(after) if self.guard.sees_all(owner) else self.streams.of_owner(owner, after)
+        return list(islice((held for held in seen if role in (None, held.record.role)), most))
 
     def _gateways_of(self, page: list[Held]) -> list[Gateway]:
         names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
@@ -573,7 +582,7 @@ class ControlServer(Service):
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)
-        last = page[len(streams) - 1].page_key if len(streams) < len(page) else None
+        last = _page_key(page[len(streams) - 1]) if len(streams) < len(page) else None
         state = streams[0].state if command.uid is not None and len(streams) == 1 else ""
         link.answer(
             command, state, f"{len(streams)} streams", streams=streams, more=last, warnings=self._warnings(link)
@@ -669,7 +678,7 @@ class ControlServer(Service):
 
     def held_by(self, gateway: str) -> set[StreamKey]:
         """The streams that this gateway must know of: reserved, and not seen to be released."""
-        return {key for key, held in self.streams.items() if held.is_held_by(gateway)}
+        return {held.record.key for held in self.streams.at_gateway(gateway) if held.is_held_by(gateway)}
 
     def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
         """The channels that this gateway has of one of them; none of any other stream."""
@@ -686,7 +695,8 @@ class ControlServer(Service):
         self._pool_addresses.learn(gateway.name, gateway.room)
         self._write_again()
         self.audit.flush()
-        for key, held in list(self.streams.items()):
+        for held in self.streams.at_gateway(gateway.name):
+            key = held.record.key
             if held.is_of_another_boot(gateway.name, boot):
                 held.machine.gateway_lost(gateway.name, "was restarted, and what it held of this stream is gone")
             elif held.record.state == "Releasing":
@@ -752,6 +762,10 @@ class ControlServer(Service):
                     f"and this facility releases it after {most:.0f} s (`release_broken_after`): {broken.reason}"
                 )
                 held.machine.fault(StreamError("timeout", msg))
+
+
+def _page_key(held: Held) -> str:
+    return page_key(held.record.key)
 
 
 def _none_of_yours(uid: str) -> StreamError:

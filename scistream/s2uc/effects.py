@@ -381,7 +381,7 @@ class StreamEffects:
 
     def ended(self) -> None:
         for server in self._servers.values():
-            server.streams.discard(self._guarded)
+            server.remove(self._guarded)
         if not self.core.not_released and not self.is_unknown:
             self.on_released()
         self._tell_ended()
@@ -571,7 +571,7 @@ class Server:
 
     def __init__(self, link: Dialer) -> None:
         self.dialer = link
-        self.streams: set[StreamEffects] = set()
+        self._of_uid: dict[str, set[StreamEffects]] = {}
         self.authority: str | None = None
         self.warnings: list[str] = []
         """What it has said last of certificates that expire soon."""
@@ -582,12 +582,24 @@ class Server:
 
     def add(self, effects: StreamEffects) -> None:
         """A stream is to be kept there."""
-        self.streams.add(effects)
+        self._of_uid.setdefault(effects.uid, set()).add(effects)
         if not self.dialer.running:
             self.dialer.startService()
         elif self.dialer.link is not None:
             for role in effects.roles_at(self):
                 effects.machine.reached(role)
+
+    def remove(self, effects: StreamEffects) -> None:
+        """Forget a stream that is over. Idempotent."""
+        same_uid = self._of_uid.get(effects.uid, set())
+        same_uid.discard(effects)
+        if not same_uid:
+            self._of_uid.pop(effects.uid, None)
+
+    @property
+    def streams(self) -> list[StreamEffects]:
+        """The streams that are kept there."""
+        return [effects for same_uid in self._of_uid.values() for effects in same_uid]
 
     def ask_if_reached(self, command: Command, patience: float | None) -> Deferred[Resp]:
         """Send a command until it is answered, if the server can be reached within seconds.
@@ -615,24 +627,23 @@ class Server:
     def _up(self) -> None:
         assert self.dialer.link is not None
         self.authority = self.dialer.link.peer or None
-        for effects in list(self.streams):
+        for effects in self.streams:
             effects.link_up(self)
 
     def _down(self, trouble: str, hopeless: bool) -> None:
         if hopeless:
-            for effects in list(self.streams):
+            for effects in self.streams:
                 effects.link_hopeless(self, trouble)
             self.dialer.outbox.close(StreamError("not-authenticated", trouble))
 
     def _poll(self) -> None:
-        for effects in list(self.streams):
+        for effects in self.streams:
             effects.look(self)
 
     def _heard(self, _link: Link, message: Message) -> None:
-        if isinstance(message, ProdLstn | Error):
-            for effects in list(self.streams):
-                if effects.uid == message.uid:
-                    effects.heard(self, message)
+        if isinstance(message, ProdLstn | Error) and message.uid is not None:
+            for effects in list(self._of_uid.get(message.uid, ())):
+                effects.heard(self, message)
 
 
 def _ports_not_granted(request: Req, listeners: Sequence[str]) -> str | None:

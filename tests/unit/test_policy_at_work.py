@@ -20,6 +20,7 @@ from zope.interface import directlyProvides, providedBy
 
 from scistream.config import S2CSConfig
 from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
+from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.record import Record
 from scistream.s2ds.relay.board import TO_CONSUMER
@@ -559,9 +560,9 @@ def test_at_an_insecure_s2cs_everybody_is_one_identity_that_a_rule_may_name(tmp_
     (tmp_path / "policy.toml").write_text(rule("insecure:loopback", "none", rate="2Mbit"))
     config = S2CSConfig(gateways=[], insecure=True, policy="policy.toml")
     guard = Guard(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
-    assert guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=2.0), []) == 86400.0
+    assert guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=2.0), OwnerUse()) == 86400.0
     with pytest.raises(StreamError, match="rule 1 `beamline`"):
-        guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=3.0), [])
+        guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=3.0), OwnerUse())
 
 
 def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path: Path) -> None:
@@ -584,7 +585,7 @@ def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path
 
 def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
     guard = Guard(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
-    assert guard.life("ada", a_req(), []) == 1800.0
-    assert guard.life("ada", a_req(expires=3600.0), []) == 3600.0
+    assert guard.life("ada", a_req(), OwnerUse()) == 1800.0
+    assert guard.life("ada", a_req(expires=3600.0), OwnerUse()) == 3600.0
     with pytest.raises(StreamError, match="3600 s at most"):
-        guard.life("ada", a_req(expires=3601.0), [])
+        guard.life("ada", a_req(expires=3601.0), OwnerUse())

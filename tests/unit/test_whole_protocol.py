@@ -6,8 +6,9 @@ states that one party's machine of a stream has passed through.
 
 from __future__ import annotations
 
+import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
 from scistream.s2cs.early import EARLY_SECONDS
 from scistream.s2cs.effects import TARGETS_PATIENCE
 from scistream.s2cs.enforcement import identity_of
+from scistream.s2cs.in_use import is_counted, taken_by
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Client, Stream
@@ -34,7 +36,7 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.join import Join, new_app_key
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Room, Status, UpdateTargets
 
 T = TypeVar("T")
 
@@ -47,12 +49,19 @@ RELEASED = ["releasing", "released"]
 
 
 class Facility:
-    """An S2CS at a port, and its gateways at the ports after it, with eight ports of 1 Gbit/s in all each."""
+    """An S2CS at a port, and its gateways at the ports after it, with so many ports of 1 Gbit/s in all each."""
 
     def __init__(
-        self, network: MemoryNetwork, folder: Path, port: int, gateways: int = 1, chosen_ports: str = ""
+        self,
+        network: MemoryNetwork,
+        folder: Path,
+        port: int,
+        gateways: int = 1,
+        chosen_ports: str = "",
+        ports: int = 8,
     ) -> None:
         folder.mkdir(exist_ok=True)
+        self._ports = ports
         self._chosen_ports = chosen_ports
         self.network = network
         self.port = port
@@ -66,13 +75,13 @@ class Facility:
         settings = S2DSConfig(
             listen=f"{HOST}:{at}",
             insecure=True,
-            ports=f"{first}-{first + 7}",
+            ports=f"{first}-{first + self._ports - 1}",
             chosen_ports=self._chosen_ports,
             capacity="1Gbit",
             elements=0,
         )
         server = DataServer(self.network, settings, self._folder / f"{at}.toml")
-        server.ports = MemoryPorts(first, first + 7, settings.chosen_ranges)
+        server.ports = MemoryPorts(first, first + self._ports - 1, settings.chosen_ranges)
         server.startService()
         self._started.append(server)
         return server
@@ -89,13 +98,27 @@ class Facility:
         """Stop every server that still runs, also one whose place another has taken."""
         return [server.stopService() for server in self._started if server.running]
 
+    def check_sums(self) -> None:
+        """What the S2CS has summed up of its live streams must be what a sum over their records gives."""
+        streams = self.control.streams
+        counted = [held.record for held in streams.values() if is_counted(held.record)]
+        for name in self.control.gateways:
+            taken = [taken_by(record, name) for record in counted if name in record.plan]
+            use = streams.use_of_gateway(name)
+            assert use.rate == math.fsum(one.rate for one in taken)
+            assert use.ports_of(Room(ports=8, rate=1.0)) == sum(one.ports for one in taken)
+            assert dict(use.lent) == Counter(port for one in taken for port in one.lent)
+            assert {held.record.key for held in streams.at_gateway(name)} == {
+                record.key for record in counted if name in record.plan
+            }
+
     def is_empty(self) -> bool:
         """Whether all ports and all capacity of all gateways are free, and nothing listens there."""
         return not any(self.held()) and not self.listening()
 
     def held(self) -> list[tuple[int, float]]:
         """Ports and Mbit/s that each gateway has given out."""
-        return [(8 - one.ports.free, one.capacity.total - one.capacity.free) for one in self.gateways if is_used(one)]
+        return [(lent(one), one.capacity.total - one.capacity.free) for one in self.gateways if is_used(one)]
 
     def listening(self) -> list[int]:
         """The reserved ports that accept connections by now."""
@@ -103,26 +126,33 @@ class Facility:
         return sorted(sock.getsockname()[1] for sock in given if sock.listens)  # type: ignore[attr-defined]
 
 
+def lent(gateway: DataServer) -> int:
+    """How many ports of its range a gateway has given out."""
+    return gateway.ports.last - gateway.ports.first + 1 - gateway.ports.free
+
+
 def is_used(gateway: DataServer) -> bool:
-    return gateway.ports.free != 8 or gateway.capacity.free != gateway.capacity.total
+    return lent(gateway) != 0 or gateway.capacity.free != gateway.capacity.total
 
 
 class World:
     """Two facilities, and what is logged by anybody."""
 
-    def __init__(self, folder: Path, gateways: int = 1, chosen_ports: str = "") -> None:
+    def __init__(self, folder: Path, gateways: int = 1, chosen_ports: str = "", ports: int = 8) -> None:
         self.network = MemoryNetwork()
         self._stories: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         self.crashes: list[str] = []
         globalLogPublisher.addObserver(self._note)
-        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways, chosen_ports)
-        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways, chosen_ports)
+        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways, chosen_ports, ports)
+        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways, chosen_ports, ports)
         self.client = Client(insecure=True, reactor=self.network)
         self.running: list[Application] = []
 
     def close(self) -> None:
         """Stop all servers, so that no test leaves files or memory to those that come after it."""
         try:
+            self.prod.check_sums()
+            self.cons.check_sums()
             stopping = [*self.prod.stop(), *self.cons.stop()]
             self.network.run(5)
             assert all(stopped.called for stopped in stopping), "a server does not stop"
