@@ -42,7 +42,6 @@ from scistream.security.guard import place_of
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller
 from scistream.wire.messages import Error, Req, ResetReason, Resp, Role
 
 MAX_WAITING_BYTES = 2**20
@@ -109,6 +108,18 @@ class AuditTrail:
         """A link has failed at the door."""
         address, host = _address(link)
         self._emit_refusal(None, (host,), LinkRefused, address=address, reason=reason)
+
+    def answered(
+        self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
+    ) -> None:
+        """A command is answered: called where each answer leaves, so that no line about one is written elsewhere.
+
+        :param stream: the trail of the stream that the command was for, if it reached one.
+        """
+        if isinstance(answer, Error):
+            self.refused(link, cmd, answer.uid, role, answer.code, answer.msg)
+        elif stream is not None and cmd == "Hello":
+            stream.greeted(link)
 
     def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
         """A command was refused."""
@@ -332,14 +343,12 @@ class StreamTrail:
         self._resets_began = 0.0
         self._resets_seen = 0
 
-    def answered(self, caller: Caller, message: Resp | Error) -> None:
-        """A command is answered."""
+    def greeted(self, link: Link) -> None:
+        """A Hello was answered: a line, unless it says what the last one from this link has said."""
         record = self._record
-        if isinstance(message, Error):
-            self._audit.refused(caller.link, caller.cmd, record.uid, record.role, message.code, message.msg)
-        elif caller.cmd == "Hello" and (caller.link, record.app_listeners) != (self._greeted_on, self._greeted_with):
-            self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
-            address, _ = _address(caller.link)
+        if (link, record.app_listeners) != (self._greeted_on, self._greeted_with):
+            self._greeted_on, self._greeted_with = link, list(record.app_listeners)
+            address, _ = _address(link)
             self._emit_bounded(Hello, address=address, listeners=self._greeted_with)
 
     def _emit_bounded(self, kind: type[Any], **fields: Any) -> None:

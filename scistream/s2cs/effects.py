@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
-from scistream.s2cs.enforcement import identity_of
+from scistream.s2cs.enforcement import Grant, Guard, identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
@@ -38,6 +38,7 @@ from scistream.wire.messages import (
     ReqListeners,
     ResetReason,
     Resp,
+    Role,
     StartConn,
     StreamKey,
     StreamStatus,
@@ -73,9 +74,17 @@ class Facility(Protocol):
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
 
-    def check_targets(self, record: Record, addresses: list[str]) -> None:
+    guard: Guard
+
+    def answer(
+        self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
+    ) -> None:
+        """Send the answer to a command, and write the line of the audit trail that belongs to it."""
+
+    def check_targets(self, record: Record, addresses: list[str], grant: Grant) -> None:
         """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
 
+        :param grant: what the policy has answered.
         :raises StreamError: if it may not.
         """
 
@@ -245,8 +254,7 @@ class Held:
                 self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
-        self.trail.answered(caller, message)
-        caller.link.send(message)
+        self._server.answer(caller.link, caller.cmd, self.record.role, message, self.trail)
 
     def tell_owner(self, message: ProdLstn | Error) -> None:
         for link in self._owner_links:
@@ -309,21 +317,22 @@ class Held:
                 return StreamError(
                     "gateway-failed", f"gateway {name} runs older software, which takes new targets only from the user"
                 )
-        self.keep_allowed_addresses()
-        return self._target_problem(self.record.app_listeners)
+        grant = self._server.guard.of_stream(self.record)
+        self.keep_allowed_addresses(grant)
+        return self._target_problem(self.record.app_listeners, grant)
 
-    def keep_allowed_addresses(self) -> None:
+    def keep_allowed_addresses(self, grant: Grant) -> None:
         """Forget the other addresses of ProdApp's names that the policy, the pool or a gateway allows no more."""
         record = self.record
         allowed = {
-            listener: [one for one in others if self._target_problem([one]) is None]
+            listener: [one for one in others if self._target_problem([one], grant) is None]
             for listener, others in record.other_addresses.items()
         }
         record.other_addresses = {listener: others for listener, others in allowed.items() if others}
 
-    def _target_problem(self, addresses: list[str]) -> StreamError | None:
+    def _target_problem(self, addresses: list[str], grant: Grant) -> StreamError | None:
         try:
-            self._server.check_targets(self.record, addresses)
+            self._server.check_targets(self.record, addresses, grant)
         except StreamError as error:
             return error
         return None
@@ -341,6 +350,7 @@ class Held:
     def release(self, caller: Caller, owner: str) -> None:
         """REL: by the owner, or by an administrator, who is named to the owner and to the application."""
         record = self.record
+        self.trail.release_asked(caller.link)
         is_told = owner != record.owner and record.state not in ("Releasing", "Released")
         if is_told:
             msg = f"the stream was released by {identity_of(owner).name}, an administrator of this facility"

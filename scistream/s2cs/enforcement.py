@@ -1,12 +1,14 @@
 """The policy of an S2CS at work: what it is asked before a command of a user or an application has any effect.
 
-`Guard` knows the streams by their records alone. Whatever it forbids it raises as a StreamError, and changes nothing.
+`Guard` is asked once for each command, and knows the streams by their records alone. Its answer, a `Grant`, is all that
+the command needs to know of the policy while it is carried out.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -16,12 +18,12 @@ from scistream.s2cs.identities import canonical
 from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
 from scistream.s2cs.record import Record
-from scistream.s2cs.rules import Asked, Standing
+from scistream.s2cs.rules import Asked, Decision, Standing
 from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Hello, Req, Role, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Rel, Req, Status, UpdateTargets
 
 _log = Logger()
 
@@ -77,6 +79,55 @@ def identity_of(owner: str) -> Identity:
     return Identity(issuer.removesuffix(")"), name) if found else Identity(PLAIN_IDENTITY.issuer, owner)
 
 
+@dataclass(frozen=True)
+class Grant:
+    """The answer of the policy to one command.
+
+    :param caller: who asks, in the form that records keep; None for an application.
+    :param is_administrator: whether the caller may see, update and release the streams of all.
+    :param decision: whether the owner of the stream may have such streams, and by which rule; None without a policy.
+    :param life: how many seconds a new stream may live.
+    :param refusal: why a new stream may not be had.
+    :param is_probe: whether the stream has no program that could be reached.
+    """
+
+    caller: str | None
+    is_administrator: bool = False
+    decision: Decision | None = None
+    life: float = 0.0
+    refusal: StreamError | None = None
+    is_probe: bool = False
+
+    def shows(self, record: Record) -> bool:
+        """Return whether the caller may see, update and release a stream: as its owner, or as an administrator."""
+        return record.owner == self.caller or self.is_administrator
+
+    @property
+    def allows_role(self) -> bool:
+        """Whether streams of this role may be had at all."""
+        return self.decision is None or self.decision.allowed
+
+    def check(self) -> None:
+        """Refuse what may not be had, or what may not be had any more since the policy has changed.
+
+        :raises StreamError: naming the rule.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        if self.decision is not None:
+            self.decision.enforce()
+
+    def check_targets(self, targets: Iterable[str]) -> None:
+        """Refuse addresses at which ProdApp of the stream may not listen.
+
+        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
+        """
+        self.check()
+        rule = self.decision.rule if self.decision is not None else None
+        if rule is not None and not self.is_probe:
+            rule.decide_targets(targets).enforce()
+
+
 class Guard:
     """Who may do what at this S2CS.
 
@@ -106,7 +157,44 @@ class Guard:
         self._longest_life = parse_seconds(config.longest_expires)
         self._limits = config.limits
 
-    def count_request(self, owner: str) -> None:
+    def authorise(
+        self,
+        command: Req | UpdateTargets | Rel | Status,
+        caller: str,
+        record: Record | None = None,
+        use: OwnerUse | None = None,
+    ) -> Grant:
+        """Ask the policy about a command of a user: once, with one answer for all that the command may lead to.
+
+        :param caller: who sends it, in the form that records keep.
+        :param record: the stream that is there under the name that the command gives; not for a new one.
+        :param use: with a REQ for a new stream: the live streams of the caller. The request is counted.
+        :raises StreamError: `no-capacity`, if the caller has asked for too many new streams within a minute.
+        """
+        if isinstance(command, Req) and record is None:
+            return self._new_stream(caller, command, use or OwnerUse())
+        grant = Grant(caller, self.policy is not None and self.policy.is_administrator(identity_of(caller)))
+        if record is not None and grant.shows(record):
+            return replace(self.of_stream(record), caller=caller, is_administrator=grant.is_administrator)
+        if self.policy is not None and command.role is not None:
+            return replace(grant, decision=self.policy.rule_for(identity_of(caller), command.role))
+        return grant
+
+    def of_stream(self, record: Record) -> Grant:
+        """Ask the policy about a stream that is there, for its application or for the S2CS itself."""
+        is_probe = record.request is not None and record.request.protocol == "probe"
+        if self.policy is None:
+            return Grant(None, is_probe=is_probe)
+        return Grant(None, decision=self.policy.rule_for(identity_of(record.owner), record.role), is_probe=is_probe)
+
+    def _new_stream(self, owner: str, request: Req, use: OwnerUse) -> Grant:
+        self._count_request(owner)
+        try:
+            return Grant(owner, life=self._life(owner, request, use))
+        except StreamError as refusal:
+            return Grant(owner, refusal=refusal)
+
+    def _count_request(self, owner: str) -> None:
         """Count a request for a new stream, whatever comes of it.
 
         :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
@@ -123,14 +211,9 @@ class Guard:
             )
         self._asked[owner] = began, count + 1
 
-    def sees_all(self, owner: str) -> bool:
-        """Whether somebody is an administrator, who may see, update and release the streams of all."""
-        return self.policy is not None and self.policy.is_administrator(identity_of(owner))
+    def _life(self, owner: str, request: Req, use: OwnerUse) -> float:
+        """Return for how many seconds a new stream may be had.
 
-    def life(self, owner: str, request: Req, use: OwnerUse) -> float:
-        """Whether a new stream may be had, and for how many seconds.
-
-        :param use: the live streams of this owner.
         :raises StreamError: `not-authorized`, naming the rule.
         """
         if request.expires is not None:
@@ -174,47 +257,6 @@ class Guard:
                 f"{there} streams of yours are here, and one identity may have {self._limits.streams_per_identity} at "
                 "once (`streams_per_identity`): release one first",
             )
-
-    def may_ask(self, owner: str, role: Role) -> bool:
-        """Whether somebody may have streams of this role at all."""
-        return self.policy is None or self.policy.rule_for(identity_of(owner), role).allowed
-
-    def check_still_allowed(self, record: Record) -> None:
-        """Whether the owner of a stream may still have such streams: no, if the policy has changed meanwhile.
-
-        :raises StreamError: `not-authorized`.
-        """
-        if self.policy is not None:
-            self.policy.rule_for(identity_of(record.owner), record.role).enforce()
-
-    def check_hello(self, record: Record, hello: Hello) -> None:
-        """Whether ProdApp may listen where it says that it does. What is known already is not looked at again.
-
-        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
-        """
-        if hello.role == PROD and hello.listeners != record.app_listeners:
-            self.check_targets(record, hello.listeners or [])
-
-    def check_update(self, record: Record, command: UpdateTargets) -> None:
-        """Whether these may be the targets of a stream, by the rule of its owner, whoever asks.
-
-        :raises StreamError: as for `check_hello`.
-        """
-        self.check_targets(record, command.connection_map.values() if record.role == PROD else ())
-
-    def check_targets(self, record: Record, targets: Iterable[str]) -> None:
-        """Whether ProdApp of a stream may listen at these addresses.
-
-        :raises StreamError: as for `check_hello`.
-        """
-        if self.policy is None:
-            return
-        is_probe = record.request is not None and record.request.protocol == "probe"  # it has no program to reach
-        self.policy.decide_targets(identity_of(record.owner), record.role, () if is_probe else targets).enforce()
-
-    def may_see(self, record: Record, owner: str) -> bool:
-        """Whether somebody may see, update and release a stream: its owner, or an administrator."""
-        return record.owner == owner or self.sees_all(owner)
 
     def overdrawn(self, record: Record) -> str | None:
         """Why a live stream has to end: its owner has used up what the rule allows for a day."""

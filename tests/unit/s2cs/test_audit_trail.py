@@ -40,7 +40,6 @@ from scistream.s2cs.record import Record
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller
 from scistream.wire.messages import PROD, Req, ResetReason, Resp
 
 UID = "12345678-1234-4234-8234-123456789abc"
@@ -513,7 +512,7 @@ def test_an_application_that_comes_on_ever_new_links_gets_twenty_lines_a_minute(
     for minute in range(1, 4):
         for number in range(200):
             link = a_link(f"10.0.0.5:{40000 + number}", None)
-            stream.answered(Caller(link, 1, "Hello"), Resp(uid=UID, seq=1, state="Streaming", msg="welcome"))
+            rig.trail.answered(link, "Hello", PROD, Resp(uid=UID, seq=1, state="Streaming", msg="welcome"), stream)
         assert len(rig.events()) == (MOST_IN_WINDOW + 1) * minute - 1
         rig.clock.now += WINDOW_SECONDS
         rig.trail.flush()
