@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from twisted.logger import Logger
 
-from scistream import __version__
+from scistream import __version__, timing
 from scistream.s2cs.audit_events import (
     SCHEMA,
     BadLine,
@@ -46,7 +46,6 @@ from scistream.wire.messages import Error, Req, ResetReason, Resp, Role
 
 MAX_WAITING_BYTES = 2**20
 """Lines that wait in memory; those above it are counted, and dropped."""
-WINDOW_SECONDS = 60.0
 MOST_IN_WINDOW = 20
 """Refusals of one kind, by one identity or from one address without one, and Hellos and new targets of one stream, that
 get a line of their own in each window."""
@@ -313,7 +312,7 @@ class _Window:
 
     def is_over(self, now: float) -> bool:
         """Whether its minute has passed. A clock that was set back ends it, too."""
-        return not 0 <= now - self._began < WINDOW_SECONDS
+        return not 0 <= now - self._began < timing.AUDIT_WINDOW
 
     def leave_out(self, what: Any) -> None:
         """Count one that gets no line."""
@@ -387,7 +386,7 @@ class StreamTrail:
             if has_room and one.count > self._resets_told.get(key, 0):
                 self._resets_due[key] = one.count
         now = self._audit.wall()
-        if not 0 <= now - self._resets_began < WINDOW_SECONDS:
+        if not 0 <= now - self._resets_began < timing.AUDIT_WINDOW:
             self._resets_began, self._resets_seen = now, 0
         self._write_resets(MOST_RESETS_IN_WINDOW - self._resets_seen)
 

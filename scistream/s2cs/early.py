@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall
 
+from scistream import timing
 from scistream.s2cs.record import same_request
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.messages import Req, Role
 
-EARLY_SECONDS = 3.0
-"""How long a request waits for gateways that have not said anything yet."""
 MOST_EARLY = 1000
 """Requests that wait at the same time."""
 MOST_EARLY_OF_OWNER = 100
@@ -65,7 +64,7 @@ class EarlyRequests:
                 f"{of_owner} of them yours: ask again in a few seconds",
             )
         # A repetition waits no longer than the first one would have.
-        over = self._reactor.callLater(EARLY_SECONDS, self._over, key) if earlier is None else earlier.over
+        over = self._reactor.callLater(timing.EARLY_REQUEST, self._over, key) if earlier is None else earlier.over
         self._take(key)
         self._waiting[key] = _Early(link, request, over)
         self._of_owner[owner] += 1

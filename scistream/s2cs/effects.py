@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
@@ -18,7 +19,7 @@ from scistream.s2cs.enforcement import Grant, Guard, identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
-from scistream.s2cs.record import HELD_LONGER, Record, ordered_listeners, whole_probe
+from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
@@ -44,14 +45,6 @@ from scistream.wire.messages import (
     StreamStatus,
     UpdateTargets,
 )
-
-GATEWAY_PATIENCE = 20.0
-ASK_AGAIN = 15.0
-"""Seconds until a gateway is asked again that could not be asked, by a fault, to release a stream."""
-TARGETS_PATIENCE = 3.0
-"""Seconds that the owner's client has to set targets for new listeners of ProdApp, before its S2CS does so."""
-OWN_UPDATE_SECONDS = 1.0
-"""Seconds from one time that an S2CS sets targets of a stream by itself to the next, however often ProdApp moves."""
 
 
 class Facility(Protocol):
@@ -143,7 +136,7 @@ class Held:
         """A gateway could not be asked to release: try once more at once, and then again and again. The stream is not
         called released before, unless the gateway has let go of it by itself, at the end of its life."""
         if self._asks_again is None or not self._asks_again.active():
-            seconds = 0.0 if self._asks_again is None else ASK_AGAIN
+            seconds = 0.0 if self._asks_again is None else timing.RELEASE_AGAIN
             self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
 
     def _ask_unasked(self) -> None:
@@ -189,7 +182,7 @@ class Held:
         if isinstance(command, ReqListeners | UpdateTargets | Rel):
             command = msgspec.structs.replace(command, store=self._server.store.id)
         self._may_hold.add(gateway)
-        asked = known.dialer.ask(command, None if releasing or is_own_update else GATEWAY_PATIENCE)
+        asked = known.dialer.ask(command, None if releasing or is_own_update else timing.GATEWAY_ANSWER)
         self._asking[gateway] = asked
         if releasing:
             self._asked_to_release.add(gateway)
@@ -218,7 +211,7 @@ class Held:
 
     def _seconds_left_on_gateways(self) -> float:
         """For how long a gateway that cannot be asked may hold what it has of this stream."""
-        return float(self._expires_at + HELD_LONGER - self._server.reactor.seconds())
+        return float(self._expires_at + timing.HELD_LONGER - self._server.reactor.seconds())
 
     def _answered(self, answer: Resp, gateway: str) -> None:
         self.machine.gateway_answered(gateway, answer)
@@ -294,7 +287,7 @@ class Held:
     def await_targets(self) -> None:
         self._stop_awaiting_targets()
         left = max(0.0, self._next_own_update - self._server.reactor.seconds())
-        seconds = TARGETS_PATIENCE if self.has_owner_link() else left
+        seconds = timing.OWNER_SETS_TARGETS if self.has_owner_link() else left
         self._targets_timer = self._server.reactor.callLater(seconds, self._targets_overdue)
 
     def _stop_awaiting_targets(self) -> None:
@@ -305,10 +298,10 @@ class Held:
         """Set targets when each gateway of the stream can be asked: one that cannot goes on with those that it has."""
         pool = [self._server.gateways.get(name) for name in self.record.plan]
         if all(gateway is not None and gateway.answers for gateway in pool):
-            self._next_own_update = self._server.reactor.seconds() + OWN_UPDATE_SECONDS
+            self._next_own_update = self._server.reactor.seconds() + timing.BETWEEN_OWN_UPDATES
             self.machine.targets_overdue(self._own_update_problem())
         else:
-            self._targets_timer = self._server.reactor.callLater(TARGETS_PATIENCE, self._targets_overdue)
+            self._targets_timer = self._server.reactor.callLater(timing.OWNER_SETS_TARGETS, self._targets_overdue)
 
     def _own_update_problem(self) -> StreamError | None:
         """Why this S2CS cannot lead the stream to where ProdApp listens, if it cannot."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from scistream import timing
 from scistream.config import S2CSConfig, beside, parse_seconds
 from scistream.s2cs.identities import canonical
 from scistream.s2cs.in_use import OwnerUse
@@ -26,8 +27,6 @@ from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Rel, Req, Status, UpdateTargets
 
 _log = Logger()
-
-MINUTE = 60.0
 
 
 def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
@@ -200,14 +199,14 @@ class Guard:
         :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
         """
         now, most = self._seconds(), self._limits.requests_per_minute
-        while self._asked and now - next(iter(self._asked.values()))[0] >= MINUTE:
+        while self._asked and now - next(iter(self._asked.values()))[0] >= timing.REQUEST_WINDOW:
             del self._asked[next(iter(self._asked))]
         began, count = self._asked.setdefault(owner, (now, 0))
         if count >= most:
             raise StreamError(
                 "no-capacity",
                 f"{most} new streams were asked for within a minute, and one identity may ask for no more "
-                f"(`requests_per_minute`): ask again in {began + MINUTE - now:.0f} s",
+                f"(`requests_per_minute`): ask again in {began + timing.REQUEST_WINDOW - now:.0f} s",
             )
         self._asked[owner] = began, count + 1
 

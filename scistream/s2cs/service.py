@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.config import Gateway as GatewaySettings
 from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
 from scistream.paging import page_key
@@ -44,11 +45,11 @@ from scistream.s2cs.pool import Member, member, spares, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
 from scistream.s2cs.start import unmake
-from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS, Store
+from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, Store
 from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import FIRST_REFUSAL, DoorGuard
+from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
 from scistream.setup import SetupProblems
@@ -142,7 +143,7 @@ class ControlServer(Service):
         problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
         self._door_guard = DoorGuard(
-            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=FIRST_REFUSAL
+            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
         self._wrong_keys = WrongKeys(reactor)
         self._port: IListeningPort | None = None
@@ -326,7 +327,7 @@ class ControlServer(Service):
             resume(one.machine, one.core)
 
     def _forget_old(self) -> None:
-        self.store.forget_old(self.wall() - REMEMBER_SECONDS)
+        self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
 
     def use_changed(self, held: Held) -> None:
         """The record of a stream says something new of what it holds, or may."""

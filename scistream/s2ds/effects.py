@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.config import S2DSConfig
 from scistream.faults import OUR_FAULT, guarded
 from scistream.logs import Tally, trace
@@ -48,8 +49,6 @@ from scistream.wire.messages import (
 )
 from scistream.wire.port_ranges import in_words
 
-LOOK_UP_SECONDS = 10.0
-"""How long the names of other gateways are looked up; less than an S2CS waits."""
 MOST_LOOKUPS = 16
 """Names of one stream that are looked up at a time."""
 
@@ -187,7 +186,7 @@ class Holding:
         if names:
             some_at_a_time = DeferredSemaphore(MOST_LOOKUPS)
             waiting = DeferredList([some_at_a_time.run(self._resolve, name, found) for name in names])
-            waiting.addTimeout(LOOK_UP_SECONDS, self._server.reactor, lambda _, __: None)
+            waiting.addTimeout(timing.TARGET_LOOK_UP, self._server.reactor, lambda _, __: None)
         waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
@@ -381,7 +380,7 @@ class Holding:
             if hosts:
                 found[name] = hosts
 
-        return look_up(self._server.reactor, name, LOOK_UP_SECONDS).addCallback(note)
+        return look_up(self._server.reactor, name, timing.TARGET_LOOK_UP).addCallback(note)
 
     def _credentials_of(self, command: UpdateTargets) -> Credentials:
         """What comes with the targets, or what is in force if nothing does.

@@ -20,15 +20,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, PAUSE_SECONDS, Shortage
+from scistream import timing
+from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, Shortage
 from scistream.config import parse_port_ranges
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.port_ranges import Ranges, already_lent, is_in, not_to_choose
 
 BACKLOG = 1024
-ROOM_SECONDS = 0.1
-"""Seconds until a listener without room looks again."""
 
 KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
 """Where the kernel tells which ports it gives to outgoing connections, whether over IPv4 or IPv6."""
@@ -297,7 +296,7 @@ class Listener:
                 return
             try:
                 if not self._has_room():
-                    self._rest(ROOM_SECONDS)
+                    self._rest(timing.ROOM_LOOK)
                     return
                 sock, peer = self._sock.accept()
             except BlockingIOError:
@@ -305,7 +304,7 @@ class Listener:
             except OSError as problem:
                 if problem.errno in EXHAUSTED:
                     self._shortage.begins(self._address, problem)
-                    self._rest(PAUSE_SECONDS)
+                    self._rest(timing.ACCEPT_PAUSE)
                     return
                 continue  # this one connection failed before it was accepted
             self._shortage.ends(self._address)

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.config import (
     ConfigProblem,
     S2DSConfig,
@@ -69,7 +70,6 @@ from scistream.wire.port_ranges import in_words
 
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
-REMEMBER_SECONDS = 24 * 3600.0
 MOST_RELEASED = 1000
 """Released streams that are remembered, or as many as there are ports: an S2CS that was away asks for their figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
@@ -323,7 +323,7 @@ class DataServer(Service):
         now = self.reactor.seconds()
         while self._over:
             key, oldest = next(iter(self._over.items()))
-            is_recent = oldest.released_at is None or now - oldest.released_at <= REMEMBER_SECONDS
+            is_recent = oldest.released_at is None or now - oldest.released_at <= timing.REMEMBER_FIGURES
             if is_recent and len(self._over) <= self._most_over:
                 return
             del self._over[key], self._holdings[key]

@@ -15,15 +15,11 @@ import click
 import msgspec
 
 import scistream
+from scistream import timing
 from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
 from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, load, trust_of
 from scistream.process import keep_secrets
-from scistream.s2uc.client import (
-    DEFAULT_PROBE_SECONDS,
-    Client,
-    arguments_of,
-    default_config,
-)
+from scistream.s2uc.client import Client, arguments_of, default_config
 from scistream.s2uc.commands import (
     Output,
     Request,
@@ -364,7 +360,7 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
 @click.option(
     "--seconds",
     type=click.FloatRange(1, MAX_PROBE_SECONDS),
-    default=DEFAULT_PROBE_SECONDS,
+    default=timing.PROBE_DATA,
     show_default=True,
     help="How long test data flows each way.",
 )

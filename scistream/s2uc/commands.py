@@ -22,6 +22,7 @@ from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
+from scistream import timing
 from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges, parse_rate, parse_seconds
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
@@ -45,20 +46,9 @@ from scistream.wire.messages import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RELEASE_SECONDS = 5.0
-"""How long a command that fails, or is interrupted, waits until both sides have confirmed the release."""
 
 MAX_LOOKS = 64
 """Streams whose facilities are asked at a time."""
-
-FIRST_WORD = 0.4
-"""Seconds of silence before a command says what it waits for."""
-
-BETWEEN_LOOKS = 0.5
-"""Seconds from one look at a stream that is waited for to the next."""
-
-LONG_LOOK = 2.0
-"""Seconds after which a look takes so long that it is said who has not answered."""
 
 
 def clock_time(seconds: float) -> str:
@@ -206,7 +196,7 @@ async def _take_up(client: Client, stream: Stream) -> None:
 
 async def _end(client: Client, stream: Stream, output: Output) -> bool:
     """Release both sides, but do not wait for long; gives whether that was confirmed."""
-    late = client.reactor.callLater(RELEASE_SECONDS, stream.abandon)
+    late = client.reactor.callLater(timing.INTERRUPTED_RELEASE, stream.abandon)
     try:
         await stream.release()
     except StreamError as error:
@@ -315,7 +305,7 @@ def _progress(client: Client, waits_for: Callable[[], str]) -> Iterator[None]:
 
     progress = LoopingCall(tick)
     progress.clock = client.reactor
-    begin = client.reactor.callLater(FIRST_WORD, progress.start, 0.5)
+    begin = client.reactor.callLater(timing.FIRST_WORD, progress.start, timing.PROGRESS)
     try:
         yield
     finally:
@@ -460,7 +450,7 @@ class _UntilStreaming:
 
     def waits_for(self) -> str:
         """Who has not answered for a while, or else what both sides said last."""
-        if not self._states or self._reactor.seconds() - self._asked_at > LONG_LOOK:
+        if not self._states or self._reactor.seconds() - self._asked_at > timing.LONG_LOOK:
             return self._stream.waits_for
         return f"the applications or the user: {self._states}"
 
@@ -480,7 +470,7 @@ class _UntilStreaming:
             if all(side.state == "Streaming" for side in sides.values()):
                 return
             self._states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
-            await deferLater(self._reactor, BETWEEN_LOOKS)
+            await deferLater(self._reactor, timing.WATCH_LOOK)
 
 
 async def show_status(client: Client, uid: str | None, as_json: bool) -> int:

@@ -17,6 +17,7 @@ from cryptography import x509
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from scistream import timing
 from scistream.security.keyring import Keyring, verified_path
 from scistream.security.material import Material, Trust, name_of, printable, read_material, utc_now
 
@@ -26,9 +27,6 @@ WARN_SHARE = 3
 
 STEPS = (1.0, 7 / 30, 1 / 30)
 """When warnings come, as shares of the time from the first one to the end: 30, 7 and 1 of 30 days."""
-
-LOOK_SECONDS = 86400.0
-SOONEST_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,10 @@ class ExpiryWatch:
         if self._next is not None and self._next.active():
             self._next.cancel()
         ahead = [time for ending in self._endings() for time in ending.thresholds if time > now]
-        seconds = (min(ahead) - now).total_seconds() if ahead else LOOK_SECONDS
-        self._next = self._reactor.callLater(min(LOOK_SECONDS, max(SOONEST_LOOK, seconds)), self.look)
+        seconds = (min(ahead) - now).total_seconds() if ahead else timing.EXPIRY_LOOK
+        self._next = self._reactor.callLater(
+            min(timing.EXPIRY_LOOK, max(timing.SOONEST_EXPIRY_LOOK, seconds)), self.look
+        )
 
     def look(self) -> None:
         """Log what has come to a threshold since it was last told, and, each time, what the CRLs lack."""

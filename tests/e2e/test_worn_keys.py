@@ -11,8 +11,8 @@ import pytest_twisted
 from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep, until
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
+from scistream import timing
 from scistream.s2ds.relay import relay
-from scistream.s2ds.relay.element import SAMPLE_SECONDS
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_a_connection_that_has_carried_much_under_one_key_is_noted_once_wi
     assert "GCM" in cipher_of(stream)
     await until(lambda: len(noted) == 2)  # by each of the two gateways
     assert all(stream.uid in line and 'wan_cipher = "chacha20"' in line for line in noted)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     assert len(noted) == 2
 
 
@@ -64,11 +64,11 @@ async def test_with_the_other_cipher_as_with_little_data_nothing_is_noted(
 ) -> None:
     little = make()
     await carried(little)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     monkeypatch.setattr(relay, "MOST_UNDER_ONE_KEY", 3 * MIB)
     await little.close()
     stream = make(wan_cipher="chacha20")
     await carried(stream)
     assert "CHACHA20" in cipher_of(stream)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     assert noted == []

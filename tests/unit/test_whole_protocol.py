@@ -22,10 +22,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.app.controller import Controller, Nobody
 from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
-from scistream.s2cs.early import EARLY_SECONDS
-from scistream.s2cs.effects import TARGETS_PATIENCE
 from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.in_use import is_counted, taken_by
 from scistream.s2cs.service import ControlServer
@@ -401,7 +400,7 @@ def test_a_client_that_only_looks_keeps_no_targets_from_being_moved(world: World
     looking.startService()
     world.result(looking.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0))
     world.application(stream.join[PROD], "detector", listeners=(Address(HOST, 7077),))
-    world.network.run(TARGETS_PATIENCE - 1.0)
+    world.network.run(timing.OWNER_SETS_TARGETS - 1.0)
     assert targets_in_force(world) == {str(DETECTOR)}
     world.network.run(2.0)
     assert targets_in_force(world) == {f"{HOST}:7077"}
@@ -571,7 +570,7 @@ def test_a_gateway_that_says_nothing_is_given_up_after_20_seconds_and_the_other_
     failed: list[Failure] = []
     asking.deferred.addErrback(failed.append)
     world.network.until(lambda: asking.stream.state == "Releasing", within=21.0)
-    assert world.network.seconds() - started >= (EARLY_SECONDS if from_the_start else 19.0)
+    assert world.network.seconds() - started >= (timing.EARLY_REQUEST if from_the_start else 19.0)
     world.network.until(lambda: world.state("s2cs", PROD) in ("released", "idle"), within=0.1)
     assert world.prod.is_empty()
 
