@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from scistream import timing
-from scistream.config import S2CSConfig, beside, parse_seconds
+from scistream.config import S2CSConfig, beside
 from scistream.s2cs.identities import canonical
 from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
@@ -23,6 +23,7 @@ from scistream.s2cs.rules import Asked, Decision, Standing
 from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
+from scistream.units import parse_seconds
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Rel, Req, Status, UpdateTargets
 

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.config import Gateway as GatewaySettings
-from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
+from scistream.config import S2CSConfig, beside, trust_of
 from scistream.paging import page_key
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit import AuditTrail, StreamTrail
@@ -54,6 +54,7 @@ from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
 from scistream.setup import SetupProblems
 from scistream.toml_file import raise_if_any
+from scistream.units import parse_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link

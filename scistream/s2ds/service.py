@@ -22,15 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.config import (
-    ConfigProblem,
-    S2DSConfig,
-    networks,
-    parse_ports,
-    parse_rate,
-    parse_seconds,
-    trust_of,
-)
+from scistream.config import ConfigProblem, S2DSConfig, networks, parse_ports, trust_of
 from scistream.daemon import end_daemon
 from scistream.paging import PageOrder, page_key
 from scistream.process import raise_descriptor_limit
@@ -47,6 +39,7 @@ from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring
 from scistream.setup import SetupProblems
+from scistream.units import parse_rate, parse_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode
 from scistream.wire.line import Link

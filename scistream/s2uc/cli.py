@@ -40,6 +40,7 @@ from scistream.s2uc.memory import Memory
 from scistream.security.expiry import expiring_soon
 from scistream.security.tls import CertificateProblem
 from scistream.tables import Columns, short_uids
+from scistream.units import format_rate
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_PROBE_SECONDS, Role
 
@@ -225,7 +226,7 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     default=DEFAULT_RATE,
     metavar="RATE",
     help="Of the whole stream, each way: 10Gbit, 500Mbit, or plain Mbit/s. It is reserved, and it is the limit "
-    "[default: 1Gbit].",
+    f"[default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option("--uid", type=click.UUID, help="The stream's UUID [default: a new one].")
 @click.option(
@@ -355,7 +356,8 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    help="As for a request: it is reserved for the probe, and no more than that is measured [default: 1Gbit].",
+    help="As for a request: it is reserved for the probe, and no more than that is measured "
+    f"[default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option(
     "--seconds",

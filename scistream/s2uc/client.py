@@ -25,13 +25,14 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from scistream import timing
-from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, parse_rate, user_folder
+from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, user_folder
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
 from scistream.security.control import Trust, dialer
+from scistream.units import parse_rate
 from scistream.waiting import Waiting, leave, loop_here, reactor_here
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError

@@ -23,7 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.internet.task import LoopingCall, deferLater
 
 from scistream import timing
-from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges, parse_rate, parse_seconds
+from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
@@ -31,6 +31,7 @@ from scistream.security.tls import CertificateProblem
 from scistream.standard_streams import OutputLost, check_output
 from scistream.tables import Columns, short_uids
 from scistream.toml_file import BOM, Problem, checked, raise_if_any, unless
+from scistream.units import parse_rate, parse_seconds, short_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import (
@@ -259,7 +260,7 @@ def _print_joins(stream: Stream, output: Output) -> None:
         click.echo(json.dumps({**reserved, "listeners": stream.listeners, **joins}))
         return
     click.echo(f"uid: {stream.uid}")
-    click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {_ago(stream.seconds_left)}")
+    click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {short_seconds(stream.seconds_left)}")
     for role in (PROD, CONS):
         click.echo(f"# for the {SIDE[role]}, {'in a file' if files else 'a secret to paste where it starts'}:")
         click.echo(f"export SCISTREAM_JOIN={shlex.quote(stream.join[role])}" if not files else str(files[role]))
@@ -593,7 +594,10 @@ def _print_resets(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for broken in sides[role].broken if role in sides else ():
             click.echo(
-                printable(f"{SIDE[role]}, channel {broken.channel}: broken for {_ago(broken.seconds)}: {broken.reason}")
+                printable(
+                    f"{SIDE[role]}, channel {broken.channel}: broken for {short_seconds(broken.seconds)}: "
+                    f"{broken.reason}"
+                )
             )
         for one in sides[role].resets if role in sides else ():
             click.echo(printable(f"{SIDE[role]}, {reset_sentence(one)}"))
@@ -602,21 +606,15 @@ def _print_resets(sides: dict[Role, StreamStatus]) -> None:
 def _print_silent(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for name, seconds in sides[role].silent.items() if role in sides else ():
-            heard = f"{SIDE[role]}, gateway {name}: not heard by its S2CS for {_ago(seconds)}"
+            heard = f"{SIDE[role]}, gateway {name}: not heard by its S2CS for {short_seconds(seconds)}"
             click.echo(printable(f"{heard}; if it was restarted, this side ends when it is heard again"))
 
 
 def reset_sentence(one: ResetReason) -> str:
     """Why connections of a channel were reset, how many, and how long ago the last one was."""
     connections = "connection" if one.count == 1 else "connections"
-    return f"channel {one.channel}: {one.count} {connections} reset, last {_ago(one.seconds_ago)} ago: {one.reason}"
-
-
-def _ago(seconds: float) -> str:
-    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
+    last = f"last {short_seconds(one.seconds_ago)} ago"
+    return f"channel {one.channel}: {one.count} {connections} reset, {last}: {one.reason}"
 
 
 def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
@@ -651,11 +649,11 @@ def _last_error(side: StreamStatus) -> str:
     if side.last_error is not None:
         last = f"{side.last_error.code}: {side.last_error.msg}"
     elif side.broken:
-        last = f"broken for {_ago(side.broken[0].seconds)}: {side.broken[0].reason}"
+        last = f"broken for {short_seconds(side.broken[0].seconds)}: {side.broken[0].reason}"
     elif side.resets:
         last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
     if side.silent:
-        gateways = ", ".join(f"{name} for {_ago(seconds)}" for name, seconds in side.silent.items())
+        gateways = ", ".join(f"{name} for {short_seconds(seconds)}" for name, seconds in side.silent.items())
         last = f"{last} [not heard: {gateways}]".strip()
     if side.wrong_hellos:
         last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()

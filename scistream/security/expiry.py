@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from scistream import timing
 from scistream.security.keyring import Keyring, verified_path
 from scistream.security.material import Material, Trust, name_of, printable, read_material, utc_now
+from scistream.units import spoken_seconds
 
 WARN_AHEAD = timedelta(days=30)
 WARN_SHARE = 3
@@ -58,7 +59,7 @@ class Ending:
         if not self.level(now):
             return None
         where = f" ({self.file})" if with_file and self.file is not None else ""
-        when = "has expired" if self.ends <= now else f"expires in {_span(self.ends - now)}"
+        when = "has expired" if self.ends <= now else f"expires in {spoken_seconds((self.ends - now).total_seconds())}"
         return f"{self.what}{where} {when}, on {self.ends:%Y-%m-%d %H:%M} UTC: {self.remedy}"
 
 
@@ -184,10 +185,3 @@ def _whose(certificate: x509.Certificate) -> str:
         return printable(", ".join(str(name.value) for name in names))
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return name_of(certificate.subject)
-
-
-def _span(left: timedelta) -> str:
-    hours = left / timedelta(hours=1)
-    if hours >= 48:
-        return f"{hours / 24:.0f} days"
-    return f"{hours:.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"

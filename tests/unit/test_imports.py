@@ -97,7 +97,7 @@ def test_how_to_log_and_how_long_to_wait_import_nothing_of_the_project() -> None
 @pytest.mark.parametrize("path", sorted((ROOT / "security").glob("*.py")), ids=name_of)
 def test_security_imports_only_the_wire_file_locks_and_how_to_log(path: Path) -> None:
     own = within(imports(path), "scistream")
-    below = ("scistream.wire", "scistream.logs", "scistream.file_lock", "scistream.timing")
+    below = ("scistream.wire", "scistream.logs", "scistream.file_lock", "scistream.timing", "scistream.units")
     assert own == within(own, "scistream.security", *below)
 
 
