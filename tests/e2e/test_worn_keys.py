@@ -16,8 +16,9 @@ from scistream.s2ds.relay import relay
 
 
 @pytest.fixture
-def noted() -> Iterator[list[str]]:
-    """What the log says of keys meanwhile."""
+def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the log says of keys meanwhile, where connections are looked at often."""
+    monkeypatch.setattr(timing, "SAMPLE", 0.2)
     lines: list[str] = []
 
     def hear(event: LogEvent) -> None:
