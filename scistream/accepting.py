@@ -16,12 +16,10 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.wire.address import Address
 
 ACCEPTS_A_TURN = 64
-PAUSE_SECONDS = 0.5
-QUIET_SECONDS = 60.0
-"""A shortage is told again after so long without one."""
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The errors of `accept` that pass when others close something."""
@@ -43,7 +41,7 @@ class Shortage:
     def begins(self, listener: Address, problem: OSError) -> None:
         """Accepting failed for want of something."""
         now = self._reactor.seconds()
-        if self._last is None or now - self._last > QUIET_SECONDS:
+        if self._last is None or now - self._last > timing.SHORTAGE_QUIET:
             self._resting = True
             self.log.warn(
                 "Accepting on {listener} rests until the system has room again: {reason}. Connections wait meanwhile; "
@@ -119,7 +117,7 @@ class PatientPort(tcp.Port):
             self._shortage = Shortage(self.reactor)
         self._shortage.begins(self._address, problem)
         self.stopReading()
-        self._pause = self.reactor.callLater(PAUSE_SECONDS, self._wake)
+        self._pause = self.reactor.callLater(timing.ACCEPT_PAUSE, self._wake)
 
     def _wake(self) -> None:
         self._pause = None

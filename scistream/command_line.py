@@ -23,10 +23,11 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from scistream.clock import run_on_monotonic_time
-from scistream.config import ConfigProblem, parse_rate, parse_seconds, parse_size
+from scistream.config import ConfigProblem
 from scistream.security.pki import PkiError
 from scistream.security.tls import CertificateProblem
 from scistream.standard_streams import OutputLost, claim
+from scistream.units import parse_rate, parse_seconds, parse_size
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.names import use_daemon_threads

@@ -21,8 +21,9 @@ from scistream.security.material import Trust
 from scistream.toml_file import ConfigProblem as ConfigProblem
 from scistream.toml_file import Problem, below, expanded, unless
 from scistream.toml_file import load as load
+from scistream.units import parse_life, parse_rate, parse_seconds, parse_size
 from scistream.wire.address import Address, IPAddress, Network, parse_network
-from scistream.wire.messages import MAX_LIFE, MAX_RANGES, MAX_RATE
+from scistream.wire.messages import MAX_RANGES
 
 MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
@@ -35,74 +36,13 @@ FIRST_USER_PORT = 1024
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
 
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNORECASE)
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?\Z", re.IGNORECASE)
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _PORTS = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*\Z")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[^\s@]+@[^\s@]+")
 """A URI or an e-mail address."""
-_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3, "t": 1e6}
-_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
-
-MIN_LIFE = 1.0
-"""Seconds. Nobody can ask two facilities for a stream and use it in less."""
 
 DEFAULT_RATE = 1000.0
 """Mbit/s of a stream whose user does not say."""
-
-
-def parse_rate(text: str) -> float:
-    """Read ``10Gbit``, ``500Mbit`` or a plain number of Mbit/s; gives Mbit/s.
-
-    :raises ValueError: with a sentence that names the text and what is allowed.
-    """
-    match = _RATE.match(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no rate: write it like 10Gbit, 500Mbit, or a plain number of Mbit/s")
-    rate = float(match[1]) * _MBIT[match[2].lower() or "m"]
-    if not 0 < rate <= MAX_RATE:
-        raise ValueError(f"{text!r} is out of range: a rate is above 0 and at most {MAX_RATE / 1e6:g} Tbit/s")
-    return rate
-
-
-def parse_seconds(text: str) -> float:
-    """Read ``90s``, ``15m``, ``8h``, ``2d`` or a plain number of seconds.
-
-    :raises ValueError: with a sentence that names the text and what is allowed.
-    """
-    match = _TIME.match(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no time: write it like 30s, 15m, 8h or 2d")
-    seconds = float(match[1]) * _SECONDS[(match[2] or "s").lower()]
-    if not 0 < seconds <= MAX_LIFE:
-        raise ValueError(f"{text!r} is out of range: a time is above 0 and at most {MAX_LIFE / 86400:g}d")
-    return seconds
-
-
-def parse_life(text: str) -> float:
-    """Read how long a stream lives or is waited for: as `parse_seconds`, and `MIN_LIFE` at least.
-
-    :raises ValueError: with a sentence that names the text and what is allowed.
-    """
-    seconds = parse_seconds(text)
-    if seconds < MIN_LIFE:
-        raise ValueError(
-            f"{text!r} is too short: a stream would be over before it is used; write {MIN_LIFE:g}s or more"
-        )
-    return seconds
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes, with K, M, G or T for powers of 1024.
-
-    :raises ValueError: with a sentence that names the text and what is allowed.
-    """
-    match = _SIZE.match(text.strip())
-    if match is None or (size := int(float(match[1]) * _BYTES[match[2].lower()])) < 1:
-        raise ValueError(f"{text!r} is no size: write it like 4096, 64K, 512M or 2G")
-    return size
 
 
 def parse_ports(text: str) -> tuple[int, int]:

@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 10.0
-"""Seconds for which a command waits until another process has made its change."""
-
-_PAUSE = 0.05
+from scistream import timing
 
 
 class NotLocked(Exception):
@@ -37,7 +34,7 @@ def locked_file(path: Path) -> Iterator[None]:
 
 
 def _take(handle: int, path: Path) -> None:
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + timing.FILE_LOCK
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,14 +42,14 @@ def _take(handle: int, path: Path) -> None:
         except BlockingIOError:
             if time.monotonic() >= give_up_at:
                 raise NotLocked(
-                    f"{path} is still locked by another command{holder(os.pread(handle, 32, 0))} after {PATIENCE:g} s: "
-                    "end that process if it hangs, or try again later"
+                    f"{path} is still locked by another command{holder(os.pread(handle, 32, 0))} after "
+                    f"{timing.FILE_LOCK:g} s: end that process if it hangs, or try again later"
                 ) from None
         except OSError as problem:
             raise NotLocked(
                 f"{path} cannot be locked: {problem.strerror} (some network file systems have no locks)"
             ) from None
-        time.sleep(_PAUSE)
+        time.sleep(timing.FILE_LOCK_LOOK)
 
 
 def holder(written: bytes) -> str:

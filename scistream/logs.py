@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from scistream import timing
+
 _COMMANDS = {
     "req": "REQ",
     "req_listeners": "ReqListeners",
@@ -33,7 +35,6 @@ def state_of(machine: Any) -> str:
     return str(machine.__automat_transitioner__._state.name)
 
 
-TALLY_SECONDS = 60.0
 MOST_SAME_CHANGES = 10
 """So often in a minute a machine's change from one state to the same other one is logged."""
 
@@ -55,7 +56,7 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
         if old is new:
             return
         now = seconds()
-        if now - began >= TALLY_SECONDS:
+        if now - began >= timing.TALLY:
             began = now
             changes.clear()
         changes[old.name, new.name] += 1
@@ -94,7 +95,7 @@ class Lasting:
         self._count += 1
         now = self._seconds()
         if not self._is_told and (not self._quiet_until or now >= self._quiet_until):
-            self._is_told, self._quiet_until = True, now + TALLY_SECONDS
+            self._is_told, self._quiet_until = True, now + timing.TALLY
             self._log.error("{what}", what=what)
 
     def is_over(self, what: str) -> None:
@@ -145,7 +146,7 @@ class Tally(Generic[Key]):
         count.last = last
         count.is_quiet = False
         if self._timer is None:
-            self._timer = self._clock.callLater(TALLY_SECONDS, self._minute)
+            self._timer = self._clock.callLater(timing.TALLY, self._minute)
         if not count.told or len(str(count.seen)) > len(str(count.told)):
             self._say(key, count)
 
@@ -164,7 +165,7 @@ class Tally(Generic[Key]):
         for count in self._counts.values():
             count.is_quiet = True
         if self._counts:
-            self._timer = self._clock.callLater(TALLY_SECONDS, self._minute)
+            self._timer = self._clock.callLater(timing.TALLY, self._minute)
 
     def _tell_rest(self) -> None:
         for key, count in list(self._counts.items()):

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.app.machine import Application, Core, new_consumer, new_producer
 from scistream.faults import guarded
 from scistream.logs import trace
@@ -23,10 +24,6 @@ from scistream.wire.join import Join
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import CONS, MAX_OTHER_ADDRESSES, PROD, Error, Hello, Message, Resp, StartConn
-
-HELLO_PATIENCE = 30.0
-SILENCE = 2.0
-"""Seconds of waiting after which it is said what for."""
 
 
 class Program(Protocol):
@@ -116,10 +113,10 @@ class Controller:
 
         :raises StreamError: if the S2CS refuses, or the stream ends before the application could start.
         """
-        self._give_up_at = self._reactor.seconds() + HELLO_PATIENCE
+        self._give_up_at = self._reactor.seconds() + timing.HELLO
         self._ended = self._program.ended(self._reactor)
         self._ended.addCallback(self._guarded._program_ended)
-        self._remark_later(f"waiting for an answer of the S2CS at {self._join.server}, {HELLO_PATIENCE:g} s at most")
+        self._remark_later(f"waiting for an answer of the S2CS at {self._join.server}, {timing.HELLO:g} s at most")
         self._dialer.startService()
         self.machine.start()
         return self._finished
@@ -301,7 +298,7 @@ class Controller:
     def _remark_later(self, sentence: str) -> None:
         """Say what is waited for, if that takes a while."""
         self._stop_remark()
-        self._remark = self._reactor.callLater(SILENCE, self._note, sentence)
+        self._remark = self._reactor.callLater(timing.APP_SILENCE, self._note, sentence)
 
     def _stop_remark(self) -> None:
         if self._remark is not None and self._remark.active():

@@ -20,12 +20,8 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.app.beginning import JOIN_VARIABLE
-
-GRACE = 5.0
-"""Seconds that a process has to end by itself after SIGTERM."""
-_LOOK_AGAIN = 0.05
-_GONE_WITHIN = 2.0
 
 
 class Child(ProcessProtocol):
@@ -122,7 +118,7 @@ class Children:
         for child in self._all:
             _signal(os.kill, child, signal.SIGTERM)
         ends: Deferred[Any] = DeferredList([child.ended() for child in self._all], consumeErrors=True)
-        ends.addTimeout(GRACE, self._reactor, onTimeoutCancel=lambda *_: None)
+        ends.addTimeout(timing.DEMO_STOP, self._reactor, onTimeoutCancel=lambda *_: None)
         await ends
         for child in self._all:
             _signal(os.killpg, child, signal.SIGKILL, even_if_ended=True)
@@ -132,9 +128,9 @@ class Children:
 
     async def _until_gone(self) -> None:
         """Killed descendants are not our own to wait for: look until they have left, for a bounded time."""
-        deadline = self._reactor.seconds() + _GONE_WITHIN
+        deadline = self._reactor.seconds() + timing.DEMO_GONE
         while self._reactor.seconds() < deadline and any(_group_lives(child) for child in self._all):
-            await deferLater(self._reactor, _LOOK_AGAIN)
+            await deferLater(self._reactor, timing.DEMO_GONE_LOOK)
 
 
 def _signal(send: Callable[[int, int], None], child: Child, number: int, *, even_if_ended: bool = False) -> None:

@@ -16,10 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from scistream import timing
 from scistream.demo.frames import FRAME_BYTES, MAX_FRAME_BYTES, FrameMaker, whole_digest
-
-_LOOK_UP = 0.25
-"""Seconds between two looks, while waiting for a connection, at whether another channel has failed."""
 
 
 class Plan:
@@ -85,7 +83,7 @@ class Channel(threading.Thread):
                 self._failed.set()
 
     def _accept(self) -> socket.socket | None:
-        self._listener.settimeout(_LOOK_UP)
+        self._listener.settimeout(timing.DETECTOR_LOOK)
         while not self._failed.is_set():
             try:
                 connection, _peer = self._listener.accept()

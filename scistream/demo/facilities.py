@@ -20,17 +20,15 @@ from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
+from scistream import timing
 from scistream.demo.children import Child, Children
 from scistream.security.pki import Issued, init_authority, issue
 from scistream.wire.address import Address
 
 HOST = "127.0.0.1"
-START_WITHIN = 60.0
-"""Seconds that a server has until it accepts connections."""
 
 _TWISTD = [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 _CONTROLLER = "s2cs-controller"
-_LOOK_AGAIN = 0.05
 _FIRST_PORT = 20000
 _LAST_PORT = 32000
 _TRIES = 200
@@ -161,15 +159,15 @@ def _all_free(ports: range) -> bool:
 
 
 async def _ready(reactor: Any, who: str, address: Address) -> None:
-    deadline = reactor.seconds() + START_WITHIN
+    deadline = reactor.seconds() + timing.DEMO_START
     while not await _accepts(reactor, address):
         if reactor.seconds() > deadline:
-            raise DemoProblem(f"{who} does not listen on {address} after {START_WITHIN:g} s")
-        await deferLater(reactor, _LOOK_AGAIN)
+            raise DemoProblem(f"{who} does not listen on {address} after {timing.DEMO_START:g} s")
+        await deferLater(reactor, timing.DEMO_LISTEN_LOOK)
 
 
 async def _accepts(reactor: Any, address: Address) -> bool:
-    endpoint = TCP4ClientEndpoint(reactor, address.host, address.port, timeout=5)
+    endpoint = TCP4ClientEndpoint(reactor, address.host, address.port, timeout=timing.DEMO_CONNECT)
     try:
         protocol = await endpoint.connect(Factory.forProtocol(Protocol))
     except ConnectError:

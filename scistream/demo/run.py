@@ -18,6 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.demo.children import Child, Children
 from scistream.demo.facilities import HOST, DemoProblem, Facility, Ports
 from scistream.demo.view import ChannelPicture, Picture, Summary
@@ -26,14 +27,6 @@ from scistream.security.pki import PkiError
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, ChannelFigures
 
-_LOOK_EVERY = 0.5
-_DETECTOR_PATIENCE = 5.0
-_CLOSE_WITHIN = 3.0
-_LOOK_PATIENCE = 3.0
-_STEP_WITHIN = 60.0
-"""Seconds for each step that the facilities or the applications have to take."""
-_BYTES_WITHIN = 60.0
-"""Seconds within which more bytes must have been seen to arrive."""
 _APPCTRL = [sys.executable, "-P", "-c", "from scistream.app.cli import main; main()"]
 _DETECTOR = [sys.executable, "-P", "-m", "scistream.demo.detector"]
 _CONSUMER = [sys.executable, "-P", "-m", "scistream.demo.consumer"]
@@ -122,28 +115,28 @@ class Demo:
         try:
             return await self._use(client, lab, centre, children, ports)
         finally:
-            await self._bounded(client.close().deferred, _CLOSE_WITHIN)
+            await self._bounded(client.close().deferred, timing.DEMO_CLOSE)
 
     async def _use(self, client: Client, lab: Facility, centre: Facility, children: Children, ports: Ports) -> Summary:
         """What a user does: ask, hand out the join strings, wait, release."""
         wishes = self._wishes
         self._picture("asking for a stream")
         asked_at = self._reactor.seconds()
-        with self._within(_STEP_WITHIN, "the facilities have not answered the request", children):
+        with self._within(timing.DEMO_STEP, "the facilities have not answered the request", children):
             stream = await client.request(
                 prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=wishes.num_conn, rate=wishes.rate, label="demo"
             )
         self._picture("waiting for the applications")
         detector, consumer = self._start_applications(children, stream, ports)
-        with self._within(_STEP_WITHIN, "the stream has not come to be", children):
+        with self._within(timing.DEMO_STEP, "the stream has not come to be", children):
             await stream.provisioned()
         setup = self._reactor.seconds() - asked_at
         self._streaming = True
-        with self._within(_BYTES_WITHIN, "no byte has arrived", children) as self._stall:
+        with self._within(timing.DEMO_BYTES, "no byte has arrived", children) as self._stall:
             await self._watch(stream, detector, consumer)
         self._stall = None
         self._picture("Releasing")
-        with self._within(_STEP_WITHIN, "the facilities have not released the stream", children):
+        with self._within(timing.DEMO_STEP, "the facilities have not released the stream", children):
             released = await self._release(stream)
         self._picture(stream.state)
         return _summary(wishes, stream, detector, consumer, setup, released)
@@ -187,16 +180,16 @@ class Demo:
         self._meter, meter = _Meter(self._reactor.seconds), _Meter(self._reactor.seconds)
         looking = LoopingCall(lambda: Deferred.fromCoroutine(self._look(stream)))
         looking.clock = self._reactor
-        looked = looking.start(_LOOK_EVERY).addCallbacks(_nothing, _no_answer)
+        looked = looking.start(timing.DEMO_LOOK).addCallbacks(_nothing, _no_answer)
         try:
             await consumer.ended()
-            await self._bounded(detector.ended(), _DETECTOR_PATIENCE)
+            await self._bounded(detector.ended(), timing.DEMO_DETECTOR)
         finally:
             if looking.running:
                 looking.stop()
         if stream.state != "Streaming":
             await stream.ended()
-        await self._bounded(looked, _LOOK_PATIENCE)
+        await self._bounded(looked, timing.DEMO_LAST_LOOK)
         self._meter = meter
         await self._look(stream)
 
@@ -207,7 +200,7 @@ class Demo:
             arrived = sum(channel.bytes for channel in self._channels)
             if arrived > self._bytes and self._stall is not None and self._stall.active():
                 self._bytes = arrived
-                self._stall.reset(_BYTES_WITHIN)
+                self._stall.reset(timing.DEMO_BYTES)
 
     async def _release(self, stream: Stream) -> bool:
         """Release the stream; whether both sides say so when asked."""

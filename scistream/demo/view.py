@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_EVERY = 2.0
+from scistream import timing
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Progress:
             self._live.update(_table(picture), refresh=True)
             return
         now = time.monotonic()
-        if picture.state != self._said_state or now - self._said_at >= _PLAIN_EVERY:
+        if picture.state != self._said_state or now - self._said_at >= timing.DEMO_LINE:
             self._said_at, self._said_state = now, picture.state
             self._console.print(Text(_line(picture)), soft_wrap=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from twisted.logger import Logger
 
-from scistream import __version__
+from scistream import __version__, timing
 from scistream.s2cs.audit_events import (
     SCHEMA,
     BadLine,
@@ -42,12 +42,10 @@ from scistream.security.guard import place_of
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller
 from scistream.wire.messages import Error, Req, ResetReason, Resp, Role
 
 MAX_WAITING_BYTES = 2**20
 """Lines that wait in memory; those above it are counted, and dropped."""
-WINDOW_SECONDS = 60.0
 MOST_IN_WINDOW = 20
 """Refusals of one kind, by one identity or from one address without one, and Hellos and new targets of one stream, that
 get a line of their own in each window."""
@@ -109,6 +107,18 @@ class AuditTrail:
         """A link has failed at the door."""
         address, host = _address(link)
         self._emit_refusal(None, (host,), LinkRefused, address=address, reason=reason)
+
+    def answered(
+        self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
+    ) -> None:
+        """A command is answered: called where each answer leaves, so that no line about one is written elsewhere.
+
+        :param stream: the trail of the stream that the command was for, if it reached one.
+        """
+        if isinstance(answer, Error):
+            self.refused(link, cmd, answer.uid, role, answer.code, answer.msg)
+        elif stream is not None and cmd == "Hello":
+            stream.greeted(link)
 
     def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
         """A command was refused."""
@@ -238,7 +248,8 @@ class AuditTrail:
     def _end_windows(self, *, all_of_them: bool = False) -> None:
         """They are in the order of their beginning. A clock that was set back ends them, too."""
         now = self.wall()
-        for key, window in list(self._refusals.items()):
+        while self._refusals:
+            key, window = next(iter(self._refusals.items()))
             if not all_of_them and not window.is_over(now):
                 return
             del self._refusals[key]
@@ -301,7 +312,7 @@ class _Window:
 
     def is_over(self, now: float) -> bool:
         """Whether its minute has passed. A clock that was set back ends it, too."""
-        return not 0 <= now - self._began < WINDOW_SECONDS
+        return not 0 <= now - self._began < timing.AUDIT_WINDOW
 
     def leave_out(self, what: Any) -> None:
         """Count one that gets no line."""
@@ -331,14 +342,12 @@ class StreamTrail:
         self._resets_began = 0.0
         self._resets_seen = 0
 
-    def answered(self, caller: Caller, message: Resp | Error) -> None:
-        """A command is answered."""
+    def greeted(self, link: Link) -> None:
+        """A Hello was answered: a line, unless it says what the last one from this link has said."""
         record = self._record
-        if isinstance(message, Error):
-            self._audit.refused(caller.link, caller.cmd, record.uid, record.role, message.code, message.msg)
-        elif caller.cmd == "Hello" and (caller.link, record.app_listeners) != (self._greeted_on, self._greeted_with):
-            self._greeted_on, self._greeted_with = caller.link, list(record.app_listeners)
-            address, _ = _address(caller.link)
+        if (link, record.app_listeners) != (self._greeted_on, self._greeted_with):
+            self._greeted_on, self._greeted_with = link, list(record.app_listeners)
+            address, _ = _address(link)
             self._emit_bounded(Hello, address=address, listeners=self._greeted_with)
 
     def _emit_bounded(self, kind: type[Any], **fields: Any) -> None:
@@ -377,7 +386,7 @@ class StreamTrail:
             if has_room and one.count > self._resets_told.get(key, 0):
                 self._resets_due[key] = one.count
         now = self._audit.wall()
-        if not 0 <= now - self._resets_began < WINDOW_SECONDS:
+        if not 0 <= now - self._resets_began < timing.AUDIT_WINDOW:
             self._resets_began, self._resets_seen = now, 0
         self._write_resets(MOST_RESETS_IN_WINDOW - self._resets_seen)
 

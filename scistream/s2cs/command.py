@@ -15,6 +15,7 @@ from scistream.command_line import refuse
 from scistream.s2cs.check import LIVE_STATES, Findings, Unreadable, check_store
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import SCHEMA_VERSION
+from scistream.units import spoken_seconds
 from scistream.wire.errors import printable
 
 
@@ -93,17 +94,11 @@ def _order(record: Record) -> tuple[int, str, str]:
 def _end(record: Record, now: float) -> str:
     left = record.expires_at - now
     if left >= 0:
-        return f"expires in {_span(left)}"
+        return f"expires in {spoken_seconds(left)}"
     if record.state == "Releasing":
-        return f"expired {_span(-left)} ago: it waits for {', '.join(record.plan) or 'nothing'} to confirm the release"
-    return f"EXPIRED {_span(-left)} ago: its S2CS releases it as soon as it runs"
-
-
-def _span(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+        waits_for = ", ".join(record.plan) or "nothing"
+        return f"expired {spoken_seconds(-left)} ago: it waits for {waits_for} to confirm the release"
+    return f"EXPIRED {spoken_seconds(-left)} ago: its S2CS releases it as soon as it runs"
 
 
 def _count(number: int, what: str) -> str:

@@ -6,18 +6,18 @@ time, and there is a bound on how many wait.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall
 
+from scistream import timing
 from scistream.s2cs.record import same_request
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.messages import Req, Role
 
-EARLY_SECONDS = 3.0
-"""How long a request waits for gateways that have not said anything yet."""
 MOST_EARLY = 1000
 """Requests that wait at the same time."""
 MOST_EARLY_OF_OWNER = 100
@@ -43,6 +43,7 @@ class EarlyRequests:
         self._reactor = reactor
         self._go_on = go_on
         self._waiting: dict[tuple[str, str, Role], _Early] = {}
+        self._of_owner: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -54,8 +55,8 @@ class EarlyRequests:
         :raises StreamError: `no-capacity` if too many wait already.
         """
         key = owner, request.uid, request.role
-        earlier = self._waiting.pop(key, None)
-        of_owner = sum(waiting[0] == owner for waiting in self._waiting)
+        earlier = self._waiting.get(key)
+        of_owner = self._of_owner[owner]
         if earlier is None and (of_owner >= MOST_EARLY_OF_OWNER or len(self._waiting) >= MOST_EARLY):
             raise StreamError(
                 "no-capacity",
@@ -63,8 +64,10 @@ class EarlyRequests:
                 f"{of_owner} of them yours: ask again in a few seconds",
             )
         # A repetition waits no longer than the first one would have.
-        over = self._reactor.callLater(EARLY_SECONDS, self._over, key) if earlier is None else earlier.over
+        over = self._reactor.callLater(timing.EARLY_REQUEST, self._over, key) if earlier is None else earlier.over
+        self._take(key)
         self._waiting[key] = _Early(link, request, over)
+        self._of_owner[owner] += 1
         if earlier is None or not earlier.link.is_up or same_request(request, earlier.request):
             return None
         return earlier.link, earlier.request
@@ -79,9 +82,20 @@ class EarlyRequests:
         for early in self._waiting.values():
             early.over.cancel()
         self._waiting = {}
+        self._of_owner.clear()
+
+    def _take(self, key: tuple[str, str, Role]) -> _Early | None:
+        """Take out a request that waits, if it is there."""
+        early = self._waiting.pop(key, None)
+        if early is not None:
+            self._of_owner[key[0]] -= 1
+            if not self._of_owner[key[0]]:
+                del self._of_owner[key[0]]
+        return early
 
     def _over(self, key: tuple[str, str, Role]) -> None:
-        early = self._waiting.pop(key)
+        early = self._take(key)
+        assert early is not None, "its timer runs only while it waits"
         if early.over.active():
             early.over.cancel()
         self._go_on(early.link, early.request)

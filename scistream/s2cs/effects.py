@@ -11,14 +11,15 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
-from scistream.s2cs.enforcement import identity_of
+from scistream.s2cs.enforcement import Grant, Guard, identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
-from scistream.s2cs.record import HELD_LONGER, Record, ordered_listeners, whole_probe
+from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
@@ -38,19 +39,12 @@ from scistream.wire.messages import (
     ReqListeners,
     ResetReason,
     Resp,
+    Role,
     StartConn,
     StreamKey,
     StreamStatus,
     UpdateTargets,
 )
-
-GATEWAY_PATIENCE = 20.0
-ASK_AGAIN = 15.0
-"""Seconds until a gateway is asked again that could not be asked, by a fault, to release a stream."""
-TARGETS_PATIENCE = 3.0
-"""Seconds that the owner's client has to set targets for new listeners of ProdApp, before its S2CS does so."""
-OWN_UPDATE_SECONDS = 1.0
-"""Seconds from one time that an S2CS sets targets of a stream by itself to the next, however often ProdApp moves."""
 
 
 class Facility(Protocol):
@@ -67,12 +61,23 @@ class Facility(Protocol):
     def forget(self, held: Held) -> None:
         """A stream of which nothing was ever written."""
 
+    def use_changed(self, held: Held) -> None:
+        """The record of a stream says something new of what it holds, or may."""
+
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
 
-    def check_targets(self, record: Record, addresses: list[str]) -> None:
+    guard: Guard
+
+    def answer(
+        self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
+    ) -> None:
+        """Send the answer to a command, and write the line of the audit trail that belongs to it."""
+
+    def check_targets(self, record: Record, addresses: list[str], grant: Grant) -> None:
         """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
 
+        :param grant: what the policy has answered.
         :raises StreamError: if it may not.
         """
 
@@ -116,15 +121,11 @@ class Held:
         # From here on the wall clock may jump as it likes.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
-    @property
-    def page_key(self) -> str:
-        """Orders streams for the pages of Status."""
-        return f"{self.record.uid}/{self.record.role}"
-
     # -- effects
 
     def _failed(self, effect: str, error: StreamError) -> None:
         """An effect has raised: end the stream, in a way that nothing can hold up."""
+        self._server.use_changed(self)  # which `save` may have failed to say
         if effect == "save":
             self._server.unwritten.add(self.record.key)
         if effect == "ask" and self.record.state == "Releasing":
@@ -135,7 +136,7 @@ class Held:
         """A gateway could not be asked to release: try once more at once, and then again and again. The stream is not
         called released before, unless the gateway has let go of it by itself, at the end of its life."""
         if self._asks_again is None or not self._asks_again.active():
-            seconds = 0.0 if self._asks_again is None else ASK_AGAIN
+            seconds = 0.0 if self._asks_again is None else timing.RELEASE_AGAIN
             self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
 
     def _ask_unasked(self) -> None:
@@ -152,6 +153,7 @@ class Held:
             record.started_at = self._server.wall()
         if record.state == "Released":
             self.trail.ended()
+        self._server.use_changed(self)
         try:
             self._server.store.save(record)
         except StreamError:  # the store has told it
@@ -180,15 +182,13 @@ class Held:
         if isinstance(command, ReqListeners | UpdateTargets | Rel):
             command = msgspec.structs.replace(command, store=self._server.store.id)
         self._may_hold.add(gateway)
-        asked = known.dialer.ask(command, None if releasing or is_own_update else GATEWAY_PATIENCE)
+        asked = known.dialer.ask(command, None if releasing or is_own_update else timing.GATEWAY_ANSWER)
         self._asking[gateway] = asked
         if releasing:
             self._asked_to_release.add(gateway)
             asked.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
         else:
-            asked.addCallbacks(
-                lambda answer: self.machine.gateway_answered(gateway, answer), self._refused, (), {}, (gateway,)
-            )
+            asked.addCallbacks(self._answered, self._refused, (gateway,), {}, (gateway,))
 
     def _no_such_gateway(self, gateway: str, command: Command) -> None:
         if isinstance(command, Rel):
@@ -211,7 +211,11 @@ class Held:
 
     def _seconds_left_on_gateways(self) -> float:
         """For how long a gateway that cannot be asked may hold what it has of this stream."""
-        return float(self._expires_at + HELD_LONGER - self._server.reactor.seconds())
+        return float(self._expires_at + timing.HELD_LONGER - self._server.reactor.seconds())
+
+    def _answered(self, answer: Resp, gateway: str) -> None:
+        self.machine.gateway_answered(gateway, answer)
+        self._server.use_changed(self)
 
     def _refused(self, failure: Failure, gateway: str) -> None:
         failure.trap(StreamError, CancelledError)
@@ -243,8 +247,7 @@ class Held:
                 self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
-        self.trail.answered(caller, message)
-        caller.link.send(message)
+        self._server.answer(caller.link, caller.cmd, self.record.role, message, self.trail)
 
     def tell_owner(self, message: ProdLstn | Error) -> None:
         for link in self._owner_links:
@@ -284,7 +287,7 @@ class Held:
     def await_targets(self) -> None:
         self._stop_awaiting_targets()
         left = max(0.0, self._next_own_update - self._server.reactor.seconds())
-        seconds = TARGETS_PATIENCE if self.has_owner_link() else left
+        seconds = timing.OWNER_SETS_TARGETS if self.has_owner_link() else left
         self._targets_timer = self._server.reactor.callLater(seconds, self._targets_overdue)
 
     def _stop_awaiting_targets(self) -> None:
@@ -295,10 +298,10 @@ class Held:
         """Set targets when each gateway of the stream can be asked: one that cannot goes on with those that it has."""
         pool = [self._server.gateways.get(name) for name in self.record.plan]
         if all(gateway is not None and gateway.answers for gateway in pool):
-            self._next_own_update = self._server.reactor.seconds() + OWN_UPDATE_SECONDS
+            self._next_own_update = self._server.reactor.seconds() + timing.BETWEEN_OWN_UPDATES
             self.machine.targets_overdue(self._own_update_problem())
         else:
-            self._targets_timer = self._server.reactor.callLater(TARGETS_PATIENCE, self._targets_overdue)
+            self._targets_timer = self._server.reactor.callLater(timing.OWNER_SETS_TARGETS, self._targets_overdue)
 
     def _own_update_problem(self) -> StreamError | None:
         """Why this S2CS cannot lead the stream to where ProdApp listens, if it cannot."""
@@ -307,21 +310,22 @@ class Held:
                 return StreamError(
                     "gateway-failed", f"gateway {name} runs older software, which takes new targets only from the user"
                 )
-        self.keep_allowed_addresses()
-        return self._target_problem(self.record.app_listeners)
+        grant = self._server.guard.of_stream(self.record)
+        self.keep_allowed_addresses(grant)
+        return self._target_problem(self.record.app_listeners, grant)
 
-    def keep_allowed_addresses(self) -> None:
+    def keep_allowed_addresses(self, grant: Grant) -> None:
         """Forget the other addresses of ProdApp's names that the policy, the pool or a gateway allows no more."""
         record = self.record
         allowed = {
-            listener: [one for one in others if self._target_problem([one]) is None]
+            listener: [one for one in others if self._target_problem([one], grant) is None]
             for listener, others in record.other_addresses.items()
         }
         record.other_addresses = {listener: others for listener, others in allowed.items() if others}
 
-    def _target_problem(self, addresses: list[str]) -> StreamError | None:
+    def _target_problem(self, addresses: list[str], grant: Grant) -> StreamError | None:
         try:
-            self._server.check_targets(self.record, addresses)
+            self._server.check_targets(self.record, addresses, grant)
         except StreamError as error:
             return error
         return None
@@ -339,6 +343,7 @@ class Held:
     def release(self, caller: Caller, owner: str) -> None:
         """REL: by the owner, or by an administrator, who is named to the owner and to the application."""
         record = self.record
+        self.trail.release_asked(caller.link)
         is_told = owner != record.owner and record.state not in ("Releasing", "Released")
         if is_told:
             msg = f"the stream was released by {identity_of(owner).name}, an administrator of this facility"

@@ -1,31 +1,33 @@
 """The policy of an S2CS at work: what it is asked before a command of a user or an application has any effect.
 
-`Guard` knows the streams by their records alone. Whatever it forbids it raises as a StreamError, and changes nothing.
+`Guard` is asked once for each command, and knows the streams by their records alone. Its answer, a `Grant`, is all that
+the command needs to know of the policy while it is carried out.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twisted.logger import Logger
 
-from scistream.config import S2CSConfig, beside, parse_seconds
+from scistream import timing
+from scistream.config import S2CSConfig, beside
 from scistream.s2cs.identities import canonical
+from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy import NO_CERTIFICATES, Policy, load_policy
 from scistream.s2cs.record import Record
-from scistream.s2cs.rules import Asked, Standing
+from scistream.s2cs.rules import Asked, Decision, Standing
 from scistream.security.control import PLAIN_IDENTITY
 from scistream.security.material import load_certificates
 from scistream.security.tls import Identity, issuer_name
+from scistream.units import parse_seconds
 from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Hello, Req, Role, StreamKey, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Rel, Req, Status, UpdateTargets
 
 _log = Logger()
-
-MINUTE = 60.0
 
 
 def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
@@ -77,6 +79,55 @@ def identity_of(owner: str) -> Identity:
     return Identity(issuer.removesuffix(")"), name) if found else Identity(PLAIN_IDENTITY.issuer, owner)
 
 
+@dataclass(frozen=True)
+class Grant:
+    """The answer of the policy to one command.
+
+    :param caller: who asks, in the form that records keep; None for an application.
+    :param is_administrator: whether the caller may see, update and release the streams of all.
+    :param decision: whether the owner of the stream may have such streams, and by which rule; None without a policy.
+    :param life: how many seconds a new stream may live.
+    :param refusal: why a new stream may not be had.
+    :param is_probe: whether the stream has no program that could be reached.
+    """
+
+    caller: str | None
+    is_administrator: bool = False
+    decision: Decision | None = None
+    life: float = 0.0
+    refusal: StreamError | None = None
+    is_probe: bool = False
+
+    def shows(self, record: Record) -> bool:
+        """Return whether the caller may see, update and release a stream: as its owner, or as an administrator."""
+        return record.owner == self.caller or self.is_administrator
+
+    @property
+    def allows_role(self) -> bool:
+        """Whether streams of this role may be had at all."""
+        return self.decision is None or self.decision.allowed
+
+    def check(self) -> None:
+        """Refuse what may not be had, or what may not be had any more since the policy has changed.
+
+        :raises StreamError: naming the rule.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        if self.decision is not None:
+            self.decision.enforce()
+
+    def check_targets(self, targets: Iterable[str]) -> None:
+        """Refuse addresses at which ProdApp of the stream may not listen.
+
+        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
+        """
+        self.check()
+        rule = self.decision.rule if self.decision is not None else None
+        if rule is not None and not self.is_probe:
+            rule.decide_targets(targets).enforce()
+
+
 class Guard:
     """Who may do what at this S2CS.
 
@@ -106,39 +157,69 @@ class Guard:
         self._longest_life = parse_seconds(config.longest_expires)
         self._limits = config.limits
 
-    def count_request(self, owner: str) -> None:
+    def authorise(
+        self,
+        command: Req | UpdateTargets | Rel | Status,
+        caller: str,
+        record: Record | None = None,
+        use: OwnerUse | None = None,
+    ) -> Grant:
+        """Ask the policy about a command of a user: once, with one answer for all that the command may lead to.
+
+        :param caller: who sends it, in the form that records keep.
+        :param record: the stream that is there under the name that the command gives; not for a new one.
+        :param use: with a REQ for a new stream: the live streams of the caller. The request is counted.
+        :raises StreamError: `no-capacity`, if the caller has asked for too many new streams within a minute.
+        """
+        if isinstance(command, Req) and record is None:
+            return self._new_stream(caller, command, use or OwnerUse())
+        grant = Grant(caller, self.policy is not None and self.policy.is_administrator(identity_of(caller)))
+        if record is not None and grant.shows(record):
+            return replace(self.of_stream(record), caller=caller, is_administrator=grant.is_administrator)
+        if self.policy is not None and command.role is not None:
+            return replace(grant, decision=self.policy.rule_for(identity_of(caller), command.role))
+        return grant
+
+    def of_stream(self, record: Record) -> Grant:
+        """Ask the policy about a stream that is there, for its application or for the S2CS itself."""
+        is_probe = record.request is not None and record.request.protocol == "probe"
+        if self.policy is None:
+            return Grant(None, is_probe=is_probe)
+        return Grant(None, decision=self.policy.rule_for(identity_of(record.owner), record.role), is_probe=is_probe)
+
+    def _new_stream(self, owner: str, request: Req, use: OwnerUse) -> Grant:
+        self._count_request(owner)
+        try:
+            return Grant(owner, life=self._life(owner, request, use))
+        except StreamError as refusal:
+            return Grant(owner, refusal=refusal)
+
+    def _count_request(self, owner: str) -> None:
         """Count a request for a new stream, whatever comes of it.
 
         :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
         """
         now, most = self._seconds(), self._limits.requests_per_minute
-        for other, (began, _) in list(self._asked.items()):
-            if now - began < MINUTE:
-                break
-            del self._asked[other]
+        while self._asked and now - next(iter(self._asked.values()))[0] >= timing.REQUEST_WINDOW:
+            del self._asked[next(iter(self._asked))]
         began, count = self._asked.setdefault(owner, (now, 0))
         if count >= most:
             raise StreamError(
                 "no-capacity",
                 f"{most} new streams were asked for within a minute, and one identity may ask for no more "
-                f"(`requests_per_minute`): ask again in {began + MINUTE - now:.0f} s",
+                f"(`requests_per_minute`): ask again in {began + timing.REQUEST_WINDOW - now:.0f} s",
             )
         self._asked[owner] = began, count + 1
 
-    def sees_all(self, owner: str) -> bool:
-        """Whether somebody is an administrator, who may see, update and release the streams of all."""
-        return self.policy is not None and self.policy.is_administrator(identity_of(owner))
+    def _life(self, owner: str, request: Req, use: OwnerUse) -> float:
+        """Return for how many seconds a new stream may be had.
 
-    def life(self, owner: str, request: Req, records: Iterable[Record]) -> float:
-        """Whether a new stream may be had, and for how many seconds.
-
-        :param records: of all live streams of this owner.
         :raises StreamError: `not-authorized`, naming the rule.
         """
         if request.expires is not None:
             self._check_facility(request.expires)
         if self.policy is None:
-            self._check_streams(owner, request, records)
+            self._check_streams(request, use)
             return request.expires or min(self._usual_life, self._longest_life)
         asked = Asked(
             request.role,
@@ -152,10 +233,11 @@ class Guard:
         decision = self.policy.rule_for(identity, request.role)
         decision.enforce()
         assert decision.rule is not None, "an allowance comes from a rule"
-        standing = _standing(owner, (request.uid, request.role), decision.rule.roles, records, self._used_today(owner))
+        streams, rate = use.beside((request.uid, request.role), decision.rule.roles)
+        standing = Standing(streams, rate, self._used_today(owner))
         decision.rule.decide(asked, standing).enforce()
         if decision.rule.streams is None:
-            self._check_streams(owner, request, records)
+            self._check_streams(request, use)
         longest = min(self._longest_life, decision.rule.expires or self._longest_life)
         return request.expires or min(self._usual_life, longest)
 
@@ -166,56 +248,15 @@ class Guard:
                 f"asked for a stream of {life:.0f} s, and this facility allows {self._longest_life:.0f} s at most",
             )
 
-    def _check_streams(self, owner: str, request: Req, records: Iterable[Record]) -> None:
+    def _check_streams(self, request: Req, use: OwnerUse) -> None:
         """:raises StreamError: `no-capacity`, if there is no rule that says it and the owner has enough streams."""
-        there = _standing(owner, (request.uid, request.role), (PROD, CONS), records, 0).streams
+        there, _ = use.beside((request.uid, request.role), (PROD, CONS))
         if there >= self._limits.streams_per_identity:
             raise StreamError(
                 "no-capacity",
                 f"{there} streams of yours are here, and one identity may have {self._limits.streams_per_identity} at "
                 "once (`streams_per_identity`): release one first",
             )
-
-    def may_ask(self, owner: str, role: Role) -> bool:
-        """Whether somebody may have streams of this role at all."""
-        return self.policy is None or self.policy.rule_for(identity_of(owner), role).allowed
-
-    def check_still_allowed(self, record: Record) -> None:
-        """Whether the owner of a stream may still have such streams: no, if the policy has changed meanwhile.
-
-        :raises StreamError: `not-authorized`.
-        """
-        if self.policy is not None:
-            self.policy.rule_for(identity_of(record.owner), record.role).enforce()
-
-    def check_hello(self, record: Record, hello: Hello) -> None:
-        """Whether ProdApp may listen where it says that it does. What is known already is not looked at again.
-
-        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
-        """
-        if hello.role == PROD and hello.listeners != record.app_listeners:
-            self.check_targets(record, hello.listeners or [])
-
-    def check_update(self, record: Record, command: UpdateTargets) -> None:
-        """Whether these may be the targets of a stream, by the rule of its owner, whoever asks.
-
-        :raises StreamError: as for `check_hello`.
-        """
-        self.check_targets(record, command.connection_map.values() if record.role == PROD else ())
-
-    def check_targets(self, record: Record, targets: Iterable[str]) -> None:
-        """Whether ProdApp of a stream may listen at these addresses.
-
-        :raises StreamError: as for `check_hello`.
-        """
-        if self.policy is None:
-            return
-        is_probe = record.request is not None and record.request.protocol == "probe"  # it has no program to reach
-        self.policy.decide_targets(identity_of(record.owner), record.role, () if is_probe else targets).enforce()
-
-    def may_see(self, record: Record, owner: str) -> bool:
-        """Whether somebody may see, update and release a stream: its owner, or an administrator."""
-        return record.owner == owner or self.sees_all(owner)
 
     def overdrawn(self, record: Record) -> str | None:
         """Why a live stream has to end: its owner has used up what the rule allows for a day."""
@@ -226,18 +267,3 @@ class Guard:
             return None
         decision = rule.decide_volume(self._used_today(record.owner))
         return None if decision.allowed else decision.reason
-
-
-def _standing(owner: str, key: StreamKey, roles: Iterable[str], records: Iterable[Record], used_today: int) -> Standing:
-    """What an owner has in these roles beside the end that is asked for. Both ends of one stream here are one stream
-    to be counted, and two rates to be added, since each is reserved for itself."""
-    there = [
-        (record.uid, record.request.rate)
-        for record in records
-        if record.request is not None
-        and (record.owner, record.role in roles) == (owner, True)
-        and record.key != key
-        and record.state != "Released"
-    ]
-    others = {uid for uid, _ in there} - {key[0]}
-    return Standing(len(others), math.fsum(rate for _, rate in there), used_today)

@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.s2cs.early import EARLY_SECONDS
-from scistream.s2cs.pool import Taken
+from scistream import timing
+from scistream.s2cs.in_use import GatewayUse, Taken
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
@@ -28,8 +28,6 @@ from scistream.wire.messages import (
     StreamStatus,
 )
 
-STATUS_PATIENCE = 20.0
-FIGURES_PATIENCE = 2.0
 PAGE = 20
 """Streams that a gateway is asked for at a time."""
 MOST_STREAMS = 65535
@@ -100,6 +98,8 @@ class Gateway:
         self._asked = 0
         self.strangers: dict[StreamKey, Taken] = {}
         """Streams on the gateway of which the S2CS has no record."""
+        self.strangers_use = GatewayUse()
+        """What these streams hold there."""
         self.is_compared = False
         """Whether it has once been looked at whole since this process was started."""
 
@@ -124,7 +124,7 @@ class Gateway:
         if self.dialer.link is None or self._asked >= MOST_ASKED:
             return succeed(None)
         self._asked += 1
-        asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), FIGURES_PATIENCE)
+        asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), timing.GATEWAY_FIGURES)
         return (
             asked.addBoth(self._no_longer_asked)
             .addCallbacks(self._note_figures, self._no_figures)
@@ -162,6 +162,10 @@ class Gateway:
     def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
         """Remember the streams here of which the S2CS has no record, and say so once of each."""
         news = [key for key in strangers if key not in self.strangers]
+        for key in self.strangers.keys() - strangers.keys():
+            self.strangers_use.drop(key)
+        for key, taken in strangers.items():
+            self.strangers_use.put(key, taken)
         self.strangers = strangers
         if news:
             named = ", ".join(f"{uid} ({role})" for uid, role in news[:MOST_NAMED])
@@ -189,7 +193,7 @@ class Gateway:
 
     def _has_had_time(self) -> bool:
         """Whether a gateway that was started together with this S2CS would be there by now."""
-        return self.dialer.clock.seconds() - self._dialled_since >= EARLY_SECONDS
+        return self.dialer.clock.seconds() - self._dialled_since >= timing.EARLY_REQUEST
 
     def _answered(self) -> None:
         self._was_heard, self._silent_since = True, None
@@ -210,7 +214,7 @@ class Gateway:
     def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
         self._is_asked = True
         command = Status(uid=None, role=None, seq=UNSENT, after=after or None, limit=PAGE)
-        asked = self.dialer.ask(command, STATUS_PATIENCE)
+        asked = self.dialer.ask(command, timing.GATEWAY_STATUS)
         asked.addCallbacks(self._page, self._no_page, (expected, known, after))
 
     def _no_page(self, failure: Failure) -> None:
@@ -219,7 +223,7 @@ class Gateway:
         error = failure.value
         is_late = isinstance(error, StreamError) and error.code == "timeout"
         if is_late:
-            self._has_been_silent(STATUS_PATIENCE)
+            self._has_been_silent(timing.GATEWAY_STATUS)
         if is_late and self.dialer.link is not None and not self._is_silent:
             self.log.warn("gateway {gateway} gets no new stream until it answers", gateway=self.name)
             self._is_silent, self.room = True, None
@@ -265,7 +269,7 @@ class Gateway:
     def _no_figures(self, failure: Failure) -> None:
         _no_answer(failure)
         if isinstance(failure.value, StreamError) and failure.value.code == "timeout":
-            self._has_been_silent(FIGURES_PATIENCE)
+            self._has_been_silent(timing.GATEWAY_FIGURES)
 
     def _note_figures(self, answer: Resp) -> None:
         self._answered()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from scistream import timing
 from scistream.s2cs.record import Record
 from scistream.s2cs.streams import NO_COUNTS, Booking, Counts, Store
 from scistream.wire.errors import StreamError
@@ -25,7 +26,6 @@ _TIMES_THE_RATE = 2.0
 _AT_ONCE = 2**30
 """Bytes that may have gone over before the rate bound them, and clocks that differ a little."""
 _CONNECTIONS_A_SECOND = 100_000
-_GRACE = 60.0
 
 
 class Implausible(NamedTuple):
@@ -161,7 +161,7 @@ def _implausible(record: Record, gateway: str, told: Counts, age: float) -> Impl
     if record.request is None or gateway not in record.plan:
         return None
     share = record.request.rate * len(record.plan[gateway]) / record.request.num_conn
-    seconds = max(0.0, age) + _GRACE
+    seconds = max(0.0, age) + timing.FIGURES_GRACE
     most = int(share * 1e6 / 8 * seconds * _TIMES_THE_RATE) + _AT_ONCE
     if (
         max(told.bytes_to_consumer, told.bytes_to_producer) <= most

@@ -410,13 +410,19 @@ def _from_gateway(gateway: str, error: StreamError) -> tuple[ErrorCode, str]:
 # -- Hello
 
 
-def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
-    """Note a Hello; False if it could not be written down."""
+def _remember_hello(core: Core, caller: Caller, listeners: list[str], state: str | None = None) -> bool:
+    """Note a Hello; return False if it could not be written down.
+
+    :param state: the state that the Hello leads to, if that is another one: it is written together with the Hello.
+    """
     record = core.record
-    known = (record.greeted, record.app_listeners, record.other_addresses)
+    known, old_state = (record.greeted, record.app_listeners, record.other_addresses), record.state
     record.greeted, record.app_listeners, record.other_addresses = True, list(listeners), dict(core.other_addresses)
-    if known != (True, record.app_listeners, record.other_addresses) and not core.effects.save(record):
+    record.state = state or old_state
+    is_news = (known, old_state) != ((True, record.app_listeners, record.other_addresses), record.state)
+    if is_news and not core.effects.save(record):
         record.greeted, record.app_listeners, record.other_addresses = known
+        record.state = old_state
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
     if record.role == PROD and (listeners != known[1] or _as_sets(record.other_addresses) != _as_sets(known[2])):
@@ -467,14 +473,15 @@ for _state in (Reserving, Updating):
 
 @Listening.upon(Stream.hello).loop()
 def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    if _remember_hello(core, caller, listeners):
+    if _remember_hello(core, caller, listeners, "Ready"):
         core.greeting = caller
         stream._greeted()
 
 
 @Listening.upon(Stream._greeted).to(Ready)
 def _become_ready(stream: Stream, core: Core) -> None:
-    core.enter("Ready")
+    if core.record.state != "Ready":  # it came early, and has been noted without this state
+        core.enter("Ready")
     greeting, core.greeting = core.greeting, None
     if greeting is not None:
         _welcome(core, greeting)

@@ -15,11 +15,12 @@ from typing import Any, TypeVar, get_args
 
 from msgspec import Struct, field
 
-from scistream.config import beside, parse_chosen_ports, parse_life, parse_rate, parse_size
+from scistream.config import beside, parse_chosen_ports
 from scistream.s2cs.identities import Index
 from scistream.s2cs.rules import Asked, Decision, Rule, Standing, Target
 from scistream.security.tls import CertificateProblem, Identity, issuer_name, load_authority
 from scistream.toml_file import Problem, below, raise_if_any, read, unless
+from scistream.units import parse_life, parse_rate, parse_size
 from scistream.wire.messages import MAX_CHANNELS, Role
 
 V = TypeVar("V")

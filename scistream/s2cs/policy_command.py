@@ -13,8 +13,9 @@ import click
 from scistream.command_line import RATE, TIME, refuse
 from scistream.config import DEFAULT_RATE, ConfigProblem
 from scistream.s2cs.policy import ROLES, Policy, load_policy, read_issuer
-from scistream.s2cs.rules import Asked, Decision, Standing, in_time
+from scistream.s2cs.rules import Asked, Decision, Standing
 from scistream.security.tls import Identity
+from scistream.units import format_rate, format_seconds
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_CHANNELS, PROD, Role
 
@@ -36,7 +37,9 @@ class Verdict:
         if not self.decision.allowed:
             return f"{self.role}: refused ({self.decision.code}): {self.decision.reason}"
         rule = self.decision.rule
-        longest = f" for at most {in_time(rule.expires)}" if rule is not None and rule.expires is not None else ""
+        longest = (
+            f" for at most {format_seconds(rule.expires)}" if rule is not None and rule.expires is not None else ""
+        )
         return f"{self.role}: {self.decision.reason}{longest}"
 
     def fields(self) -> dict[str, Any]:
@@ -65,7 +68,13 @@ class Verdict:
     show_default=True,
     help="As what.",
 )
-@click.option("--rate", type=RATE, default=DEFAULT_RATE, metavar="RATE", help="Of the whole stream [default: 1Gbit].")
+@click.option(
+    "--rate",
+    type=RATE,
+    default=DEFAULT_RATE,
+    metavar="RATE",
+    help=f"Of the whole stream [default: {format_rate(DEFAULT_RATE)}].",
+)
 @click.option("--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Channels.")
 @click.option("--expires", type=TIME, help="How long it shall live [default: as the facility has it].")
 @click.option("--target", "targets", multiple=True, help="HOST:PORT where ProdApp listens; may be repeated.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from scistream.s2cs.record import Record, ports_at
+from scistream.s2cs.in_use import GatewayUse
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import MAX_CHANNELS, Room
 from scistream.wire.port_ranges import Ranges, already_lent, is_in, not_to_choose
@@ -47,40 +47,14 @@ class Member:
         return already_lent(port) if port in self.lent else None
 
 
-class Taken(NamedTuple):
-    """What a stream that is nobody's here holds on a gateway: ports, and Mbit/s."""
+def member(name: str, room: Room, *uses: GatewayUse) -> Member:
+    """What is left of a gateway's room.
 
-    ports: int
-    rate: float
-    lent: tuple[int, ...] = ()
-    """Which ports these are, as far as it is known."""
-
-
-def member(name: str, room: Room, records: Iterable[Record], strangers: Iterable[Taken] = ()) -> Member:
-    """What is left of a gateway's room after what the live streams hold there.
-
-    :param strangers: what it says of streams there that are nobody's here.
+    :param uses: what is held there: by the live streams, and by those that are nobody's here.
     """
-    ports, rate = room.ports, room.rate
-    lent: set[int] = set()
-
-    def take(count: int, numbers: Collection[int]) -> int:
-        """How many of these ports are of the range that streams get their ports from."""
-        lent.update(numbers)
-        if room.first_port is None:
-            return count
-        return count - sum(not room.first_port <= port < room.first_port + room.ports for port in numbers)
-
-    for taken in strangers:
-        ports -= take(taken.ports, taken.lent)
-        rate -= taken.rate
-    for record in records:
-        if record.state == "Released" or record.request is None or name not in record.plan:
-            continue
-        held = len(record.plan[name])
-        ports -= take(held, ports_at(record, name))
-        rate -= record.request.rate * held / record.request.num_conn
-    return Member(name, ports, rate, room.chosen_ports, frozenset(lent))
+    ports = room.ports - sum(use.ports_of(room) for use in uses)
+    rate = room.rate - sum(use.rate for use in uses)
+    return Member(name, ports, rate, room.chosen_ports, ChainMap(*(use.lent for use in uses)))
 
 
 def spread(

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from scistream import timing
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode
 from scistream.wire.link import UNSENT
@@ -24,12 +25,6 @@ from scistream.wire.messages import (
     StreamKey,
     UpdateTargets,
 )
-
-HELD_LONGER = 60.0
-"""Seconds after the end of a stream's life in which a gateway may still be about to let go of it by itself: it counts
-from when it has reserved."""
-SHORTENED_LATER = 30.0
-"""Seconds that a gateway is given above a shortened life, so that its S2CS is the first to end the stream."""
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
@@ -81,7 +76,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
         :param now: seconds since the epoch.
         """
-        return gateway in self.plan and self.state != "Released" and now < self.expires_at + HELD_LONGER
+        return gateway in self.plan and self.state != "Released" and now < self.expires_at + timing.HELD_LONGER
 
 
 def ports_at(record: Record, gateway: str) -> list[int]:
@@ -166,7 +161,7 @@ def part(record: Record, gateway: str, command: UpdateTargets, revision: int) ->
         generation=revision,
         connection_map={here: there for here, there in command.connection_map.items() if here in held},
         data_conn_key=command.data_conn_key,
-        expires=min(MAX_LIFE, command.expires + SHORTENED_LATER) if command.expires is not None else None,
+        expires=min(MAX_LIFE, command.expires + timing.SHORTENED_LATER) if command.expires is not None else None,
         other_addresses={one: others for one, others in record.other_addresses.items() if one in targets} or None,
     )
 

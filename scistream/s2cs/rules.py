@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scistream.units import format_seconds, format_size
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.messages import PROD, Role
 from scistream.wire.port_ranges import Ranges, in_words, is_in
 
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z", re.ASCII)
-_SIZES = (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Rule:
         if _above(asked.num_conn, self.num_conn):
             yield f"at most {self.num_conn} channels a stream, and {asked.num_conn} were asked"
         if asked.life is not None and self.expires is not None and asked.life > self.expires:
-            yield f"a life of at most {in_time(self.expires)}, and {in_time(asked.life)} was asked"
+            yield f"a life of at most {format_seconds(self.expires)}, and {format_seconds(asked.life)} was asked"
         if asked.wan_security not in self.wan_security:
             yield f"the WAN security {_listed(self.wan_security)}, and {asked.wan_security} was asked"
         for port in asked.listen_ports if self.listen_ports is not None else ():
@@ -171,8 +171,8 @@ class Rule:
     def _used_up(self, bytes_today: int) -> str:
         assert self.bytes_per_day is not None
         return (
-            f"{in_bytes(self.bytes_per_day)} a day, and {in_bytes(bytes_today)} have gone over: it begins anew at "
-            "midnight UTC"
+            f"{format_size(self.bytes_per_day)} a day, and {format_size(bytes_today)} have gone over: it begins anew "
+            "at midnight UTC"
         )
 
     def decide_targets(self, targets: Iterable[str]) -> Decision:
@@ -196,9 +196,11 @@ class Rule:
             facts.append(f"{self.total_rate:g} Mbit/s over all streams")
         facts.append(f"{self.num_conn} channels a stream" if self.num_conn is not None else "any number of channels")
         facts.append(f"{self.streams} streams at once" if self.streams is not None else "any number of streams")
-        facts.append(f"for {in_time(self.expires)}" if self.expires is not None else "for as long as the facility lets")
+        facts.append(
+            f"for {format_seconds(self.expires)}" if self.expires is not None else "for as long as the facility lets"
+        )
         if self.bytes_per_day is not None:
-            facts.append(f"{in_bytes(self.bytes_per_day)} a day")
+            facts.append(f"{format_size(self.bytes_per_day)} a day")
         facts.append(f"WAN security {_listed(self.wan_security)}")
         if self.listen_ports is not None:
             facts.append(f"listen ports {in_words(self.listen_ports) or 'none'} by number")
@@ -217,19 +219,3 @@ def _above(asked: float, limit: float | None) -> bool:
 
 def _listed(words: Iterable[str]) -> str:
     return " or ".join(words) or "none"
-
-
-def in_time(seconds: float) -> str:
-    """A time as a configuration file says it: in the largest unit in which it is whole."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:.0f}s" if seconds >= 1 else f"{seconds:g}s"
-
-
-def in_bytes(count: int) -> str:
-    """A number of bytes as a configuration file says it; exact where that is short, or else rounded."""
-    for unit, size in _SIZES:
-        if count >= size:
-            return f"{count / size:.4g}{unit}"
-    return f"{count} bytes"

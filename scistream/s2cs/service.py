@@ -25,32 +25,36 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.config import Gateway as GatewaySettings
-from scistream.config import S2CSConfig, beside, parse_seconds, trust_of
+from scistream.config import S2CSConfig, beside, trust_of
+from scistream.paging import page_key
 from scistream.reloading import Change, merge
-from scistream.s2cs.audit import AuditTrail
+from scistream.s2cs.audit import AuditTrail, StreamTrail
 from scistream.s2cs.audit_sink import Sink, audit_file, open_sink
 from scistream.s2cs.early import EarlyRequests
 from scistream.s2cs.effects import Held
-from scistream.s2cs.enforcement import Guard, owner_of, policy_of
+from scistream.s2cs.enforcement import Grant, Guard, owner_of, policy_of
 from scistream.s2cs.gateway import Gateway
+from scistream.s2cs.in_use import Taken
 from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.live import LiveStreams
 from scistream.s2cs.lock import StoreLock
 from scistream.s2cs.machine import resume
-from scistream.s2cs.pool import Member, Taken, member, spares, spread
+from scistream.s2cs.pool import Member, member, spares, spread
 from scistream.s2cs.pool_addresses import PoolAddresses
 from scistream.s2cs.record import Record
 from scistream.s2cs.start import unmake
-from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS, Store
+from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, Store
 from scistream.s2cs.wrong_keys import WrongKeys
 from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
 from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import FIRST_REFUSAL, DoorGuard
+from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring, controller_keyring
 from scistream.security.tls import Identity, explain
 from scistream.setup import SetupProblems
 from scistream.toml_file import raise_if_any
+from scistream.units import parse_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.line import Link
@@ -140,7 +144,7 @@ class ControlServer(Service):
         problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
         self._door_guard = DoorGuard(
-            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=FIRST_REFUSAL
+            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
         self._wrong_keys = WrongKeys(reactor)
         self._port: IListeningPort | None = None
@@ -324,7 +328,11 @@ class ControlServer(Service):
             resume(one.machine, one.core)
 
     def _forget_old(self) -> None:
-        self.store.forget_old(self.wall() - REMEMBER_SECONDS)
+        self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
+
+    def use_changed(self, held: Held) -> None:
+        """The record of a stream says something new of what it holds, or may."""
+        self.streams.note_use(held)
 
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
@@ -388,7 +396,11 @@ class ControlServer(Service):
         if link.is_stranger:
             self._misused(link, "an answer to nothing")
             return
-        for held in self.streams.of_link(link):
+        if answer.uid is None:
+            asked = self.streams.of_link(link)
+        else:
+            asked = [held for role in ROLES if (held := self.streams.get((answer.uid, role))) is not None]
+        for held in asked:
             if held.app_link is link and held.app_outbox.answered(answer):
                 return
 
@@ -426,9 +438,19 @@ class ControlServer(Service):
         self.audit.bad_line(link, None, why, link.is_out_of_patience)
         link.misused(why)
 
+    def answer(
+        self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
+    ) -> None:
+        """Send the answer to a command, and write the line of the audit trail that belongs to it.
+
+        :param cmd: the name of the command, and `role` the side of the stream that it names, if it names one.
+        :param stream: the trail of the stream that the command was for, if it reached one.
+        """
+        self.audit.answered(link, cmd, role, answer, stream)
+        link.send(answer)
+
     def _refuse(self, link: Link, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
-        self.audit.refused(link, command_name(command), command.uid, command.role, code, msg)
-        link.refuse(command, code, msg)
+        self.answer(link, command_name(command), command.role, _refusal(command, code, msg))
 
     # -- users
 
@@ -444,7 +466,7 @@ class ControlServer(Service):
     def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
         held = self._find((request.uid, request.role))
         if held is not None and held.record.owner == owner:
-            self.guard.check_still_allowed(held.record)
+            self.guard.authorise(request, owner, held.record).check()
             self._note_owner_link(held, link, owner)
             held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif self.store.was_released_early(owner, (request.uid, request.role)):
@@ -468,9 +490,10 @@ class ControlServer(Service):
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
-        self.guard.count_request(owner)
+        grant = self.guard.authorise(request, owner, use=self.streams.use_of_owner(owner))
         self.audit.request(link, request, owner)
-        life = self.guard.life(owner, request, [held.record for held in self.streams.of_owner(owner)])
+        grant.check()
+        life = grant.life
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
         plan = spread(members, request.num_conn, request.rate, request.listen_ports)
@@ -492,40 +515,30 @@ class ControlServer(Service):
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
     def _members(self) -> list[Member]:
-        records = [held.record for held in self.streams.values()]
         return [
-            member(name, gateway.room, records, gateway.strangers.values())
+            member(name, gateway.room, self.streams.use_of_gateway(name), gateway.strangers_use)
             for name, gateway in self.gateways.items()
             if gateway.room is not None and gateway.dialer.link is not None
         ]
 
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
-        held = self._seen_by(owner, key)
-        if held is None:
-            if isinstance(command, Rel) and self.guard.may_ask(owner, command.role):
+        held = self._find(key)
+        grant = self.guard.authorise(command, owner, held.record if held is not None else None)
+        if held is None or not grant.shows(held.record):
+            if isinstance(command, Rel) and grant.allows_role:
                 with suppress(StreamError):  # a full disk, on which nothing new is reserved either
                     self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise _none_of_yours(command.uid)
         self._note_owner_link(held, link, owner)
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
-            self.guard.check_update(held.record, command)
+            grant.check_targets(command.connection_map.values() if command.role == PROD else ())
             self._refuse_pool(held.record, command.connection_map.values())
-            held.keep_allowed_addresses()
+            held.keep_allowed_addresses(grant)
             held.machine.update_targets(caller, command)
         else:
-            held.trail.release_asked(link)
             held.release(caller, owner)
-
-    def _seen_by(self, owner: str, key: StreamKey) -> Held | None:
-        """A stream that is this owner's, or that an administrator may see. Of any other one nobody hears more than of
-        one that does not exist.
-
-        :raises StreamError: `no-capacity` if the store cannot be read.
-        """
-        held = self._find(key)
-        return held if held is not None and self.guard.may_see(held.record, owner) else None
 
     def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
         """:raises StreamError: `target-refused`, if any is an address of the pool itself."""
@@ -537,28 +550,27 @@ class ControlServer(Service):
     # -- Status
 
     def _status(self, link: Link, owner: str, command: Status) -> None:
+        grant = self.guard.authorise(command, owner)
         if command.uid is not None:
-            named = [self._seen_by(owner, (command.uid, role)) for role in ROLES if command.role in (None, role)]
-            chosen = [held for held in named if held is not None]
+            named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
+            chosen = [held for held in named if held is not None and grant.shows(held.record)]
             if not chosen:
                 raise _none_of_yours(command.uid)
             for held in chosen:
                 self._note_owner_link(held, link, owner)
-            chosen.sort(key=lambda held: held.page_key)
+            chosen.sort(key=_page_key)
         else:
-            chosen = self._seen_after(owner, command.after or "", command.role, command.limit + 1)
-        page = [held for held in chosen if held.page_key > (command.after or "")]
+            after = command.after or ""
+            seen = self.streams.after(after) if grant.is_administrator else self.streams.of_owner(owner, after)
+            of_role = (held for held in seen if command.role in (None, held.record.role))
+            chosen = list(islice(of_role, command.limit + 1))
+        page = [held for held in chosen if _page_key(held) > (command.after or "")]
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
 
     def _note_owner_link(self, held: Held, link: Link, owner: str) -> None:
         held.note_owner_link(link, owner)
         self.streams.note_link(held, link)
-
-    def _seen_after(self, owner: str, after: str, role: Role | None, most: int) -> list[Held]:
-        """The streams that somebody may see, from one on, in the order of their pages."""
-        seen = self.streams.after(after) if self.guard.sees_all(owner) else iter(self.streams.of_owner(owner))
-        return list(islice((held for held in seen if role in (None, held.record.role) and held.page_key > after), most))
 
     def _gateways_of(self, page: list[Held]) -> list[Gateway]:
         names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
@@ -573,11 +585,18 @@ class ControlServer(Service):
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)
-        last = page[len(streams) - 1].page_key if len(streams) < len(page) else None
+        last = _page_key(page[len(streams) - 1]) if len(streams) < len(page) else None
         state = streams[0].state if command.uid is not None and len(streams) == 1 else ""
-        link.answer(
-            command, state, f"{len(streams)} streams", streams=streams, more=last, warnings=self._warnings(link)
+        answer = Resp(
+            uid=command.uid,
+            seq=command.seq,
+            state=state,
+            msg=f"{len(streams)} streams",
+            streams=streams,
+            more=last,
+            warnings=self._warnings(link),
         )
+        self.answer(link, command_name(command), command.role, answer)
 
     # -- applications
 
@@ -589,12 +608,17 @@ class ControlServer(Service):
         if not hmac.compare_digest(known, given) or held is None:
             if held is not None:
                 held.wrong_hellos += 1
-            self.audit.refused(link, command_name(hello), hello.uid, hello.role, "not-authorized", _REFUSED_HELLO)
+            refusal = _refusal(hello, "not-authorized", _REFUSED_HELLO)
+            self.audit.answered(
+                link, command_name(hello), hello.role, refusal
+            )  # now, though the answer may leave later
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
         link.prove(None)
-        hello = self._choose_addresses(held.record, hello)
-        self.guard.check_hello(held.record, hello)
+        grant = self.guard.of_stream(held.record)
+        hello = self._choose_addresses(held.record, hello, grant)
+        if hello.role == PROD and hello.listeners != held.record.app_listeners:
+            grant.check_targets(hello.listeners or [])
         self._refuse_pool(held.record, hello.listeners or [])
         is_probe = request is not None and request.protocol == "probe"  # of which no listener is ever dialled
         for name in held.record.plan if not is_probe else ():
@@ -605,7 +629,7 @@ class ControlServer(Service):
         self.streams.note_link(held, link)
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
-    def _choose_addresses(self, record: Record, hello: Hello) -> Hello:
+    def _choose_addresses(self, record: Record, hello: Hello, grant: Grant) -> Hello:
         """Leave out what no gateway would dial of the addresses of each name; the first that is left is the listener.
 
         A listener of which nothing is left stays, to be refused with its reason.
@@ -613,29 +637,30 @@ class ControlServer(Service):
         listeners, left = [], {}
         for listener in hello.listeners or ():
             others = (hello.other_addresses or {}).get(listener)
-            usable = [one for one in (listener, *others) if self._is_target(record, one)] if others else []
+            usable = [one for one in (listener, *others) if self._is_target(record, one, grant)] if others else []
             usable.sort(key=lambda one: one not in record.app_listeners)  # a name may give its addresses in any order
             listeners.append(usable[0] if usable else listener)
             if len(usable) > 1:
                 left[usable[0]] = usable[1:]
         return msgspec.structs.replace(hello, listeners=listeners or None, other_addresses=left or None)
 
-    def _is_target(self, record: Record, address: str) -> bool:
+    def _is_target(self, record: Record, address: str, grant: Grant) -> bool:
         """Whether ProdApp may listen at an address; what is known of the stream already is not looked at again."""
         if address in record.app_listeners or any(address in others for others in record.other_addresses.values()):
             return True
         try:
-            self.check_targets(record, [address])
+            self.check_targets(record, [address], grant)
         except StreamError:
             return False
         return True
 
-    def check_targets(self, record: Record, addresses: list[str]) -> None:
+    def check_targets(self, record: Record, addresses: list[str], grant: Grant) -> None:
         """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
 
+        :param grant: what the policy has answered.
         :raises StreamError: if it may not.
         """
-        self.guard.check_targets(record, addresses)
+        grant.check_targets(addresses)
         self._refuse_pool(record, addresses)
         for name in record.plan:
             if name in self.gateways:
@@ -669,7 +694,7 @@ class ControlServer(Service):
 
     def held_by(self, gateway: str) -> set[StreamKey]:
         """The streams that this gateway must know of: reserved, and not seen to be released."""
-        return {key for key, held in self.streams.items() if held.is_held_by(gateway)}
+        return {held.record.key for held in self.streams.at_gateway(gateway) if held.is_held_by(gateway)}
 
     def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
         """The channels that this gateway has of one of them; none of any other stream."""
@@ -686,7 +711,8 @@ class ControlServer(Service):
         self._pool_addresses.learn(gateway.name, gateway.room)
         self._write_again()
         self.audit.flush()
-        for key, held in list(self.streams.items()):
+        for held in self.streams.at_gateway(gateway.name):
+            key = held.record.key
             if held.is_of_another_boot(gateway.name, boot):
                 held.machine.gateway_lost(gateway.name, "was restarted, and what it held of this stream is gone")
             elif held.record.state == "Releasing":
@@ -752,6 +778,14 @@ class ControlServer(Service):
                     f"and this facility releases it after {most:.0f} s (`release_broken_after`): {broken.reason}"
                 )
                 held.machine.fault(StreamError("timeout", msg))
+
+
+def _page_key(held: Held) -> str:
+    return page_key(held.record.key)
+
+
+def _refusal(command: Command | ProdLstn, code: ErrorCode, msg: str) -> Error:
+    return Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg)
 
 
 def _none_of_yours(uid: str) -> StreamError:

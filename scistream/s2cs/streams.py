@@ -26,7 +26,6 @@ from scistream.s2cs.record import Record
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import Role, StreamKey
 
-REMEMBER_SECONDS = 24 * 3600.0
 MOST_RELEASED = 1000
 """Released streams of one owner that are remembered."""
 MOST_EARLY_RELEASES = 100

@@ -18,6 +18,7 @@ from scistream.s2cs.audit import split_owner
 from scistream.s2cs.check import Unreadable, read_only
 from scistream.s2cs.streams import SCHEMA_VERSION, saturating
 from scistream.tables import Columns
+from scistream.units import spoken_size
 
 _DATE = click.DateTime(["%Y-%m-%d"])
 _KEYS = {"day": ("day",), "identity": ("owner",), "both": ("day", "owner")}
@@ -115,18 +116,7 @@ def _table(rows: list[Usage], by: str) -> Columns:
 def _moved(rows: list[Usage]) -> tuple[str, str, str]:
     """Bytes to consumers and to producers, and connections, of all these rows."""
     to_consumer, to_producer = (sum(getattr(row, f"bytes_to_{whom}") for row in rows) for whom in _WHOM)
-    return _size(to_consumer), _size(to_producer), str(sum(row.connections for row in rows))
+    return spoken_size(to_consumer), spoken_size(to_producer), str(sum(row.connections for row in rows))
 
 
 _WHOM = ("consumer", "producer")
-
-
-def _size(count: int) -> str:
-    """Bytes for a person, in powers of 1000."""
-    size, unit = float(count), 0
-    while size >= 999.5 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{count} B" if not unit else f"{size:.3g} {_UNITS[unit]}"
-
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

@@ -12,15 +12,13 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 
+from scistream import timing
 from scistream.security.guard import Fading, doubling, place_of
 from scistream.wire.line import Link
 from scistream.wire.messages import Hello
 
 AT_ONCE = 3
 """So many wrong ones are answered at once."""
-FIRST_DELAY = 1.0
-LONGEST_DELAY = 8.0
-"""Less than a stranger's link may last."""
 MOST_COUNTS = 10_000
 
 _HIGHEST = 1000.0
@@ -45,7 +43,9 @@ class WrongKeys:
         """Answer a wrong one, sooner or later, and close its link."""
         from_place = self._count("from", place_of(link.host))
         for_stream = self._count("for", hello.uid, hello.role)
-        delay = doubling(FIRST_DELAY, round(max(from_place, for_stream)) - AT_ONCE - 1, LONGEST_DELAY)
+        delay = doubling(
+            timing.FIRST_WRONG_KEY, round(max(from_place, for_stream)) - AT_ONCE - 1, timing.LONGEST_WRONG_KEY
+        )
         link.note(
             "refused a Hello with a wrong key",
             f"for {hello.uid} ({hello.role}); lately {round(from_place)} from that address were wrong, and "

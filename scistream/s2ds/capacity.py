@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from scistream import timing
 from scistream.config import OWNER_SHARE
 from scistream.wire.errors import StreamError
 
@@ -17,13 +18,8 @@ BYTES_PER_MBIT = 125_000
 """One Mbit/s is this many bytes a second."""
 
 LEAST_BURST = 256 * 1024
-BURST_SECONDS = 0.05
-TURN_SECONDS = 0.002
 LEAST_TURN = 1024
-"""A connection that waits for a stream's rate gets so many seconds of it at a time, or at least so many bytes."""
-
-LEAST_WAIT = 1e-6
-"""Seconds: a shorter wait could be lost in the rounding of a clock, and asked for again for ever."""
+"""A connection that waits for a stream's rate gets `timing.RATE_TURN` of it at a time, or at least so many bytes."""
 
 
 class Capacity:
@@ -148,8 +144,8 @@ class Bucket:
         share: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._speed = rate * BYTES_PER_MBIT
-        self._burst = max(LEAST_BURST, self._speed * BURST_SECONDS)
-        self._turn = int(min(self._burst, max(LEAST_TURN, self._speed * TURN_SECONDS)))
+        self._burst = max(LEAST_BURST, self._speed * timing.RATE_BURST)
+        self._turn = int(min(self._burst, max(LEAST_TURN, self._speed * timing.RATE_TURN)))
         self._clock = clock
         self._store = store if store is not None else Private()
         self._share = share
@@ -179,7 +175,7 @@ class Bucket:
         share = self._share()
         if share < 1.0 and needed - self._owned(now, share) > missing:
             missing, speed = needed - self._owned(now, share), speed * share
-        return max(missing / speed, LEAST_WAIT) if missing > 0 else 0.0
+        return max(missing / speed, timing.LEAST_WAIT) if missing > 0 else 0.0
 
     def _draw(self, wanted: int) -> int:
         if not self._store.lock():

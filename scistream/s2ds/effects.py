@@ -5,6 +5,7 @@ elements that forward.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_address
@@ -15,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.config import S2DSConfig
 from scistream.faults import OUR_FAULT, guarded
 from scistream.logs import Tally, trace
@@ -47,8 +49,6 @@ from scistream.wire.messages import (
 )
 from scistream.wire.port_ranges import in_words
 
-LOOK_UP_SECONDS = 10.0
-"""How long the names of other gateways are looked up; less than an S2CS waits."""
 MOST_LOOKUPS = 16
 """Names of one stream that are looked up at a time."""
 
@@ -75,8 +75,8 @@ class Gateway(Protocol):
     def released(self, holding: Holding) -> None:
         """A stream is over, and holds nothing any more."""
 
-    def dialled(self) -> set[int]:
-        """The ports of this gateway that streams which live here have as their targets, or have had."""
+    dialled: Counter[int]
+    """The ports of this gateway that streams which live here have as their targets, or have had, and how many have."""
 
 
 class Holding:
@@ -140,9 +140,9 @@ class Holding:
             self._not_bound(error)
             return
         self._rate = request.rate
-        leg, barred = server.config.wan, set[int]()
+        leg, barred = server.config.wan, Counter[int]()
         if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
-            leg, barred = server.config.lan, server.dialled()
+            leg, barred = server.config.lan, server.dialled
         try:
             if request.listen_ports is None:
                 sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
@@ -186,7 +186,7 @@ class Holding:
         if names:
             some_at_a_time = DeferredSemaphore(MOST_LOOKUPS)
             waiting = DeferredList([some_at_a_time.run(self._resolve, name, found) for name in names])
-            waiting.addTimeout(LOOK_UP_SECONDS, self._server.reactor, lambda _, __: None)
+            waiting.addTimeout(timing.TARGET_LOOK_UP, self._server.reactor, lambda _, __: None)
         waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
@@ -266,7 +266,11 @@ class Holding:
         rate, self._rate = self._rate, 0.0
         if rate:
             self._server.capacity.release(rate)
-        self.dials_here = set()
+        ports, self.dials_here = self.dials_here, set()
+        for port in ports:
+            self._server.dialled[port] -= 1
+            if not self._server.dialled[port]:
+                del self._server.dialled[port]
 
     def _let_go(self) -> None:
         """The same as `close_all`, after a fault: what fails of it keeps nothing else from being done."""
@@ -343,7 +347,12 @@ class Holding:
             raise StreamError("target-refused", f"target {target} is an {kind} address, and this gateway has no {kind}")
         self._refuse_itself(target)
         if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
-            self.dials_here.add(target.port)
+            self._note_dialled(target.port)
+
+    def _note_dialled(self, port: int) -> None:
+        if port not in self.dials_here:
+            self.dials_here.add(port)
+            self._server.dialled[port] += 1
 
     def _refuse_itself(self, target: Address) -> None:
         server = self._server
@@ -371,7 +380,7 @@ class Holding:
             if hosts:
                 found[name] = hosts
 
-        return look_up(self._server.reactor, name, LOOK_UP_SECONDS).addCallback(note)
+        return look_up(self._server.reactor, name, timing.TARGET_LOOK_UP).addCallback(note)
 
     def _credentials_of(self, command: UpdateTargets) -> Credentials:
         """What comes with the targets, or what is in force if nothing does.

@@ -26,6 +26,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.s2ds.capacity import STREAM_SHARE, USUAL, Shared, has_its_share
 from scistream.s2ds.relay import board
 from scistream.s2ds.relay.board import Board
@@ -53,19 +54,6 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, ChannelFigures, Role, StreamKey
 
-PATIENCE = 10.0
-"""Seconds that an element has for its answer. One that does not give it, and does nothing else either, is
-killed: nothing is known of it any more."""
-STARTING_PATIENCE = 30.0
-"""The same while it is being started."""
-LONGEST_BUSY = 60.0
-"""Seconds that an element may be busy with something else before it answers."""
-BEAT_SECONDS = 5.0
-START_AGAIN = 0.1
-"""Seconds between an element's death and the next one; twice as long each time, while they die young."""
-LONGEST_START_AGAIN = 5.0
-YOUNG = 10.0
-STOP_SECONDS = 2.0
 OWN_DESCRIPTORS = 12
 """Descriptors of an element that has no connection, or a few more; each connection takes two."""
 _SCHEDULED = 2
@@ -92,8 +80,6 @@ OWNER_UNREAD = (
     "too many bytes of this user's streams wait at the gateway for programs that do not read them: let these read, or "
     "close some, or have `unread` in [limits] of the gateway raised"
 )
-COUNT_UNREAD_SECONDS = 1.0
-"""Unread bytes of all streams are added up no more often; elements count them every two seconds."""
 NO_ELEMENT = "no element of the gateway takes connections just now"
 ELEMENT_DIED = "the element of the gateway that carried it has ended"
 
@@ -389,7 +375,7 @@ class Elements:
         """How many bytes of each stream wait, as it was about a second ago."""
         now = self._reactor.seconds()
         if now >= self._unread_until:
-            self._unread_until = now + COUNT_UNREAD_SECONDS
+            self._unread_until = now + timing.COUNT_UNREAD
             self._unread = {
                 key: sum(
                     self._word(slot, member.number, board.UNREAD)
@@ -562,7 +548,7 @@ class _Process:
         self._beats = LoopingCall(self._beat)
         self._beats.clock = reactor
         self._again: IDelayedCall | None = None
-        self._pause = START_AGAIN
+        self._pause = timing.ELEMENT_AGAIN
         self._born = 0.0
         self._stopped: Deferred[None] | None = None
 
@@ -613,7 +599,7 @@ class _Process:
             self._line = line
         # What it is told before it is there waits in the pair; it gets no connection before it knows its streams.
         told = [
-            line.ask(order, STARTING_PATIENCE).addErrback(self._not_replayed) for order in [*self._replay(), Beat()]
+            line.ask(order, timing.ELEMENT_START).addErrback(self._not_replayed) for order in [*self._replay(), Beat()]
         ]
         DeferredList(told).addCallback(lambda _: self._is_ready(line))
 
@@ -626,13 +612,13 @@ class _Process:
         stopped: Deferred[None] = Deferred()
         self._stopped = stopped
         self._cut()
-        stuck = self._reactor.callLater(STOP_SECONDS, self._kill)
+        stuck = self._reactor.callLater(timing.ELEMENT_STOP, self._kill)
         return stopped.addCallback(lambda _: stuck.active() and stuck.cancel()).addCallback(lambda _: None)
 
     def ask(self, order: Order) -> Deferred[None]:
         if self._line is None:
             return fail(Died())
-        return self._line.ask(order, PATIENCE if self.ready else STARTING_PATIENCE)
+        return self._line.ask(order, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
 
     def carry(self, carry: Carry, sock: socket.socket) -> bool:
         assert self._handing is not None
@@ -652,7 +638,7 @@ class _Process:
             self._failed_starts = 0
             self.log.info("element {number} is ready (process {pid})", number=self.number, pid=self._process.pid)
             if not self._beats.running:
-                self._beats.start(BEAT_SECONDS, now=False)
+                self._beats.start(timing.ELEMENT_BEAT, now=False)
 
     def _not_replayed(self, failure: Failure) -> None:
         if not failure.check(Died):
@@ -698,8 +684,8 @@ class _Process:
         if self._stopped is not None:
             self._stopped.callback(None)
             return
-        if self._reactor.seconds() - self._born >= YOUNG:
-            self._pause = START_AGAIN
+        if self._reactor.seconds() - self._born >= timing.ELEMENT_YOUNG:
+            self._pause = timing.ELEMENT_AGAIN
         self.log.error(
             "element {number} ended ({reason}); connections reset: {lost}; another is started",
             number=self.number,
@@ -714,7 +700,7 @@ class _Process:
 
     def _start_again(self) -> None:
         self._again = self._reactor.callLater(self._pause, self.start)
-        self._pause = min(2 * self._pause, LONGEST_START_AGAIN)
+        self._pause = min(2 * self._pause, timing.LONGEST_ELEMENT_AGAIN)
 
 
 class _Ends(ProcessProtocol):
@@ -772,7 +758,7 @@ class _Line(LineOnlyReceiver):
 
     def _is_late(self, seq: int, order: Order, patience: float, waited: float, before: float) -> None:
         answered, _ = self._waiting[seq]
-        if self._pulse() > before and waited < LONGEST_BUSY:
+        if self._pulse() > before and waited < timing.ELEMENT_BUSY:
             self._waiting[seq] = answered, self._wait(seq, order, patience, waited)
         else:
             self._stuck(order, waited)

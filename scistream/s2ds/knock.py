@@ -12,20 +12,17 @@ from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.s2ds.itself import source_towards
 from scistream.s2ds.relay.plain import is_itself
 from scistream.security.tls import explain
 from scistream.wire.address import Address
 
-CONNECT_SECONDS = 5.0
-LET_IN_SECONDS = 2.0
-"""A connection that another gateway keeps for so long is one that it lets in."""
-
 
 async def why_not(reactor: Any, target: Address) -> str:
     """Why there is no connection to another gateway, as far as a connection attempt of one's own shows it."""
     knock = _Knock(reactor, target)
-    connector = reactor.connectTCP(target.host, target.port, _KnockFactory(knock), timeout=CONNECT_SECONDS)
+    connector = reactor.connectTCP(target.host, target.port, _KnockFactory(knock), timeout=timing.KNOCK_CONNECT)
     try:
         return await knock.found
     finally:
@@ -48,7 +45,7 @@ class _Knock(Protocol):
             self.transport.abortConnection()
             self.failed(Failure(ConnectionRefusedError()))
             return
-        self._let_in = self._reactor.callLater(LET_IN_SECONDS, self._was_let_in)
+        self._let_in = self._reactor.callLater(timing.KNOCK_LET_IN, self._was_let_in)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._let_in is not None and self._let_in.active():

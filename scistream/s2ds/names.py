@@ -26,8 +26,8 @@ from twisted.names import client, dns, hosts, resolve
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-TIMEOUTS = (1, 2, 4)
-"""Seconds after which a name server is asked again, and at last given up."""
+from scistream import timing
+
 DATAGRAM_SIZE = 8192
 DATAGRAMS_A_TURN = 16
 """Datagrams that are read from one socket before the reactor turns to other things."""
@@ -38,7 +38,7 @@ def use_dns(reactor: Any, servers: list[tuple[str, int]] | None = None) -> None:
 
     :param servers: name servers, numeric; None for those of the system.
     """
-    asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, TIMEOUTS, _Quiet(reactor))
+    asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, timing.NAME_SERVER_TRIES, _Quiet(reactor))
     reactor.installNameResolver(_Resolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), asked])))
 
 
@@ -187,7 +187,7 @@ class _Resolver:
 async def _asked(look_up: Any, name: bytes) -> list[str]:
     """The addresses of one family; none if there are none, or nobody answers."""
     try:
-        answers, _, _ = await look_up(name, TIMEOUTS)
+        answers, _, _ = await look_up(name, timing.NAME_SERVER_TRIES)
     except Exception:  # of many kinds, and each means that there is no address
         return []
     return [one.payload.dottedQuad() if one.type == dns.A else _sixfold(one) for one in answers if _has_address(one)]

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, PAUSE_SECONDS, Shortage
+from scistream import timing
+from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, Shortage
 from scistream.config import parse_port_ranges
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.port_ranges import Ranges, already_lent, is_in, not_to_choose
 
 BACKLOG = 1024
-ROOM_SECONDS = 0.1
-"""Seconds until a listener without room looks again."""
 
 KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
 """Where the kernel tells which ports it gives to outgoing connections, whether over IPv4 or IPv6."""
@@ -54,6 +53,7 @@ class Ports:
         self._slots = {port: slot for slot, port in enumerate(lent)}
         self._idle = dict.fromkeys(range(first, last + 1))  # in order of use, the longest unused first
         self._given: dict[socket.socket, int] = {}
+        self._given_ports: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -77,10 +77,9 @@ class Ports:
         :param barred: ports that will not do.
         :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
         """
-        idle = [port for port in self._idle if port not in barred]
         with self._all_or_none() as bound:
             if count <= self.free:
-                self._bind(host, idle, count, bound)
+                self._bind(host, self._idle, count, bound, barred)
             if len(bound) < count:
                 raise self._too_few(host, count, len(bound))
         return list(bound.values())
@@ -104,7 +103,7 @@ class Ports:
         """:raises StreamError: if this port is one that no stream may choose, or another one has it."""
         if not is_in(port, self.chosen):
             raise StreamError("no-ports", not_to_choose(port, self.chosen))
-        if port in self._given.values() or port in barred:
+        if port in self._given_ports or port in barred:
             raise StreamError("no-ports", already_lent(port))
 
     @contextmanager
@@ -120,21 +119,32 @@ class Ports:
         for port, sock in bound.items():
             self._idle.pop(port, None)
             self._given[sock] = port
+            self._given_ports.add(port)
 
     def release(self, sock: socket.socket) -> None:
         """Close a socket that `reserve` gave out, and take its port back. Once is enough; twice does no harm."""
         sock.close()
         port = self._given.pop(sock, None)
-        if port is not None and self.first <= port <= self.last:
+        if port is None:
+            return
+        self._given_ports.discard(port)
+        if self.first <= port <= self.last:
             self._idle[port] = None
 
-    def _bind(self, host: str, ports: Sequence[int], count: int, bound: dict[int, socket.socket]) -> None:
+    def _bind(
+        self,
+        host: str,
+        ports: Collection[int],
+        count: int,
+        bound: dict[int, socket.socket],
+        barred: Container[int] = (),
+    ) -> None:
         """Bind more of these ports until there are `count`; those last that may only be waiting out TIME_WAIT."""
         for reuse in (False, True):
             for port in ports:
                 if len(bound) == count:
                     return
-                if port not in bound:
+                if port not in bound and port not in barred:
                     sock = self._bound(host, port, reuse=reuse)
                     if sock is not None:
                         bound[port] = sock
@@ -286,7 +296,7 @@ class Listener:
                 return
             try:
                 if not self._has_room():
-                    self._rest(ROOM_SECONDS)
+                    self._rest(timing.ROOM_LOOK)
                     return
                 sock, peer = self._sock.accept()
             except BlockingIOError:
@@ -294,7 +304,7 @@ class Listener:
             except OSError as problem:
                 if problem.errno in EXHAUSTED:
                     self._shortage.begins(self._address, problem)
-                    self._rest(PAUSE_SECONDS)
+                    self._rest(timing.ACCEPT_PAUSE)
                     return
                 continue  # this one connection failed before it was accepted
             self._shortage.ends(self._address)

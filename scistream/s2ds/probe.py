@@ -22,6 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.s2ds.knock import comes_from, why_not
 from scistream.s2ds.responder import (
     BLOCK,
@@ -42,9 +43,6 @@ from scistream.wire.address import Address
 from scistream.wire.messages import MAX_TEXT, ProbeResult
 
 PINGS = 20
-CONNECT_SECONDS = 12.0
-PING_SECONDS = 5.0
-DRAIN_SECONDS = 2.0
 WARM_UP = 0.25
 """The part of the time of a measurement that does not count: TCP has not got up to speed then."""
 MBIT = 125_000
@@ -139,7 +137,7 @@ class Probe:
         self._drop()
         for channel in self._targets:
             self._connect(channel)
-        late = self._reactor.callLater(CONNECT_SECONDS, self._drop_silent)
+        late = self._reactor.callLater(timing.PROBE_CONNECT, self._drop_silent)
         try:
             await DeferredList([end.ready for end in self._ends], consumeErrors=True)
         finally:
@@ -190,9 +188,9 @@ class Probe:
     async def _ping(self, end: _End) -> list[float]:
         trips: list[float] = []
         started = self._reactor.seconds()
-        while len(trips) < PINGS and (not trips or self._reactor.seconds() - started < PING_SECONDS):
+        while len(trips) < PINGS and (not trips or self._reactor.seconds() - started < timing.PROBE_PING):
             sent = self._reactor.seconds()
-            await self._in_time(end.ping(), PING_SECONDS, "a small message did not come back")
+            await self._in_time(end.ping(), timing.PROBE_PING, "a small message did not come back")
             trips.append(self._reactor.seconds() - sent)
         return trips
 
@@ -238,7 +236,7 @@ class Probe:
 
     async def _wait_until(self, when: float) -> None:
         while (left := when - self._reactor.seconds()) > 0:
-            await deferLater(self._reactor, min(left, 0.1))
+            await deferLater(self._reactor, min(left, timing.PROBE_STEP))
             self._check("")
 
     def _check(self, where: str, *, ended: bool = False) -> None:
@@ -260,7 +258,7 @@ class Probe:
         """Let the connections end well, as far as they do so soon."""
         for end in self._ends:
             end.finish()
-        late = self._reactor.callLater(DRAIN_SECONDS, self._abort_all)
+        late = self._reactor.callLater(timing.PROBE_DRAIN, self._abort_all)
         try:
             await DeferredList([end.closed for end in self._ends], consumeErrors=True)
         finally:
@@ -408,8 +406,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     :raises OSError: if the system has no room for it.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=8) as door:
-        door.settimeout(1.0)
-        ours = socket.create_connection(door.getsockname(), timeout=1.0)
+        door.settimeout(timing.PROBE_OWN_CONNECT)
+        ours = socket.create_connection(door.getsockname(), timeout=timing.PROBE_OWN_CONNECT)
         try:
             while True:
                 other, peer = door.accept()

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.logger import Logger, LogLevel
 
+from scistream import timing
 from scistream.logs import Tally
 from scistream.wire.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
 
@@ -98,12 +99,6 @@ class Resets:
         )
 
 
-BROKEN_SECONDS = 30.0
-"""A channel counts as broken when its connections over the WAN have failed for so long, and none has come about."""
-OUTAGE_ENDS = 120.0
-"""Seconds without another failure after which nobody knows any more whether a channel is broken: nothing tries it."""
-
-
 @dataclass
 class _Outage:
     """Since when, until when at least, and why connections of a channel fail; how many had come about before."""
@@ -145,7 +140,7 @@ class Outages:
         lasting = [
             (outage.since, channel, outage)
             for channel, outage in self._outages.items()
-            if outage.last - outage.since >= BROKEN_SECONDS
+            if outage.last - outage.since >= timing.CHANNEL_BROKEN
         ]
         return [
             BrokenChannel(channel=channel, reason=outage.reason[:MAX_REASON], seconds=round(max(0.0, now - since), 1))
@@ -154,4 +149,4 @@ class Outages:
 
 
 def _goes_on(outage: _Outage, joined: int, now: float) -> bool:
-    return outage.joined == joined and now - outage.last <= OUTAGE_ENDS
+    return outage.joined == joined and now - outage.last <= timing.OUTAGE_FORGOTTEN

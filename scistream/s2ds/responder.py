@@ -20,6 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream import timing
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 
@@ -35,7 +36,6 @@ TAKE = b"T"
 """All that follows is test data; reports of it come back."""
 REPORT = struct.Struct(">?Q")
 """Whether all bytes so far were right, and how many there were."""
-REPORT_SECONDS = 0.1
 
 BLOCK = 256 * 1024
 _PERIOD = 1024 * 1024 - 1  # odd: what is lost or repeated in round numbers does not fit
@@ -201,7 +201,7 @@ class _Talk(Protocol):
         elif command == TAKE:
             self._received = Received(self._responder.pattern, start_of(self._channel, to_producer=True))
             self._received.take(self._waiting[1:])
-            self._reports.start(REPORT_SECONDS, now=False)
+            self._reports.start(timing.PROBE_REPORT, now=False)
         elif command:
             self.transport.abortConnection()
         return False

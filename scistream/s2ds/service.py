@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,10 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.config import (
-    ConfigProblem,
-    S2DSConfig,
-    networks,
-    parse_ports,
-    parse_rate,
-    parse_seconds,
-    trust_of,
-)
+from scistream import timing
+from scistream.config import ConfigProblem, S2DSConfig, networks, parse_ports, trust_of
 from scistream.daemon import end_daemon
+from scistream.paging import PageOrder, page_key
 from scistream.process import raise_descriptor_limit
 from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity, Shared
@@ -42,6 +39,7 @@ from scistream.security.expiry import ExpiryWatch
 from scistream.security.guard import DoorGuard
 from scistream.security.keyring import Keyring
 from scistream.setup import SetupProblems
+from scistream.units import parse_rate, parse_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import ErrorCode
 from scistream.wire.line import Link
@@ -65,7 +63,6 @@ from scistream.wire.port_ranges import in_words
 
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
-REMEMBER_SECONDS = 24 * 3600.0
 MOST_RELEASED = 1000
 """Released streams that are remembered, or as many as there are ports: an S2CS that was away asks for their figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
@@ -130,6 +127,10 @@ class DataServer(Service):
         """Those of them that hold something, or are about to."""
         self._over: dict[StreamKey, Holding] = {}
         """The others, which only tell their last figures, in the order of their release."""
+        self._pages = PageOrder()
+        """The live ones, in the order in which Status tells them."""
+        self.dialled: Counter[int] = Counter()
+        """The ports of this gateway that live streams have as their targets, or have had, and how many have."""
         self._most_over = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
     def _shared(self) -> Shared:
@@ -293,6 +294,7 @@ class DataServer(Service):
             holding = self._holdings[command.uid, command.role] = Holding(self, command)
             if holding.released_at is None:
                 self._live[holding.key] = holding
+                self._pages.add(holding.key)
             else:  # the release of what was never reserved here
                 self.released(holding)
         caller = Caller(link, command.seq)
@@ -305,7 +307,8 @@ class DataServer(Service):
 
     def released(self, holding: Holding) -> None:
         """A stream is over, and holds nothing any more: its last figures are remembered for some time."""
-        self._live.pop(holding.key, None)
+        if self._live.pop(holding.key, None) is not None:
+            self._pages.remove(holding.key)
         self._over[holding.key] = holding
         self._forget_old()
 
@@ -313,7 +316,7 @@ class DataServer(Service):
         now = self.reactor.seconds()
         while self._over:
             key, oldest = next(iter(self._over.items()))
-            is_recent = oldest.released_at is None or now - oldest.released_at <= REMEMBER_SECONDS
+            is_recent = oldest.released_at is None or now - oldest.released_at <= timing.REMEMBER_FIGURES
             if is_recent and len(self._over) <= self._most_over:
                 return
             del self._over[key], self._holdings[key]
@@ -328,10 +331,6 @@ class DataServer(Service):
         if holding is not None:
             holding.note_reset(reset)
 
-    def dialled(self) -> set[int]:
-        """The ports of this gateway that streams which live here have as their targets, or have had."""
-        return set().union(*(holding.dials_here for holding in self._live.values()))
-
     def _room(self) -> Room:
         told = (self.config.lan.bind, self.config.lan.told, self.config.wan.bind, self.config.wan.told)
         return Room(
@@ -344,16 +343,14 @@ class DataServer(Service):
 
     def _answer_status(self, link: Link, command: Status) -> None:
         after = command.after or ""
-        there = self._live
         if command.uid is not None:
-            there = {key: self._holdings[key] for role in ROLES if (key := (command.uid, role)) in self._holdings}
-        chosen = sorted(
-            (_page_key(key), holding)
-            for key, holding in there.items()
-            if command.role in (None, key[1]) and _page_key(key) > after
-        )
+            named: list[StreamKey] = [(command.uid, role) for role in ROLES]
+            keys: Iterator[StreamKey] = iter([key for key in named if key in self._holdings and page_key(key) > after])
+        else:
+            keys = self._pages.after(after)
+        chosen = list(islice((key for key in keys if command.role in (None, key[1])), command.limit + 1))
         page = chosen[: command.limit]
-        more = page[-1][0] if len(chosen) > len(page) else None
+        more = page_key(page[-1]) if len(chosen) > len(page) else None
         link.answer(
             command,
             "",
@@ -361,10 +358,6 @@ class DataServer(Service):
             boot=self.boot,
             room=self._room(),
             app_networks=self.config.app_networks,
-            streams=[holding.status() for _, holding in page],
+            streams=[self._holdings[key].status() for key in page],
             more=more,
         )
-
-
-def _page_key(key: StreamKey) -> str:
-    return f"{key[0]}/{key[1]}"

@@ -15,15 +15,11 @@ import click
 import msgspec
 
 import scistream
+from scistream import timing
 from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
 from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, load, trust_of
 from scistream.process import keep_secrets
-from scistream.s2uc.client import (
-    DEFAULT_PROBE_SECONDS,
-    Client,
-    arguments_of,
-    default_config,
-)
+from scistream.s2uc.client import Client, arguments_of, default_config
 from scistream.s2uc.commands import (
     Output,
     Request,
@@ -44,6 +40,7 @@ from scistream.s2uc.memory import Memory
 from scistream.security.expiry import expiring_soon
 from scistream.security.tls import CertificateProblem
 from scistream.tables import Columns, short_uids
+from scistream.units import format_rate
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_PROBE_SECONDS, Role
 
@@ -229,7 +226,7 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     default=DEFAULT_RATE,
     metavar="RATE",
     help="Of the whole stream, each way: 10Gbit, 500Mbit, or plain Mbit/s. It is reserved, and it is the limit "
-    "[default: 1Gbit].",
+    f"[default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option("--uid", type=click.UUID, help="The stream's UUID [default: a new one].")
 @click.option(
@@ -359,12 +356,13 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    help="As for a request: it is reserved for the probe, and no more than that is measured [default: 1Gbit].",
+    help="As for a request: it is reserved for the probe, and no more than that is measured "
+    f"[default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(1, MAX_PROBE_SECONDS),
-    default=DEFAULT_PROBE_SECONDS,
+    default=timing.PROBE_DATA,
     show_default=True,
     help="How long test data flows each way.",
 )

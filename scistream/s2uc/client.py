@@ -24,20 +24,20 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, parse_rate, user_folder
+from scistream import timing
+from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, user_folder
 from scistream.s2uc import facility
 from scistream.s2uc.effects import Server, StreamEffects, Wishes
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
 from scistream.security.control import Trust, dialer
+from scistream.units import parse_rate
 from scistream.waiting import Waiting, leave, loop_here, reactor_here
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Dialer
 from scistream.wire.messages import CONS, PROD, Role, StreamStatus
-
-DEFAULT_PROBE_SECONDS = 5.0
 
 
 class Facility(NamedTuple):
@@ -234,7 +234,7 @@ class Client:
         cons: str,
         num_conn: int = 1,
         rate: float | str = DEFAULT_RATE,
-        seconds: float = DEFAULT_PROBE_SECONDS,
+        seconds: float = timing.PROBE_DATA,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
         tell: Callable[[Check], None] | None = None,
     ) -> Waiting[Report]:

@@ -22,7 +22,8 @@ from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
-from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges, parse_rate, parse_seconds
+from scistream import timing
+from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.effects import SIDE
 from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
@@ -30,6 +31,7 @@ from scistream.security.tls import CertificateProblem
 from scistream.standard_streams import OutputLost, check_output
 from scistream.tables import Columns, short_uids
 from scistream.toml_file import BOM, Problem, checked, raise_if_any, unless
+from scistream.units import parse_rate, parse_seconds, short_seconds
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.messages import (
@@ -45,20 +47,9 @@ from scistream.wire.messages import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RELEASE_SECONDS = 5.0
-"""How long a command that fails, or is interrupted, waits until both sides have confirmed the release."""
 
 MAX_LOOKS = 64
 """Streams whose facilities are asked at a time."""
-
-FIRST_WORD = 0.4
-"""Seconds of silence before a command says what it waits for."""
-
-BETWEEN_LOOKS = 0.5
-"""Seconds from one look at a stream that is waited for to the next."""
-
-LONG_LOOK = 2.0
-"""Seconds after which a look takes so long that it is said who has not answered."""
 
 
 def clock_time(seconds: float) -> str:
@@ -206,7 +197,7 @@ async def _take_up(client: Client, stream: Stream) -> None:
 
 async def _end(client: Client, stream: Stream, output: Output) -> bool:
     """Release both sides, but do not wait for long; gives whether that was confirmed."""
-    late = client.reactor.callLater(RELEASE_SECONDS, stream.abandon)
+    late = client.reactor.callLater(timing.INTERRUPTED_RELEASE, stream.abandon)
     try:
         await stream.release()
     except StreamError as error:
@@ -269,7 +260,7 @@ def _print_joins(stream: Stream, output: Output) -> None:
         click.echo(json.dumps({**reserved, "listeners": stream.listeners, **joins}))
         return
     click.echo(f"uid: {stream.uid}")
-    click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {_ago(stream.seconds_left)}")
+    click.echo(f"ends: {clock_time(time.time() + stream.seconds_left)}, in {short_seconds(stream.seconds_left)}")
     for role in (PROD, CONS):
         click.echo(f"# for the {SIDE[role]}, {'in a file' if files else 'a secret to paste where it starts'}:")
         click.echo(f"export SCISTREAM_JOIN={shlex.quote(stream.join[role])}" if not files else str(files[role]))
@@ -315,7 +306,7 @@ def _progress(client: Client, waits_for: Callable[[], str]) -> Iterator[None]:
 
     progress = LoopingCall(tick)
     progress.clock = client.reactor
-    begin = client.reactor.callLater(FIRST_WORD, progress.start, 0.5)
+    begin = client.reactor.callLater(timing.FIRST_WORD, progress.start, timing.PROGRESS)
     try:
         yield
     finally:
@@ -460,7 +451,7 @@ class _UntilStreaming:
 
     def waits_for(self) -> str:
         """Who has not answered for a while, or else what both sides said last."""
-        if not self._states or self._reactor.seconds() - self._asked_at > LONG_LOOK:
+        if not self._states or self._reactor.seconds() - self._asked_at > timing.LONG_LOOK:
             return self._stream.waits_for
         return f"the applications or the user: {self._states}"
 
@@ -480,7 +471,7 @@ class _UntilStreaming:
             if all(side.state == "Streaming" for side in sides.values()):
                 return
             self._states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
-            await deferLater(self._reactor, BETWEEN_LOOKS)
+            await deferLater(self._reactor, timing.WATCH_LOOK)
 
 
 async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
@@ -603,7 +594,10 @@ def _print_resets(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for broken in sides[role].broken if role in sides else ():
             click.echo(
-                printable(f"{SIDE[role]}, channel {broken.channel}: broken for {_ago(broken.seconds)}: {broken.reason}")
+                printable(
+                    f"{SIDE[role]}, channel {broken.channel}: broken for {short_seconds(broken.seconds)}: "
+                    f"{broken.reason}"
+                )
             )
         for one in sides[role].resets if role in sides else ():
             click.echo(printable(f"{SIDE[role]}, {reset_sentence(one)}"))
@@ -612,21 +606,15 @@ def _print_resets(sides: dict[Role, StreamStatus]) -> None:
 def _print_silent(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for name, seconds in sides[role].silent.items() if role in sides else ():
-            heard = f"{SIDE[role]}, gateway {name}: not heard by its S2CS for {_ago(seconds)}"
+            heard = f"{SIDE[role]}, gateway {name}: not heard by its S2CS for {short_seconds(seconds)}"
             click.echo(printable(f"{heard}; if it was restarted, this side ends when it is heard again"))
 
 
 def reset_sentence(one: ResetReason) -> str:
     """Why connections of a channel were reset, how many, and how long ago the last one was."""
     connections = "connection" if one.count == 1 else "connections"
-    return f"channel {one.channel}: {one.count} {connections} reset, last {_ago(one.seconds_ago)} ago: {one.reason}"
-
-
-def _ago(seconds: float) -> str:
-    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
+    last = f"last {short_seconds(one.seconds_ago)} ago"
+    return f"channel {one.channel}: {one.count} {connections} reset, {last}: {one.reason}"
 
 
 def _channel_row(one: ChannelFigures) -> tuple[str, ...]:
@@ -661,11 +649,11 @@ def _last_error(side: StreamStatus) -> str:
     if side.last_error is not None:
         last = f"{side.last_error.code}: {side.last_error.msg}"
     elif side.broken:
-        last = f"broken for {_ago(side.broken[0].seconds)}: {side.broken[0].reason}"
+        last = f"broken for {short_seconds(side.broken[0].seconds)}: {side.broken[0].reason}"
     elif side.resets:
         last = f"{side.resets[0].count} reset: {side.resets[0].reason}"
     if side.silent:
-        gateways = ", ".join(f"{name} for {_ago(seconds)}" for name, seconds in side.silent.items())
+        gateways = ", ".join(f"{name} for {short_seconds(seconds)}" for name, seconds in side.silent.items())
         last = f"{last} [not heard: {gateways}]".strip()
     if side.wrong_hellos:
         last = f"{last} [Hellos with a wrong key: {side.wrong_hellos}]".strip()

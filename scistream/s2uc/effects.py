@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.faults import guarded
 from scistream.logs import trace
 from scistream.s2uc.connection_map import connection_map, unused
@@ -43,24 +44,6 @@ from scistream.wire.messages import (
     StreamStatus,
     UpdateTargets,
 )
-
-PATIENCE = 30.0
-LOOK_AGAIN = 0.5
-
-RELEASE_PATIENCE = 60.0
-"""Seconds for a release in all: a facility whose gateway is silent goes on by itself, and nobody needs to watch."""
-
-WORK_PATIENCE = 120.0
-"""Seconds for any other command in all, however often a facility says that it is working on it."""
-
-REACH_SECONDS = 5.0
-"""Seconds to reach a facility of which something is to be known, or released, that was asked for earlier."""
-
-REMAP_SECONDS = 1.0
-"""The least time between two generations, however often a facility names other listeners of ProdApp."""
-
-SAME_TIME = 1.0
-"""Seconds by which the ends of both sides may differ and count as one."""
 
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """How messages to people call a role."""
@@ -166,7 +149,7 @@ class StreamEffects:
         self._started = 0.0
         self._wish: float | None = None
         self._told: list[str] | None = None
-        """Where ProdApp listens by the last word of its facility, if that still waits for `REMAP_SECONDS` to pass."""
+        """Where ProdApp listens by the last word of its facility, while that waits for the time between two updates."""
         self._ends: dict[Role, float] = {}
         """When the life is over that each facility has granted."""
         self._servers = {role: server_at(address) for role, address in addresses.items()}
@@ -188,12 +171,14 @@ class StreamEffects:
 
         :raises StreamError: if a side does not answer, or the stream is over there, or is released meanwhile.
         """
-        deadline = self._reactor.seconds() + PATIENCE
+        deadline = self._reactor.seconds() + timing.ANSWER
         sides = await self.status()
         while any(side.state in ("Reserving", "Updating") for side in sides.values()):
             if self._reactor.seconds() > deadline:
-                raise StreamError("timeout", f"a side is in the middle of an operation for {PATIENCE:g} s: try later")
-            await deferLater(self._reactor, LOOK_AGAIN)
+                raise StreamError(
+                    "timeout", f"a side is in the middle of an operation for {timing.ANSWER:g} s: try later"
+                )
+            await deferLater(self._reactor, timing.STATE_LOOK)
             sides = await self.status()
         for role in (PROD, CONS):
             if role not in sides or sides[role].state in ("Releasing", "Released"):
@@ -290,11 +275,11 @@ class StreamEffects:
             earlier.cancel()
         server = self._servers[role]
         if isinstance(command, Rel) and not self._follows:
-            asked = server.ask_if_reached(command, PATIENCE)
+            asked = server.ask_if_reached(command, timing.ANSWER)
         else:
-            asked = server.dialer.ask(command, PATIENCE)
+            asked = server.dialer.ask(command, timing.ANSWER)
         self._asking[role] = asked
-        patience = RELEASE_PATIENCE if isinstance(command, Rel) else WORK_PATIENCE
+        patience = timing.RELEASE if isinstance(command, Rel) else timing.WORK
         asked.addTimeout(patience, self._reactor, lambda *_: _still_working(command, patience))
         asked.addCallbacks(self._guarded._answered, self._guarded._refused, (command,), {}, (role,))
 
@@ -358,7 +343,7 @@ class StreamEffects:
     def _shorter_life(self, role: Role) -> float | None:
         """What to tell a side whose facility has granted more than the other one, so that both end together."""
         left = self.seconds_left
-        return left if 0 < left < self._ends[role] - self._reactor.seconds() - SAME_TIME else None
+        return left if 0 < left < self._ends[role] - self._reactor.seconds() - timing.SAME_END else None
 
     @property
     def seconds_left(self) -> float:
@@ -381,7 +366,7 @@ class StreamEffects:
 
     def ended(self) -> None:
         for server in self._servers.values():
-            server.streams.discard(self._guarded)
+            server.remove(self._guarded)
         if not self.core.not_released and not self.is_unknown:
             self.on_released()
         self._tell_ended()
@@ -467,7 +452,7 @@ class StreamEffects:
 
     def _prod_lstn(self, listeners: list[str]) -> None:
         """Pass on where ProdApp listens: at once, or only the last word of several that come within a second."""
-        left = self._started + REMAP_SECONDS - self._reactor.seconds() if self.core.generation else 0.0
+        left = self._started + timing.BETWEEN_TARGETS - self._reactor.seconds() if self.core.generation else 0.0
         if left <= 0 and self._told is None:
             self.machine.prod_lstn(listeners)
             return
@@ -500,7 +485,7 @@ class StreamEffects:
         """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
         if self._follows and self.core.state in ("Reserved", "Streaming"):
             for role in self.roles_at(server):
-                asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
+                asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
                 heard = self._guarded
                 asked.addCallbacks(heard._looked, heard._looked_in_vain, (role,), {}, (role,))
 
@@ -561,7 +546,7 @@ class StreamEffects:
             self._servers[role].warnings = answer.warnings or []
             return self._of_side(answer, role)
 
-        asked = ask(Status(uid=self.uid, role=role, seq=UNSENT), PATIENCE)
+        asked = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
         self._looking[role] = asked
         return asked.addCallbacks(answered, refused)
 
@@ -571,7 +556,7 @@ class Server:
 
     def __init__(self, link: Dialer) -> None:
         self.dialer = link
-        self.streams: set[StreamEffects] = set()
+        self._of_uid: dict[str, set[StreamEffects]] = {}
         self.authority: str | None = None
         self.warnings: list[str] = []
         """What it has said last of certificates that expire soon."""
@@ -582,12 +567,24 @@ class Server:
 
     def add(self, effects: StreamEffects) -> None:
         """A stream is to be kept there."""
-        self.streams.add(effects)
+        self._of_uid.setdefault(effects.uid, set()).add(effects)
         if not self.dialer.running:
             self.dialer.startService()
         elif self.dialer.link is not None:
             for role in effects.roles_at(self):
                 effects.machine.reached(role)
+
+    def remove(self, effects: StreamEffects) -> None:
+        """Forget a stream that is over. Idempotent."""
+        same_uid = self._of_uid.get(effects.uid, set())
+        same_uid.discard(effects)
+        if not same_uid:
+            self._of_uid.pop(effects.uid, None)
+
+    @property
+    def streams(self) -> list[StreamEffects]:
+        """The streams that are kept there."""
+        return [effects for same_uid in self._of_uid.values() for effects in same_uid]
 
     def ask_if_reached(self, command: Command, patience: float | None) -> Deferred[Resp]:
         """Send a command until it is answered, if the server can be reached within seconds.
@@ -609,30 +606,29 @@ class Server:
                 raise StreamError("timeout", f"{self.dialer.peer_name} cannot be reached: {trouble[0]}")
             return result
 
-        look = self.dialer.clock.callLater(REACH_SECONDS, give_up)
+        look = self.dialer.clock.callLater(timing.REACH, give_up)
         return asked.addBoth(settled)
 
     def _up(self) -> None:
         assert self.dialer.link is not None
         self.authority = self.dialer.link.peer or None
-        for effects in list(self.streams):
+        for effects in self.streams:
             effects.link_up(self)
 
     def _down(self, trouble: str, hopeless: bool) -> None:
         if hopeless:
-            for effects in list(self.streams):
+            for effects in self.streams:
                 effects.link_hopeless(self, trouble)
             self.dialer.outbox.close(StreamError("not-authenticated", trouble))
 
     def _poll(self) -> None:
-        for effects in list(self.streams):
+        for effects in self.streams:
             effects.look(self)
 
     def _heard(self, _link: Link, message: Message) -> None:
-        if isinstance(message, ProdLstn | Error):
-            for effects in list(self.streams):
-                if effects.uid == message.uid:
-                    effects.heard(self, message)
+        if isinstance(message, ProdLstn | Error) and message.uid is not None:
+            for effects in list(self._of_uid.get(message.uid, ())):
+                effects.heard(self, message)
 
 
 def _ports_not_granted(request: Req, listeners: Sequence[str]) -> str | None:

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
+from scistream import timing
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT, Dialer
 from scistream.wire.messages import Rel, Status, StreamStatus
-
-PATIENCE = 30.0
-"""Seconds for one answer."""
-
-LIST_SECONDS = 120.0
-"""Seconds for a list, however many pages it has."""
 
 MAX_LIST = 64 * 1024 * 1024
 """Bytes of a list. A stream of one channel takes about 500."""
@@ -27,13 +22,13 @@ async def streams_at(link: Dialer) -> list[StreamStatus]:
     :raises StreamError: if there is no answer, or a refusal, or no end.
     """
     found: list[StreamStatus] = []
-    size, after, deadline = 0, None, link.clock.seconds() + LIST_SECONDS
+    size, after, deadline = 0, None, link.clock.seconds() + timing.LIST
     while True:
         left = deadline - link.clock.seconds()
         if left <= 0 or size > MAX_LIST:
-            end = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{LIST_SECONDS:g} s"
+            end = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{timing.LIST:g} s"
             raise _wrong(link, f"its list of streams does not come to an end within {end}")
-        answer = await link.ask(Status(uid=None, role=None, seq=UNSENT, after=after), min(PATIENCE, left))
+        answer = await link.ask(Status(uid=None, role=None, seq=UNSENT, after=after), min(timing.PAGE_OF_LIST, left))
         size += len(msgspec.json.encode(answer))
         found += answer.streams or []
         if answer.more is None:
@@ -48,7 +43,7 @@ async def stream_at(link: Dialer, uid: str) -> list[StreamStatus]:
 
     :raises StreamError: if there is no answer, or a refusal, or no such stream.
     """
-    answer = await link.ask(Status(uid=uid, role=None, seq=UNSENT), PATIENCE)
+    answer = await link.ask(Status(uid=uid, role=None, seq=UNSENT), timing.PAGE_OF_LIST)
     sides = {side.role: side for side in answer.streams or [] if side.uid == uid}
     if not sides:
         raise StreamError("unknown-uid", f"no stream {uid} was asked for there")
@@ -62,14 +57,14 @@ async def release_at(link: Dialer, uid: str) -> list[StreamStatus]:
     """
     sides = await stream_at(link, uid)
     for side in sides:
-        await link.ask(Rel(uid=uid, role=side.role, seq=UNSENT), PATIENCE).addTimeout(
-            LIST_SECONDS, link.clock, lambda *_: _still(link)
+        await link.ask(Rel(uid=uid, role=side.role, seq=UNSENT), timing.PAGE_OF_LIST).addTimeout(
+            timing.LIST, link.clock, lambda *_: _still(link)
         )
     return sides
 
 
 def _still(link: Dialer) -> None:
-    raise _wrong(link, f"it is still Releasing after {LIST_SECONDS:g} s: a gateway there does not answer")
+    raise _wrong(link, f"it is still Releasing after {timing.LIST:g} s: a gateway there does not answer")
 
 
 def _wrong(link: Dialer, what: str) -> StreamError:

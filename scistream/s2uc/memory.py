@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from scistream import timing
 from scistream.config import ConfigProblem, user_folder
 from scistream.file_lock import NotLocked, locked_file
 from scistream.wire.messages import MAX_LIFE
@@ -43,16 +44,11 @@ class Remembered(Struct, frozen=True, kw_only=True):
         return expires_at > when and (self.released_at is None or self.released_at > when)
 
 
-AFTERLIFE = 24 * 3600.0
-"""Seconds for which a stream that has expired or was released is remembered: as long as facilities know of it."""
-
 SHORTEST_UID = 4
 """Characters that a uid may be shortened to where something is done to its stream."""
 
 WHOLE_UID = 36
 
-BETWEEN_CLEARINGS = 3600.0
-"""Seconds after which a program that goes on asking for streams removes the files of those that are long over."""
 
 SUFFIX = ".json"
 
@@ -89,7 +85,7 @@ class Memory:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or default_folder()
-        self._cleared_at = -BETWEEN_CLEARINGS
+        self._cleared_at = -timing.BETWEEN_CLEARINGS
 
     def add(self, stream: Remembered) -> bool:
         """Remember a stream; False, and nothing changes, if one of its uid is remembered and not released.
@@ -97,7 +93,7 @@ class Memory:
         :raises ConfigProblem: if its file cannot be read or written.
         """
         with self._locked():
-            if time.monotonic() - self._cleared_at >= BETWEEN_CLEARINGS:
+            if time.monotonic() - self._cleared_at >= timing.BETWEEN_CLEARINGS:
                 self._clear()
             known = self._known(stream.uid)
             if known is not None and known.released_at is None:
@@ -210,7 +206,7 @@ class Memory:
         now = time.time()
         if stream.join_files and not stream.is_known_since(now):
             _remove_join_files(stream)
-        return stream if stream.is_known_since(now - AFTERLIFE) else None
+        return stream if stream.is_known_since(now - timing.REMEMBER_OVER) else None
 
     def _write(self, stream: Remembered) -> None:
         file = self._file(stream.uid)

@@ -16,10 +16,11 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
+from scistream import timing
 from scistream.s2uc.connection_map import connection_map
 from scistream.s2uc.credentials import issue_credentials
 from scistream.s2uc.effects import SIDE, check_sides
-from scistream.s2uc.probe_side import STATUS_SECONDS, Check, Side, own_certificate
+from scistream.s2uc.probe_side import Check, Side, own_certificate
 from scistream.security.control import Trust
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, StreamError
@@ -28,10 +29,6 @@ from scistream.wire.line import decode, encode
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
 
-UPDATE_SECONDS = 25.0
-BESIDE_DATA = 40.0
-"""What a probe takes at most beside the seconds of its test data."""
-LOOK_AGAIN = 0.25
 MUCH_LESS = 0.9
 NO_PROGRAM = "127.0.0.1:9"
 """In place of a ProdApp's address: under a probe nothing is dialled there."""
@@ -154,7 +151,7 @@ class Probing:
         """What a ProdApp and the client do for any stream."""
         prod, cons = self._sides[PROD], self._sides[CONS]
         hello = Hello(uid=self.uid, role=PROD, seq=UNSENT, app_key=self._app_key, listeners=[NO_PROGRAM])
-        await prod.ask(hello, UPDATE_SECONDS)
+        await prod.ask(hello, timing.PROBE_UPDATE)
         maps = connection_map(prod.listeners, cons.listeners, [NO_PROGRAM])
         keys = issue_credentials(self.uid, 1, PROBE_LIFE, {PROD: prod.csr, CONS: cons.csr})
         for side in (prod, cons):
@@ -166,21 +163,21 @@ class Probing:
                 connection_map=maps[side.role],
                 data_conn_key=keys[side.role],
             )
-            await side.ask(update, UPDATE_SECONDS)
+            await side.ask(update, timing.PROBE_UPDATE)
 
     async def _measured(self) -> ProbeResult:
         """What the consumer's gateways have found, once they have."""
-        deadline = self._reactor.seconds() + 2 * self._seconds + BESIDE_DATA
+        deadline = self._reactor.seconds() + 2 * self._seconds + timing.PROBE_BESIDE_DATA
         look = Status(uid=self.uid, role=CONS, seq=UNSENT)
         while self._reactor.seconds() < deadline:
-            answer = await self._sides[CONS].ask(look, STATUS_SECONDS)
+            answer = await self._sides[CONS].ask(look, timing.PROBE_STATUS)
             for found in answer.streams or []:
                 if found.probe is not None and found.probe.state != "running":
                     return found.probe
                 if found.state != "Streaming":
                     why = found.last_error.msg if found.last_error is not None else f"the stream is {found.state}"
                     raise StreamError("gateway-failed", f"consumer side: {why}")
-            await deferLater(self._reactor, LOOK_AGAIN)
+            await deferLater(self._reactor, timing.PROBE_LOOK)
         raise StreamError("timeout", "the consumer's gateways have not come to an end of their measurement")
 
     def _in_words(self, found: ProbeResult) -> str:

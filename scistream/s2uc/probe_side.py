@@ -14,6 +14,7 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 
+from scistream import timing
 from scistream.s2uc.effects import SIDE
 from scistream.security.control import Trust, dialer
 from scistream.wire.address import Address
@@ -21,10 +22,6 @@ from scistream.wire.errors import StreamError, printable
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import Command, Rel, Req, Resp, Role, Status
 
-REACH_SECONDS = 15.0
-STATUS_SECONDS = 10.0
-GRANT_SECONDS = 30.0
-RELEASE_SECONDS = 30.0
 TRIPS = 3
 SOON = 7
 """Certificates that end in fewer days than this are worth a word."""
@@ -85,9 +82,9 @@ class Side:
         self._word = Deferred()
         self.dialer.startService()
         try:
-            trouble = await self._word.addTimeout(REACH_SECONDS, self._reactor)
+            trouble = await self._word.addTimeout(timing.PROBE_REACH, self._reactor)
         except TookTooLong:
-            trouble = f"it has said nothing for {REACH_SECONDS:g} s: its operator has to look at it"
+            trouble = f"it has said nothing for {timing.PROBE_REACH:g} s: its operator has to look at it"
         finally:
             self._word = None
         if trouble:
@@ -109,7 +106,7 @@ class Side:
         """Ask for a stream that is not there, of which the S2CS knows the answer by itself."""
         sent = self._reactor.seconds()
         try:
-            await self.ask(Status(uid=self._request.uid, role=self.role, seq=UNSENT), STATUS_SECONDS)
+            await self.ask(Status(uid=self._request.uid, role=self.role, seq=UNSENT), timing.PROBE_STATUS)
         except StreamError as error:
             if error.code != "unknown-uid":
                 raise
@@ -132,7 +129,7 @@ class Side:
             return Check(name="grant", role=self.role, ok=None, text=f"{facility}: {why}")
         self.asked = True
         try:
-            answer = await self.ask(self._request, GRANT_SECONDS)
+            answer = await self.ask(self._request, timing.PROBE_GRANT)
         except StreamError as error:
             why = f"refuses the stream ({error.code}): {error.msg}"
             if error.code == "bad-message" and "protocol" in error.msg:
@@ -149,7 +146,7 @@ class Side:
         """Release what may have been reserved; why it could not be, or nothing."""
         command = Rel(uid=self._request.uid, role=self.role, seq=UNSENT)
         try:
-            await self.ask(command, RELEASE_SECONDS)
+            await self.ask(command, timing.PROBE_RELEASE)
         except StreamError as error:
             if error.code != "unknown-uid":
                 return f"{SIDE[self.role]} side: {error.msg}"

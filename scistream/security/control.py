@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.security.guard import DoorGuard, Entrance, Visit
 from scistream.security.keyring import Keyring, client_keyring, server_keyring
 from scistream.security.material import Trust as Trust
@@ -40,7 +41,6 @@ from scistream.wire.line import Link, LinkOwner
 from scistream.wire.link import Dialer, LinkFactory
 from scistream.wire.messages import Error
 
-CONNECT_SECONDS = 10.0
 BACKLOG = 1024
 
 _log = Logger()
@@ -171,14 +171,14 @@ def _tls_dialer(
     context: ContextSource,
     authenticate: Callable[[SSL.Connection], str],
 ) -> Dialer:
-    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
     secured = wrap_client_endpoint(context, address.host, endpoint, reactor)
     return Dialer(secured, reactor, peer_name, authenticate, explain, is_hopeless, certificate_lasts)
 
 
 def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:
     _only_loopback(address)
-    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
     return Dialer(endpoint, reactor, peer_name, None, explain, is_hopeless)
 
 

@@ -17,8 +17,10 @@ from cryptography import x509
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from scistream import timing
 from scistream.security.keyring import Keyring, verified_path
 from scistream.security.material import Material, Trust, name_of, printable, read_material, utc_now
+from scistream.units import spoken_seconds
 
 WARN_AHEAD = timedelta(days=30)
 WARN_SHARE = 3
@@ -26,9 +28,6 @@ WARN_SHARE = 3
 
 STEPS = (1.0, 7 / 30, 1 / 30)
 """When warnings come, as shares of the time from the first one to the end: 30, 7 and 1 of 30 days."""
-
-LOOK_SECONDS = 86400.0
-SOONEST_LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Ending:
         if not self.level(now):
             return None
         where = f" ({self.file})" if with_file and self.file is not None else ""
-        when = "has expired" if self.ends <= now else f"expires in {_span(self.ends - now)}"
+        when = "has expired" if self.ends <= now else f"expires in {spoken_seconds((self.ends - now).total_seconds())}"
         return f"{self.what}{where} {when}, on {self.ends:%Y-%m-%d %H:%M} UTC: {self.remedy}"
 
 
@@ -98,8 +97,10 @@ class ExpiryWatch:
         if self._next is not None and self._next.active():
             self._next.cancel()
         ahead = [time for ending in self._endings() for time in ending.thresholds if time > now]
-        seconds = (min(ahead) - now).total_seconds() if ahead else LOOK_SECONDS
-        self._next = self._reactor.callLater(min(LOOK_SECONDS, max(SOONEST_LOOK, seconds)), self.look)
+        seconds = (min(ahead) - now).total_seconds() if ahead else timing.EXPIRY_LOOK
+        self._next = self._reactor.callLater(
+            min(timing.EXPIRY_LOOK, max(timing.SOONEST_EXPIRY_LOOK, seconds)), self.look
+        )
 
     def look(self) -> None:
         """Log what has come to a threshold since it was last told, and, each time, what the CRLs lack."""
@@ -184,10 +185,3 @@ def _whose(certificate: x509.Certificate) -> str:
         return printable(", ".join(str(name.value) for name in names))
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return name_of(certificate.subject)
-
-
-def _span(left: timedelta) -> str:
-    hours = left / timedelta(hours=1)
-    if hours >= 48:
-        return f"{hours / 24:.0f} days"
-    return f"{hours:.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"

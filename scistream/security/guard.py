@@ -23,19 +23,13 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from scistream import timing
 from scistream.logs import Tally
 from scistream.wire.address import Address, Network, inside
 
-HALF_LIFE = 60.0
-"""Seconds in which half of what is held against an address fades."""
-FIRST_REFUSAL = 1.0
-GRACE = 2.0
-"""Seconds that an unproven link has before another one from its own address may take its place."""
 SHARE = 4
 """Unproven links of an address for which a full door makes room at the expense of others."""
 MOST_PLACES = 10_000
-BURST_SECONDS = 5.0
-"""A rate of commands may be exceeded by what it allows in so many seconds."""
 
 _MOST_DOUBLINGS = 16
 
@@ -77,7 +71,7 @@ def place_of(host: str) -> str:
 
 
 class Fading:
-    """A count that halves every `HALF_LIFE` seconds."""
+    """A count that halves every `timing.REFUSALS_HALVE` seconds."""
 
     __slots__ = ("_at", "_count")
 
@@ -87,7 +81,7 @@ class Fading:
 
     def at(self, now: float) -> float:
         """How much of it is left."""
-        return self._count * math.exp2(-max(0.0, now - self._at) / HALF_LIFE)
+        return self._count * math.exp2(-max(0.0, now - self._at) / timing.REFUSALS_HALVE)
 
     def add(self, now: float, most: float) -> float:
         """One more, up to `most`; gives what it is then."""
@@ -126,13 +120,13 @@ class _Allowance:
     __slots__ = ("_at", "_left", "links")
 
     def __init__(self, rate: float, now: float) -> None:
-        self._left = rate * BURST_SECONDS
+        self._left = rate * timing.COMMAND_BURST
         self._at = now
         self.links = 0
 
     def take(self, now: float, rate: float) -> float:
         """One comes in, of `rate` a second; seconds to wait before the next is read."""
-        self._left = min(rate * BURST_SECONDS, self._left + (now - self._at) * rate) - 1.0
+        self._left = min(rate * timing.COMMAND_BURST, self._left + (now - self._at) * rate) - 1.0
         self._at = now
         return max(0.0, -self._left / rate)
 
@@ -232,7 +226,7 @@ class DoorGuard:
     def _replace(self, place: _Place, now: float) -> bool:
         """End the oldest unproven link of an address, if it has had its time."""
         oldest = next(iter(place.unproven))
-        if now - oldest.since < GRACE:
+        if now - oldest.since < timing.UNPROVEN_GRACE:
             return False
         oldest.make_way()
         return True
@@ -300,7 +294,7 @@ class DoorGuard:
         now, bounds = self._clock.seconds(), self._bounds
         count = place.trouble.add(now, bounds.failures + _MOST_DOUBLINGS)
         # The count that fades makes up for what is lost between two failures: the limit is met, not only neared.
-        seconds = doubling(FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
+        seconds = doubling(timing.FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
         if self._is_known(place):
             seconds = min(seconds, self._known_refusal)
         if seconds:

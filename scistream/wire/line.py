@@ -27,18 +27,14 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream import timing
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, ErrorCode, StreamError
 from scistream.wire.messages import MAX_TEXT, Answer, Command, Error, Message, ProdLstn, Resp, Seq, Uid
 
 MAX_LINE = 262_144
 MAX_FIRST_LINE = 65_536
-HANDSHAKE_SECONDS = 10.0
-FIRST_LINE_SECONDS = 10.0
-CLOSE_SECONDS = 10.0
 MAX_BAD_LINES = 8
-LONGEST_LOOK = 86400.0
-"""Seconds after which the wall clock is asked again how long a certificate lasts."""
 MAX_UNREAD = 4 * 2**20
 """Bytes that wait for a peer who does not read, beside what the transport takes before it calls itself full."""
 
@@ -343,7 +339,7 @@ class Link(LineOnlyReceiver):
             return
         if ITCPTransport.providedBy(self.transport):  # or a short line waits until the far end confirms the last one
             self.transport.setTcpNoDelay(True)
-        self._start_limit(HANDSHAKE_SECONDS, "no TLS handshake")
+        self._start_limit(timing.HANDSHAKE, "no TLS handshake")
         self._visit.arrived(self._cut_off)
         if self._authenticate is None:
             self._come_up()
@@ -506,7 +502,7 @@ class Link(LineOnlyReceiver):
         if self.is_up:
             self._stop_limit()
             self._stop_rest()
-            self._start_limit(CLOSE_SECONDS, "no end of the connection")
+            self._start_limit(timing.CLOSE, "no end of the connection")
             if self._accepted:
                 self.transport.unregisterProducer()  # TLS would wait for it
         self.is_up = False
@@ -529,7 +525,7 @@ class Link(LineOnlyReceiver):
         if self._accepted and self.peer is None:
             self.is_stranger = True
             self.MAX_LENGTH = MAX_FIRST_LINE
-            self._start_limit(FIRST_LINE_SECONDS, "no line")
+            self._start_limit(timing.FIRST_LINE, "no line")
         self.owner.link_up(self)
 
     def _look_at_end(self) -> None:
@@ -540,7 +536,7 @@ class Link(LineOnlyReceiver):
         if seconds == math.inf:
             return
         if seconds > 0:
-            self._end = self.clock.callLater(min(seconds, LONGEST_LOOK), self._look_at_end)
+            self._end = self.clock.callLater(min(seconds, timing.LONGEST_TIMER), self._look_at_end)
         elif self.is_up:
             self.note("closed a link that was made with a certificate which has ended", why)
             self.send(Error(uid=None, code="not-authenticated", msg=why))

@@ -27,6 +27,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPu
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream import timing
 from scistream.logs import Tally
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Lasts, Link
@@ -41,12 +42,6 @@ from scistream.wire.messages import (
     Resp,
     UpdateTargets,
 )
-
-FIRST_REPEAT = 2.0
-LONGEST_REPEAT = 10.0
-FIRST_RECONNECT = 0.2
-LONGEST_RECONNECT = 5.0
-POLL_SECONDS = 15.0
 
 UNSENT = 0
 """The `seq` of a command that no link has numbered yet."""
@@ -77,7 +72,7 @@ class _Waiting:
     command: Command
     result: Deferred[Resp]
     patience: float | None
-    next_repeat: float = FIRST_REPEAT
+    next_repeat: float = field(default_factory=lambda: timing.FIRST_REPEAT)
     sent_as: set[int] = field(default_factory=set)
     repeat: IDelayedCall | None = None
     give_up: IDelayedCall | None = None
@@ -127,7 +122,7 @@ class Outbox:
         self._sent.clear()
         for waiting in list(self._waiting):
             waiting.sent_as.clear()
-            waiting.next_repeat = FIRST_REPEAT
+            waiting.next_repeat = timing.FIRST_REPEAT
             self._send(waiting)
 
     def link_down(self, trouble: str) -> None:
@@ -173,7 +168,7 @@ class Outbox:
         waiting.sent_as.add(seq)
         self._sent[seq] = waiting
         waiting.repeat = self._clock.callLater(waiting.next_repeat, self._send, waiting)
-        waiting.next_repeat = min(waiting.next_repeat * 2, LONGEST_REPEAT)
+        waiting.next_repeat = min(waiting.next_repeat * 2, timing.LONGEST_REPEAT)
 
     def _restart_patience(self, waiting: _Waiting) -> None:
         _cancel(waiting.give_up)
@@ -272,7 +267,7 @@ class Dialer(Service):
     def startService(self) -> None:
         super().startService()
         self._client.startService()
-        self._poll = self.clock.callLater(POLL_SECONDS, self._polled)
+        self._poll = self.clock.callLater(timing.POLL, self._polled)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -325,11 +320,11 @@ class Dialer(Service):
 
     def _delay(self, _attempts: int) -> float:
         self._failures += 1
-        delay = min(FIRST_RECONNECT * 2.0 ** min(self._failures - 1, 10), LONGEST_RECONNECT)
+        delay = min(timing.FIRST_RECONNECT * 2.0 ** min(self._failures - 1, 10), timing.LONGEST_RECONNECT)
         return delay * random.uniform(0.5, 1.0)
 
     def _polled(self) -> None:
-        self._poll = self.clock.callLater(POLL_SECONDS, self._polled)
+        self._poll = self.clock.callLater(timing.POLL, self._polled)
         if self.link is not None:
             self.on_poll()
 

@@ -12,8 +12,8 @@ from exchange import Exchange
 from harness import Daemon, Facility, Program, Requested, World, connections_to, until
 from lives import restart
 
+from scistream import timing
 from scistream.s2cs.audit_events import read_line
-from scistream.wire.line import FIRST_LINE_SECONDS
 from scistream.wire.messages import CONS, PROD
 
 STREAMS = 3
@@ -69,7 +69,7 @@ def party(world: World, which: str) -> tuple[Daemon, Facility]:
 
 def all_have_waited() -> None:
     """Let the time pass within which a link has to say something, or else counts as an intruder's."""
-    time.sleep(FIRST_LINE_SECONDS + 1)
+    time.sleep(timing.FIRST_LINE + 1)
 
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill])

@@ -213,8 +213,8 @@ def test_a_consumer_that_gives_up_waiting_leaves_the_stream_as_it_is(world: Worl
 
 def test_a_facility_that_cannot_be_reached_is_told_within_the_time_that_is_left_for_hello(world: World) -> None:
     script = """
-from scistream.app import controller
-controller.HELLO_PATIENCE = 1.0
+from scistream import timing
+timing.HELLO = 1.0
 async def main():
     try:
         async with consumer(given["join"]):

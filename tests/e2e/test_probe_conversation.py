@@ -16,7 +16,7 @@ from twisted.internet.protocol import ClientFactory, Factory, Protocol, connecti
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from scistream.s2ds import knock, probe
+from scistream import timing
 from scistream.s2ds.probe import Probe, tcp_pair
 from scistream.s2ds.responder import Responder
 from scistream.wire.address import Address
@@ -202,8 +202,8 @@ async def test_a_connection_that_breaks_in_the_middle_fails_the_probe(bench: Cal
 async def test_a_channel_that_stays_silent_is_given_up(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr(knock, "LET_IN_SECONDS", 0.1)
+    monkeypatch.setattr(timing, "PROBE_CONNECT", 0.3)
+    monkeypatch.setattr(timing, "KNOCK_LET_IN", 0.1)
     found = await bench(channels=2, change=lambda _pipe, _data, _to_producer: b"").result()
     assert found.state == "failed"
     assert "2 of 2 channels (0, 1) have no connection" in found.reason
@@ -214,7 +214,7 @@ async def test_a_channel_that_stays_silent_is_given_up(
 async def test_a_small_message_that_does_not_come_back_fails_the_probe(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(timing, "PROBE_PING", 0.2)
     found = await bench(change=lambda _pipe, data, _to_producer: data if len(data) < 64 else b"").result()
     assert found.state == "failed"
     assert found.reason == "a small message did not come back within 0.2 s"

@@ -42,8 +42,8 @@ from requirements import needs_root
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
+from scistream import timing
 from scistream.s2ds.relay import board, pump
-from scistream.s2ds.relay.element import SAMPLE_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -510,7 +510,7 @@ async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are
     for _ in range(4):
         pair = await both(stream.connect, stream.accept)
         talks.append(deferToThread(talk, *pair, over))
-        await sleep(1.5 * SAMPLE_SECONDS)
+        await sleep(1.5 * timing.SAMPLE)
     try:
         assert spread(stream, board.OPEN) == [10, 2]
     finally:

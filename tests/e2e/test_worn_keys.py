@@ -11,13 +11,14 @@ import pytest_twisted
 from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep, until
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
+from scistream import timing
 from scistream.s2ds.relay import relay
-from scistream.s2ds.relay.element import SAMPLE_SECONDS
 
 
 @pytest.fixture
-def noted() -> Iterator[list[str]]:
-    """What the log says of keys meanwhile."""
+def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the log says of keys meanwhile, where connections are looked at often."""
+    monkeypatch.setattr(timing, "SAMPLE", 0.2)
     lines: list[str] = []
 
     def hear(event: LogEvent) -> None:
@@ -54,7 +55,7 @@ async def test_a_connection_that_has_carried_much_under_one_key_is_noted_once_wi
     assert "GCM" in cipher_of(stream)
     await until(lambda: len(noted) == 2)  # by each of the two gateways
     assert all(stream.uid in line and 'wan_cipher = "chacha20"' in line for line in noted)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     assert len(noted) == 2
 
 
@@ -64,11 +65,11 @@ async def test_with_the_other_cipher_as_with_little_data_nothing_is_noted(
 ) -> None:
     little = make()
     await carried(little)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     monkeypatch.setattr(relay, "MOST_UNDER_ONE_KEY", 3 * MIB)
     await little.close()
     stream = make(wan_cipher="chacha20")
     await carried(stream)
     assert "CHACHA20" in cipher_of(stream)
-    await sleep(1.5 * SAMPLE_SECONDS)
+    await sleep(1.5 * timing.SAMPLE)
     assert noted == []

@@ -9,18 +9,9 @@ from pathlib import Path
 
 from fuzzing import fuzz
 
-from scistream.config import (
-    ConfigProblem,
-    S2CSConfig,
-    S2DSConfig,
-    S2UCConfig,
-    load,
-    parse_ports,
-    parse_rate,
-    parse_seconds,
-    parse_size,
-)
+from scistream.config import ConfigProblem, S2CSConfig, S2DSConfig, S2UCConfig, load, parse_ports
 from scistream.s2uc.connection_map import connection_map, unused
+from scistream.units import parse_rate, parse_seconds, parse_size
 from scistream.wire.address import Address, inside, parse_network
 from scistream.wire.join import Join
 

@@ -36,7 +36,7 @@ from testbed_addresses import V4, V6, Addresses
 from testbed_programs import PATIENCE, Program, until, with_parent
 from wan_router import INTERFACE, SETTINGS, Counters, Settings
 
-from scistream.config import parse_rate
+from scistream.units import parse_rate
 
 FOLDER = Path("/run/scistream-testbed")
 HOSTS = ("plan", "pgw", "wan", "cgw", "clan", "user")

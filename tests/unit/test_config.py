@@ -22,13 +22,11 @@ from scistream.config import (
     networks,
     parse_chosen_ports,
     parse_ports,
-    parse_rate,
-    parse_seconds,
-    parse_size,
     user_folder,
 )
 from scistream.security.stream import CIPHERS
 from scistream.toml_file import expanded
+from scistream.units import parse_rate, parse_seconds, parse_size
 
 # -- rates, times, sizes, ports
 

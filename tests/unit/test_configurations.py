@@ -19,7 +19,7 @@ from memory_network import HOST, MemoryNetwork, MemoryPorts
 from test_whole_protocol import CONS_S2CS, PROD_S2CS, World
 from twisted.logger import globalLogPublisher
 
-from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, ServerLimits, beside, load, parse_ports, parse_rate
+from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, ServerLimits, beside, load, parse_ports
 from scistream.s2cs import start as s2cs_start
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds import start as s2ds_start
@@ -30,6 +30,7 @@ from scistream.security.material import CertificateProblem
 from scistream.security.pki import init_authority, issue
 from scistream.setup import SETUP_PROBLEMS
 from scistream.toml_file import ConfigProblem, raise_if_any
+from scistream.units import parse_rate
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.join import hash_app_key

@@ -11,7 +11,8 @@ from planted_faults import Fault, break_method, logged_faults
 from test_whole_protocol import World
 from twisted.internet.defer import Deferred
 
-from scistream.s2cs.effects import ASK_AGAIN, Held
+from scistream import timing
+from scistream.s2cs.effects import Held
 from scistream.s2cs.machine import Effects
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Command, Role
@@ -91,7 +92,7 @@ def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_as
     assert held.record.state == "Releasing"
     assert world.prod.held() == [(2, 50.0)], "one gateway has heard of it, and the other has not"
     broken.clear()
-    world.result(releasing, within=2 * ASK_AGAIN)
+    world.result(releasing, within=2 * timing.RELEASE_AGAIN)
     assert held.record.state == "Released"
     assert world.both_are_empty()
     assert len(faults) == 1
@@ -112,7 +113,7 @@ def test_a_release_that_cannot_be_asked_for_takes_no_memory_without_end(
     monkeypatch.setattr(Held, "ask", faulty)
     monkeypatch.delitem(world.prod.control.gateways, gone)
     stream.release().deferred.addErrback(lambda _: None)
-    world.network.run(20 * ASK_AGAIN)
+    world.network.run(20 * timing.RELEASE_AGAIN)
     assert held.record.state == "Releasing"
     assert len(held._timers) <= 1, "of the gateway that is in the configuration no more"
     assert len(faults) == 1

@@ -86,17 +86,19 @@ def test_nothing_imports_what_stands_above_the_parties(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "wire").glob("*.py")), ids=name_of)
 def test_the_wire_imports_nothing_of_the_project_but_itself_and_how_to_log(path: Path) -> None:
     own = within(imports(path), "scistream")
-    assert own == within(own, "scistream.wire", "scistream.logs")
+    assert own == within(own, "scistream.wire", "scistream.logs", "scistream.timing")
 
 
-def test_how_to_log_imports_nothing_of_the_project() -> None:
-    assert within(imports(ROOT / "logs.py"), "scistream") == set()
+def test_how_to_log_and_how_long_to_wait_import_nothing_of_the_project() -> None:
+    assert within(imports(ROOT / "logs.py"), "scistream") == {"scistream.timing"}
+    assert within(imports(ROOT / "timing.py"), "scistream") == set()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "security").glob("*.py")), ids=name_of)
 def test_security_imports_only_the_wire_file_locks_and_how_to_log(path: Path) -> None:
     own = within(imports(path), "scistream")
-    assert own == within(own, "scistream.security", "scistream.wire", "scistream.logs", "scistream.file_lock")
+    below = ("scistream.wire", "scistream.logs", "scistream.file_lock", "scistream.timing", "scistream.units")
+    assert own == within(own, "scistream.security", *below)
 
 
 MACHINES = sorted(ROOT.rglob("machine.py"))

@@ -17,8 +17,8 @@ from test_policy_at_work import rule
 from test_whole_protocol import Facility, World
 
 import scistream.cli
+from scistream import timing
 from scistream.s2cs.policy import load_policy
-from scistream.s2cs.record import HELD_LONGER
 from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
 from scistream.s2uc.memory import Memory
@@ -141,7 +141,7 @@ def test_gateways_end_a_stream_at_its_shorter_life_when_their_control_servers_ar
         world.result(facility.control.stopService())
     world.network.run(left - 10.0)
     assert not world.both_are_empty()
-    world.network.run(10.0 + HELD_LONGER)
+    world.network.run(10.0 + timing.HELD_LONGER)
     assert world.both_are_empty()
 
 

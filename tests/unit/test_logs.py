@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import Logger, formatEvent
 
+from scistream import timing
 from scistream.app.machine import Core, new_consumer
-from scistream.logs import MOST_SAME_CHANGES, TALLY_SECONDS, state_of, trace
+from scistream.logs import MOST_SAME_CHANGES, state_of, trace
 from scistream.wire.errors import StreamError
 
 
@@ -97,8 +98,8 @@ def test_whatever_commands_a_machine_its_changes_are_few_lines_a_minute_and_none
                 state = new
         now += pause
     pairs = 7
-    assert len(events) <= pairs * MOST_SAME_CHANGES * (int(now / TALLY_SECONDS) + 1)
-    now += TALLY_SECONDS
+    assert len(events) <= pairs * MOST_SAME_CHANGES * (int(now / timing.TALLY) + 1)
+    now += timing.TALLY
     change(states[state], "command", states["end"])
     hidden = sum(int(event["more"].split()[1]) for event in events if event["more"])
     assert len(events) + hidden == count + 1

@@ -12,8 +12,9 @@ from memory_network import HOST
 from test_policy_at_work import rule
 from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World, targets_in_force
 
+from scistream import timing
 from scistream.app.controller import Controller, Nobody
-from scistream.s2cs.effects import GATEWAY_PATIENCE, OWN_UPDATE_SECONDS, Held
+from scistream.s2cs.effects import Held
 from scistream.s2cs.policy import load_policy
 from scistream.s2cs.streams import STEPS, Store, StoreProblem
 from scistream.s2uc.client import Client, Stream
@@ -70,16 +71,16 @@ def overheard(world: World, port: int) -> list[UpdateTargets]:
     return heard
 
 
-@pytest.mark.parametrize("seconds", [0.0, 2 * GATEWAY_PATIENCE, 6 * GATEWAY_PATIENCE])
+@pytest.mark.parametrize("seconds", [0.0, 2 * timing.GATEWAY_ANSWER, 6 * timing.GATEWAY_ANSWER])
 def test_a_gateway_that_stands_still_gets_the_new_targets_when_it_answers_again(world: World, seconds: float) -> None:
     stream = left_alone(world)
     world.network.mute(PROD_PORT + 1)
     world.network.run(seconds)
     move(world, stream)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert held_by(world).record.state in ("Streaming", "Updating")
     world.network.unmute(PROD_PORT + 1)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert held_by(world).record.state == "Streaming"
     assert targets_in_force(world) == {str(MOVED)}
 
@@ -92,7 +93,7 @@ def test_an_s2cs_that_is_restarted_while_it_sets_targets_sets_them_once_more(wor
     move(world, stream, DETECTOR)  # back again, while one of the gateways has the other targets already
     restart_control(world)
     world.network.unmute(PROD_PORT + 1)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert held_by(world).record.state == "Streaming"
     assert targets_in_force(world) == {str(DETECTOR)}
 
@@ -129,7 +130,7 @@ def moves_while_silent(world: World, port: int) -> tuple[Stream, Any]:
     stream = left_alone(world)
     world.running[0].program.end()  # type: ignore[union-attr]
     world.network.mute(port)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))
     world.network.run(0.1)
     return stream, application
@@ -142,7 +143,7 @@ def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_sa
     stream, application = moves_while_silent(world, PROD_PORT + 2)
     narrow(world, tmp_path, "192.0.2.0/24")
     world.network.unmute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert len([note for note in application.notes if "still lead to" in note]) == 1
     assert not application.finished.called
     if link == "breaks":
@@ -181,8 +182,8 @@ def test_a_producer_that_moves_without_end_has_its_targets_set_a_few_times(world
     for number in range(100):
         move(world, stream, Address(HOST, 7100 + number % 2))
     spent = 100 * 0.1
-    assert 2 <= len(heard) <= spent / OWN_UPDATE_SECONDS + 1
-    world.network.run(2 * OWN_UPDATE_SECONDS)
+    assert 2 <= len(heard) <= spent / timing.BETWEEN_OWN_UPDATES + 1
+    world.network.run(2 * timing.BETWEEN_OWN_UPDATES)
     assert targets_in_force(world) == {f"{HOST}:7101"}
 
 
@@ -198,11 +199,11 @@ def test_a_policy_that_was_narrowed_meanwhile_holds_for_targets_that_an_s2cs_set
     stream = left_alone(world)
     heard = overheard(world, PROD_PORT + 1)
     world.network.mute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     move(world, stream)
     narrow(world, tmp_path, "192.0.2.0/24")
     world.network.unmute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert heard == []
     assert targets_in_force(world) == {str(DETECTOR)}
 
@@ -239,14 +240,14 @@ def test_other_addresses_that_the_policy_allows_no_more_go_to_no_gateway(
     if not by_the_user:
         world.result(world.client.close().deferred)
     world.network.mute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     heard = overheard(world, PROD_PORT + 1)
     join = Join.parse(stream.join[PROD])
     Controller(world.network, join, [MOVED], Nobody(), print, {MOVED: [OTHER]}).run().addErrback(lambda _: None)
     world.network.until(lambda: bool(held_by(world).record.other_addresses))
     narrow(world, tmp_path, f"{HOST}/32")
     world.network.unmute(PROD_PORT + 2)
-    world.network.run(3 * GATEWAY_PATIENCE)
+    world.network.run(3 * timing.GATEWAY_ANSWER)
     assert heard
     assert {str(MOVED)} == set(heard[-1].connection_map.values())
     assert heard[-1].other_addresses is None

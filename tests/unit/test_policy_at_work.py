@@ -6,6 +6,7 @@ The links are plain, and say who their user is by the test's word. The parties a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from zope.interface import directlyProvides, providedBy
 
 from scistream.config import S2CSConfig
 from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
-from scistream.s2cs.policy import load_policy
+from scistream.s2cs.in_use import OwnerUse
+from scistream.s2cs.policy import Policy, load_policy
 from scistream.s2cs.record import Record
 from scistream.s2ds.relay.board import TO_CONSUMER
 from scistream.s2uc.client import Client, Stream
@@ -29,8 +31,9 @@ from scistream.security.pki import init_authority
 from scistream.security.tls import Identity
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
+from scistream.wire.join import hash_app_key, new_app_key
 from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
 
 LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 ADA = Identity(LAB, "ada@lab.example")
@@ -61,6 +64,13 @@ class As:
 
         factory.buildProtocol = build_known
         return self._network.connectTCP(host, port, factory, *args, **kwargs)
+
+
+def life(guard: Guard, owner: str, request: Req) -> float:
+    """How long a new stream may live of an owner who has no other one."""
+    grant = guard.authorise(request, owner, use=OwnerUse())
+    grant.check()
+    return grant.life
 
 
 class Knowing:
@@ -559,9 +569,9 @@ def test_at_an_insecure_s2cs_everybody_is_one_identity_that_a_rule_may_name(tmp_
     (tmp_path / "policy.toml").write_text(rule("insecure:loopback", "none", rate="2Mbit"))
     config = S2CSConfig(gateways=[], insecure=True, policy="policy.toml")
     guard = Guard(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
-    assert guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=2.0), []) == 86400.0
+    assert life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=2.0)) == 86400.0
     with pytest.raises(StreamError, match="rule 1 `beamline`"):
-        guard.life(owner_of(PLAIN_IDENTITY), a_req(rate=3.0), [])
+        life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=3.0))
 
 
 def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path: Path) -> None:
@@ -584,7 +594,64 @@ def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path
 
 def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
     guard = Guard(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
-    assert guard.life("ada", a_req(), []) == 1800.0
-    assert guard.life("ada", a_req(expires=3600.0), []) == 3600.0
+    assert life(guard, "ada", a_req()) == 1800.0
+    assert life(guard, "ada", a_req(expires=3600.0)) == 3600.0
     with pytest.raises(StreamError, match="3600 s at most"):
-        guard.life("ada", a_req(expires=3601.0), [])
+        life(guard, "ada", a_req(expires=3601.0))
+
+
+class Counting:
+    """A policy that counts what it is asked."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.asked: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
+        return getattr(self._policy, name)
+
+
+def test_each_command_asks_the_policy_once(lab: Lab) -> None:
+    lab.has(rule(targets=[f"{HOST}/32"]), ADMINISTRATORS)
+    assert lab.control.guard.policy is not None
+    counting = Counting(lab.control.guard.policy)
+    lab.control.guard.policy = counting  # type: ignore[assignment]
+    app_key = new_app_key()
+    request = a_req(app_key_hash=hash_app_key(app_key))
+    near, far = str(DETECTOR), "127.0.0.1:7001"
+    hello = Hello(
+        uid=UIDS[0],
+        role=PROD,
+        seq=UNSENT,
+        app_key=app_key,
+        listeners=[near],
+        other_addresses={near: [f"192.0.2.{number}:7000" for number in range(1, 7)] + [far]},
+    )
+
+    def asked_by(command: Command, identity: Identity = ADA) -> dict[str, int]:
+        counting.asked.clear()
+        answered: list[object] = []
+        lab.link(identity).ask(command, 30.0).addBoth(answered.append)
+        lab.world.network.until(lambda: bool(answered))
+        return dict(counting.asked)
+
+    rule_alone, both = {"rule_for": 1}, {"rule_for": 1, "is_administrator": 1}
+    assert asked_by(request) == rule_alone
+    assert asked_by(request) == both
+    assert asked_by(hello) == rule_alone
+    listeners = lab.control.streams[UIDS[0], PROD].record.listeners.values()
+    update = UpdateTargets(
+        uid=UIDS[0],
+        role=PROD,
+        seq=UNSENT,
+        generation=1,
+        connection_map=dict.fromkeys(listeners, near),
+        data_conn_key="no bundle",
+    )
+    assert asked_by(update) == both
+    assert asked_by(update, BOB) == both
+    for uid in (None, UIDS[0]):
+        assert asked_by(everything(uid), OPERATOR) == {"is_administrator": 1}
+    assert asked_by(Rel(uid=UIDS[1], role=PROD, seq=UNSENT)) == both
+    assert asked_by(Rel(uid=UIDS[0], role=PROD, seq=UNSENT)) == both

@@ -186,7 +186,8 @@ def test_an_index_of_the_live_streams_holds_nothing_of_those_that_are_over(world
         world.result(stream.release().deferred)
         world.result(link.ask(Status(uid=stream.uid, role=None, seq=UNSENT), 30.0))
     streams = world.prod.control.streams
-    assert not any((streams, streams._of_owner, streams._links, streams._pages))
+    indexes = (streams._of_owner, streams._links, streams._pages, streams._at_gateway, streams._gateways)
+    assert not any((streams, *indexes))
     assert not any(streams._of_link.values())
 
 

@@ -6,8 +6,9 @@ states that one party's machine of a stream has passed through.
 
 from __future__ import annotations
 
+import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.app.controller import Controller, Nobody
 from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
-from scistream.s2cs.early import EARLY_SECONDS
-from scistream.s2cs.effects import TARGETS_PATIENCE
 from scistream.s2cs.enforcement import identity_of
+from scistream.s2cs.in_use import is_counted, taken_by
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Client, Stream
@@ -34,7 +35,7 @@ from scistream.wire.address import Address
 from scistream.wire.errors import StreamError
 from scistream.wire.join import Join, new_app_key
 from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Room, Status, UpdateTargets
 
 T = TypeVar("T")
 
@@ -47,12 +48,19 @@ RELEASED = ["releasing", "released"]
 
 
 class Facility:
-    """An S2CS at a port, and its gateways at the ports after it, with eight ports of 1 Gbit/s in all each."""
+    """An S2CS at a port, and its gateways at the ports after it, with so many ports of 1 Gbit/s in all each."""
 
     def __init__(
-        self, network: MemoryNetwork, folder: Path, port: int, gateways: int = 1, chosen_ports: str = ""
+        self,
+        network: MemoryNetwork,
+        folder: Path,
+        port: int,
+        gateways: int = 1,
+        chosen_ports: str = "",
+        ports: int = 8,
     ) -> None:
         folder.mkdir(exist_ok=True)
+        self._ports = ports
         self._chosen_ports = chosen_ports
         self.network = network
         self.port = port
@@ -66,13 +74,13 @@ class Facility:
         settings = S2DSConfig(
             listen=f"{HOST}:{at}",
             insecure=True,
-            ports=f"{first}-{first + 7}",
+            ports=f"{first}-{first + self._ports - 1}",
             chosen_ports=self._chosen_ports,
             capacity="1Gbit",
             elements=0,
         )
         server = DataServer(self.network, settings, self._folder / f"{at}.toml")
-        server.ports = MemoryPorts(first, first + 7, settings.chosen_ranges)
+        server.ports = MemoryPorts(first, first + self._ports - 1, settings.chosen_ranges)
         server.startService()
         self._started.append(server)
         return server
@@ -89,13 +97,27 @@ class Facility:
         """Stop every server that still runs, also one whose place another has taken."""
         return [server.stopService() for server in self._started if server.running]
 
+    def check_sums(self) -> None:
+        """What the S2CS has summed up of its live streams must be what a sum over their records gives."""
+        streams = self.control.streams
+        counted = [held.record for held in streams.values() if is_counted(held.record)]
+        for name in self.control.gateways:
+            taken = [taken_by(record, name) for record in counted if name in record.plan]
+            use = streams.use_of_gateway(name)
+            assert use.rate == math.fsum(one.rate for one in taken)
+            assert use.ports_of(Room(ports=8, rate=1.0)) == sum(one.ports for one in taken)
+            assert dict(use.lent) == Counter(port for one in taken for port in one.lent)
+            assert {held.record.key for held in streams.at_gateway(name)} == {
+                record.key for record in counted if name in record.plan
+            }
+
     def is_empty(self) -> bool:
         """Whether all ports and all capacity of all gateways are free, and nothing listens there."""
         return not any(self.held()) and not self.listening()
 
     def held(self) -> list[tuple[int, float]]:
         """Ports and Mbit/s that each gateway has given out."""
-        return [(8 - one.ports.free, one.capacity.total - one.capacity.free) for one in self.gateways if is_used(one)]
+        return [(lent(one), one.capacity.total - one.capacity.free) for one in self.gateways if is_used(one)]
 
     def listening(self) -> list[int]:
         """The reserved ports that accept connections by now."""
@@ -103,26 +125,33 @@ class Facility:
         return sorted(sock.getsockname()[1] for sock in given if sock.listens)  # type: ignore[attr-defined]
 
 
+def lent(gateway: DataServer) -> int:
+    """How many ports of its range a gateway has given out."""
+    return gateway.ports.last - gateway.ports.first + 1 - gateway.ports.free
+
+
 def is_used(gateway: DataServer) -> bool:
-    return gateway.ports.free != 8 or gateway.capacity.free != gateway.capacity.total
+    return lent(gateway) != 0 or gateway.capacity.free != gateway.capacity.total
 
 
 class World:
     """Two facilities, and what is logged by anybody."""
 
-    def __init__(self, folder: Path, gateways: int = 1, chosen_ports: str = "") -> None:
+    def __init__(self, folder: Path, gateways: int = 1, chosen_ports: str = "", ports: int = 8) -> None:
         self.network = MemoryNetwork()
         self._stories: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         self.crashes: list[str] = []
         globalLogPublisher.addObserver(self._note)
-        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways, chosen_ports)
-        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways, chosen_ports)
+        self.prod = Facility(self.network, folder / "prod", PROD_PORT, gateways, chosen_ports, ports)
+        self.cons = Facility(self.network, folder / "cons", CONS_PORT, gateways, chosen_ports, ports)
         self.client = Client(insecure=True, reactor=self.network)
         self.running: list[Application] = []
 
     def close(self) -> None:
         """Stop all servers, so that no test leaves files or memory to those that come after it."""
         try:
+            self.prod.check_sums()
+            self.cons.check_sums()
             stopping = [*self.prod.stop(), *self.cons.stop()]
             self.network.run(5)
             assert all(stopped.called for stopped in stopping), "a server does not stop"
@@ -255,6 +284,24 @@ def test_a_stream_is_set_up_and_released_through_the_states_of_the_protocol(worl
     assert world.result(detector.finished) == world.result(analysis.finished) == 0
 
 
+@pytest.mark.parametrize("role", [PROD, CONS])
+def test_a_first_hello_is_written_down_once_with_the_state_that_it_leads_to(world: World, role: Role) -> None:
+    join = Join.parse(world.request().join[role])
+    world.result(world.client.close().deferred)  # or it would set targets at once
+    facility = world.prod if role == PROD else world.cons
+    link = dialer(world.network, Address(HOST, facility.port), "the S2CS", None)
+    link.startService()
+    written: list[str] = []
+    facility.control.store._db.set_trace_callback(lambda sql: written.append(sql) if "INTO stream" in sql else None)
+    listeners = [str(DETECTOR)] if role == PROD else None
+    hello = Hello(uid=join.uid, role=role, seq=UNSENT, app_key=join.app_key, listeners=listeners)
+    for _ in range(2):  # a repetition is no news
+        assert world.result(link.ask(hello, 30.0)).state == "Ready"
+        assert len(written) == 1, written
+    (record,) = facility.control.store.load()
+    assert (record.state, record.greeted) == ("Ready", True)
+
+
 def test_prod_app_may_be_there_before_cons_app(world: World) -> None:
     stream = world.request()
     world.application(stream.join[PROD], "detector")
@@ -353,7 +400,7 @@ def test_a_client_that_only_looks_keeps_no_targets_from_being_moved(world: World
     looking.startService()
     world.result(looking.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0))
     world.application(stream.join[PROD], "detector", listeners=(Address(HOST, 7077),))
-    world.network.run(TARGETS_PATIENCE - 1.0)
+    world.network.run(timing.OWNER_SETS_TARGETS - 1.0)
     assert targets_in_force(world) == {str(DETECTOR)}
     world.network.run(2.0)
     assert targets_in_force(world) == {f"{HOST}:7077"}
@@ -523,7 +570,7 @@ def test_a_gateway_that_says_nothing_is_given_up_after_20_seconds_and_the_other_
     failed: list[Failure] = []
     asking.deferred.addErrback(failed.append)
     world.network.until(lambda: asking.stream.state == "Releasing", within=21.0)
-    assert world.network.seconds() - started >= (EARLY_SECONDS if from_the_start else 19.0)
+    assert world.network.seconds() - started >= (timing.EARLY_REQUEST if from_the_start else 19.0)
     world.network.until(lambda: world.state("s2cs", PROD) in ("released", "idle"), within=0.1)
     assert world.prod.is_empty()
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from scistream import timing
 from scistream.s2ds.capacity import Bucket
 from scistream.s2ds.itself import leads_back
 from scistream.s2ds.relay import board
@@ -26,7 +27,7 @@ from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
 from scistream.s2ds.relay.names import Names
 from scistream.s2ds.relay.orders import Carry, MakeRoom, Order, Rel, Reset, SetNetworks, StartLstn, UpdateTargets
-from scistream.s2ds.relay.relay import LAN_PATIENCE, Arming, Ending, Means, Relay
+from scistream.s2ds.relay.relay import Arming, Ending, Means, Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.turns import Turn, Turns
@@ -36,23 +37,14 @@ from scistream.wire.address import Address, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import MAX_REASON, Cause, Role, StreamKey
 
-GRACE = 1.0
-"""Seconds that a connection from the WAN has for its handshake before another may take its place."""
-
-SHORT_GRACE = 0.5
-"""The same for one of those by which an address has more than its share."""
-SILENT_GRACE = 0.1
-"""The same if nothing has come on it: a gateway begins to speak at once."""
 MOST_PROVEN = 256
 """Addresses of gateways that a channel remembers, since their connections have shown who they are."""
 
-RESETS_SECONDS = 1.0
 MOST_RESETS = 256
 """Reasons that an element tells at a time, of all streams together."""
 NOT_ARMED = "the channel has no target yet"
 NO_DESCRIPTOR = "an element of the gateway is out of descriptors: raise the limit of open files (LimitNOFILE)"
 
-SAMPLE_SECONDS = 2.0
 SAMPLES = 200
 """Connections of one channel that TCP is asked about each time; the sums are made of them."""
 
@@ -148,7 +140,7 @@ class Element:
         else:
             of_channel.carry(self._means, sock, carry.number)
             if self._sampling is None:
-                self._sampling = self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
+                self._sampling = self._means.reactor.callLater(timing.SAMPLE, self._sample)
 
     def lost(self, carry: Carry) -> None:
         """A connection that was handed over has not come: this process has no descriptor for it."""
@@ -181,7 +173,7 @@ class Element:
             for of_channel in stream.channels.values():
                 if of_channel.is_used:
                     of_channel.sample()
-                    self._sampling = self._sampling or self._means.reactor.callLater(SAMPLE_SECONDS, self._sample)
+                    self._sampling = self._sampling or self._means.reactor.callLater(timing.SAMPLE, self._sample)
 
     def _open(self, order: StartLstn) -> None:
         if (order.uid, order.role) not in self._streams:
@@ -368,9 +360,9 @@ class _Channel:
             relays = by_address[address]
             is_suspect = address not in self._proven
             for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
-                grace = GRACE
+                grace = timing.WAN_GRACE
                 if is_suspect and left > share:
-                    grace = SHORT_GRACE if relay.has_heard() else SILENT_GRACE
+                    grace = timing.WAN_SHARE_GRACE if relay.has_heard() else timing.WAN_SILENT_GRACE
                 if now - self._joining[relay] >= grace:
                     old.append(relay)
         for relay in old[:count]:
@@ -432,7 +424,7 @@ class _Resets:
         self._tell = tell
         self._counts: dict[tuple[str, Role, int, Cause, str], tuple[int, str]] = {}
         self._timer: IDelayedCall | None = None
-        self._told = -RESETS_SECONDS
+        self._told = -timing.RESETS_TOLD
 
     def add(self, uid: str, role: Role, channel: int, ending: Ending) -> None:
         key = uid, role, channel, ending.cause, ending.reason[:MAX_REASON]
@@ -441,7 +433,7 @@ class _Resets:
         count, _ = self._counts.get(key, (0, ""))
         self._counts[key] = count + 1, ending.detail[:MAX_REASON]
         if self._timer is None:
-            due = max(0.0, self._told + RESETS_SECONDS - self._reactor.seconds())
+            due = max(0.0, self._told + timing.RESETS_TOLD - self._reactor.seconds())
             self._timer = self._reactor.callLater(due, self.flush)
 
     def flush(self) -> None:
@@ -470,5 +462,5 @@ def _may_dial(settings: Settings, address: Address, own: Set[int]) -> bool:
 
 def refuse(sock: socket.socket) -> None:
     """Reset a connection that nobody carries."""
-    prepare(sock, LAN_PATIENCE)
+    prepare(sock, timing.LAN_SILENCE)
     sock.close()

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
+from scistream import timing
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.watch import Watch
@@ -33,8 +34,6 @@ EOF = 0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_WELL = struct.pack("ii", 0, 0)
 _KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-_LATEST_PROBE = 15.0
-"""Seconds. The kernel's timers are exact to a quarter of a second up to 16 s, and to some seconds beyond it."""
 _MOST_PROBES = 127
 
 
@@ -180,7 +179,7 @@ def keepalive(patience: float, place: float) -> tuple[int, int, int]:
 
     :param place: 0 to 1, at random.
     """
-    latest = min(_LATEST_PROBE, patience / 2)
+    latest = min(timing.LATEST_KEEPALIVE, patience / 2)
     first = max(1, round(latest * (1 + place) / 2))
     between = max(1, round(patience / 10))
     return first, between, max(1, min(_MOST_PROBES, math.ceil((patience - first) / between)))

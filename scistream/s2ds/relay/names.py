@@ -8,11 +8,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from scistream import timing
 from scistream.s2ds.names import look_up
 from scistream.wire.address import Address
 
-KEPT_SECONDS = 15.0
-LOOK_UP_SECONDS = 8.0
 MOST_KEPT = 1024
 """Names whose addresses are kept."""
 
@@ -68,7 +67,7 @@ class Names:
         waiting = self._asking.setdefault(name, [])
         waiting.append(answered)
         if len(waiting) == 1:
-            look_up(self._reactor, name, LOOK_UP_SECONDS).addCallback(self._note, name)
+            look_up(self._reactor, name, timing.NAME_LOOK_UP).addCallback(self._note, name)
         return answered
 
     def _note(self, hosts: list[str], name: str) -> None:
@@ -76,7 +75,7 @@ class Names:
         # Those that did last time keep their order, so that the best stays the first.
         kept = [host for host in before if host in hosts]
         ordered = [*kept, *(host for host in hosts if host not in kept)] if hosts else before
-        self._known[name] = self._reactor.seconds() + KEPT_SECONDS, ordered
+        self._known[name] = self._reactor.seconds() + timing.NAME_KEPT, ordered
         if len(self._known) > MOST_KEPT:
             self._known.popitem(last=False)
         for answered in self._asking.pop(name):

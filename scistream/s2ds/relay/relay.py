@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from scistream import timing
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import Broken, Leg, Refused, Short, explain, prepare
@@ -37,27 +38,11 @@ from scistream.security.tls import CertificateProblem
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS, PROD, Cause, Role
 
-LAN_PATIENCE = 60.0
-"""Seconds until an idle application whose host has vanished is noticed."""
-
-DIAL_AGAIN = 0.1
-"""Seconds between two tries to connect."""
-
-HANDSHAKE_AHEAD = 0.05
-"""Seconds that a connection waits for the handshakes of those that were accepted before it, beyond what its own took:
-another one may never shake hands."""
-
 _OTHER = "the other gateway"
 
 PIPE_BUFFERS = 4
 """A pipe is for this many times the bytes of a buffer: what is in it is not copied, and so leaves the caches alone."""
 
-DELIVER_SECONDS = 10.0
-"""What came before a connection was reset has so long to be delivered, before the reset is passed on all the same."""
-STALLED_SECONDS = 1.0
-"""The same, while the far end takes nothing at all."""
-LOOK_SECONDS = 0.01
-"""Seconds between two looks whether the far end has it all."""
 
 LITTLE_BUFFER = 65536
 """Bytes of the buffers that plain connections use while what comes fits into one."""
@@ -253,7 +238,7 @@ class Relay:
         if self._broken is None:
             self._broken = _Break(leg, str(broken), broken.cause)
             self._since = self._progressed = self._means.reactor.seconds()
-            self._looking = self._means.reactor.callLater(LOOK_SECONDS, self._look)
+            self._looking = self._means.reactor.callLater(timing.DELIVERED_LOOK, self._look)
         elif leg is not self._broken.leg:
             self.reset(self._broken.reason, self._broken.cause)
             return
@@ -285,13 +270,13 @@ class Relay:
                 is_delivered = pump.ended and not left[1]
                 if left != self._left:
                     self._left, self._progressed = left, now
-        limit = min(self._since + DELIVER_SECONDS, self._progressed + STALLED_SECONDS)
+        limit = min(self._since + timing.DELIVER, self._progressed + timing.DELIVER_STALLED)
         if is_delivered or (now >= limit and self._pumps):
             self.reset(broken.reason, broken.cause)
             return
         if self._looking.active():
             self._looking.cancel()
-        self._looking = self._means.reactor.callLater(LOOK_SECONDS, self._look)
+        self._looking = self._means.reactor.callLater(timing.DELIVERED_LOOK, self._look)
 
     def has_heard(self) -> bool:
         """Whether any byte has come on the accepted connection."""
@@ -333,7 +318,7 @@ class Relay:
     async def _open(self) -> tuple[Leg, Leg]:
         # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
         if self._arming.role == CONS:
-            prepare(self._sock, LAN_PATIENCE, self._means.lan_congestion)
+            prepare(self._sock, timing.LAN_SILENCE, self._means.lan_congestion)
             lan: Leg = self._plain(self._sock, "ConsApp", wan=False)
             await self._turn.come()
             return lan, await self._wan_out()
@@ -341,7 +326,7 @@ class Relay:
         began = self._means.reactor.seconds()
         wan = await self._wan_in()
         took = self._means.reactor.seconds() - began
-        await self._turn.come(took + HANDSHAKE_AHEAD)
+        await self._turn.come(took + timing.HANDSHAKE_AHEAD)
         return wan, self._plain(await self._dial_program(), self._arming.far, wan=False)
 
     async def _dial_program(self) -> socket.socket:
@@ -349,9 +334,9 @@ class Relay:
         reactor, start = self._means.reactor, self._arming.start
         while True:
             try:
-                sock = await self._dial(LAN_PATIENCE, wan=False)
+                sock = await self._dial(timing.LAN_SILENCE, wan=False)
             except Refused:
-                if not await start.wait(reactor, DIAL_AGAIN, self._means.dial_timeout):
+                if not await start.wait(reactor, timing.DIAL_AGAIN, self._means.dial_timeout):
                     raise
             else:
                 start.over()
@@ -425,9 +410,9 @@ class Relay:
             try:
                 return await self._dial_any(patience, deadline, wan=wan)
             except Short:
-                if means.reactor.seconds() + DIAL_AGAIN > deadline:
+                if means.reactor.seconds() + timing.DIAL_AGAIN > deadline:
                     raise
-            await deferLater(means.reactor, DIAL_AGAIN)
+            await deferLater(means.reactor, timing.DIAL_AGAIN)
 
     async def _dial_any(self, patience: float, deadline: float, *, wan: bool) -> socket.socket:
         """Connect to the first address of the target that answers; each gets its share of the time that is left."""

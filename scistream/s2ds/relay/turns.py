@@ -13,15 +13,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from scistream import timing
 from scistream.s2ds.relay.board import TURNS
-
-TURN_SECONDS = 0.5
-"""Seconds that a connection waits for its turn, at most."""
-
-LOOK_AGAIN = 0.001
-LOOK_AGAIN_LATER = 0.008
-"""Seconds between two looks at what other elements have written, while a connection waits: soon at first, and less
-often the longer nothing changes."""
 
 
 class Turns:
@@ -40,7 +33,7 @@ class Turns:
         self._waiting: dict[int, tuple[float, float, Deferred[None]]] = {}
         self._timer: IDelayedCall | None = None
         self._is_looking = False
-        self._pause = LOOK_AGAIN
+        self._pause = timing.TURN_LOOK
 
     def is_due(self, number: int, *, skip: bool = False) -> bool:
         """Whether all connections before this one are gone.
@@ -63,7 +56,7 @@ class Turns:
         """
         waits: Deferred[None] = Deferred(lambda _: self._leave(number))
         now = self._reactor.seconds()
-        self._waiting[number] = now + patience, now + TURN_SECONDS, waits
+        self._waiting[number] = now + patience, now + timing.TURN, waits
         self._say(number, _waits(number))
         self._look()
         return waits
@@ -91,13 +84,13 @@ class Turns:
                         break
                     self._low = number
                 del self._waiting[number]
-                self._pause = LOOK_AGAIN
+                self._pause = timing.TURN_LOOK
                 waits.callback(None)
         finally:
             self._is_looking = False
         if self._waiting and self._timer is None:
             self._timer = self._reactor.callLater(self._pause, self._again)
-            self._pause = min(2 * self._pause, LOOK_AGAIN_LATER)
+            self._pause = min(2 * self._pause, timing.LONGEST_TURN_LOOK)
         elif not self._waiting:
             self._stop()
 
@@ -133,13 +126,13 @@ class Turn:
         self._turns = turns
         self._number = number
 
-    async def come(self, patience: float = TURN_SECONDS) -> None:
+    async def come(self, patience: float | None = None) -> None:
         """Wait for it.
 
-        :param patience: seconds for connections that do not wait for their turn.
+        :param patience: seconds for connections that do not wait for their turn; `timing.TURN` if not given.
         """
         if self._number and not self._turns.is_due(self._number):
-            await self._turns.wait(self._number, patience)
+            await self._turns.wait(self._number, timing.TURN if patience is None else patience)
 
     def over(self) -> None:
         """The connection has been dialled, or has ended: it holds nobody up. Idempotent."""

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
+from scistream import timing
 from scistream.config import ConfigProblem
 from scistream.s2cs import audit as audit_module
 from scistream.s2cs.audit import (
@@ -28,7 +29,6 @@ from scistream.s2cs.audit import (
     MOST_OF_IDENTITY,
     MOST_OF_STRANGERS,
     MOST_RESETS_IN_WINDOW,
-    WINDOW_SECONDS,
     AuditTrail,
     StreamTrail,
     split_owner,
@@ -40,7 +40,6 @@ from scistream.s2cs.record import Record
 from scistream.security.tls import Identity
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
-from scistream.wire.link import Caller
 from scistream.wire.messages import PROD, Req, ResetReason, Resp
 
 UID = "12345678-1234-4234-8234-123456789abc"
@@ -345,7 +344,7 @@ def test_who_knocks_again_and_again_gets_so_many_lines_and_one_with_the_rest(rig
     rig.knock(times=1000)
     rig.knock("192.0.2.1")
     assert len(rig.events()) == MOST_IN_WINDOW + 1
-    rig.clock.now += WINDOW_SECONDS
+    rig.clock.now += timing.AUDIT_WINDOW
     rig.trail.flush()
     rest = rig.events()[-1]
     assert (rest.address, rest.repeated) == ("198.51.100.7:40999", 1000 - MOST_IN_WINDOW - 1)
@@ -364,7 +363,7 @@ def test_a_flood_from_everywhere_takes_up_bounded_memory_and_lines(rig: Rig) -> 
         rig.knock(f"10.{number // 65536}.{number // 256 % 256}.{number % 256}")
     assert len(rig.events()) == MOST_OF_STRANGERS
     assert len(rig.trail._refusals) <= MOST_ADDRESSES + 1
-    rig.clock.now += WINDOW_SECONDS
+    rig.clock.now += timing.AUDIT_WINDOW
     rig.trail.flush()
     assert rig.trail._refusals == {}
     assert rig.events()[-1].repeated == MOST_ADDRESSES + 1000 - MOST_OF_STRANGERS - 1
@@ -376,7 +375,7 @@ def test_refusals_of_those_who_come_when_too_many_are_known_are_twenty_lines_tog
         user = Identity("sha256:00", f"user-{number}@lab.example")
         rig.trail.refused(a_link(peer=user), "REL", UID, PROD, "not-authorized", "not yours")
     assert len(rig.events()) == known + MOST_IN_WINDOW
-    rig.clock.now += WINDOW_SECONDS
+    rig.clock.now += timing.AUDIT_WINDOW
     rig.trail.flush()
     assert rig.events()[-1].repeated == 100 - MOST_IN_WINDOW - 1
 
@@ -412,7 +411,7 @@ def test_refusals_are_few_lines_for_each_identity_and_for_all_strangers_and_none
                 trail.refused(link, cmd, UID, PROD, code, "no")
         clock.now += pause
         trail.flush()
-    minutes = int((clock.now - START) / WINDOW_SECONDS) + 1
+    minutes = int((clock.now - START) / timing.AUDIT_WINDOW) + 1
     trail.stopped(0)
     *events, _ = map(read_line, lines)
     for peer, most in zip(PEERS, (MOST_OF_STRANGERS, MOST_OF_IDENTITY, MOST_OF_IDENTITY), strict=True):
@@ -513,9 +512,9 @@ def test_an_application_that_comes_on_ever_new_links_gets_twenty_lines_a_minute(
     for minute in range(1, 4):
         for number in range(200):
             link = a_link(f"10.0.0.5:{40000 + number}", None)
-            stream.answered(Caller(link, 1, "Hello"), Resp(uid=UID, seq=1, state="Streaming", msg="welcome"))
+            rig.trail.answered(link, "Hello", PROD, Resp(uid=UID, seq=1, state="Streaming", msg="welcome"), stream)
         assert len(rig.events()) == (MOST_IN_WINDOW + 1) * minute - 1
-        rig.clock.now += WINDOW_SECONDS
+        rig.clock.now += timing.AUDIT_WINDOW
         rig.trail.flush()
         last = rig.events()[-1]
         assert (last.address, last.repeated) == ("10.0.0.5:40199", 200 - MOST_IN_WINDOW - 1)
@@ -559,7 +558,7 @@ def test_resets_of_a_stream_are_ten_lines_a_minute_however_many_there_are(rig: R
             stream.resets_heard("dtn1", [a_reset(100 * minute + heard, number) for number in range(16)])
         lines = [(event.channel, event.count) for event in rig.events()]
         assert len(lines) == MOST_RESETS_IN_WINDOW * (minute + 1)
-        rig.clock.now += WINDOW_SECONDS
+        rig.clock.now += timing.AUDIT_WINDOW
     assert {channel for channel, _ in lines} == set(range(16)), "each has its turn"
     stream.ended()
     *_, end = rig.events()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from test_whole_protocol import World
 
-from scistream.s2cs.early import EARLY_SECONDS, MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
+from scistream import timing
+from scistream.s2cs.early import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, Req
 
@@ -32,7 +33,7 @@ def test_a_request_waits_for_a_gateway_that_listens_a_moment_after_the_s2cs(worl
     world.network.run(1.0)
     assert not asked.called
     world.network.doors[world.prod.gateway_ports[0]] = door
-    stream = world.result(asked, within=EARLY_SECONDS)
+    stream = world.result(asked, within=timing.EARLY_REQUEST)
     assert world.story("s2cs", "PROD")[-1] == "listening"
     world.result(stream.release().deferred)
     assert len(world.prod.control._early) == 0
@@ -40,10 +41,10 @@ def test_a_request_waits_for_a_gateway_that_listens_a_moment_after_the_s2cs(worl
 
 def test_a_request_does_not_wait_long_for_a_gateway_that_does_not_come(world: World) -> None:
     restart_without_gateway(world)
-    refused = world.refusal(world.ask(), within=EARLY_SECONDS + 2.0)
+    refused = world.refusal(world.ask(), within=timing.EARLY_REQUEST + 2.0)
     assert (refused.code, "no gateway of this facility can be reached" in refused.msg) == ("gateway-failed", True)
     world.network.until(world.both_are_empty)
-    world.network.run(2 * EARLY_SECONDS)
+    world.network.run(2 * timing.EARLY_REQUEST)
     before = world.network.seconds()
     world.refusal(world.ask())
     assert world.network.seconds() - before < 1.0, "a gateway that is known to be away is waited for no more"
@@ -72,7 +73,7 @@ def test_there_is_a_bound_on_requests_that_wait_of_each_owner_and_of_all(world: 
     with pytest.raises(StreamError, match="1000 requests wait for them"):
         early.add("eve", link, request())
     assert len(early) == MOST_EARLY
-    world.network.run(EARLY_SECONDS + 0.1)
+    world.network.run(timing.EARLY_REQUEST + 0.1)
     assert (len(heard), len(early)) == (MOST_EARLY, 0)
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scistream.config import ConfigProblem
 from scistream.s2cs.identities import Index, canonical
 from scistream.s2cs.policy import Policy, load_policy
-from scistream.s2cs.rules import Asked, Rule, Standing, Target, in_bytes, in_time
+from scistream.s2cs.rules import Asked, Rule, Standing, Target
 from scistream.security.pki import init_authority
 from scistream.security.tls import Identity, issuer_name, load_authority
+from scistream.units import format_seconds, format_size
 from scistream.wire.address import Address
 from scistream.wire.messages import CONS, PROD, Role
 
@@ -263,7 +264,7 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 
 
 def test_numbers_are_said_as_a_file_says_them() -> None:
-    assert [in_time(s) for s in (0.5, 59, 60, 5400, 86400, 129600, 90)] == [
+    assert [format_seconds(s) for s in (0.5, 59, 60, 5400, 86400, 129600, 90)] == [
         "0.5s",
         "59s",
         "1m",
@@ -272,7 +273,7 @@ def test_numbers_are_said_as_a_file_says_them() -> None:
         "36h",
         "90s",
     ]
-    assert [in_bytes(b) for b in (5, 2**10, 2**20, 3 * 2**39)] == ["5 bytes", "1K", "1M", "1.5T"]
+    assert [format_size(b) for b in (5, 2**10, 2**20, 3 * 2**39)] == ["5 bytes", "1K", "1M", "1.5T"]
 
 
 # -- the file

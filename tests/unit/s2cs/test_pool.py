@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scistream.s2cs.in_use import GatewayUse, Taken, is_counted, taken_by
 from scistream.s2cs.machine import Record
-from scistream.s2cs.pool import Member, Taken, member, spares, spread
+from scistream.s2cs.pool import Member, member, spares, spread
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import PROD, Req, Room
 
@@ -94,8 +95,24 @@ def test_an_overbooked_gateway_counts_as_full_not_as_owing_to_others() -> None:
     assert "2 ports are free" in refusal(pool, 3, 3.0).msg
 
 
+def use_of(name: str, held: list[Record]) -> GatewayUse:
+    """What these streams hold on a gateway."""
+    use = GatewayUse()
+    for number, one in enumerate(held):
+        if is_counted(one) and name in one.plan:
+            use.put(number, taken_by(one, name))
+    return use
+
+
+def use_of_strangers(*taken: Taken) -> GatewayUse:
+    use = GatewayUse()
+    for number, one in enumerate(taken):
+        use.put(number, one)
+    return use
+
+
 def left(name: str, room: Room, held: list[Record]) -> tuple[str, int, float]:
-    found = member(name, room, held)
+    found = member(name, room, use_of(name, held))
     return found.name, found.ports, found.rate
 
 
@@ -146,13 +163,14 @@ def test_chosen_ports_outside_the_range_take_none_of_it() -> None:
     asked = record(2, 100.0, {"a": [0, 1]})
     assert asked.request is not None
     asked.request = msgspec.structs.replace(asked.request, listen_ports=[5075, 5100])
-    found = member("a", room, [asked])
+    found = member("a", room, use_of("a", [asked]))
     assert (found.ports, found.rate, found.chosen) == (7, 900.0, room.chosen_ports)
     assert set(found.lent) == {5075, 5100}
     granted = record(2, 100.0, {"a": [0, 1]})
     granted.listeners = {0: "192.0.2.1:5103", 1: "192.0.2.1:5104"}
-    assert set(member("a", room, [granted], [Taken(1, 1.0, (5076,))]).lent) == {5103, 5104, 5076}
-    assert member("a", room, [granted], [Taken(1, 1.0, (5076,))]).ports == 6
+    found = member("a", room, use_of("a", [granted]), use_of_strangers(Taken(1, 1.0, (5076,))))
+    assert set(found.lent) == {5103, 5104, 5076}
+    assert found.ports == 6
 
 
 choices = st.lists(st.sampled_from([5075, 5076, 5077, 5078]), unique=True, max_size=4)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from memory_network import MemoryNetwork
 
+from scistream import timing
 from scistream.config import ConfigProblem, Controller, Gateway, S2CSConfig
-from scistream.s2cs.record import HELD_LONGER, Record
+from scistream.s2cs.record import Record
 from scistream.s2cs.service import ControlServer
 from scistream.security.pki import init_authority, issue
 from scistream.security.revocation import renew
@@ -76,8 +77,8 @@ def test_one_broken_file_among_good_new_ones_leaves_all_as_it_was(
 
 def test_a_gateway_may_hold_a_stream_until_it_is_released_or_has_long_expired() -> None:
     record = Record(uid="a", role="PROD", owner="ada", state="Streaming", plan={"dtn1": [0]}, expires_at=1000.0)
-    assert record.may_be_held_by("dtn1", 1000.0 + HELD_LONGER - 1)
-    assert not record.may_be_held_by("dtn1", 1000.0 + HELD_LONGER)
+    assert record.may_be_held_by("dtn1", 1000.0 + timing.HELD_LONGER - 1)
+    assert not record.may_be_held_by("dtn1", 1000.0 + timing.HELD_LONGER)
     assert not record.may_be_held_by("dtn2", 0.0)
     record.state = "Releasing"
     assert record.may_be_held_by("dtn1", 0.0), "it has not confirmed the release yet"

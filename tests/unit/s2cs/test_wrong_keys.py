@@ -9,8 +9,9 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
+from scistream import timing
 from scistream.s2cs import wrong_keys
-from scistream.s2cs.wrong_keys import AT_ONCE, LONGEST_DELAY, WrongKeys
+from scistream.s2cs.wrong_keys import AT_ONCE, WrongKeys
 from scistream.wire.line import Link, decode
 from scistream.wire.messages import CONS, Error, Hello
 
@@ -65,7 +66,7 @@ def test_the_first_ones_are_answered_at_once_and_then_later_and_later_up_to_a_li
     delays = [rig.delay(ATTACKER) for _ in range(AT_ONCE + 6)]
     assert delays[:AT_ONCE] == [0.0] * AT_ONCE
     assert delays[AT_ONCE : AT_ONCE + 3] == [1.0, 2.0, 4.0]
-    assert delays[-1] == LONGEST_DELAY
+    assert delays[-1] == timing.LONGEST_WRONG_KEY
 
 
 def test_an_address_that_tries_many_streams_is_slowed_down_and_another_address_is_not() -> None:

@@ -17,9 +17,10 @@ from twisted.internet.task import Clock, deferLater
 from twisted.names import common, dns, error
 from twisted.names.server import DNSServerFactory
 
+from scistream import timing
 from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
 from scistream.s2ds.relay.element import Settings, _may_dial
-from scistream.s2ds.relay.names import KEPT_SECONDS, LOOK_UP_SECONDS, Names
+from scistream.s2ds.relay.names import Names
 from scistream.wire.address import Address
 
 PATIENCE = 30.0
@@ -213,7 +214,7 @@ def test_a_name_is_asked_for_once_by_all_who_dial_it_now_and_again_after_a_while
     assert both == [[["203.0.113.7:5100"]], [["203.0.113.7:5101"]]]
     assert rig.dials("gateway.example:5102") == [["203.0.113.7:5102"]]
     assert rig.resolver.asked == ["gateway.example"]
-    rig.clock.advance(KEPT_SECONDS)
+    rig.clock.advance(timing.NAME_KEPT)
     moved = rig.dials("gateway.example:5100")
     rig.resolver.answer("203.0.113.9")
     assert moved == [["203.0.113.9:5100"]]
@@ -233,7 +234,7 @@ def test_the_address_that_answered_is_the_first_to_be_tried_the_next_time() -> N
     rig.resolver.answer("203.0.113.1", "203.0.113.2", "203.0.113.3")
     rig.names.prefer(Address.parse("gateway.example:5100"), Address.parse("203.0.113.3:5100"))
     assert rig.dials("gateway.example:5100") == [["203.0.113.3:5100", "203.0.113.1:5100", "203.0.113.2:5100"]]
-    rig.clock.advance(KEPT_SECONDS)
+    rig.clock.advance(timing.NAME_KEPT)
     again = rig.dials("gateway.example:5100")
     rig.resolver.answer("203.0.113.1", "203.0.113.3", "203.0.113.4")
     assert again == [["203.0.113.3:5100", "203.0.113.1:5100", "203.0.113.4:5100"]]
@@ -243,10 +244,10 @@ def test_what_was_known_of_a_name_has_to_do_while_nobody_answers_for_it() -> Non
     rig = Rig()
     rig.dials("gateway.example:5100")
     rig.resolver.answer("203.0.113.1")
-    rig.clock.advance(KEPT_SECONDS)
+    rig.clock.advance(timing.NAME_KEPT)
     later = rig.dials("gateway.example:5100")
     assert later == []
-    rig.clock.advance(LOOK_UP_SECONDS)
+    rig.clock.advance(timing.NAME_LOOK_UP)
     assert later == [["203.0.113.1:5100"]]
 
 

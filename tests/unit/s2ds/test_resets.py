@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from log_lines import logged
 from twisted.internet.task import Clock
 
-from scistream.logs import MOST_COUNTED, TALLY_SECONDS, Tally
+from scistream import timing
+from scistream.logs import MOST_COUNTED, Tally
 from scistream.s2ds.relay.leg import Broken, Short, broken_by
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.reactor import Poller
-from scistream.s2ds.resets import BROKEN_SECONDS, MOST_KEPT, OUTAGE_ENDS, Outages, Resets
+from scistream.s2ds.resets import MOST_KEPT, Outages, Resets
 from scistream.wire.address import Address
 from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
 
@@ -56,7 +57,7 @@ def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[
         tally.add(key, number)
         seen[key] = seen.get(key, 0) + number
         clock.advance(pause)
-    minutes = clock.seconds() / TALLY_SECONDS + 1
+    minutes = clock.seconds() / timing.TALLY + 1
     tally.stop()
     for key in {key for key, _ in told}:
         counts = [count for one, count in told if one == key]
@@ -64,7 +65,7 @@ def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[
     assert len({key for key, _ in told}) <= MOST_COUNTED + 1
     if len(seen) <= MOST_COUNTED:
         assert {key for key, _ in told} == set(seen)
-        if clock.seconds() < TALLY_SECONDS:
+        if clock.seconds() < timing.TALLY:
             assert {key: max(count for one, count in told if one == key) for key in seen} == seen
     assert clock.getDelayedCalls() == []
 
@@ -76,9 +77,9 @@ def test_what_came_since_the_last_line_is_told_after_a_minute_and_then_begins_an
     for peer in ("a", "b", "c"):
         tally.add("x", last=peer)
     assert told == [("x", 1, "a")]
-    clock.advance(TALLY_SECONDS)
+    clock.advance(timing.TALLY)
     assert told[1:] == [("x", 3, "c")]
-    clock.advance(TALLY_SECONDS)
+    clock.advance(timing.TALLY)
     assert clock.getDelayedCalls() == [], "nothing is counted any more"
     tally.add("x", last="d")
     assert told[2:] == [("x", 1, "d")]
@@ -173,13 +174,13 @@ def test_a_channel_whose_wan_fails_for_long_is_broken_until_a_connection_comes_a
     outages = Outages(clock)
     outages.failed(3, "the other gateway at dtn2:5100 was not reached", joined)
     assert outages.told(lambda _: joined) == []
-    clock.advance(BROKEN_SECONDS + 1)
+    clock.advance(timing.CHANNEL_BROKEN + 1)
     assert outages.told(lambda _: joined) == [], "one failure is no outage, however long ago it was"
     outages.failed(3, "nothing has come back over the WAN for 60 s", joined)
     clock.advance(4)
     (told,) = outages.told(lambda _: joined)
     assert (told.channel, told.reason) == (3, "nothing has come back over the WAN for 60 s")
-    assert told.seconds == BROKEN_SECONDS + 5
+    assert told.seconds == timing.CHANNEL_BROKEN + 5
     assert outages.told(lambda _: joined + 1) == [], "a connection has come about"
     outages.failed(3, "again", joined + 1)
     assert outages.told(lambda _: joined + 1) == [], "this is another outage, and has just begun"
@@ -200,17 +201,17 @@ def test_failures_that_are_far_apart_are_no_outage() -> None:
     for _ in range(3):
         outages.failed(0, "it failed", 5)
         assert outages.told(lambda _: 5) == []
-        clock.advance(OUTAGE_ENDS + 1)
+        clock.advance(timing.OUTAGE_FORGOTTEN + 1)
 
 
 def test_an_outage_is_over_when_nothing_tries_the_channel_for_long() -> None:
     clock = Clock()
     outages = Outages(clock)
     outages.failed(0, "it failed", 5)
-    clock.advance(BROKEN_SECONDS)
+    clock.advance(timing.CHANNEL_BROKEN)
     outages.failed(0, "it failed", 5)
-    clock.advance(OUTAGE_ENDS)
-    assert [one.seconds for one in outages.told(lambda _: 5)] == [BROKEN_SECONDS + OUTAGE_ENDS]
+    clock.advance(timing.OUTAGE_FORGOTTEN)
+    assert [one.seconds for one in outages.told(lambda _: 5)] == [timing.CHANNEL_BROKEN + timing.OUTAGE_FORGOTTEN]
     clock.advance(1.0)
     assert outages.told(lambda _: 5) == []
     outages.failed(0, "it failed", 5)

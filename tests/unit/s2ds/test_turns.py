@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 
+from scistream import timing
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.relay.board import TURNS, Board
 from scistream.s2ds.relay.element import Settings
 from scistream.s2ds.relay.orders import Carry, Order
-from scistream.s2ds.relay.turns import LOOK_AGAIN_LATER, TURN_SECONDS, Turn, Turns
+from scistream.s2ds.relay.turns import Turn, Turns
 
 
 class Channel:
@@ -27,7 +28,7 @@ class Channel:
         self.elements = [Turns(self.clock, board.words, board.turns(0)) for _ in range(elements)]
         self.dialled: list[int] = []
 
-    def come(self, element: int, number: int, patience: float = TURN_SECONDS) -> Deferred[None]:
+    def come(self, element: int, number: int, patience: float = timing.TURN) -> Deferred[None]:
         turn = Turn(self.elements[element], number)
 
         async def dial() -> None:
@@ -41,7 +42,7 @@ class Channel:
 
     def look(self, times: int = 1) -> None:
         """Let every element look as often at what the others have written."""
-        self.clock.pump([LOOK_AGAIN_LATER] * times)
+        self.clock.pump([timing.LONGEST_TURN_LOOK] * times)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def test_nobody_waits_longer_for_one_that_does_not_come(numbers: set[int], eleme
     with channel(elements) as made:
         for number in sorted(numbers):
             made.come(number % elements, number)
-        made.look(round(TURN_SECONDS / LOOK_AGAIN_LATER) + len(numbers) + 1)
+        made.look(round(timing.TURN / timing.LONGEST_TURN_LOOK) + len(numbers) + 1)
         assert sorted(made.dialled) == sorted(numbers)
         assert made.clock.getDelayedCalls() == []
 
@@ -92,7 +93,7 @@ def test_those_that_wait_keep_their_order_when_one_before_them_is_given_up(
     with channel(elements) as made:
         for number, seconds in zip(ready, patience, strict=True):
             made.come(number % elements, number, seconds)
-        made.look(round(0.2 / LOOK_AGAIN_LATER) + len(ready) + 1)
+        made.look(round(0.2 / timing.LONGEST_TURN_LOOK) + len(ready) + 1)
         assert made.dialled == sorted(ready)
         assert made.clock.getDelayedCalls() == []
 
@@ -102,7 +103,7 @@ def test_connections_without_a_number_wait_for_nobody() -> None:
         made.come(0, 2)
         made.come(1, 0)
         assert made.dialled == [0]
-        made.look(round(TURN_SECONDS / LOOK_AGAIN_LATER) + 1)
+        made.look(round(timing.TURN / timing.LONGEST_TURN_LOOK) + 1)
         assert made.dialled == [0, 2]
 
 

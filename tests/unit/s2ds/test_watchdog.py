@@ -14,7 +14,8 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from scistream.s2ds.elements import LONGEST_BUSY, PATIENCE, _Line, processor_time
+from scistream import timing
+from scistream.s2ds.elements import _Line, processor_time
 from scistream.s2ds.relay.orders import Beat, Order
 
 DEADLINE = 20.0
@@ -41,19 +42,19 @@ def asked(pid: int) -> tuple[Clock, list[tuple[Order, float]]]:
     stuck: list[tuple[Order, float]] = []
     line = _Line(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
     line.makeConnection(StringTransport())
-    line.ask(Beat(), PATIENCE).addErrback(lambda _: None)
+    line.ask(Beat(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
     return clock, stuck
 
 
 def test_one_that_is_busy_has_more_time_and_not_for_ever(busy: int) -> None:
     clock, stuck = asked(busy)
-    while clock.seconds() + PATIENCE < LONGEST_BUSY:
+    while clock.seconds() + timing.ELEMENT_ANSWER < timing.ELEMENT_BUSY:
         work(busy)
-        clock.advance(PATIENCE)
+        clock.advance(timing.ELEMENT_ANSWER)
         assert stuck == []
     work(busy)
-    clock.advance(PATIENCE)
-    assert stuck == [(Beat(), LONGEST_BUSY)]
+    clock.advance(timing.ELEMENT_ANSWER)
+    assert stuck == [(Beat(), timing.ELEMENT_BUSY)]
 
 
 def test_one_that_does_nothing_is_dead(busy: int) -> None:
@@ -61,8 +62,8 @@ def test_one_that_does_nothing_is_dead(busy: int) -> None:
     os.kill(busy, signal.SIGSTOP)
     os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)
     clock, stuck = asked(busy)
-    clock.advance(PATIENCE)
-    assert stuck == [(Beat(), PATIENCE)]
+    clock.advance(timing.ELEMENT_ANSWER)
+    assert stuck == [(Beat(), timing.ELEMENT_ANSWER)]
 
 
 def test_one_that_is_gone_uses_no_time() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scistream import file_lock
+from scistream import timing
 from scistream.config import ConfigProblem
 from scistream.s2uc.memory import Memory, Remembered
 from scistream.security.register import PkiError, locked
@@ -42,7 +42,7 @@ def test_a_file_system_without_locks_is_refused_with_the_remedy(
 def test_a_lock_that_is_kept_is_waited_for_with_a_limit_and_its_holder_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(timing, "FILE_LOCK", 0.2)
     code = (
         "import sys, pathlib\nfrom scistream.file_lock import locked_file\n"
         "with locked_file(pathlib.Path(sys.argv[1])), locked_file(pathlib.Path(sys.argv[2])):\n"

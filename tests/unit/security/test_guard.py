@@ -10,18 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.task import Clock
 
+from scistream import timing
 from scistream.security import guard as guard_module
-from scistream.security.guard import (
-    FIRST_REFUSAL,
-    GRACE,
-    HALF_LIFE,
-    Bounds,
-    DoorGuard,
-    Fading,
-    Visit,
-    doubling,
-    place_of,
-)
+from scistream.security.guard import Bounds, DoorGuard, Fading, Visit, doubling, place_of
 from scistream.wire.address import parse_network
 
 ATTACKER, USER = "192.0.2.66", "192.0.2.7"
@@ -30,7 +21,7 @@ ATTACKER, USER = "192.0.2.66", "192.0.2.7"
 class Door:
     """A guard and its clock. Links that it ends itself are in `cut`, with the reason."""
 
-    def __init__(self, *, known_refusal: float = FIRST_REFUSAL, **bounds: float) -> None:
+    def __init__(self, *, known_refusal: float = timing.FIRST_REFUSAL, **bounds: float) -> None:
         self.clock = Clock()
         self.guard = DoorGuard(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
         self.cut: list[Visit] = []
@@ -121,7 +112,7 @@ def test_unproven_links_of_one_address_are_bounded_and_others_still_come_in() ->
 def test_an_address_at_its_limit_gets_in_at_the_expense_of_its_own_oldest_link_after_a_while() -> None:
     door = Door(unproven_per_address=2)
     oldest, _ = door.must_come(ATTACKER), door.must_come(ATTACKER)
-    door.clock.advance(GRACE - 0.1)
+    door.clock.advance(timing.UNPROVEN_GRACE - 0.1)
     assert door.comes(ATTACKER) is None
     door.clock.advance(0.2)
     assert door.comes(ATTACKER) is not None
@@ -233,7 +224,7 @@ def test_the_wait_doubles_up_to_a_limit() -> None:
 def test_a_quiet_time_lets_everything_fade() -> None:
     door = Door(failures=5)
     door.fails(ATTACKER, 5)
-    door.clock.advance(10 * HALF_LIFE)
+    door.clock.advance(10 * timing.REFUSALS_HALVE)
     door.fails(ATTACKER, 4)
     assert door.comes(ATTACKER) is not None
 
@@ -268,7 +259,7 @@ def test_where_somebody_has_proved_himself_the_wait_stays_short() -> None:
     door.must_come(USER).proven("ada")
     for _ in range(6):
         door.fails(USER)
-        assert door.seconds_until_open(USER) <= FIRST_REFUSAL
+        assert door.seconds_until_open(USER) <= timing.FIRST_REFUSAL
 
 
 def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -> None:
@@ -278,7 +269,7 @@ def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -
         door.fails(USER)
     for _ in range(20):
         door.comes(USER)
-    door.clock.advance(GRACE)
+    door.clock.advance(timing.UNPROVEN_GRACE)
     assert door.must_come(USER).proven("the controller")
 
 
@@ -381,7 +372,7 @@ def test_a_fading_count_never_exceeds_how_often_it_happened_and_fades_to_nothing
         assert 1.0 <= count.add(at, 1000.0) <= number
     end = times[-1]
     assert count.at(end + later) <= count.at(end)
-    assert count.at(end + 40 * HALF_LIFE) < 0.001
+    assert count.at(end + 40 * timing.REFUSALS_HALVE) < 0.001
 
 
 @given(st.floats(-100, 1e6), st.floats(0.5, 1e4))
@@ -469,7 +460,7 @@ class AnyVisits(RuleBasedStateMachine):
         for visit in list(self.there):
             self._leaves(visit)
         assert (self.guard.links, self.guard.unproven) == (0, 0)
-        self.clock.advance(20 * HALF_LIFE)
+        self.clock.advance(20 * timing.REFUSALS_HALVE)
         for host in HOSTS:
             assert self.guard.admit(host) is not None, "after a quiet time everybody is let in"
 

@@ -1,0 +1,143 @@
+"""What the live streams of an S2CS hold, of each gateway and for each owner. No I/O.
+
+The sums are kept up to date as streams come, change and go, so that a new request costs the same however many streams
+there are. Rates are added as fractions: what is taken away again leaves no rounding behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable
+from fractions import Fraction
+from typing import NamedTuple
+
+from scistream.s2cs.record import Record, ports_at
+from scistream.wire.messages import PROD, Role, Room, StreamKey
+
+NOTHING = Fraction(0)
+
+
+class Taken(NamedTuple):
+    """What one stream holds on a gateway: a number of ports, and Mbit/s.
+
+    :param lent: the numbers of these ports, as far as they are known.
+    """
+
+    ports: int
+    rate: float
+    lent: tuple[int, ...] = ()
+
+
+def is_counted(record: Record) -> bool:
+    """Return whether a stream holds anything: it was asked for, and is not released."""
+    return record.request is not None and record.state != "Released"
+
+
+def taken_by(record: Record, gateway: str) -> Taken:
+    """Return what a counted stream holds on a gateway of its plan."""
+    assert record.request is not None
+    channels = len(record.plan[gateway])
+    rate = record.request.rate * channels / record.request.num_conn
+    return Taken(channels, rate, tuple(ports_at(record, gateway)))
+
+
+class GatewayUse:
+    """What streams hold on one gateway."""
+
+    def __init__(self) -> None:
+        self._taken: dict[Hashable, Taken] = {}
+        self._ports = 0
+        self._rate = NOTHING
+        self._lent: Counter[int] = Counter()
+        self._range = range(0)
+        self._outside = 0
+        """How many of the lent ports are outside `_range`."""
+
+    @property
+    def rate(self) -> float:
+        """The Mbit/s that are held."""
+        return float(self._rate)
+
+    @property
+    def lent(self) -> Counter[int]:
+        """The numbers of the ports that are held; they change as streams come and go."""
+        return self._lent
+
+    def ports_of(self, room: Room) -> int:
+        """Return how many ports are held of the range from which the gateway chooses."""
+        if room.first_port is None:
+            return self._ports
+        chosen_from = range(room.first_port, room.first_port + room.ports)
+        if chosen_from != self._range:
+            self._range = chosen_from
+            self._outside = sum(count for port, count in self._lent.items() if port not in chosen_from)
+        return self._ports - self._outside
+
+    def put(self, stream: Hashable, taken: Taken) -> None:
+        """Note what a stream holds, in place of what it has held before."""
+        if self._taken.get(stream) != taken:
+            self.drop(stream)
+            self._taken[stream] = taken
+            self._add(taken, 1)
+
+    def drop(self, stream: Hashable) -> None:
+        """Note that a stream holds nothing any more. Idempotent."""
+        taken = self._taken.pop(stream, None)
+        if taken is not None:
+            self._add(taken, -1)
+
+    def _add(self, taken: Taken, sign: int) -> None:
+        self._ports += sign * taken.ports
+        self._rate += sign * Fraction(taken.rate)
+        for port in taken.lent:
+            self._lent[port] += sign
+            if not self._lent[port]:
+                del self._lent[port]
+            self._outside += sign * (port not in self._range)
+
+
+class OwnerUse:
+    """The streams that one owner has. Both ends of one stream here are one stream, and two rates: each is reserved."""
+
+    def __init__(self) -> None:
+        self._rates: dict[Role, dict[str, Fraction]] = {"CONS": {}, "PROD": {}}
+        self._sums: dict[Role, Fraction] = {"CONS": NOTHING, "PROD": NOTHING}
+        self._both = 0
+        """How many streams have both ends here."""
+
+    def put(self, key: StreamKey, rate: float) -> None:
+        """Note the Mbit/s of one end of a stream, in place of what was noted before."""
+        self.drop(key)
+        uid, role = key
+        self._rates[role][uid] = Fraction(rate)
+        self._sums[role] += Fraction(rate)
+        self._both += uid in self._rates[_other(role)]
+
+    def drop(self, key: StreamKey) -> None:
+        """Note that the owner has this end no more. Idempotent."""
+        uid, role = key
+        rate = self._rates[role].pop(uid, None)
+        if rate is not None:
+            self._sums[role] -= rate
+            self._both -= uid in self._rates[_other(role)]
+
+    def beside(self, key: StreamKey, roles: Collection[Role]) -> tuple[int, float]:
+        """Return how many streams the owner has in these roles beside the one of `key`, and the Mbit/s of all ends in
+        these roles but that of `key`."""
+        uid, role = key
+        streams = sum(len(self._rates[one]) for one in set(roles))
+        if len(set(roles)) > 1:
+            streams -= self._both
+        is_there = any(uid in self._rates[one] for one in roles)
+        rate = sum((self._sums[one] for one in set(roles)), NOTHING)
+        if role in roles:
+            rate -= self._rates[role].get(uid, NOTHING)
+        return streams - is_there, float(rate)
+
+    def __bool__(self) -> bool:
+        """Whether there is any stream."""
+        return any(self._rates.values())
+
+
+def _other(role: Role) -> Role:
+    return "CONS" if role == PROD else "PROD"
