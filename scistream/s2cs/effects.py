@@ -11,8 +11,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.faults import guarded
-from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
 from scistream.s2cs.enforcement import identity_of
 from scistream.s2cs.gateway import Gateway
@@ -20,6 +18,7 @@ from scistream.s2cs.ledger import Ledger
 from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
 from scistream.s2cs.record import HELD_LONGER, Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
+from scistream.state_machines import guarded, trace
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT, Caller, Outbox

@@ -15,11 +15,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream.faults import guarded
-from scistream.logs import trace
 from scistream.s2uc.connection_map import connection_map, unused
 from scistream.s2uc.credentials import issue_credentials
 from scistream.s2uc.machine import Core, attached_stream, new_stream, remembered_stream
+from scistream.state_machines import guarded, trace
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, StreamError
 from scistream.wire.join import Join, hash_app_key, new_app_key

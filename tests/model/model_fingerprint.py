@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from model_network import FINITE, QUIET, Connection, Item
 
-from scistream.logs import state_of
+from scistream.state_machines import state_of
 from scistream.wire.line import decode
 from scistream.wire.messages import (
     Error,

@@ -13,7 +13,7 @@ from model_fingerprint import decoded, essence
 from model_network import End
 from model_world import APPS, USER, World
 
-from scistream.logs import state_of
+from scistream.state_machines import state_of
 from scistream.wire.messages import CONS, PROD, Error, Hello, ProdLstn, Resp, Role
 
 RESTING = ("Listening", "Ready", "Streaming", "Released")

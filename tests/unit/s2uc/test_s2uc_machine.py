@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from state_tables import inputs_of, tables_of
 
-from scistream.logs import state_of
 from scistream.s2uc import machine as s2uc
 from scistream.s2uc.machine import Core, Stream, new_stream, remembered_stream
+from scistream.state_machines import state_of
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 

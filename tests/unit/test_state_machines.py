@@ -1,4 +1,4 @@
-"""What the log says of a machine's changes of state."""
+"""What the log says of a machine's changes of state, and what a table of transitions must have to become a machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from twisted.logger import Logger, formatEvent
 
 from scistream.app.machine import Core, new_consumer
-from scistream.logs import MOST_SAME_CHANGES, TALLY_SECONDS, state_of, trace
+from scistream.logs import TALLY_SECONDS
+from scistream.state_machines import MOST_SAME_CHANGES, state_of, trace
 from scistream.wire.errors import StreamError
 
 
