@@ -126,6 +126,12 @@ def build(
     return builder.build()
 
 
+def begin_in(machine: TypeMachine[Inputs, Core], core: Core, state: TypedState[Inputs, Core]) -> Inputs:
+    """Make a machine that begins in another state than the first one of its table."""
+    core.state = state.name
+    return machine(core, state)
+
+
 def _inputs(protocol: Any) -> list[Callable[..., None]]:
     return [one for one in vars(protocol).values() if inspect.isfunction(one) and one.__module__ == protocol.__module__]
 
