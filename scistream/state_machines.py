@@ -126,10 +126,18 @@ def build(
     return builder.build()
 
 
-def begin_in(machine: TypeMachine[Inputs, Core], core: Core, state: TypedState[Inputs, Core]) -> Inputs:
-    """Make a machine that begins in another state than the first one of its table."""
+@overload
+def begin_in(
+    machine: TypeMachine[Inputs, Core], core: Core, state: TypedState[Inputs, Core], data: None = None
+) -> Inputs: ...
+@overload
+def begin_in(
+    machine: TypeMachine[Inputs, Core], core: Core, state: TypedDataState[Inputs, Core, Data, ...], data: Data
+) -> Inputs: ...
+def begin_in(machine: Any, core: Any, state: Any, data: Any = None) -> Any:
+    """Make a machine that begins in another state than the first one of its table, with its data if it has any."""
     core.state = state.name
-    return machine(core, state)
+    return machine(core, state) if data is None else machine(core, state, lambda *_: data)
 
 
 def _inputs(protocol: Any) -> list[Callable[..., None]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
+import pytest
+from automat import TypeMachineBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import Logger, formatEvent
 
 from scistream.app.machine import Core, new_consumer
 from scistream.logs import TALLY_SECONDS
-from scistream.state_machines import MOST_SAME_CHANGES, state_of, trace
+from scistream.state_machines import MOST_SAME_CHANGES, SAME, begin_in, build, data_of, on, state_of, trace
 from scistream.wire.errors import StreamError
 
 
@@ -103,3 +106,110 @@ def test_whatever_commands_a_machine_its_changes_are_few_lines_a_minute_and_none
     change(states[state], "command", states["end"])
     hidden = sum(int(event["more"].split()[1]) for event in events if event["more"])
     assert len(events) + hidden == count + 1
+
+
+# -- a table becomes a machine
+
+
+class Lamp(Protocol):
+    """The inputs of a machine with three states."""
+
+    def press(self, finger: str) -> None:
+        """It is on if it was off."""
+
+    def fuse(self) -> None:
+        """It is broken for good."""
+
+
+@dataclass
+class LampCore:
+    """What its states share."""
+
+    state: str = "Off"
+    seen: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Light:
+    """The data of On."""
+
+    finger: str
+    state_before: str
+
+
+def make_light(lamp: Lamp, core: LampCore, finger: str) -> Light:
+    return Light(finger, core.state)
+
+
+def note(lamp: Lamp, core: LampCore, finger: str) -> None:
+    core.seen.append((core.state, finger))
+
+
+def note_light(lamp: Lamp, core: LampCore, light: Light, finger: str) -> None:
+    core.seen.append((core.state, light.finger, light.state_before, finger))
+
+
+class Parts:
+    """The states of a lamp whose table is still to be written."""
+
+    def __init__(self) -> None:
+        self.builder = TypeMachineBuilder(Lamp, LampCore)
+        self.off = self.builder.state("Off")
+        self.on = self.builder.state("On", make_light)
+        self.broken = self.builder.state("Broken")
+        self.states = (self.off, self.on, self.broken)
+
+    def build(self, *rows: Any, ignore: tuple[Any, ...] = (Lamp.fuse, Lamp.press)) -> Any:
+        return build(self.builder, self.states, rows, ignore_elsewhere=ignore)
+
+
+def test_the_state_is_written_before_a_handler_runs_and_after_its_data_are_made() -> None:
+    parts, core = Parts(), LampCore()
+    machine = parts.build(
+        on(parts.off, Lamp.press, parts.on, note),
+        on(parts.on, Lamp.press, parts.off, note_light),
+    )(core)
+    machine.press("thumb")
+    assert core.seen == [("On", "thumb")]
+    assert data_of(machine, Light) == Light("thumb", "Off")
+    machine.press("index")
+    assert core.seen[1:] == [("Off", "thumb", "Off", "index")]
+    assert data_of(machine, Light) is None, "what is left behind is nobody's data"
+    assert (state_of(machine), core.state) == ("Off", "Off")
+
+
+def test_a_handler_for_states_with_and_without_data_need_not_take_them() -> None:
+    parts, core = Parts(), LampCore()
+    machine = begin_in(
+        parts.build(on((parts.off, parts.on), Lamp.press, SAME, note), on(parts.on, Lamp.fuse, parts.broken)),
+        core,
+        parts.on,
+        Light("nobody", ""),
+    )
+    machine.press("thumb")
+    assert core.seen == [("On", "thumb")]
+    assert data_of(machine, Light) == Light("nobody", "")
+    machine.fuse()
+    machine.press("thumb")
+    assert (core.state, len(core.seen)) == ("Broken", 1)
+
+
+def test_what_is_not_ignored_elsewhere_must_have_a_row_for_every_state() -> None:
+    parts = Parts()
+    rows = [on((parts.off, parts.on), Lamp.press, SAME, note)]
+    with pytest.raises(TypeError, match="does not say what press does in Broken"):
+        parts.build(*rows, ignore=(Lamp.fuse,))
+
+
+def test_an_input_has_one_row_for_a_state() -> None:
+    parts = Parts()
+    with pytest.raises(ValueError, match="already have transition"):
+        parts.build(on(parts.off, Lamp.press, parts.on, note), on(parts.off, Lamp.press, SAME, note))
+
+
+def test_a_handler_must_take_what_its_input_gives_and_may_want_data_only_where_there_are_some() -> None:
+    parts = Parts()
+    with pytest.raises(TypeError, match="fuse gives"):
+        parts.build(cast(Any, on)(parts.off, Lamp.fuse, parts.broken, note_light))
+    with pytest.raises(TypeError, match="wants the data of Off, which has none"):
+        parts.build(cast(Any, on)(parts.off, Lamp.press, parts.broken, note_light))
