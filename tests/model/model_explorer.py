@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model_faults import CRASH, Bounds, Fault, do, fault_words, happen, inside, possible, words
-from model_invariants import at_rest, at_the_end, in_every_state
+from model_invariants import PROMISES, at_rest, at_the_end, in_every_state
 from model_stand_ins import installed
 from model_world import SCENARIOS, USER, Scenario, Stores, World, folder_for_stores, stores
 
@@ -50,6 +50,12 @@ class Violation:
     path: Faults
     steps: int
     what: str
+
+    @property
+    def promise(self) -> str:
+        """The letter of the promise that it breaks; "" if the code has failed in another way, as by an exception."""
+        letter = self.what.partition(": ")[0]
+        return letter if letter in PROMISES else ""
 
     @property
     def length(self) -> tuple[int, int]:
@@ -260,7 +266,7 @@ def explore(
     *,
     workers: int = 2,
     seen: Seen | None = None,
-    stop_early: bool = False,
+    stop_at: str | None = None,
     prepare: Callable[[], Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Counts:
@@ -268,7 +274,8 @@ def explore(
 
     :param workers: processes that share the work.
     :param seen: what was seen of this scenario within other bounds: such states are not counted again.
-    :param stop_early: stop at the first violation; otherwise when all runs with as many faults are made.
+    :param stop_at: stop where this promise is broken first, whatever else is; without it when all runs are made that
+        have as many faults as the first in which anything is.
     :param prepare: called first, in each process, with everything installed: to plant a fault in the code.
     :param tell: gets a line from time to time.
     """
@@ -282,7 +289,7 @@ def explore(
         context.Pool(workers, _begin, (scenario, bounds, seen, numbers, folder, prepare)) as pool,
     ):
         level, faults = [Task(())], 0
-        while level and not total.violations:
+        while level and not (total.violations if stop_at is None else _breaks(total, stop_at)):
             following: list[Task] = []
             size = max(1, min(100, len(level) // (8 * workers)))
             chunks = [(faults, first, level[first : first + size]) for first in range(0, len(level), size)]
@@ -297,10 +304,14 @@ def explore(
                         f"{scenario.name}, {bounds}: {faults} faults, {done * size} of {len(level)} runs; "
                         f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s"
                     )
-                if stop_early and total.violations:
+                if _breaks(total, stop_at):
                     break
             level, faults = following, faults + 1
     return total
+
+
+def _breaks(counts: Counts, promise: str | None) -> bool:
+    return any(violation.promise == promise for violation in counts.violations)
 
 
 _explorer: Explorer

@@ -16,6 +16,15 @@ from model_world import APPS, USER, World
 from scistream.state_machines import state_of
 from scistream.wire.messages import CONS, PROD, Error, Hello, ProdLstn, Resp, Role
 
+PROMISES = {
+    "A": "both sides end Streaming, or both end Released, and nothing is stuck or ends for nothing",
+    "B": "ports and capacity in use are those of live streams, never more, never twice",
+    "C": "no byte crosses before both sides have accepted targets, nor after a gateway has answered REL",
+    "E": "repeating a command changes nothing",
+    "S": "what a party calls its state is the state of its machine, and what an S2CS says is in its store",
+}
+"""What the sentences of this module begin with. Promise D, that Released can always be reached, is A at the end."""
+
 RESTING = ("Listening", "Ready", "Streaming", "Released")
 LIVE = ("Reserving", "Listening", "Ready", "Updating", "Streaming")
 HOLDING = ("Reserved", "Updating", "Forwarding")
@@ -43,7 +52,7 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
             if any(sock.listens for sock, _ in holding._listeners.values()) and core.current is None:
                 yield f"C: {name} listens for {key[1]} in {state}, before any targets were accepted"
             if state != core.state:
-                yield f"{name} calls its state {core.state} while its machine is in {state}"
+                yield f"S: {name} calls its state {core.state} while its machine is in {state}"
         if len(server.ports._given) != ports or server.ports.free != server.ports.last - server.ports.first + 1 - ports:
             yield f"B: {name} has given out {len(server.ports._given)} ports, and its live streams have {ports}"
         if abs(server.capacity._reserved - rate) > 1e-6:
@@ -102,9 +111,9 @@ def _records_are_written_and_true(world: World) -> Iterator[str]:
         for key, held in control.streams.items():
             record = held.record
             if state_of(held.machine) != record.state:
-                yield f"{name} has {record.state} in its record while its machine is in {state_of(held.machine)}"
+                yield f"S: {name} has {record.state} in its record while its machine is in {state_of(held.machine)}"
             if control.store.written.get(key) != (record.state, record.generation):
-                yield f"{name} is {record.state} and its store says {control.store.written.get(key)}"
+                yield f"S: {name} is {record.state} and its store says {control.store.written.get(key)}"
         for key, (state, _) in control.store.written.items():
             if state == "Released" and len(key) == 2:
                 yield from _still_held(world, name, key)
@@ -275,7 +284,7 @@ def on_write(world: World, end: End, data: bytes) -> None:
         written = [state for state, _ in world.controls[party].store.written.values()]
         if message.state not in written:
             there = ", ".join(written) or "nothing"
-            world.broken.append(f"{party} answers {message.state}; if it crashed now, its store would say {there}")
+            world.broken.append(f"S: {party} answers {message.state}; if it crashed now, its store would say {there}")
     elif party in world.gateways and message.state == "Released":
         role = next(role for role, facility in world.facilities.items() if party in facility.gateways)
         world.said_released.add((end.process, role))
