@@ -1,4 +1,4 @@
-"""The machines of ProdApp and ConsApp, as an application controller runs them. No I/O in them.
+"""The machines of ProdApp and ConsApp, as an application controller runs them. They do no I/O.
 
 ProdApp:
 
@@ -36,43 +36,43 @@ from scistream.wire.errors import StreamError
 
 
 class Effects(Protocol):
-    """What the machines want done. None of these raises."""
+    """What the machines want done. No effect raises."""
 
     def say_hello(self) -> None:
         """Say Hello until it is answered: then `welcomed` or `failed`."""
 
     def serve(self) -> None:
-        """ProdApp is known to the S2CS: its program may go on."""
+        """Let the program of ProdApp go on, since the S2CS knows ProdApp."""
 
     def connect(self, listeners: list[str]) -> None:
-        """ConsApp may connect to these, one a channel."""
+        """Let ConsApp connect to these listeners, one for each channel."""
 
     def finish(self, error: StreamError | None) -> None:
-        """It is over; with the error if it failed."""
+        """End the application, with the error if the stream has failed."""
 
 
 class Application(Protocol):
-    """The inputs of both machines. None of them returns anything; none raises in any state."""
+    """The inputs of both machines. An input returns nothing, and raises in no state."""
 
     def start(self) -> None:
-        """The application is there."""
+        """Begin: the application is there."""
 
     def welcomed(self) -> None:
-        """RESP to Hello."""
+        """Take a RESP to Hello."""
 
     def start_conn(self, listeners: list[str]) -> None:
-        """StartConn; a repeated one is answered like the first and changes nothing."""
+        """Take a StartConn. A repeated one is answered like the first, and changes nothing."""
 
     def failed(self, error: StreamError) -> None:
-        """An ERROR to Hello, or the news that the stream has ended."""
+        """Take an ERROR to Hello, or the news that the stream has ended."""
 
     def done(self) -> None:
-        """The program has ended."""
+        """Note that the program has ended."""
 
 
 @dataclass
 class Core:
-    """What the states share."""
+    """What all states of a machine share."""
 
     effects: Effects
     state: str = "Idle"
@@ -156,10 +156,10 @@ _cons_machine = build(
 
 
 def new_producer(core: Core) -> Application:
-    """The machine of a ProdApp."""
+    """Make the machine of a ProdApp."""
     return _prod_machine(core)
 
 
 def new_consumer(core: Core) -> Application:
-    """The machine of a ConsApp."""
+    """Make the machine of a ConsApp."""
     return _cons_machine(core)

@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2CS. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at an S2CS. It does no I/O, and asks its `Effects` for what it wants done.
 
 ======================================= ====================================== =============
 state                                   input                                  next
@@ -42,6 +42,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
+from msgspec import structs
 
 from scistream.s2cs.record import (
     Record,
@@ -49,10 +50,10 @@ from scistream.s2cs.record import (
     map_problem,
     map_to_producer,
     ordered_listeners,
-    part,
+    reservation_for,
     same_request,
-    share,
     spare_listeners,
+    update_for_gateway,
     wrong_port,
 )
 from scistream.state_machines import SAME, begin_in, build, data_of, on, wrong_state
@@ -75,14 +76,16 @@ from scistream.wire.messages import (
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises (what does all the same comes back as `fault`), and none calls
-    the machine before it returns, except through inputs that Automat postpones."""
+    """What the machine wants done. No effect raises: one that does all the same comes back as `fault`.
+
+    No effect calls the machine before it returns, except through inputs that Automat postpones.
+    """
 
     def save(self, record: Record) -> bool:
-        """Write the record; False if it could not be written."""
+        """Write the record. Return False if that failed."""
 
     def forget(self, record: Record) -> None:
-        """Nothing of this stream was ever written or reserved: it may be asked for as if it had never been."""
+        """Forget a stream of which nothing was ever written or reserved, so that it can be asked for anew."""
 
     def ask(self, gateway: str, command: Command) -> None:
         """Send a command to a gateway, in place of any earlier one about this stream that still waits there.
@@ -100,91 +103,95 @@ class Effects(Protocol):
         """Send to the application that said Hello, if its link is still there."""
 
     def start_timers(self, record: Record) -> None:
-        """Feed `expired` and `hello_timeout` when the record's deadlines come."""
+        """Give the inputs `expired` and `hello_timeout` when the record's deadlines come."""
 
     def shorten_life(self, record: Record, seconds: float) -> None:
         """End the stream in so many seconds, unless it ends earlier already."""
 
     def stop_timers(self) -> None:
-        """The stream is gone: no timer of it matters any more."""
+        """Stop all timers of the stream."""
 
     def await_targets(self) -> None:
-        """Feed `targets_overdue` once the owner's client has had time to set targets for ProdApp's new listeners; at
-        once if no client of the owner has a link here."""
+        """Give the input `targets_overdue` after the time that a client has to set targets for ProdApp's new listeners.
+
+        Give it at once if no client of the owner has a link here.
+        """
 
     def has_owner_link(self) -> bool:
-        """Whether a client of the owner that has spoken of this stream has a link here."""
+        """Return True if a client of the owner that has spoken of this stream has a link here."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def req(self, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
-        """REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
+        """Take REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
 
     def hello(self, caller: Caller, listeners: list[str]) -> None:
-        """Hello, its `app_key` found right; `listeners` is empty for a consumer."""
+        """Take a Hello with the right `app_key`; `listeners` is empty for a consumer."""
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
-        """UpdateTargets from the owner."""
+        """Take UpdateTargets from the owner."""
 
     def rel(self, caller: Caller) -> None:
-        """REL from the owner."""
+        """Take REL from the owner."""
 
     def gateway_answered(self, gateway: str, answer: Resp) -> None:
-        """A gateway's RESP to ReqListeners or UpdateTargets."""
+        """Take a gateway's RESP to ReqListeners or UpdateTargets."""
 
     def gateway_refused(self, gateway: str, error: StreamError) -> None:
-        """A gateway's ERROR to ReqListeners or UpdateTargets, or giving it up."""
+        """Take a gateway's ERROR to ReqListeners or UpdateTargets, or note that it has not answered in time."""
 
     def gateway_released(self, gateway: str) -> None:
-        """A gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
+        """Note that a gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
 
     def gateway_lost(self, gateway: str, why: str) -> None:
-        """A gateway has started anew, or has no such stream: what it held of it is gone."""
+        """Note that a gateway has started anew, or has no such stream, so that what it held of the stream is gone."""
 
     def expired(self) -> None:
-        """The stream's life is over."""
+        """End the stream, since its life is over."""
 
     def forbidden(self, why: str) -> None:
-        """The policy of the facility lets the stream go on no longer; `why` is a sentence that names the rule."""
+        """End the stream, since the facility's policy forbids it; `why` is a sentence that names the rule."""
 
     def fault(self, error: StreamError) -> None:
-        """An effect has failed by a fault of this S2CS, or nothing gets to the other side any more: the stream ends."""
+        """End the stream, since an effect has failed by a fault of this S2CS, or nothing reaches the other side."""
 
     def hello_timeout(self) -> None:
-        """No application has said Hello, or nobody has used it, in time."""
+        """End the stream if no application has said Hello in time, or nobody has used the stream."""
 
     def targets_overdue(self, problem: StreamError | None = None) -> None:
-        """ProdApp listens elsewhere, and the owner's client has not set new targets; `problem` says why this S2CS may
-        not set them either."""
+        """Set targets for ProdApp's new listeners, since the owner's client has not.
+
+        :param problem: why this S2CS may not set them either.
+        """
 
     def _reserved(self) -> None:
-        """All gateways have reserved."""
+        """Go on, since all gateways have reserved."""
 
     def _hello_counts(self, caller: Caller | None) -> None:
-        """A Hello is noted, and the stream is where it counts; without a caller it was answered before."""
+        """Let a Hello count that is noted; without a caller it was answered before."""
 
     def _carry_out(self, caller: Caller | None, command: UpdateTargets) -> None:
-        """An UpdateTargets has passed its checks; without a caller it is this machine's own."""
+        """Carry out an UpdateTargets that has passed its checks; without a caller it is this machine's own."""
 
     def _armed(self) -> None:
-        """All gateways have armed."""
+        """Go on, since all gateways have armed."""
 
     def _back_to_listening(self) -> None:
-        """All gateways refused the targets."""
+        """Go back, since all gateways refused the targets, or none was asked."""
 
     def _back_to_ready(self) -> None:
-        """All gateways refused the targets."""
+        """Go back, since all gateways refused the targets, or none was asked."""
 
     def _back_to_streaming(self) -> None:
-        """All gateways refused the targets, or none was asked; the old map stays."""
+        """Go back, since all gateways refused the targets, or none was asked; the old map stays."""
 
     def _fail(self, error: StreamError, callers: Sequence[Caller] = ()) -> None:
-        """The stream cannot go on; `callers` waited for what has failed, and are refused."""
+        """End the stream, which cannot go on; `callers` waited for what has failed, and are refused."""
 
     def _released(self) -> None:
-        """No gateway has anything of it."""
+        """Go on, since no gateway has anything of the stream."""
 
 
 @dataclass
@@ -196,7 +203,7 @@ class Core:
     spares: dict[str, list[str]] = field(default_factory=dict)
     """Gateways that could take the place of one that cannot have the ports that are asked for by number."""
     other_addresses: dict[str, list[str]] = field(default_factory=dict)
-    """Those of the Hello that is being heard."""
+    """The other addresses that the Hello has which is being heard."""
     has_moved: bool = False
     """ProdApp has said Hello with other listeners since targets were last set."""
     listeners_told: list[str] = field(default_factory=list)
@@ -240,7 +247,7 @@ class Core:
     # -- the record
 
     def save(self) -> bool:
-        """Write the record, the state that was entered with it, before anybody is told; False if that failed."""
+        """Write the record with the state that was entered, before anybody is told. Return False if that failed."""
         return self.unwritten or self.effects.save(self.record)
 
     # -- gateways
@@ -280,8 +287,10 @@ _ALLOWS = {
 
 @dataclass
 class Operation:
-    """The data of Reserving, Updating and Releasing: the callers that are answered when the operation is over, and the
-    gateways whose answer is waited for."""
+    """The data of Reserving, Updating and Releasing.
+
+    The waiting callers get an answer when the operation is over; the pending gateways have not answered yet.
+    """
 
     waiting_callers: list[Caller]
     pending_gateways: set[str]
@@ -305,8 +314,8 @@ class Reservation(Operation):
 class Update(Operation):
     """The data of Updating.
 
-    `command` is being carried out; `is_own` says that nobody has sent it but this S2CS has made it; `before` is the
-    state that the update began in, and that it leads back to if all gateways refuse.
+    `command` is being carried out; `is_own` is true of a command that no caller has sent, since this S2CS has made it;
+    `before` is the state that the update began in, and that it leads back to if all gateways refuse.
     """
 
     command: UpdateTargets
@@ -360,7 +369,7 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
         stream._fail(_NO_NEW_STREAM)
         return
     core.effects.start_timers(record)
-    core.ask_all((gateway, share(record, request, channels)) for gateway, channels in plan.items())
+    core.ask_all((gateway, reservation_for(record, request, channels)) for gateway, channels in plan.items())
 
 
 _STORE_FULL = "the store of this S2CS cannot be written"
@@ -473,7 +482,7 @@ def _ask_spare(stream: Stream, core: Core, reservation: Reservation, gateway: st
     channels = record.plan[spare] = record.plan.pop(gateway)
     reservation.pending_gateways = (reservation.pending_gateways - {gateway}) | {spare}
     if core.save():  # written before it is asked, so that nothing is reserved that nobody knows of
-        core.effects.ask(spare, share(record, record.request, channels))
+        core.effects.ask(spare, reservation_for(record, record.request, channels))
     else:
         stream._fail(_NO_NEW_STREAM)
 
@@ -488,12 +497,16 @@ def _from_gateway(gateway: str, error: StreamError) -> StreamError:
 # -- Hello
 
 
-def _remember_hello(core: Core, caller: Caller, listeners: list[str]) -> bool:
-    """Note a Hello. Return False if it could not be written down, and so was refused."""
+def _remember_hello(core: Core, caller: Caller, listeners: list[str], leads_to: str | None = None) -> bool:
+    """Note a Hello. Return False if it could not be written down, and so was refused.
+
+    :param leads_to: the state that is entered next, which is written together with the Hello.
+    """
     record = core.record
     known = (record.greeted, record.app_listeners, record.other_addresses)
     record.greeted, record.app_listeners, record.other_addresses = True, list(listeners), dict(core.other_addresses)
-    if known != (True, record.app_listeners, record.other_addresses) and not core.effects.save(record):
+    is_news = leads_to is not None or known != (True, record.app_listeners, record.other_addresses)
+    if is_news and not core.effects.save(structs.replace(record, state=leads_to or record.state)):
         record.greeted, record.app_listeners, record.other_addresses = known
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
@@ -527,7 +540,7 @@ def _welcome(core: Core, caller: Caller, *, is_updated: bool = False) -> None:
 
 
 def _spare(record: Record) -> str:
-    """What an answer says of listeners of ProdApp that no channel leads to."""
+    """Return what an answer says of listeners of ProdApp that no channel leads to."""
     spare = spare_listeners(record)
     if not spare or record.request is None:
         return ""
@@ -547,14 +560,15 @@ def _hello_while_updating(stream: Stream, core: Core, update: Update, caller: Ca
 
 
 def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    if _remember_hello(core, caller, listeners):
+    if _remember_hello(core, caller, listeners, leads_to="Ready"):
         stream._hello_counts(caller)
 
 
 def _become_ready(stream: Stream, core: Core, caller: Caller | None) -> None:
-    core.save()
-    if caller is not None:
+    if caller is not None:  # and the state is written
         _welcome(core, caller)
+    else:
+        core.save()
     if core.record.role == PROD:
         core.tell_producer_listeners()
 
@@ -674,7 +688,7 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller | None, command
         _RETURN[update.before](stream)
         return
     revision = command.generation + record.own_updates
-    core.ask_all((gateway, part(record, gateway, command, revision)) for gateway in record.plan)
+    core.ask_all((gateway, update_for_gateway(record, gateway, command, revision)) for gateway in record.plan)
 
 
 def _follow_producer(stream: Stream, core: Core, problem: StreamError | None = None) -> None:
@@ -737,7 +751,7 @@ def _put_back(core: Core, update: Update) -> None:
     core.save()
     update.command = _own_update(record, record.connection_map)
     for gateway in sorted(update.put_back):
-        core.effects.ask(gateway, part(record, gateway, update.command, record.revision))
+        core.effects.ask(gateway, update_for_gateway(record, gateway, update.command, record.revision))
 
 
 _RETURN = {
@@ -766,7 +780,7 @@ def _stream(stream: Stream, core: Core, update: Update) -> None:
 
 
 def _tell_what_hello_brought(core: Core) -> None:
-    """A Hello that came during an update has its effect after it."""
+    """Do after an update what a Hello has asked for that came during the update."""
     record = core.record
     if record.role == CONS and record.greeted and record.state == "Streaming":
         core.tell_consumer_to_connect()
@@ -775,7 +789,7 @@ def _tell_what_hello_brought(core: Core) -> None:
 
 
 def _carry_out_postponed(stream: Stream, update: Update) -> None:
-    """What has come while the machine was setting targets by itself is looked at now."""
+    """Look at the commands that came while the machine was setting targets by itself."""
     for caller, command in update.postponed:
         stream.update_targets(caller, command)
 
@@ -801,7 +815,7 @@ def _return(stream: Stream, core: Core, update: Update) -> None:
 
 
 def _still_leads(record: Record, why: str) -> Error:
-    """The news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
+    """Return the news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
     targets = ", ".join(sorted(set(record.connection_map.values())))
     msg = (
         f"new connections still lead to {targets[:1000]}, and not to where ProdApp listens now: {why[:500]}. The user "

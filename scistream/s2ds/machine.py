@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2DS. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at an S2DS. It does no I/O, and asks its `Effects` for what it wants done.
 
 ================================== ============================ ===========
 state                              input                        next
@@ -45,76 +45,80 @@ from scistream.wire.messages import (
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises; what comes of it is fed back as an input."""
+    """What the machine wants done. No effect raises; its result comes back as an input."""
 
     def bind(self, request: ReqListeners) -> None:
-        """Reserve ports and capacity, all or none, and make a key: then `bound` or `not_bound`."""
+        """Reserve ports and capacity, all or none, and make a key; then give the input `bound` or `not_bound`."""
 
     def arm(self, command: UpdateTargets) -> None:
-        """Check targets and credentials and let the channels listen: then `armed` or `not_armed`."""
+        """Check targets and credentials and let the channels listen; then give the input `armed` or `not_armed`."""
 
     def close(self) -> None:
-        """Close listeners, reset connections, return ports and capacity, forget the key: then `closed`, with the
-        last figures of each channel."""
+        """Close listeners, reset connections, return ports and capacity, and forget the key.
+
+        Then give the input `closed`, with the last figures of each channel.
+        """
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         """Answer a command."""
 
     def start_timer(self, seconds: float) -> None:
-        """Feed `expired` after that time."""
+        """Give the input `expired` after so many seconds."""
 
     def shorten_life(self, seconds: float) -> None:
-        """Feed `expired` after that time, unless it is fed earlier anyway."""
+        """Give the input `expired` after so many seconds, unless it is due earlier already."""
 
     def stop_timer(self) -> None:
-        """The stream is gone: its end needs no timer any more."""
+        """Stop the timer of `expired`."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def req_listeners(self, caller: Caller, request: ReqListeners) -> None:
-        """ReqListeners from the controller."""
+        """Take ReqListeners from the controller."""
 
     def bound(self, listeners: list[str], csr: str) -> None:
-        """Ports and capacity are reserved; `listeners` are what others are told, in order of the channels."""
+        """Note that ports and capacity are reserved; `listeners` are what others are told, in order of the channels."""
 
     def not_bound(self, error: StreamError) -> None:
-        """Nothing could be reserved, and nothing is."""
+        """Note that nothing could be reserved, and nothing is."""
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
-        """UpdateTargets from the controller."""
+        """Take UpdateTargets from the controller."""
 
     def armed(self) -> None:
-        """The channels carry connections to their targets."""
+        """Note that the channels carry connections to their targets."""
 
     def not_armed(self, error: StreamError) -> None:
-        """The channels are as they were before; with `target-refused`
-        and `bad-message` the stream goes on with that."""
+        """Note that the channels are as they were before.
+
+        The stream goes on after `target-refused` and `bad-message`, and ends after any other error.
+        """
 
     def rel(self, caller: Caller) -> None:
-        """REL from the controller."""
+        """Take REL from the controller."""
 
     def expired(self) -> None:
-        """The stream's life is over."""
+        """Note that the stream's life is over."""
 
     def failed(self, error: StreamError) -> None:
-        """An effect has failed by a fault of this gateway: the stream ends."""
+        """End the stream, since an effect has failed by a fault of this gateway."""
 
     def closed(self, figures: list[ChannelFigures]) -> None:
-        """Nothing of the stream is left but its last figures."""
+        """Note that nothing of the stream is left but its last figures."""
 
     def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
-        """An UpdateTargets is news."""
+        """Carry out an UpdateTargets that is news."""
 
     def _back_to_reserved(self) -> None:
-        """The targets of the first UpdateTargets were refused."""
+        """Go back, since the targets of the first UpdateTargets were refused."""
 
     def _back_to_forwarding(self) -> None:
-        """The targets of a later UpdateTargets were refused: the old ones stay."""
+        """Go back, since the targets of a later UpdateTargets were refused: the old ones stay."""
 
     def _fail(self, error: StreamError) -> None:
-        """The stream cannot go on."""
+        """End the stream, which cannot go on."""
 
 
 @dataclass
@@ -183,7 +187,7 @@ _ALLOWS = {
 
 @dataclass
 class Operation:
-    """The data of Reserving, Updating and Releasing: the callers that are answered when the operation is over."""
+    """The data of Reserving, Updating and Releasing: the callers that get an answer when the operation is over."""
 
     waiting_callers: list[Caller]
 
@@ -281,7 +285,7 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
 
 
 def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    """Section 6 rule 1 for UpdateTargets."""
+    """Carry out an UpdateTargets that is news, and answer any other: section 6 rule 1."""
     current = core.current
     if current is None or command.generation > current.generation:
         stream._carry_out(caller, command)

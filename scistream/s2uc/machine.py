@@ -1,4 +1,4 @@
-"""The machine of one stream at S2UC. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at S2UC. It does no I/O, and asks its `Effects` for what it wants done.
 
 ================================== ============================= ============
 state                              input                         next
@@ -15,10 +15,10 @@ Releasing                          both RESP                     Released
 any                                anything else                 same
 ================================== ============================= ============
 
-Streaming and Released are idle. Two ERRORs have their own way. `target-refused` by the producer's side, when ProdApp
-has said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. After
-`uid-in-use` what that side has is another stream, so it is not released there, and the other side's answer is waited
-for, since it may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
+Streaming and Released are idle. Two ERRORs are handled apart. `target-refused` by the producer's side, when ProdApp has
+said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. A side
+that says `uid-in-use` has another stream, so the machine does not release it there, and waits for the answer of the
+other side, which may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
 machine still ends in Released, since nobody waits for ever.
 """
 
@@ -37,65 +37,65 @@ from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, U
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises; what comes of it is fed back as an input."""
+    """What the machine wants done. No effect raises; its result comes back as an input."""
 
     def ask(self, role: Role, command: Command) -> None:
         """Send a command to that side, in place of any earlier one that still waits there."""
 
     def forget(self, role: Role) -> None:
-        """Send nothing more to that side: it has never been reached, and must not hear of the stream now."""
+        """Send nothing more to a side that has never been reached, and must not hear of the stream now."""
 
     def provision(self, generation: int) -> None:
-        """Make the connection map and the credentials: then `targets_made` or `failed`."""
+        """Make the connection map and the credentials; then give the input `targets_made` or `failed`."""
 
     def reserved(self) -> None:
-        """Both sides have reserved: the join strings can be given out."""
+        """Give out the join strings, since both sides have reserved."""
 
     def streaming(self) -> None:
-        """Both sides have armed this generation."""
+        """Tell the user that both sides have armed this generation."""
 
     def ended(self) -> None:
-        """The stream is over; `Core.error` and `Core.not_released` say how."""
+        """Tell the user that the stream is over; `Core.error` and `Core.not_released` say how."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def request(self, commands: Mapping[Role, Req]) -> None:
-        """The user asks for a stream."""
+        """Ask both sides for a stream."""
 
     def reached(self, role: Role) -> None:
-        """A link to that side is up: from here on it may know of the stream."""
+        """Note that a link to a side is up: from here on that side may know of the stream."""
 
     def side_answered(self, role: Role, answer: Resp) -> None:
-        """The final RESP to the command that waited at that side."""
+        """Take the final RESP to the command that waited at that side."""
 
     def side_refused(self, role: Role, error: StreamError) -> None:
-        """An ERROR to the command that waited at that side, or giving it up."""
+        """Take an ERROR to the command that waited at that side, or note that nobody waits for its answer any more."""
 
     def prod_lstn(self, listeners: list[str]) -> None:
-        """Where ProdApp listens, from ProdLstn or from Status."""
+        """Note where ProdApp listens, from ProdLstn or from Status."""
 
     def targets_made(self, commands: Mapping[Role, UpdateTargets]) -> None:
-        """The connection map and the credentials of a new generation are made."""
+        """Take the connection map and the credentials of a new generation."""
 
     def failed(self, error: StreamError) -> None:
-        """A side says that its stream has failed, or the user's patience is over."""
+        """End the stream, since a side says that it has failed, or the user does not wait any longer."""
 
     def release(self) -> None:
-        """The user releases the stream."""
+        """Release the stream."""
 
     def _both_reserved(self) -> None:
-        """Both sides have answered REQ."""
+        """Go on, since both sides have answered REQ."""
 
     def _provision(self) -> None:
-        """ProdApp's listeners are known, or new ones are."""
+        """Make targets, since ProdApp's listeners are known, or new ones are."""
 
     def _both_updated(self) -> None:
-        """Both sides have answered UpdateTargets."""
+        """Go on, since both sides have answered UpdateTargets."""
 
     def _both_released(self) -> None:
-        """Both sides have answered REL, or were given up."""
+        """Go on, since no answer to a REL is waited for any more."""
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Core:
 
 @dataclass
 class Operation:
-    """The data of Reserving, Updating and Releasing: the sides whose answer is waited for."""
+    """The data of Reserving, Updating and Releasing: the sides that have not answered yet."""
 
     pending_sides: set[Role]
 

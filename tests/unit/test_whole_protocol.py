@@ -255,6 +255,24 @@ def test_a_stream_is_set_up_and_released_through_the_states_of_the_protocol(worl
     assert world.result(detector.finished) == world.result(analysis.finished) == 0
 
 
+@pytest.mark.parametrize("role", [PROD, CONS])
+def test_a_first_hello_is_written_down_once_with_the_state_that_it_leads_to(world: World, role: Role) -> None:
+    join = Join.parse(world.request().join[role])
+    world.result(world.client.close().deferred)  # or it would set targets at once
+    facility = world.prod if role == PROD else world.cons
+    link = dialer(world.network, Address(HOST, facility.port), "the S2CS", None)
+    link.startService()
+    written: list[str] = []
+    facility.control.store._db.set_trace_callback(lambda sql: written.append(sql) if "INTO stream" in sql else None)
+    listeners = [str(DETECTOR)] if role == PROD else None
+    hello = Hello(uid=join.uid, role=role, seq=UNSENT, app_key=join.app_key, listeners=listeners)
+    for _ in range(2):  # a repetition is no news
+        assert world.result(link.ask(hello, 30.0)).state == "Ready"
+        assert len(written) == 1, written
+    (record,) = facility.control.store.load()
+    assert (record.state, record.greeted) == ("Ready", True)
+
+
 def test_prod_app_may_be_there_before_cons_app(world: World) -> None:
     stream = world.request()
     world.application(stream.join[PROD], "detector")
