@@ -106,7 +106,7 @@ def build(
 
     :param ignore_elsewhere: the inputs that change nothing in the states for which they have no row. Every other input
         has a row for every state.
-    :raises TypeError: if a handler does not fit its input, or an input has neither.
+    :raises TypeError: if a handler does not fit its input, an input has neither, or an input is declared in vain.
     """
     handled = set()
     for row in table:
@@ -115,14 +115,18 @@ def build(
             upon: Any = state.upon(row.given)
             registrar = upon.loop() if isinstance(row.next, _Next) else upon.to(row.next)
             registrar(_output(state, row))
-    ignored = set(ignore_elsewhere)
+    ignored, needed = set(ignore_elsewhere), set()
     for given in _inputs(builder.inputProtocol):
         for state in states:
             if (state, given) in handled:
                 continue
             if given not in ignored:
                 raise TypeError(f"the table does not say what {given.__name__} does in {state.name}")
+            needed.add(given)
             state.upon(given).loop().returns(None)
+    if needed != ignored:
+        names = ", ".join(sorted(given.__name__ for given in ignored - needed))
+        raise TypeError(f"{names}: to be ignored elsewhere, but the table has a row for every state")
     return builder.build()
 
 

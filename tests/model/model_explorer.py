@@ -95,7 +95,7 @@ class Seen:
         self._workers = workers
 
     def running(self, worker: int, run: int) -> None:
-        """A worker begins a run."""
+        """Note the run that a worker begins."""
         self._words[2 * self._slots + worker] = run
 
     def _in_progress_elsewhere(self, run: int, worker: int) -> bool:
@@ -118,7 +118,7 @@ class Seen:
         raise MemoryError(f"there are more states than {slots} slots can hold")
 
     def find(self, key: int) -> int:
-        """The run that has been here; 0 if none."""
+        """Return the run that has been here; 0 if none."""
         words, slots = self._words, self._slots
         key = (key & _MASK) or 1
         at = key % slots
@@ -235,8 +235,10 @@ _HARMLESS = frozenset({"lose", "repeat", "again late", "last", "break", "break h
 
 
 def _needless(world: World, path: Faults) -> Iterator[str]:
-    """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does the
-    user's client, if it goes when both sides have reserved, and comes back.
+    """Say that a stream has ended for nothing.
+
+    What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does a
+    user's client end one if it goes when both sides have reserved, and comes back.
 
     Two things are another matter: an S2CS that has just lost its gateways takes no new stream, and a client cannot
     tell an old ProdLstn that comes late from a new one.
@@ -321,7 +323,7 @@ _kept = ExitStack()
 def _begin(
     scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, folder: Path, prepare: Callable[[], Any] | None
 ) -> None:
-    """A worker starts; what it opens here goes with its process, which its pool ends by SIGTERM."""
+    """Start a worker. What it opens goes with its process, which its pool ends by SIGTERM."""
     global _explorer
     signal.set_wakeup_fd(-1)  # a reactor in the process that it was forked from has handlers of its own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -360,7 +362,7 @@ def _work(chunk: tuple[int, int, list[Task]]) -> tuple[list[Task], Counts]:
 
 
 def story(violation: Violation, prepare: Callable[[], Any] | None = None) -> str:
-    """The trace of a violation, for a person: each step, each fault, and the states that machines entered."""
+    """Return the trace of a violation for a person: each step, each fault, and the states that machines entered."""
     lines = [f"In the scenario '{violation.scenario}', {len(violation.path)} fault(s), {violation.steps} steps:"]
     with installed(), stores() as files:
         if prepare is not None:

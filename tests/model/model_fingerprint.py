@@ -32,12 +32,12 @@ _COARSE = (2.5, 12.0, 25.0, 60.0)
 
 
 def coarse(seconds: float) -> int:
-    """The class of a remaining time."""
+    """Return the class of a remaining time."""
     return sum(seconds > limit for limit in _COARSE)
 
 
 def essence(world: World) -> list[tuple[str, Any]]:
-    """Records, states, and what gateways hold: what a repetition must not change, and what time alone does not."""
+    """Return records, states, and what gateways hold: neither a repetition nor time alone may change these."""
     found: list[tuple[str, Any]] = []
     for name, control in world.controls.items():
         for held in control.streams.values():
@@ -66,7 +66,7 @@ class Painter:
         self._now = -1.0
 
     def fingerprint(self) -> int:
-        """The number of the state that the world is in."""
+        """Return the number of the state that the world is in."""
         world, network = self._world, self._world.network
         if network.rewired:
             network.rewired = False
@@ -94,7 +94,7 @@ class Painter:
         )
 
     def _name_links(self) -> None:
-        """A link is known by its ends, and by its place among those that have the same."""
+        """Name each link by its ends, and by its place among those that have the same."""
         found: list[tuple[Any, Connection]] = []
         seen: dict[Any, int] = {}
         for one in self._world.network.connections:
@@ -255,7 +255,7 @@ class Painter:
 
 
 def _machine(machine: Any, core: Any) -> tuple[Any, ...]:
-    """A machine: its state, what its states share, and the data of the state."""
+    """Return what matters of a machine: its state, what its states share, and the data of the state."""
     return state_of(machine), read(core), read(data_of(machine, object))
 
 
@@ -290,7 +290,7 @@ def _place(outbox: Any, seq: int | None) -> int | None:
 
 
 def _expected(waiting: Any) -> Any:
-    """What an S2CS will compare the answer to a Status with, which it keeps nowhere else."""
+    """Return what an S2CS will compare the answer to a Status with, which it keeps nowhere else."""
     if type(waiting.command) is not Status or not waiting.result._callbacks:
         return None
     arguments = waiting.result._callbacks[0][0][1]
@@ -301,7 +301,7 @@ _lines: dict[bytes, Any] = {}
 
 
 def decoded(line: bytes) -> Any:
-    """The message of a line."""
+    """Return the message of a line."""
     message = _lines.get(line)
     if message is None:
         if len(_lines) > 100_000:

@@ -31,7 +31,7 @@ HOLDING = ("Reserved", "Updating", "Forwarding")
 
 
 def in_every_state(world: World) -> Iterator[str]:
-    """What is wrong, whatever may be going on."""
+    """Yield what is wrong, whatever may be going on."""
     yield from _gateways_hold_what_lives(world)
     yield from _nothing_crosses_too_early_or_too_late(world)
     yield from _records_are_written_and_true(world)
@@ -39,7 +39,7 @@ def in_every_state(world: World) -> Iterator[str]:
 
 
 def _gateways_hold_what_lives(world: World) -> Iterator[str]:
-    """B."""
+    """Check B."""
     for name, server in world.gateways.items():
         ports, rate, streams = 0, 0.0, set()
         for key, holding in server._holdings.items():
@@ -62,7 +62,7 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
 
 
 def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
-    """C."""
+    """Check C."""
     for process, role in world.said_released:
         if process.alive:
             yield from (f"C: {what}" for what in _held_by(world, process.party, role))
@@ -80,7 +80,7 @@ def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
 
 
 def crossings(world: World) -> Iterator[tuple[Any, Any]]:
-    """The pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
+    """Yield the pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
     for consumers, consumer in _of_role(world, CONS):
         for channel, (sock, _) in consumer._listeners.items():
             arming = consumers.elements.streams.get((consumer._core.uid, CONS), {}).get(channel)
@@ -106,7 +106,7 @@ def _of_role(world: World, role: Role) -> Iterator[tuple[Any, Any]]:
 
 
 def _records_are_written_and_true(world: World) -> Iterator[str]:
-    """The store says what the server says, and what is Released is held by no gateway."""
+    """Check that the store says what the server says, and that no gateway holds what is Released."""
     for name, control in world.controls.items():
         for key, held in control.streams.items():
             record = held.record
@@ -140,7 +140,7 @@ def _user_was_told_the_truth(world: World) -> Iterator[str]:
 
 
 def record_of(world: World, role: Role) -> Any:
-    """The record of the stream at the S2CS of that side, if that runs and has one."""
+    """Return the record of the stream at the S2CS of that side, if that runs and has one."""
     control = world.controls.get(world.facilities[role].control)
     if control is None:
         return None
@@ -151,7 +151,7 @@ def record_of(world: World, role: Role) -> Any:
 
 
 def at_rest(world: World) -> Iterator[str]:
-    """What is wrong when nothing is on its way and nothing more happens by itself before a stream's time is over."""
+    """Yield what is wrong when nothing is on its way, and nothing more happens before a stream's time is over."""
     for role in (PROD, CONS):
         yield from _side_rests(world, role)
     yield from _user_rests(world)
@@ -217,7 +217,7 @@ def _user_rests(world: World) -> Iterator[str]:
 
 
 def _sides_agree(world: World) -> Iterator[str]:
-    """A, as far as anybody is there who sees to it before the stream's time is over."""
+    """Check A, as far as anybody is there who sees to it before the stream's time is over."""
     user = world.user
     if user is None or user.gone or not world.is_there(USER) or user.core.not_released:
         return
@@ -249,7 +249,7 @@ def _applications_rest(world: World) -> Iterator[str]:
 
 
 def at_the_end(world: World) -> Iterator[str]:
-    """What is wrong when the time of every stream is over."""
+    """Yield what is wrong when the time of every stream is over."""
     for name, server in world.gateways.items():
         if server.ports._given or server.capacity._reserved:
             yield f"B: at the end {name} still holds {len(server.ports._given)} ports"
@@ -302,7 +302,7 @@ def may_change(world: World, data: bytes) -> bool:
 
 
 def unchanged_by(world: World, data: bytes, before: list[tuple[str, Any]]) -> Iterator[str]:
-    """E: what the second delivery of a line has changed."""
+    """Check E: yield what the second delivery of a line has changed."""
     after = essence(world)
     if after != before:
         changed = [what for what, _ in set_difference(before, after)]
@@ -310,5 +310,5 @@ def unchanged_by(world: World, data: bytes, before: list[tuple[str, Any]]) -> It
 
 
 def set_difference(before: list[tuple[str, Any]], after: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """What is in one list only."""
+    """Return what is in one list only."""
     return [one for one in before if one not in after] + [one for one in after if one not in before]

@@ -63,7 +63,7 @@ def mutation(
 
 
 def _becomes(original: Any, mutated: Any) -> None:
-    """A function that a machine's table holds already does something else from now on."""
+    """Let a function that a machine's table holds already do something else from now on."""
     original.__code__ = mutated.__code__
 
 

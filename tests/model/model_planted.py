@@ -9,12 +9,12 @@ from model_world import SCENARIOS
 
 
 def harm_by_itself(mutation: Mutation) -> list[Violation]:
-    """What is broken by a planted fault when nothing goes wrong."""
+    """Return what a planted fault breaks when nothing goes wrong."""
     return explore(SCENARIOS[mutation.scenario], Bounds(0, 0), workers=1, prepare=mutation.plant).violations
 
 
 def search(mutation: Mutation, workers: int = 2) -> list[Violation]:
-    """The violations that are met until a planted fault breaks its promise, the shortest run first."""
+    """Return the violations that are met until a planted fault breaks its promise, the shortest run first."""
     counts = explore(
         SCENARIOS[mutation.scenario],
         mutation.bounds,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import Logger, formatEvent
 
+import scistream
 from scistream.app.machine import Core, new_consumer
 from scistream.logs import TALLY_SECONDS
 from scistream.state_machines import MOST_SAME_CHANGES, SAME, begin_in, build, data_of, on, state_of, trace
@@ -115,10 +118,10 @@ class Lamp(Protocol):
     """The inputs of a machine with three states."""
 
     def press(self, finger: str) -> None:
-        """It is on if it was off."""
+        """Switch the lamp on or off."""
 
     def fuse(self) -> None:
-        """It is broken for good."""
+        """Break the lamp for good."""
 
 
 @dataclass
@@ -201,6 +204,12 @@ def test_what_is_not_ignored_elsewhere_must_have_a_row_for_every_state() -> None
         parts.build(*rows, ignore=(Lamp.fuse,))
 
 
+def test_what_has_a_row_for_every_state_is_not_declared_as_ignored_elsewhere() -> None:
+    parts = Parts()
+    with pytest.raises(TypeError, match="press: to be ignored elsewhere"):
+        parts.build(on(parts.states, Lamp.press, SAME, note))
+
+
 def test_an_input_has_one_row_for_a_state() -> None:
     parts = Parts()
     with pytest.raises(ValueError, match="already have transition"):
@@ -213,3 +222,21 @@ def test_a_handler_must_take_what_its_input_gives_and_may_want_data_only_where_t
         parts.build(cast(Any, on)(parts.off, Lamp.fuse, parts.broken, note_light))
     with pytest.raises(TypeError, match="wants the data of Off, which has none"):
         parts.build(cast(Any, on)(parts.off, Lamp.press, parts.broken, note_light))
+
+
+MACHINES = sorted(Path(scistream.__file__).parent.rglob("machine.py"))
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
+def test_no_handler_writes_the_state_that_its_machine_is_in(path: Path) -> None:
+    """Only what builds a machine from its table does, and the one property that keeps the state in a record."""
+    tree = ast.parse(path.read_text())
+    setters = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "state"]
+    inside = {id(node) for setter in setters for node in ast.walk(setter)}
+    written = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "state" and isinstance(node.ctx, ast.Store)
+        if id(node) not in inside
+    ]
+    assert written == []
