@@ -149,16 +149,23 @@ def _inputs(protocol: Any) -> list[Callable[..., None]]:
 
 
 def _output(state: State[Inputs, Core], row: Transition[Inputs, Core]) -> Callable[..., None]:
-    """Give what Automat calls for a transition: write the name of the state that is entered, then call the handler."""
+    """Return what Automat calls for a transition.
+
+    It writes the name of the state that is entered, forgets the data of the state that is left (Automat would keep
+    them), and calls the handler.
+    """
     entered = None if isinstance(row.next, _Next) else row.next.name
+    has_data_next = isinstance(row.next, _Next | TypedDataState)
     has_data = isinstance(state, TypedDataState)
     wants_data = row.handler is not None and _takes_data(row.handler, row.given)
     if wants_data and not has_data:
         raise TypeError(f"{row.handler} wants the data of {state.name}, which has none")
 
-    def output(machine: Inputs, core: Core, *args: object, **kwargs: object) -> None:
+    def output(machine: Any, core: Core, *args: object, **kwargs: object) -> None:
         if entered is not None:
             core.state = entered
+        if has_data and not has_data_next:
+            machine.__automat_data__ = None
         if row.handler is not None:
             row.handler(machine, core, *(args[1:] if has_data and not wants_data else args), **kwargs)
 
@@ -186,8 +193,8 @@ def state_of(machine: Any) -> str:
 
 def data_of(machine: Any, kind: type[Data]) -> Data | None:
     """Return the data of the state that a machine is in, if it has data of this kind."""
-    state, data = machine.__automat_transitioner__._state, machine.__automat_data__
-    return data if isinstance(state, TypedDataState) and isinstance(data, kind) else None
+    data = machine.__automat_data__
+    return data if isinstance(data, kind) else None
 
 
 def wrong_state(uid: str, state: str, allowed: str, what: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +181,19 @@ def test_the_state_is_written_before_a_handler_runs_and_after_its_data_are_made(
     assert core.seen[1:] == [("Off", "thumb", "Off", "index")]
     assert data_of(machine, Light) is None, "what is left behind is nobody's data"
     assert (state_of(machine), core.state) == ("Off", "Off")
+
+
+def test_the_data_of_a_state_are_gone_when_it_is_left() -> None:
+    parts = Parts()
+    machine = parts.build(
+        on(parts.off, Lamp.press, parts.on, note),
+        on(parts.on, Lamp.press, parts.off, note_light),
+    )(LampCore())
+    machine.press("thumb")
+    light = weakref.ref(cast(Light, data_of(machine, Light)))
+    machine.press("thumb")
+    gc.collect()
+    assert light() is None, "callers and credentials would stay for as long as the machine"
 
 
 def test_a_handler_for_states_with_and_without_data_need_not_take_them() -> None:
