@@ -285,7 +285,7 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
 
 
 def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    """Carry out an UpdateTargets that is news, and answer any other: section 6 rule 1."""
+    """Carry out an UpdateTargets that is news, and answer any other: protocol section 7.4."""
     current = core.current
     if current is None or command.generation > current.generation:
         stream._carry_out(caller, command)
