@@ -1,13 +1,11 @@
-"""Log lines as events with fields, and the names of states in them.
+"""What keeps the log short: failures that last, and events that others can cause without end.
 
-Every party logs through `twisted.logger`; `trace` writes each transition of a machine, for example
-``state=listening``. Nothing secret may be a field of an event.
+Every party logs through `twisted.logger`, lines as events with fields. Nothing secret may be a field of an event.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,64 +14,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from scistream import timing
-
-_COMMANDS = {
-    "req": "REQ",
-    "req_listeners": "ReqListeners",
-    "hello": "Hello",
-    "prod_lstn": "ProdLstn",
-    "update_targets": "UpdateTargets",
-    "carry_out": "UpdateTargets",
-    "start_conn": "StartConn",
-    "rel": "REL",
-}
-"""Inputs of machines that are commands of the protocol, as the log calls them."""
-
-
-def state_of(machine: Any) -> str:
-    """The name of the state that an Automat machine is in."""
-    return str(machine.__automat_transitioner__._state.name)
-
-
-MOST_SAME_CHANGES = 10
-"""So often in a minute a machine's change from one state to the same other one is logged."""
-
-
-def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monotonic, **fields: Any) -> None:
-    """Log the changes of state of an Automat machine as events. Whoever commands it cannot fill the log with them: the
-    same change is logged a few times a minute, and how many others there were is said with the next one.
-
-    :param machine: what a TypeMachineBuilder's factory made.
-    :param seconds: tells the time.
-    :param fields: go into each event (`party`, `uid`, `role`).
-    """
-    shown = " ".join(f"{name}={{{name}}}" for name in fields)
-    changes: Counter[tuple[str, str]] = Counter()
-    began, hidden = seconds(), 0
-
-    def traced(old: Any, given: str, new: Any) -> None:
-        nonlocal began, hidden
-        if old is new:
-            return
-        now = seconds()
-        if now - began >= timing.TALLY:
-            began = now
-            changes.clear()
-        changes[old.name, new.name] += 1
-        if changes[old.name, new.name] > MOST_SAME_CHANGES:
-            hidden += 1
-            return
-        more, hidden = f"; {hidden} changes before are not shown" if hidden else "", 0
-        log.info(
-            shown + " state={state} (was {was}, after {given}){more}",
-            state=new.name.lower(),
-            was=old.name.lower(),
-            given=_COMMANDS.get(given.lstrip("_"), given.strip("_").replace("_", " ")),
-            more=more,
-            **fields,
-        )
-
-    machine.__automat_transitioner__.setTrace(traced)
 
 
 class Lasting:

@@ -15,9 +15,8 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.app.machine import Application, Core, new_consumer, new_producer
-from scistream.faults import guarded
-from scistream.logs import trace
 from scistream.security.control import pinned_dialer
+from scistream.state_machines import guarded, trace
 from scistream.wire.address import Address
 from scistream.wire.errors import StreamError, printable
 from scistream.wire.join import Join

@@ -12,15 +12,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.faults import guarded
-from scistream.logs import trace
 from scistream.s2cs.audit import AuditTrail, StreamTrail
 from scistream.s2cs.enforcement import Grant, Guard, identity_of
 from scistream.s2cs.gateway import Gateway
 from scistream.s2cs.ledger import Ledger
-from scistream.s2cs.machine import Core, Stream, new_stream, restored_stream
+from scistream.s2cs.machine import Core, Release, Stream, new_stream, restored_stream
 from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.streams import Store
+from scistream.state_machines import data_of, guarded, trace
 from scistream.wire.errors import StreamError
 from scistream.wire.line import Link
 from scistream.wire.link import UNSENT, Caller, Outbox
@@ -140,7 +139,8 @@ class Held:
             self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
 
     def _ask_unasked(self) -> None:
-        for gateway in sorted(self.core.owing - self._asked_to_release):
+        release = data_of(self.machine, Release)
+        for gateway in sorted(release.pending_gateways - self._asked_to_release) if release is not None else ():
             if gateway in self._may_hold and self._seconds_left_on_gateways() > 0:
                 self.core.effects.ask(gateway, Rel(uid=self.record.uid, role=self.record.role, seq=UNSENT))
             else:

@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2CS. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at an S2CS. It does no I/O, and asks its `Effects` for what it wants done.
 
 ======================================= ====================================== =============
 state                                   input                                  next
@@ -37,11 +37,12 @@ an UpdateTargets are refused and change nothing. A release goes on all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
+from msgspec import structs
 
 from scistream.s2cs.record import (
     Record,
@@ -49,12 +50,13 @@ from scistream.s2cs.record import (
     map_problem,
     map_to_producer,
     ordered_listeners,
-    part,
+    reservation_for,
     same_request,
-    share,
     spare_listeners,
+    update_for_gateway,
     wrong_port,
 )
+from scistream.state_machines import SAME, begin_in, build, data_of, on, wrong_state
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import UNSENT, Caller
 from scistream.wire.messages import (
@@ -74,14 +76,16 @@ from scistream.wire.messages import (
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises (what does all the same comes back as `fault`), and none calls
-    the machine before it returns, except through inputs that Automat postpones."""
+    """What the machine wants done. No effect raises: one that does all the same comes back as `fault`.
+
+    No effect calls the machine before it returns, except through inputs that Automat postpones.
+    """
 
     def save(self, record: Record) -> bool:
-        """Write the record; False if it could not be written."""
+        """Write the record. Return False if that failed."""
 
     def forget(self, record: Record) -> None:
-        """Nothing of this stream was ever written or reserved: it may be asked for as if it had never been."""
+        """Forget a stream of which nothing was ever written or reserved, so that it can be asked for anew."""
 
     def ask(self, gateway: str, command: Command) -> None:
         """Send a command to a gateway, in place of any earlier one about this stream that still waits there.
@@ -99,226 +103,315 @@ class Effects(Protocol):
         """Send to the application that said Hello, if its link is still there."""
 
     def start_timers(self, record: Record) -> None:
-        """Feed `expired` and `hello_timeout` when the record's deadlines come."""
+        """Give the inputs `expired` and `hello_timeout` when the record's deadlines come."""
 
     def shorten_life(self, record: Record, seconds: float) -> None:
         """End the stream in so many seconds, unless it ends earlier already."""
 
     def stop_timers(self) -> None:
-        """The stream is gone: no timer of it matters any more."""
+        """Stop all timers of the stream."""
 
     def await_targets(self) -> None:
-        """Feed `targets_overdue` once the owner's client has had time to set targets for ProdApp's new listeners; at
-        once if no client of the owner has a link here."""
+        """Give the input `targets_overdue` after the time that a client has to set targets for ProdApp's new listeners.
+
+        Give it at once if no client of the owner has a link here.
+        """
 
     def has_owner_link(self) -> bool:
-        """Whether a client of the owner that has spoken of this stream has a link here."""
+        """Return True if a client of the owner that has spoken of this stream has a link here."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def req(self, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
-        """REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
+        """Take REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
 
     def hello(self, caller: Caller, listeners: list[str]) -> None:
-        """Hello, its `app_key` found right; `listeners` is empty for a consumer."""
+        """Take a Hello with the right `app_key`; `listeners` is empty for a consumer."""
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
-        """UpdateTargets from the owner."""
+        """Take UpdateTargets from the owner."""
 
     def rel(self, caller: Caller) -> None:
-        """REL from the owner."""
+        """Take REL from the owner."""
 
     def gateway_answered(self, gateway: str, answer: Resp) -> None:
-        """A gateway's RESP to ReqListeners or UpdateTargets."""
+        """Take a gateway's RESP to ReqListeners or UpdateTargets."""
 
     def gateway_refused(self, gateway: str, error: StreamError) -> None:
-        """A gateway's ERROR to ReqListeners or UpdateTargets, or giving it up."""
+        """Take a gateway's ERROR to ReqListeners or UpdateTargets, or note that it has not answered in time."""
 
     def gateway_released(self, gateway: str) -> None:
-        """A gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
+        """Note that a gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
 
     def gateway_lost(self, gateway: str, why: str) -> None:
-        """A gateway has started anew, or has no such stream: what it held of it is gone."""
+        """Note that a gateway has started anew, or has no such stream, so that what it held of the stream is gone."""
 
     def expired(self) -> None:
-        """The stream's life is over."""
+        """End the stream, since its life is over."""
 
     def forbidden(self, why: str) -> None:
-        """The policy of the facility lets the stream go on no longer; `why` is a sentence that names the rule."""
+        """End the stream, since the facility's policy forbids it; `why` is a sentence that names the rule."""
 
     def fault(self, error: StreamError) -> None:
-        """An effect has failed by a fault of this S2CS, or nothing gets to the other side any more: the stream ends."""
+        """End the stream, since an effect has failed by a fault of this S2CS, or nothing reaches the other side."""
 
     def hello_timeout(self) -> None:
-        """No application has said Hello, or nobody has used it, in time."""
+        """End the stream if no application has said Hello in time, or nobody has used the stream."""
 
     def targets_overdue(self, problem: StreamError | None = None) -> None:
-        """ProdApp listens elsewhere, and the owner's client has not set new targets; `problem` says why this S2CS may
-        not set them either."""
+        """Set targets for ProdApp's new listeners, since the owner's client has not.
+
+        :param problem: why this S2CS may not set them either.
+        """
 
     def _reserved(self) -> None:
-        """All gateways have reserved."""
+        """Go on, since all gateways have reserved."""
 
-    def _greeted(self) -> None:
-        """A Hello that came early counts now."""
+    def _hello_counts(self, caller: Caller | None) -> None:
+        """Let a Hello count that is noted; without a caller it was answered before."""
 
     def _carry_out(self, caller: Caller | None, command: UpdateTargets) -> None:
-        """An UpdateTargets has passed its checks; without a caller it is this machine's own."""
+        """Carry out an UpdateTargets that has passed its checks; without a caller it is this machine's own."""
 
     def _armed(self) -> None:
-        """All gateways have armed."""
+        """Go on, since all gateways have armed."""
 
     def _back_to_listening(self) -> None:
-        """All gateways refused the targets."""
+        """Go back, since all gateways refused the targets, or none was asked."""
 
     def _back_to_ready(self) -> None:
-        """All gateways refused the targets."""
+        """Go back, since all gateways refused the targets, or none was asked."""
 
     def _back_to_streaming(self) -> None:
-        """All gateways refused the targets, or none was asked; the old map stays."""
+        """Go back, since all gateways refused the targets, or none was asked; the old map stays."""
 
-    def _fail(self, code: ErrorCode, msg: str) -> None:
-        """The stream cannot go on."""
+    def _fail(self, error: StreamError, callers: Sequence[Caller] = ()) -> None:
+        """End the stream, which cannot go on; `callers` waited for what has failed, and are refused."""
 
     def _released(self) -> None:
-        """No gateway has anything of it."""
+        """Go on, since no gateway has anything of the stream."""
 
 
 @dataclass
 class Core:
-    """What the machine's states share: the record, and who and what is waited for."""
+    """What all states of the machine share: the record, and what was told and seen of ProdApp."""
 
     effects: Effects
     record: Record
-    callers: list[Caller] = field(default_factory=list)
-    owing: set[str] = field(default_factory=set)
-    refusals: dict[str, StreamError] = field(default_factory=dict)
     spares: dict[str, list[str]] = field(default_factory=dict)
     """Gateways that could take the place of one that cannot have the ports that are asked for by number."""
     other_addresses: dict[str, list[str]] = field(default_factory=dict)
-    """Those of the Hello that is being heard."""
-    update: UpdateTargets | None = None
-    update_is_own: bool = False
-    put_back: set[str] = field(default_factory=set)
-    """Gateways that get the old targets again, since others have refused the new ones of this machine's own update."""
-    postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
-    """What the owner's client has sent while the machine was setting targets by itself; repetitions of one command."""
+    """The other addresses that the Hello has which is being heard."""
     has_moved: bool = False
     """ProdApp has said Hello with other listeners since targets were last set."""
-    before_update: str = "Ready"
-    greeting: Caller | None = None
     listeners_told: list[str] = field(default_factory=list)
-    hello_overdue: bool = False
     unwritten: bool = False
+    """The REQ could not be written down, so nothing of the stream is."""
+
+    @property
+    def state(self) -> str:
+        """The name of the current state, which is kept in the record."""
+        return self.record.state
+
+    @state.setter
+    def state(self, name: str) -> None:
+        self.record.state = name
 
     # -- answers
 
-    def resp(self, caller: Caller, state: str, msg: str, **fields: Any) -> None:
-        self.effects.answer(caller, Resp(uid=self.record.uid, seq=caller.seq, state=state, msg=msg, **fields))
+    def resp(self, caller: Caller, msg: str, **fields: Any) -> None:
+        """Answer with the state that the stream is in."""
+        self.effects.answer(caller, Resp(uid=self.record.uid, seq=caller.seq, state=self.state, msg=msg, **fields))
 
     def refuse(self, caller: Caller, code: ErrorCode, msg: str) -> None:
+        """Answer with an ERROR."""
         self.effects.answer(caller, Error(uid=self.record.uid, seq=caller.seq, code=code, msg=msg))
 
-    def present(self, caller: Caller, msg: str) -> None:
+    def refuse_wrong_state(self, caller: Caller, what: str) -> None:
+        """Answer that the state does not allow the command that `what` names."""
+        record = self.record
+        why = f" after {record.last_error.code}: {record.last_error.msg}" if record.last_error is not None else ""
+        self.refuse(caller, "wrong-state", wrong_state(record.uid, self.state + why, _ALLOWS[self.state], what))
+
+    def answer_with_state(self, caller: Caller, msg: str) -> None:
         """Answer with the state that the stream is in, and with all that a REQ asks for if it is there."""
         record = self.record
         if record.request is not None and len(record.listeners) == record.request.num_conn:
             listeners, csr = ordered_listeners(record), "".join(record.csr.values())
-            self.resp(caller, record.state, msg, listeners=listeners, csr=csr, expires=record.life or None)
+            self.resp(caller, msg, listeners=listeners, csr=csr, expires=record.life or None)
         else:
-            self.resp(caller, record.state, msg)
-
-    def release_callers(self) -> list[Caller]:
-        waiting, self.callers = self.callers, []
-        return waiting
-
-    def release_all_callers(self) -> list[Caller]:
-        postponed, self.postponed = self.postponed, []
-        return self.release_callers() + [caller for caller, _ in postponed]
+            self.resp(caller, msg)
 
     # -- the record
 
-    def enter(self, state: str) -> bool:
-        """The state is entered: written down before anybody is told."""
-        self.record.state = state
+    def save(self) -> bool:
+        """Write the record with the state that was entered, before anybody is told. Return False if that failed."""
         return self.unwritten or self.effects.save(self.record)
 
     # -- gateways
 
     def ask_all(self, commands: Iterable[tuple[str, Command]]) -> None:
-        pairs = list(commands)
-        self.owing = {gateway for gateway, _ in pairs}
-        self.refusals = {}
-        for gateway, command in pairs:
+        """Send each gateway its command."""
+        for gateway, command in commands:
             self.effects.ask(gateway, command)
 
     def tell_producer_listeners(self) -> None:
+        """Tell the owner where ProdApp listens."""
         record = self.record
         self.listeners_told = list(record.app_listeners)
         self.effects.tell_owner(ProdLstn(uid=record.uid, role=record.role, listeners=record.app_listeners))
 
     def tell_consumer_to_connect(self) -> None:
+        """Tell ConsApp the listeners of its side."""
         record = self.record
         listeners = ordered_listeners(record)
         self.effects.tell_application(StartConn(uid=record.uid, role=record.role, seq=UNSENT, listeners=listeners))
 
 
-_builder = TypeMachineBuilder(Stream, Core)
+_ALLOWS = {
+    "Idle": "a REQ",
+    "Reserving": "Hello and REL",
+    "Listening": "Hello and REL (and UpdateTargets at the consumer's side)",
+    "Ready": "Hello, UpdateTargets and REL",
+    "Updating": "Hello and REL",
+    "Streaming": "Hello, UpdateTargets and REL",
+    "Releasing": "REL only",
+    "Released": "REL only",
+}
 
-Idle = _builder.state("Idle")
-Reserving = _builder.state("Reserving")
-Listening = _builder.state("Listening")
-Ready = _builder.state("Ready")
-Updating = _builder.state("Updating")
-Streaming = _builder.state("Streaming")
-Releasing = _builder.state("Releasing")
-Released = _builder.state("Released")
 
-STATES = (Idle, Reserving, Listening, Ready, Updating, Streaming, Releasing, Released)
-LIVE = (Reserving, Listening, Ready, Updating, Streaming)
+# -- the data of states
+
+
+@dataclass
+class Operation:
+    """The data of Reserving, Updating and Releasing.
+
+    The waiting callers get an answer when the operation is over; the pending gateways have not answered yet.
+    """
+
+    waiting_callers: list[Caller]
+    pending_gateways: set[str]
+
+    @property
+    def all_callers(self) -> list[Caller]:
+        """Every caller that is still to be answered."""
+        return self.waiting_callers
+
+
+@dataclass
+class Reservation(Operation):
+    """The data of Reserving."""
+
+    refusals: dict[str, StreamError] = field(default_factory=dict)
+    hello_is_overdue: bool = False
+    """The Hello timer has run out meanwhile."""
+
+
+@dataclass
+class Update(Operation):
+    """The data of Updating.
+
+    `command` is being carried out; `is_own` is true of a command that no caller has sent, since this S2CS has made it;
+    `before` is the state that the update began in, and that it leads back to if all gateways refuse.
+    """
+
+    command: UpdateTargets
+    is_own: bool
+    before: str
+    refusals: dict[str, StreamError] = field(default_factory=dict)
+    put_back: set[str] = field(default_factory=set)
+    """Gateways that get the old targets again, since others have refused the new ones of this machine's own update."""
+    postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
+    """What the owner's client has sent while the machine was setting targets by itself; repetitions of one command."""
+    hello_is_overdue: bool = False
+    """The Hello timer has run out meanwhile."""
+
+    @property
+    def all_callers(self) -> list[Caller]:
+        """Every caller that is still to be answered."""
+        return self.waiting_callers + [caller for caller, _ in self.postponed]
+
+
+@dataclass
+class Release(Operation):
+    """The data of Releasing."""
+
+
+def _reserve(
+    stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]
+) -> Reservation:
+    return Reservation([caller], set(plan))
+
+
+def _update(stream: Stream, core: Core, caller: Caller | None, command: UpdateTargets) -> Update:
+    callers = [caller] if caller is not None else []
+    return Update(callers, set(core.record.plan), command, is_own=caller is None, before=core.state)
+
+
+def _release(stream: Stream, core: Core, cause: Caller | StreamError, callers: Sequence[Caller] = ()) -> Release:
+    return Release([] if isinstance(cause, StreamError) else [cause], set(core.record.plan))
+
 
 # -- REQ
 
 
-@Idle.upon(Stream.req).to(Reserving)
 def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
     record = core.record
     record.request = request
     record.owner = owner
     record.plan = {gateway: list(channels) for gateway, channels in plan.items()}
-    core.callers = [caller]
-    if not core.enter("Reserving"):
+    if not core.save():
         core.unwritten = True
         record.plan = {}
-        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
+        stream._fail(_NO_NEW_STREAM)
         return
     core.effects.start_timers(record)
-    core.ask_all((gateway, share(record, request, channels)) for gateway, channels in plan.items())
+    core.ask_all((gateway, reservation_for(record, request, channels)) for gateway, channels in plan.items())
 
 
 _STORE_FULL = "the store of this S2CS cannot be written"
+_NO_NEW_STREAM = StreamError("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
+
+
+def _req_while_reserving(
+    stream: Stream,
+    core: Core,
+    reservation: Reservation,
+    caller: Caller,
+    request: Req,
+    owner: str,
+    plan: Mapping[str, list[int]],
+) -> None:
+    if _is_request_of(core.record, request, owner):
+        reservation.waiting_callers.append(caller)
+    _answer_req_again(core, caller, request, owner)
 
 
 def _req_again(
     stream: Stream, core: Core, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]
 ) -> None:
     record = core.record
-    if owner != record.owner or not same_request(request, record.request):
-        core.refuse(
-            caller, "uid-in-use", f"stream {record.uid} is there already, with other fields: choose another uid"
-        )
-        return
-    if record.state == "Reserving":
-        core.callers.append(caller)
-    core.present(caller, f"stream is {record.state}")
-    if record.role == PROD and record.greeted and record.state != "Reserving":
+    _answer_req_again(core, caller, request, owner)
+    if record.role == PROD and record.greeted and _is_request_of(record, request, owner):
         core.tell_producer_listeners()
 
 
-for _state in LIVE:
-    _state.upon(Stream.req).loop()(_req_again)
+def _answer_req_again(core: Core, caller: Caller, request: Req, owner: str) -> None:
+    record = core.record
+    if _is_request_of(record, request, owner):
+        core.answer_with_state(caller, f"stream is {record.state}")
+    else:
+        core.refuse(
+            caller, "uid-in-use", f"stream {record.uid} is there already, with other fields: choose another uid"
+        )
+
+
+def _is_request_of(record: Record, request: Req, owner: str) -> bool:
+    """Return True if the stream's owner repeats the request that it was asked for with."""
+    return owner == record.owner and same_request(request, record.request)
 
 
 def _req_too_late(
@@ -327,66 +420,59 @@ def _req_too_late(
     if owner != core.record.owner:
         core.refuse(caller, "uid-in-use", f"stream {core.record.uid} is not yours: choose another uid")
         return
-    _wrong_state(core, caller, "a REQ")
+    core.refuse_wrong_state(caller, "a REQ")
 
-
-for _state in (Releasing, Released):
-    _state.upon(Stream.req).loop()(_req_too_late)
 
 # -- reserving
 
 
-@Reserving.upon(Stream.gateway_answered).loop()
-def _one_reserved(stream: Stream, core: Core, gateway: str, answer: Resp) -> None:
+def _one_reserved(stream: Stream, core: Core, reservation: Reservation, gateway: str, answer: Resp) -> None:
     record = core.record
     channels = record.plan.get(gateway, [])
     listeners = answer.listeners or []
-    if gateway not in core.owing:
+    if gateway not in reservation.pending_gateways:
         return
     if len(listeners) != len(channels) or not answer.csr or not answer.boot:
-        stream._fail(
-            "gateway-failed", f"gateway {gateway} gave {len(listeners)} listeners for {len(channels)} channels"
-        )
+        msg = f"gateway {gateway} gave {len(listeners)} listeners for {len(channels)} channels"
+        stream._fail(StreamError("gateway-failed", msg))
         return
     assert record.request is not None
     wrong = wrong_port(record.request, channels, listeners)
     if wrong is not None:
-        stream._fail("gateway-failed", f"gateway {gateway} {wrong}: tell its operator")
+        stream._fail(StreamError("gateway-failed", f"gateway {gateway} {wrong}: tell its operator"))
         return
     record.listeners.update(zip(channels, listeners, strict=True))
     record.csr[gateway] = answer.csr
     record.boots[gateway] = answer.boot
-    core.owing.discard(gateway)
-    if not core.owing:
+    reservation.pending_gateways.discard(gateway)
+    if not reservation.pending_gateways:
         stream._reserved()
 
 
-@Reserving.upon(Stream._reserved).to(Listening)
-def _listen(stream: Stream, core: Core) -> None:
-    if not core.enter("Listening"):
-        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
+def _listen(stream: Stream, core: Core, reservation: Reservation) -> None:
+    if not core.save():
+        stream._fail(_NO_NEW_STREAM, reservation.waiting_callers)
         return
-    for caller in core.release_callers():
-        core.present(caller, f"reserved {len(core.record.listeners)} listeners")
+    for caller in reservation.waiting_callers:
+        core.answer_with_state(caller, f"reserved {len(core.record.listeners)} listeners")
     if core.record.greeted:
-        stream._greeted()
-    if core.hello_overdue:
+        stream._hello_counts(None)
+    if reservation.hello_is_overdue:
         stream.hello_timeout()
 
 
-@Reserving.upon(Stream.gateway_refused).loop()
-def _not_reserved(stream: Stream, core: Core, gateway: str, error: StreamError) -> None:
-    if gateway not in core.owing:
+def _not_reserved(stream: Stream, core: Core, reservation: Reservation, gateway: str, error: StreamError) -> None:
+    if gateway not in reservation.pending_gateways:
         return
-    core.refusals[gateway] = error
+    reservation.refusals[gateway] = error
     if error.code == "no-ports" and core.spares.get(gateway):
-        _ask_spare(stream, core, gateway)
+        _ask_spare(stream, core, reservation, gateway)
     else:
-        reasons = [_from_gateway(name, refusal)[1] for name, refusal in core.refusals.items()]
-        stream._fail(_from_gateway(gateway, error)[0], "; ".join(reasons)[:MAX_TEXT])
+        reasons = [_from_gateway(name, refusal).msg for name, refusal in reservation.refusals.items()]
+        stream._fail(StreamError(_from_gateway(gateway, error).code, "; ".join(reasons)[:MAX_TEXT]))
 
 
-def _ask_spare(stream: Stream, core: Core, gateway: str) -> None:
+def _ask_spare(stream: Stream, core: Core, reservation: Reservation, gateway: str) -> None:
     """Ask another gateway for what one could not grant, and so does not hold."""
     record = core.record
     assert record.request is not None
@@ -394,35 +480,34 @@ def _ask_spare(stream: Stream, core: Core, gateway: str) -> None:
     core.spares = {name: [one for one in left if one != spare] for name, left in core.spares.items()}
     core.spares[spare] = others
     channels = record.plan[spare] = record.plan.pop(gateway)
-    core.owing = (core.owing - {gateway}) | {spare}
-    if core.enter("Reserving"):  # written before it is asked, so that nothing is reserved that nobody knows of
-        core.effects.ask(spare, share(record, record.request, channels))
+    reservation.pending_gateways = (reservation.pending_gateways - {gateway}) | {spare}
+    if core.save():  # written before it is asked, so that nothing is reserved that nobody knows of
+        core.effects.ask(spare, reservation_for(record, record.request, channels))
     else:
-        stream._fail("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
+        stream._fail(_NO_NEW_STREAM)
 
 
-def _from_gateway(gateway: str, error: StreamError) -> tuple[ErrorCode, str]:
+def _from_gateway(gateway: str, error: StreamError) -> StreamError:
+    """Return what a gateway has refused with, as the stream's users are told."""
     known: tuple[ErrorCode, ...] = ("no-ports", "no-capacity", "target-refused")
     code: ErrorCode = error.code if error.code in known else "gateway-failed"
-    return code, f"gateway {gateway}: {error.msg}"
+    return StreamError(code, f"gateway {gateway}: {error.msg}")
 
 
 # -- Hello
 
 
-def _remember_hello(core: Core, caller: Caller, listeners: list[str], state: str | None = None) -> bool:
-    """Note a Hello; return False if it could not be written down.
+def _remember_hello(core: Core, caller: Caller, listeners: list[str], leads_to: str | None = None) -> bool:
+    """Note a Hello. Return False if it could not be written down, and so was refused.
 
-    :param state: the state that the Hello leads to, if that is another one: it is written together with the Hello.
+    :param leads_to: the state that is entered next, which is written together with the Hello.
     """
     record = core.record
-    known, old_state = (record.greeted, record.app_listeners, record.other_addresses), record.state
+    known = (record.greeted, record.app_listeners, record.other_addresses)
     record.greeted, record.app_listeners, record.other_addresses = True, list(listeners), dict(core.other_addresses)
-    record.state = state or old_state
-    is_news = (known, old_state) != ((True, record.app_listeners, record.other_addresses), record.state)
-    if is_news and not core.effects.save(record):
+    is_news = leads_to is not None or known != (True, record.app_listeners, record.other_addresses)
+    if is_news and not core.effects.save(structs.replace(record, state=leads_to or record.state)):
         record.greeted, record.app_listeners, record.other_addresses = known
-        record.state = old_state
         core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
         return False
     if record.role == PROD and (listeners != known[1] or _as_sets(record.other_addresses) != _as_sets(known[2])):
@@ -434,10 +519,12 @@ def _as_sets(addresses: dict[str, list[str]]) -> dict[str, set[str]]:
     return {listener: set(others) for listener, others in addresses.items()}
 
 
-def _welcome(core: Core, caller: Caller) -> None:
-    """Answer a Hello that is noted, with the state that it has led to."""
+def _welcome(core: Core, caller: Caller, *, is_updated: bool = False) -> None:
+    """Answer a Hello that is noted, with the state that it has led to.
+
+    :param is_updated: the stream has targets, and gets others.
+    """
     record = core.record
-    is_updated = record.state == "Updating" and core.before_update == "Streaming"
     if record.state != "Streaming" and not is_updated:
         msg = "welcome"  # an application controller shows its user what goes beyond this word
         if record.state == "Ready" and record.role == PROD and not core.effects.has_owner_link():
@@ -449,11 +536,11 @@ def _welcome(core: Core, caller: Caller) -> None:
         msg = "welcome; new connections lead to these listeners as soon as the gateways have the new targets"
     else:
         msg = "welcome"
-    core.resp(caller, record.state, msg + _spare(record))
+    core.resp(caller, msg + _spare(record))
 
 
 def _spare(record: Record) -> str:
-    """What an answer says of listeners of ProdApp that no channel leads to."""
+    """Return what an answer says of listeners of ProdApp that no channel leads to."""
     spare = spare_listeners(record)
     if not spare or record.request is None:
         return ""
@@ -467,29 +554,25 @@ def _hello_early(stream: Stream, core: Core, caller: Caller, listeners: list[str
         _welcome(core, caller)
 
 
-for _state in (Reserving, Updating):
-    _state.upon(Stream.hello).loop()(_hello_early)
+def _hello_while_updating(stream: Stream, core: Core, update: Update, caller: Caller, listeners: list[str]) -> None:
+    if _remember_hello(core, caller, listeners):
+        _welcome(core, caller, is_updated=update.before == "Streaming")
 
 
-@Listening.upon(Stream.hello).loop()
 def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    if _remember_hello(core, caller, listeners, "Ready"):
-        core.greeting = caller
-        stream._greeted()
+    if _remember_hello(core, caller, listeners, leads_to="Ready"):
+        stream._hello_counts(caller)
 
 
-@Listening.upon(Stream._greeted).to(Ready)
-def _become_ready(stream: Stream, core: Core) -> None:
-    if core.record.state != "Ready":  # it came early, and has been noted without this state
-        core.enter("Ready")
-    greeting, core.greeting = core.greeting, None
-    if greeting is not None:
-        _welcome(core, greeting)
+def _become_ready(stream: Stream, core: Core, caller: Caller | None) -> None:
+    if caller is not None:  # and the state is written
+        _welcome(core, caller)
+    else:
+        core.save()
     if core.record.role == PROD:
         core.tell_producer_listeners()
 
 
-@Ready.upon(Stream.hello).loop()
 def _hello_when_ready(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
     if not _remember_hello(core, caller, listeners):
         return
@@ -498,7 +581,6 @@ def _hello_when_ready(stream: Stream, core: Core, caller: Caller, listeners: lis
         core.tell_producer_listeners()
 
 
-@Streaming.upon(Stream.hello).loop()
 def _hello_when_streaming(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
     if not _remember_hello(core, caller, listeners):
         return
@@ -513,32 +595,25 @@ def _tell_of_producer(core: Core) -> None:
     """Tell the owner of ProdApp's listeners that are news, and see that new connections get there."""
     if core.record.app_listeners != core.listeners_told:
         core.tell_producer_listeners()
-    if core.has_moved and core.record.state == "Streaming":
+    if core.has_moved and core.state == "Streaming":
         core.effects.await_targets()
 
 
 def _hello_too_late(stream: Stream, core: Core, caller: Caller, listeners: list[str]) -> None:
-    _wrong_state(core, caller, "a Hello")
+    core.refuse_wrong_state(caller, "a Hello")
 
 
-for _state in (Idle, Releasing, Released):
-    _state.upon(Stream.hello).loop()(_hello_too_late)
+def _hello_timed_out(stream: Stream, core: Core) -> None:
+    stream._fail(StreamError("timeout", "no application used the stream in time: its Hello timer ran out"))
 
 
-def _late(stream: Stream, core: Core) -> None:
-    stream._fail("timeout", "no application used the stream in time: its Hello timer ran out")
+def _hello_timed_out_while_reserving(stream: Stream, core: Core, reservation: Reservation) -> None:
+    reservation.hello_is_overdue = True
 
 
-for _state in (Listening, Ready):
-    _state.upon(Stream.hello_timeout).loop()(_late)
+def _hello_timed_out_while_updating(stream: Stream, core: Core, update: Update) -> None:
+    update.hello_is_overdue = True
 
-
-def _late_later(stream: Stream, core: Core) -> None:
-    core.hello_overdue = True
-
-
-for _state in (Reserving, Updating):
-    _state.upon(Stream.hello_timeout).loop()(_late_later)
 
 # -- UpdateTargets
 
@@ -557,12 +632,12 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
 
 
 def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
-    """Answer an UpdateTargets that is not news: section 6 rule 1."""
+    """Answer an UpdateTargets that is not news: protocol section 7.4."""
     record = core.record
     if command.generation > record.generation:
         return False
     if command.generation == record.generation and content_of(command) == record.content:
-        core.present(caller, f"generation {record.generation} is in force")
+        core.answer_with_state(caller, f"generation {record.generation} is in force")
     else:
         core.refuse(
             caller,
@@ -572,31 +647,26 @@ def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
     return True
 
 
-for _state in (Ready, Streaming):
-    _state.upon(Stream.update_targets).loop()(_consider_update)
-
-
-@Listening.upon(Stream.update_targets).loop()
 def _update_before_hello(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
     if core.record.role == CONS:
         _consider_update(stream, core, caller, command)
     else:
-        _wrong_state(core, caller, "UpdateTargets, until ProdApp says Hello")
+        core.refuse_wrong_state(caller, "UpdateTargets, until ProdApp says Hello")
 
 
-@Updating.upon(Stream.update_targets).loop()
-def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    if core.update is not None and not core.update_is_own and _version(command) == _version(core.update):
-        core.callers.append(caller)
-        core.present(caller, f"generation {command.generation} is being carried out")
-    elif core.update_is_own and all(_version(command) == _version(earlier) for _, earlier in core.postponed):
-        earlier = core.postponed[0][1] if core.postponed else command
-        core.postponed.append((caller, earlier))
-        waiting = ", ".join(sorted(core.owing))
-        core.present(caller, f"generation {command.generation} is carried out as soon as {waiting} has answered")
+def _update_again(stream: Stream, core: Core, update: Update, caller: Caller, command: UpdateTargets) -> None:
+    if not update.is_own and _version(command) == _version(update.command):
+        update.waiting_callers.append(caller)
+        core.answer_with_state(caller, f"generation {command.generation} is being carried out")
+    elif update.is_own and all(_version(command) == _version(earlier) for _, earlier in update.postponed):
+        earlier = update.postponed[0][1] if update.postponed else command
+        update.postponed.append((caller, earlier))
+        waiting = ", ".join(sorted(update.pending_gateways))
+        msg = f"generation {command.generation} is carried out as soon as {waiting} has answered"
+        core.answer_with_state(caller, msg)
     else:
-        being = core.update.generation if core.update is not None else core.record.generation
-        _wrong_state(core, caller, f"generation {command.generation} while {being} is being carried out")
+        being = update.command.generation
+        core.refuse_wrong_state(caller, f"generation {command.generation} while {being} is being carried out")
 
 
 def _version(command: UpdateTargets) -> tuple[int, str]:
@@ -604,37 +674,23 @@ def _version(command: UpdateTargets) -> tuple[int, str]:
 
 
 def _update_too_late(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    _wrong_state(core, caller, "UpdateTargets")
-
-
-for _state in (Idle, Reserving, Releasing, Released):
-    _state.upon(Stream.update_targets).loop()(_update_too_late)
+    core.refuse_wrong_state(caller, "UpdateTargets")
 
 
 def _carry_out_update(stream: Stream, core: Core, caller: Caller | None, command: UpdateTargets) -> None:
-    record = core.record
-    core.before_update = record.state
-    core.update = command
-    core.update_is_own = caller is None
-    core.callers = [caller] if caller is not None else []
-    core.put_back = set()
+    record, update = core.record, data_of(stream, Update)
+    assert update is not None
     core.has_moved = False
-    record.is_own_update = core.update_is_own
-    if core.update_is_own:
+    record.is_own_update = update.is_own
+    if update.is_own:
         record.own_updates += 1  # written before a gateway gets it: no number is ever used twice
-    if not core.enter("Updating"):
-        core.refusals = {}
-        _RETURN[core.before_update](stream)
+    if not core.save():
+        _RETURN[update.before](stream)
         return
     revision = command.generation + record.own_updates
-    core.ask_all((gateway, part(record, gateway, command, revision)) for gateway in record.plan)
+    core.ask_all((gateway, update_for_gateway(record, gateway, command, revision)) for gateway in record.plan)
 
 
-for _state in (Listening, Ready, Streaming):
-    _state.upon(Stream._carry_out).to(Updating)(_carry_out_update)
-
-
-@Streaming.upon(Stream.targets_overdue).loop()
 def _follow_producer(stream: Stream, core: Core, problem: StreamError | None = None) -> None:
     record = core.record
     if not core.has_moved:
@@ -658,47 +714,44 @@ def _own_update(record: Record, targets: dict[str, str]) -> UpdateTargets:
     )
 
 
-@Updating.upon(Stream.gateway_answered).loop()
-def _one_armed(stream: Stream, core: Core, gateway: str, answer: Resp) -> None:
-    _update_answered(stream, core, gateway)
+def _one_armed(stream: Stream, core: Core, update: Update, gateway: str, answer: Resp) -> None:
+    _update_answered(stream, core, update, gateway)
 
 
-@Updating.upon(Stream.gateway_refused).loop()
-def _not_armed(stream: Stream, core: Core, gateway: str, error: StreamError) -> None:
-    if gateway not in core.owing:
+def _not_armed(stream: Stream, core: Core, update: Update, gateway: str, error: StreamError) -> None:
+    if gateway not in update.pending_gateways:
         return
-    core.refusals[gateway] = error
+    update.refusals[gateway] = error
     if error.code in ("target-refused", "bad-message"):
-        _update_answered(stream, core, gateway)
+        _update_answered(stream, core, update, gateway)
     else:
-        stream._fail(*_from_gateway(gateway, error))
+        stream._fail(_from_gateway(gateway, error))
 
 
-def _update_answered(stream: Stream, core: Core, gateway: str) -> None:
-    core.owing.discard(gateway)
-    if core.owing:
+def _update_answered(stream: Stream, core: Core, update: Update, gateway: str) -> None:
+    update.pending_gateways.discard(gateway)
+    if update.pending_gateways:
         return
-    if not core.refusals:
+    if not update.refusals:
         stream._armed()
-    elif len(core.refusals) == len(core.record.plan) or core.put_back:
-        _RETURN[core.before_update](stream)
-    elif core.update_is_own:
-        _put_back(core)
+    elif len(update.refusals) == len(core.record.plan) or update.put_back:
+        _RETURN[update.before](stream)
+    elif update.is_own:
+        _put_back(core, update)
     else:
-        gateway, error = next(iter(core.refusals.items()))
-        stream._fail(*_from_gateway(gateway, error))
+        stream._fail(_from_gateway(*next(iter(update.refusals.items()))))
 
 
-def _put_back(core: Core) -> None:
+def _put_back(core: Core, update: Update) -> None:
     """Give the old targets back to the gateways that have the new ones, since the others have refused those."""
     record = core.record
-    core.put_back = record.plan.keys() - core.refusals.keys()
-    core.owing = set(core.put_back)
+    update.put_back = record.plan.keys() - update.refusals.keys()
+    update.pending_gateways = set(update.put_back)
     record.own_updates += 1
-    core.enter("Updating")
-    core.update = _own_update(record, record.connection_map)
-    for gateway in sorted(core.put_back):
-        core.effects.ask(gateway, part(record, gateway, core.update, record.revision))
+    core.save()
+    update.command = _own_update(record, record.connection_map)
+    for gateway in sorted(update.put_back):
+        core.effects.ask(gateway, update_for_gateway(record, gateway, update.command, record.revision))
 
 
 _RETURN = {
@@ -708,28 +761,26 @@ _RETURN = {
 }
 
 
-@Updating.upon(Stream._armed).to(Streaming)
-def _stream(stream: Stream, core: Core) -> None:
-    record, update = core.record, core.update
-    assert update is not None
+def _stream(stream: Stream, core: Core, update: Update) -> None:
+    record, command = core.record, update.command
     record.is_own_update = False
-    if not core.update_is_own:
-        record.generation, record.content = _version(update)
-    if update.expires is not None:
-        core.effects.shorten_life(record, update.expires)
-    record.connection_map = dict(update.connection_map)
-    core.update = None
-    if not core.enter("Streaming") and not core.update_is_own:  # of its own the store has what a restart needs
-        stream._fail("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
+    if not update.is_own:
+        record.generation, record.content = _version(command)
+    if command.expires is not None:
+        core.effects.shorten_life(record, command.expires)
+    record.connection_map = dict(command.connection_map)
+    if not core.save() and not update.is_own:  # of its own the store has what a restart needs
+        error = StreamError("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
+        stream._fail(error, update.all_callers)
         return
-    for caller in core.release_callers():
-        core.present(caller, f"generation {record.generation} is in force{_spare(record)}")
+    for caller in update.waiting_callers:
+        core.answer_with_state(caller, f"generation {record.generation} is in force{_spare(record)}")
     _tell_what_hello_brought(core)
-    _carry_out_postponed(stream, core)
+    _carry_out_postponed(stream, update)
 
 
 def _tell_what_hello_brought(core: Core) -> None:
-    """A Hello that came during an update has its effect after it."""
+    """Do after an update what a Hello has asked for that came during the update."""
     record = core.record
     if record.role == CONS and record.greeted and record.state == "Streaming":
         core.tell_consumer_to_connect()
@@ -737,247 +788,272 @@ def _tell_what_hello_brought(core: Core) -> None:
         _tell_of_producer(core)
 
 
-def _carry_out_postponed(stream: Stream, core: Core) -> None:
-    """What has come while the machine was setting targets by itself is looked at now."""
-    postponed, core.postponed = core.postponed, []
-    for caller, command in postponed:
+def _carry_out_postponed(stream: Stream, update: Update) -> None:
+    """Look at the commands that came while the machine was setting targets by itself."""
+    for caller, command in update.postponed:
         stream.update_targets(caller, command)
 
 
-def _return(stream: Stream, core: Core) -> None:
-    core.update = None
-    core.record.is_own_update = bool(core.put_back & core.refusals.keys())
-    core.enter(core.before_update)
-    why = _why_not_updated(core)
-    for caller in core.release_callers():
-        core.refuse(caller, *why)
-    if core.update_is_own:
-        core.effects.tell_application(_still_leads(core.record, why[1]))
-    elif core.record.role == PROD and why[0] == "target-refused":
-        core.effects.tell_application(_news(core.record, *why))  # who said where to listen can mend it
-    if not core.update_is_own and _leads_elsewhere(core.record):
+def _return(stream: Stream, core: Core, update: Update) -> None:
+    core.record.is_own_update = bool(update.put_back & update.refusals.keys())
+    core.save()
+    why = _why_not_updated(update)
+    for caller in update.waiting_callers:
+        core.refuse(caller, why.code, why.msg)
+    if update.is_own:
+        core.effects.tell_application(_still_leads(core.record, why.msg))
+    elif core.record.role == PROD and why.code == "target-refused":
+        core.effects.tell_application(_news(core.record, why))  # who said where to listen can mend it
+    if not update.is_own and _leads_elsewhere(core.record):
         core.has_moved = True
     _tell_what_hello_brought(core)
-    _carry_out_postponed(stream, core)
-    if core.before_update == "Listening" and core.record.greeted:
-        stream._greeted()
-    if core.hello_overdue:
+    _carry_out_postponed(stream, update)
+    if core.state == "Listening" and core.record.greeted:
+        stream._hello_counts(None)
+    if update.hello_is_overdue:
         stream.hello_timeout()
 
 
 def _still_leads(record: Record, why: str) -> Error:
-    """The news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
+    """Return the news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
     targets = ", ".join(sorted(set(record.connection_map.values())))
-    return _news(
-        record,
-        "target-refused",
+    msg = (
         f"new connections still lead to {targets[:1000]}, and not to where ProdApp listens now: {why[:500]}. The user "
-        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`",
+        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`"
     )
+    return _news(record, StreamError("target-refused", msg))
 
 
-def _why_not_updated(core: Core) -> tuple[ErrorCode, str]:
-    for gateway, error in core.refusals.items():
-        code, msg = _from_gateway(gateway, error)
-        return ("bad-message" if error.code == "bad-message" else code), msg
-    return "no-capacity", f"{_STORE_FULL}, so the old targets stay: tell its operator"
+def _why_not_updated(update: Update) -> StreamError:
+    for gateway, error in update.refusals.items():
+        why = _from_gateway(gateway, error)
+        return StreamError("bad-message", why.msg) if error.code == "bad-message" else why
+    return StreamError("no-capacity", f"{_STORE_FULL}, so the old targets stay: tell its operator")
 
 
-Updating.upon(Stream._back_to_listening).to(Listening)(_return)
-Updating.upon(Stream._back_to_ready).to(Ready)(_return)
-Updating.upon(Stream._back_to_streaming).to(Streaming)(_return)
+def _leads_elsewhere(record: Record) -> bool:
+    """Return True if a channel leads to where ProdApp does not listen any more."""
+    return record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners)
+
 
 # -- the end
 
 
-def _release_all(core: Core, stream: Stream) -> None:
+def _release_all(stream: Stream, core: Core) -> None:
+    """Ask every gateway to release what it holds."""
     record = core.record
     core.effects.stop_timers()
-    core.enter("Releasing")
+    core.save()
     core.ask_all((gateway, Rel(uid=record.uid, role=record.role, seq=UNSENT)) for gateway in record.plan)
-    if not core.owing:
+    if not record.plan:
         stream._released()
 
 
 def _rel(stream: Stream, core: Core, caller: Caller) -> None:
-    refuse = core.release_all_callers()
-    core.callers = [caller]
-    _release_all(core, stream)
-    for other in refuse:
+    _released_by_owner(stream, core, [])
+
+
+def _rel_meanwhile(stream: Stream, core: Core, operation: Operation, caller: Caller) -> None:
+    _released_by_owner(stream, core, operation.all_callers)
+
+
+def _released_by_owner(stream: Stream, core: Core, waiting_callers: list[Caller]) -> None:
+    _release_all(stream, core)
+    for other in waiting_callers:
         core.refuse(other, "wrong-state", "the stream was released meanwhile")
     by_another = core.record.last_error
     gone = by_another.msg if by_another is not None else "the stream was released by its owner"
-    core.effects.tell_application(_news(core.record, "released", gone))
+    core.effects.tell_application(_news(core.record, StreamError("released", gone)))
 
 
-def _failed(stream: Stream, core: Core, code: ErrorCode, msg: str) -> None:
-    record = core.record
+def _failed(stream: Stream, core: Core, error: StreamError, callers: Sequence[Caller] = ()) -> None:
+    record, code, msg = core.record, error.code, error.msg
     record.last_error = LastError(code=code, msg=msg[:2000])
-    callers = core.release_all_callers()
-    _release_all(core, stream)
+    _release_all(stream, core)
     for caller in callers:
         core.refuse(caller, code, msg)
     if not callers:
-        core.effects.tell_owner(_news(record, code, msg))
+        core.effects.tell_owner(_news(record, error))
     # To an application `target-refused` says that its stream goes on.
-    core.effects.tell_application(_news(record, "gateway-failed" if code == "target-refused" else code, msg))
+    told = StreamError("gateway-failed", msg) if code == "target-refused" else error
+    core.effects.tell_application(_news(record, told))
 
 
-def _news(record: Record, code: ErrorCode, msg: str) -> Error:
-    return Error(uid=record.uid, role=record.role, code=code, msg=msg)
+def _failed_meanwhile(
+    stream: Stream, core: Core, operation: Operation, error: StreamError, callers: Sequence[Caller] = ()
+) -> None:
+    _failed(stream, core, error, [*operation.all_callers, *callers])
+
+
+def _news(record: Record, error: StreamError) -> Error:
+    return Error(uid=record.uid, role=record.role, code=error.code, msg=error.msg)
 
 
 def _expired(stream: Stream, core: Core) -> None:
-    stream._fail("expired", "the time of this stream is over")
+    stream._fail(StreamError("expired", "the time of this stream is over"))
 
 
 def _forbidden(stream: Stream, core: Core, why: str) -> None:
-    stream._fail("not-authorized", why)
+    stream._fail(StreamError("not-authorized", why))
 
 
 def _fault(stream: Stream, core: Core, error: StreamError) -> None:
-    stream._fail(error.code, error.msg)
+    stream._fail(error)
 
 
 def _gateway_gone(stream: Stream, core: Core, gateway: str, why: str) -> None:
     if gateway in core.record.plan:
-        core.owing.discard(gateway)
-        stream._fail("gateway-failed", f"gateway {gateway}: {why}")
+        stream._fail(StreamError("gateway-failed", f"gateway {gateway}: {why}"))
 
 
-for _state in LIVE:
-    _state.upon(Stream.rel).to(Releasing)(_rel)
-    _state.upon(Stream._fail).to(Releasing)(_failed)
-    _state.upon(Stream.expired).loop()(_expired)
-    _state.upon(Stream.forbidden).loop()(_forbidden)
-    _state.upon(Stream.fault).loop()(_fault)
-    _state.upon(Stream.gateway_lost).loop()(_gateway_gone)
+def _rel_again(stream: Stream, core: Core, release: Release, caller: Caller) -> None:
+    release.waiting_callers.append(caller)
+    waiting = ", ".join(sorted(release.pending_gateways))
+    core.resp(caller, f"waiting for {waiting} to confirm")
 
 
-@Releasing.upon(Stream.rel).loop()
-def _rel_again(stream: Stream, core: Core, caller: Caller) -> None:
-    core.callers.append(caller)
-    waiting = ", ".join(sorted(core.owing))
-    core.resp(caller, "Releasing", f"waiting for {waiting} to confirm")
-
-
-def _one_released(core: Core, stream: Stream, gateway: str) -> None:
-    core.owing.discard(gateway)
-    if not core.owing:
+def _gateway_has_released(stream: Stream, core: Core, release: Release, gateway: str) -> None:
+    release.pending_gateways.discard(gateway)
+    if not release.pending_gateways:
         stream._released()
 
 
-@Releasing.upon(Stream.gateway_released).loop()
-def _gateway_has_released(stream: Stream, core: Core, gateway: str) -> None:
-    _one_released(core, stream, gateway)
+def _gateway_has_lost(stream: Stream, core: Core, release: Release, gateway: str, why: str) -> None:
+    _gateway_has_released(stream, core, release, gateway)
 
 
-@Releasing.upon(Stream.gateway_lost).loop()
-def _gateway_has_lost(stream: Stream, core: Core, gateway: str, why: str) -> None:
-    _one_released(core, stream, gateway)
-
-
-@Releasing.upon(Stream._released).to(Released)
-def _gone(stream: Stream, core: Core) -> None:
-    core.enter("Released")
+def _gone(stream: Stream, core: Core, release: Release) -> None:
+    core.save()
     if core.unwritten:
         core.effects.forget(core.record)
-    for caller in core.release_callers():
-        core.resp(caller, "Released", _GONE)
+    for caller in release.waiting_callers:
+        core.resp(caller, _GONE)
 
 
 _GONE = "the stream is released"
 
 
-@Released.upon(Stream.rel).loop()
 def _rel_of_released(stream: Stream, core: Core, caller: Caller) -> None:
-    core.resp(caller, "Released", _GONE)
+    core.resp(caller, _GONE)
 
 
-@Idle.upon(Stream.rel).loop()
 def _rel_of_nothing(stream: Stream, core: Core, caller: Caller) -> None:
     core.refuse(caller, "unknown-uid", f"no stream {core.record.uid} was ever asked for here")
 
 
-def _wrong_state(core: Core, caller: Caller, what: str) -> None:
-    record = core.record
-    why = f" after {record.last_error.code}: {record.last_error.msg}" if record.last_error is not None else ""
-    core.refuse(
-        caller,
-        "wrong-state",
-        f"stream {record.uid} is {record.state}{why}; that allows {_ALLOWS[record.state]}, not {what}",
-    )
+# -- the states and the table
 
+_builder = TypeMachineBuilder(Stream, Core)
 
-_ALLOWS = {
-    "Idle": "a REQ",
-    "Reserving": "Hello and REL",
-    "Listening": "Hello and REL (and UpdateTargets at the consumer's side)",
-    "Ready": "Hello, UpdateTargets and REL",
-    "Updating": "Hello and REL",
-    "Streaming": "Hello, UpdateTargets and REL",
-    "Releasing": "REL only",
-    "Released": "REL only",
-}
+Idle = _builder.state("Idle")
+Reserving = _builder.state("Reserving", _reserve)
+Listening = _builder.state("Listening")
+Ready = _builder.state("Ready")
+Updating = _builder.state("Updating", _update)
+Streaming = _builder.state("Streaming")
+Releasing = _builder.state("Releasing", _release)
+Released = _builder.state("Released")
 
-# -- what comes too late, or twice, changes nothing
+STATES = (Idle, Reserving, Listening, Ready, Updating, Streaming, Releasing, Released)
+LIVE = (Reserving, Listening, Ready, Updating, Streaming)
 
-for _state in (Idle, Listening, Ready, Streaming, Releasing, Released):
-    _state.upon(Stream.gateway_answered).loop().returns(None)
-    _state.upon(Stream.gateway_refused).loop().returns(None)
-for _state in (Idle, *LIVE, Released):
-    _state.upon(Stream.gateway_released).loop().returns(None)
-for _state in (Idle, Released):
-    _state.upon(Stream.gateway_lost).loop().returns(None)
-for _state in (Idle, Releasing, Released):
-    _state.upon(Stream.expired).loop().returns(None)
-    _state.upon(Stream.forbidden).loop().returns(None)
-    _state.upon(Stream.fault).loop().returns(None)
-    _state.upon(Stream._fail).loop().returns(None)
-for _state in STATES:
-    if _state is not Streaming:
-        _state.upon(Stream.targets_overdue).loop().returns(None)
-for _state in (Idle, Streaming, Releasing, Released):
-    _state.upon(Stream.hello_timeout).loop().returns(None)
-for _state in STATES:
-    if _state is not Reserving:
-        _state.upon(Stream._reserved).loop().returns(None)
-    if _state is not Listening:
-        _state.upon(Stream._greeted).loop().returns(None)
-    if _state not in (Listening, Ready, Streaming):
-        _state.upon(Stream._carry_out).loop().returns(None)
-    if _state is not Updating:
-        _state.upon(Stream._armed).loop().returns(None)
-        _state.upon(Stream._back_to_listening).loop().returns(None)
-        _state.upon(Stream._back_to_ready).loop().returns(None)
-        _state.upon(Stream._back_to_streaming).loop().returns(None)
-    if _state is not Releasing:
-        _state.upon(Stream._released).loop().returns(None)
-
-_machine = _builder.build()
+_machine = build(
+    _builder,
+    STATES,
+    [
+        # REQ
+        on(Idle, Stream.req, Reserving, _begin),
+        on(Reserving, Stream.req, SAME, _req_while_reserving),
+        on((Listening, Ready, Updating, Streaming), Stream.req, SAME, _req_again),
+        on((Releasing, Released), Stream.req, SAME, _req_too_late),
+        on(Reserving, Stream.gateway_answered, SAME, _one_reserved),
+        on(Reserving, Stream.gateway_refused, SAME, _not_reserved),
+        on(Reserving, Stream._reserved, Listening, _listen),
+        # Hello
+        on(Reserving, Stream.hello, SAME, _hello_early),
+        on(Updating, Stream.hello, SAME, _hello_while_updating),
+        on(Listening, Stream.hello, SAME, _first_hello),
+        on(Listening, Stream._hello_counts, Ready, _become_ready),
+        on(Ready, Stream.hello, SAME, _hello_when_ready),
+        on(Streaming, Stream.hello, SAME, _hello_when_streaming),
+        on((Idle, Releasing, Released), Stream.hello, SAME, _hello_too_late),
+        on((Listening, Ready), Stream.hello_timeout, SAME, _hello_timed_out),
+        on(Reserving, Stream.hello_timeout, SAME, _hello_timed_out_while_reserving),
+        on(Updating, Stream.hello_timeout, SAME, _hello_timed_out_while_updating),
+        # UpdateTargets
+        on((Ready, Streaming), Stream.update_targets, SAME, _consider_update),
+        on(Listening, Stream.update_targets, SAME, _update_before_hello),
+        on(Updating, Stream.update_targets, SAME, _update_again),
+        on((Idle, Reserving, Releasing, Released), Stream.update_targets, SAME, _update_too_late),
+        on((Listening, Ready, Streaming), Stream._carry_out, Updating, _carry_out_update),
+        on(Streaming, Stream.targets_overdue, SAME, _follow_producer),
+        on(Updating, Stream.gateway_answered, SAME, _one_armed),
+        on(Updating, Stream.gateway_refused, SAME, _not_armed),
+        on(Updating, Stream._armed, Streaming, _stream),
+        on(Updating, Stream._back_to_listening, Listening, _return),
+        on(Updating, Stream._back_to_ready, Ready, _return),
+        on(Updating, Stream._back_to_streaming, Streaming, _return),
+        # the end
+        on((Listening, Ready, Streaming), Stream.rel, Releasing, _rel),
+        on(Reserving, Stream.rel, Releasing, _rel_meanwhile),
+        on(Updating, Stream.rel, Releasing, _rel_meanwhile),
+        on((Listening, Ready, Streaming), Stream._fail, Releasing, _failed),
+        on(Reserving, Stream._fail, Releasing, _failed_meanwhile),
+        on(Updating, Stream._fail, Releasing, _failed_meanwhile),
+        on(LIVE, Stream.expired, SAME, _expired),
+        on(LIVE, Stream.forbidden, SAME, _forbidden),
+        on(LIVE, Stream.fault, SAME, _fault),
+        on(LIVE, Stream.gateway_lost, SAME, _gateway_gone),
+        on(Releasing, Stream.gateway_released, SAME, _gateway_has_released),
+        on(Releasing, Stream.gateway_lost, SAME, _gateway_has_lost),
+        on(Releasing, Stream._released, Released, _gone),
+        on(Idle, Stream.rel, SAME, _rel_of_nothing),
+        on(Releasing, Stream.rel, SAME, _rel_again),
+        on(Released, Stream.rel, SAME, _rel_of_released),
+    ],
+    ignore_elsewhere=(
+        Stream.gateway_answered,
+        Stream.gateway_refused,
+        Stream.gateway_released,
+        Stream.gateway_lost,
+        Stream.expired,
+        Stream.forbidden,
+        Stream.fault,
+        Stream.hello_timeout,
+        Stream.targets_overdue,
+        Stream._reserved,
+        Stream._hello_counts,
+        Stream._carry_out,
+        Stream._armed,
+        Stream._back_to_listening,
+        Stream._back_to_ready,
+        Stream._back_to_streaming,
+        Stream._fail,
+        Stream._released,
+    ),
+)
 
 
 def new_stream(core: Core) -> Stream:
-    """The machine of a stream that nobody has asked for yet."""
+    """Make the machine of a stream that nobody has asked for yet."""
     return _machine(core)
 
 
 def restored_stream(core: Core) -> Stream:
-    """The machine of a stream found in the store after a restart.
+    """Make the machine of a stream found in the store after a restart.
 
     One that was in the middle of something cannot know how that ended: it is put into Reserving, from which
     `resume` releases it. Only targets that the S2CS was setting by itself can be set once more.
     """
     record = core.record
     if record.state == "Updating" and record.is_own_update:
-        record.state = "Streaming"
-    known = {state.name: state for state in (Listening, Ready, Streaming, Releasing, Released)}
-    return _machine(core, known.get(record.state, Reserving))
-
-
-def _leads_elsewhere(record: Record) -> bool:
-    """Whether a channel leads to where ProdApp does not listen any more."""
-    return record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners)
+        return begin_in(_machine, core, Streaming)
+    for state in (Listening, Ready, Streaming, Released):
+        if state.name == record.state:
+            return begin_in(_machine, core, state)
+    if record.state == "Releasing":
+        return begin_in(_machine, core, Releasing, Release([], set(record.plan)))
+    return begin_in(_machine, core, Reserving, Reservation([], set()))
 
 
 def resume(stream: Stream, core: Core) -> None:
@@ -987,11 +1063,12 @@ def resume(stream: Stream, core: Core) -> None:
         core.listeners_told = list(record.app_listeners)
         core.effects.start_timers(record)
         if record.greeted:
-            stream._greeted()
+            stream._hello_counts(None)
         if record.is_own_update or _leads_elsewhere(record):
             core.has_moved = True
             core.effects.await_targets()
     elif record.state == "Releasing":
-        _release_all(core, stream)
+        _release_all(stream, core)
     elif record.state != "Released":
-        stream._fail("gateway-failed", "the S2CS was restarted in the middle of an operation: ask for a new stream")
+        msg = "the S2CS was restarted in the middle of an operation: ask for a new stream"
+        stream._fail(StreamError("gateway-failed", msg))

@@ -1,4 +1,4 @@
-"""The record of a stream at an S2CS, and what follows from it alone: the parts of a command that each gateway gets,
+"""The record of a stream at an S2CS, and what follows from the record: the parts of a command for each gateway,
 and whether a request or a connection map fits it. No I/O.
 """
 
@@ -72,7 +72,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
         return self.generation + self.own_updates
 
     def may_be_held_by(self, gateway: str, now: float) -> bool:
-        """Whether a gateway may have ports and capacity for this stream, as far as the S2CS can know without it.
+        """Return True if a gateway may have ports and capacity for this stream, as far as the S2CS can know.
 
         :param now: seconds since the epoch.
         """
@@ -80,7 +80,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
 
 def ports_at(record: Record, gateway: str) -> list[int]:
-    """The ports that a stream has on a gateway, or has asked it for, as far as they are known."""
+    """Return the ports that a stream has on a gateway, or has asked it for, as far as they are known."""
     channels = record.plan.get(gateway, [])
     known = [record.listeners[channel] for channel in channels if channel in record.listeners]
     if not known and record.request is not None and record.request.listen_ports is not None:
@@ -89,7 +89,7 @@ def ports_at(record: Record, gateway: str) -> list[int]:
 
 
 def wrong_port(request: Req, channels: Iterable[int], listeners: Iterable[str]) -> str | None:
-    """What a gateway has granted in place of a port that was asked for, as the end of a sentence; None if nothing."""
+    """Return what a gateway has granted in place of a port that was asked for, as the end of a sentence, or None."""
     if request.listen_ports is None:
         return None
     for channel, listener in zip(channels, listeners, strict=True):
@@ -100,12 +100,12 @@ def wrong_port(request: Req, channels: Iterable[int], listeners: Iterable[str]) 
 
 
 def ordered_listeners(record: Record) -> list[str]:
-    """The listeners of a stream, in the order of its channels."""
+    """Return the listeners of a stream, in the order of its channels."""
     return [record.listeners[channel] for channel in sorted(record.listeners)]
 
 
 def content_of(command: UpdateTargets) -> str:
-    """A digest of what an UpdateTargets says, to tell a repetition from another one of its generation."""
+    """Return a digest of an UpdateTargets, which tells a repetition from another command of the same generation."""
     digest = hashlib.sha256(command.data_conn_key.encode())
     for listener, target in sorted(command.connection_map.items()):
         digest.update(f"\n{listener}>{target}".encode())
@@ -113,6 +113,7 @@ def content_of(command: UpdateTargets) -> str:
 
 
 def same_request(one: Req, other: Req | None) -> bool:
+    """Return True if both REQs ask for the same stream."""
     return other is not None and _fields(one) == _fields(other)
 
 
@@ -132,8 +133,8 @@ def _fields(request: Req) -> tuple[Any, ...]:
     )
 
 
-def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
-    """What one gateway is asked to reserve of a stream."""
+def reservation_for(record: Record, request: Req, channels: list[int]) -> ReqListeners:
+    """Return the part of a request that one gateway is asked to reserve."""
     return ReqListeners(
         uid=request.uid,
         role=request.role,
@@ -150,8 +151,11 @@ def share(record: Record, request: Req, channels: list[int]) -> ReqListeners:
     )
 
 
-def part(record: Record, gateway: str, command: UpdateTargets, revision: int) -> UpdateTargets:
-    """What a gateway gets of an UpdateTargets, under a number that is higher than that of any earlier one."""
+def update_for_gateway(record: Record, gateway: str, command: UpdateTargets, revision: int) -> UpdateTargets:
+    """Return the part of an UpdateTargets for one gateway.
+
+    :param revision: its generation at the gateway, above that of any earlier one.
+    """
     held = {record.listeners[channel] for channel in record.plan[gateway]}
     targets = {there for here, there in command.connection_map.items() if here in held}
     return UpdateTargets(
@@ -167,6 +171,7 @@ def part(record: Record, gateway: str, command: UpdateTargets, revision: int) ->
 
 
 def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
+    """Return the code and the sentence that refuse a connection map, or None if it fits the stream."""
     mine = set(record.listeners.values())
     stranger = next((listener for listener in connection_map if listener not in mine), None)
     if stranger is not None:
@@ -183,20 +188,20 @@ def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[Erro
 
 
 def map_to_producer(record: Record) -> dict[str, str]:
-    """The targets of the producer's side: its channels, and the listeners of ProdApp in turn."""
+    """Return the connection map of the producer's side: its channels lead to the listeners of ProdApp in turn."""
     app = record.app_listeners
     return {here: app[number % len(app)] for number, here in enumerate(ordered_listeners(record))}
 
 
 def spare_listeners(record: Record) -> list[str]:
-    """Where ProdApp listens beyond the number of channels, unless the map in force leads there all the same."""
+    """Return the listeners of ProdApp beyond the number of channels that the map in force does not lead to."""
     if record.request is None:
         return []
     return [one for one in record.app_listeners[record.request.num_conn :] if one not in record.connection_map.values()]
 
 
 def whole_probe(parts: Sequence[ProbeResult | None]) -> ProbeResult:
-    """What the gateways of a pool have found, each with its own channels, at the same time."""
+    """Return one result for what the gateways of a pool have measured at the same time, each with its own channels."""
     found = [part for part in parts if part is not None]
     failed = next((part for part in found if part.state == "failed"), None)
     if failed is not None:

@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.config import S2DSConfig
-from scistream.faults import OUR_FAULT, guarded
-from scistream.logs import Tally, trace
+from scistream.logs import Tally
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements import Elements
 from scistream.s2ds.itself import has_family_of, leads_back
@@ -31,6 +30,7 @@ from scistream.s2ds.relay.orders import Reset
 from scistream.s2ds.resets import Outages, Resets
 from scistream.s2ds.responder import Responder
 from scistream.security.stream import Credentials, StreamSecret
+from scistream.state_machines import OUR_FAULT, guarded, trace
 from scistream.wire.address import Address, Network, inside, parse_network
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller

@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2DS. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at an S2DS. It does no I/O, and asks its `Effects` for what it wants done.
 
 ================================== ============================ ===========
 state                              input                        next
@@ -23,12 +23,13 @@ Reserved, Forwarding and Released are idle. Connections that are open at a re-ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
 
+from scistream.state_machines import SAME, build, on, wrong_state
 from scistream.wire.errors import ErrorCode, StreamError
 from scistream.wire.link import Caller
 from scistream.wire.messages import (
@@ -44,81 +45,85 @@ from scistream.wire.messages import (
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises; what comes of it is fed back as an input."""
+    """What the machine wants done. No effect raises; its result comes back as an input."""
 
     def bind(self, request: ReqListeners) -> None:
-        """Reserve ports and capacity, all or none, and make a key: then `bound` or `not_bound`."""
+        """Reserve ports and capacity, all or none, and make a key; then give the input `bound` or `not_bound`."""
 
     def arm(self, command: UpdateTargets) -> None:
-        """Check targets and credentials and let the channels listen: then `armed` or `not_armed`."""
+        """Check targets and credentials and let the channels listen; then give the input `armed` or `not_armed`."""
 
     def close(self) -> None:
-        """Close listeners, reset connections, return ports and capacity, forget the key: then `closed`, with the
-        last figures of each channel."""
+        """Close listeners, reset connections, return ports and capacity, and forget the key.
+
+        Then give the input `closed`, with the last figures of each channel.
+        """
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         """Answer a command."""
 
     def start_timer(self, seconds: float) -> None:
-        """Feed `expired` after that time."""
+        """Give the input `expired` after so many seconds."""
 
     def shorten_life(self, seconds: float) -> None:
-        """Feed `expired` after that time, unless it is fed earlier anyway."""
+        """Give the input `expired` after so many seconds, unless it is due earlier already."""
 
     def stop_timer(self) -> None:
-        """The stream is gone: its end needs no timer any more."""
+        """Stop the timer of `expired`."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def req_listeners(self, caller: Caller, request: ReqListeners) -> None:
-        """ReqListeners from the controller."""
+        """Take ReqListeners from the controller."""
 
     def bound(self, listeners: list[str], csr: str) -> None:
-        """Ports and capacity are reserved; `listeners` are what others are told, in order of the channels."""
+        """Note that ports and capacity are reserved; `listeners` are what others are told, in order of the channels."""
 
     def not_bound(self, error: StreamError) -> None:
-        """Nothing could be reserved, and nothing is."""
+        """Note that nothing could be reserved, and nothing is."""
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
-        """UpdateTargets from the controller."""
+        """Take UpdateTargets from the controller."""
 
     def armed(self) -> None:
-        """The channels carry connections to their targets."""
+        """Note that the channels carry connections to their targets."""
 
     def not_armed(self, error: StreamError) -> None:
-        """The channels are as they were before; with `target-refused`
-        and `bad-message` the stream goes on with that."""
+        """Note that the channels are as they were before.
+
+        The stream goes on after `target-refused` and `bad-message`, and ends after any other error.
+        """
 
     def rel(self, caller: Caller) -> None:
-        """REL from the controller."""
+        """Take REL from the controller."""
 
     def expired(self) -> None:
-        """The stream's life is over."""
+        """Note that the stream's life is over."""
 
     def failed(self, error: StreamError) -> None:
-        """An effect has failed by a fault of this gateway: the stream ends."""
+        """End the stream, since an effect has failed by a fault of this gateway."""
 
     def closed(self, figures: list[ChannelFigures]) -> None:
-        """Nothing of the stream is left but its last figures."""
+        """Note that nothing of the stream is left but its last figures."""
 
     def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
-        """An UpdateTargets is news."""
+        """Carry out an UpdateTargets that is news."""
 
     def _back_to_reserved(self) -> None:
-        """The targets of the first UpdateTargets were refused."""
+        """Go back, since the targets of the first UpdateTargets were refused."""
 
     def _back_to_forwarding(self) -> None:
-        """The targets of a later UpdateTargets were refused: the old ones stay."""
+        """Go back, since the targets of a later UpdateTargets were refused: the old ones stay."""
 
     def _fail(self, error: StreamError) -> None:
-        """The stream cannot go on."""
+        """End the stream, which cannot go on."""
 
 
 @dataclass
 class Core:
-    """What the machine's states share."""
+    """What all states of the machine share."""
 
     effects: Effects
     uid: str
@@ -129,8 +134,6 @@ class Core:
     listeners: list[str] = field(default_factory=list)
     csr: str = ""
     current: UpdateTargets | None = None
-    update: UpdateTargets | None = None
-    callers: list[Caller] = field(default_factory=list)
     last_error: LastError | None = None
     figures: list[ChannelFigures] = field(default_factory=list)
     resets: list[ResetReason] = field(default_factory=list)
@@ -140,7 +143,7 @@ class Core:
         """The generation in force; 0 before the first."""
         return self.current.generation if self.current is not None else 0
 
-    def present(self, caller: Caller, msg: str) -> None:
+    def answer_with_state(self, caller: Caller, msg: str) -> None:
         """Answer with the state that the stream is in, and with what was reserved, or carried when it is over."""
         fields: dict[str, Any] = {"listeners": self.listeners, "csr": self.csr} if self.listeners else {}
         if self.state == "Released":
@@ -149,21 +152,21 @@ class Core:
             caller, Resp(uid=self.uid, seq=caller.seq, state=self.state, msg=msg, boot=self.boot, **fields)
         )
 
+    def answer_all_with_state(self, callers: Iterable[Caller], msg: str) -> None:
+        """Give all callers the answer of `answer_with_state`."""
+        for caller in callers:
+            self.answer_with_state(caller, msg)
+
     def refuse(self, caller: Caller, code: ErrorCode, msg: str) -> None:
+        """Answer with an ERROR."""
         self.effects.answer(caller, Error(uid=self.uid, seq=caller.seq, code=code, msg=msg))
 
-    def wrong_state(self, caller: Caller, what: str) -> None:
-        self.refuse(
-            caller, "wrong-state", f"stream {self.uid} is {self.state}; that allows {_ALLOWS[self.state]}, not {what}"
-        )
+    def refuse_wrong_state(self, caller: Caller, what: str) -> None:
+        """Answer that the state does not allow the command that `what` names."""
+        self.refuse(caller, "wrong-state", wrong_state(self.uid, self.state, _ALLOWS[self.state], what))
 
-    def present_all(self, msg: str) -> None:
-        callers, self.callers = self.callers, []
-        for caller in callers:
-            self.present(caller, msg)
-
-    def refuse_all(self, error: StreamError) -> None:
-        callers, self.callers = self.callers, []
+    def refuse_all(self, callers: Iterable[Caller], error: StreamError) -> None:
+        """Answer all callers with the same ERROR."""
         for caller in callers:
             self.refuse(caller, error.code, error.msg)
 
@@ -178,53 +181,92 @@ _ALLOWS = {
     "Released": "REL only",
 }
 
-_builder = TypeMachineBuilder(Stream, Core)
 
-Idle = _builder.state("Idle")
-Reserving = _builder.state("Reserving")
-Reserved = _builder.state("Reserved")
-Updating = _builder.state("Updating")
-Forwarding = _builder.state("Forwarding")
-Releasing = _builder.state("Releasing")
-Released = _builder.state("Released")
+# -- the data of states
 
-STATES = (Idle, Reserving, Reserved, Updating, Forwarding, Releasing, Released)
-LIVE = (Reserving, Reserved, Updating, Forwarding)
+
+@dataclass
+class Operation:
+    """The data of Reserving, Updating and Releasing: the callers that get an answer when the operation is over."""
+
+    waiting_callers: list[Caller]
+
+
+@dataclass
+class Reservation(Operation):
+    """The data of Reserving."""
+
+
+@dataclass
+class Update(Operation):
+    """The data of Updating: the command that is being carried out."""
+
+    command: UpdateTargets
+
+
+@dataclass
+class Release(Operation):
+    """The data of Releasing."""
+
+
+def _reserve(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> Reservation:
+    return Reservation([caller])
+
+
+def _update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> Update:
+    return Update([caller], command)
+
+
+def _release(stream: Stream, core: Core, cause: Caller | StreamError) -> Release:
+    return Release([] if isinstance(cause, StreamError) else [cause])
+
 
 # -- ReqListeners
 
 
-@Idle.upon(Stream.req_listeners).to(Reserving)
 def _begin(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
-    core.state = "Reserving"
     core.request = request
-    core.callers = [caller]
     core.effects.bind(request)
 
 
-@Reserving.upon(Stream.bound).to(Reserved)
-def _bound(stream: Stream, core: Core, listeners: list[str], csr: str) -> None:
-    core.state = "Reserved"
+def _bound(stream: Stream, core: Core, reservation: Reservation, listeners: list[str], csr: str) -> None:
     core.listeners, core.csr = list(listeners), csr
     assert core.request is not None
     core.effects.start_timer(core.request.expires)
-    core.present_all(f"reserved {len(listeners)} listeners")
+    core.answer_all_with_state(reservation.waiting_callers, f"reserved {len(listeners)} listeners")
 
 
-@Reserving.upon(Stream.not_bound).to(Released)
-def _not_bound(stream: Stream, core: Core, error: StreamError) -> None:
-    core.state = "Released"
+def _not_bound(stream: Stream, core: Core, reservation: Reservation, error: StreamError) -> None:
     core.last_error = LastError(code=error.code, msg=error.msg[:2000])
-    core.refuse_all(error)
+    core.refuse_all(reservation.waiting_callers, error)
+
+
+def _req_while_reserving(
+    stream: Stream, core: Core, reservation: Reservation, caller: Caller, request: ReqListeners
+) -> None:
+    if _is_request_of(core, request):
+        reservation.waiting_callers.append(caller)
+    _req_again(stream, core, caller, request)
 
 
 def _req_again(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
-    if core.request is None or _fields(request) != _fields(core.request):
+    if _is_request_of(core, request):
+        core.answer_with_state(caller, f"stream is {core.state}")
+    else:
         core.refuse(caller, "uid-in-use", f"stream {core.uid} is there already, with other fields")
-        return
-    if core.state == "Reserving":
-        core.callers.append(caller)
-    core.present(caller, f"stream is {core.state}")
+
+
+def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
+    if core.last_error is not None and _is_request_of(core, request):
+        lost = StreamError.heard(core.last_error.code, core.last_error.msg)
+        core.refuse(caller, lost.code, lost.msg)  # the answer that was lost, again
+    else:
+        core.refuse_wrong_state(caller, "ReqListeners")
+
+
+def _is_request_of(core: Core, request: ReqListeners) -> bool:
+    """Return True if `request` repeats the one that the stream was reserved for."""
+    return core.request is not None and _fields(request) == _fields(core.request)
 
 
 def _fields(request: ReqListeners) -> tuple[Any, ...]:
@@ -239,182 +281,175 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
     )
 
 
-def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
-    if core.last_error is not None and core.request is not None and _fields(request) == _fields(core.request):
-        lost = StreamError.heard(core.last_error.code, core.last_error.msg)
-        core.refuse(caller, lost.code, lost.msg)  # the answer that was lost, again
-    else:
-        core.wrong_state(caller, "ReqListeners")
-
-
-for _state in LIVE:
-    _state.upon(Stream.req_listeners).loop()(_req_again)
-for _state in (Releasing, Released):
-    _state.upon(Stream.req_listeners).loop()(_req_too_late)
-
 # -- UpdateTargets
 
 
 def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    """Section 6 rule 1 for UpdateTargets."""
+    """Carry out an UpdateTargets that is news, and answer any other: protocol section 7.4."""
     current = core.current
     if current is None or command.generation > current.generation:
         stream._carry_out(caller, command)
-    elif command.generation == current.generation and _content(command) == _content(current):
-        core.present(caller, f"generation {core.generation} is in force")
+    elif _version(command) == _version(current):
+        core.answer_with_state(caller, f"generation {core.generation} is in force")
     else:
         msg = f"generation {command.generation} is not above {core.generation}, which is in force: send a higher one"
         core.refuse(caller, "wrong-state", msg)
 
 
 def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    core.state = "Updating"
-    core.callers = [caller]
-    core.update = command
     core.effects.arm(command)
 
 
-def _content(command: UpdateTargets) -> tuple[Any, ...]:
-    return command.connection_map, command.data_conn_key
+def _version(command: UpdateTargets) -> tuple[Any, ...]:
+    return command.generation, command.connection_map, command.data_conn_key
 
 
-for _state in (Reserved, Forwarding):
-    _state.upon(Stream.update_targets).loop()(_consider_update)
-    _state.upon(Stream._carry_out).to(Updating)(_carry_out_update)
-
-
-@Updating.upon(Stream.update_targets).loop()
-def _update_again(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    update = core.update
-    if update is not None and (command.generation, _content(command)) == (update.generation, _content(update)):
-        core.callers.append(caller)
-        core.present(caller, f"generation {command.generation} is being carried out")
+def _update_again(stream: Stream, core: Core, update: Update, caller: Caller, command: UpdateTargets) -> None:
+    if _version(command) == _version(update.command):
+        update.waiting_callers.append(caller)
+        core.answer_with_state(caller, f"generation {command.generation} is being carried out")
     else:
-        being = update.generation if update is not None else core.generation
-        core.wrong_state(caller, f"generation {command.generation} while {being} is being carried out")
+        core.refuse_wrong_state(
+            caller, f"generation {command.generation} while {update.command.generation} is being carried out"
+        )
 
 
 def _update_too_late(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    core.wrong_state(caller, "UpdateTargets")
+    core.refuse_wrong_state(caller, "UpdateTargets")
 
 
-for _state in (Idle, Reserving, Releasing, Released):
-    _state.upon(Stream.update_targets).loop()(_update_too_late)
-
-
-@Updating.upon(Stream.armed).to(Forwarding)
-def _armed(stream: Stream, core: Core) -> None:
-    core.state = "Forwarding"
-    core.current, core.update = core.update, None
-    if core.current is not None and core.current.expires is not None:
+def _armed(stream: Stream, core: Core, update: Update) -> None:
+    core.current = update.command
+    if core.current.expires is not None:
         core.effects.shorten_life(core.current.expires)
-    core.present_all(f"generation {core.generation} is in force")
+    core.answer_all_with_state(update.waiting_callers, f"generation {core.generation} is in force")
 
 
-@Updating.upon(Stream.not_armed).loop()
-def _not_armed(stream: Stream, core: Core, error: StreamError) -> None:
-    core.update = None
+def _not_armed(stream: Stream, core: Core, update: Update, error: StreamError) -> None:
     if error.code not in ("target-refused", "bad-message"):
         stream._fail(error)
         return
-    core.refuse_all(error)
+    core.refuse_all(update.waiting_callers, error)
     if core.current is None:
         stream._back_to_reserved()
     else:
         stream._back_to_forwarding()
 
 
-@Updating.upon(Stream._back_to_reserved).to(Reserved)
-def _reserved_again(stream: Stream, core: Core) -> None:
-    core.state = "Reserved"
-
-
-@Updating.upon(Stream._back_to_forwarding).to(Forwarding)
-def _forwarding_again(stream: Stream, core: Core) -> None:
-    core.state = "Forwarding"
-
-
 # -- the end
 
 
-def _release(core: Core) -> None:
-    core.state = "Releasing"
+def _rel(stream: Stream, core: Core, caller: Caller) -> None:
     core.effects.stop_timer()
     core.effects.close()
 
 
-def _rel(stream: Stream, core: Core, caller: Caller) -> None:
-    core.refuse_all(StreamError("wrong-state", "the stream was released meanwhile"))
-    core.callers = [caller]
-    _release(core)
+def _rel_meanwhile(stream: Stream, core: Core, operation: Operation, caller: Caller) -> None:
+    core.refuse_all(operation.waiting_callers, StreamError("wrong-state", "the stream was released meanwhile"))
+    _rel(stream, core, caller)
 
 
 def _fail(stream: Stream, core: Core, error: StreamError) -> None:
     core.last_error = LastError(code=error.code, msg=error.msg[:2000])
-    core.refuse_all(error)
-    _release(core)
+    core.effects.stop_timer()
+    core.effects.close()
+
+
+def _fail_meanwhile(stream: Stream, core: Core, operation: Operation, error: StreamError) -> None:
+    core.refuse_all(operation.waiting_callers, error)
+    _fail(stream, core, error)
 
 
 def _expired(stream: Stream, core: Core) -> None:
     stream._fail(StreamError("expired", "the time of this stream is over"))
 
 
-for _state in LIVE:
-    _state.upon(Stream.rel).to(Releasing)(_rel)
-    _state.upon(Stream._fail).to(Releasing)(_fail)
-    _state.upon(Stream.failed).to(Releasing)(_fail)
-    _state.upon(Stream.expired).loop()(_expired)
+def _rel_again(stream: Stream, core: Core, release: Release, caller: Caller) -> None:
+    release.waiting_callers.append(caller)
+    core.answer_with_state(caller, "closing its connections")
 
 
-@Releasing.upon(Stream.rel).loop()
-def _rel_again(stream: Stream, core: Core, caller: Caller) -> None:
-    core.callers.append(caller)
-    core.present(caller, "closing its connections")
-
-
-@Releasing.upon(Stream.closed).to(Released)
-def _closed(stream: Stream, core: Core, figures: list[ChannelFigures]) -> None:
-    core.state = "Released"
+def _closed(stream: Stream, core: Core, release: Release, figures: list[ChannelFigures]) -> None:
     core.figures = figures
     core.listeners, core.csr = [], ""
-    core.present_all("the stream is released")
+    core.answer_all_with_state(release.waiting_callers, "the stream is released")
 
 
-@Released.upon(Stream.rel).loop()
 def _rel_of_released(stream: Stream, core: Core, caller: Caller) -> None:
-    core.present(caller, "the stream is released")
+    core.answer_with_state(caller, "the stream is released")
 
 
-@Idle.upon(Stream.rel).to(Released)
 def _rel_of_nothing(stream: Stream, core: Core, caller: Caller) -> None:
-    core.state = "Released"
     core.refuse(caller, "unknown-uid", f"no stream {core.uid} was ever reserved here")
 
 
-# -- what comes too late, or twice, changes nothing
+# -- the states and the table
 
+_builder = TypeMachineBuilder(Stream, Core)
 
-def _unless(inputs: Callable[..., None], *states: Any) -> None:
-    for state in STATES:
-        if state not in states:
-            state.upon(inputs).loop().returns(None)
+Idle = _builder.state("Idle")
+Reserving = _builder.state("Reserving", _reserve)
+Reserved = _builder.state("Reserved")
+Updating = _builder.state("Updating", _update)
+Forwarding = _builder.state("Forwarding")
+Releasing = _builder.state("Releasing", _release)
+Released = _builder.state("Released")
 
+STATES = (Idle, Reserving, Reserved, Updating, Forwarding, Releasing, Released)
+LIVE = (Reserving, Reserved, Updating, Forwarding)
 
-_unless(Stream.bound, Reserving)
-_unless(Stream.not_bound, Reserving)
-_unless(Stream.armed, Updating)
-_unless(Stream.not_armed, Updating)
-_unless(Stream._carry_out, Reserved, Forwarding)
-_unless(Stream._back_to_reserved, Updating)
-_unless(Stream._back_to_forwarding, Updating)
-_unless(Stream._fail, *LIVE)
-_unless(Stream.expired, *LIVE)
-_unless(Stream.failed, *LIVE)
-_unless(Stream.closed, Releasing)
-
-_machine = _builder.build()
+_machine = build(
+    _builder,
+    STATES,
+    [
+        # ReqListeners
+        on(Idle, Stream.req_listeners, Reserving, _begin),
+        on(Reserving, Stream.req_listeners, SAME, _req_while_reserving),
+        on((Reserved, Updating, Forwarding), Stream.req_listeners, SAME, _req_again),
+        on((Releasing, Released), Stream.req_listeners, SAME, _req_too_late),
+        on(Reserving, Stream.bound, Reserved, _bound),
+        on(Reserving, Stream.not_bound, Released, _not_bound),
+        # UpdateTargets
+        on((Reserved, Forwarding), Stream.update_targets, SAME, _consider_update),
+        on((Reserved, Forwarding), Stream._carry_out, Updating, _carry_out_update),
+        on(Updating, Stream.update_targets, SAME, _update_again),
+        on((Idle, Reserving, Releasing, Released), Stream.update_targets, SAME, _update_too_late),
+        on(Updating, Stream.armed, Forwarding, _armed),
+        on(Updating, Stream.not_armed, SAME, _not_armed),
+        on(Updating, Stream._back_to_reserved, Reserved),
+        on(Updating, Stream._back_to_forwarding, Forwarding),
+        # the end
+        on((Reserved, Forwarding), Stream.rel, Releasing, _rel),
+        on(Reserving, Stream.rel, Releasing, _rel_meanwhile),
+        on(Updating, Stream.rel, Releasing, _rel_meanwhile),
+        on((Reserved, Forwarding), Stream._fail, Releasing, _fail),
+        on(Reserving, Stream._fail, Releasing, _fail_meanwhile),
+        on(Updating, Stream._fail, Releasing, _fail_meanwhile),
+        on((Reserved, Forwarding), Stream.failed, Releasing, _fail),
+        on(Reserving, Stream.failed, Releasing, _fail_meanwhile),
+        on(Updating, Stream.failed, Releasing, _fail_meanwhile),
+        on(LIVE, Stream.expired, SAME, _expired),
+        on(Releasing, Stream.closed, Released, _closed),
+        on(Idle, Stream.rel, Released, _rel_of_nothing),
+        on(Releasing, Stream.rel, SAME, _rel_again),
+        on(Released, Stream.rel, SAME, _rel_of_released),
+    ],
+    ignore_elsewhere=(
+        Stream.bound,
+        Stream.not_bound,
+        Stream.armed,
+        Stream.not_armed,
+        Stream.expired,
+        Stream.failed,
+        Stream.closed,
+        Stream._carry_out,
+        Stream._back_to_reserved,
+        Stream._back_to_forwarding,
+        Stream._fail,
+    ),
+)
 
 
 def new_stream(core: Core) -> Stream:
-    """The machine of a stream that the controller has not asked for yet."""
+    """Make the machine of a stream that the controller has not asked for yet."""
     return _machine(core)

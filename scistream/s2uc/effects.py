@@ -16,11 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.faults import guarded
-from scistream.logs import trace
 from scistream.s2uc.connection_map import connection_map, unused
 from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.machine import Core, attached_stream, new_stream, remembered_stream
+from scistream.s2uc.machine import Core, Release, attached_stream, new_stream, remembered_stream
+from scistream.state_machines import data_of, guarded, trace
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, StreamError
 from scistream.wire.join import Join, hash_app_key, new_app_key
@@ -262,7 +261,8 @@ class StreamEffects:
 
     def _give_up_unasked(self, error: StreamError) -> None:
         """Wait for no side from which no answer about a release can come any more."""
-        for role in list(self.core.owing) if self.core.state == "Releasing" else ():
+        release = data_of(self.machine, Release)
+        for role in list(release.pending_sides) if release is not None else ():
             asked = self._asking.get(role)
             if asked is None or asked.called:
                 self.machine.side_refused(role, error)
@@ -299,7 +299,8 @@ class StreamEffects:
 
     def abandon(self) -> None:
         """The user waits no longer for the sides that have not confirmed a release."""
-        for role in list(self.core.owing) if self.core.state == "Releasing" else ():
+        release = data_of(self.machine, Release)
+        for role in list(release.pending_sides) if release is not None else ():
             self.forget(role)
             self.machine.side_refused(role, StreamError("timeout", "nobody waited for it"))
 

@@ -1,4 +1,4 @@
-"""The machine of one stream at S2UC. No I/O: what it wants done it asks of its `Effects`.
+"""The machine of one stream at S2UC. It does no I/O, and asks its `Effects` for what it wants done.
 
 ================================== ============================= ============
 state                              input                         next
@@ -15,10 +15,10 @@ Releasing                          both RESP                     Released
 any                                anything else                 same
 ================================== ============================= ============
 
-Streaming and Released are idle. Two ERRORs have their own way. `target-refused` by the producer's side, when ProdApp
-has said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. After
-`uid-in-use` what that side has is another stream, so it is not released there, and the other side's answer is waited
-for, since it may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
+Streaming and Released are idle. Two ERRORs are handled apart. `target-refused` by the producer's side, when ProdApp has
+said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. A side
+that says `uid-in-use` has another stream, so the machine does not release it there, and waits for the answer of the
+other side, which may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
 machine still ends in Released, since nobody waits for ever.
 """
 
@@ -30,76 +30,77 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
+from scistream.state_machines import SAME, begin_in, build, on
 from scistream.wire.errors import StreamError
 from scistream.wire.link import UNSENT
 from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 
 
 class Effects(Protocol):
-    """What the machine wants done. None of these raises; what comes of it is fed back as an input."""
+    """What the machine wants done. No effect raises; its result comes back as an input."""
 
     def ask(self, role: Role, command: Command) -> None:
         """Send a command to that side, in place of any earlier one that still waits there."""
 
     def forget(self, role: Role) -> None:
-        """Send nothing more to that side: it has never been reached, and must not hear of the stream now."""
+        """Send nothing more to a side that has never been reached, and must not hear of the stream now."""
 
     def provision(self, generation: int) -> None:
-        """Make the connection map and the credentials: then `targets_made` or `failed`."""
+        """Make the connection map and the credentials; then give the input `targets_made` or `failed`."""
 
     def reserved(self) -> None:
-        """Both sides have reserved: the join strings can be given out."""
+        """Give out the join strings, since both sides have reserved."""
 
     def streaming(self) -> None:
-        """Both sides have armed this generation."""
+        """Tell the user that both sides have armed this generation."""
 
     def ended(self) -> None:
-        """The stream is over; `Core.error` and `Core.not_released` say how."""
+        """Tell the user that the stream is over; `Core.error` and `Core.not_released` say how."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. None of them returns anything; none raises in any state."""
+    """The inputs of the machine. An input returns nothing, and raises in no state."""
 
     def request(self, commands: Mapping[Role, Req]) -> None:
-        """The user asks for a stream."""
+        """Ask both sides for a stream."""
 
     def reached(self, role: Role) -> None:
-        """A link to that side is up: from here on it may know of the stream."""
+        """Note that a link to a side is up: from here on that side may know of the stream."""
 
     def side_answered(self, role: Role, answer: Resp) -> None:
-        """The final RESP to the command that waited at that side."""
+        """Take the final RESP to the command that waited at that side."""
 
     def side_refused(self, role: Role, error: StreamError) -> None:
-        """An ERROR to the command that waited at that side, or giving it up."""
+        """Take an ERROR to the command that waited at that side, or note that nobody waits for its answer any more."""
 
     def prod_lstn(self, listeners: list[str]) -> None:
-        """Where ProdApp listens, from ProdLstn or from Status."""
+        """Note where ProdApp listens, from ProdLstn or from Status."""
 
     def targets_made(self, commands: Mapping[Role, UpdateTargets]) -> None:
-        """The connection map and the credentials of a new generation are made."""
+        """Take the connection map and the credentials of a new generation."""
 
     def failed(self, error: StreamError) -> None:
-        """A side says that its stream has failed, or the user's patience is over."""
+        """End the stream, since a side says that it has failed, or the user does not wait any longer."""
 
     def release(self) -> None:
-        """The user releases the stream."""
+        """Release the stream."""
 
     def _both_reserved(self) -> None:
-        """Both sides have answered REQ."""
+        """Go on, since both sides have answered REQ."""
 
     def _provision(self) -> None:
-        """ProdApp's listeners are known, or new ones are."""
+        """Make targets, since ProdApp's listeners are known, or new ones are."""
 
     def _both_updated(self) -> None:
-        """Both sides have answered UpdateTargets."""
+        """Go on, since both sides have answered UpdateTargets."""
 
     def _both_released(self) -> None:
-        """Both sides have answered REL, or were given up."""
+        """Go on, since no answer to a REL is waited for any more."""
 
 
 @dataclass
 class Core:
-    """What the machine's states share: what both sides have said of the stream."""
+    """What all states of the machine share: what both sides have said of the stream."""
 
     effects: Effects
     uid: str
@@ -109,68 +110,89 @@ class Core:
     answers: dict[Role, Resp] = field(default_factory=dict)
     app_listeners: list[str] = field(default_factory=list)
     provisioned_for: list[str] = field(default_factory=list)
-    updates: dict[Role, UpdateTargets] = field(default_factory=dict)
-    owing: set[Role] = field(default_factory=set)
-    taken: dict[Role, StreamError] = field(default_factory=dict)
+    uid_in_use: dict[Role, StreamError] = field(default_factory=dict)
+    """The sides that have another stream with this uid, which must not be released."""
     error: StreamError | None = None
     not_released: dict[Role, StreamError] = field(default_factory=dict)
     unknown_at: set[Role] = field(default_factory=set)
     """The sides that have no stream of this user with this uid, so that nothing was released there."""
 
+    def sides_to_release(self) -> set[Role]:
+        """Return the sides that may hold something of this stream."""
+        return self.reached - self.uid_in_use.keys()
 
-_builder = TypeMachineBuilder(Stream, Core)
 
-Idle = _builder.state("Idle")
-Reserving = _builder.state("Reserving")
-Reserved = _builder.state("Reserved")
-Provisioning = _builder.state("Provisioning")
-Updating = _builder.state("Updating")
-Streaming = _builder.state("Streaming")
-Releasing = _builder.state("Releasing")
-Released = _builder.state("Released")
+# -- the data of states
 
-STATES = (Idle, Reserving, Reserved, Provisioning, Updating, Streaming, Releasing, Released)
-LIVE = (Reserving, Reserved, Provisioning, Updating, Streaming)
+
+@dataclass
+class Operation:
+    """The data of Reserving, Updating and Releasing: the sides that have not answered yet."""
+
+    pending_sides: set[Role]
+
+
+@dataclass
+class Reservation(Operation):
+    """The data of Reserving."""
+
+
+@dataclass
+class Update(Operation):
+    """The data of Updating: the command for each side."""
+
+    commands: dict[Role, UpdateTargets]
+
+
+@dataclass
+class Release(Operation):
+    """The data of Releasing."""
+
+
+def _reserve(stream: Stream, core: Core, commands: Mapping[Role, Req]) -> Reservation:
+    return Reservation(set(commands))
+
+
+def _update(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> Update:
+    return Update({PROD}, dict(commands))
+
+
+def _release(stream: Stream, core: Core, *cause: StreamError) -> Release:
+    return Release(core.sides_to_release())
+
 
 # -- REQ
 
 
-@Idle.upon(Stream.request).to(Reserving)
 def _ask_both(stream: Stream, core: Core, commands: Mapping[Role, Req]) -> None:
-    core.state = "Reserving"
-    core.owing = set(commands)
     for role, command in commands.items():
         core.effects.ask(role, command)
 
 
-@Reserving.upon(Stream.side_answered).loop()
-def _side_reserved(stream: Stream, core: Core, role: Role, answer: Resp) -> None:
+def _side_reserved(stream: Stream, core: Core, reservation: Reservation, role: Role, answer: Resp) -> None:
     if not answer.listeners or not answer.csr:
         stream.failed(StreamError("gateway-failed", f"the {role} side answered REQ without listeners or csr"))
         return
     core.answers[role] = answer
-    core.owing.discard(role)
-    if core.owing:
+    reservation.pending_sides.discard(role)
+    if reservation.pending_sides:
         return
-    if core.taken:
-        _refused(stream, core, *next(iter(core.taken.items())))
+    if core.uid_in_use:
+        _refused(stream, core, *next(iter(core.uid_in_use.items())))
     else:
         stream._both_reserved()
 
 
-@Reserving.upon(Stream.side_refused).loop()
-def _not_reserved(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
+def _not_reserved(stream: Stream, core: Core, reservation: Reservation, role: Role, error: StreamError) -> None:
     if error.code == "uid-in-use":
-        core.taken[role] = error
-        core.owing.discard(role)
-        if core.owing & core.reached:
+        core.uid_in_use[role] = error
+        reservation.pending_sides.discard(role)
+        if reservation.pending_sides & core.reached:
             return
     _refused(stream, core, role, error)
 
 
-@Reserving.upon(Stream._both_reserved).to(Reserved)
 def _reserved(stream: Stream, core: Core) -> None:
-    core.state = "Reserved"
     core.effects.reserved()
     if core.app_listeners:
         stream._provision()
@@ -179,7 +201,6 @@ def _reserved(stream: Stream, core: Core) -> None:
 # -- ProdLstn
 
 
-@Reserved.upon(Stream.prod_lstn).loop()
 def _first_listeners(stream: Stream, core: Core, listeners: list[str]) -> None:
     core.app_listeners = list(listeners)
     stream._provision()
@@ -189,11 +210,6 @@ def _note_listeners(stream: Stream, core: Core, listeners: list[str]) -> None:
     core.app_listeners = list(listeners)
 
 
-for _state in (Reserving, Provisioning, Updating):
-    _state.upon(Stream.prod_lstn).loop()(_note_listeners)
-
-
-@Streaming.upon(Stream.prod_lstn).loop()
 def _maybe_new_listeners(stream: Stream, core: Core, listeners: list[str]) -> None:
     core.app_listeners = list(listeners)
     if core.app_listeners != core.provisioned_for:
@@ -201,43 +217,40 @@ def _maybe_new_listeners(stream: Stream, core: Core, listeners: list[str]) -> No
 
 
 def _start_provisioning(stream: Stream, core: Core) -> None:
-    core.state = "Provisioning"
     core.generation += 1
     core.provisioned_for = list(core.app_listeners)
     core.effects.provision(core.generation)
 
 
-for _state in (Reserved, Updating, Streaming):
-    _state.upon(Stream._provision).to(Provisioning)(_start_provisioning)
-
 # -- UpdateTargets
 
 
-@Provisioning.upon(Stream.targets_made).to(Updating)
 def _update_producer(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> None:
-    core.state = "Updating"
-    core.updates = dict(commands)
-    core.owing = {PROD}
-    core.effects.ask(PROD, core.updates[PROD])
+    core.effects.ask(PROD, commands[PROD])
 
 
-@Updating.upon(Stream.side_answered).loop()
-def _side_updated(stream: Stream, core: Core, role: Role, answer: Resp) -> None:
-    if role not in core.owing:
+def _side_updated(stream: Stream, core: Core, update: Update, role: Role, answer: Resp) -> None:
+    if role not in update.pending_sides:
         return
     if role == PROD:
-        core.owing = {CONS}
-        core.effects.ask(CONS, core.updates[CONS])
+        update.pending_sides = {CONS}
+        core.effects.ask(CONS, update.commands[CONS])
     else:
         stream._both_updated()
 
 
-@Updating.upon(Stream._both_updated).to(Streaming)
 def _stream(stream: Stream, core: Core) -> None:
-    core.state = "Streaming"
     core.effects.streaming()
     if core.app_listeners != core.provisioned_for:
         stream._provision()
+
+
+def _not_updated(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
+    outdated = core.app_listeners != core.provisioned_for
+    if role == PROD and error.code == "target-refused" and outdated:
+        stream._provision()
+    else:
+        _refused(stream, core, role, error)
 
 
 # -- the end
@@ -250,119 +263,121 @@ def _refused(stream: Stream, core: Core, role: Role, error: StreamError) -> None
 
 def _failed(stream: Stream, core: Core, error: StreamError) -> None:
     core.error = error
-    _release(stream, core)
+    _release_both(stream, core)
 
 
-def _release(stream: Stream, core: Core) -> None:
-    core.state = "Releasing"
-    core.owing = core.reached - set(core.taken)
+def _release_both(stream: Stream, core: Core) -> None:
+    sides = core.sides_to_release()
     for role in (CONS, PROD):
-        if role in core.owing:
+        if role in sides:
             core.effects.ask(role, Rel(uid=core.uid, role=role, seq=UNSENT))
         else:
             core.effects.forget(role)
-    if not core.owing:
+    if not sides:
         stream._both_released()
 
 
-@Updating.upon(Stream.side_refused).loop()
-def _not_updated(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
-    outdated = core.app_listeners != core.provisioned_for
-    if role == PROD and error.code == "target-refused" and outdated:
-        stream._provision()
-    else:
-        _refused(stream, core, role, error)
+def _side_released(stream: Stream, core: Core, release: Release, role: Role, answer: Resp) -> None:
+    _one_released(stream, release, role)
 
 
-for _state in LIVE:
-    if _state not in (Reserving, Updating):
-        _state.upon(Stream.side_refused).loop()(_refused)
-    _state.upon(Stream.failed).to(Releasing)(_failed)
-    _state.upon(Stream.release).to(Releasing)(_release)
-
-
-@Releasing.upon(Stream.side_answered).loop()
-def _side_released(stream: Stream, core: Core, role: Role, answer: Resp) -> None:
-    _one_released(stream, core, role)
-
-
-@Releasing.upon(Stream.side_refused).loop()
-def _side_not_released(stream: Stream, core: Core, role: Role, error: StreamError) -> None:
+def _side_not_released(stream: Stream, core: Core, release: Release, role: Role, error: StreamError) -> None:
     if error.code == "unknown-uid":
         core.unknown_at.add(role)
     else:
         core.not_released[role] = error
-    _one_released(stream, core, role)
+    _one_released(stream, release, role)
 
 
-def _one_released(stream: Stream, core: Core, role: Role) -> None:
-    core.owing.discard(role)
-    if not core.owing:
+def _one_released(stream: Stream, release: Release, role: Role) -> None:
+    release.pending_sides.discard(role)
+    if not release.pending_sides:
         stream._both_released()
 
 
-@Releasing.upon(Stream._both_released).to(Released)
-def _released(stream: Stream, core: Core) -> None:
-    core.state = "Released"
+def _ended(stream: Stream, core: Core) -> None:
     core.effects.ended()
-
-
-@Idle.upon(Stream.release).to(Released)
-def _nothing_to_release(stream: Stream, core: Core) -> None:
-    core.state = "Released"
-    core.effects.ended()
-
-
-# -- a side may be reached at any time; what comes too late, or twice, changes nothing
 
 
 def _reached(stream: Stream, core: Core, role: Role) -> None:
     core.reached.add(role)
 
 
-for _state in STATES:
-    _state.upon(Stream.reached).loop()(_reached)
-    if _state is not Idle:
-        _state.upon(Stream.request).loop().returns(None)
-    if _state not in (Reserving, Updating, Releasing):
-        _state.upon(Stream.side_answered).loop().returns(None)
-    if _state not in (*LIVE, Releasing):
-        _state.upon(Stream.side_refused).loop().returns(None)
-    if _state not in LIVE:
-        _state.upon(Stream.prod_lstn).loop().returns(None)
-        _state.upon(Stream.failed).loop().returns(None)
-    if _state not in (*LIVE, Idle):
-        _state.upon(Stream.release).loop().returns(None)
-    if _state is not Provisioning:
-        _state.upon(Stream.targets_made).loop().returns(None)
-    if _state is not Reserving:
-        _state.upon(Stream._both_reserved).loop().returns(None)
-    if _state not in (Reserved, Updating, Streaming):
-        _state.upon(Stream._provision).loop().returns(None)
-    if _state is not Updating:
-        _state.upon(Stream._both_updated).loop().returns(None)
-    if _state is not Releasing:
-        _state.upon(Stream._both_released).loop().returns(None)
+# -- the states and the table
 
-_machine = _builder.build()
+_builder = TypeMachineBuilder(Stream, Core)
+
+Idle = _builder.state("Idle")
+Reserving = _builder.state("Reserving", _reserve)
+Reserved = _builder.state("Reserved")
+Provisioning = _builder.state("Provisioning")
+Updating = _builder.state("Updating", _update)
+Streaming = _builder.state("Streaming")
+Releasing = _builder.state("Releasing", _release)
+Released = _builder.state("Released")
+
+STATES = (Idle, Reserving, Reserved, Provisioning, Updating, Streaming, Releasing, Released)
+LIVE = (Reserving, Reserved, Provisioning, Updating, Streaming)
+
+_machine = build(
+    _builder,
+    STATES,
+    [
+        on(STATES, Stream.reached, SAME, _reached),
+        # REQ
+        on(Idle, Stream.request, Reserving, _ask_both),
+        on(Reserving, Stream.side_answered, SAME, _side_reserved),
+        on(Reserving, Stream.side_refused, SAME, _not_reserved),
+        on(Reserving, Stream._both_reserved, Reserved, _reserved),
+        # ProdLstn
+        on(Reserved, Stream.prod_lstn, SAME, _first_listeners),
+        on((Reserving, Provisioning, Updating), Stream.prod_lstn, SAME, _note_listeners),
+        on(Streaming, Stream.prod_lstn, SAME, _maybe_new_listeners),
+        on((Reserved, Updating, Streaming), Stream._provision, Provisioning, _start_provisioning),
+        # UpdateTargets
+        on(Provisioning, Stream.targets_made, Updating, _update_producer),
+        on(Updating, Stream.side_answered, SAME, _side_updated),
+        on(Updating, Stream.side_refused, SAME, _not_updated),
+        on(Updating, Stream._both_updated, Streaming, _stream),
+        # the end
+        on((Reserved, Provisioning, Streaming), Stream.side_refused, SAME, _refused),
+        on(LIVE, Stream.failed, Releasing, _failed),
+        on(LIVE, Stream.release, Releasing, _release_both),
+        on(Releasing, Stream.side_answered, SAME, _side_released),
+        on(Releasing, Stream.side_refused, SAME, _side_not_released),
+        on(Releasing, Stream._both_released, Released, _ended),
+        on(Idle, Stream.release, Released, _ended),
+    ],
+    ignore_elsewhere=(
+        Stream.request,
+        Stream.side_answered,
+        Stream.side_refused,
+        Stream.prod_lstn,
+        Stream.targets_made,
+        Stream.failed,
+        Stream.release,
+        Stream._both_reserved,
+        Stream._provision,
+        Stream._both_updated,
+        Stream._both_released,
+    ),
+)
 
 
 def new_stream(core: Core) -> Stream:
-    """The machine of a stream that nobody has asked for yet."""
+    """Make the machine of a stream that nobody has asked for yet."""
     return _machine(core)
 
 
 def remembered_stream(core: Core) -> Stream:
-    """The machine of a stream that an earlier run of S2UC asked for: it can be released."""
-    core.state = "Streaming"
-    return _machine(core, Streaming)
+    """Make the machine of a stream that an earlier run of S2UC asked for: it can be released."""
+    return begin_in(_machine, core, Streaming)
 
 
 def attached_stream(core: Core) -> Stream:
-    """The machine of a stream that an earlier run of S2UC asked for and this one goes on with.
+    """Make the machine of a stream that an earlier run of S2UC asked for and this one goes on with.
 
     Both sides have reserved, and `core` holds their answers and the highest generation that either has seen. The next
     generation is made as soon as ProdApp's listeners are known, unless both sides stream under the same one.
     """
-    core.state = "Reserved"
-    return _machine(core, Reserved)
+    return begin_in(_machine, core, Reserved)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model_faults import CRASH, Bounds, Fault, do, fault_words, happen, inside, possible, words
-from model_invariants import at_rest, at_the_end, in_every_state
+from model_invariants import PROMISES, at_rest, at_the_end, in_every_state
 from model_stand_ins import installed
 from model_world import SCENARIOS, USER, Scenario, Stores, World, folder_for_stores, stores
 
@@ -50,6 +50,12 @@ class Violation:
     path: Faults
     steps: int
     what: str
+
+    @property
+    def promise(self) -> str:
+        """The letter of the promise that it breaks; "" if the code has failed in another way, as by an exception."""
+        letter = self.what.partition(": ")[0]
+        return letter if letter in PROMISES else ""
 
     @property
     def length(self) -> tuple[int, int]:
@@ -89,7 +95,7 @@ class Seen:
         self._workers = workers
 
     def running(self, worker: int, run: int) -> None:
-        """A worker begins a run."""
+        """Note the run that a worker begins."""
         self._words[2 * self._slots + worker] = run
 
     def _in_progress_elsewhere(self, run: int, worker: int) -> bool:
@@ -112,7 +118,7 @@ class Seen:
         raise MemoryError(f"there are more states than {slots} slots can hold")
 
     def find(self, key: int) -> int:
-        """The run that has been here; 0 if none."""
+        """Return the run that has been here; 0 if none."""
         words, slots = self._words, self._slots
         key = (key & _MASK) or 1
         at = key % slots
@@ -229,8 +235,10 @@ _HARMLESS = frozenset({"lose", "repeat", "again late", "last", "break", "break h
 
 
 def _needless(world: World, path: Faults) -> Iterator[str]:
-    """What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does the
-    user's client, if it goes when both sides have reserved, and comes back.
+    """Say that a stream has ended for nothing.
+
+    What is lost, repeated, overtaken or broken on the way ends no stream: there is always another try. Nor does a
+    user's client end one if it goes when both sides have reserved, and comes back.
 
     Two things are another matter: an S2CS that has just lost its gateways takes no new stream, and a client cannot
     tell an old ProdLstn that comes late from a new one.
@@ -260,7 +268,7 @@ def explore(
     *,
     workers: int = 2,
     seen: Seen | None = None,
-    stop_early: bool = False,
+    stop_at: str | None = None,
     prepare: Callable[[], Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Counts:
@@ -268,7 +276,8 @@ def explore(
 
     :param workers: processes that share the work.
     :param seen: what was seen of this scenario within other bounds: such states are not counted again.
-    :param stop_early: stop at the first violation; otherwise when all runs with as many faults are made.
+    :param stop_at: stop where this promise is broken first, whatever else is; without it when all runs are made that
+        have as many faults as the first in which anything is.
     :param prepare: called first, in each process, with everything installed: to plant a fault in the code.
     :param tell: gets a line from time to time.
     """
@@ -282,7 +291,7 @@ def explore(
         context.Pool(workers, _begin, (scenario, bounds, seen, numbers, folder, prepare)) as pool,
     ):
         level, faults = [Task(())], 0
-        while level and not total.violations:
+        while level and not (total.violations if stop_at is None else _breaks(total, stop_at)):
             following: list[Task] = []
             size = max(1, min(100, len(level) // (8 * workers)))
             chunks = [(faults, first, level[first : first + size]) for first in range(0, len(level), size)]
@@ -297,10 +306,14 @@ def explore(
                         f"{scenario.name}, {bounds}: {faults} faults, {done * size} of {len(level)} runs; "
                         f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s"
                     )
-                if stop_early and total.violations:
+                if _breaks(total, stop_at):
                     break
             level, faults = following, faults + 1
     return total
+
+
+def _breaks(counts: Counts, promise: str | None) -> bool:
+    return any(violation.promise == promise for violation in counts.violations)
 
 
 _explorer: Explorer
@@ -310,7 +323,7 @@ _kept = ExitStack()
 def _begin(
     scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, folder: Path, prepare: Callable[[], Any] | None
 ) -> None:
-    """A worker starts; what it opens here goes with its process, which its pool ends by SIGTERM."""
+    """Start a worker. What it opens goes with its process, which its pool ends by SIGTERM."""
     global _explorer
     signal.set_wakeup_fd(-1)  # a reactor in the process that it was forked from has handlers of its own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -349,7 +362,7 @@ def _work(chunk: tuple[int, int, list[Task]]) -> tuple[list[Task], Counts]:
 
 
 def story(violation: Violation, prepare: Callable[[], Any] | None = None) -> str:
-    """The trace of a violation, for a person: each step, each fault, and the states that machines entered."""
+    """Return the trace of a violation for a person: each step, each fault, and the states that machines entered."""
     lines = [f"In the scenario '{violation.scenario}', {len(violation.path)} fault(s), {violation.steps} steps:"]
     with installed(), stores() as files:
         if prepare is not None:

@@ -51,7 +51,7 @@ class Bounds:
 
 
 def possible(world: World, event: Any, bounds: Bounds) -> Iterator[Fault]:
-    """The faults to try in place of, or right before, the event that would come next."""
+    """Yield the faults to try in place of, or right before, the event that would come next."""
     kinds = bounds.kinds
     for fault in (*_to_message(world, event), *_to_links(world, event), *_surprises(world, event)):
         if fault[0] in kinds:
@@ -97,7 +97,7 @@ def _to_links(world: World, event: Any) -> Iterator[Fault]:
 
 
 def _surprises(world: World, event: Any) -> Iterator[Fault]:
-    """A timer of the receiver goes off first; the user releases at an odd moment."""
+    """Yield the faults in which a timer of the receiver goes off first, or the user releases at an odd moment."""
     process = world.target(event)
     if event[0] == "deliver" and process is not None:
         for index, timer in enumerate(world.network.timers):
@@ -213,7 +213,7 @@ def _do_to_party(world: World, event: Any, fault: Fault) -> None:
 
 
 def words(world: World, event: Any) -> str:
-    """What comes next, for a person."""
+    """Return what comes next, in words for a person."""
     kind = event[0]
     if kind == "deliver":
         return _item_words(event[1])
@@ -251,7 +251,7 @@ def _item_words(item: Item) -> str:
 
 
 def message_words(data: bytes) -> str:
-    """A line, for a person."""
+    """Return a line, in words for a person."""
     message = decoded(data)
     details = [getattr(message, name, None) for name in ("role", "state", "code", "generation")]
     shown = ", ".join(str(detail) for detail in details if detail)
@@ -277,7 +277,7 @@ def _timer_words(timer: Any) -> str:
 
 
 def fault_words(world: World, event: Any, fault: Fault) -> str:
-    """A fault, for a person."""
+    """Return a fault, in words for a person."""
     kind = fault[0]
     if kind in ("lose", "repeat", "again late", "last", "late"):
         what = message_words(event[1].data) if event[1].kind == "line" else "an attempt to connect"

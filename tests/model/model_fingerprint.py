@@ -1,8 +1,8 @@
 """A number that is the same for two states of the model that differ in nothing that matters.
 
-What does not matter: how long ago anything was, how long recurring timers have still to run, how often something was
-tried, the numbers of links and of the commands on them, sentences for people. Remaining times of other timers are
-compared coarsely.
+What matters of records, machines and messages is derived from their types: see model_reading.py. What does not matter:
+how long ago anything was, how long recurring timers have still to run, how often something was tried, the numbers of
+links and of the commands on them, sentences for people. Remaining times of other timers are compared coarsely.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from model_network import FINITE, QUIET, Connection, Item
+from model_reading import callers_in, read
 
-from scistream.logs import state_of
+from scistream.state_machines import data_of, state_of
 from scistream.wire.line import decode
 from scistream.wire.messages import (
-    Error,
     Hello,
-    ProdLstn,
     Rel,
     Req,
     ReqListeners,
-    Resp,
     StartConn,
     Status,
     UpdateTargets,
@@ -34,12 +32,12 @@ _COARSE = (2.5, 12.0, 25.0, 60.0)
 
 
 def coarse(seconds: float) -> int:
-    """The class of a remaining time."""
+    """Return the class of a remaining time."""
     return sum(seconds > limit for limit in _COARSE)
 
 
 def essence(world: World) -> list[tuple[str, Any]]:
-    """Records, states, and what gateways hold: what a repetition must not change, and what time alone does not."""
+    """Return records, states, and what gateways hold: neither a repetition nor time alone may change these."""
     found: list[tuple[str, Any]] = []
     for name, control in world.controls.items():
         for held in control.streams.values():
@@ -68,7 +66,7 @@ class Painter:
         self._now = -1.0
 
     def fingerprint(self) -> int:
-        """The number of the state that the world is in."""
+        """Return the number of the state that the world is in."""
         world, network = self._world, self._world.network
         if network.rewired:
             network.rewired = False
@@ -96,7 +94,7 @@ class Painter:
         )
 
     def _name_links(self) -> None:
-        """A link is known by its ends, and by its place among those that have the same."""
+        """Name each link by its ends, and by its place among those that have the same."""
         found: list[tuple[Any, Connection]] = []
         seen: dict[Any, int] = {}
         for one in self._world.network.connections:
@@ -141,13 +139,7 @@ class Painter:
         core = one._core
         element = one._server.elements.streams.get((core.uid, core.role), {})
         return (
-            state_of(one.machine),
-            core.state,
-            _content(core.current),
-            _content(core.update),
-            len(core.callers),
-            core.last_error and core.last_error.code,
-            tuple(core.listeners),
+            *_machine(one.machine, core),
             tuple([(channel, sock.listens) for channel, (sock, _) in one._listeners.items()]),
             tuple([arming and (arming.target, arming.context) for arming in element.values()]),
             one._rate,
@@ -167,30 +159,9 @@ class Painter:
         )
 
     def _held(self, one: Any) -> tuple[Any, ...]:
-        record, core = one.record, one.core
         links = self._links
         return (
-            state_of(one.machine),
-            record.state,
-            record.generation,
-            (record.own_updates, record.is_own_update, tuple(sorted(core.put_back))),
-            (core.has_moved, core.update_is_own, len(core.postponed)),
-            record.content,
-            record.greeted,
-            record.last_error and record.last_error.code,
-            tuple(record.app_listeners),
-            tuple(record.boots.values()),
-            tuple(record.listeners.values()),
-            tuple(record.csr.values()),
-            tuple(record.plan),
-            len(core.callers),
-            tuple(sorted(core.owing)),
-            tuple([error.code for error in core.refusals.values()]),
-            _content(core.update),
-            core.before_update,
-            tuple(core.listeners_told),
-            core.hello_overdue,
-            core.unwritten,
+            *_machine(one.machine, one.core),
             links.get(id(one.app_link)),
             self._outbox(one.app_outbox),
             tuple(sorted([links.get(id(link), ()) for link in one._owner_links])),
@@ -202,25 +173,14 @@ class Painter:
         return (
             user.attaching,
             user.closed,
-            state_of(effects.machine),
-            core.state,
-            core.generation,
-            tuple(sorted(core.reached)),
-            tuple([(role, one.csr, tuple(one.listeners or ())) for role, one in core.answers.items()]),
-            tuple(core.app_listeners),
-            tuple(core.provisioned_for),
-            tuple([_content(one) for one in core.updates.values()]),
-            tuple(sorted(core.owing)),
-            tuple(core.taken),
-            core.error and core.error.code,
-            tuple([(role, error.code) for role, error in core.not_released.items()]),
+            *_machine(effects.machine, core),
             effects._follows,
             tuple([self._dialer(server.dialer) for server in user.client._servers.values()]),
         )
 
     def _application(self, one: Any) -> tuple[Any, ...]:
         return (
-            state_of(one.machine),
+            *_machine(one.machine, one._core),
             one._greeted,
             one._hello and one._hello.called,
             one._finished.called,
@@ -238,7 +198,7 @@ class Painter:
         return tuple(
             [
                 (
-                    _content(waiting.command),
+                    read(waiting.command),
                     waiting.give_up and waiting.give_up.kind is FINITE and coarse(waiting.give_up.when - now),
                     bool(waiting.sent_as),
                     _expected(waiting),
@@ -253,10 +213,10 @@ class Painter:
         found = []
         for party, control in world.controls.items():
             for held in control.streams.values():
-                found += [(party, *self._caller(caller)) for caller in held.core.callers]
+                found += [(party, *self._caller(caller)) for caller in callers_in(data_of(held.machine, object))]
         for party, gateway in world.gateways.items():
             for holding in gateway._holdings.values():
-                found += [(party, *self._caller(caller)) for caller in holding._core.callers]
+                found += [(party, *self._caller(caller)) for caller in callers_in(data_of(holding.machine, object))]
         return tuple(found)
 
     def _caller(self, caller: Any) -> tuple[Any, ...]:
@@ -279,7 +239,7 @@ class Painter:
         place = _place(
             _outbox_of(end.other.link if isinstance(message, _COMMANDS) else end.link), getattr(message, "seq", None)
         )
-        return self._links.get(id(end.link)), end is end.connection.client, hold, place, _content(message)
+        return self._links.get(id(end.link)), end is end.connection.client, hold, place, read(message)
 
     def _timers(self) -> tuple[Any, ...]:
         now = self._now
@@ -292,6 +252,11 @@ class Painter:
                 others.append((party, timer.label))
         others.sort()
         return tuple(finite), tuple(others)
+
+
+def _machine(machine: Any, core: Any) -> tuple[Any, ...]:
+    """Return what matters of a machine: its state, what its states share, and the data of the state."""
+    return state_of(machine), read(core), read(data_of(machine, object))
 
 
 def _end(end: Any) -> tuple[Any, ...]:
@@ -325,7 +290,7 @@ def _place(outbox: Any, seq: int | None) -> int | None:
 
 
 def _expected(waiting: Any) -> Any:
-    """What an S2CS will compare the answer to a Status with, which it keeps nowhere else."""
+    """Return what an S2CS will compare the answer to a Status with, which it keeps nowhere else."""
     if type(waiting.command) is not Status or not waiting.result._callbacks:
         return None
     arguments = waiting.result._callbacks[0][0][1]
@@ -336,55 +301,10 @@ _lines: dict[bytes, Any] = {}
 
 
 def decoded(line: bytes) -> Any:
-    """The message of a line."""
+    """Return the message of a line."""
     message = _lines.get(line)
     if message is None:
         if len(_lines) > 100_000:
             _lines.clear()
         message = _lines[line] = decode(line.rstrip(b"\n"))
     return message
-
-
-_contents: dict[int, tuple[Any, int]] = {}
-
-
-def _content(message: Any) -> int:
-    """What a message says, without its number and its sentences."""
-    known = _contents.get(id(message))
-    if known is not None and known[0] is message:
-        return known[1]
-    if len(_contents) > 100_000:
-        _contents.clear()
-    found = hash(_read(message))
-    _contents[id(message)] = (message, found)
-    return found
-
-
-def _read(message: Any) -> tuple[Any, ...]:
-    kind, role = type(message).__name__, getattr(message, "role", None)
-    if isinstance(message, UpdateTargets):
-        return kind, role, message.generation, tuple(message.connection_map.items()), message.data_conn_key
-    if isinstance(message, Resp):
-        streams = [
-            (
-                *(one.role, one.state, one.generation, tuple(one.app_listeners), tuple(one.listeners), one.csr),
-                *(tuple(one.connection_map.items()), one.last_error and one.last_error.code),
-            )
-            for one in message.streams or []
-        ]
-        return (
-            kind,
-            message.state,
-            tuple(message.listeners or ()),
-            message.csr,
-            message.boot,
-            message.more,
-            tuple(streams),
-        )
-    if isinstance(message, Error):
-        return kind, role, message.code
-    if isinstance(message, Hello | ProdLstn | StartConn):
-        return kind, role, tuple(message.listeners or ())
-    if isinstance(message, Status):
-        return kind, role, message.uid is None, message.after
-    return kind, role

@@ -13,8 +13,17 @@ from model_fingerprint import decoded, essence
 from model_network import End
 from model_world import APPS, USER, World
 
-from scistream.logs import state_of
+from scistream.state_machines import state_of
 from scistream.wire.messages import CONS, PROD, Error, Hello, ProdLstn, Resp, Role
+
+PROMISES = {
+    "A": "both sides end Streaming, or both end Released, and nothing is stuck or ends for nothing",
+    "B": "ports and capacity in use are those of live streams, never more, never twice",
+    "C": "no byte crosses before both sides have accepted targets, nor after a gateway has answered REL",
+    "E": "repeating a command changes nothing",
+    "S": "what a party calls its state is the state of its machine, and what an S2CS says is in its store",
+}
+"""What the sentences of this module begin with. Promise D, that Released can always be reached, is A at the end."""
 
 RESTING = ("Listening", "Ready", "Streaming", "Released")
 LIVE = ("Reserving", "Listening", "Ready", "Updating", "Streaming")
@@ -22,7 +31,7 @@ HOLDING = ("Reserved", "Updating", "Forwarding")
 
 
 def in_every_state(world: World) -> Iterator[str]:
-    """What is wrong, whatever may be going on."""
+    """Yield what is wrong, whatever may be going on."""
     yield from _gateways_hold_what_lives(world)
     yield from _nothing_crosses_too_early_or_too_late(world)
     yield from _records_are_written_and_true(world)
@@ -30,7 +39,7 @@ def in_every_state(world: World) -> Iterator[str]:
 
 
 def _gateways_hold_what_lives(world: World) -> Iterator[str]:
-    """B."""
+    """Check B."""
     for name, server in world.gateways.items():
         ports, rate, streams = 0, 0.0, set()
         for key, holding in server._holdings.items():
@@ -43,7 +52,7 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
             if any(sock.listens for sock, _ in holding._listeners.values()) and core.current is None:
                 yield f"C: {name} listens for {key[1]} in {state}, before any targets were accepted"
             if state != core.state:
-                yield f"{name} calls its state {core.state} while its machine is in {state}"
+                yield f"S: {name} calls its state {core.state} while its machine is in {state}"
         if len(server.ports._given) != ports or server.ports.free != server.ports.last - server.ports.first + 1 - ports:
             yield f"B: {name} has given out {len(server.ports._given)} ports, and its live streams have {ports}"
         if abs(server.capacity._reserved - rate) > 1e-6:
@@ -53,7 +62,7 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
 
 
 def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
-    """C."""
+    """Check C."""
     for process, role in world.said_released:
         if process.alive:
             yield from (f"C: {what}" for what in _held_by(world, process.party, role))
@@ -71,7 +80,7 @@ def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
 
 
 def crossings(world: World) -> Iterator[tuple[Any, Any]]:
-    """The pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
+    """Yield the pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
     for consumers, consumer in _of_role(world, CONS):
         for channel, (sock, _) in consumer._listeners.items():
             arming = consumers.elements.streams.get((consumer._core.uid, CONS), {}).get(channel)
@@ -97,14 +106,14 @@ def _of_role(world: World, role: Role) -> Iterator[tuple[Any, Any]]:
 
 
 def _records_are_written_and_true(world: World) -> Iterator[str]:
-    """The store says what the server says, and what is Released is held by no gateway."""
+    """Check that the store says what the server says, and that no gateway holds what is Released."""
     for name, control in world.controls.items():
         for key, held in control.streams.items():
             record = held.record
             if state_of(held.machine) != record.state:
-                yield f"{name} has {record.state} in its record while its machine is in {state_of(held.machine)}"
+                yield f"S: {name} has {record.state} in its record while its machine is in {state_of(held.machine)}"
             if control.store.written.get(key) != (record.state, record.generation):
-                yield f"{name} is {record.state} and its store says {control.store.written.get(key)}"
+                yield f"S: {name} is {record.state} and its store says {control.store.written.get(key)}"
         for key, (state, _) in control.store.written.items():
             if state == "Released" and len(key) == 2:
                 yield from _still_held(world, name, key)
@@ -131,7 +140,7 @@ def _user_was_told_the_truth(world: World) -> Iterator[str]:
 
 
 def record_of(world: World, role: Role) -> Any:
-    """The record of the stream at the S2CS of that side, if that runs and has one."""
+    """Return the record of the stream at the S2CS of that side, if that runs and has one."""
     control = world.controls.get(world.facilities[role].control)
     if control is None:
         return None
@@ -142,7 +151,7 @@ def record_of(world: World, role: Role) -> Any:
 
 
 def at_rest(world: World) -> Iterator[str]:
-    """What is wrong when nothing is on its way and nothing more happens by itself before a stream's time is over."""
+    """Yield what is wrong when nothing is on its way, and nothing more happens before a stream's time is over."""
     for role in (PROD, CONS):
         yield from _side_rests(world, role)
     yield from _user_rests(world)
@@ -208,7 +217,7 @@ def _user_rests(world: World) -> Iterator[str]:
 
 
 def _sides_agree(world: World) -> Iterator[str]:
-    """A, as far as anybody is there who sees to it before the stream's time is over."""
+    """Check A, as far as anybody is there who sees to it before the stream's time is over."""
     user = world.user
     if user is None or user.gone or not world.is_there(USER) or user.core.not_released:
         return
@@ -240,7 +249,7 @@ def _applications_rest(world: World) -> Iterator[str]:
 
 
 def at_the_end(world: World) -> Iterator[str]:
-    """What is wrong when the time of every stream is over."""
+    """Yield what is wrong when the time of every stream is over."""
     for name, server in world.gateways.items():
         if server.ports._given or server.capacity._reserved:
             yield f"B: at the end {name} still holds {len(server.ports._given)} ports"
@@ -275,7 +284,7 @@ def on_write(world: World, end: End, data: bytes) -> None:
         written = [state for state, _ in world.controls[party].store.written.values()]
         if message.state not in written:
             there = ", ".join(written) or "nothing"
-            world.broken.append(f"{party} answers {message.state}; if it crashed now, its store would say {there}")
+            world.broken.append(f"S: {party} answers {message.state}; if it crashed now, its store would say {there}")
     elif party in world.gateways and message.state == "Released":
         role = next(role for role, facility in world.facilities.items() if party in facility.gateways)
         world.said_released.add((end.process, role))
@@ -293,7 +302,7 @@ def may_change(world: World, data: bytes) -> bool:
 
 
 def unchanged_by(world: World, data: bytes, before: list[tuple[str, Any]]) -> Iterator[str]:
-    """E: what the second delivery of a line has changed."""
+    """Check E: yield what the second delivery of a line has changed."""
     after = essence(world)
     if after != before:
         changed = [what for what, _ in set_difference(before, after)]
@@ -301,5 +310,5 @@ def unchanged_by(world: World, data: bytes, before: list[tuple[str, Any]]) -> It
 
 
 def set_difference(before: list[tuple[str, Any]], after: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """What is in one list only."""
+    """Return what is in one list only."""
     return [one for one in before if one not in after] + [one for one in after if one not in before]

@@ -24,6 +24,7 @@ from scistream.s2ds.service import DataServer
 from scistream.s2uc import machine as s2uc_machine
 from scistream.s2uc.effects import StreamEffects
 from scistream.wire import link
+from scistream.wire.errors import StreamError
 from scistream.wire.link import Outbox
 from scistream.wire.messages import CONS, PROD, Rel
 
@@ -32,12 +33,14 @@ from scistream.wire.messages import CONS, PROD, Rel
 class Mutation:
     """A fault to plant.
 
+    :param breaks: the promise that it breaks, by its letter.
     :param plant: plants it, for good.
     :param scenario: in which it does harm.
     :param bounds: the least that must go wrong for that.
     """
 
     name: str
+    breaks: str
     plant: Callable[[], None]
     scenario: str
     bounds: Bounds
@@ -46,36 +49,37 @@ class Mutation:
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def mutation(name: str, scenario: str, network: int, crashes: int, *kinds: str, comeback: float | None = SOON) -> Any:
+def mutation(
+    name: str, breaks: str, scenario: str, network: int, crashes: int, *kinds: str, comeback: float | None = SOON
+) -> Any:
     """Note what follows as a way to plant a fault, found where faults of these kinds happen."""
 
     def note(plant: Callable[[], None]) -> Callable[[], None]:
         bounds = Bounds(network, crashes, frozenset(kinds), (comeback,))
-        MUTATIONS[name] = Mutation(name, plant, scenario, bounds)
+        MUTATIONS[name] = Mutation(name, breaks, plant, scenario, bounds)
         return plant
 
     return note
 
 
 def _becomes(original: Any, mutated: Any) -> None:
-    """A function that a machine's table holds already does something else from now on."""
+    """Let a function that a machine's table holds already do something else from now on."""
     original.__code__ = mutated.__code__
 
 
 # -- what is asked twice is done twice
 
 
-@mutation("a gateway reserves once more when ReqListeners is repeated", "life", 1, 0, "repeat")
+@mutation("a gateway reserves once more when ReqListeners is repeated", "E", "life", 1, 0, "repeat")
 def _reserve_twice() -> None:
     def _req_again(stream: Any, core: Any, caller: Any, request: Any) -> None:
-        core.callers.append(caller)
         core.effects.bind(request)
-        core.present_all("reserved once more")
+        core.answer_with_state(caller, "reserved once more")
 
     _becomes(s2ds_machine._req_again, _req_again)
 
 
-@mutation("an S2CS and its gateways take a lower generation", "new targets", 1, 0, "again late")
+@mutation("an S2CS and its gateways take a lower generation", "E", "new targets", 1, 0, "again late")
 def _take_lower_generations() -> None:
     s2cs_machine._repeats_update = lambda core, caller, command: False
 
@@ -85,7 +89,7 @@ def _take_lower_generations() -> None:
     _becomes(s2ds_machine._consider_update, _consider_update)
 
 
-@mutation("an answer that says that the work goes on counts as the last one", "life", 1, 0, "repeat")
+@mutation("an answer that says that the work goes on counts as the last one", "A", "life", 1, 0, "repeat")
 def _take_any_answer() -> None:
     link.still_working = lambda command, answer: False
 
@@ -93,7 +97,7 @@ def _take_any_answer() -> None:
 # -- what is lost is not made up for
 
 
-@mutation("commands that were sent once are not sent again on a new link", "life", 1, 0, "break")
+@mutation("commands that were sent once are not sent again on a new link", "A", "life", 1, 0, "break")
 def _send_once() -> None:
     down, up = Outbox.link_down, Outbox.link_up
 
@@ -112,7 +116,7 @@ def _send_once() -> None:
     Outbox.link_up = link_up  # type: ignore[method-assign]
 
 
-@mutation("the user's client does not look for a ProdLstn that was lost", "life", 1, 0, "lose")
+@mutation("the user's client does not look for a ProdLstn that was lost", "A", "life", 1, 0, "lose")
 def _miss_prod_lstn() -> None:
     looked = StreamEffects._looked
 
@@ -123,7 +127,7 @@ def _miss_prod_lstn() -> None:
     StreamEffects._looked = blind  # type: ignore[method-assign]
 
 
-@mutation("ConsApp is told to connect once only", "life", 1, 0, "break")
+@mutation("ConsApp is told to connect once only", "A", "life", 1, 0, "break")
 def _tell_once() -> None:
     tell = S2CSCore.tell_consumer_to_connect
 
@@ -138,19 +142,18 @@ def _tell_once() -> None:
 # -- a release that is forgotten
 
 
-@mutation("what was being reserved is not released when that fails", "life", 0, 1, "silence")
+@mutation("what was being reserved is not released when that fails", "B", "life", 0, 1, "silence")
 def _forget_to_release() -> None:
-    release = s2cs_machine._release_all
-
-    def mutated(core: Any, stream: Any) -> None:
-        if core.record.state == "Reserving":
+    def _release(stream: Any, core: Any, cause: Any, callers: Any) -> Any:
+        if core.state == "Reserving":
             core.record.plan = {}
-        release(core, stream)
+        waiting = [] if isinstance(cause, StreamError) else [cause]
+        return Release(waiting, set(core.record.plan))  # type: ignore[name-defined]  # noqa: F821
 
-    s2cs_machine._release_all = mutated
+    _becomes(s2cs_machine._release, _release)
 
 
-@mutation("an S2CS gives REL up", "life", 0, 1, "silence")
+@mutation("an S2CS gives REL up", "B", "life", 0, 1, "silence")
 def _give_rel_up() -> None:
     ask = Outbox.ask
 
@@ -160,23 +163,21 @@ def _give_rel_up() -> None:
     Outbox.ask = impatient  # type: ignore[method-assign]
 
 
-@mutation("one side that fails does not release the other", "life", 0, 1, "crash")
+@mutation("one side that fails does not release the other", "A", "life", 0, 1, "crash")
 def _leave_the_other() -> None:
     def _failed(stream: Any, core: Any, error: Any) -> None:
         core.error = error
-        core.state = "Releasing"
-        core.owing = set()
         stream._both_released()
 
     _becomes(s2uc_machine._failed, _failed)
 
 
-@mutation("a gateway has no clock of its own for the end of a stream", "life", 0, 1, "crash", comeback=None)
+@mutation("a gateway has no clock of its own for the end of a stream", "B", "life", 0, 1, "crash", comeback=None)
 def _no_end() -> None:
     Holding.start_timer = lambda self, seconds: None  # type: ignore[method-assign]
 
 
-@mutation("a gateway forgets at once what it has released", "life", 2, 0, "again late", "release")
+@mutation("a gateway forgets at once what it has released", "E", "life", 2, 0, "again late", "release")
 def _forget_the_released() -> None:
     command = DataServer._command
 
@@ -189,7 +190,7 @@ def _forget_the_released() -> None:
     DataServer._command = forgetful  # type: ignore[method-assign]
 
 
-@mutation("an S2CS forgets a REL that overtook its REQ", "life", 2, 0, "last", "release")
+@mutation("an S2CS forgets a REL that overtook its REQ", "A", "life", 2, 0, "last", "release")
 def _forget_early_releases() -> None:
     ModelStore.note_early_release = lambda *_: None  # type: ignore[method-assign]
 
@@ -197,17 +198,17 @@ def _forget_early_releases() -> None:
 # -- what a restart makes of it
 
 
-@mutation("an S2CS answers REL before it has written", "life", 0, 1, "crash inside")
+@mutation("an S2CS answers REL before it has written", "S", "life", 0, 1, "crash inside")
 def _answer_first() -> None:
-    def _gone(stream: Any, core: Any) -> None:
-        for caller in core.release_callers():
-            core.resp(caller, "Released", _GONE)  # type: ignore[name-defined]  # noqa: F821
-        core.enter("Released")
+    def _gone(stream: Any, core: Any, release: Any) -> None:
+        for caller in release.waiting_callers:
+            core.resp(caller, _GONE)  # type: ignore[name-defined]  # noqa: F821
+        core.save()
 
     _becomes(s2cs_machine._gone, _gone)
 
 
-@mutation("an S2CS does not notice that a gateway has started anew", "life", 0, 1, "crash")
+@mutation("an S2CS does not notice that a gateway has started anew", "A", "life", 0, 1, "crash")
 def _ignore_boots() -> None:
     def gateway_knows(self: Any, gateway: Any, boot: str, expected: Any, known: Any) -> None:
         """Whatever it says."""
@@ -215,18 +216,18 @@ def _ignore_boots() -> None:
     ControlServer.gateway_knows = gateway_knows  # type: ignore[method-assign]
 
 
-@mutation("an S2CS that was restarted takes what it was releasing for released", "life", 0, 1, "crash inside")
+@mutation("an S2CS that was restarted takes what it was releasing for released", "B", "life", 0, 1, "crash inside")
 def _resume_too_late() -> None:
     def restored_stream(core: Any) -> Any:
         if core.record.state == "Releasing":
             core.record.state = "Released"
-            core.effects.save(core.record)
+            core.effects._server.store.save(core.record)
         return s2cs_machine.restored_stream(core)
 
     s2cs_effects.restored_stream = restored_stream
 
 
-@mutation("a user's client that comes back begins to count generations anew", "life", 0, 1, "crash")
+@mutation("a user's client that comes back begins to count generations anew", "A", "life", 0, 1, "crash")
 def _count_anew() -> None:
     take_up = StreamEffects._take_up
 

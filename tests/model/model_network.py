@@ -82,7 +82,7 @@ def _name_of(function: Any) -> str:
 
 
 def label_of(function: Any) -> str:
-    """What a timer does, by the name of what it calls."""
+    """Return what a timer does, by the name of what it calls."""
     return _name_of(getattr(function, "__func__", function))
 
 
@@ -106,7 +106,7 @@ class Process:
         self._count = 0
 
     def another(self) -> int:
-        """A number that this run has not used before."""
+        """Return a number that this run has not used before."""
         self._count += 1
         return self._count
 
@@ -190,7 +190,7 @@ class Item:
         self.repeated = False
 
     def copy(self) -> Item:
-        """The same once more."""
+        """Return the same item once more."""
         copied = Item(self.kind, self.end, self.sender, self.process, self.data, self.text)
         copied.repeated = True
         return copied
@@ -260,7 +260,7 @@ class End:
         self.loseConnection()
 
     def gone(self, why: Exception) -> None:
-        """The connection is no more."""
+        """Tell this end that the connection is no more."""
         if self.open:
             self.open = False
             self.process.network.touched.add(self.process.party)
@@ -312,20 +312,20 @@ class Network:
         self._count = 0
 
     def another(self) -> int:
-        """A number that was not used before."""
+        """Return a number that was not used before."""
         self._count += 1
         return self._count
 
     # -- what is sent
 
     def add(self, item: Item) -> None:
-        """It is on its way, unless its sender or its receiver is cut off."""
+        """Put an item on its way, unless its sender or its receiver is cut off."""
         if item.kind != "lookup" and item.kind != "gone" and _cut_off(item):
             return
         self.flight.append(item)
 
     def dial(self, process: Process, port: int, factory: Any) -> Deferred[Any]:
-        """A process connects to a port."""
+        """Connect a process to a port."""
         item = Item("dial", None, process, None, text=port)
         item.factory = factory
 
@@ -351,7 +351,7 @@ class Network:
     # -- what arrives
 
     def due(self) -> Item | None:
-        """What is delivered next if nothing goes wrong; None while nothing is on its way but what is held up."""
+        """Return what is delivered next if nothing goes wrong, or None if all that is on its way is held up."""
         held = None
         for item in self.flight:
             if item.hold is None:
@@ -361,7 +361,7 @@ class Network:
         return held
 
     def deliver(self, item: Item) -> None:
-        """It arrives."""
+        """Deliver an item."""
         self.flight.remove(item)
         for process in (item.process, item.sender) if item.kind == "dial" else (item.process,):
             if process is not None:
@@ -409,7 +409,7 @@ class Network:
         item.data.callback(connection.client.protocol)
 
     def _drop(self, end: End) -> None:
-        """What is on its way to an end does not arrive."""
+        """Drop what is on its way to an end."""
         self.flight = [item for item in self.flight if item.end is not end]
 
     def _forget(self, connection: Connection) -> None:
@@ -420,7 +420,7 @@ class Network:
     # -- time
 
     def fire(self, timer: Timer) -> None:
-        """It is time, or later than that."""
+        """Fire a timer, at its time or later."""
         self.timers.remove(timer)
         timer.network = None
         if timer.process is not None:
@@ -429,7 +429,7 @@ class Network:
         timer.function(*timer.args, **timer.kwargs)
 
     def lift(self) -> None:
-        """What was held up until now is on its way again."""
+        """Put what was held up until now on its way again."""
         for item in self.flight:
             if isinstance(item.hold, float) and item.hold <= self.now:
                 item.hold = None
@@ -437,7 +437,7 @@ class Network:
     # -- damage
 
     def lose(self, item: Item) -> None:
-        """It never arrives. An attempt to connect fails; a close and a lookup cannot be lost."""
+        """Lose an item. An attempt to connect fails; a close and a lookup cannot be lost."""
         self.flight.remove(item)
         if item.kind == "dial":
             assert item.sender is not None
@@ -445,7 +445,7 @@ class Network:
             item.data.errback(Failure(ConnectionRefusedError("the network is broken")))
 
     def break_(self, connection: Connection) -> None:
-        """Both ends lose it now, and all that is on its way."""
+        """Break a connection: both ends lose it now, and all that is on its way."""
         for end in (connection.server, connection.client):
             self._drop(end)
         for end in (connection.server, connection.client):
@@ -465,7 +465,7 @@ class Network:
         self.flight.append(gone)
 
     def kill(self, process: Process, *, flush: bool) -> None:
-        """A process dies. What it has sent is lost, or with `flush` still arrives; its peers lose their links."""
+        """Kill a process. What it has sent is lost, or with `flush` still arrives; its peers lose their links."""
         process.alive = False
         self.touched.add(process.party)
         self.timers = [timer for timer in self.timers if timer.process is not process]

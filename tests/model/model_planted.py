@@ -9,13 +9,17 @@ from model_world import SCENARIOS
 
 
 def harm_by_itself(mutation: Mutation) -> list[Violation]:
-    """What is broken by a planted fault when nothing goes wrong."""
+    """Return what a planted fault breaks when nothing goes wrong."""
     return explore(SCENARIOS[mutation.scenario], Bounds(0, 0), workers=1, prepare=mutation.plant).violations
 
 
-def search(mutation: Mutation, workers: int = 2) -> Violation | None:
-    """The shortest of the runs found first in which a planted fault does harm."""
+def search(mutation: Mutation, workers: int = 2) -> list[Violation]:
+    """Return the violations that are met until a planted fault breaks its promise, the shortest run first."""
     counts = explore(
-        SCENARIOS[mutation.scenario], mutation.bounds, workers=workers, prepare=mutation.plant, stop_early=True
+        SCENARIOS[mutation.scenario],
+        mutation.bounds,
+        workers=workers,
+        prepare=mutation.plant,
+        stop_at=mutation.breaks,
     )
-    return min(counts.violations, key=lambda violation: violation.length, default=None)
+    return sorted(counts.violations, key=lambda violation: violation.length)

@@ -102,7 +102,7 @@ class ModelLock:
         """Taken."""
 
     def note_holder(self) -> None:
-        """It is known."""
+        """Do nothing: the holder is known."""
 
     def release(self) -> None:
         """Given back."""
@@ -248,7 +248,7 @@ def _app_key() -> str:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """The stand-ins are in place for as long as this lasts."""
+    """Put the stand-ins in place for as long as this lasts."""
     replaced: list[tuple[Any, str, Any]] = [
         (scistream.security.control, "HostnameEndpoint", ModelEndpoint),
         (scistream.s2cs.service, "Store", lambda path: Now.open_store(path)),

@@ -129,7 +129,7 @@ class Stores:
         self._used: set[str] = set()
 
     def open(self, path: Path) -> ModelStore:
-        """The store of a server that starts: the first in a run finds an empty one."""
+        """Open the store of a server that starts: the first in a run finds an empty one."""
         name = path.name
         if name in self._used:
             self._spare.append(self._open[name])
@@ -149,7 +149,7 @@ class Stores:
 
 @contextmanager
 def folder_for_stores() -> Iterator[Path]:
-    """A folder for as long as this lasts, in memory where the system allows it."""
+    """Make a folder for as long as this lasts, in memory where the system allows it."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         yield Path(folder)
@@ -229,7 +229,7 @@ class World:
     # -- parties come and go
 
     def process(self, party: str) -> Process:
-        """A new run of a party."""
+        """Begin a new run of a party."""
         earlier = self.processes.get(party)
         process = Process(self.network, party, earlier.number + 1 if earlier is not None else 1)
         self.processes[party] = process
@@ -237,7 +237,7 @@ class World:
         return process
 
     def start(self, party: str) -> None:
-        """A party starts, for the first time or again."""
+        """Start a party, for the first time or again."""
         self.network.touched.add(party)
         for facility in self.facilities.values():
             if party == facility.control:
@@ -265,7 +265,7 @@ class World:
         controller.run().addErrback(lambda failure: failure.trap(StreamError))
 
     def kill(self, party: str, comeback: Any, *, flush: bool) -> None:
-        """A party dies; it comes back after so many seconds, or never (None)."""
+        """Let a party die, and come back after so many seconds, or never (None)."""
         process = self.processes[party]
         self.network.kill(process, flush=flush)
         if party == USER:
@@ -368,7 +368,7 @@ class World:
         return consumer is not None and consumer._program is not None
 
     def act(self, step: str) -> None:
-        """A step of the script."""
+        """Take a step of the script."""
         self.network.rewired = True
         if step == "ask":
             self._ask()
@@ -389,7 +389,7 @@ class World:
     # -- what happens next
 
     def next(self) -> tuple[Any, ...] | None:
-        """What happens if nothing goes wrong; None at the end of the run. To be called once before each `do`."""
+        """Return what happens if nothing goes wrong; None at the end of the run. Call it once before each `do`."""
         network = self.network
         network.lift()
         item = network.due()
@@ -412,7 +412,7 @@ class World:
         return ("fire", long) if long is not None else None
 
     def _coming(self) -> tuple[Any, ...] | None:
-        """What comes with time, unless time changes nothing any more."""
+        """Return what comes with time, unless time changes nothing any more."""
         network = self.network
         now = essence(self)
         if now != self._calm[0]:
@@ -434,7 +434,7 @@ class World:
         return None
 
     def do(self, event: tuple[Any, ...]) -> None:
-        """It happens."""
+        """Let an event happen."""
         process = self.target(event)
         if process is not None:
             process.effects = 0
@@ -445,7 +445,7 @@ class World:
             self.not_handled()
 
     def not_handled(self) -> None:
-        """The parties' code has raised an exception, which a reactor would log."""
+        """Note that the parties' code has raised an exception, which a reactor would log."""
         self.broken.append(f"an exception was not handled:\n{traceback.format_exc()}")
 
     def _do(self, event: tuple[Any, ...]) -> None:
@@ -491,7 +491,7 @@ class _Program:
     """The unchanged program of an application: it does nothing, and never ends."""
 
     def start(self, _listeners: Sequence[str]) -> None:
-        """It runs."""
+        """Do nothing: the program runs."""
 
     def ended(self, _reactor: Any) -> Deferred[None]:
         return Deferred()
@@ -502,5 +502,5 @@ def _ignore(_line: str) -> None:
 
 
 def connections_of(world: World, process: Process) -> list[Connection]:
-    """The connections that a process has."""
+    """Return the connections that a process has."""
     return [one for one in world.network.connections if process in (one.client.process, one.server.process)]

@@ -5,13 +5,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
 import pytest
 from model_explorer import Counts, Explorer, Seen, Task, Violation, explore, story
 from model_faults import CRASH, NETWORK, Bounds
+from model_invariants import PROMISES
 from model_mutations import MUTATIONS
 from model_planted import harm_by_itself, search
+from model_reading import callers_in, read
 from model_stand_ins import installed
 from model_world import SCENARIOS, stores
+
+from scistream.s2cs.machine import Core, Reservation, Update
+from scistream.s2cs.record import Record
+from scistream.wire.link import Caller
+from scistream.wire.messages import PROD, LastError, Req, UpdateTargets
 
 OTHERS = [name for name in SCENARIOS if name != "life"]
 
@@ -44,9 +56,12 @@ def test_any_party_may_crash_or_fall_silent_at_any_moment_whatever_people_do(sce
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_planted_fault_does_no_harm_by_itself_and_is_found(name: str) -> None:
-    assert harm_by_itself(MUTATIONS[name]) == []
-    assert search(MUTATIONS[name]) is not None
+def test_a_planted_fault_does_no_harm_by_itself_and_is_found_by_the_promise_that_it_breaks(name: str) -> None:
+    mutation = MUTATIONS[name]
+    assert harm_by_itself(mutation) == []
+    broken = {violation.promise for violation in search(mutation)}
+    assert mutation.breaks in broken, PROMISES[mutation.breaks]
+    assert "" not in broken, "it is found by the promise that it breaks, and not because the changed code fails"
 
 
 def test_a_run_is_the_same_whenever_it_is_made() -> None:
@@ -64,3 +79,67 @@ def test_a_trace_tells_each_step_each_fault_and_what_is_broken() -> None:
     assert "the user asks for a stream" in told
     assert "FAULT: REQ (PROD) to producer's S2CS is lost" in told
     assert told.endswith("VIOLATION: nothing at all")
+
+
+# -- what the fingerprint is made of
+
+REQUEST = Req(uid="u", role=PROD, seq=1, num_conn=1, rate=1.0, app_key_hash="0" * 64)
+
+
+class WiderRecord(Record):
+    """A record with a field that it does not have today."""
+
+    another: int = 0
+
+
+@dataclass
+class WiderCore(Core):
+    """What the states of a machine share, with a field more."""
+
+    another: int = 0
+
+
+@dataclass
+class WiderReservation(Reservation):
+    """The data of a state, with a field more."""
+
+    another: int = 0
+
+
+class WiderRequest(Req, frozen=True):
+    """A message with a field more."""
+
+    another: int = 0
+
+
+WIDER: list[Callable[[int], Any]] = [
+    lambda another: WiderRecord(uid="u", role=PROD, owner="ada", another=another),
+    lambda another: WiderCore(cast(Any, None), Record(uid="u", role=PROD, owner="ada"), another=another),
+    lambda another: WiderReservation([], set(), another=another),
+    lambda another: WiderRequest(**msgspec.structs.asdict(REQUEST), another=another),
+]
+
+
+@pytest.mark.parametrize("make", WIDER)
+def test_a_field_that_is_new_is_in_the_fingerprint_without_being_listed(make: Callable[[int], Any]) -> None:
+    assert read(make(1)) == read(make(1))
+    assert read(make(1)) != read(make(2))
+
+
+def test_numbers_of_commands_sentences_and_times_are_not_in_the_fingerprint() -> None:
+    assert read(REQUEST) == read(msgspec.structs.replace(REQUEST, seq=2, rate=2.0))
+    assert read(REQUEST) != read(msgspec.structs.replace(REQUEST, num_conn=2))
+    assert read(LastError(code="timeout", msg="a")) == read(LastError(code="timeout", msg="b"))
+    assert read(LastError(code="timeout", msg="a")) != read(LastError(code="expired", msg="a"))
+
+
+def test_a_kind_of_value_that_is_not_known_is_not_left_out_silently() -> None:
+    with pytest.raises(TypeError, match="it is not known what matters of a object"):
+        read(WiderReservation([], {cast(Any, object())}))
+
+
+def test_callers_are_found_wherever_they_are_in_the_data_of_a_state() -> None:
+    one, two = Caller(cast(Any, None), 1), Caller(cast(Any, None), 2)
+    command = UpdateTargets(uid="u", role=PROD, seq=1, generation=1, connection_map={}, data_conn_key="")
+    update = Update([one], set(), command, is_own=True, before="Streaming", postponed=[(two, command)])
+    assert list(callers_in(update)) == [one, two]

@@ -14,7 +14,7 @@ class Fault(Exception):
 
 
 def logged_faults(patch: pytest.MonkeyPatch, party: type) -> list[Any]:
-    """What a class logs with a traceback from now on. It is kept from the log of the other tests."""
+    """Return the list of what a class logs with a traceback from now on, which the log of other tests does not get."""
     events: list[Any] = []
 
     def note(event: Any) -> None:

@@ -42,7 +42,7 @@ class Table:
 
     @property
     def states(self) -> set[str]:
-        """All states that it names."""
+        """The states that it names."""
         named = {state.partition(" (")[0] for row in self.rows for state in row.states}
         named |= {row.next for row in self.rows if row.next[:1].isupper()}
         return named - {"any"}
@@ -60,7 +60,7 @@ class Table:
 
 
 def tables_of(docstring: str | None) -> list[Table]:
-    """All simple tables of a docstring, in their order."""
+    """Return all simple tables of a docstring, in their order."""
     assert docstring is not None
     tables: list[Table] = []
     lines = iter(docstring.splitlines())
@@ -96,7 +96,7 @@ def _names(cell: str) -> tuple[str, ...]:
 
 
 def inputs_of(protocol: type[Any]) -> set[str]:
-    """The names of a machine's inputs, those that start with an underscore too."""
+    """Return the names of a machine's inputs, those that start with an underscore too."""
     return {
         name
         for name, value in vars(protocol).items()

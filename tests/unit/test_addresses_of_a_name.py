@@ -12,7 +12,7 @@ from requirements import needs_ipv6
 from test_whole_protocol import World
 
 from scistream.app.controller import Controller, Nobody
-from scistream.s2cs.record import Record, part
+from scistream.s2cs.record import Record, update_for_gateway
 from scistream.s2uc.client import Stream
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage
@@ -140,4 +140,4 @@ def test_the_longest_targets_with_all_other_addresses_fit_into_a_line_to_a_gatew
     update = UpdateTargets(
         uid=UID, role=PROD, seq=UNSENT, generation=1, connection_map=targets, data_conn_key=pem, store="0" * 32
     )
-    assert len(encode(part(record, "dtn", update, 2**53))) <= MAX_LINE
+    assert len(encode(update_for_gateway(record, "dtn", update, 2**53))) <= MAX_LINE

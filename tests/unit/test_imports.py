@@ -108,7 +108,27 @@ MACHINES = sorted(ROOT.rglob("machine.py"))
 def test_a_machine_does_no_input_or_output(path: Path) -> None:
     assert len(MACHINES) == len(PARTIES)
     found = imports(path)
-    assert within(found, "twisted", "socket", "sqlite3", "time", "asyncio", "threading", "OpenSSL") == set()
+    assert within(found, "socket", "sqlite3", "time", "asyncio", "threading", "OpenSSL") == set()
+
+
+@pytest.mark.parametrize("path", [*MACHINES, ROOT / "state_machines.py"], ids=name_of)
+def test_a_machine_imports_nothing_of_twisted_but_types(path: Path) -> None:
+    assert within(imported(without_types(path.read_text()), "scistream", top_only=False), "twisted") == set()
+
+
+def without_types(code: str) -> str:
+    """A module without its imports that only a type checker reads."""
+    tree = ast.parse(code)
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return ast.unparse(tree)
+
+
+def test_an_import_for_types_only_is_told_from_one_that_runs() -> None:
+    code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from twisted.logger import Logger"
+    assert within(imported(code, "scistream", top_only=False), "twisted") == {"twisted.logger.Logger"}
+    assert within(imported(without_types(code), "scistream", top_only=False), "twisted") == set()
 
 
 @pytest.mark.parametrize("path", MACHINES, ids=name_of)
@@ -117,7 +137,20 @@ def test_a_machine_imports_nothing_that_stands_above_it(path: Path) -> None:
     rooms_above = ["service", "client", "cli", "controller", "effects", "gateway", "tap", "streams"]
     assert within(imports(path), *(f"{party}.{above}" for above in rooms_above)) == set()
     own = within(imports(path), "scistream")
-    assert own == within(own, party, "scistream.wire")
+    assert own == within(own, party, "scistream.wire", "scistream.state_machines")
+
+
+def test_what_machines_share_imports_only_the_wire_and_how_to_log() -> None:
+    own = within(imports(ROOT / "state_machines.py"), "scistream")
+    assert own == within(own, "scistream.wire", "scistream.logs")
+
+
+@EVERY_FILE
+def test_only_what_machines_share_touches_private_names_of_automat(path: Path) -> None:
+    if path.name == "state_machines.py":
+        return
+    assert "__automat_" not in path.read_text()
+    assert [name for name in within(imports(path), "automat") if "._" in name] == []
 
 
 @EVERY_FILE

@@ -21,7 +21,9 @@ from scistream import timing
 from scistream.s2cs.policy import load_policy
 from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
+from scistream.s2uc.credentials import issue_credentials
 from scistream.s2uc.memory import Memory
+from scistream.wire.link import UNSENT
 from scistream.wire.messages import CONS, PROD, Req, Role, UpdateTargets
 
 HERE = "insecure:loopback"
@@ -155,11 +157,17 @@ def test_the_control_server_ends_a_shorter_life_before_its_gateway_does(world: W
 
 def _update_by_hand(world: World, stream: Any, role: Role, targets: dict[str, str], seconds: Any) -> None:
     effects = stream._effects
-    keys = [update for update in effects.core.updates.values() if update.role == role]
-    command = msgspec.structs.replace(
-        keys[0], seq=1, generation=effects.core.generation + 1, connection_map=targets, expires=seconds
+    generation = effects.core.generation + 1
+    keys = issue_credentials(stream.uid, generation, seconds or 600.0, {role: effects.core.answers[role].csr})
+    command = UpdateTargets(
+        uid=stream.uid,
+        role=role,
+        seq=UNSENT,
+        generation=generation,
+        connection_map=targets,
+        data_conn_key=keys[role],
+        expires=seconds,
     )
-    assert isinstance(command, UpdateTargets)
     world.result(effects._servers[role].dialer.ask(command, 10.0))
 
 

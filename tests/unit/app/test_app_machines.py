@@ -11,7 +11,7 @@ from state_tables import Table, inputs_of, tables_of
 
 from scistream.app import machine as app
 from scistream.app.machine import Application, Core, new_consumer, new_producer
-from scistream.logs import state_of
+from scistream.state_machines import state_of
 from scistream.wire.errors import StreamError
 
 PROD_TABLE, CONS_TABLE = tables_of(app.__doc__)

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import msgspec
 
-from scistream.logs import state_of
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import Core, Stream, new_stream
 from scistream.s2cs.record import Record
+from scistream.state_machines import state_of
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
 from scistream.wire.messages import (

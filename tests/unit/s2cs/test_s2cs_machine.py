@@ -11,10 +11,13 @@ from state_tables import inputs_of, tables_of
 from stream_at_s2cs import BAD_KEY, LIVE, NO_PORTS, OTHER_APP, REFUSED, SILENT, STATES, UID, Rig, answered, asked, kinds
 
 from scistream.s2cs import machine as s2cs
-from scistream.s2cs.machine import Stream
+from scistream.s2cs.machine import Stream, Update
+from scistream.state_machines import data_of
+from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Resp, Role
 
 [TABLE] = tables_of(s2cs.__doc__)
+BROKEN = StreamError("gateway-failed", "oops")
 
 # -- every input in every state
 
@@ -126,7 +129,7 @@ def test_targets_that_all_refuse_lead_back_to_where_the_update_began(role: Role,
 
 PRIVATE: list[tuple[str, Callable[[Rig], Any], dict[str, str]]] = [
     ("_reserved", lambda rig: rig.machine._reserved(), {"Reserving": "Listening"}),
-    ("_greeted", lambda rig: rig.machine._greeted(), {"Listening": "Ready"}),
+    ("_hello_counts", lambda rig: rig.machine._hello_counts(None), {"Listening": "Ready"}),
     (
         "_carry_out",
         lambda rig: rig.machine._carry_out(rig.caller(), rig.command()),
@@ -136,7 +139,7 @@ PRIVATE: list[tuple[str, Callable[[Rig], Any], dict[str, str]]] = [
     ("_back_to_listening", lambda rig: rig.machine._back_to_listening(), {"Updating": "Listening"}),
     ("_back_to_ready", lambda rig: rig.machine._back_to_ready(), {"Updating": "Ready"}),
     ("_back_to_streaming", lambda rig: rig.machine._back_to_streaming(), {"Updating": "Streaming"}),
-    ("_fail", lambda rig: rig.machine._fail("gateway-failed", "oops"), dict.fromkeys(LIVE, "Releasing")),
+    ("_fail", lambda rig: rig.machine._fail(BROKEN), dict.fromkeys(LIVE, "Releasing")),
     ("_released", lambda rig: rig.machine._released(), {"Releasing": "Released"}),
 ]
 
@@ -148,8 +151,10 @@ def test_inputs_of_the_machine_to_itself_count_only_where_they_belong(
     role: Role, state: str, name: str, give: Callable[[Rig], None], leads: dict[str, str]
 ) -> None:
     rig = Rig(role).to(state)
-    rig.core.refusals = {"dtn1": REFUSED}
-    rig.core.before_update = {"_back_to_listening": "Listening", "_back_to_streaming": "Streaming"}.get(name, "Ready")
+    update = data_of(rig.machine, Update)
+    if update is not None:
+        update.refusals = {"dtn1": REFUSED}
+        update.before = {"_back_to_listening": "Listening", "_back_to_streaming": "Streaming"}.get(name, "Ready")
     rig.record.greeted = name != "_back_to_listening" and rig.record.greeted
     give(rig)
     assert rig.state == leads.get(state, state)

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from state_tables import inputs_of, tables_of
 
-from scistream.logs import state_of
 from scistream.s2ds import machine as s2ds
-from scistream.s2ds.machine import Core, Stream, new_stream
+from scistream.s2ds.machine import Core, Stream, Update, new_stream
+from scistream.state_machines import data_of, state_of
 from scistream.wire.errors import StreamError
 from scistream.wire.link import Caller
 from scistream.wire.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
@@ -135,8 +135,14 @@ class Rig:
     def snapshot(self) -> Any:
         core = self.core
         return msgspec.to_builtins(
-            [core.state, core.request, core.listeners, core.csr, core.current, core.update, core.last_error]
+            [core.state, core.request, core.listeners, core.csr, core.current, self.update_under_way, core.last_error]
         )
+
+    @property
+    def update_under_way(self) -> UpdateTargets | None:
+        """The command that is being carried out."""
+        update = data_of(self.machine, Update)
+        return update.command if update is not None else None
 
 
 def kinds(news: list[tuple[Any, ...]]) -> list[str]:
@@ -355,7 +361,7 @@ def test_targets_are_armed_and_then_answered() -> None:
 def test_refused_targets_leave_those_in_force_that_were(before: str, generation: int) -> None:
     rig = Rig().to("Updating", before_update=before)
     current = rig.core.current
-    seq = rig.update(generation=rig.core.update.generation if rig.core.update else None)
+    seq = rig.update(generation=rig.update_under_way.generation if rig.update_under_way else None)
     rig.news()
     rig.machine.not_armed(REFUSED)
     news = rig.news()

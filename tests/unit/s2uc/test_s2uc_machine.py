@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from state_tables import inputs_of, tables_of
 
-from scistream.logs import state_of
 from scistream.s2uc import machine as s2uc
-from scistream.s2uc.machine import Core, Stream, new_stream, remembered_stream
+from scistream.s2uc.machine import Core, Operation, Stream, new_stream, remembered_stream
+from scistream.state_machines import data_of, state_of
 from scistream.wire.errors import StreamError
 from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 
@@ -125,8 +125,11 @@ class Rig:
         return news
 
     def snapshot(self) -> Any:
-        core = vars(self.core).items()
-        return {name: copy.copy(value) if isinstance(value, set | dict | list) else value for name, value in core}
+        data = data_of(self.machine, Operation)
+        fields = {**vars(self.core), **(vars(data) if data is not None else {})}
+        return {
+            name: copy.copy(value) if isinstance(value, set | dict | list) else value for name, value in fields.items()
+        }
 
 
 def asked(news: list[tuple[Any, ...]]) -> list[tuple[Role, type[Any]]]:
