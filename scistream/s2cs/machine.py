@@ -550,7 +550,7 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
 
 
 def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
-    """Answer an UpdateTargets that is not news: section 6 rule 1."""
+    """Answer an UpdateTargets that is not news: protocol section 7.4."""
     record = core.record
     if command.generation > record.generation:
         return False

@@ -256,7 +256,7 @@ for _state in (Releasing, Released):
 
 
 def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    """Section 6 rule 1 for UpdateTargets."""
+    """Carry out an UpdateTargets that is news, and answer any other: protocol section 7.4."""
     current = core.current
     if current is None or command.generation > current.generation:
         stream._carry_out(caller, command)

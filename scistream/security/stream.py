@@ -3,7 +3,7 @@
 An S2DS makes a `StreamSecret` for each stream that it reserves, sends its certificate request upwards, and makes
 `Credentials` of the certificates that come back with the targets; its elements make a context of them, and of each
 new generation another one.
-Connect is the handshake under these contexts (protocol, "Who may do what"), and `verify_consumer` at the producer
+Connect is the handshake under these contexts (protocol section 10.1), and `verify_consumer` at the producer
 and `verify_producer` at the consumer complete it: until they return, no application is dialled and no byte passed.
 The private key stays in memory. Nothing here opens a socket.
 """

@@ -12,15 +12,10 @@ import msgspec
 from docutils import nodes
 from docutils.core import publish_doctree
 from msgspec import inspect
-from state_tables import tables_of
 
-import scistream.app.machine
-import scistream.s2cs.machine
-import scistream.s2ds.machine
-import scistream.s2uc.machine
 from scistream.wire import messages
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.rst"
 
 NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\.? ")
@@ -138,12 +133,20 @@ def _number(kind: inspect.IntType | inspect.FloatType) -> str:
         return word
     if high is None:
         return f"{word}, at least {low:g}"
-    return f"{word}, above {low:g}, at most {_plain(high)}" if kind.gt is not None else f"{word}, {_plain(low)} to {_plain(high)}"
+    return (
+        f"{word}, above {low:g}, at most {_plain(high)}"
+        if kind.gt is not None
+        else f"{word}, {_plain(low)} to {_plain(high)}"
+    )
 
 
 def _plain(value: float) -> str:
     powers = {2**53: "2^53", 2**63 - 1: "2^63 - 1"}
-    return powers.get(int(value)) or f"{value:.15g}".replace("e-06", "e-6") if value != int(value) or value > 2**31 else f"{int(value)}"
+    return (
+        powers.get(int(value)) or f"{value:.15g}".replace("e-06", "e-6")
+        if value != int(value) or value > 2**31
+        else f"{int(value)}"
+    )
 
 
 def left_out(field: inspect.Field) -> str:
@@ -155,17 +158,7 @@ def left_out(field: inspect.Field) -> str:
     return msgspec.json.encode(default).decode()
 
 
-# -- what is written by this file: `python tests/unit/protocol_page.py`
-
-
-MACHINES: dict[str, tuple[str | None, int]] = {
-    "S2CS": (scistream.s2cs.machine.__doc__, 0),
-    "S2DS": (scistream.s2ds.machine.__doc__, 0),
-    "S2UC": (scistream.s2uc.machine.__doc__, 0),
-    "ProdApp": (scistream.app.machine.__doc__, 0),
-    "ConsApp": (scistream.app.machine.__doc__, 1),
-}
-"""Whose state table the page has, and where it is in the code: the docstring, and the place of the table in it."""
+# -- parts that are written by scripts
 
 
 def replaced(page: str, what: str, lines: str) -> str:
@@ -174,32 +167,3 @@ def replaced(page: str, what: str, lines: str) -> str:
     assert page.count(begin) == page.count(end) == 1, f"the page has no one place for {what}"
     before, _, rest = page.partition(begin)
     return f"{before}{begin}\n{lines}\n{end}{rest.partition(end)[2]}"
-
-
-def state_table(party: str) -> str:
-    """The state table of a machine, as the page has it."""
-    docstring, number = MACHINES[party]
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 45 40 15", ""]
-    rows = [("State", "Input", "Next")]
-    rows += [(", ".join(row.states), ", ".join(row.inputs), row.next) for row in tables_of(docstring)[number].rows]
-    for states, inputs, then in rows:
-        lines += [f"   * - {states}", f"     - {inputs}", f"     - {then}"]
-    return "\n".join(lines) + "\n"
-
-
-def link_targets(page: str) -> str:
-    """What makes links of the references to sections."""
-    referred = {one.lower() for one in re.findall(r"`section\s+[\d.]+`_", page, re.IGNORECASE)}
-    numbers = sorted({re.sub(r"[^\d.]", "", one) for one in referred}, key=lambda one: [*map(int, one.split("."))])
-    return "".join(f".. _section {number}: protocol-{number}_\n" for number in numbers)
-
-
-def up_to_date(page: str) -> str:
-    """The page with everything in it that is derived from the code or from the page itself."""
-    for party in MACHINES:
-        page = replaced(page, f"state table of {party}", state_table(party))
-    return replaced(page, "link targets", link_targets(page))
-
-
-if __name__ == "__main__":
-    PAGE.write_text(up_to_date(PAGE.read_text()))
