@@ -12,6 +12,7 @@ import re
 import socket
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -279,7 +280,8 @@ def as_page(steps: Sequence[Step]) -> str:
     parts = []
     for number, step in enumerate(steps, 1):
         lines = "\n".join(f"    {one}" for one in step.said)
-        parts.append(f"**Step {number}.** {step.words}\n\n::\n\n{lines}\n")
+        words = "\n".join(textwrap.wrap(f"**Step {number}.** {step.words}", 120, break_on_hyphens=False))
+        parts.append(f"{words}\n\n::\n\n{lines}\n")
     return "\n".join(parts)
 
 
