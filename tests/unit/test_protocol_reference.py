@@ -74,6 +74,13 @@ def test_sections_are_numbered_in_order_and_each_has_its_label() -> None:
         assert f"protocol-{number}" in section["names"]
 
 
+def test_each_section_that_the_page_itself_refers_to_is_there() -> None:
+    text = " ".join(PAGE.read_text().split())
+    for match in re.finditer(r"(RFC \d+, )?[Ss]ections? ((?:\d+(?:\.\d+)?(?:, | and )?)+)", text):
+        for number in re.findall(r"\d+(?:\.\d+)?", match[2]) if not match[1] else ():
+            assert number in sections(), f"the page refers to section {number}"
+
+
 def test_the_parts_that_come_from_the_code_are_up_to_date() -> None:
     page = PAGE.read_text()
     assert up_to_date(page) == page, "run tests/unit/protocol_parts.py"
@@ -228,7 +235,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         "Early releases": f"{hours:g} h, {MOST_EARLY_RELEASES} of one owner",
     }
     rows = dict(table_of("Limits and times", "What", "How much"))
-    by_settings = {"Life of a stream (expires, longest_expires)", "Wait for a Hello (hello_timeout)"}
+    by_settings = {"Life of a stream (expires, longest_expires)", "From REQ until a side must stream (hello_timeout)"}
     found = {words: _row(words, rows) for words in expected}
     assert {words: rows[row] for words, row in found.items()} == {
         words: str(value) for words, value in expected.items()
