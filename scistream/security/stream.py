@@ -98,7 +98,7 @@ class StreamSecret:
     def _own(
         self, authority: x509.Certificate, certificates: list[x509.Certificate], uid: str, role: Role
     ) -> x509.Certificate:
-        """The certificate that was issued for our key, after a look at what the far end is going to check."""
+        """Return the certificate that was issued for our key, checked as protocol section 9.3 says."""
         leaf = next((certificate for certificate in certificates if self._fits(certificate)), None)
         if leaf is None:
             raise _bad(f"none of its {len(certificates)} certificates is for the key of this gateway")
