@@ -184,7 +184,7 @@ class _Run:
         gateway = self._daemon("s2ds", side, streams, {"Status": f"S2CS-{side}"})
         pool = {"state": str(self.folder / f"{side}.sqlite"), "gateways": [{"name": "gateway", "address": gateway}]}
         application = "ProdApp" if side == "P" else "ConsApp"
-        clients = {"REQ": "S2UC", "REL": "S2UC", "Hello": application}
+        clients = {"REQ": "S2UC", "REL": "S2UC", "Status": "S2UC", "Hello": application}
         server = self._daemon("s2cs", side, pool, clients)
         self.wait_for(f"S2CS-{side}", "RESP")
         return server
