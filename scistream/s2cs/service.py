@@ -704,7 +704,7 @@ class ControlServer(Service):
     def gateway_knows(
         self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
-        """Compare what a gateway holds with the records: section 6 rules 5 and 6.
+        """Compare what a gateway holds with the records: protocol section 7.6.
 
         :param expected: what `held_by` gave when the gateway was asked.
         """

@@ -4,7 +4,7 @@ The conversation is over the channels of the probe's stream, one connection each
 (`probe.py`): it says which channel it means and gets `READY`; then it may send any number of pings, each of which
 comes back, and at last either asks for test data or sends some. Test data is a `Pattern` that both ends know, so
 every byte can be checked where it arrives. Nobody but a gateway that this stream's credentials have verified comes
-here over the WAN; whoever else on this machine connects gets test data and nothing more.
+here over the WAN; whoever else on this machine connects gets test data and nothing more. Protocol section 11.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The connection map: which listener leads to which target, channel by channel."""
+"""The connection map: which listener leads to which target, channel by channel (protocol section 8.1)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The client calls `issue_credentials` with the certificate requests that both sides sent with their listeners, and
 sends what comes back as `data_conn_key`. Of a request it takes the public key and nothing else. Nothing here does
-any I/O or keeps anything.
+any I/O or keeps anything. Protocol sections 9.1 and 9.2.
 """
 
 from __future__ import annotations

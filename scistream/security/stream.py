@@ -3,7 +3,7 @@
 An S2DS makes a `StreamSecret` for each stream that it reserves, sends its certificate request upwards, and makes
 `Credentials` of the certificates that come back with the targets; its elements make a context of them, and of each
 new generation another one.
-Connect is the handshake under these contexts (protocol, "Who may do what"), and `verify_consumer` at the producer
+Connect is the handshake under these contexts (protocol section 10.1), and `verify_consumer` at the producer
 and `verify_producer` at the consumer complete it: until they return, no application is dialled and no byte passed.
 The private key stays in memory. Nothing here opens a socket.
 """
@@ -98,7 +98,7 @@ class StreamSecret:
     def _own(
         self, authority: x509.Certificate, certificates: list[x509.Certificate], uid: str, role: Role
     ) -> x509.Certificate:
-        """The certificate that was issued for our key, after a look at what the far end is going to check."""
+        """Return the certificate that was issued for our key, checked as protocol section 9.3 says."""
         leaf = next((certificate for certificate in certificates if self._fits(certificate)), None)
         if leaf is None:
             raise _bad(f"none of its {len(certificates)} certificates is for the key of this gateway")

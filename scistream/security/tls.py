@@ -293,6 +293,8 @@ def verify_server(connection: SSL.Connection, host: str) -> None:
 def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) -> None:
     """After a handshake under `pinned_client_context`: the far end is `host` by the word of the pinned authority.
 
+    Protocol section 2.5.
+
     The pinned certificate has to be among those that the server sent, and has to be an authority's, and the server's
     own certificate has to lead to it by valid signatures: it is the only one trusted.
 

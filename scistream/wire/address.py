@@ -1,4 +1,4 @@
-"""Addresses as the protocol writes them: ``host:port`` and ``[v6]:port``."""
+"""Addresses as the protocol writes them, ``host:port`` and ``[v6]:port``: protocol section 4.2."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ErrorCode = Literal[
     "released",
     "shutting-down",
 ]
-"""Every code that the parties of this version give. A peer of a later version may know others."""
+"""Every code that the parties of this version give (protocol section 12). A peer of a later version may know others."""
 
 
 def printable(text: str) -> str:

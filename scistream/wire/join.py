@@ -2,7 +2,7 @@
 
 ``scistream://<uid>:<app_key>@<host>:<port>/<role>?ca=<sha256 of the facility's CA certificate>``
 
-S2UC writes them and application controllers read them. A join string is a secret.
+S2UC writes them and application controllers read them. A join string is a secret. Protocol section 4.4.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Bytes to messages and back, one JSON object a line, and the limits that stand on a link.
 
 `decode` and `encode` are the codec. `Link` is the Twisted protocol of both ends: it keeps the time
-limits, answers what is no message, closes on abuse, and hands valid messages to its `LinkOwner`.
+limits, answers what is no message, closes on abuse, and hands valid messages to its `LinkOwner`. Framing is in protocol
+section 3.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `Outbox` holds the commands that wait for an answer and outlives any one connection.
 `Dialer` is the service of a party that dials: it reconnects for ever and owns an outbox.
-Sections 6.2 and 6.3 of the protocol reference live here.
+Protocol sections 7.3 (repetition) and 7.5 (reconnecting) are implemented here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The vocabulary: every message of the control protocol, one frozen Struct each.
+"""The vocabulary: every message of the control protocol, one frozen Struct each (protocol sections 5 and 6).
 
 `Message` is their union, told apart by the field ``cmd``. Ranges and forms are part of the types,
 so that a value out of range is refused where a line is read (`line.py`). A field that is not known here is ignored,

@@ -2,7 +2,7 @@
 
 The application's leg is plain, the leg to the other gateway is TLS. Whatever ends abnormally on
 one side ends with a reset on the other; a direction that ends well ends well on the other
-side. Section 10 of the protocol. An element makes these and hears of their end.
+side (protocol section 10.2). An element makes these and hears of their end.
 """
 
 from __future__ import annotations

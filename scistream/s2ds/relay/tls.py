@@ -1,7 +1,7 @@
 """A WAN leg under TLS, on the socket itself.
 
 Twisted's TLS transport ends both directions at the first close_notify; here each direction ends by
-one of its own, and an end without one counts as broken. Section 9, "Connect", of the protocol.
+one of its own, and an end without one counts as broken: protocol sections 10.1 and 10.2.
 
 pyOpenSSL keeps the handshake and all that goes wrong. Application bytes go between OpenSSL and a buffer directly:
 pyOpenSSL would make an object, and a copy, of each record that it reads.
