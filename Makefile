@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test help test-unit test-long test-all model fuzz lint docs bench clean
+.PHONY: demo test help test-unit test-long test-all model fuzz lint docs changes hooks bench clean
 
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
@@ -28,7 +28,7 @@ test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach
 test-long: $(VENV)/.installed-test  ## Kill each part at each step, twenty times at random instants: an hour.
 	$(PYTEST) -m long $(ARGS)
 
-test-all: $(VENV)/.installed-nox  ## Run lint, docs and tests under each Python from 3.11 to 3.13 that is installed.
+test-all: $(VENV)/.installed-dev  ## Run lint, docs and tests under each Python from 3.11 to 3.13 that is installed.
 	$(BIN)/nox $(ARGS)
 
 model: $(VENV)/.installed-test  ## Explore all that may go wrong, within wide bounds: minutes, a JSON line at the end.
@@ -44,6 +44,12 @@ lint: $(VENV)/.installed-test  ## Check the format, the style and the types.
 
 docs: $(VENV)/.installed-docs  ## Build the pages into docs/_build/html; any warning fails.
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html $(ARGS)
+
+changes: $(VENV)/.installed-dev  ## Show what is new since the last release.
+	@$(BIN)/towncrier build --draft $(ARGS)
+
+hooks: $(VENV)/.installed-dev $(VENV)/.installed-test  ## Check style, types and the subject at each commit.
+	$(BIN)/pre-commit install
 
 bench: $(VENV)/.installed-bench  ## Measure beside HAProxy, nginx, stunnel and socat: a quarter of an hour, or ARGS=--quick.
 	@$(BIN)/python -m bench $(ARGS)
@@ -71,8 +77,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 
-# The others are extras of setup.cfg: nox, fuzz, docs, bench.
+# The others are extras of setup.cfg: dev, fuzz, docs, bench.
 $(VENV)/.installed-%: $(VENV)/.installed
-	@echo "installing what 'make $*' needs ..."
+	@echo "installing the tools for $* ..."
 	@$(INSTALL) '.[$*]'
 	@touch $@
