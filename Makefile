@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test help test-unit test-long test-all model fuzz lint docs changes hooks bench clean
+.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs changes hooks bench clean
 
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
@@ -19,11 +19,17 @@ test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.
 	$(PYTEST) $(ARGS)
 
 help:  ## Show this list.
-	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/\1 \2/p' $(firstword $(MAKEFILE_LIST)) \
-	    | while read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*##  *\(.*\)/\1 \2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while read -r name words; do printf '  make %-13s %s\n' "$$name" "$$words"; done
 
 test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach too few branches.
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered $(ARGS)
+
+# By hand: what is measured takes longer, and some tests watch the clock.
+coverage-e2e: $(VENV)/.installed-test  ## Say how much of the code the end-to-end tests reach.
+	-$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m pytest -n 3 --dist loadfile -p no:cov tests/e2e $(ARGS)
+	$(BIN)/coverage combine --rcfile=tests/e2e/coverage.toml --quiet
+	$(BIN)/coverage report --rcfile=tests/e2e/coverage.toml --skip-covered
 
 test-long: $(VENV)/.installed-test  ## Kill each part at each step, twenty times at random instants: an hour.
 	$(PYTEST) -m long $(ARGS)
