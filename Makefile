@@ -1,5 +1,5 @@
 # `make demo` runs two whole facilities and a stream between them; `make test` runs the tests.
-# Both make a virtual environment of their own in .venv first. ARGS is handed on:
+# Whatever a command needs is installed into .venv first. ARGS is handed on:
 #   make demo ARGS='--json'        make test ARGS='-k single'
 
 PYTHON ?= python3
@@ -7,63 +7,84 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-long model fuzz lint bench clean
+.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs changes hooks bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
 
 # The tests wait more than they work, so several files run at once.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.
 	$(PYTEST) $(ARGS)
 
-# Each part killed at each step, twenty times at random instants: about an hour.
-test-long: $(VENV)/.installed-test
+help:  ## Show this list.
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*##  *\(.*\)/\1 \2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while read -r name words; do printf '  make %-13s %s\n' "$$name" "$$words"; done
+
+test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach too few branches.
+	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered $(ARGS)
+
+# By hand: what is measured takes longer, and some tests watch the clock.
+coverage-e2e: $(VENV)/.installed-test  ## Say how much of the code the end-to-end tests reach.
+	-$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m pytest -n 3 --dist loadfile -p no:cov tests/e2e $(ARGS)
+	$(BIN)/coverage combine --rcfile=tests/e2e/coverage.toml --quiet
+	$(BIN)/coverage report --rcfile=tests/e2e/coverage.toml --skip-covered
+
+test-long: $(VENV)/.installed-test  ## Kill each part at each step, twenty times at random instants: an hour.
 	$(PYTEST) -m long $(ARGS)
 
-# The model checker within its wide bounds: minutes. A JSON line at the end.
-model: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-dev  ## Run lint, docs and tests under each Python from 3.11 to 3.13 that is installed.
+	$(BIN)/nox $(ARGS)
+
+model: $(VENV)/.installed-test  ## Explore all that may go wrong, within wide bounds: minutes, a JSON line at the end.
 	@$(BIN)/python tests/model/run.py $(ARGS)
 
-# A fuzzer on the codec, the parsers, and every machine behind it: ten minutes, or ARGS='--seconds 60'.
-fuzz: $(VENV)/.installed-fuzz
+fuzz: $(VENV)/.installed-fuzz  ## Fuzz the codec, the parsers and the machines: ten minutes, or ARGS='--seconds 60'.
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test  ## Check the format, the style and the types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# This project beside HAProxy, nginx, stunnel and socat: a quarter of an hour, ARGS=--quick under five, ARGS=--help for more.
-bench: $(VENV)/.installed-bench
+docs: $(VENV)/.installed-docs  ## Build the pages into docs/_build/html; any warning fails.
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html $(ARGS)
+
+changes: $(VENV)/.installed-dev  ## Show what is new since the last release.
+	@$(BIN)/towncrier build --draft $(ARGS)
+
+hooks: $(VENV)/.installed-dev $(VENV)/.installed-test  ## Check style, types and the subject at each commit.
+	$(BIN)/pre-commit install
+
+bench: $(VENV)/.installed-bench  ## Measure beside HAProxy, nginx, stunnel and socat: a quarter of an hour, or ARGS=--quick.
 	@$(BIN)/python -m bench $(ARGS)
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
-	find scistream tests bench twisted -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:  ## Remove .venv and everything that was built.
+	rm -rf $(VENV) .nox build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz .coverage*
+	find scistream tests bench twisted docs -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache
 
-# Installed in place. Without the compat mode twistd would not find twisted/plugins outside this folder.
-INSTALL := install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable
+# Installed in place, in the versions that were tested. Without the compat mode twistd would not find twisted/plugins
+# outside this folder.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+    --config-settings editable_mode=compat --editable
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip $(INSTALL) .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing the tools of the tests ..."
-	@$(BIN)/python -m pip $(INSTALL) '.[test,lint]'
-	@touch $@
-
-$(VENV)/.installed-bench: $(VENV)/.installed
-	@echo "installing what draws the plot of the benchmark ..."
-	@$(BIN)/python -m pip $(INSTALL) '.[bench]'
+	@$(INSTALL) '.[test,lint]'
 	@touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test
-	@echo "installing the fuzzer ..."
-	@$(BIN)/python -m pip $(INSTALL) '.[fuzz]'
+
+# The others are extras of setup.cfg: dev, fuzz, docs, bench.
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo "installing the tools for $* ..."
+	@$(INSTALL) '.[$*]'
 	@touch $@

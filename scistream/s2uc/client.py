@@ -50,14 +50,14 @@ class Facility(NamedTuple):
 class Client:
     """A user of facilities, with lasting links to their S2CS.
 
-    :param certificate: her certificate chain (PEM), its `key`, and the `authorities` of the facilities.
+    :param certificate: the user's certificate chain (PEM), its `key`, and the `authorities` of the facilities.
     :param crl: lists of revoked certificates (PEM), one for each of these authorities, or none.
     :param insecure: plain TCP, on loopback only, in place of certificates.
-    :param facilities: authorities that alone vouch for a facility, by HOST:PORT of its S2CS; for all others
-        `authorities` do.
-    :param reactor: the reactor; found at the first use if not given. A client that was first used in an asyncio event
-        loop belongs to that loop.
-    :param remember: write down what is asked for, for `s2uc list` and the other commands, until it is released.
+    :param facilities: for single facilities, by HOST:PORT of their S2CS, the authorities to trust in place of
+        `authorities`.
+    :param reactor: the reactor; by default the one that runs where the client is first used. A client that was first
+        used in an asyncio event loop belongs to that loop.
+    :param remember: keep each stream in the list of `s2uc list` and the other commands until it is released.
     """
 
     _log = Logger()
@@ -100,7 +100,7 @@ class Client:
 
     @classmethod
     def from_config(cls, path: Path | str | None = None, *, reactor: Any = None, remember: bool = True) -> Client:
-        """A client with the certificates that a configuration file names.
+        """Make a client with the certificates that a configuration file names.
 
         :param path: the file; ``~/.config/scistream/s2uc.toml`` if not given, as for the command.
         :raises ConfigProblem: if it cannot be read, is wrong, or names no certificates.
@@ -166,12 +166,11 @@ class Client:
             producer's side, what the other gateway connects to. A port that a facility does not grant refuses the
             request.
 
-        Whoever does not get the stream does not hold it: if the wait for it is cancelled, or the client is closed
-        before it was awaited, it is released.
+        If the wait for the stream is cancelled, or the client is closed before the stream was awaited, it is released.
 
         :raises StreamError: the refusal of a side; the other side is released then. Also `bad-message`, for a
             wrong argument.
-        :raises ConfigProblem: if it cannot be written down that the stream was asked for.
+        :raises ConfigProblem: if the stream cannot be added to the user's list.
         :raises CertificateProblem: if the user's files of certificates cannot be used.
         """
         try:
@@ -265,7 +264,7 @@ class Client:
         return Waiting(Deferred.fromCoroutine(probing.run()))
 
     def streams_at(self, s2cs: str) -> Waiting[list[StreamStatus]]:
-        """All streams at an S2CS that we may see: our own, and as an administrator of the facility all.
+        """List the streams at an S2CS that this user may see: their own, and for an administrator of the facility all.
 
         :param s2cs: its HOST:PORT.
         :raises StreamError: if it does not answer, or refuses.
@@ -273,14 +272,14 @@ class Client:
         return Waiting(Deferred.fromCoroutine(facility.streams_at(self._reached(s2cs))))
 
     def stream_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
-        """What one S2CS has of a stream, our own or, as an administrator of the facility, anybody's.
+        """Ask one S2CS about a stream of this user or, as an administrator of the facility, of any user.
 
         :raises StreamError: if it does not answer, or refuses, or has no such stream.
         """
         return Waiting(Deferred.fromCoroutine(facility.stream_at(self._reached(s2cs), _uid_of(uid))))
 
     def release_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
-        """End what one S2CS has of a stream, our own or, as an administrator of the facility, anybody's.
+        """Release one S2CS's side of a stream of this user or, as an administrator of the facility, of any user.
 
         :returns: what it had of it.
         :raises StreamError: if it does not answer, or refuses.
@@ -288,7 +287,7 @@ class Client:
         return Waiting(Deferred.fromCoroutine(facility.release_at(self._reached(s2cs), _uid_of(uid))))
 
     def trouble_at(self, s2cs: str) -> str:
-        """Why an S2CS that was asked is not reached, in words for a person; empty if there is nothing to say."""
+        """Say why an S2CS that was asked cannot be reached, in words for a person; empty if it can be."""
         return self._server(Address.parse(s2cs)).dialer.outbox.trouble
 
     def _reached(self, s2cs: str) -> Dialer:
@@ -301,7 +300,7 @@ class Client:
         return link
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
-        """A stream that was asked for earlier, maybe by another process: it can be released and looked at."""
+        """Return a stream that was asked for earlier, perhaps by another process, to look at it or release it."""
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _checked_uid(uid)
@@ -320,7 +319,7 @@ class Client:
         return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 
     def close(self) -> Waiting[None]:
-        """Close the links, after the releases that are under way. Streams go on without us, if anybody has them."""
+        """Close the links once releases under way are done. A stream that was handed out goes on without the client."""
         return Waiting(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
@@ -388,7 +387,7 @@ class Stream:
 
     @property
     def generation(self) -> int:
-        """How often the targets were set; 0 before the first time."""
+        """The generation of the targets that were set last; 0 before the first time."""
         return self._effects.core.generation
 
     @property
@@ -412,8 +411,10 @@ class Stream:
 
     @property
     def seconds_left(self) -> float:
-        """How long it still lives, by the word of both facilities, the shorter of the two; 0 before both have
-        reserved, and of a stream that was asked for elsewhere."""
+        """Seconds until the stream expires: the shorter of what both facilities granted.
+
+        0 before both have reserved, and for a stream that was asked for elsewhere.
+        """
         return self._effects.seconds_left
 
     @property
@@ -495,7 +496,7 @@ class Requested(Waiting[Stream]):
 
     @property
     def deferred(self) -> Deferred[Stream]:
-        """The result for who handles Deferreds by himself: the stream is his."""
+        """The result, for code that handles Deferreds itself and owns the stream from then on."""
         self._taken()
         return super().deferred
 

@@ -1,4 +1,7 @@
-"""The commands of the README, run as they are written there, by several terminals of a network of its own."""
+"""The commands of the README and of docs/certificates.rst, run as they are written there.
+
+Those of the README are typed at several terminals in a network of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from requirements import missing, needs
 
 import scistream
 
-README = Path(scistream.__file__).parents[1] / "README.rst"
+ROOT = Path(scistream.__file__).parents[1]
+README = ROOT / "README.rst"
+CERTIFICATES = ROOT / "docs" / "certificates.rst"
 LIMIT = 180.0
 DRIVER = """
 ip link set lo up
@@ -46,7 +51,7 @@ def commands(text: str) -> str:
 def terminals() -> dict[str, str]:
     """What is typed at each terminal of the section about a stream of one's own."""
     _, section = README.read_text().split("\nA stream of your own, over three terminals\n")
-    section, _ = section.split("\nThe day before\n")
+    section, _ = section.split("\nWhere to read on\n")
     _, first, second, third = re.split(r"\*\*Terminal \d\*\*", section)
     third, after = third.split("\nThe stream goes on without it")
     pasted = re.sub(
@@ -96,16 +101,20 @@ def test_the_commands_of_the_readme_do_what_it_says(linux: None, tmp_path: Path)
     assert f"released {uid[1]}" in logs["after"]
 
 
-def test_the_commands_of_the_readme_about_certificates_do_what_it_says(linux: None, tmp_path: Path) -> None:
+def section(page: str, title: str) -> str:
+    """What stands under a title of a page, up to the next one."""
+    _, rest = page.split(f"\n{title}\n---")
+    return re.split(r"\n[^\n]+\n---", rest)[0]
+
+
+def test_the_commands_of_the_page_about_certificates_do_what_it_says(linux: None, tmp_path: Path) -> None:
     needs("bash")
-    _, section = README.read_text().split("\nCertificates\n")
-    section, _ = section.split("\nWhat to rely on\n")
-    typed = re.findall(r"^    (?:ada|facility)\$ +(.*)$", section, re.MULTILINE)
-    request, sign, install = typed
+    page = CERTIFICATES.read_text()
+    request, sign, install = re.findall(r"^    (?:ada|facility)\$ +(.*)$", section(page, "Enrolment"), re.MULTILINE)
     send_back = "cp pki/ada@lab.example.pem ."
-    others = [words for words in re.findall(r"``(scistream pki [^`]+)``", section) if words.split()[2] != "show"]
-    assert [words.split()[2] for words in others] == ["renew", "revoke"]
-    named = [words.replace("NAME", "localhost") for words in others]
+    [renew] = re.findall(r"``(scistream pki renew DIR NAME)``", section(page, "Rotation of everything"))
+    [revoke] = re.findall(r"^    facility\$ +(scistream pki revoke .*)$", section(page, "Revocation"), re.MULTILINE)
+    named = [renew.replace("DIR", "pki").replace("NAME", "localhost"), revoke]
     first = 'scistream pki init pki --facility "My Lab"\nscistream pki issue pki server localhost'
     shown = "scistream pki show ~/.config/scistream/ada@lab.example.pem"
     ran = subprocess.run(

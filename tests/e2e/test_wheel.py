@@ -73,11 +73,12 @@ def test_a_stream_between_two_facilities_runs_from_the_wheel_alone(installed: Pa
         assert sha256(receive(analysis)) == sha256(frames)
 
 
-def test_the_wheel_brings_types_the_licence_and_no_tests(installed: Path) -> None:
+def test_the_wheel_brings_every_module_types_the_licence_and_no_tests(installed: Path) -> None:
     (packages,) = (installed.parent / "lib").glob("python*/site-packages")
     assert (packages / "scistream" / "py.typed").exists()
     (described,) = packages.glob("scistream-*.dist-info")
     files = [line.partition(",")[0] for line in (described / "RECORD").read_text().splitlines()]
     assert any(name.endswith("/LICENSE") for name in files)
-    assert "twisted/plugins/scistream_services.py" in files
+    modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "scistream").rglob("*.py")}
+    assert modules | {"twisted/plugins/scistream_services.py"} <= set(files)
     assert not [name for name in files if "tests/" in name or name == "twisted/plugins/__init__.py"]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
 import shlex
+import sys
 import textwrap
+import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
+from state_tables import SAME, Table, tables_of
 
 import scistream.app.cli
 import scistream.s2uc.cli
@@ -17,7 +23,12 @@ from scistream.s2cs.policy import RuleSection, load_policy
 from scistream.s2cs.rules import Asked, Standing
 from scistream.security.tls import Identity
 
-ROOT = Path(__file__).parents[2]
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "setup.cfg").exists())
+sys.path.insert(0, str(ROOT / "docs"))
+
+from state_diagrams import BACK, LETTER, diagram_of  # noqa: E402
+
+PAGES = [*sorted((ROOT / "docs").rglob("*.rst")), *sorted(ROOT.glob("*.rst"))]
 
 
 def test_the_page_of_policies_says_what_the_code_would_say(tmp_path: Path) -> None:
@@ -32,7 +43,7 @@ def test_the_page_of_policies_says_what_the_code_would_say(tmp_path: Path) -> No
     assert settings == set(re.findall(r"^``(\w+)`` ", page, re.MULTILINE))
 
 
-HOW_TO = sorted((ROOT / "docs" / "howto").glob("*.rst"))
+HOW_TO = sorted(page for page in (ROOT / "docs" / "howto").glob("*.rst") if page.stem != "index")
 COMMANDS: dict[str, click.Group] = {"s2uc": scistream.s2uc.cli.main, "appctrl": scistream.app.cli.main}
 
 FIRST_OF_CONNECTIONS = 32768
@@ -55,3 +66,84 @@ def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_na
     for ranges in re.findall(r'chosen_ports = "(.*?)"', text):
         assert all(last < FIRST_OF_CONNECTIONS for _, last in parse_chosen_ports(ranges))
     assert f"docs/howto/{page.name}" in (ROOT / "README.rst").read_text()
+
+
+def test_the_architecture_page_has_a_paragraph_for_each_package() -> None:
+    page = (ROOT / "docs" / "architecture.rst").read_text()
+    folders = [file.parent.relative_to(ROOT) for file in (ROOT / "scistream").rglob("__init__.py")]
+    assert {".".join(folder.parts) for folder in folders} == set(
+        re.findall(r"^``(scistream[.\w]*)``$", page, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_the_project_that_a_page_names_is_there(page: Path) -> None:
+    named = r"``((?:scistream|docs|conf|tests|bench|twisted|\.ci)/[^`\s]*|[A-Z]+\.rst)``"
+    for name in re.findall(named, page.read_text()):
+        if not name.startswith(("docs/_build", "bench/results")) and name != "scistream/1":  # made, and the ALPN
+            assert (ROOT / name).exists(), name
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+TABLES = [
+    pytest.param(table, id=f"{module}-{number}")
+    for module in (
+        "scistream.s2cs.machine",
+        "scistream.s2ds.machine",
+        "scistream.s2uc.machine",
+        "scistream.app.machine",
+    )
+    for number, table in enumerate(tables_of(importlib.import_module(module).__doc__), 1)
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_a_state_table_is_in_its_picture_but_those_in_which_nothing_happens(table: Table) -> None:
+    diagram = diagram_of(table)
+    assert set(diagram.order) == table.states
+    rails = [*diagram.loops, *diagram.straight, *diagram.beside[-1], *diagram.beside[1]]
+    for row in table.rows:
+        sources = {state.partition(" (")[0] for state in row.states}
+        drawn = [
+            rail
+            for rail in rails
+            if set(rail.sources) == sources
+            and (rail.targets == [row.next] or (row.next == SAME and rail in diagram.loops) or row.next == BACK)
+            and all(given in " ".join(rail.label) for given in row.inputs)
+        ]
+        assert bool(drawn) is ("any" not in row.states), row
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_line_of_the_picture_of_a_state_table_crosses_words(table: Table) -> None:
+    picture = ET.fromstring(diagram_of(table).svg("picture", "a title"))
+    words: list[tuple[str, Box]] = []
+    lines: list[Box] = []
+    for shape in picture.iter():
+        if shape.tag.endswith("text"):
+            x, y, width = float(shape.get("x", "")), float(shape.get("y", "")), len(shape.text or "") * LETTER
+            left = x - {"start": 0.0, "middle": width / 2, "end": width}[shape.get("text-anchor", "")]
+            words.append((shape.text or "", Box(left, left + width, y - 10, y + 2)))
+        elif shape.get("class") == "edge":
+            points = [tuple(map(float, pair.split(","))) for pair in re.findall(r"[-\d.]+,[-\d.]+", shape.get("d", ""))]
+            lines += [
+                Box(min(x, u) - 0.5, max(x, u) + 0.5, min(y, v) - 0.5, max(y, v) + 0.5)
+                for (x, y), (u, v) in itertools.pairwise(points)
+            ]
+    assert len(lines) > len(table.states)
+    for number, (text, box) in enumerate(words):
+        assert not [line for line in lines if line.meets(box)], f"a line crosses {text!r}"
+        assert not [other for other, another in words[number + 1 :] if another.meets(box)], f"words cross {text!r}"

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 
-from cryptography.hazmat.bindings.openssl.binding import Binding
+from scistream.s2ds.relay import openssl
 
 LEAST_PIPE = 65536
 """Bytes: a pipe that holds less brings nothing. It is what Linux gives a user who has not too many yet."""
@@ -25,7 +25,7 @@ class Buffer:
     def __init__(self, pool: Buffers, size: int) -> None:
         self.pool = pool
         self.view = memoryview(bytearray(size))
-        self.at = Binding.ffi.from_buffer("char[]", self.view, require_writable=True)
+        self.at = openssl.address_of(self.view)
 
 
 class Buffers:

@@ -12,11 +12,11 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.leg import Broken, broken_by
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class Handshake:
 
     def _left_over(self) -> int:
         """Bytes that OpenSSL was given and has not read: what follows the handshake."""
-        left: int = Binding.lib.BIO_get_mem_data(self._leg.connection._into_ssl, Binding.ffi.new("char **"))
-        return left
+        return openssl.unread_bytes(self._leg.connection)
 
     def _took(self, piece: bytes) -> None:
         """Count the records that begin in the next piece of what the far end has sent.

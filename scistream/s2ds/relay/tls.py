@@ -15,25 +15,19 @@ import socket
 import time
 from typing import Any
 
-from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 
+from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.handshake import Handshake
 from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner, broken_by
+from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, read, write
 from scistream.s2ds.relay.reactor import Poller
 from scistream.s2ds.relay.watch import Watch
 
 RECORD = 16384
 """The largest number of bytes in one TLS record, and so the most that OpenSSL reads at once."""
-
-_read = Binding.lib.SSL_read
-_write = Binding.lib.SSL_write
-_error = Binding.lib.SSL_get_error
-_WANT_READ = Binding.lib.SSL_ERROR_WANT_READ
-_WANT_WRITE = Binding.lib.SSL_ERROR_WANT_WRITE
-_ffi = Binding.ffi
 
 MOST_RECORDS = 64
 """Records that one call reads at most: the smallest ones hold a byte each."""
@@ -77,10 +71,8 @@ class TlsLeg(Leg):
         else:
             self.connection.set_tlsext_host_name(server_name.encode("ascii"))
             self.connection.set_connect_state()
-        self._ssl = self.connection._ssl
-        # A call that reads ends with a record that holds no application data, or OpenSSL would go on by itself for as
-        # long as such records come.
-        Binding.lib.SSL_clear_mode(self._ssl, Binding.lib.SSL_MODE_AUTO_RETRY)
+        self._ssl = openssl.handle_of(self.connection)
+        openssl.end_reads_at_each_record(self.connection)
         self._empty = 0.0  # records without application data that were read lately
         self._empty_since = 0.0
 
@@ -97,17 +89,16 @@ class TlsLeg(Leg):
 
     def take_over(self) -> None:
         """The handshake is over: from now on OpenSSL has the socket itself."""
-        Binding.lib.SSL_set_fd(self._ssl, self._sock.fileno())
-        self.connection._into_ssl = self.connection._from_ssl = None  # OpenSSL has let go of both
+        openssl.move_to_socket(self.connection, self._sock.fileno())
 
     def read_into(self, buffer: Buffer, room: int) -> int:
         ssl, at, filled, records = self._ssl, buffer.at, 0, 0
         while filled < room and records < MOST_RECORDS:
-            count = _read(ssl, at + filled, room - filled)  # one record at most
+            count = read(ssl, at + filled, room - filled)  # one record at most
             records += 1
             self.work = records * RECORD_COST
             if count <= 0:
-                if _ffi.errno != errno.EAGAIN and _error(ssl, count) == _WANT_READ:
+                if ffi.errno != errno.EAGAIN and get_error(ssl, count) == WANT_READ:
                     self._no_data()
                     continue
                 return self._no_record(count, filled)
@@ -133,7 +124,7 @@ class TlsLeg(Leg):
         corks = end - start > RECORD
         if corks:  # or each record would be sent by itself, and wake the far end
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        count: int = _write(self._ssl, buffer.at + start, end - start)
+        count: int = write(self._ssl, buffer.at + start, end - start)
         if corks:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)
@@ -153,16 +144,16 @@ class TlsLeg(Leg):
         return True
 
     def _no_record(self, result: int, filled: int) -> int:
-        error = _error(self._ssl, result)
-        if error == _WANT_READ:
+        error = get_error(self._ssl, result)
+        if error == WANT_READ:
             self.readable = False
             return filled or WANT
-        if error == _WANT_WRITE:
+        if error == WANT_WRITE:
             self.readable = self.writable = False
             self._crossed = True
             return filled or WANT
         try:
-            self.connection._raise_ssl_error(self._ssl, result)
+            openssl.raise_error(self.connection, result)
         except SSL.ZeroReturnError:
             return filled or EOF  # which is told again
         except SSL.Error as problem:
@@ -170,15 +161,15 @@ class TlsLeg(Leg):
         raise AssertionError(f"OpenSSL read {result} and found nothing wrong")
 
     def _no_room(self, result: int) -> int:
-        error = _error(self._ssl, result)
+        error = get_error(self._ssl, result)
         self.writable = False
-        if error == _WANT_WRITE:
+        if error == WANT_WRITE:
             return 0
-        if error == _WANT_READ:
+        if error == WANT_READ:
             self._crossed = True
             return 0
         try:
-            self.connection._raise_ssl_error(self._ssl, result)
+            openssl.raise_error(self.connection, result)
         except SSL.Error as problem:
             raise self.broken(problem) from None
         raise AssertionError(f"OpenSSL wrote {result} and found nothing wrong")
