@@ -6,16 +6,25 @@ value in force and are named, so that the operator knows that a restart is neede
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
-from scistream.config import Gateway, S2CSConfig, S2DSConfig
-from scistream.toml_file import raise_if_any
+from scistream.toml_file import Problem, raise_if_any
 
-AnyConfig = TypeVar("AnyConfig", S2CSConfig, S2DSConfig)
+
+class _OfDaemon(Protocol):
+    """What the configurations of the daemons have in common."""
+
+    @property
+    def insecure(self) -> bool: ...
+
+    def problems(self) -> Iterator[Problem]: ...
+
+
+AnyConfig = TypeVar("AnyConfig", bound=_OfDaemon)
 
 _TRUST = ("certificate", "key", "authorities", "crl", "controller")
 """Settings that go with `insecure`, which needs them or forbids them."""
@@ -32,7 +41,7 @@ class Change(NamedTuple):
     needs_restart: list[str]
 
 
-def differences(old: msgspec.Struct, new: msgspec.Struct) -> list[str]:
+def differences(old: Any, new: Any) -> list[str]:
     """The keys under which two structs of one type differ; in a section that both have, the keys of the section."""
     found = []
     for name in old.__struct_fields__:
@@ -46,27 +55,26 @@ def differences(old: msgspec.Struct, new: msgspec.Struct) -> list[str]:
     return found
 
 
-def merge(file: Path, in_force: AnyConfig, new: AnyConfig, fixed: Collection[str]) -> tuple[AnyConfig, Change]:
-    """The settings to put in force: the new ones, but for what needs a restart.
+def merge(
+    file: Path,
+    in_force: AnyConfig,
+    new: AnyConfig,
+    fixed: Collection[str],
+    kept: Mapping[str, Any] | None = None,
+    moved: Collection[str] = (),
+) -> tuple[AnyConfig, Change]:
+    """Return the settings to put in force: the new ones, except for what needs a restart.
 
-    :param file: where the new ones are from, for the sentences.
+    :param file: the file of the new settings, for the sentences.
     :param fixed: the keys at the top of the file whose values need a restart.
+    :param kept: more values that stay in force.
+    :param moved: the keys of which `kept` holds the old value.
     :raises ConfigProblem: if the new values contradict those that stay in force.
     """
-    kept = {key: getattr(in_force, key) for key in fixed}
+    values = {key: getattr(in_force, key) for key in fixed} | dict(kept or {})
     if new.insecure != in_force.insecure:
-        kept |= {key: getattr(in_force, key) for key in _TRUST}
+        values |= {key: getattr(in_force, key) for key in _TRUST}
     needs_restart = [key for key in differences(in_force, new) if key.partition(".")[0] in fixed]
-    if isinstance(in_force, S2CSConfig) and isinstance(new, S2CSConfig):
-        kept["gateways"], moved = _gateways(in_force.gateways, new.gateways)
-        needs_restart += moved
-    merged = msgspec.structs.replace(new, **kept)
+    merged = cast(AnyConfig, msgspec.structs.replace(cast(Any, new), **values))
     raise_if_any(file, list(merged.problems()))
-    return merged, Change(differences(in_force, merged), needs_restart)
-
-
-def _gateways(in_force: list[Gateway], new: list[Gateway]) -> tuple[list[Gateway], list[str]]:
-    """The pool to put in force, in which no gateway has moved; and the keys of those that have in the file."""
-    known = {gateway.name: gateway for gateway in in_force}
-    pool = [known.get(gateway.name, gateway) for gateway in new]
-    return pool, [f"gateways.{gateway.name}.address" for gateway in new if gateway not in pool]
+    return merged, Change(differences(in_force, merged), [*needs_restart, *moved])

@@ -258,7 +258,8 @@ class ControlServer(Service):
         :raises ConfigProblem: with a line for each thing that is not usable.
         """
         # Everything is read and made before anything changes: what raises leaves all as it was.
-        merged, change = merge(self._config_file, self.config, config, _FIXED)
+        pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)
+        merged, change = merge(self._config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
         new = []
         for keyring, section in ((self._door.keyring, merged), (self._to_gateways, merged.controller)):
@@ -786,6 +787,15 @@ def _page_key(held: Held) -> str:
 
 def _refusal(command: Command | ProdLstn, code: ErrorCode, msg: str) -> Error:
     return Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg)
+
+
+def _pool_to_keep(
+    in_force: list[GatewaySettings], new: list[GatewaySettings]
+) -> tuple[list[GatewaySettings], list[str]]:
+    """Return the pool to put in force, in which no gateway has moved, and the keys of those that move in the file."""
+    known = {gateway.name: gateway for gateway in in_force}
+    pool = [known.get(gateway.name, gateway) for gateway in new]
+    return pool, [f"gateways.{gateway.name}.address" for gateway in new if gateway not in pool]
 
 
 def _none_of_yours(uid: str) -> StreamError:
