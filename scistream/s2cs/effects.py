@@ -61,7 +61,7 @@ class Facility(Protocol):
         """A stream of which nothing was ever written."""
 
     def use_changed(self, held: Held) -> None:
-        """The record of a stream says something new of what it holds, or may."""
+        """Count what a stream holds once more, since its record may say something new of it."""
 
     def ended(self, held: Held) -> None:
         """A stream is over, and written down: the store answers for it from now on."""

@@ -134,10 +134,6 @@ class OwnerUse:
             rate -= self._rates[role].get(uid, NOTHING)
         return streams - is_there, float(rate)
 
-    def __bool__(self) -> bool:
-        """Whether there is any stream."""
-        return any(self._rates.values())
-
 
 def _other(role: Role) -> Role:
     return "CONS" if role == PROD else "PROD"

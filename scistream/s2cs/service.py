@@ -61,6 +61,7 @@ from scistream.wire.line import Link
 from scistream.wire.link import Caller, command_name
 from scistream.wire.messages import (
     CONS,
+    MAX_RATE,
     PROD,
     Answer,
     ChannelFigures,
@@ -332,7 +333,7 @@ class ControlServer(Service):
         self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
 
     def use_changed(self, held: Held) -> None:
-        """The record of a stream says something new of what it holds, or may."""
+        """Count what a stream holds once more, since its record may say something new of it."""
         self.streams.note_use(held)
 
     def ended(self, held: Held) -> None:
@@ -744,7 +745,7 @@ class ControlServer(Service):
                 self._release_other(gateway, status, "no record of it, and --release-unknown was given")
             else:
                 lent = tuple(Address.parse(listener).port for listener in status.listeners)
-                strangers[key] = Taken(len(status.channels), max(0.0, status.rate), lent)
+                strangers[key] = Taken(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
         gateway.note_strangers(strangers)
 
     def _release_other(self, gateway: Gateway, status: StreamStatus, why: str) -> None:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_network import HOST
 from test_policy_at_work import ADA, BOB, UIDS, Lab, a_req, everything, rule
+from test_whole_protocol import PROD_PORT
 
-from scistream.wire.messages import PROD, ChannelFigures
+from scistream.security.control import dialer
+from scistream.wire.address import Address
+from scistream.wire.link import UNSENT
+from scistream.wire.messages import PROD, ChannelFigures, ReqListeners
 
 HUGE = 2**62
 
@@ -34,6 +39,30 @@ def tells(lab: Lab, to_consumer: int) -> None:
 def lines(folder: Path, event: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "prod" / "s2cs.audit.jsonl").read_text().splitlines()]
     return [line for line in found if line["event"] == event]
+
+
+def test_rates_beyond_all_bounds_that_a_gateway_tells_of_others_only_leave_it_without_room(lab: Lab) -> None:
+    link = dialer(lab.world.network, Address(HOST, PROD_PORT + 1), "the gateway", None)
+    link.startService()
+    for uid in UIDS[:3]:
+        request = ReqListeners(
+            uid=uid,
+            role=PROD,
+            seq=UNSENT,
+            channels=[0],
+            rate=1.0,
+            expires=3600.0,
+            wan_security="encrypt",
+            store="f" * 32,
+        )
+        lab.world.result(link.ask(request, 30.0))
+    (gateway,) = lab.world.prod.gateways
+    for holding in gateway._holdings.values():
+        holding._rate = 1.7e308
+    lab.world.network.run(20.0)
+    assert len(lab.control.gateways["dtn5001"].strangers) == 3
+    assert lab.refused(ADA, a_req(UIDS[5])).code == "no-capacity"
+    assert lab.world.crashes == []
 
 
 def test_figures_beyond_what_the_rate_allows_are_not_counted_and_said_once(lab: Lab, tmp_path: Path) -> None:
