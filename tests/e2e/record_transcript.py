@@ -95,7 +95,11 @@ class Recorder:
                 threading.Thread(target=self._pass_on, args=(link,), daemon=True).start()
 
     def _pass_on(self, link: socket.socket) -> None:
-        with closing(link), suppress(OSError), closing(socket.create_connection(self.target)) as onward:
+        with (
+            closing(link),
+            suppress(OSError),
+            closing(socket.create_connection(self.target, timeout=_PATIENCE)) as onward,
+        ):
             first = _first_line(link)
             if not first:
                 return

@@ -30,21 +30,19 @@ from protocol_page import (
 )
 from protocol_parts import up_to_date
 
+from scistream import timing
 from scistream.config import ServerLimits
-from scistream.s2cs.early import EARLY_SECONDS
-from scistream.s2cs.effects import GATEWAY_PATIENCE, TARGETS_PATIENCE
-from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, REMEMBER_SECONDS
+from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED
 from scistream.s2ds.probe import PING_SIZE
 from scistream.s2ds.relay.handshake import MOST_RECORDS
 from scistream.s2ds.relay.tls import EMPTY_A_SECOND, EMPTY_BURST
 from scistream.s2ds.responder import GIVE, GREETING, PING, READY, REPORT, TAKE, VERSION, Pattern, start_of
 from scistream.s2uc.credentials import AFTERLIFE, MAX_GATEWAYS, issue_credentials
-from scistream.s2uc.effects import PATIENCE, REMAP_SECONDS
-from scistream.security.guard import BURST_SECONDS, FIRST_REFUSAL, Bounds
+from scistream.security.guard import Bounds
 from scistream.security.pki import init_authority, issue
 from scistream.security.stream import CIPHERS, StreamSecret, consumer_name, producer_name, server_name
 from scistream.security.tls import ALPN
-from scistream.wire import line, link, messages
+from scistream.wire import line, messages
 from scistream.wire.address import Address
 from scistream.wire.errors import BadMessage, ErrorCode
 from scistream.wire.join import Join, hash_app_key, new_app_key
@@ -205,14 +203,14 @@ def _row(words: str, rows: dict[str, str]) -> str:
 
 def test_limits_and_times_are_those_of_the_code() -> None:
     bounds, server = Bounds(), ServerLimits()
-    burst = bounds.commands_per_second * BURST_SECONDS
-    hours = REMEMBER_SECONDS / 3600
+    burst = bounds.commands_per_second * timing.COMMAND_BURST
+    hours = timing.REMEMBER_RELEASED / 3600
     expected = {
         "Bytes of a line": line.MAX_LINE,
         "Bytes of a line of a stranger": line.MAX_FIRST_LINE,
         "Bad lines": line.MAX_BAD_LINES,
-        "TLS handshake": f"{line.HANDSHAKE_SECONDS:g} s",
-        "From the end of the handshake": f"{line.FIRST_LINE_SECONDS:g} s",
+        "TLS handshake": f"{timing.HANDSHAKE:g} s",
+        "From the end of the handshake": f"{timing.FIRST_LINE:g} s",
         "Bytes of answers": line.MAX_UNREAD,
         "Commands of one identity": f"{bounds.commands_per_second:g} a second, {burst:g} at once",
         "Links of one identity": bounds.links_per_identity,
@@ -221,15 +219,15 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         "Failures of one address": f"{bounds.failures} in a short time",
         "Streams of one identity": server.streams_per_identity,
         "New streams of one identity": f"{server.requests_per_minute} a minute",
-        "First repetition": f"{link.FIRST_REPEAT:g} s",
-        "Longest time between": f"{link.LONGEST_REPEAT:g} s",
-        "First delay": f"{link.FIRST_RECONNECT:g} s",
-        "Longest delay": f"{link.LONGEST_RECONNECT:g} s",
-        "Time between two Status": f"{link.POLL_SECONDS:g} s",
-        "Patience of S2UC": f"{PATIENCE:g} s",
-        "Patience of S2CS": f"{GATEWAY_PATIENCE:g} s",
-        "A REQ waits": f"{EARLY_SECONDS:g} s",
-        "The owner's client": f"{TARGETS_PATIENCE:g} s",
+        "First repetition": f"{timing.FIRST_REPEAT:g} s",
+        "Longest time between": f"{timing.LONGEST_REPEAT:g} s",
+        "First delay": f"{timing.FIRST_RECONNECT:g} s",
+        "Longest delay": f"{timing.LONGEST_RECONNECT:g} s",
+        "Time between two Status": f"{timing.POLL:g} s",
+        "Patience of S2UC": f"{timing.ANSWER:g} s",
+        "Patience of S2CS": f"{timing.GATEWAY_ANSWER:g} s",
+        "A REQ waits": f"{timing.EARLY_REQUEST:g} s",
+        "The owner's client": f"{timing.OWNER_SETS_TARGETS:g} s",
         "Life of a probe": f"{messages.PROBE_LIFE:g} s",
         "Released streams": f"{hours:g} h, {MOST_RELEASED} of one owner",
         "Early releases": f"{hours:g} h, {MOST_EARLY_RELEASES} of one owner",
@@ -242,7 +240,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
     }
     assert set(rows) == {*found.values(), *by_settings}
     assert (
-        f"closed at once for {FIRST_REFUSAL:g} s, doubling to {bounds.longest_refusal:g} s"
+        f"closed at once for {timing.FIRST_REFUSAL:g} s, doubling to {bounds.longest_refusal:g} s"
         in found["Failures of one address"]
     )
 
@@ -258,11 +256,11 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     _says("Control links", ALPN.decode())
     _says("Lines", f"{line.MAX_LINE:,}", f"{line.MAX_FIRST_LINE:,}")
     _says("Bad lines", f"the {line.MAX_BAD_LINES}th bad line")
-    _says("When a link ends", f"waits {line.CLOSE_SECONDS:g} s")
+    _says("When a link ends", f"waits {timing.CLOSE:g} s")
     _says("Hello", f"{messages.MAX_OTHER_ADDRESSES} addresses in all")
     _says("UpdateTargets", f"{messages.MAX_OTHER_ADDRESSES} addresses in all")
-    _says("Order", f"at least {REMAP_SECONDS:g} s")
-    _says("A producer that moves", f"within {TARGETS_PATIENCE:g} s")
+    _says("Order", f"at least {timing.BETWEEN_TARGETS:g} s")
+    _says("A producer that moves", f"within {timing.OWNER_SETS_TARGETS:g} s")
     _says("Certificate requests", f"at most {MAX_GATEWAYS}")
     _says("Certificates", producer_name("<uid>"), consumer_name("<uid>"))
     assert AFTERLIFE.total_seconds() == 3600

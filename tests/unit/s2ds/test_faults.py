@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -63,14 +64,12 @@ class Machine:
         self.elements = Elements(self.reactor, 0, 4, Settings())
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
+        self.dialled: Counter[int] = Counter()
         self.controller = Controller()
         self.holding = Holding(cast(Any, self), self.req())
 
     def wan_listeners(self, _uid: str) -> set[int]:
         return self.holding.wan_listeners() if hasattr(self, "holding") else set()
-
-    def dialled(self) -> set[int]:
-        return set()
 
     def released(self, _holding: Holding) -> None:
         """A server would forget it some day."""
