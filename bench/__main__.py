@@ -20,9 +20,9 @@ from bench import machine, peers, report
 from bench.paths import BenchProblem, Yard
 from bench.rows import Row
 from bench.works import FULL, QUICK, Effort, Work, all_works
-from scistream.command_line import ParsedType, run, start_logging
-from scistream.config import parse_elements
-from scistream.wire.errors import StreamError
+from scistream.cli_support import ParsedType, run, start_logging
+from scistream.protocol.errors import StreamError
+from scistream.s2ds.settings import parse_elements
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -21,15 +21,15 @@ from bench import peers
 from bench.peers import FAR_NAME, HOST, Door, Papers, Program
 from bench.processes import listens
 from scistream.app.controller import Controller, Nobody
-from scistream.config import parse_elements
 from scistream.demo.children import Child, Children
-from scistream.demo.facilities import Facility, Ports
+from scistream.demo.facilities import DemoFacility, DemoPorts
+from scistream.pki.authority import init_authority, issue
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, PROD
 from scistream.s2ds.relay.leg import congestion_control
+from scistream.s2ds.settings import parse_elements
 from scistream.s2uc.client import Client, Stream
-from scistream.security.pki import init_authority, issue
-from scistream.wire.address import Address
-from scistream.wire.join import Join
-from scistream.wire.messages import CONS, PROD
 
 BULK, TRIPS, MANY, FLOOD = "bulk", "trips", "many", "flood"
 OURS = "SciStream"
@@ -105,7 +105,7 @@ class Yard:
     def __init__(self, reactor: Any, folder: Path, elements: str | int = "auto") -> None:
         self.reactor = reactor
         self.elements = elements
-        self.ports = Ports()
+        self.ports = DemoPorts()
         self.targets = {name: self.ports.take() for name in (BULK, TRIPS, MANY, FLOOD)}
         self.configurations: dict[str, str] = {}
         """Of the peers that were started: how, and with what."""
@@ -252,8 +252,8 @@ class _Facilities:
         folder = yard.folder("facilities")
         self._yard = yard
         self._children = children
-        self._lab = Facility(folder / "lab", "Lab", "lab", MOST_STREAMS, CAPACITY, yard.ports)
-        self._centre = Facility(folder / "centre", "Centre", "centre", MOST_STREAMS, CAPACITY, yard.ports)
+        self._lab = DemoFacility(folder / "lab", "Lab", "lab", MOST_STREAMS, CAPACITY, yard.ports)
+        self._centre = DemoFacility(folder / "centre", "Centre", "centre", MOST_STREAMS, CAPACITY, yard.ports)
         user = self._lab.user(_USER)
         self._policy = folder / "policy.toml"
         self._policy.write_text(_POLICY.format(issuer=json.dumps(str(self._lab.authority)), user=_USER))

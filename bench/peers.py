@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scistream.security.pki import Issued
+from scistream.pki.authority import Issued
 
 HOST = "127.0.0.1"
 SUITE = "TLS_AES_128_GCM_SHA256"

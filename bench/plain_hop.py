@@ -11,14 +11,14 @@ import sys
 from functools import partial
 from typing import Any
 
-from scistream.clock import run_on_monotonic_time
-from scistream.command_line import start_logging
-from scistream.process import raise_descriptor_limit
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.ports import Listener, Ports
-from scistream.s2ds.relay.element import Settings
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS
+from scistream.cli_support import start_logging
+from scistream.os_process import raise_descriptor_limit
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS
+from scistream.reactors import run_on_monotonic_time
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.ports import ChannelListener, ListenPorts
 
 HOST = "127.0.0.1"
 CONGESTION = "cubic"
@@ -35,8 +35,8 @@ def main(enter: int, target: int, count: int) -> None:
     start_logging(0)
     raise_descriptor_limit()
     run_on_monotonic_time(reactor)
-    (sock,) = Ports(enter, enter).reserve(HOST, 1)
-    elements = Elements(reactor, count, 1, Settings(lan_congestion=CONGESTION, wan_congestion=CONGESTION))
+    (sock,) = ListenPorts(enter, enter).reserve(HOST, 1)
+    elements = Elements(reactor, count, 1, ElementSettings(lan_congestion=CONGESTION, wan_congestion=CONGESTION))
     elements.start()
     elements.open(UID, CONS, RATE, {0: 0})
     armed = elements.arm(UID, CONS, {0: Address(HOST, target)}, None)
@@ -49,7 +49,7 @@ def _listen(reactor: Any, sock: socket.socket, elements: Elements) -> None:
     def carry(accepted: socket.socket, _peer: Any) -> None:
         elements.carry(UID, CONS, 0, accepted)
 
-    Listener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0))
+    ChannelListener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from twisted.internet.defer import DeferredList
 
 from scistream.app.controller import Controller, Nobody
 from scistream.demo.children import Children
-from scistream.demo.facilities import HOST, Facility, Ports
+from scistream.demo.facilities import HOST, DemoFacility, DemoPorts
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, PROD
 from scistream.s2uc.client import Client
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
-from scistream.wire.join import Join
-from scistream.wire.messages import CONS, PROD
 
 REACH_MS = 150.0
 REACH_BESIDE_MS = 1000.0
@@ -50,9 +50,9 @@ async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
         children = Children(reactor, Path(name))
         os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")  # not the list of whoever runs this
         try:
-            ports = Ports()
-            lab = Facility(Path(name) / "lab", "Lab", "lab", CHANNELS, 1000.0, ports)
-            centre = Facility(Path(name) / "centre", "Centre", "centre", CHANNELS, 1000.0, ports)
+            ports = DemoPorts()
+            lab = DemoFacility(Path(name) / "lab", "Lab", "lab", CHANNELS, 1000.0, ports)
+            centre = DemoFacility(Path(name) / "centre", "Centre", "centre", CHANNELS, 1000.0, ports)
             await _start(reactor, children, lab, centre)
             user = lab.user("ada@lab.example")
             taken = []
@@ -77,7 +77,7 @@ def _half_open(door: Address, many: int, attacker: Iterator[int]) -> Iterator[No
         yield
 
 
-async def _start(reactor: Any, children: Children, *facilities: Facility) -> None:
+async def _start(reactor: Any, children: Children, *facilities: DemoFacility) -> None:
     trusted = [facility.authority for facility in facilities]
     for facility in facilities:
         facility.start_gateway(children, _server_ended)
@@ -90,7 +90,7 @@ def _server_ended(child: Any) -> None:
     print(f"{child.name} ended unexpectedly ({child.end})", *child.tail(), sep="\n", file=sys.stderr)
 
 
-async def _one(reactor: Any, user: Issued, lab: Facility, centre: Facility) -> float:
+async def _one(reactor: Any, user: Issued, lab: DemoFacility, centre: DemoFacility) -> float:
     """Set one stream up and release it; gives the seconds of the set-up."""
     authorities = [lab.authority, centre.authority]
     async with Client(certificate=user.certificate, key=user.key, authorities=authorities, reactor=reactor) as client:

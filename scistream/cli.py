@@ -9,12 +9,12 @@ from __future__ import annotations
 import click
 
 from scistream import __version__
-from scistream.command_line import Commands
-from scistream.demo.command import demo
-from scistream.s2cs.command import store
-from scistream.s2cs.policy_command import policy
-from scistream.s2cs.usage import usage
-from scistream.security.command import pki
+from scistream.cli_support import Commands
+from scistream.demo.cli import demo
+from scistream.pki.cli import pki
+from scistream.s2cs.policy.cli import policy
+from scistream.s2cs.store.cli import store
+from scistream.s2cs.store.usage_cli import usage
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

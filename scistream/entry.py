@@ -14,7 +14,7 @@ def s2uc() -> NoReturn:
 
 def appctrl() -> NoReturn:
     """Start the command `appctrl`: first of all it hides the join string in its environment."""
-    import_module("scistream.app.beginning").prepare()
+    import_module("scistream.app.startup").prepare()
     _start("scistream.app.cli")
 
 

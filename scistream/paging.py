@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
-from scistream.wire.messages import CONS, PROD, StreamKey
+from scistream.protocol.messages import CONS, PROD, StreamKey
 
 
 def page_key(key: StreamKey) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
-from scistream.toml_file import Problem, raise_if_any
+from scistream.config import SettingProblem, raise_if_any
 
 
 class _OfDaemon(Protocol):
@@ -21,7 +21,7 @@ class _OfDaemon(Protocol):
     @property
     def insecure(self) -> bool: ...
 
-    def problems(self) -> Iterator[Problem]: ...
+    def problems(self) -> Iterator[SettingProblem]: ...
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_OfDaemon)

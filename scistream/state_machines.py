@@ -29,7 +29,7 @@ from automat import TypeMachine, TypeMachineBuilder
 from automat._typed import TypedDataState, TypedState
 
 from scistream import timing
-from scistream.wire.errors import StreamError
+from scistream.protocol.errors import StreamError
 
 if TYPE_CHECKING:
     from twisted.logger import Logger

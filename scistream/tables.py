@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scistream.wire.errors import printable
+from scistream.protocol.errors import printable
 
 SHORT_UID = 8
 

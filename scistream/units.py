@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from scistream.wire.messages import MAX_LIFE, MAX_RATE
+from scistream.protocol.messages import MAX_LIFE, MAX_RATE
 
 MIN_LIFE = 1.0
 """Seconds. Nobody can ask two facilities for a stream and use it in less."""

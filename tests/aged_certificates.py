@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from scistream.security.pki import pem_of
+from scistream.pki.authority import pem_of
 
 
 def age(file: Path, *, life: timedelta, left: timedelta) -> x509.Certificate:

@@ -13,7 +13,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from msgspec import inspect
 
-from scistream.wire import messages
+from scistream.protocol import messages
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "protocol.rst"

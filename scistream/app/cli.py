@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 import click
 
 import scistream
-from scistream.app.beginning import JOIN_VARIABLE, Beginning, begin
 from scistream.app.controller import Controller, Nobody
 from scistream.app.handover import CannotStart, Keeper, become, filled_in, find, split
-from scistream.command_line import Commands, refuse, run, start_logging
+from scistream.app.startup import JOIN_VARIABLE, Beginning, begin
+from scistream.cli_support import Commands, refuse, run, start_logging
 from scistream.config import ConfigProblem
-from scistream.process import keep_secrets
-from scistream.wire.address import Address
-from scistream.wire.join import LONGEST, Join
-from scistream.wire.messages import CONS, MAX_HOSTS, PROD, Role
+from scistream.os_process import keep_secrets
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import LONGEST, Join
+from scistream.protocol.messages import CONS, MAX_HOSTS, PROD, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,14 +15,14 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.app.machine import Application, Core, new_consumer, new_producer
-from scistream.security.control import pinned_dialer
+from scistream.links.link import Link
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import pinned_dialer
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError, printable
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, MAX_OTHER_ADDRESSES, PROD, Error, Hello, Message, Resp, StartConn
 from scistream.state_machines import guarded, trace
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError, printable
-from scistream.wire.join import Join
-from scistream.wire.line import Link
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, MAX_OTHER_ADDRESSES, PROD, Error, Hello, Message, Resp, StartConn
 
 
 class Program(Protocol):

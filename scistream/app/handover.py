@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127

@@ -22,11 +22,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller
-from scistream.waiting import Waiting, leave, reactor_here
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.join import Join
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.awaitable import Awaitable, current_reactor, leave
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, PROD, Role
 
 
 def producer(join: str, *, listen: Iterable[str], reactor: Any = None) -> Joined:
@@ -79,11 +79,11 @@ class Joined:
         if self._controller is not None:
             raise StreamError("wrong-state", "this has been entered before: call producer() or consumer() again")
         if self._reactor is None:
-            self._reactor = reactor_here()
+            self._reactor = current_reactor()
         self._controller = Controller(self._reactor, self._join, self._listeners, self._program, self._note)
         self._controller.run().addCallbacks(self._ended, self._refused)
         try:
-            found = await Waiting(self._program.ready)
+            found = await Awaitable(self._program.ready)
         except BaseException as problem:
             closing = self.close()
             if not isinstance(problem, GeneratorExit):
@@ -95,7 +95,7 @@ class Joined:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def ended(self) -> Waiting[StreamError | None]:
+    def ended(self) -> Awaitable[StreamError | None]:
         """Wait until the stream is over; gives the reason, or None if this program has left it first.
 
         :raises StreamError: `wrong-state`, before this is entered.
@@ -107,11 +107,11 @@ class Joined:
             waiting.callback(self._reason)
         else:
             self._waiting.append(waiting)
-        return Waiting(waiting)
+        return Awaitable(waiting)
 
-    def close(self) -> Waiting[None]:
+    def close(self) -> Awaitable[None]:
         """Leave the stream, whatever is waited for. `async with` does it at its end."""
-        return Waiting(Deferred.fromCoroutine(self._close()))
+        return Awaitable(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
         self._program.leave()

@@ -31,8 +31,8 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
+from scistream.protocol.errors import StreamError
 from scistream.state_machines import build, on
-from scistream.wire.errors import StreamError
 
 
 class Effects(Protocol):

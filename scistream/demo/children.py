@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.app.beginning import JOIN_VARIABLE
+from scistream.app.startup import JOIN_VARIABLE
 
 
 class Child(ProcessProtocol):
@@ -87,7 +87,7 @@ class Children:
         :param on_end: called when it has ended, unless `end_all` was called first.
         """
         child = Child(name, self._folder)
-        tethered = [sys.executable, "-P", "-m", "scistream.demo.tether", str(os.getpid()), *command]
+        tethered = [sys.executable, "-P", "-m", "scistream.demo.die_with_parent", str(os.getpid()), *command]
         nothing = os.open(os.devnull, os.O_RDONLY)
         out = os.open(child.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from scistream.demo.frames import FrameChecker, whole_digest
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 LISTENERS_VARIABLE = "SCISTREAM_LISTENERS"
 _FAULTS_SAID = 10
 
 
-class Channel(threading.Thread):
+class ConsumerChannel(threading.Thread):
     """Reads one channel to its end."""
 
     def __init__(self, number: int, listeners: Sequence[Address], patience: float) -> None:
@@ -65,7 +65,7 @@ class Channel(threading.Thread):
         return "given up"
 
 
-def report(channels: Sequence[Channel]) -> dict[str, Any]:
+def report(channels: Sequence[ConsumerChannel]) -> dict[str, Any]:
     """What the channels have found, as it is printed. `seconds` runs from the first byte to the last."""
     checkers = [channel.checker for channel in channels]
     first = min((channel.first_byte for channel in channels if channel.first_byte is not None), default=0.0)
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    channels = [Channel(number, listeners, options.patience) for number in range(len(listeners))]
+    channels = [ConsumerChannel(number, listeners, options.patience) for number in range(len(listeners))]
     for channel in channels:
         channel.start()
     for channel in channels:

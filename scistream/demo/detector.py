@@ -51,7 +51,7 @@ class Plan:
         return self.frame_bytes if time.monotonic() < self._deadline else 0
 
 
-class Channel(threading.Thread):
+class DetectorChannel(threading.Thread):
     """Waits for the one connection of a channel and sends its frames there."""
 
     def __init__(
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     plan = Plan(options.bytes, options.seconds, options.frame_bytes, len(listeners))
     failed = threading.Event()
-    channels = [Channel(number, one, plan, failed, options.patience) for number, one in enumerate(listeners)]
+    channels = [DetectorChannel(number, one, plan, failed, options.patience) for number, one in enumerate(listeners)]
     for channel in channels:
         channel.start()
     for channel in channels:

@@ -22,8 +22,8 @@ from twisted.internet.task import deferLater
 
 from scistream import timing
 from scistream.demo.children import Child, Children
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.protocol.address import Address
 
 HOST = "127.0.0.1"
 
@@ -45,7 +45,7 @@ class DemoProblem(Exception):
         self.log = list(log)
 
 
-class Facility:
+class DemoFacility:
     """One facility: an S2CS and one S2DS.
 
     :param name: for people; it is in the authority's certificate.
@@ -54,7 +54,7 @@ class Facility:
     :param rate: the capacity of its gateway in Mbit/s.
     """
 
-    def __init__(self, folder: Path, name: str, short: str, channels: int, rate: float, ports: Ports) -> None:
+    def __init__(self, folder: Path, name: str, short: str, channels: int, rate: float, ports: DemoPorts) -> None:
         self.name = name
         self._short = short
         self._pki = folder / "pki"
@@ -125,7 +125,7 @@ class Facility:
         return children.start(f"{self._short}-{kind}", [*_TWISTD, kind, "--config", str(path)], {}, on_end)
 
 
-class Ports:
+class DemoPorts:
     """Free ports of this machine, each given out once.
 
     They lie below those that the system itself gives to outgoing connections, and are found by binding them.

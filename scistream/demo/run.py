@@ -20,12 +20,12 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.demo.children import Child, Children
-from scistream.demo.facilities import HOST, DemoProblem, Facility, Ports
+from scistream.demo.facilities import HOST, DemoFacility, DemoPorts, DemoProblem
 from scistream.demo.view import ChannelPicture, Picture, Summary
+from scistream.pki.register import PkiError
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, ChannelFigures
 from scistream.s2uc.client import Client, Stream
-from scistream.security.pki import PkiError
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, ChannelFigures
 
 _APPCTRL = [sys.executable, "-P", "-c", "from scistream.app.cli import main; main()"]
 _DETECTOR = [sys.executable, "-P", "-m", "scistream.demo.detector"]
@@ -33,7 +33,7 @@ _CONSUMER = [sys.executable, "-P", "-m", "scistream.demo.consumer"]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DemoOptions:
     """What was asked for: how many bytes, or else for how many seconds; channels; Mbit/s."""
 
     total: int | None
@@ -48,7 +48,7 @@ class Demo:
     :param show: is given a picture whenever there is a new one.
     """
 
-    def __init__(self, reactor: Any, wishes: Wishes, show: Callable[[Picture], None]) -> None:
+    def __init__(self, reactor: Any, wishes: DemoOptions, show: Callable[[Picture], None]) -> None:
         self._reactor = reactor
         self._wishes = wishes
         self._show = show
@@ -97,9 +97,9 @@ class Demo:
 
     async def _run(self, folder: Path, children: Children) -> Summary:
         wishes = self._wishes
-        ports = Ports()
-        lab = Facility(folder / "lab", "Demo Light Source", "lab", wishes.num_conn, wishes.rate, ports)
-        centre = Facility(folder / "centre", "Demo Computing Centre", "centre", wishes.num_conn, wishes.rate, ports)
+        ports = DemoPorts()
+        lab = DemoFacility(folder / "lab", "Demo Light Source", "lab", wishes.num_conn, wishes.rate, ports)
+        centre = DemoFacility(folder / "centre", "Demo Computing Centre", "centre", wishes.num_conn, wishes.rate, ports)
         user = lab.user("ada@lab.example")
 
         self._picture("starting two facilities")
@@ -117,7 +117,9 @@ class Demo:
         finally:
             await self._bounded(client.close().deferred, timing.DEMO_CLOSE)
 
-    async def _use(self, client: Client, lab: Facility, centre: Facility, children: Children, ports: Ports) -> Summary:
+    async def _use(
+        self, client: Client, lab: DemoFacility, centre: DemoFacility, children: Children, ports: DemoPorts
+    ) -> Summary:
         """What a user does: ask, hand out the join strings, wait, release."""
         wishes = self._wishes
         self._picture("asking for a stream")
@@ -143,7 +145,7 @@ class Demo:
 
     # -- the parts
 
-    async def _start_facilities(self, children: Children, *facilities: Facility) -> None:
+    async def _start_facilities(self, children: Children, *facilities: DemoFacility) -> None:
         """Gateways first, so that a control server finds its gateway when it comes up."""
         trusted = [facility.authority for facility in facilities]
         for facility in facilities:
@@ -155,7 +157,7 @@ class Demo:
         for facility in facilities:
             await facility.server_ready(self._reactor)
 
-    def _start_applications(self, children: Children, stream: Stream, ports: Ports) -> tuple[Child, Child]:
+    def _start_applications(self, children: Children, stream: Stream, ports: DemoPorts) -> tuple[Child, Child]:
         wishes = self._wishes
         first = ports.take(wishes.num_conn)
         listen = [f"{HOST}:{first + channel}" for channel in range(wishes.num_conn)]
@@ -282,7 +284,9 @@ class _Meter:
         return pictures
 
 
-def _summary(wishes: Wishes, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool) -> Summary:
+def _summary(
+    wishes: DemoOptions, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool
+) -> Summary:
     received, sent = _report(consumer), _report(detector)
     return Summary(
         bytes=received["bytes"],

@@ -10,23 +10,24 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.s2cs.in_use import GatewayUse, Taken
-from scistream.wire.address import Address, Network, inside, parse_network
-from scistream.wire.errors import StreamError
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import (
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.protocol.address import Address, Network, inside, parse_network
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import (
     MAX_PAGE_KEY,
     BrokenChannel,
     ChannelFigures,
+    GatewayCapacity,
     ProbeResult,
     Rel,
     ResetReason,
     Resp,
-    Room,
     Status,
     StreamKey,
     StreamStatus,
 )
+from scistream.s2cs.in_use import GatewayUse, Taken
 
 PAGE = 20
 """Streams that a gateway is asked for at a time."""
@@ -40,7 +41,7 @@ MOST_ASKED = 32
 """Users who wait for fresh figures of a gateway at the same time: whoever asks often shall not keep it busy."""
 
 
-class Listener(Protocol):
+class GatewayListener(Protocol):
     """Who hears what a gateway says."""
 
     def figures_heard(
@@ -61,17 +62,17 @@ class Listener(Protocol):
         """The channels that this gateway has of one of them; none of any other stream."""
 
     def gateway_knows(
-        self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
+        self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
         """What the gateway says of all its streams; `expected` is what `held_by` gave when it was asked."""
 
 
-class Gateway:
+class GatewayLink:
     """One S2DS of the pool: its link, what room it has, and what it said of its streams last."""
 
     log = Logger()
 
-    def __init__(self, server: Listener, name: str, link: Dialer) -> None:
+    def __init__(self, server: GatewayListener, name: str, link: Dialer) -> None:
         self._server = server
         self.name = name
         self.dialer = link
@@ -80,7 +81,7 @@ class Gateway:
         self.dialer.on_poll = self._compare
         self.settled = False
         """Whether it is known if there is a gateway and what room it has; not while that is being found out."""
-        self.room: Room | None = None
+        self.room: GatewayCapacity | None = None
         """None as long as that is not known, and while the gateway is silent."""
         self._networks: tuple[Network, ...] | None = None
         """Where ProdApp's listeners may be for this gateway; None if it has not said."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Hashable
 from fractions import Fraction
 from typing import NamedTuple
 
+from scistream.protocol.messages import PROD, GatewayCapacity, Role, StreamKey
 from scistream.s2cs.record import Record, ports_at
-from scistream.wire.messages import PROD, Role, Room, StreamKey
 
 NOTHING = Fraction(0)
 
@@ -63,7 +63,7 @@ class GatewayUse:
         """The numbers of the ports that are held; they change as streams come and go."""
         return self._lent
 
-    def ports_of(self, room: Room) -> int:
+    def ports_of(self, room: GatewayCapacity) -> int:
         """Return how many ports are held of the range from which the gateway chooses."""
         if room.first_port is None:
             return self._ports

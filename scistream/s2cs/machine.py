@@ -44,22 +44,9 @@ from typing import Any, Protocol
 from automat import TypeMachineBuilder
 from msgspec import structs
 
-from scistream.s2cs.record import (
-    Record,
-    content_of,
-    map_problem,
-    map_to_producer,
-    ordered_listeners,
-    reservation_for,
-    same_request,
-    spare_listeners,
-    update_for_gateway,
-    wrong_port,
-)
-from scistream.state_machines import SAME, begin_in, build, data_of, on, wrong_state
-from scistream.wire.errors import ErrorCode, StreamError
-from scistream.wire.link import UNSENT, Caller
-from scistream.wire.messages import (
+from scistream.links.outbox import UNSENT, Caller
+from scistream.protocol.errors import ErrorCode, StreamError
+from scistream.protocol.messages import (
     CONS,
     MAX_TEXT,
     PROD,
@@ -73,6 +60,19 @@ from scistream.wire.messages import (
     StartConn,
     UpdateTargets,
 )
+from scistream.s2cs.record import (
+    Record,
+    content_of,
+    map_problem,
+    map_to_producer,
+    ordered_listeners,
+    reservation_for,
+    same_request,
+    spare_listeners,
+    update_for_gateway,
+    wrong_port,
+)
+from scistream.state_machines import SAME, begin_in, build, data_of, on, wrong_state
 
 
 class Effects(Protocol):

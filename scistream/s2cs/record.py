@@ -11,10 +11,10 @@ from typing import Any
 from msgspec import Struct
 
 from scistream import timing
-from scistream.wire.address import Address
-from scistream.wire.errors import ErrorCode
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import (
+from scistream.links.outbox import UNSENT
+from scistream.protocol.address import Address
+from scistream.protocol.errors import ErrorCode
+from scistream.protocol.messages import (
     MAX_LIFE,
     PROD,
     LastError,

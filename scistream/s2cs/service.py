@@ -1,7 +1,7 @@
 """S2CS as a Twisted service: one door for users and applications, a lasting link to each gateway.
 
 `ControlServer` authenticates and hands commands to the machine of the stream that they name; each
-stream has a `Held` that carries out what its machine decides; `Gateway` is one S2DS of the pool.
+stream has a `ServerStream` that carries out what its machine decides; `GatewayLink` is one S2DS of the pool.
 """
 
 from __future__ import annotations
@@ -26,40 +26,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.config import Gateway as GatewaySettings
-from scistream.config import S2CSConfig, beside, trust_of
+from scistream.config import raise_if_any
+from scistream.links.admission import AdmissionController
+from scistream.links.link import Link
+from scistream.links.outbox import Caller, command_name
+from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, dialer, log_refusal
 from scistream.paging import page_key
-from scistream.reloading import Change, merge
-from scistream.s2cs.audit import AuditTrail, StreamTrail
-from scistream.s2cs.audit_sink import Sink, audit_file, open_sink
-from scistream.s2cs.early import EarlyRequests
-from scistream.s2cs.effects import Held
-from scistream.s2cs.enforcement import Grant, Guard, owner_of, policy_of
-from scistream.s2cs.gateway import Gateway
-from scistream.s2cs.in_use import Taken
-from scistream.s2cs.ledger import Ledger
-from scistream.s2cs.live import LiveStreams
-from scistream.s2cs.lock import StoreLock
-from scistream.s2cs.machine import resume
-from scistream.s2cs.pool import Member, member, spares, spread
-from scistream.s2cs.pool_addresses import PoolAddresses
-from scistream.s2cs.record import Record
-from scistream.s2cs.start import unmake
-from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED, Store
-from scistream.s2cs.wrong_keys import WrongKeys
-from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, dialer, log_refusal
-from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import DoorGuard
-from scistream.security.keyring import Keyring, controller_keyring
-from scistream.security.tls import Identity, explain
-from scistream.setup import SetupProblems
-from scistream.toml_file import raise_if_any
-from scistream.units import parse_seconds
-from scistream.wire.address import Address
-from scistream.wire.errors import ErrorCode, StreamError
-from scistream.wire.line import Link
-from scistream.wire.link import Caller, command_name
-from scistream.wire.messages import (
+from scistream.protocol.address import Address
+from scistream.protocol.errors import ErrorCode, StreamError
+from scistream.protocol.messages import (
     CONS,
     MAX_RATE,
     PROD,
@@ -80,6 +55,32 @@ from scistream.wire.messages import (
     StreamStatus,
     UpdateTargets,
 )
+from scistream.reloading import Change, merge
+from scistream.s2cs.audit.sinks import Sink, audit_file, open_sink
+from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.gateway import GatewayLink
+from scistream.s2cs.gateway_addresses import PoolAddresses
+from scistream.s2cs.hello_throttle import WrongKeys
+from scistream.s2cs.in_use import Taken
+from scistream.s2cs.live_streams import LiveStreams
+from scistream.s2cs.machine import resume
+from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
+from scistream.s2cs.policy.authorizer import Authorizer, Grant, owner_of, policy_of
+from scistream.s2cs.record import Record
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
+from scistream.s2cs.start import unmake
+from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED, Store
+from scistream.s2cs.store.ledger import Ledger
+from scistream.s2cs.store.lock import StoreLock
+from scistream.s2cs.stream import ServerStream
+from scistream.s2cs.tombstones import EarlyRequests
+from scistream.setup_problems import SetupProblems
+from scistream.shared_settings import resolve_path, trust_of
+from scistream.tls.expiry import ExpiryWatch
+from scistream.tls.explain import explain
+from scistream.tls.reloadable import ReloadableCredentials, controller_credentials
+from scistream.tls.verify import Identity
+from scistream.units import parse_seconds
 
 MAX_PAGE_BYTES = 150_000
 MOST_NAMED = 10
@@ -130,21 +131,21 @@ class ControlServer(Service):
         problems = problems or SetupProblems()
         own = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
-            self._door = Door(reactor, Address.parse(config.listen), own, client_certificate="optional")
-        self._to_gateways: Keyring | None = None
+            self._door = LinkListener(reactor, Address.parse(config.listen), own, client_certificate="optional")
+        self._to_gateways: ReloadableCredentials | None = None
         if config.controller is not None and not config.insecure:
             with problems.of_step():
-                self._to_gateways = controller_keyring(trust_of(config.controller, config_file))
+                self._to_gateways = controller_credentials(trust_of(config.controller, config_file))
         with problems.of_step():
             policy = policy_of(config, config_file)
-        store = beside(config_file, config.state)
+        store = resolve_path(config_file, config.state)
         lock = None
         if store.exists():  # otherwise a start that is refused would leave a file behind
             with problems.of_step():
                 lock = StoreLock(store)
         problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
-        self._door_guard = DoorGuard(
+        self._door_guard = AdmissionController(
             reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
         self._wrong_keys = WrongKeys(reactor)
@@ -153,7 +154,7 @@ class ControlServer(Service):
         self.gateways = {one.name: self._gateway(one) for one in config.gateways}
         self._lock, self.store, sink = self._open_files(store, lock)
         self.ledger = Ledger(self.store, wall)
-        self.guard = Guard(config, policy, self.ledger.usage_today, reactor.seconds)
+        self.guard = Authorizer(config, policy, self.ledger.usage_today, reactor.seconds)
         self.audit = AuditTrail(sink, config.listen, wall)
         self._pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
@@ -181,10 +182,10 @@ class ControlServer(Service):
             opened.pop_all()
             return lock, store, sink
 
-    def _gateway(self, settings: GatewaySettings) -> Gateway:
+    def _gateway(self, settings: GatewaySettings) -> GatewayLink:
         """:raises StreamError: if it would be dialled over plain TCP beyond loopback."""
         address = Address.parse(settings.address)
-        return Gateway(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
+        return GatewayLink(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
 
     def _refuse_orphans(self, config: S2CSConfig, records: Iterable[Record]) -> None:
         """:raises ConfigProblem: if a gateway that may hold a stream is not in the configuration: nobody could tell
@@ -291,7 +292,7 @@ class ControlServer(Service):
         self._watch.look()
         return change
 
-    def _change_pool(self, pool: dict[str, Gateway]) -> None:
+    def _change_pool(self, pool: dict[str, GatewayLink]) -> None:
         """Let gateways come, which are dialled, and go."""
         before, self.gateways = self.gateways, pool
         self._pool_addresses.set_control(_control_addresses(self.config))
@@ -305,7 +306,7 @@ class ControlServer(Service):
                 gateway.dialer.startService()
         self.gateway_settled()  # it may have been the one that others waited for
 
-    def _keyrings(self) -> dict[str, Keyring]:
+    def _keyrings(self) -> dict[str, ReloadableCredentials]:
         named = {"server": self._door.keyring, "controller": self._to_gateways}
         return {name: keyring for name, keyring in named.items() if keyring is not None}
 
@@ -324,7 +325,7 @@ class ControlServer(Service):
 
     def _restore(self) -> None:
         self._forget_old()
-        self.streams = LiveStreams(Held(self, record, restored=True) for record in self.store.load(live=True))
+        self.streams = LiveStreams(ServerStream(self, record, restored=True) for record in self.store.load(live=True))
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in list(self.streams.values()):
             resume(one.machine, one.core)
@@ -332,11 +333,11 @@ class ControlServer(Service):
     def _forget_old(self) -> None:
         self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
 
-    def use_changed(self, held: Held) -> None:
+    def use_changed(self, held: ServerStream) -> None:
         """Count what a stream holds once more, since its record may say something new of it."""
         self.streams.note_use(held)
 
-    def ended(self, held: Held) -> None:
+    def ended(self, held: ServerStream) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
         self.ledger.close(held.record)
         for gateway in self.gateways.values():
@@ -346,7 +347,7 @@ class ControlServer(Service):
         self.store.keep_newest(held.record.owner, MOST_RELEASED)
         self.streams.remove(held)
 
-    def _find(self, key: StreamKey) -> Held | None:
+    def _find(self, key: StreamKey) -> ServerStream | None:
         """A stream that is here, or was here within a day.
 
         :raises StreamError: `no-capacity` if the store cannot be read.
@@ -354,9 +355,9 @@ class ControlServer(Service):
         record = self.store.find(key)  # in any case, so that the time of an answer does not tell what is there
         if key in self.streams or record is None:
             return self.streams.get(key)
-        return Held(self, record, restored=True)
+        return ServerStream(self, record, restored=True)
 
-    def forget(self, held: Held) -> None:
+    def forget(self, held: ServerStream) -> None:
         """A stream of which nothing was ever written: its uid is free again."""
         self.unwritten.discard(held.record.key)
         self.store.forget(held.record.key)
@@ -498,7 +499,7 @@ class ControlServer(Service):
         life = grant.life
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
-        plan = spread(members, request.num_conn, request.rate, request.listen_ports)
+        plan = place_channels(members, request.num_conn, request.rate, request.listen_ports)
         if not is_free:  # said last, to somebody who could have had it
             raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
@@ -509,16 +510,16 @@ class ControlServer(Service):
             expires_at=self.wall() + life,
             hello_by=self.wall() + hello,
         )
-        held = Held(self, record)
+        held = ServerStream(self, record)
         self.streams.add(held)
         self._note_owner_link(held, link, owner)
         if request.listen_ports is not None:
             held.core.spares = spares(members, plan, request.listen_ports, request.rate)
         held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
-    def _members(self) -> list[Member]:
+    def _members(self) -> list[GatewayState]:
         return [
-            member(name, gateway.room, self.streams.use_of_gateway(name), gateway.strangers_use)
+            gateway_state(name, gateway.room, self.streams.use_of_gateway(name), gateway.strangers_use)
             for name, gateway in self.gateways.items()
             if gateway.room is not None and gateway.dialer.link is not None
         ]
@@ -570,15 +571,15 @@ class ControlServer(Service):
         asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
 
-    def _note_owner_link(self, held: Held, link: Link, owner: str) -> None:
+    def _note_owner_link(self, held: ServerStream, link: Link, owner: str) -> None:
         held.note_owner_link(link, owner)
         self.streams.note_link(held, link)
 
-    def _gateways_of(self, page: list[Held]) -> list[Gateway]:
+    def _gateways_of(self, page: list[ServerStream]) -> list[GatewayLink]:
         names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
         return [self.gateways[name] for name in sorted(names) if name in self.gateways]
 
-    def _answer_status(self, link: Link, command: Status, page: list[Held]) -> None:
+    def _answer_status(self, link: Link, command: Status, page: list[ServerStream]) -> None:
         streams: list[StreamStatus] = []
         size = 0
         for held in page[: command.limit]:
@@ -704,7 +705,7 @@ class ControlServer(Service):
         return held.record.plan[gateway] if held is not None and held.is_held_by(gateway) else []
 
     def gateway_knows(
-        self, gateway: Gateway, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
+        self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
         """Compare what a gateway holds with the records: protocol section 7.6.
 
@@ -725,7 +726,7 @@ class ControlServer(Service):
         self._end_overdrawn(set(known))
         self._end_broken(set(known))
 
-    def _look_at_others(self, gateway: Gateway, known: dict[StreamKey, StreamStatus]) -> None:
+    def _look_at_others(self, gateway: GatewayLink, known: dict[StreamKey, StreamStatus]) -> None:
         """See what a gateway holds beside the streams that it should hold.
 
         What the store knows to be over is released. What it has no record of was reserved by another S2CS, or under
@@ -748,7 +749,7 @@ class ControlServer(Service):
                 strangers[key] = Taken(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
         gateway.note_strangers(strangers)
 
-    def _release_other(self, gateway: Gateway, status: StreamStatus, why: str) -> None:
+    def _release_other(self, gateway: GatewayLink, status: StreamStatus, why: str) -> None:
         self.log.warn(
             "releasing {uid} ({role}) on {gateway}: {why}",
             uid=status.uid,
@@ -782,7 +783,7 @@ class ControlServer(Service):
                 held.machine.fault(StreamError("timeout", msg))
 
 
-def _page_key(held: Held) -> str:
+def _page_key(held: ServerStream) -> str:
     return page_key(held.record.key)
 
 
@@ -810,7 +811,7 @@ def _control_addresses(config: S2CSConfig) -> list[str]:
     return [config.listen, *(one.address for one in config.gateways)]
 
 
-def _strangers_told(gateway: Gateway) -> str:
+def _strangers_told(gateway: GatewayLink) -> str:
     return (
         f"the gateway {gateway.name} holds {len(gateway.strangers)} streams that this S2CS has no record of, and keeps "
         "their ports and capacity until they expire: the log of the S2CS names them, and its operator can release them "

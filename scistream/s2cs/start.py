@@ -6,27 +6,28 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from scistream.accepting import check_bindable
-from scistream.config import S2CSConfig, beside
-from scistream.s2cs.audit_sink import audit_file
-from scistream.toml_file import Problem, unless
-from scistream.wire.address import Address
+from scistream.config import SettingProblem, unless
+from scistream.protocol.address import Address
+from scistream.reactors import check_bindable
+from scistream.s2cs.audit.sinks import audit_file
+from scistream.s2cs.settings import S2CSConfig
+from scistream.shared_settings import resolve_path
 
 _BESIDE_STORE = ("", ".lock", "-wal", "-shm", "-journal")
 """Endings that are added to the name of the store to name the files that belong to it."""
 
 
-def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[Problem]:
+def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingProblem]:
     """Yield what the settings ask for and this machine does not have.
 
     :param config_file: where the settings came from: relative paths start there.
     """
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
-    state = [*unless(_check_file, beside(config_file, config.state), "state")]
+    state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
     if state:  # the place of the audit trail may follow from it
         return
-    audit = audit_file(config.audit, config_file, beside(config_file, config.state))
+    audit = audit_file(config.audit, config_file, resolve_path(config_file, config.state))
     if audit is not None:
         problems = [*unless(_check_file, audit, "audit")]
         yield from problems
@@ -43,16 +44,21 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path} is no regular file, and nothing that is written there could be read again")
 
 
-def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[Problem]:
+def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[SettingProblem]:
     """Which settings name a file that is written, and that something else needs."""
-    store = beside(config_file, config.state).resolve()
+    store = resolve_path(config_file, config.state).resolve()
     mine = {_identity(store.with_name(store.name + ending)): "state" for ending in _BESIDE_STORE}
     if audit is not None and mine.setdefault(_identity(audit), "audit") != "audit":
-        yield Problem(("audit", "state"), f"{audit} is a file of the store (state): name another one")
-    for key, path in (("", config_file), *((key, beside(config_file, name)) for key, name in _files_read(config))):
+        yield SettingProblem(("audit", "state"), f"{audit} is a file of the store (state): name another one")
+    for key, path in (
+        ("", config_file),
+        *((key, resolve_path(config_file, name)) for key, name in _files_read(config)),
+    ):
         writer = mine.get(_identity(path))
         if writer is not None:
-            yield Problem((writer, *([key] if key else [])), f"{path} is {_needed_as(key)}, and would be written over")
+            yield SettingProblem(
+                (writer, *([key] if key else [])), f"{path} is {_needed_as(key)}, and would be written over"
+            )
 
 
 def _needed_as(key: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from twisted.application.service import Service
 
-from scistream.config import S2CSConfig
-from scistream.daemon import DaemonOptions, make_daemon
 from scistream.s2cs.service import ControlServer
+from scistream.s2cs.settings import S2CSConfig
 from scistream.s2cs.start import machine_problems
+from scistream.twistd import DaemonOptions, make_daemon
 
 
-class Options(DaemonOptions[S2CSConfig]):
+class ServerOptions(DaemonOptions[S2CSConfig]):
     """Run an S2CS, the control server of a facility."""
 
     config_type = S2CSConfig
@@ -18,7 +18,7 @@ class Options(DaemonOptions[S2CSConfig]):
     synopsis = "[options]\n\nRuns the control server (S2CS) of a facility. Its controller is named in the file."
 
 
-def makeService(options: Options) -> Service:
+def makeService(options: ServerOptions) -> Service:
     """The service, set up and not started."""
     config = options.config
     return make_daemon(

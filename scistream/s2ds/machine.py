@@ -29,10 +29,9 @@ from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
 
-from scistream.state_machines import SAME, build, on, wrong_state
-from scistream.wire.errors import ErrorCode, StreamError
-from scistream.wire.link import Caller
-from scistream.wire.messages import (
+from scistream.links.outbox import Caller
+from scistream.protocol.errors import ErrorCode, StreamError
+from scistream.protocol.messages import (
     ChannelFigures,
     Error,
     LastError,
@@ -42,6 +41,7 @@ from scistream.wire.messages import (
     Role,
     UpdateTargets,
 )
+from scistream.state_machines import SAME, build, on, wrong_state
 
 
 class Effects(Protocol):

@@ -39,7 +39,7 @@ def use_dns(reactor: Any, servers: list[tuple[str, int]] | None = None) -> None:
     :param servers: name servers, numeric; None for those of the system.
     """
     asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, timing.NAME_SERVER_TRIES, _Quiet(reactor))
-    reactor.installNameResolver(_Resolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), asked])))
+    reactor.installNameResolver(_DnsResolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), asked])))
 
 
 class _Quiet:
@@ -125,7 +125,7 @@ class DatagramSocket:
 
 
 @implementer(IHostResolution)
-class _Resolution:
+class _DnsResolution:
     """One lookup."""
 
     def __init__(self, name: str) -> None:
@@ -138,7 +138,7 @@ class _Resolution:
 
 
 @implementer(IHostnameResolver)
-class _Resolver:
+class _DnsResolver:
     """Asks a resolver of `twisted.names` for both families at once."""
 
     def __init__(self, chain: Any) -> None:
@@ -153,7 +153,7 @@ class _Resolver:
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
         """Tell the receiver each address; those of IPv6 come first, as usual."""
-        resolution = _Resolution(hostName)
+        resolution = _DnsResolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
 
         def tell(found: list[str]) -> None:

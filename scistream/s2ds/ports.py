@@ -1,7 +1,7 @@
 """The ports of a gateway and the sockets that listen on them.
 
-`Ports` gives out bound sockets to the initiator, which reserves them with a stream and arms them
-later; `Listener` is how an armed one accepts. What becomes of an accepted connection is decided elsewhere.
+`ListenPorts` gives out bound sockets to the initiator, which reserves them with a stream and arms them
+later; `ChannelListener` is how an armed one accepts. What becomes of an accepted connection is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream import timing
-from scistream.accepting import ACCEPTS_A_TURN, EXHAUSTED, Shortage
-from scistream.config import parse_port_ranges
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.port_ranges import Ranges, already_lent, is_in, not_to_choose
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.port_ranges import Ranges, already_lent, is_in, not_to_choose
+from scistream.reactors import ACCEPTS_A_TURN, EXHAUSTED, Shortage
+from scistream.shared_settings import parse_port_ranges
 
 BACKLOG = 1024
 
@@ -35,7 +35,7 @@ KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Ports:
+class ListenPorts:
     """The ports that a gateway lends to streams, each given out once at a time.
 
     :param first: the first port of the range that streams get their ports from; `last` is the last one.
@@ -72,7 +72,7 @@ class Ports:
     def reserve(self, host: str, count: int, barred: Container[int] = ()) -> list[socket.socket]:
         """`count` sockets bound to the numeric address `host`, each on a port of its own, or none at all.
 
-        They do not listen: the kernel refuses connections until a `Listener` is started.
+        They do not listen: the kernel refuses connections until a `ChannelListener` is started.
 
         :param barred: ports that will not do.
         :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
@@ -225,7 +225,7 @@ def _unusable(host: str, port: int, problem: OSError) -> StreamError:
 
 
 @implementer(IReadWriteDescriptor)
-class Listener:
+class ChannelListener:
     """Accepts connections on a bound socket from `start` until `stop`.
 
     When the process is out of descriptors, or has no room for more, connections wait in the kernel's queue until it

@@ -1,6 +1,6 @@
 """Why connections of a stream were reset, as a gateway keeps it for its users and tells it in its log.
 
-`Resets` belongs to one stream (`effects.py`). Its elements report what they reset, and the initiator what it refuses
+`ResetLog` belongs to one stream (`stream.py`). Its elements report what they reset, and the initiator what it refuses
 itself. It is bounded in memory, in what it tells, and in the lines that it logs.
 """
 
@@ -14,7 +14,7 @@ from twisted.logger import Logger, LogLevel
 
 from scistream import timing
 from scistream.logs import Tally
-from scistream.wire.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
+from scistream.protocol.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
 
 MOST_KEPT = 64
 """Reasons that are kept of one stream, all its channels together."""
@@ -30,7 +30,7 @@ class _Kept:
     last: float = 0.0
 
 
-class Resets:
+class ResetLog:
     """The reasons of one stream.
 
     :param clock: an `IReactorTime`.

@@ -1,6 +1,6 @@
 """The initiator of an S2DS as a Twisted service: it obeys one controller, and owns what streams hold here.
 
-`DataServer` takes commands; each stream has a `Holding` that carries out what its machine decides:
+`DataServer` takes commands; each stream has a `GatewayStream` that carries out what its machine decides:
 ports, capacity, the stream's key, listeners, and the elements that forward.
 """
 
@@ -22,44 +22,47 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.config import ConfigProblem, S2DSConfig, networks, parse_ports, trust_of
-from scistream.daemon import end_daemon
+from scistream.config import ConfigProblem
+from scistream.links.admission import AdmissionController
+from scistream.links.link import Link
+from scistream.links.outbox import Caller
+from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, log_refusal
+from scistream.os_process import raise_descriptor_limit
 from scistream.paging import PageOrder, page_key
-from scistream.process import raise_descriptor_limit
-from scistream.reloading import Change, merge
-from scistream.s2ds.capacity import Capacity, Shared
-from scistream.s2ds.effects import Holding
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.ports import Ports, shared_with_connections
-from scistream.s2ds.relay.element import Settings
-from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.relay.orders import Reset
-from scistream.security.control import PLAIN_IDENTITY, Door, close_refused, log_refusal
-from scistream.security.expiry import ExpiryWatch
-from scistream.security.guard import DoorGuard
-from scistream.security.keyring import Keyring
-from scistream.setup import SetupProblems
-from scistream.units import parse_rate, parse_seconds
-from scistream.wire.address import Address
-from scistream.wire.errors import ErrorCode
-from scistream.wire.line import Link
-from scistream.wire.link import Caller
-from scistream.wire.messages import (
+from scistream.protocol.address import Address
+from scistream.protocol.errors import ErrorCode
+from scistream.protocol.messages import (
     CONS,
     PROD,
     Answer,
     Error,
+    GatewayCapacity,
     Message,
     Rel,
     ReqListeners,
     Resp,
     Role,
-    Room,
     Status,
     StreamKey,
     UpdateTargets,
 )
-from scistream.wire.port_ranges import in_words
+from scistream.protocol.port_ranges import in_words
+from scistream.reloading import Change, merge
+from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.elements.commands import Reset
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.ports import ListenPorts, shared_with_connections
+from scistream.s2ds.relay.leg import congestion_control
+from scistream.s2ds.relay.token_bucket import SharedTokenStore
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.stream import GatewayStream
+from scistream.setup_problems import SetupProblems
+from scistream.shared_settings import networks, parse_ports, trust_of
+from scistream.tls.expiry import ExpiryWatch
+from scistream.tls.reloadable import ReloadableCredentials
+from scistream.twistd import end_daemon
+from scistream.units import parse_rate, parse_seconds
 
 LAN_CONGESTION = "cubic"
 """What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
@@ -93,12 +96,12 @@ class DataServer(Service):
         problems = problems or SetupProblems()
         trust = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
-            self._door = Door(reactor, Address.parse(config.listen), trust, client_certificate="required")
+            self._door = LinkListener(reactor, Address.parse(config.listen), trust, client_certificate="required")
         with problems.of_step():
             settings = self._settings()
         problems.raise_if_any()
         self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
-        self._door_guard = DoorGuard(
+        self._door_guard = AdmissionController(
             reactor,
             config.limits.bounds,
             f"the door {config.listen}",
@@ -108,7 +111,7 @@ class DataServer(Service):
         self._port: IListeningPort | None = None
         self._links: set[Link] = set()
         self.boot = secrets.token_hex(16)
-        self.ports = Ports(*parse_ports(config.ports), config.chosen_ranges)
+        self.ports = ListenPorts(*parse_ports(config.ports), config.chosen_ranges)
         self.capacity = Capacity(parse_rate(config.capacity))
         self.elements = Elements(
             reactor,
@@ -122,10 +125,10 @@ class DataServer(Service):
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
-        self._holdings: dict[StreamKey, Holding] = {}
-        self._live: dict[StreamKey, Holding] = {}
+        self._holdings: dict[StreamKey, GatewayStream] = {}
+        self._live: dict[StreamKey, GatewayStream] = {}
         """Those of them that hold something, or are about to."""
-        self._over: dict[StreamKey, Holding] = {}
+        self._over: dict[StreamKey, GatewayStream] = {}
         """The others, which only tell their last figures, in the order of their release."""
         self._pages = PageOrder()
         """The live ones, in the order in which Status tells them."""
@@ -133,13 +136,15 @@ class DataServer(Service):
         """The ports of this gateway that live streams have as their targets, or have had, and how many have."""
         self._most_over = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
-    def _shared(self) -> Shared:
+    def _shared(self) -> SharedTokenStore:
         config = self.config
-        return Shared(config.limits.half_open, config.most_connections, config.most_unread, config.limits.owner_share)
+        return SharedTokenStore(
+            config.limits.half_open, config.most_connections, config.most_unread, config.limits.owner_share
+        )
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> ElementSettings:
         config = self.config
-        return Settings(
+        return ElementSettings(
             wan_timeout=parse_seconds(config.wan_timeout),
             wan_cipher=config.wan_cipher,
             wan_networks=list(config.wan_networks),
@@ -243,7 +248,7 @@ class DataServer(Service):
         self._watch.look()
         return change
 
-    def _keyrings(self) -> dict[str, Keyring]:
+    def _keyrings(self) -> dict[str, ReloadableCredentials]:
         return {} if self._door.keyring is None else {"server": self._door.keyring}
 
     # -- LinkOwner
@@ -291,7 +296,7 @@ class DataServer(Service):
             return
         if holding is None:
             self._forget_old()
-            holding = self._holdings[command.uid, command.role] = Holding(self, command)
+            holding = self._holdings[command.uid, command.role] = GatewayStream(self, command)
             if holding.released_at is None:
                 self._live[holding.key] = holding
                 self._pages.add(holding.key)
@@ -305,7 +310,7 @@ class DataServer(Service):
         else:
             holding.machine.rel(caller)
 
-    def released(self, holding: Holding) -> None:
+    def released(self, holding: GatewayStream) -> None:
         """A stream is over, and holds nothing any more: its last figures are remembered for some time."""
         if self._live.pop(holding.key, None) is not None:
             self._pages.remove(holding.key)
@@ -331,9 +336,9 @@ class DataServer(Service):
         if holding is not None:
             holding.note_reset(reset)
 
-    def _room(self) -> Room:
+    def _room(self) -> GatewayCapacity:
         told = (self.config.lan.bind, self.config.lan.told, self.config.wan.bind, self.config.wan.told)
-        return Room(
+        return GatewayCapacity(
             ports=self.ports.last - self.ports.first + 1,
             rate=parse_rate(self.config.capacity),
             hosts=sorted(set(told) - {"0.0.0.0", "::"}),

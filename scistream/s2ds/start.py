@@ -7,17 +7,18 @@ from collections.abc import Iterator
 
 from twisted.logger import Logger
 
-from scistream.accepting import bind_problem, check_bindable, explain_bind
-from scistream.config import Leg, S2DSConfig, parse_ports
-from scistream.toml_file import Problem, unless
-from scistream.wire.address import Address
+from scistream.config import SettingProblem, unless
+from scistream.protocol.address import Address
+from scistream.reactors import bind_problem, check_bindable, explain_bind
+from scistream.s2ds.settings import LegSettings, S2DSConfig
+from scistream.shared_settings import parse_ports
 
 _MOST_NAMED = 10
 
 _log = Logger()
 
 
-def machine_problems(config: S2DSConfig) -> Iterator[Problem]:
+def machine_problems(config: S2DSConfig) -> Iterator[SettingProblem]:
     """What this machine has not, and the settings ask for. Ports that others have are named in the log."""
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
     sides = [("lan", config.lan)] + ([("wan", config.wan)] if config.wan.bind != config.lan.bind else [])
@@ -28,7 +29,7 @@ def machine_problems(config: S2DSConfig) -> Iterator[Problem]:
             yield from unless(lambda leg: _check_ports(leg, config.ports), leg, "ports", f"{side}.bind")
 
 
-def _check_ports(leg: Leg, text: str) -> None:
+def _check_ports(leg: LegSettings, text: str) -> None:
     """:raises ValueError: if no port of the range can be had on this side."""
     first, last = parse_ports(text)
     taken = []

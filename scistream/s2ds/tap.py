@@ -6,21 +6,21 @@ from typing import Any
 
 from twisted.application.service import Service
 
-from scistream.config import S2DSConfig
-from scistream.daemon import DaemonOptions, make_daemon
 from scistream.s2ds.names import use_dns
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.start import machine_problems
+from scistream.twistd import DaemonOptions, make_daemon
 
 
-class Options(DaemonOptions[S2DSConfig]):
+class GatewayOptions(DaemonOptions[S2DSConfig]):
     """Run an S2DS, the data server of a gateway node."""
 
     config_type = S2DSConfig
     synopsis = "[options]\n\nRuns the data server (S2DS) of a gateway node. Its controller is named in the file."
 
 
-def makeService(options: Options) -> Service:
+def makeService(options: GatewayOptions) -> Service:
     """The service, set up and not started."""
 
     def make(reactor: Any, problems: Any) -> DataServer:

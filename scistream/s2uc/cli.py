@@ -16,13 +16,15 @@ import msgspec
 
 import scistream
 from scistream import timing
-from scistream.command_line import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
-from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, load, trust_of
-from scistream.process import keep_secrets
+from scistream.cli_support import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
+from scistream.config import ConfigProblem, load
+from scistream.os_process import keep_secrets
+from scistream.protocol.address import Address
+from scistream.protocol.messages import MAX_PROBE_SECONDS, Role
 from scistream.s2uc.client import Client, arguments_of, default_config
 from scistream.s2uc.commands import (
     Output,
-    Request,
+    RequestOptions,
     attach_stream,
     clock_time,
     failure_in_json,
@@ -36,13 +38,13 @@ from scistream.s2uc.commands import (
     show_status_at,
     wait_for_stream,
 )
-from scistream.s2uc.memory import Memory
-from scistream.security.expiry import expiring_soon
-from scistream.security.tls import CertificateProblem
+from scistream.s2uc.history import StreamHistory
+from scistream.s2uc.settings import S2UCConfig
+from scistream.shared_settings import DEFAULT_RATE, trust_of
 from scistream.tables import Columns, short_uids
+from scistream.tls.expiry import expiring_soon
+from scistream.tls.files import CertificateProblem
 from scistream.units import format_rate
-from scistream.wire.address import Address
-from scistream.wire.messages import MAX_PROBE_SECONDS, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -265,7 +267,9 @@ def request(
     reserved: paste each where that side's application starts. Ctrl-C releases both sides. When it streams, this
     command ends and the stream goes on.
     """
-    wishes = Request(str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports)
+    wishes = RequestOptions(
+        str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports
+    )
     output = Output(as_json, timeout, join_dir)
     _finish(ctx.obj, lambda client: request_stream(client, wishes, output), wishes.uid, as_json=as_json)
 
@@ -293,7 +297,7 @@ def forget(uid: str, as_json: bool) -> None:
 
     For one that can be released no more, since a facility is gone for good. What it holds there ends when it expires.
     """
-    memory = Memory()
+    memory = StreamHistory()
     try:
         with failure_in_json(uid, as_json):
             known = memory.find(uid, changes=True)
@@ -419,7 +423,7 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
         _finish(ctx.obj, lambda client: list_at(client, str(at), as_json), as_json=as_json)
     try:
         with failure_in_json(None, as_json):
-            streams = Memory().all()
+            streams = StreamHistory().all()
     except ConfigProblem as problem:
         refuse(problem)
     for warning in ctx.ensure_object(_Credentials).warnings():
@@ -468,7 +472,7 @@ def _run_file(credentials: _Credentials, file: Path) -> NoReturn:
         wishes = read_file(file)
     except ConfigProblem as problem:
         refuse(problem)
-    if isinstance(wishes, Request):
+    if isinstance(wishes, RequestOptions):
         _finish(credentials, lambda client: request_stream(client, wishes, Output()))
     uid = wishes
     _finish(credentials, lambda client: release_stream(client, uid))

@@ -25,19 +25,23 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from scistream import timing
-from scistream.config import DEFAULT_RATE, ConfigProblem, S2UCConfig, beside, load, one_form, user_folder
-from scistream.s2uc import facility
-from scistream.s2uc.effects import Server, StreamEffects, Wishes
-from scistream.s2uc.memory import Memory, Remembered
+from scistream.awaitable import Awaitable, current_loop, current_reactor, leave
+from scistream.config import ConfigProblem, load
+from scistream.links.dialer import Dialer
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Role, StreamStatus
+from scistream.s2uc import admin
+from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
-from scistream.security.control import Trust, dialer
+from scistream.s2uc.server import Server
+from scistream.s2uc.settings import S2UCConfig
+from scistream.s2uc.stream import ClientStream, StreamRequest
+from scistream.shared_settings import DEFAULT_RATE, one_form, resolve_path, user_folder
+from scistream.tls.files import CertificateFiles
 from scistream.units import parse_rate
-from scistream.waiting import Waiting, leave, loop_here, reactor_here
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.link import Dialer
-from scistream.wire.messages import CONS, PROD, Role, StreamStatus
 
 
 class Facility(NamedTuple):
@@ -79,8 +83,8 @@ class Client:
         self._loop: Any = None
         self._remembers = remember
         self._unclosed: weakref.finalize[..., Client] | None = None
-        self._trust: Trust | None = None
-        self._facilities: dict[Address, Trust] = {}
+        self._trust: CertificateFiles | None = None
+        self._facilities: dict[Address, CertificateFiles] = {}
         if not insecure:
             if certificate is None or key is None or not (authorities or facilities):
                 raise StreamError(
@@ -120,9 +124,9 @@ class Client:
         :raises StreamError: `wrong-state`, if it belongs to another event loop than the one this is called in.
         """
         if self._finds_reactor:
-            loop = loop_here()
+            loop = current_loop()
             if self._reactor is None:
-                self._reactor, self._loop = reactor_here(), loop
+                self._reactor, self._loop = current_reactor(), loop
             elif loop is not self._loop and loop is not None:
                 raise StreamError(
                     "wrong-state",
@@ -176,7 +180,7 @@ class Client:
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _checked_uid(uid or str(uuid.uuid4()))
-            wishes = Wishes(
+            wishes = StreamRequest(
                 num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label), listen_ports or {}
             )
             wishes.check(uid)
@@ -191,15 +195,15 @@ class Client:
             raise
 
     @cached_property
-    def _memory(self) -> Memory:
-        return Memory()
+    def _memory(self) -> StreamHistory:
+        return StreamHistory()
 
-    def _remember(self, uid: str, servers: dict[Role, Address], wishes: Wishes, effects: StreamEffects) -> None:
+    def _remember(self, uid: str, servers: dict[Role, Address], wishes: StreamRequest, effects: ClientStream) -> None:
         """Write a stream down before anybody hears of it, and strike it out when it is known to be over everywhere."""
         if not self._remembers:
             return
         now = time.time()
-        known = Remembered(
+        known = RememberedStream(
             uid=uid,
             prod=str(servers[PROD]),
             cons=str(servers[CONS]),
@@ -236,7 +240,7 @@ class Client:
         seconds: float = timing.PROBE_DATA,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
         tell: Callable[[Check], None] | None = None,
-    ) -> Waiting[Report]:
+    ) -> Awaitable[Report]:
         """Find out whether a stream can be had, and what passes between the gateways: they send each other test data.
 
         It holds ports and capacity like a stream, for a minute at most, and releases them at its end.
@@ -261,30 +265,30 @@ class Client:
             )
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
-        return Waiting(Deferred.fromCoroutine(probing.run()))
+        return Awaitable(Deferred.fromCoroutine(probing.run()))
 
-    def streams_at(self, s2cs: str) -> Waiting[list[StreamStatus]]:
+    def streams_at(self, s2cs: str) -> Awaitable[list[StreamStatus]]:
         """List the streams at an S2CS that this user may see: their own, and for an administrator of the facility all.
 
         :param s2cs: its HOST:PORT.
         :raises StreamError: if it does not answer, or refuses.
         """
-        return Waiting(Deferred.fromCoroutine(facility.streams_at(self._reached(s2cs))))
+        return Awaitable(Deferred.fromCoroutine(admin.streams_at(self._reached(s2cs))))
 
-    def stream_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
+    def stream_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Ask one S2CS about a stream of this user or, as an administrator of the facility, of any user.
 
         :raises StreamError: if it does not answer, or refuses, or has no such stream.
         """
-        return Waiting(Deferred.fromCoroutine(facility.stream_at(self._reached(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._reached(s2cs), _uid_of(uid))))
 
-    def release_at(self, s2cs: str, uid: str) -> Waiting[list[StreamStatus]]:
+    def release_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Release one S2CS's side of a stream of this user or, as an administrator of the facility, of any user.
 
         :returns: what it had of it.
         :raises StreamError: if it does not answer, or refuses.
         """
-        return Waiting(Deferred.fromCoroutine(facility.release_at(self._reached(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.release_at(self._reached(s2cs), _uid_of(uid))))
 
     def trouble_at(self, s2cs: str) -> str:
         """Say why an S2CS that was asked cannot be reached, in words for a person; empty if it can be."""
@@ -318,9 +322,9 @@ class Client:
         """
         return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 
-    def close(self) -> Waiting[None]:
+    def close(self) -> Awaitable[None]:
         """Close the links once releases under way are done. A stream that was handed out goes on without the client."""
-        return Waiting(Deferred.fromCoroutine(self._close()))
+        return Awaitable(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
         held = {effects for server in self._servers.values() for effects in server.streams}
@@ -339,7 +343,7 @@ class Client:
             leave(self._reactor)
             self._reactor = None
 
-    def _trust_at(self, address: Address) -> Trust | None:
+    def _trust_at(self, address: Address) -> CertificateFiles | None:
         """Who vouches for a facility: the authorities that are named for it alone, or those for all others."""
         trust = self._facilities.get(one_form(address), self._trust)
         if trust is not None and not trust.authorities:
@@ -363,7 +367,7 @@ class Stream:
     def __init__(self, client: Client, uid: str, servers: dict[Role, Address], *, remembered: bool = False) -> None:
         self.uid = uid
         self.servers = servers
-        self._effects = StreamEffects(client.reactor, uid, servers, client._server, remembered=remembered)
+        self._effects = ClientStream(client.reactor, uid, servers, client._server, remembered=remembered)
 
     @property
     def state(self) -> str:
@@ -431,7 +435,7 @@ class Stream:
         self._effects.handed_out = True
         return self._effects.join_strings()
 
-    def attach(self) -> Waiting[None]:
+    def attach(self) -> Awaitable[None]:
         """Go on with a stream that `Client.remembered` gave, from wherever it stands.
 
         If its targets are not set at both sides, they are set under a higher generation as soon as ProdApp has said
@@ -439,23 +443,23 @@ class Stream:
 
         :raises StreamError: if a side does not answer, or the stream is over at one side; the other is released then.
         """
-        return Waiting(Deferred.fromCoroutine(self._effects.attach()))
+        return Awaitable(Deferred.fromCoroutine(self._effects.attach()))
 
-    def provisioned(self) -> Waiting[dict[str, str]]:
+    def provisioned(self) -> Awaitable[dict[str, str]]:
         """Wait until both sides stream; gives the connection map.
 
         :raises StreamError: if the stream fails or is released first.
         """
-        return Waiting(self._effects.when_streaming())
+        return Awaitable(self._effects.when_streaming())
 
-    def release(self) -> Waiting[None]:
+    def release(self) -> Awaitable[None]:
         """End the stream at both sides.
 
         :raises StreamError: naming a side that did not confirm within 30 s; it releases by itself when the
             stream expires.
         """
         self._effects.machine.release()
-        return Waiting(self._effects.when_ended().addCallback(lambda _: self._effects.check_released()))
+        return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_released()))
 
     def abandon(self) -> None:
         """Wait no longer for a release: what has not confirmed it goes on by itself, and `release` names it."""
@@ -465,29 +469,29 @@ class Stream:
         """End the stream at both sides because of this; what waits for it fails with it."""
         self._effects.machine.failed(error)
 
-    def sides(self) -> Waiting[tuple[dict[Role, StreamStatus], dict[Role, StreamError]]]:
+    def sides(self) -> Awaitable[tuple[dict[Role, StreamStatus], dict[Role, StreamError]]]:
         """What each side says of the stream now, as far as it can be reached within seconds; and why another does not.
 
         A side that does not know it is in neither.
         """
-        return Waiting(Deferred.fromCoroutine(self._effects.sides()))
+        return Awaitable(Deferred.fromCoroutine(self._effects.sides()))
 
-    def ended(self) -> Waiting[None]:
+    def ended(self) -> Awaitable[None]:
         """Wait until the stream is over.
 
         :raises StreamError: if it ended otherwise than by `release`.
         """
-        return Waiting(self._effects.when_ended().addCallback(lambda _: self._effects.check_ended()))
+        return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_ended()))
 
-    def status(self) -> Waiting[dict[Role, StreamStatus]]:
+    def status(self) -> Awaitable[dict[Role, StreamStatus]]:
         """What each side says of the stream now; a side that does not know it is left out.
 
         :raises StreamError: if a side does not answer, or refuses.
         """
-        return Waiting(Deferred.fromCoroutine(self._effects.status()))
+        return Awaitable(Deferred.fromCoroutine(self._effects.status()))
 
 
-class Requested(Waiting[Stream]):
+class Requested(Awaitable[Stream]):
     """A stream that was asked for: await it to have it reserved. `stream` can be released before that."""
 
     def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
@@ -520,11 +524,11 @@ def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
     """What a configuration file says, as arguments of `Client`."""
 
     def paths(names: Sequence[str]) -> tuple[Path, ...]:
-        return tuple(beside(file, name) for name in names)
+        return tuple(resolve_path(file, name) for name in names)
 
     return {
-        "certificate": beside(file, settings.certificate) if settings.certificate else None,
-        "key": beside(file, settings.key) if settings.key else None,
+        "certificate": resolve_path(file, settings.certificate) if settings.certificate else None,
+        "key": resolve_path(file, settings.key) if settings.key else None,
         "authorities": paths(settings.authorities),
         "crl": paths(settings.crl),
         "insecure": settings.insecure,
@@ -532,9 +536,9 @@ def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
     }
 
 
-def _trust(certificate: Path | str, key: Path | str, facility_: Facility) -> Trust:
+def _trust(certificate: Path | str, key: Path | str, facility_: Facility) -> CertificateFiles:
     authorities, crl = (tuple(map(Path, files)) for files in facility_)
-    return Trust(Path(certificate), Path(key), authorities, crl)
+    return CertificateFiles(Path(certificate), Path(key), authorities, crl)
 
 
 def _warn_unclosed() -> None:

@@ -23,18 +23,10 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.internet.task import LoopingCall, deferLater
 
 from scistream import timing
-from scistream.config import DEFAULT_RATE, ConfigProblem, parse_port_ranges
-from scistream.s2uc.client import Client, Requested, Stream
-from scistream.s2uc.effects import SIDE
-from scistream.s2uc.memory import WHOLE_UID, Memory, Remembered, checked_beginning
-from scistream.security.tls import CertificateProblem
-from scistream.standard_streams import OutputLost, check_output
-from scistream.tables import Columns, short_uids
-from scistream.toml_file import BOM, Problem, checked, raise_if_any, unless
-from scistream.units import parse_rate, parse_seconds, short_seconds
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError, printable
-from scistream.wire.messages import (
+from scistream.config import BOM, ConfigProblem, SettingProblem, checked, raise_if_any, unless
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError, printable
+from scistream.protocol.messages import (
     CONS,
     MAX_CHANNELS,
     PROD,
@@ -44,6 +36,14 @@ from scistream.wire.messages import (
     Role,
     StreamStatus,
 )
+from scistream.s2uc.client import Client, Requested, Stream
+from scistream.s2uc.history import WHOLE_UID, RememberedStream, StreamHistory, checked_beginning
+from scistream.s2uc.stream import SIDE
+from scistream.shared_settings import DEFAULT_RATE, parse_port_ranges
+from scistream.standard_streams import OutputLost, check_output
+from scistream.tables import Columns, short_uids
+from scistream.tls.files import CertificateProblem
+from scistream.units import parse_rate, parse_seconds, short_seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +56,7 @@ def clock_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-class Request(Struct, frozen=True):
+class RequestOptions(Struct, frozen=True):
     """A request, from options or from a file: the arguments of `Client.request`."""
 
     prod: str
@@ -107,10 +107,10 @@ class Output:
         return {role: self.join_dir / f"{uid}.{role.lower()}" for role in (PROD, CONS)} if self.join_dir else {}
 
 
-async def request_stream(client: Client, wishes: Request, output: Output) -> int:
+async def request_stream(client: Client, wishes: RequestOptions, output: Output) -> int:
     check_output()
     with failure_in_json(wishes.uid, output.as_json):
-        if any(known.uid == wishes.uid for known in Memory().all()):
+        if any(known.uid == wishes.uid for known in StreamHistory().all()):
             raise StreamError(
                 "uid-in-use",
                 f"you have asked for stream {wishes.uid} already: look at it with `s2uc status`, end it with "
@@ -124,7 +124,7 @@ async def request_stream(client: Client, wishes: Request, output: Output) -> int
 async def attach_stream(client: Client, uid: str, output: Output) -> int:
     check_output()
     with failure_in_json(uid, output.as_json):
-        known = Memory().find(uid, changes=True)
+        known = StreamHistory().find(uid, changes=True)
         stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     await _in_time(client, stream, _take_up(client, stream), output)
     _print_streaming(stream, output)  # what streams goes on, whether or not that can be said
@@ -247,7 +247,7 @@ def _print_joins(stream: Stream, output: Output) -> None:
     if output.join_dir is not None:
         try:
             output.join_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            Memory().note_join_files(stream.uid, files.values())
+            StreamHistory().note_join_files(stream.uid, files.values())
             for role, join in stream.join.items():
                 with open(os.open(files[role], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     output.written.append(files[role])
@@ -347,10 +347,10 @@ def _print_streaming(stream: Stream, output: Output) -> None:
 
 async def release_stream(client: Client, uid: str, as_json: bool = False) -> int:
     with failure_in_json(uid, as_json):
-        if (over := Memory().was_released(uid)) is not None:
+        if (over := StreamHistory().was_released(uid)) is not None:
             _print_end(over, "Released", as_json, f"{over} is already released", already=True)
             return 0
-        known = Memory().find(uid, changes=True)
+        known = StreamHistory().find(uid, changes=True)
         stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     with failure_in_json(known.uid, as_json):
         try:
@@ -368,7 +368,7 @@ async def release_stream(client: Client, uid: str, as_json: bool = False) -> int
     return 0
 
 
-def _unknown(known: Remembered) -> StreamError:
+def _unknown(known: RememberedStream) -> StreamError:
     return StreamError(
         "unknown-uid",
         f"neither {known.prod} nor {known.cons} has a stream {known.uid} of yours: if you asked for it with another "
@@ -425,7 +425,7 @@ async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
 
 async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_json: bool = False) -> int:
     with failure_in_json(uid, as_json):
-        known = Memory().find(uid)
+        known = StreamHistory().find(uid)
         stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
     waiting = _UntilStreaming(client, known, stream)
     with failure_in_json(known.uid, as_json), _progress(client, waiting.waits_for):
@@ -442,7 +442,7 @@ async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_js
 class _UntilStreaming:
     """Looks at a stream until it streams at both sides."""
 
-    def __init__(self, client: Client, known: Remembered, stream: Stream) -> None:
+    def __init__(self, client: Client, known: RememberedStream, stream: Stream) -> None:
         self._reactor = client.reactor
         self._known = known
         self._stream = stream
@@ -475,14 +475,14 @@ class _UntilStreaming:
 
 
 async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
-    memory = Memory()
+    memory = StreamHistory()
     with failure_in_json(uid, as_json):
         streams = [memory.find(uid)] if uid is not None else memory.all()
     answers: dict[str, dict[Role, StreamStatus]] = {}
     troubles: dict[str, dict[Role, StreamError]] = {}
     at_once = DeferredSemaphore(MAX_LOOKS)
 
-    async def look(known: Remembered) -> None:
+    async def look(known: RememberedStream) -> None:
         stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
         answers[known.uid], troubles[known.uid] = await stream.sides()
 
@@ -516,7 +516,7 @@ def _print_warnings(client: Client) -> None:
 
 
 def _print_status(
-    streams: list[Remembered],
+    streams: list[RememberedStream],
     answers: dict[str, dict[Role, StreamStatus]],
     troubles: dict[str, dict[Role, StreamError]],
 ) -> None:
@@ -687,7 +687,7 @@ class _FileReq(Struct, kw_only=True):
     label: str | None = None
     listen_ports: list[str] = []
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[SettingProblem]:
         """What is wrong with the values."""
         yield from unless(Address.parse, self.prod, "prod")
         yield from unless(Address.parse, self.cons, "cons")
@@ -704,7 +704,7 @@ class _FileRel(Struct, kw_only=True):
 
     uid: str
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[SettingProblem]:
         """Nothing: a uid may be shortened."""
         return iter(())
 
@@ -712,7 +712,7 @@ class _FileRel(Struct, kw_only=True):
 _FORM = 'write {"cmd": "REQ", "prod": "HOST:PORT", "cons": "HOST:PORT"}, or {"cmd": "REL", "uid": "UID"}'
 
 
-def read_file(file: Path) -> Request | str:
+def read_file(file: Path) -> RequestOptions | str:
     """What a request file asks for; of a release, the uid.
 
     :raises ConfigProblem: if it cannot be read or says something else.
@@ -731,7 +731,7 @@ def read_file(file: Path) -> Request | str:
     raise_if_any(file, problems)
     if isinstance(asked, _FileRel):
         return asked.uid
-    return Request(
+    return RequestOptions(
         str(Address.parse(asked.prod)),
         str(Address.parse(asked.cons)),
         asked.num_conn,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.protocol.messages import CONS, PROD, Role
 
 Map = dict[str, str]
 

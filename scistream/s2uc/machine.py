@@ -30,10 +30,10 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
+from scistream.links.outbox import UNSENT
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 from scistream.state_machines import SAME, begin_in, build, on
-from scistream.wire.errors import StreamError
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 
 
 class Effects(Protocol):

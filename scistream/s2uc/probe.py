@@ -17,17 +17,17 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from scistream import timing
+from scistream.links.outbox import UNSENT
+from scistream.protocol.address import Address
+from scistream.protocol.codec import decode, encode
+from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.join_string import hash_app_key, new_app_key
+from scistream.protocol.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
 from scistream.s2uc.connection_map import connection_map
-from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.effects import SIDE, check_sides
 from scistream.s2uc.probe_side import Check, Side, own_certificate
-from scistream.security.control import Trust
-from scistream.wire.address import Address
-from scistream.wire.errors import BadMessage, StreamError
-from scistream.wire.join import hash_app_key, new_app_key
-from scistream.wire.line import decode, encode
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
+from scistream.s2uc.stream import SIDE, check_sides
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.files import CertificateFiles
 
 MUCH_LESS = 0.9
 NO_PROGRAM = "127.0.0.1:9"
@@ -63,7 +63,7 @@ class Probing:
         self,
         reactor: Any,
         addresses: dict[Role, Address],
-        trust_at: Callable[[Address], Trust | None],
+        trust_at: Callable[[Address], CertificateFiles | None],
         *,
         num_conn: int,
         rate: float,

@@ -15,12 +15,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 
 from scistream import timing
-from scistream.s2uc.effects import SIDE
-from scistream.security.control import Trust, dialer
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError, printable
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import Command, Rel, Req, Resp, Role, Status
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError, printable
+from scistream.protocol.messages import Command, Rel, Req, Resp, Role, Status
+from scistream.s2uc.stream import SIDE
+from scistream.tls.files import CertificateFiles
 
 TRIPS = 3
 SOON = 7
@@ -50,7 +51,9 @@ class Side:
     :param request: its side of the stream.
     """
 
-    def __init__(self, reactor: Any, role: Role, address: Address, trust: Trust | None, request: Req) -> None:
+    def __init__(
+        self, reactor: Any, role: Role, address: Address, trust: CertificateFiles | None, request: Req
+    ) -> None:
         self.role: Role = role
         self.granted: Resp | None = None
         self.asked = False

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from harness import HOST, PATIENCE, address_of
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 _PART = 64 * 1024
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from harness import HOST, MIB, PATIENCE, address_of, noise, until
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 _PERIOD = MIB - 3
 _PART = 64 * 1024

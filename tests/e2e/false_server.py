@@ -14,7 +14,7 @@ from typing import Any
 from far_ends import TIMEOUT, Chain
 from harness import HOST
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 Message = dict[str, Any]
 

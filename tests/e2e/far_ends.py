@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
 
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 HOUR = timedelta(hours=1)

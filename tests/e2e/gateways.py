@@ -23,14 +23,14 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import globalLogPublisher
 
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.ports import Listener, Ports
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.s2ds.relay import relay
-from scistream.s2ds.relay.element import Settings
-from scistream.s2uc.credentials import issue_credentials
-from scistream.security.stream import StreamSecret
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD, ChannelFigures, Role
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import StreamSecret
 
 MIB = 1024 * 1024
 PATIENCE = 20.0
@@ -129,7 +129,7 @@ class Side:
     """One gateway's end of a stream: listeners, an element, and a key pair."""
 
     def __init__(
-        self, role: Role, uid: str, ports: Ports, channels: int, rate: float, elements: int, **settings: float
+        self, role: Role, uid: str, ports: ListenPorts, channels: int, rate: float, elements: int, **settings: float
     ) -> None:
         self.role: Role = role
         self.uid = uid
@@ -141,13 +141,13 @@ class Side:
             reactor,
             elements,
             channels,
-            Settings(**settings),  # type: ignore[arg-type]
+            ElementSettings(**settings),  # type: ignore[arg-type]
             on_reset=lambda reset: self.reasons.append(reset.reason),
         )
         self.elements.start()
         self.elements.open(uid, role, rate, dict(enumerate(range(channels))))
         self.sockets = ports.reserve("127.0.0.1", channels)
-        self.listeners = [Listener(reactor, sock) for sock in self.sockets]
+        self.listeners = [ChannelListener(reactor, sock) for sock in self.sockets]
 
     def address(self, channel: int = 0) -> Address:
         return Address(*self.sockets[channel].getsockname())
@@ -195,7 +195,7 @@ class Stream:
         self.app = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.app.settimeout(PATIENCE)
         first = leased.take(2 * channels)
-        ports = Ports(first, first + 2 * channels - 1)
+        ports = ListenPorts(first, first + 2 * channels - 1)
         self.prod = Side(PROD, self.uid, ports, channels, rate, elements, **settings)
         self.cons = Side(CONS, self.uid, ports, channels, rate, elements, **settings)
         self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})

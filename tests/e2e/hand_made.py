@@ -19,11 +19,11 @@ from harness import HOST, Facility, World
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
-from scistream.security.pki import Issued
-from scistream.security.stream import consumer_name, producer_name
-from scistream.wire.address import Address
-from scistream.wire.join import hash_app_key, new_app_key
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import hash_app_key, new_app_key
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.tls.stream_channels import consumer_name, producer_name
 
 
 class HandMade:

@@ -32,10 +32,10 @@ from leased_ports import can_bind, leased
 from nursery import Child, Nursery
 from requirements import missing
 
-from scistream.demo import tether
-from scistream.s2uc.memory import Memory
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.wire.address import Address
+from scistream.demo import die_with_parent
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.protocol.address import Address
+from scistream.s2uc.history import StreamHistory
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0
@@ -46,7 +46,7 @@ MIB = 1024 * 1024
 _GRACE = 10.0
 _LOOK_AGAIN = 0.02
 _BESIDE = Path(sys.executable).parent
-_TETHER = [sys.executable, "-I", "-S", tether.__file__]
+_TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__]
 _LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
 
 
@@ -652,7 +652,7 @@ class World:
         settings.write_text(_toml({**_files(issue(folder / "users", "user", "ada")), "authorities": authorities}))
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
         self.env.update(XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"))
-        self.remembered = Memory(folder / "state" / "scistream" / "streams")
+        self.remembered = StreamHistory(folder / "state" / "scistream" / "streams")
         """What the user's ``s2uc`` remembers."""
         self._programs: list[Program] = []
 

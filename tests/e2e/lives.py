@@ -23,7 +23,7 @@ from typing import NamedTuple
 from exchange import Exchange
 from harness import PATIENCE, Daemon, Facility, Footprint, Program, World, assert_same, connections_to, until
 
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.protocol.messages import CONS, PROD, Role
 
 CHANNELS = 2
 RATE = "100Mbit"
@@ -44,7 +44,7 @@ _WINDOW = {BEFORE: 0.3, RESERVING: 0.5, LISTENING: 0.3, READY: 0.5, UPDATING: 0.
 _HOLD = """
 import asyncio, json, sys, time
 from scistream.s2uc.client import Client
-from scistream.s2uc.memory import Memory, Remembered
+from scistream.s2uc.history import StreamHistory, RememberedStream
 prod, cons, uid, certificate, key, *authorities = sys.argv[1:]
 async def hold():
     async with Client(certificate=certificate, key=key, authorities=authorities) as client:

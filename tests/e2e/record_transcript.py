@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from harness import HOST, Daemon, Program, accept, address_of, connect, free_ports, listen, receive, until
 from protocol_page import PAGE, replaced
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 UID = "7f3d2b0e-9c41-4d6a-8a55-0b6f1c2d3e4f"
 RATE = 100

@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
 
 TIMEOUT = 60.0
 

@@ -33,12 +33,12 @@ from harness import (
 from small_disk import small_disk
 from test_refusals import RawLink, a_request, ada, everything, reserved, to_s2cs
 
-from scistream.s2cs.audit_events import KINDS, read_line
-from scistream.s2cs.audit_sink import JOURNAL
-from scistream.security.pki import init_authority, issue
-from scistream.wire.address import Address
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.messages import CONS, PROD
+from scistream.pki.authority import init_authority, issue
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS, PROD
+from scistream.s2cs.audit.events import KINDS, read_line
+from scistream.s2cs.audit.sinks import JOURNAL
 
 KIB = 1024
 POLL = 40.0

@@ -27,10 +27,10 @@ from harness import CONTROLLER, HOST, Daemon, Facility, World, _toml, until
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
 
-from scistream.security.pki import Issued, files_of, init_authority, issue
-from scistream.security.revocation import make_crl, renew, revoke
-from scistream.wire.address import Address
-from scistream.wire.messages import PROD
+from scistream.pki.authority import Issued, files_of, init_authority, issue
+from scistream.pki.revocation import make_crl, renew, revoke
+from scistream.protocol.address import Address
+from scistream.protocol.messages import PROD
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -13,8 +13,8 @@ from harness import Daemon, Facility, Program, Requested, World, connections_to,
 from lives import restart
 
 from scistream import timing
-from scistream.s2cs.audit_events import read_line
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
+from scistream.s2cs.audit.events import read_line
 
 STREAMS = 3
 GOES_ON = "the program goes on"

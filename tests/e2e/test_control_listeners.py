@@ -14,8 +14,8 @@ from cryptography import x509
 from far_ends import CLIENT, HOUR, SERVER, Chain, RawLink, Signer, self_signed
 from harness import CONTROLLER, World
 
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -33,7 +33,7 @@ class Run:
         self.temporary.mkdir()
         self.temporary.chmod(0o777)  # whoever runs it
         self.process = subprocess.Popen(
-            [*launcher, sys.executable, "-c", f"{before}\nfrom scistream.demo.command import demo; demo()", *options],
+            [*launcher, sys.executable, "-c", f"{before}\nfrom scistream.demo.cli import demo; demo()", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -22,10 +22,10 @@ from false_server import FalseServer, Message
 from far_ends import HOUR, SERVER, Chain, Signer
 from harness import HOST, Gateway, Program, World, refused_request, until
 
-from scistream.s2uc.memory import Remembered
-from scistream.security.pki import fingerprint, init_authority
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.pki.authority import fingerprint, init_authority
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2uc.history import RememberedStream
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -183,7 +183,9 @@ def test_s2uc_asks_a_false_s2cs_for_nothing_and_releases_the_other_side(
 def remembered(world: World, prod: str) -> Iterator[str]:
     """The uid of a stream that `s2uc` believes it has asked for there."""
     uid = str(uuid4())
-    known = Remembered(uid=uid, prod=prod, cons=world.centre.s2cs, num_conn=1, rate=1.0, asked_at=0.0, expires_at=9e9)
+    known = RememberedStream(
+        uid=uid, prod=prod, cons=world.centre.s2cs, num_conn=1, rate=1.0, asked_at=0.0, expires_at=9e9
+    )
     assert world.remembered.add(known)
     yield uid
     world.remembered.remove(uid)

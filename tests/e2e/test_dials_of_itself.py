@@ -10,10 +10,10 @@ import pytest_twisted
 from leased_ports import leased
 from twisted.internet import reactor
 
-from scistream.s2ds.relay.leg import Refused
+from scistream.protocol.address import Address
+from scistream.s2ds.relay.leg import ConnectionRefused
 from scistream.s2ds.relay.plain import dial
-from scistream.s2ds.relay.reactor import poller_of
-from scistream.wire.address import Address
+from scistream.s2ds.relay.poller import poller_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -31,7 +31,7 @@ async def test_a_socket_that_meets_itself_was_refused(monkeypatch: pytest.Monkey
             self.bind(("127.0.0.1", port))
 
     monkeypatch.setattr("scistream.s2ds.relay.plain.socket.socket", Bound)
-    with pytest.raises(Refused):
+    with pytest.raises(ConnectionRefused):
         await dial(reactor, poller_of(reactor), Address("127.0.0.1", port), "ProdApp", 5.0, 5.0, wan=False)
     monkeypatch.undo()
     with socket.create_server(("127.0.0.1", port)):  # the port is free again

@@ -32,8 +32,8 @@ from harness import (
     until,
 )
 
-from scistream.wire.address import Address
-from scistream.wire.messages import ChannelFigures
+from scistream.protocol.address import Address
+from scistream.protocol.messages import ChannelFigures
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

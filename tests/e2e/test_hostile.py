@@ -47,10 +47,10 @@ from strangers import (
     seconds_of_dripping,
 )
 
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
-from scistream.wire.join import Join, hash_app_key, new_app_key
-from scistream.wire.messages import CONS, PROD
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join, hash_app_key, new_app_key
+from scistream.protocol.messages import CONS, PROD
 
 LIMIT = 10.0
 """Seconds for a handshake, and for the first line."""

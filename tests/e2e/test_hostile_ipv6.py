@@ -13,8 +13,8 @@ from harness import HOST, World, until
 from requirements import needs_ipv6
 from strangers import HostileLink, attempted, closed, connection, half_open, is_shut_out
 
-from scistream.security.pki import Issued
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
 
 MOST_LINKS, MOST_FAILURES = 6, 3
 SIX = "::1"

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from harness import HOST, Program, World, address_of, connect, free_ports, listen, noise, receive, sha256
 
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 COMMON = """
 import asyncio, hashlib, json, os, socket, sys, threading
 from scistream.app.joining import consumer, producer
-from scistream.wire.errors import StreamError
+from scistream.protocol.errors import StreamError
 
 given = json.loads(sys.argv[1])
 

@@ -18,7 +18,7 @@ COMMON = '''
 import asyncio, json, sys
 from pathlib import Path
 from scistream.s2uc.client import Client
-from scistream.wire.errors import StreamError
+from scistream.protocol.errors import StreamError
 
 prod, cons, folder, certificate, key, *authorities = sys.argv[1:]
 

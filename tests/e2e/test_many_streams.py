@@ -10,8 +10,8 @@ import pytest
 from harness import MIB, World
 from test_refusals import a_request, ada, to_s2cs
 
-from scistream.security.pki import issue
-from scistream.wire.messages import PROD
+from scistream.pki.authority import issue
+from scistream.protocol.messages import PROD
 
 MOST_TIMES_AS_LONG = 3
 MOST_MEMORY = 40 * MIB

@@ -8,7 +8,7 @@ from functools import partial
 
 from harness import MIB, World, accept, address_of, listeners, noise, receive, receive_exactly, sha256, together, until
 
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
 
 
 def send(sock: socket.socket, data: bytes) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from harness import Facility, World
 
-from scistream.config import ConfigProblem, S2UCConfig, load
+from scistream.config import ConfigProblem, load
+from scistream.s2uc.settings import S2UCConfig
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

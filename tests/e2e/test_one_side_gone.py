@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from harness import World, address_of, listen, until
 
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
 
 
 def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(

@@ -16,9 +16,9 @@ from hand_made import PROD, HandMade, nobody_waits
 from harness import CONTROLLER, World, address_of, listen
 from requirements import needs
 
-from scistream.security.pki import Issued
-from scistream.security.stream import server_name
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued
+from scistream.protocol.address import Address
+from scistream.tls.stream_channels import server_name
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

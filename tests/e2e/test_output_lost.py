@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from harness import PATIENCE, World, address_of, listen, until
 
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -207,7 +207,7 @@ RESERVING = [
 ]
 LAUNCHER = """
 import json, os, sys
-import scistream.entry, scistream.s2uc.cli, scistream.s2uc.commands, scistream.security.command
+import scistream.entry, scistream.s2uc.cli, scistream.s2uc.commands, scistream.pki.cli
 assert "twisted.internet.reactor" not in sys.modules, "each has its own"
 
 def end_one():

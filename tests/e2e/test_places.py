@@ -31,8 +31,8 @@ from harness import (
 from strangers import client_hello
 from test_stalled import opened
 
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD
 
 PLACES = 40
 LIMITED = {"gateway": {"limits": {"connections": PLACES}}}

@@ -30,8 +30,8 @@ from harness import (
     until,
 )
 
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.wire.messages import CONS, PROD
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.protocol.messages import CONS, PROD
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -17,10 +17,10 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.s2ds.probe import Probe, tcp_pair
-from scistream.s2ds.responder import Responder
-from scistream.wire.address import Address
-from scistream.wire.messages import ProbeResult
+from scistream.protocol.address import Address
+from scistream.protocol.messages import ProbeResult
+from scistream.s2ds.probe.measure import Probe, tcp_pair
+from scistream.s2ds.probe.responder import Responder
 
 reactor: Any = installed
 MIB = 1024 * 1024

@@ -20,7 +20,7 @@ import pytest
 from harness import HOST, PATIENCE, Requested, World, free_ports, until
 from requirements import needs
 
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
 
 pytestmark = pytest.mark.usefixtures("linux")
 

@@ -37,12 +37,12 @@ from harness import (
 from lives import freeze, thaw
 from OpenSSL import SSL
 
-from scistream.s2uc.credentials import issue_credentials
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.security.stream import StreamSecret, server_name
-from scistream.wire.address import Address
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import StreamSecret, server_name
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

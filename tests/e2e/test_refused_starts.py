@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from leased_ports import leased
 
-from scistream.security.pki import init_authority, issue, pem_of
+from scistream.pki.authority import init_authority, issue, pem_of
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 PATIENCE = 30.0

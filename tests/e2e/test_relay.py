@@ -40,12 +40,12 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 import scistream
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2ds.relay import pump
 from scistream.s2ds.relay.tls import RECORD
-from scistream.s2uc.credentials import issue_credentials
-from scistream.security.stream import server_name
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import server_name
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -255,11 +255,11 @@ async def test_a_consumer_that_gives_up_while_the_gateways_meet_leaves_nothing(m
 KILLED = """
 import sys
 from twisted.internet import reactor
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.relay.element import Settings
-from scistream.s2ds.ports import Listener, Ports
-from scistream.security.stream import StreamSecret
-from scistream.wire.address import Address
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.ports import ChannelListener, ListenPorts
+from scistream.tls.stream_channels import StreamSecret
+from scistream.protocol.address import Address
 
 uid, target = sys.argv[1], Address.parse(sys.argv[2])
 secret = StreamSecret()

@@ -43,7 +43,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 from scistream import timing
-from scistream.s2ds.relay import board, pump
+from scistream.s2ds.elements import shared_figures
+from scistream.s2ds.relay import pump
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -504,7 +505,9 @@ async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are
     for _ in range(8):
         await both(stream.connect, stream.accept)
     other.ready = True
-    await until(lambda: spread(stream, board.OPEN) == [8, 0] and spread(stream, board.ACTIVE) == [0, 0])
+    await until(
+        lambda: spread(stream, shared_figures.OPEN) == [8, 0] and spread(stream, shared_figures.ACTIVE) == [0, 0]
+    )
     over = threading.Event()
     talks = []
     for _ in range(4):
@@ -512,7 +515,7 @@ async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are
         talks.append(deferToThread(talk, *pair, over))
         await sleep(1.5 * timing.SAMPLE)
     try:
-        assert spread(stream, board.OPEN) == [10, 2]
+        assert spread(stream, shared_figures.OPEN) == [10, 2]
     finally:
         over.set()
         await gatherResults(talks)

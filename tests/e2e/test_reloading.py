@@ -16,9 +16,9 @@ from test_certificates import expired_crl, reload, said_since, to
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
 
-from scistream.security.pki import issue
-from scistream.security.revocation import make_crl, revoke
-from scistream.wire.messages import PROD
+from scistream.pki.authority import issue
+from scistream.pki.revocation import make_crl, revoke
+from scistream.protocol.messages import PROD
 
 NOISE = noise(MIB + 7)
 NOT_RELOADED = "NOT reloaded, what was in force before stays: "

@@ -26,8 +26,8 @@ from harness import (
     until,
 )
 
-from scistream.s2cs.audit_events import Resets, read_line
-from scistream.wire.messages import ResetReason
+from scistream.protocol.messages import ResetReason
+from scistream.s2cs.audit.events import ResetsEvent, read_line
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -83,7 +83,9 @@ def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World
         assert "producer, channel 0: 2 connections reset, last " in sentences
         assert f"ago: {refused}\n" in sentences
         lines = world.lab.store.with_suffix(".audit.jsonl").read_text().splitlines()
-        audited = [event for event in map(read_line, lines) if isinstance(event, Resets) and event.uid == stream.uid]
+        audited = [
+            event for event in map(read_line, lines) if isinstance(event, ResetsEvent) and event.uid == stream.uid
+        ]
         assert {event.reason for event in audited} == {refused}
         assert audited[-1].count <= 2
     words = world.lab.gateways[0].words()

@@ -18,9 +18,9 @@ import pytest
 from harness import HOST, World, address_of, elements_of, free_ports, listen, until
 from requirements import needs
 
-from scistream.wire.address import Address
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS, PROD
 
 BESIDE = Path(sys.executable).parent
 UNPRIVILEGED = """

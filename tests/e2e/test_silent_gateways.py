@@ -8,8 +8,8 @@ import time
 
 from harness import World, until
 
-from scistream.s2uc.effects import SIDE
-from scistream.wire.messages import CONS, PROD
+from scistream.protocol.messages import CONS, PROD
+from scistream.s2uc.stream import SIDE
 
 
 def test_a_request_right_after_the_start_of_a_facility_waits_for_its_gateway(world: World) -> None:

@@ -15,7 +15,7 @@ import gateways
 from gateways import MIB, NOISE, Make, Stream, both, sleep
 from harness import PATIENCE, Streaming, World, accept, address_of, listen, receive, receive_exactly, together, until
 
-from scistream.security.pki import issue
+from scistream.pki.authority import issue
 
 _SO_MEMINFO = 55
 _OF_A_SOCKET = struct.Struct("@9I")

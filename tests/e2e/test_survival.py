@@ -59,7 +59,7 @@ from lives import (
 from requirements import needs
 from test_refusals import RawLink, ada
 
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.protocol.messages import CONS, PROD, Role
 
 AGAIN = 20
 """How often each cell of the matrix is tried at random instants."""

@@ -19,8 +19,8 @@ from harness import HOST, World, accept, address_of, connect, listen, until
 from OpenSSL import SSL
 from test_refusals import ada
 
-from scistream.security.stream import server_name
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
+from scistream.tls.stream_channels import server_name
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -25,10 +25,10 @@ from tls_records import (
 )
 from twisted.internet.threads import deferToThread
 
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD
 from scistream.s2ds.relay.tls import EMPTY_BURST
-from scistream.security.stream import server_name
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD
+from scistream.tls.stream_channels import server_name
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 import pytest
 from harness import HOST, PATIENCE, World, address_of, free_ports, listen, until
 
-from scistream.s2uc.memory import Remembered
+from scistream.s2uc.history import RememberedStream
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -155,7 +155,7 @@ def remember(world: World, prod: str, cons: str) -> str:
     uid = str(uuid4())
     now = time.time()
     world.remembered.add(
-        Remembered(uid=uid, prod=prod, cons=cons, num_conn=1, rate=1.0, asked_at=now, expires_at=now + 3600)
+        RememberedStream(uid=uid, prod=prod, cons=cons, num_conn=1, rate=1.0, asked_at=now, expires_at=now + 3600)
     )
     return uid
 
@@ -166,7 +166,7 @@ def test_the_status_of_a_stream_with_an_unreachable_side_tells_of_the_other_one_
         lost = remember(world, world.lab.s2cs, where)
         known = world.remembered.find(stream.uid)
         world.remembered.remove(stream.uid)
-        moved = Remembered(
+        moved = RememberedStream(
             **{name: getattr(known, name) for name in known.__struct_fields__ if name != "cons"}, cons=where
         )
         world.remembered.add(moved)
@@ -200,7 +200,7 @@ def test_a_stream_that_cannot_be_released_is_named_within_seconds_and_can_be_for
 def test_a_stream_that_has_expired_leaves_the_list(world: World) -> None:
     uid = str(uuid4())
     now = time.time()
-    past = Remembered(uid=uid, prod=HOST, cons=HOST, num_conn=1, rate=1.0, asked_at=now - 10, expires_at=now - 1)
+    past = RememberedStream(uid=uid, prod=HOST, cons=HOST, num_conn=1, rate=1.0, asked_at=now - 10, expires_at=now - 1)
     world.remembered.add(past)
     assert world.s2uc("list").stdout == "no streams\n"
     assert world.s2uc("list", "--json").stdout == "[]\n"

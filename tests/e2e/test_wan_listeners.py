@@ -20,7 +20,7 @@ from hand_made import CONS, PROD, HandMade, context, nobody_waits, trusting
 from harness import World, accept, address_of, connect, listen, listeners, receive_exactly
 from OpenSSL import SSL
 
-from scistream.security.stream import consumer_name, producer_name, server_name
+from scistream.tls.stream_channels import consumer_name, producer_name, server_name
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

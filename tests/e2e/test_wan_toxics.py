@@ -33,8 +33,8 @@ from gateways import (
 from harness import open_descriptors
 from twisted.internet.threads import deferToThread
 
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

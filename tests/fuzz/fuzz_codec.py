@@ -3,9 +3,9 @@
 from fuzzing import fuzz
 from message_strategies import EXAMPLES, line
 
-from scistream.wire.errors import BadMessage, StreamError
-from scistream.wire.line import decode, encode, is_answer
-from scistream.wire.messages import Error
+from scistream.protocol.codec import decode, encode, is_answer
+from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.messages import Error
 
 
 def one_input(data: bytes) -> None:

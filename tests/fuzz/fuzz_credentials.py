@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fuzzing import fuzz
 
-from scistream.s2uc.credentials import issue_credentials
-from scistream.security.stream import StreamSecret
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import StreamSecret
 
 UID = "12345678-1234-4234-8234-123456789abc"
 _secrets: dict[Role, StreamSecret] = {PROD: StreamSecret(), CONS: StreamSecret()}

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from fuzzing import fuzz
 
-from scistream.config import ConfigProblem, S2CSConfig, S2DSConfig, S2UCConfig, load, parse_ports
+from scistream.config import ConfigProblem, load
+from scistream.protocol.address import Address, inside, parse_network
+from scistream.protocol.join_string import Join
+from scistream.s2cs.settings import S2CSConfig
+from scistream.s2ds.settings import S2DSConfig
 from scistream.s2uc.connection_map import connection_map, unused
+from scistream.s2uc.settings import S2UCConfig
+from scistream.shared_settings import parse_ports
 from scistream.units import parse_rate, parse_seconds, parse_size
-from scistream.wire.address import Address, inside, parse_network
-from scistream.wire.join import Join
 
 _CONFIG = Path(__file__).resolve().parents[2] / "conf"
 _folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)

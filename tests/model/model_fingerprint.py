@@ -13,17 +13,9 @@ import msgspec
 from model_network import FINITE, QUIET, Connection, Item
 from model_reading import callers_in, read
 
+from scistream.protocol.codec import decode
+from scistream.protocol.messages import Hello, Rel, Req, ReqListeners, StartConn, Status, UpdateTargets
 from scistream.state_machines import data_of, state_of
-from scistream.wire.line import decode
-from scistream.wire.messages import (
-    Hello,
-    Rel,
-    Req,
-    ReqListeners,
-    StartConn,
-    Status,
-    UpdateTargets,
-)
 
 if TYPE_CHECKING:
     from model_world import World

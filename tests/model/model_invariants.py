@@ -13,8 +13,8 @@ from model_fingerprint import decoded, essence
 from model_network import End
 from model_world import APPS, USER, World
 
+from scistream.protocol.messages import CONS, PROD, Error, Hello, ProdLstn, Resp, Role
 from scistream.state_machines import state_of
-from scistream.wire.messages import CONS, PROD, Error, Hello, ProdLstn, Resp, Role
 
 PROMISES = {
     "A": "both sides end Streaming, or both end Released, and nothing is stuck or ends for nothing",

@@ -14,19 +14,19 @@ import msgspec
 from model_faults import SOON, Bounds
 from model_stand_ins import ModelStore
 
-from scistream.s2cs import effects as s2cs_effects
+from scistream.links import outbox
+from scistream.links.outbox import Outbox
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Rel
 from scistream.s2cs import machine as s2cs_machine
+from scistream.s2cs import stream as s2cs_effects
 from scistream.s2cs.machine import Core as S2CSCore
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds import machine as s2ds_machine
-from scistream.s2ds.effects import Holding
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc import machine as s2uc_machine
-from scistream.s2uc.effects import StreamEffects
-from scistream.wire import link
-from scistream.wire.errors import StreamError
-from scistream.wire.link import Outbox
-from scistream.wire.messages import CONS, PROD, Rel
+from scistream.s2uc.stream import ClientStream
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _take_lower_generations() -> None:
 
 @mutation("an answer that says that the work goes on counts as the last one", "A", "life", 1, 0, "repeat")
 def _take_any_answer() -> None:
-    link.still_working = lambda command, answer: False
+    outbox.still_working = lambda command, answer: False
 
 
 # -- what is lost is not made up for
@@ -118,13 +118,13 @@ def _send_once() -> None:
 
 @mutation("the user's client does not look for a ProdLstn that was lost", "A", "life", 1, 0, "lose")
 def _miss_prod_lstn() -> None:
-    looked = StreamEffects._looked
+    looked = ClientStream._looked
 
     def blind(self: Any, answer: Any, role: Any) -> None:
         if self.core.state != "Reserved":
             looked(self, answer, role)
 
-    StreamEffects._looked = blind  # type: ignore[method-assign]
+    ClientStream._looked = blind  # type: ignore[method-assign]
 
 
 @mutation("ConsApp is told to connect once only", "A", "life", 1, 0, "break")
@@ -174,7 +174,7 @@ def _leave_the_other() -> None:
 
 @mutation("a gateway has no clock of its own for the end of a stream", "B", "life", 0, 1, "crash", comeback=None)
 def _no_end() -> None:
-    Holding.start_timer = lambda self, seconds: None  # type: ignore[method-assign]
+    GatewayStream.start_timer = lambda self, seconds: None  # type: ignore[method-assign]
 
 
 @mutation("a gateway forgets at once what it has released", "E", "life", 2, 0, "again late", "release")
@@ -229,14 +229,14 @@ def _resume_too_late() -> None:
 
 @mutation("a user's client that comes back begins to count generations anew", "A", "life", 0, 1, "crash")
 def _count_anew() -> None:
-    take_up = StreamEffects._take_up
+    take_up = ClientStream._take_up
 
     def forgetful(self: Any, sides: Any) -> None:
         for role in (PROD, CONS):
             sides[role] = _without_generation(sides[role])
         take_up(self, sides)
 
-    StreamEffects._take_up = forgetful  # type: ignore[method-assign]
+    ClientStream._take_up = forgetful  # type: ignore[method-assign]
 
 
 def _without_generation(status: Any) -> Any:

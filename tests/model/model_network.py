@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.wire.messages import Status
+from scistream.protocol.messages import Status
 
 HOST = "127.0.0.1"
 DIAL_PATIENCE = 10.0

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from scistream.wire.errors import StreamError
-from scistream.wire.link import Caller
+from scistream.links.outbox import Caller
+from scistream.protocol.errors import StreamError
 
 LEFT_OUT = frozenset({"seq", "msg", "effects"})
 """Names of fields that do not matter, wherever they are."""

@@ -20,19 +20,19 @@ from model_network import Process
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger, LogLevel
 
+import scistream.links.dialer
+import scistream.links.tls_links
 import scistream.s2cs.service
-import scistream.s2ds.effects
 import scistream.s2ds.service
-import scistream.s2uc.effects
-import scistream.security.control
-import scistream.wire.link
+import scistream.s2ds.stream
+import scistream.s2uc.stream
+from scistream.links.link import Link
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Role, StreamKey
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import Store
-from scistream.s2ds.ports import Ports
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.line import Link
-from scistream.wire.messages import Role, StreamKey
+from scistream.s2cs.store.database import Store
+from scistream.s2ds.ports import ListenPorts
 
 
 class Now:
@@ -134,7 +134,7 @@ class ModelSocket:
         self.listens = False
 
 
-class ModelPorts(Ports):
+class ModelPorts(ListenPorts):
     """The real bookkeeping, without the kernel's."""
 
     def _bound(self, host: str, port: int, *, reuse: bool) -> Any:

@@ -22,14 +22,15 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller
-from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2cs.service import ControlServer
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import LegSettings, S2DSConfig
 from scistream.s2uc.client import Client, Stream
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.join import Join
-from scistream.wire.messages import CONS, PROD, Role
 
 UID = "00000000-0000-4000-8000-000000000001"
 RATE = 400.0
@@ -82,13 +83,13 @@ class Facility:
         self.folder = Path(f"/{role}")
         self.control_settings = S2CSConfig(
             listen=f"{HOST}:{port}",
-            gateways=[Gateway(name=name, address=f"{HOST}:{at}") for name, at in self.gateways.items()],
+            gateways=[GatewaySettings(name=name, address=f"{HOST}:{at}") for name, at in self.gateways.items()],
             insecure=True,
             state=f"{role}.sqlite",
             audit="none",
         )
         # The consumer's gateway has to look the producer's up by name: so its arming takes a while.
-        wan = Leg(advertise="gateway.example" if role == PROD else "")
+        wan = LegSettings(advertise="gateway.example" if role == PROD else "")
         self.gateway_settings = {
             name: S2DSConfig(
                 listen=f"{HOST}:{at}",

@@ -20,13 +20,15 @@ from model_reading import callers_in, read
 from model_stand_ins import installed
 from model_world import SCENARIOS, stores
 
+from scistream.links.outbox import Caller
+from scistream.protocol.messages import PROD, LastError, Req, UpdateTargets
 from scistream.s2cs.machine import Core, Reservation, Update
 from scistream.s2cs.record import Record
-from scistream.wire.link import Caller
-from scistream.wire.messages import PROD, LastError, Req, UpdateTargets
 
 OTHERS = [
-    pytest.param(name, marks=pytest.mark.long) if name == "new targets" else name for name in SCENARIOS if name != "life"
+    pytest.param(name, marks=pytest.mark.long) if name == "new targets" else name
+    for name in SCENARIOS
+    if name != "life"
 ]
 """One of them has more states than all others together; `make model` explores it, too."""
 

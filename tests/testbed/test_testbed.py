@@ -23,7 +23,7 @@ from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
 from testbed_programs import PATIENCE, until
 
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
 
 MIB = 1024 * 1024
 NOISE = random.Random(0).randbytes(MIB)

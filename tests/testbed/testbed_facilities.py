@@ -21,8 +21,8 @@ from testbed import Testbed
 from testbed_addresses import Addresses
 from testbed_programs import PATIENCE, Program, until
 
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.wire.address import Address
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.protocol.address import Address
 
 PORT = 5000
 PORTS = 16

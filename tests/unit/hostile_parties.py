@@ -22,24 +22,14 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream.app.controller import Controller
-from scistream.config import Gateway, S2CSConfig, S2DSConfig
-from scistream.s2cs.gateway import Gateway as PoolMember
-from scistream.s2cs.machine import STATES as S2CS_STATES
-from scistream.s2cs.service import ControlServer
-from scistream.s2ds.machine import STATES as S2DS_STATES
-from scistream.s2ds.service import DataServer
-from scistream.s2uc.client import Client
-from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.machine import STATES as S2UC_STATES
-from scistream.security.control import PLAIN_IDENTITY
-from scistream.security.stream import StreamSecret
-from scistream.security.tls import Identity
-from scistream.wire.address import Address
-from scistream.wire.errors import BadMessage, StreamError
-from scistream.wire.join import Join, hash_app_key
-from scistream.wire.line import MAX_BAD_LINES, MAX_LINE, Link, decode, encode, is_answer
-from scistream.wire.link import LinkFactory
-from scistream.wire.messages import (
+from scistream.links.dialer import LinkFactory
+from scistream.links.link import MAX_BAD_LINES, Link
+from scistream.links.tls_links import PLAIN_IDENTITY
+from scistream.protocol.address import Address
+from scistream.protocol.codec import MAX_LINE, decode, encode, is_answer
+from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.join_string import Join, hash_app_key
+from scistream.protocol.messages import (
     CONS,
     PROD,
     ChannelFigures,
@@ -53,6 +43,18 @@ from scistream.wire.messages import (
     Status,
     UpdateTargets,
 )
+from scistream.s2cs.gateway import GatewayLink as PoolMember
+from scistream.s2cs.machine import STATES as S2CS_STATES
+from scistream.s2cs.service import ControlServer
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
+from scistream.s2ds.machine import STATES as S2DS_STATES
+from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2uc.client import Client
+from scistream.s2uc.machine import STATES as S2UC_STATES
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import StreamSecret
+from scistream.tls.verify import Identity
 
 UID = "12345678-1234-4234-8234-123456789abc"
 """The stream that the far side talks about."""
@@ -325,8 +327,8 @@ class ControlServerParty(Party):
         self._stream_of_ada()
         self._visit()
 
-    def _pool(self) -> list[Gateway]:
-        return [Gateway(name="dtn", address=f"{HOST}:{GATEWAY}")]
+    def _pool(self) -> list[GatewaySettings]:
+        return [GatewaySettings(name="dtn", address=f"{HOST}:{GATEWAY}")]
 
     def _visit(self) -> None:
         self.network.doors[FAR] = _door(self.server, self.network, self.visitor)
@@ -421,8 +423,8 @@ class GatewayAtControlServer(ControlServerParty):
         self.network.doors[FAR - 2] = _door(self.server, self.network, EVE)
         self.network.connectTCP(HOST, FAR - 2, self._far[1])
 
-    def _pool(self) -> list[Gateway]:
-        return [*super()._pool(), Gateway(name="false", address=f"{HOST}:{FALSE_GATEWAY}")]
+    def _pool(self) -> list[GatewaySettings]:
+        return [*super()._pool(), GatewaySettings(name="false", address=f"{HOST}:{FALSE_GATEWAY}")]
 
     def _visit(self) -> None:
         """The far side is dialled."""

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.app.handover import filled_in
-from scistream.s2ds.ports import Ports
+from scistream.s2ds.ports import ListenPorts
 
 LATENCY = 0.001
 HOST = "127.0.0.1"
@@ -287,7 +287,7 @@ class Program:
             self._ended.callback(None)
 
 
-class MemoryPorts(Ports):
+class MemoryPorts(ListenPorts):
     """Ports without sockets: the bookkeeping is the real one. Other programs have those in `taken`."""
 
     def __init__(self, first: int, last: int, chosen: Sequence[tuple[int, int]] = ()) -> None:

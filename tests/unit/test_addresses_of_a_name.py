@@ -12,14 +12,14 @@ from requirements import needs_ipv6
 from test_whole_protocol import World
 
 from scistream.app.controller import Controller, Nobody
+from scistream.links.outbox import UNSENT
+from scistream.protocol.address import Address
+from scistream.protocol.codec import MAX_LINE, decode, encode
+from scistream.protocol.errors import BadMessage
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
 from scistream.s2cs.record import Record, update_for_gateway
 from scistream.s2uc.client import Stream
-from scistream.wire.address import Address
-from scistream.wire.errors import BadMessage
-from scistream.wire.join import Join
-from scistream.wire.line import MAX_LINE, decode, encode
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
 
 UID = "00000000-0000-4000-8000-000000000000"
 V4, V6, OUTSIDE = Address(HOST, 7000), Address("::1", 7000), Address("203.0.113.7", 7000)

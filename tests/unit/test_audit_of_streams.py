@@ -10,11 +10,11 @@ import pytest
 from memory_network import HOST
 from test_whole_protocol import CONS_PORT, Facility, World
 
-from scistream.s2cs.audit_events import read_line
-from scistream.s2ds.relay.board import TO_CONSUMER
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2cs.audit.events import read_line
+from scistream.s2ds.elements.shared_figures import TO_CONSUMER
 from scistream.s2uc.client import Stream
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD, Role
 
 
 @pytest.fixture

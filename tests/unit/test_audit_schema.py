@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 import pytest
 
-from scistream.s2cs.audit_events import KINDS, SCHEMA, line_of, read_line
+from scistream.s2cs.audit.events import KINDS, SCHEMA, line_of, read_line
 
 PAGE = (Path(__file__).parents[2] / "docs" / "audit.rst").read_text()
 COMMON = ["event", "time", "schema", "server"]

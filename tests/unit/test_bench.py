@@ -24,7 +24,7 @@ from bench.__main__ import PAGE, main
 from bench.peers import FAR_NAME, Door, Papers, Program
 from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
 from bench.works import FULL, QUICK, Comparison, all_works
-from scistream.security.pki import init_authority, issue
+from scistream.pki.authority import init_authority, issue
 
 PROMISED = {"work", "peer", "ours", "theirs", "ratio", "reach", "met", "runs"}
 

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_policy_at_work import ADA, BOB, UIDS, Knowing, Lab, a_req, rule
 
-from scistream.config import ServerLimits
-from scistream.s2cs.audit import MOST_IN_WINDOW, MOST_OF_IDENTITY
-from scistream.s2cs.enforcement import owner_of
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Command, Rel, Role, UpdateTargets
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.protocol.messages import CONS, PROD, Command, Rel, Role, UpdateTargets
+from scistream.s2cs.audit.trail import MOST_IN_WINDOW, MOST_OF_IDENTITY
+from scistream.s2cs.policy.authorizer import owner_of
+from scistream.s2cs.settings import ServerLimits
 
 RATE, TOTAL, CHANNELS, STREAMS, LIFE = 60.0, 100.0, 3, 2, 600.0
 USERS = {"ada": ADA, "bob": BOB}

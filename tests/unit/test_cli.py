@@ -18,11 +18,11 @@ import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
 from scistream.config import ConfigProblem
-from scistream.s2uc.commands import Request, read_file
-from scistream.s2uc.memory import Memory, Remembered
-from scistream.wire.address import Address
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.messages import CONS
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS
+from scistream.s2uc.commands import RequestOptions, read_file
+from scistream.s2uc.history import RememberedStream, StreamHistory
 
 COMMANDS = {
     "s2uc": scistream.s2uc.cli.main,
@@ -194,8 +194,8 @@ def test_a_uid_that_is_not_remembered_is_named_with_the_file(tmp_path: Path) -> 
 @pytest.mark.parametrize("length", [8, 36])
 def test_a_second_release_says_that_the_stream_is_already_released(length: int) -> None:
     known = remembered(0x1234ABCD)
-    Memory().add(known)
-    Memory().note_release(known.uid)
+    StreamHistory().add(known)
+    StreamHistory().note_release(known.uid)
     again = run(f"s2uc release {known.uid[:length]} --insecure")
     assert (again.returncode, again.stdout, again.stderr) == (0, f"{known.uid} is already released\n", "")
 
@@ -268,7 +268,7 @@ def test_what_a_request_file_leaves_out_has_the_defaults_of_the_command_line(tmp
     file = tmp_path / "request.json"
     file.write_text(text)
     asked = read_file(file)
-    assert isinstance(asked, Request)
+    assert isinstance(asked, RequestOptions)
     assert (asked.num_conn, asked.rate, asked.expires, asked.label) == (1, 1000.0, None, None)
 
 
@@ -301,9 +301,9 @@ def test_v_may_stand_before_a_command_or_behind_it() -> None:
 def test_v_counts_wherever_it_stands(options: str, lines: int) -> None:
     """A stand-in for what a command logs: `list` itself has nothing to say."""
     script = (
-        "import scistream.s2uc.cli as cli; from twisted.logger import Logger; known = cli.Memory.all\n"
+        "import scistream.s2uc.cli as cli; from twisted.logger import Logger; known = cli.StreamHistory.all\n"
         "def all(memory): log = Logger(); log.info('a little'); log.debug('all of it'); return known(memory)\n"
-        "cli.Memory.all = all; cli.main()"
+        "cli.StreamHistory.all = all; cli.main()"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, *options.format("").split()],
@@ -325,8 +325,8 @@ def test_every_command_of_s2uc_that_tells_something_has_json() -> None:
 
 def test_a_release_tells_a_program_whether_it_was_needed() -> None:
     known = remembered(0x1234ABCD)
-    Memory().add(known)
-    Memory().note_release(known.uid)
+    StreamHistory().add(known)
+    StreamHistory().note_release(known.uid)
     again = run(f"s2uc release {known.uid} --insecure --json")
     assert json.loads(again.stdout) == {"uid": known.uid, "state": "Released", "already": True}
 
@@ -334,7 +334,7 @@ def test_a_release_tells_a_program_whether_it_was_needed() -> None:
 def test_a_release_that_fails_says_so_in_its_last_line_of_json() -> None:
     nobody = {"prod": "127.0.0.1:1", "cons": "127.0.0.1:1"}
     known = msgspec.structs.replace(remembered(0x1234ABCD), **nobody)
-    Memory().add(known)
+    StreamHistory().add(known)
     ended = run(f"s2uc release {known.uid} --insecure --json")
     last = json.loads(ended.stdout.splitlines()[-1])
     assert ended.returncode == 1
@@ -376,7 +376,7 @@ def test_a_command_that_fails_before_it_asks_anybody_says_so_in_its_last_line_of
 
 def test_a_request_for_a_uid_that_is_in_use_says_so_in_its_last_line_of_json() -> None:
     known = remembered(0x1234ABCD)
-    Memory().add(known)
+    StreamHistory().add(known)
     ended = run(f"s2uc {REQUEST} --uid {known.uid} --insecure --json")
     (line,) = ended.stdout.splitlines()
     last = json.loads(line)
@@ -468,8 +468,8 @@ def test_a_join_string_shows_no_key_when_it_is_printed_for_debugging() -> None:
 # -- what s2uc remembers
 
 
-def remembered(number: int = 0, uid: str = "") -> Remembered:
-    return Remembered(
+def remembered(number: int = 0, uid: str = "") -> RememberedStream:
+    return RememberedStream(
         uid=uid or f"{number:08x}-1234-4234-8234-123456789abc",
         prod="a.example:5000",
         cons="b.example:5000",
@@ -484,9 +484,9 @@ def remembered(number: int = 0, uid: str = "") -> Remembered:
 def test_the_memory_is_readable_by_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        Memory().add(remembered(1))
-        Memory().add(remembered(2))
-        Memory().remove(remembered(1).uid)
+        StreamHistory().add(remembered(1))
+        StreamHistory().add(remembered(2))
+        StreamHistory().remove(remembered(1).uid)
     finally:
         os.umask(before)
     folder = tmp_path / "state" / "scistream" / "streams"
@@ -510,11 +510,11 @@ def test_without_a_home_folder_the_variable_to_set_is_named_and_nothing_is_writt
 
 
 def test_no_join_string_is_in_the_memory() -> None:
-    assert {"join", "app_key", "key"}.isdisjoint(Remembered.__struct_fields__)
+    assert {"join", "app_key", "key"}.isdisjoint(RememberedStream.__struct_fields__)
 
 
 def test_a_stream_is_found_by_the_beginning_of_its_uid_if_only_one_begins_so() -> None:
-    memory = Memory()
+    memory = StreamHistory()
     for number in (0x1A, 0x1B, 0x2C):
         memory.add(remembered(number))
     assert memory.find("0000002") == remembered(0x2C)
@@ -527,7 +527,7 @@ def test_a_stream_is_found_by_the_beginning_of_its_uid_if_only_one_begins_so() -
 
 def _add_some(path: Path, first: int) -> None:
     for number in range(first, first + 10):
-        Memory(path).add(remembered(number))
+        StreamHistory(path).add(remembered(number))
 
 
 def test_commands_that_run_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
@@ -540,27 +540,27 @@ def test_commands_that_run_at_the_same_time_lose_nothing_of_each_other(tmp_path:
     for other in others:
         other.join(60)
     assert [other.exitcode for other in others] == [0, 0, 0]
-    assert len(Memory(path).all()) == 40
+    assert len(StreamHistory(path).all()) == 40
 
 
 def test_a_stream_that_cannot_be_read_is_named_and_left_alone_and_hinders_no_other(tmp_path: Path) -> None:
-    Memory().add(remembered(1))
+    StreamHistory().add(remembered(1))
     path = tmp_path / "state" / "scistream" / "streams" / f"{remembered(1).uid}.json"
     path.write_text("{half")
     refused = say("s2uc list")
     assert refused.exit_code == 2
     assert str(path) in refused.output
     with pytest.raises(ConfigProblem):
-        Memory().add(remembered(1))
-    assert Memory().add(remembered(2))
+        StreamHistory().add(remembered(1))
+    assert StreamHistory().add(remembered(2))
     assert path.read_text() == "{half"
 
 
 def test_list_shows_what_is_remembered_to_people_and_to_programs() -> None:
     assert say("s2uc list").output == "no streams\n"
     assert json.loads(say("s2uc list --json").output) == []
-    Memory().add(remembered(2))
-    Memory().add(remembered(1))
+    StreamHistory().add(remembered(2))
+    StreamHistory().add(remembered(1))
     shown = say("s2uc list").output
     for part in (remembered(1).uid, "a.example:5000", "b.example:5000", "run 7", "2033"):
         assert part in shown

@@ -12,10 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from scistream.config import GatewayLimits, S2CSConfig, S2DSConfig, S2UCConfig, ServerLimits, load
-from scistream.s2cs.policy import AdministratorSection, PolicyFile, RuleSection, load_policy
+from scistream.config import load
+from scistream.pki.authority import init_authority
+from scistream.s2cs.policy.file import AdministratorSection, PolicyFile, RuleSection, load_policy
+from scistream.s2cs.settings import S2CSConfig, ServerLimits
+from scistream.s2ds.settings import GatewayLimits, S2DSConfig
 from scistream.s2uc.commands import read_file
-from scistream.security.pki import init_authority
+from scistream.s2uc.settings import S2UCConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES: list[tuple[str, Any]] = [("s2cs.toml", S2CSConfig), ("s2ds.toml", S2DSConfig), ("s2uc.toml", S2UCConfig)]

@@ -11,21 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import (
-    WAN_CIPHERS,
-    ConfigProblem,
-    S2CSConfig,
-    S2DSConfig,
-    S2UCConfig,
-    beside,
-    load,
-    networks,
-    parse_chosen_ports,
-    parse_ports,
-    user_folder,
-)
-from scistream.security.stream import CIPHERS
-from scistream.toml_file import expanded
+from scistream.config import ConfigProblem, expanded, load
+from scistream.s2cs.settings import S2CSConfig
+from scistream.s2ds.settings import WAN_CIPHERS, S2DSConfig
+from scistream.s2uc.settings import S2UCConfig
+from scistream.shared_settings import networks, parse_chosen_ports, parse_ports, resolve_path, user_folder
+from scistream.tls.stream_channels import CIPHERS
 from scistream.units import parse_rate, parse_seconds, parse_size
 
 # -- rates, times, sizes, ports
@@ -585,11 +576,11 @@ def test_others_are_told_the_advertised_address_or_the_bound_one(
 
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert beside(tmp_path / "s2cs.toml", "keys/s.pem") == tmp_path / "keys/s.pem"
-    assert beside(tmp_path / "s2cs.toml", "/etc/s.pem") == Path("/etc/s.pem")
-    assert beside(tmp_path / "s2cs.toml", "~/s.pem") == tmp_path / "home" / "s.pem"
+    assert resolve_path(tmp_path / "s2cs.toml", "keys/s.pem") == tmp_path / "keys/s.pem"
+    assert resolve_path(tmp_path / "s2cs.toml", "/etc/s.pem") == Path("/etc/s.pem")
+    assert resolve_path(tmp_path / "s2cs.toml", "~/s.pem") == tmp_path / "home" / "s.pem"
     monkeypatch.chdir(tmp_path)
-    assert beside(Path("s2cs.toml"), "s.pem") == tmp_path / "s.pem"
+    assert resolve_path(Path("s2cs.toml"), "s.pem") == tmp_path / "s.pem"
 
 
 def test_networks_of_a_setting_are_read() -> None:

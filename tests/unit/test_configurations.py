@@ -19,23 +19,26 @@ from memory_network import HOST, MemoryNetwork, MemoryPorts
 from test_whole_protocol import CONS_S2CS, PROD_S2CS, World
 from twisted.logger import globalLogPublisher
 
-from scistream.config import S2CSConfig, S2DSConfig, S2UCConfig, ServerLimits, beside, load, parse_ports
+from scistream.config import ConfigProblem, load, raise_if_any
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import PLAIN_IDENTITY, dialer
+from scistream.pki.authority import init_authority, issue
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.join_string import hash_app_key
+from scistream.protocol.messages import Command, Hello, Rel, Req, Resp, Role
 from scistream.s2cs import start as s2cs_start
 from scistream.s2cs.service import ControlServer
+from scistream.s2cs.settings import S2CSConfig, ServerLimits
 from scistream.s2ds import start as s2ds_start
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import S2DSConfig
 from scistream.s2uc.client import Client
-from scistream.security.control import PLAIN_IDENTITY, dialer
-from scistream.security.material import CertificateProblem
-from scistream.security.pki import init_authority, issue
-from scistream.setup import SETUP_PROBLEMS
-from scistream.toml_file import ConfigProblem, raise_if_any
+from scistream.s2uc.settings import S2UCConfig
+from scistream.setup_problems import SETUP_PROBLEMS
+from scistream.shared_settings import parse_ports, resolve_path
+from scistream.tls.files import CertificateProblem
 from scistream.units import parse_rate
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.join import hash_app_key
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import Command, Hello, Rel, Req, Resp, Role
 
 BINDS = ["127.0.0.1", "127.0.0.2", "::1", "0.0.0.0", "::", "192.0.2.1"]
 NETWORKS = [["127.0.0.0/8", "::1/128"], ["127.0.0.0/8"], ["::1/128"], ["192.0.2.0/24"], []]
@@ -308,7 +311,7 @@ def test_a_control_server_refuses_a_configuration_at_its_start_or_serves_a_strea
             office.serve()
         finally:
             office.close()
-        assert beside(file, config.state).is_file()
+        assert resolve_path(file, config.state).is_file()
         for path, text in before.items():
             assert path.read_bytes() == text or (path.name, config.audit) == ("text", "text"), f"{path} is another one"
 

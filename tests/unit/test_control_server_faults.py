@@ -12,10 +12,10 @@ from test_whole_protocol import World
 from twisted.internet.defer import Deferred
 
 from scistream import timing
-from scistream.s2cs.effects import Held
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Command, Role
 from scistream.s2cs.machine import Effects
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Command, Role
+from scistream.s2cs.stream import ServerStream
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 
@@ -30,13 +30,13 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the streams of control servers log with a traceback."""
-    return logged_faults(monkeypatch, Held)
+    return logged_faults(monkeypatch, ServerStream)
 
 
 def break_effect(patch: pytest.MonkeyPatch, role: Role, name: str, after: int, *, first: bool) -> list[str]:
     """Let an effect of one side raise at each call from one on."""
     calls = range(after, 1_000_000)
-    return break_method(patch, Held, name, first=first, which=calls, of=lambda held: held.record.role == role)
+    return break_method(patch, ServerStream, name, first=first, which=calls, of=lambda held: held.record.role == role)
 
 
 def whatever(world: World, asked: Deferred[Any], within: float) -> Any:
@@ -79,14 +79,14 @@ def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_as
 ) -> None:
     stream = world.stream(num_conn=4)
     (held,) = world.prod.control.streams.values()
-    fails, broken = Held.ask, [min(held.record.plan)]
+    fails, broken = ServerStream.ask, [min(held.record.plan)]
 
-    def ask(one: Held, gateway: str, command: Command) -> None:
+    def ask(one: ServerStream, gateway: str, command: Command) -> None:
         if one is held and gateway in broken:
             raise Fault(gateway)
         fails(one, gateway, command)
 
-    monkeypatch.setattr(Held, "ask", ask)
+    monkeypatch.setattr(ServerStream, "ask", ask)
     releasing = stream.release().deferred
     world.network.run(20.0)
     assert held.record.state == "Releasing"
@@ -102,15 +102,15 @@ def test_a_release_that_cannot_be_asked_for_takes_no_memory_without_end(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = world.stream(num_conn=4)
-    (held,), ask = world.prod.control.streams.values(), Held.ask
+    (held,), ask = world.prod.control.streams.values(), ServerStream.ask
     gone, broken = sorted(held.record.plan)
 
-    def faulty(one: Held, gateway: str, command: Command) -> None:
+    def faulty(one: ServerStream, gateway: str, command: Command) -> None:
         if one is held and gateway == broken:
             raise Fault(gateway)
         ask(one, gateway, command)
 
-    monkeypatch.setattr(Held, "ask", faulty)
+    monkeypatch.setattr(ServerStream, "ask", faulty)
     monkeypatch.delitem(world.prod.control.gateways, gone)
     stream.release().deferred.addErrback(lambda _: None)
     world.network.run(20 * timing.RELEASE_AGAIN)

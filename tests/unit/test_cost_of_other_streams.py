@@ -20,12 +20,13 @@ from test_users_who_mean_harm import Unwalked, a_request
 from test_whole_protocol import CONS_PORT, PROD_PORT, World
 
 import scistream
-from scistream.s2cs.live import LiveStreams
-from scistream.security.control import dialer
-from scistream.wire.address import Address
-from scistream.wire.join import Join
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Hello, Message, Role, Status
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import CONS, PROD, Hello, Message, Role, Status
+from scistream.s2cs.live_streams import LiveStreams
 
 ROOT = f"{Path(scistream.__file__).parent}/"
 FEW, MANY = 4, 60

@@ -18,10 +18,10 @@ from state_tables import SAME, Table, tables_of
 
 import scistream.app.cli
 import scistream.s2uc.cli
-from scistream.config import parse_chosen_ports
-from scistream.s2cs.policy import RuleSection, load_policy
-from scistream.s2cs.rules import Asked, Standing
-from scistream.security.tls import Identity
+from scistream.s2cs.policy.file import RuleSection, load_policy
+from scistream.s2cs.policy.rules import CurrentUsage, RequestedStream
+from scistream.shared_settings import parse_chosen_ports
+from scistream.tls.verify import Identity
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "setup.cfg").exists())
 sys.path.insert(0, str(ROOT / "docs"))
@@ -36,7 +36,7 @@ def test_the_page_of_policies_says_what_the_code_would_say(tmp_path: Path) -> No
     example = textwrap.dedent("    " + page.partition("# policy.toml\n    ")[2].partition("\n\n")[0])
     (tmp_path / "policy.toml").write_text(example.replace("pki/ca.pem", "none"))
     policy = load_policy(tmp_path / "policy.toml")
-    refused = policy.decide(Identity("none", "ada@lab.example"), Asked("PROD", 10_000.0, 1), Standing())
+    refused = policy.decide(Identity("none", "ada@lab.example"), RequestedStream("PROD", 10_000.0, 1), CurrentUsage())
     assert not refused.allowed
     assert page.count(refused.reason) == 2
     settings = set(RuleSection.__struct_fields__) - {"name", "issuer", "identities"}

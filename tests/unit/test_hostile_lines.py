@@ -38,8 +38,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_network import HOST
 
-from scistream.wire.line import MAX_BAD_LINES
-from scistream.wire.messages import Error, Message, Rel, ReqListeners, Resp, Status
+from scistream.links.link import MAX_BAD_LINES
+from scistream.protocol.messages import Error, Message, Rel, ReqListeners, Resp, Status
 
 KINDS = list(SCRIPTS)
 AnyParty = TypeVar("AnyParty", bound=Party)

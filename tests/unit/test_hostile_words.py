@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 from twisted.python.failure import Failure
 
-from scistream.command_line import report
+from scistream.cli_support import report
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, LastError, StreamStatus
 from scistream.s2uc import cli, commands
-from scistream.s2uc.memory import Memory, Remembered
+from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.probe_side import Check
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, LastError, StreamStatus
 
 UID = "12345678-1234-4234-8234-123456789abc"
 HOSTILE = "oh\nerror: your disk is full\x1b[2J\x9b31m\u202egnp.exe [red]not[/red]"
@@ -36,7 +36,7 @@ def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.Mo
     monkeypatch.setattr(shown, "isatty", lambda: terminal)
     monkeypatch.setattr("sys.stdout", shown)
     side = StreamStatus(uid=UID, role=PROD, state="Released", last_error=LastError(code="timeout", msg=HOSTILE))
-    known = Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9)
+    known = RememberedStream(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9)
     commands._print_status([known], {UID: {PROD: side, CONS: side}}, {UID: {}})
     assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
     assert "\x1b[2J" not in shown.getvalue()
@@ -49,8 +49,10 @@ def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.Mo
 def test_a_user_s_own_label_is_listed_as_it_is(label: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
-    Memory().add(
-        Remembered(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, label=label)
+    StreamHistory().add(
+        RememberedStream(
+            uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, label=label
+        )
     )
     ran = CliRunner().invoke(cli.main, ["list"])
     assert ran.exit_code == 0

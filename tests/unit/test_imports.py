@@ -50,7 +50,7 @@ def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def room(module: str) -> str:
-    """The part of the project that a module belongs to: a party, `wire`, `security`, or the module's own name."""
+    """Return the part of the project that a module belongs to: a package, or the module itself."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
 
@@ -63,8 +63,8 @@ EVERY_FILE = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {room(name_of(path)) for path in FILES} >= {*PARTIES, "wire", "security", "config", "logs"}
-    assert "scistream.wire.messages.Resp" in imports(ROOT / "wire" / "line.py")
+    assert {room(name_of(path)) for path in FILES} >= {*PARTIES, "protocol", "links", "tls", "config", "logs"}
+    assert "scistream.protocol.messages.Message" in imports(ROOT / "protocol" / "codec.py")
     assert "twisted.logger.Logger" in imports(ROOT / "logs.py", top_only=True)
 
 
@@ -83,22 +83,39 @@ def test_nothing_imports_what_stands_above_the_parties(path: Path) -> None:
         assert within(imports(path), *ABOVE_ALL) == set()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "wire").glob("*.py")), ids=name_of)
-def test_the_wire_imports_nothing_of_the_project_but_itself_and_how_to_log(path: Path) -> None:
-    own = within(imports(path), "scistream")
-    assert own == within(own, "scistream.wire", "scistream.logs", "scistream.timing")
+FLOORS = (
+    {"scistream", "__version__", "timing"},
+    {"logs", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
+    {"units", "tables", "paging", "state_machines", "reactors", "config"},
+    {"tls"},
+    {"pki"},
+    {"links"},
+    {"shared_settings", "setup_problems", "awaitable"},
+    {"reloading", "cli_support"},
+    {"twistd"},
+    PARTIES,
+    {"demo"},
+    {"cli"},
+    {"entry"},
+)
+"""Each room imports rooms of lower floors alone."""
 
 
-def test_how_to_log_and_how_long_to_wait_import_nothing_of_the_project() -> None:
-    assert within(imports(ROOT / "logs.py"), "scistream") == {"scistream.timing"}
-    assert within(imports(ROOT / "timing.py"), "scistream") == set()
+@EVERY_FILE
+def test_imports_lead_to_lower_floors(path: Path) -> None:
+    here = room(name_of(path))
+    (floor,) = (number for number, rooms in enumerate(FLOORS) if here in rooms)
+    below = {f"scistream.{lower}" for rooms in FLOORS[:floor] for lower in rooms}
+    own = within(imports(path), "scistream") - {"scistream"}  # which has the version alone
+    assert own == within(own, f"scistream.{here}", *below)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "security").glob("*.py")), ids=name_of)
-def test_security_imports_only_the_wire_file_locks_and_how_to_log(path: Path) -> None:
-    own = within(imports(path), "scistream")
-    below = ("scistream.wire", "scistream.logs", "scistream.file_lock", "scistream.timing", "scistream.units")
-    assert own == within(own, "scistream.security", *below)
+NO_IO = ("twisted", "socket", "ssl", "OpenSSL", "sqlite3", "os", "time", "asyncio", "threading", "subprocess")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "protocol").glob("*.py")), ids=name_of)
+def test_the_protocol_does_no_input_or_output(path: Path) -> None:
+    assert within(imports(path), *NO_IO) == set()
 
 
 MACHINES = sorted(ROOT.rglob("machine.py"))
@@ -134,15 +151,15 @@ def test_an_import_for_types_only_is_told_from_one_that_runs() -> None:
 @pytest.mark.parametrize("path", MACHINES, ids=name_of)
 def test_a_machine_imports_nothing_that_stands_above_it(path: Path) -> None:
     party = name_of(path).rpartition(".")[0]
-    rooms_above = ["service", "client", "cli", "controller", "effects", "gateway", "tap", "streams"]
+    rooms_above = ["service", "client", "cli", "controller", "stream", "gateway", "tap", "store"]
     assert within(imports(path), *(f"{party}.{above}" for above in rooms_above)) == set()
     own = within(imports(path), "scistream")
-    assert own == within(own, party, "scistream.wire", "scistream.state_machines")
+    assert own == within(own, party, "scistream.protocol", "scistream.state_machines", "scistream.links.outbox")
 
 
-def test_what_machines_share_imports_only_the_wire_and_how_to_log() -> None:
+def test_what_machines_share_imports_only_the_protocol_and_time_limits() -> None:
     own = within(imports(ROOT / "state_machines.py"), "scistream")
-    assert own == within(own, "scistream.wire", "scistream.logs")
+    assert own == within(own, "scistream.protocol", "scistream.timing")
 
 
 @EVERY_FILE

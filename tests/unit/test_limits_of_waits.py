@@ -35,7 +35,7 @@ ALLOWED = {
     ("scistream/app/handover.py", "os.waitpid(between, 0)"): "that process only forks and ends",
     ("scistream/demo/consumer.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
     ("scistream/demo/detector.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
-    ("scistream/s2ds/capacity.py", "self._store.get()"): "a value in shared memory",
+    ("scistream/s2ds/relay/token_bucket.py", "self._store.get()"): "a value in shared memory",
     ("scistream/s2ds/relay/throttle.py", "self._bucket.wait()"): "tells how long to wait, and does not",
     (
         "scistream/standard_streams.py",

@@ -18,13 +18,13 @@ from test_whole_protocol import Facility, World
 
 import scistream.cli
 from scistream import timing
-from scistream.s2cs.policy import load_policy
+from scistream.links.outbox import UNSENT
+from scistream.protocol.messages import CONS, PROD, Req, Role, UpdateTargets
+from scistream.s2cs.policy.file import load_policy
 from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
-from scistream.s2uc.credentials import issue_credentials
-from scistream.s2uc.memory import Memory
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Req, Role, UpdateTargets
+from scistream.s2uc.history import StreamHistory
+from scistream.s2uc.stream_certificates import issue_credentials
 
 HERE = "insecure:loopback"
 """Who everybody is that comes without certificates."""
@@ -72,15 +72,15 @@ def test_a_request_lives_for_as_long_as_both_facilities_allow(prod: Terms, cons:
             stream = world.result(asking)
             granted = [wish or min(SECONDS[one.usual], at_most(one)) for one in (prod, cons)]
             assert stream.seconds_left == pytest.approx(min(granted), abs=1.0)
-            (known,) = Memory().all()
+            (known,) = StreamHistory().all()
             assert known.expires_at == pytest.approx(time.time() + min(granted), abs=10.0)
             world.application(stream.join[PROD], "detector")
             world.result(stream.provisioned().deferred)
             left = [side.seconds_left for side in world.result(stream.status().deferred).values()]
             assert left == pytest.approx([min(granted)] * 2, abs=2.0)
         finally:
-            for each in Memory().all():
-                Memory().remove(each.uid)
+            for each in StreamHistory().all():
+                StreamHistory().remove(each.uid)
             world.close()
 
 

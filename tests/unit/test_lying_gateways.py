@@ -12,10 +12,10 @@ from memory_network import HOST
 from test_policy_at_work import ADA, BOB, UIDS, Lab, a_req, everything, rule
 from test_whole_protocol import PROD_PORT
 
-from scistream.security.control import dialer
-from scistream.wire.address import Address
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import PROD, ChannelFigures, ReqListeners
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.messages import PROD, ChannelFigures, ReqListeners
 
 HUGE = 2**62
 

@@ -14,13 +14,13 @@ from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
 
 from scistream import timing
 from scistream.app.controller import Controller, Nobody
-from scistream.s2cs.effects import Held
-from scistream.s2cs.policy import load_policy
-from scistream.s2cs.streams import STEPS, Store, StoreProblem
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import PROD, Command, UpdateTargets
+from scistream.s2cs.policy.file import load_policy
+from scistream.s2cs.store.database import STEPS, Store, StoreProblem
+from scistream.s2cs.stream import ServerStream
 from scistream.s2uc.client import Client, Stream
-from scistream.wire.address import Address
-from scistream.wire.join import Join
-from scistream.wire.messages import PROD, Command, UpdateTargets
 
 MOVED = Address(HOST, 7077)
 OTHER = Address("::1", 7077)
@@ -45,7 +45,7 @@ def move(world: World, stream: Stream, *listeners: Address) -> None:
     world.network.run(0.1)
 
 
-def held_by(world: World) -> Held:
+def held_by(world: World) -> ServerStream:
     (held,) = world.prod.control.streams.values()
     return held
 

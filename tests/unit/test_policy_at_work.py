@@ -19,21 +19,22 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
 
-from scistream.config import S2CSConfig
-from scistream.s2cs.enforcement import Guard, identity_of, owner_of, policy_of
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import PLAIN_IDENTITY, dialer
+from scistream.pki.authority import init_authority
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.join_string import hash_app_key, new_app_key
+from scistream.protocol.messages import CONS, PROD, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
 from scistream.s2cs.in_use import OwnerUse
-from scistream.s2cs.policy import Policy, load_policy
+from scistream.s2cs.policy.authorizer import Authorizer, identity_of, owner_of, policy_of
+from scistream.s2cs.policy.file import Policy, load_policy
 from scistream.s2cs.record import Record
-from scistream.s2ds.relay.board import TO_CONSUMER
+from scistream.s2cs.settings import S2CSConfig
+from scistream.s2ds.elements.shared_figures import TO_CONSUMER
 from scistream.s2uc.client import Client, Stream
-from scistream.security.control import PLAIN_IDENTITY, dialer
-from scistream.security.pki import init_authority
-from scistream.security.tls import Identity
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.join import hash_app_key, new_app_key
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.tls.verify import Identity
 
 LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 ADA = Identity(LAB, "ada@lab.example")
@@ -66,7 +67,7 @@ class As:
         return self._network.connectTCP(host, port, factory, *args, **kwargs)
 
 
-def life(guard: Guard, owner: str, request: Req) -> float:
+def life(guard: Authorizer, owner: str, request: Req) -> float:
     """How long a new stream may live of an owner who has no other one."""
     grant = guard.authorise(request, owner, use=OwnerUse())
     grant.check()
@@ -568,7 +569,7 @@ def test_an_owner_and_an_identity_are_one_and_the_same(identity: Identity) -> No
 def test_at_an_insecure_s2cs_everybody_is_one_identity_that_a_rule_may_name(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(rule("insecure:loopback", "none", rate="2Mbit"))
     config = S2CSConfig(gateways=[], insecure=True, policy="policy.toml")
-    guard = Guard(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
+    guard = Authorizer(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
     assert life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=2.0)) == 86400.0
     with pytest.raises(StreamError, match="rule 1 `beamline`"):
         life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=3.0))
@@ -593,7 +594,7 @@ def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path
 
 
 def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
-    guard = Guard(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
+    guard = Authorizer(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
     assert life(guard, "ada", a_req()) == 1800.0
     assert life(guard, "ada", a_req(expires=3600.0)) == 3600.0
     with pytest.raises(StreamError, match="3600 s at most"):

@@ -14,13 +14,13 @@ from memory_network import HOST, MemoryPorts
 from test_whole_protocol import CONS_PORT, PROD_PORT, Facility, World
 from twisted.logger import formatEvent, globalLogPublisher
 
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, GatewayCapacity, ReqListeners
 from scistream.s2cs.service import ControlServer
 from scistream.s2ds import ports as ports_module
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Stream
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, ReqListeners, Room
 
 WAN = (PROD_PORT + 1) * 10
 LAN = (CONS_PORT + 1) * 10
@@ -215,7 +215,7 @@ class OldDataServer(DataServer):
             message = msgspec.structs.replace(message, listen_ports=None)
         super().message_received(link, message)
 
-    def _room(self) -> Room:
+    def _room(self) -> GatewayCapacity:
         return msgspec.structs.replace(super()._room(), chosen_ports=None)
 
 

@@ -16,12 +16,12 @@ import scistream
 ROOT = Path(scistream.__file__).parent
 
 PRIVATE: dict[str, dict[str, set[str]]] = {
-    "accepting.py": {"twisted.internet.tcp.Port": {"_buildAddr", "_logger"}},
+    "reactors.py": {"twisted.internet.tcp.Port": {"_buildAddr", "_logger"}},
     "s2ds/relay/openssl.py": {
         "OpenSSL.SSL.Connection": {"_from_ssl", "_into_ssl", "_raise_ssl_error", "_ssl"},
         "cryptography": {"cryptography.hazmat.bindings.openssl.binding"},
     },
-    "s2ds/relay/reactor.py": {
+    "s2ds/relay/poller.py": {
         "twisted.internet.epollreactor.EPollReactor": {
             "_doReadOrWrite",
             "_justStopped",
@@ -31,7 +31,7 @@ PRIVATE: dict[str, dict[str, set[str]]] = {
         },
     },
     "state_machines.py": {"automat": {"__automat_data__", "__automat_transitioner__", "_state", "automat._typed"}},
-    "security/material.py": {"cryptography.x509.ObjectIdentifier": {"_name"}},
+    "tls/files.py": {"cryptography.x509.ObjectIdentifier": {"_name"}},
 }
 """For each file, what is private in which dependency."""
 

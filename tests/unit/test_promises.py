@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scistream.config import GatewayLimits, ServerLimits
+from scistream.s2cs.settings import ServerLimits
+from scistream.s2ds.settings import GatewayLimits
 
 ROOT = Path(__file__).parents[2]
 HEADINGS = ("What happens", "Who\n")

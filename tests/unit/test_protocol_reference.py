@@ -31,21 +31,22 @@ from protocol_page import (
 from protocol_parts import up_to_date
 
 from scistream import timing
-from scistream.config import ServerLimits
-from scistream.s2cs.streams import MOST_EARLY_RELEASES, MOST_RELEASED
-from scistream.s2ds.probe import PING_SIZE
+from scistream.links import backpressure, link
+from scistream.links.admission import Bounds
+from scistream.pki.authority import init_authority, issue
+from scistream.protocol import codec, messages
+from scistream.protocol.address import Address
+from scistream.protocol.errors import BadMessage, ErrorCode
+from scistream.protocol.join_string import Join, hash_app_key, new_app_key
+from scistream.s2cs.settings import ServerLimits
+from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED
+from scistream.s2ds.probe.responder import GIVE, GREETING, PING, PING_SIZE, READY, REPORT, TAKE, VERSION
+from scistream.s2ds.probe.test_data import Pattern, start_of
 from scistream.s2ds.relay.handshake import MOST_RECORDS
 from scistream.s2ds.relay.tls import EMPTY_A_SECOND, EMPTY_BURST
-from scistream.s2ds.responder import GIVE, GREETING, PING, READY, REPORT, TAKE, VERSION, Pattern, start_of
-from scistream.s2uc.credentials import AFTERLIFE, MAX_GATEWAYS, issue_credentials
-from scistream.security.guard import Bounds
-from scistream.security.pki import init_authority, issue
-from scistream.security.stream import CIPHERS, StreamSecret, consumer_name, producer_name, server_name
-from scistream.security.tls import ALPN
-from scistream.wire import line, messages
-from scistream.wire.address import Address
-from scistream.wire.errors import BadMessage, ErrorCode
-from scistream.wire.join import Join, hash_app_key, new_app_key
+from scistream.s2uc.stream_certificates import AFTERLIFE, MAX_GATEWAYS, issue_credentials
+from scistream.tls.contexts import ALPN
+from scistream.tls.stream_channels import CIPHERS, StreamSecret, consumer_name, producer_name, server_name
 
 FIELDS = ("Field", "Type", "If left out", "Meaning")
 TAGS: dict[str, Any] = {kind.__struct_config__.tag: kind for kind in get_args(messages.Message)}
@@ -206,12 +207,12 @@ def test_limits_and_times_are_those_of_the_code() -> None:
     burst = bounds.commands_per_second * timing.COMMAND_BURST
     hours = timing.REMEMBER_RELEASED / 3600
     expected = {
-        "Bytes of a line": line.MAX_LINE,
-        "Bytes of a line of a stranger": line.MAX_FIRST_LINE,
-        "Bad lines": line.MAX_BAD_LINES,
+        "Bytes of a line": codec.MAX_LINE,
+        "Bytes of a line of a stranger": codec.MAX_FIRST_LINE,
+        "Bad lines": link.MAX_BAD_LINES,
         "TLS handshake": f"{timing.HANDSHAKE:g} s",
         "From the end of the handshake": f"{timing.FIRST_LINE:g} s",
-        "Bytes of answers": line.MAX_UNREAD,
+        "Bytes of answers": backpressure.MAX_UNREAD,
         "Commands of one identity": f"{bounds.commands_per_second:g} a second, {burst:g} at once",
         "Links of one identity": bounds.links_per_identity,
         "Links of one address": bounds.links_per_address,
@@ -254,8 +255,8 @@ def _says(title: str, *words: object) -> None:
 
 def test_numbers_in_the_text_are_those_of_the_code() -> None:
     _says("Control links", ALPN.decode())
-    _says("Lines", f"{line.MAX_LINE:,}", f"{line.MAX_FIRST_LINE:,}")
-    _says("Bad lines", f"the {line.MAX_BAD_LINES}th bad line")
+    _says("Lines", f"{codec.MAX_LINE:,}", f"{codec.MAX_FIRST_LINE:,}")
+    _says("Bad lines", f"the {link.MAX_BAD_LINES}th bad line")
     _says("When a link ends", f"waits {timing.CLOSE:g} s")
     _says("Hello", f"{messages.MAX_OTHER_ADDRESSES} addresses in all")
     _says("UpdateTargets", f"{messages.MAX_OTHER_ADDRESSES} addresses in all")
@@ -311,7 +312,7 @@ HEAD = '{"cmd":"Status","uid":null,"role":null,"seq":1'
 )
 def test_what_the_page_says_is_refused_is_refused(rest: str) -> None:
     with pytest.raises(BadMessage):
-        line.decode((HEAD + rest).encode())
+        codec.decode((HEAD + rest).encode())
 
 
 @pytest.mark.parametrize(
@@ -325,14 +326,14 @@ def test_what_the_page_says_is_refused_is_refused(rest: str) -> None:
     ],
 )
 def test_what_the_page_says_is_taken_is_taken(text: str) -> None:
-    assert isinstance(line.decode(text.encode()), messages.Status)
+    assert isinstance(codec.decode(text.encode()), messages.Status)
 
 
 @given(st.text(max_size=30))
 def test_unknown_fields_are_ignored(name: str) -> None:
     fields = {"cmd": "Status", "uid": None, "role": None, "seq": 1}
     if name not in {*messages.Status.__struct_fields__, "cmd"}:
-        assert line.decode(json.dumps({**fields, name: [1]}).encode()) == messages.Status(uid=None, role=None, seq=1)
+        assert codec.decode(json.dumps({**fields, name: [1]}).encode()) == messages.Status(uid=None, role=None, seq=1)
 
 
 # -- keys, join strings, certificates
@@ -426,6 +427,6 @@ def test_every_line_of_the_transcript_is_a_message() -> None:
     page = PAGE.read_text()
     transcript = page[page.index(".. begin transcript") : page.index(".. end transcript")]
     lines = re.findall(r"^    \S+ > \S+  (\{.*\})$", transcript, re.MULTILINE)
-    said = [line.decode(one.encode()) for one in lines]
+    said = [codec.decode(one.encode()) for one in lines]
     assert {type(one) for one in said} == set(TAGS.values()) - {messages.StartLstn}
-    assert [line.encode(one).decode().removesuffix("\n") for one in said] == lines
+    assert [codec.encode(one).decode().removesuffix("\n") for one in said] == lines

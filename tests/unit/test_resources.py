@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import MAX_ELEMENTS, GatewayLimits, S2DSConfig, parse_elements, usual_unread
 from scistream.resources import memory, processors, tcp_memory
+from scistream.s2ds.settings import MAX_ELEMENTS, GatewayLimits, S2DSConfig, parse_elements, usual_unread
 
 HERE = len(os.sched_getaffinity(0))
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -24,7 +24,7 @@ import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
 from scistream import entry
-from scistream.command_line import Commands
+from scistream.cli_support import Commands
 
 COMMANDS: dict[str, Commands] = {
     "s2uc": scistream.s2uc.cli.main,

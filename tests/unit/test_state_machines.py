@@ -20,8 +20,8 @@ from twisted.logger import Logger, formatEvent
 import scistream
 from scistream import timing
 from scistream.app.machine import Core, new_consumer
+from scistream.protocol.errors import StreamError
 from scistream.state_machines import MOST_SAME_CHANGES, SAME, begin_in, build, data_of, on, state_of, trace
-from scistream.wire.errors import StreamError
 
 
 class NoEffects:

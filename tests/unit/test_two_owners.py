@@ -12,12 +12,13 @@ from memory_network import HOST
 from test_whole_protocol import PROD_PORT, PROD_S2CS, World
 from twisted.logger import formatEvent, globalLogPublisher
 
-from scistream.config import Gateway, S2CSConfig
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.messages import PROD, Rel, ReqListeners, Resp, Status, UpdateTargets
 from scistream.s2cs.service import ControlServer
-from scistream.security.control import dialer
-from scistream.wire.address import Address
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import PROD, Rel, ReqListeners, Resp, Status, UpdateTargets
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 
 SECOND_PORT = 5900
 NOBODYS = "no record of"
@@ -46,7 +47,7 @@ def warned(world: World) -> Iterator[list[str]]:
 
 def second(world: World, folder: Path, **options: Any) -> ControlServer:
     """Another S2CS of the producer's facility, with a store of its own."""
-    pool = [Gateway(name="dtn", address=f"{HOST}:{PROD_PORT + 1}")]
+    pool = [GatewaySettings(name="dtn", address=f"{HOST}:{PROD_PORT + 1}")]
     settings = S2CSConfig(listen=f"{HOST}:{SECOND_PORT}", gateways=pool, insecure=True)
     folder.mkdir(exist_ok=True)
     server = ControlServer(world.network, settings, folder / "s2cs.toml", wall=world.network.seconds, **options)

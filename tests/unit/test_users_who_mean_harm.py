@@ -11,15 +11,16 @@ from memory_network import HOST
 from test_whole_protocol import PROD_PORT, PROD_S2CS, Facility, World
 from twisted.internet.defer import Deferred
 
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Rel, Req, Resp, Role, Status
 from scistream.s2cs.gateway import MOST_ASKED
-from scistream.s2cs.live import LiveStreams
-from scistream.s2cs.streams import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
-from scistream.s2cs.streams import MOST_RELEASED
-from scistream.security.control import dialer
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import CONS, PROD, Rel, Req, Resp, Role, Status
+from scistream.s2cs.live_streams import LiveStreams
+from scistream.s2cs.store.database import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
+from scistream.s2cs.store.database import MOST_RELEASED
 
 
 @pytest.fixture

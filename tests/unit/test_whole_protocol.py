@@ -24,18 +24,19 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.app.controller import Controller, Nobody
-from scistream.config import Gateway, Leg, S2CSConfig, S2DSConfig
-from scistream.s2cs.enforcement import identity_of
+from scistream.links.outbox import UNSENT
+from scistream.links.tls_links import dialer
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.join_string import Join, new_app_key
+from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
 from scistream.s2cs.in_use import is_counted, taken_by
+from scistream.s2cs.policy.authorizer import identity_of
 from scistream.s2cs.service import ControlServer
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import LegSettings, S2DSConfig
 from scistream.s2uc.client import Client, Stream
-from scistream.security.control import dialer
-from scistream.wire.address import Address
-from scistream.wire.errors import StreamError
-from scistream.wire.join import Join, new_app_key
-from scistream.wire.link import UNSENT
-from scistream.wire.messages import CONS, PROD, Hello, Rel, Req, Resp, Role, Room, Status, UpdateTargets
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class Facility:
         return server
 
     def start_control(self, **options: Any) -> ControlServer:
-        pool = [Gateway(name=f"dtn{at}", address=f"{HOST}:{at}") for at in self.gateway_ports]
+        pool = [GatewaySettings(name=f"dtn{at}", address=f"{HOST}:{at}") for at in self.gateway_ports]
         settings = S2CSConfig(listen=f"{HOST}:{self.port}", gateways=pool, insecure=True)
         server = ControlServer(self.network, settings, self._folder / "s2cs.toml", wall=self.network.seconds, **options)
         server.startService()
@@ -105,7 +106,7 @@ class Facility:
             taken = [taken_by(record, name) for record in counted if name in record.plan]
             use = streams.use_of_gateway(name)
             assert use.rate == math.fsum(one.rate for one in taken)
-            assert use.ports_of(Room(ports=8, rate=1.0)) == sum(one.ports for one in taken)
+            assert use.ports_of(GatewayCapacity(ports=8, rate=1.0)) == sum(one.ports for one in taken)
             assert dict(use.lent) == Counter(port for one in taken for port in one.lent)
             assert {held.record.key for held in streams.at_gateway(name)} == {
                 record.key for record in counted if name in record.plan
@@ -930,7 +931,7 @@ class NobodyAnswers:
 def test_a_name_that_is_not_answered_for_is_given_up_and_the_targets_refused(world: World) -> None:
     world.network.nameResolver = NobodyAnswers(world.network.nameResolver)  # type: ignore[attr-defined]
     for gateway in world.prod.gateways:
-        gateway.config = msgspec.structs.replace(gateway.config, wan=Leg(advertise="gateway.example"))
+        gateway.config = msgspec.structs.replace(gateway.config, wan=LegSettings(advertise="gateway.example"))
     stream = world.request()
     world.application(stream.join[PROD], "detector")
     refused = world.refusal(stream.provisioned().deferred, within=15.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from scistream.s2ds.relay.receive_windows import StreamWindows
 from scistream.s2ds.relay.throttle import Throttle
-from scistream.s2ds.relay.windows import StreamWindows
 
 
 class Flow:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Protocol
 
 from scistream import timing
+from scistream.protocol.messages import Cause
 from scistream.s2ds.relay.buffers import Buffer
-from scistream.s2ds.relay.reactor import ENDING, READABLE, WRITABLE, Poller
-from scistream.s2ds.relay.watch import Watch
-from scistream.s2ds.relay.windows import StreamWindows
-from scistream.wire.messages import Cause
+from scistream.s2ds.relay.dead_peers import DeadPeerDetector
+from scistream.s2ds.relay.poller import ENDING, READABLE, WRITABLE, Poller
+from scistream.s2ds.relay.receive_windows import StreamWindows
 
 WANT = -1
 """What reading returns when nothing is there now."""
@@ -37,7 +37,7 @@ _KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 _MOST_PROBES = 127
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """A leg has ended abnormally. Its text says how, in the same words for every connection.
 
     :param cause: who or what has ended it.
@@ -50,20 +50,20 @@ class Broken(Exception):
         self.leg = leg
 
 
-class Refused(Broken):
+class ConnectionRefused(ConnectionBroken):
     """Nobody listens there, or not yet."""
 
 
-class Short(Broken):
+class Short(ConnectionBroken):
     """This machine has not what a connection needs just now: another try may help."""
 
 
-def broken_by(code: int, leg: Leg) -> Broken:
+def broken_by(code: int, leg: Leg) -> ConnectionBroken:
     """What an error of the system says of a connection."""
     if code in (errno.ECONNRESET, errno.EPIPE):
-        return Broken(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
+        return ConnectionBroken(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
     cause: Cause = "gateway" if code in SHORT_HERE else "wan" if leg.wan else "application"
-    return Broken(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
+    return ConnectionBroken(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
 
 
 SHORT_HERE = frozenset(
@@ -190,17 +190,17 @@ def pending_error(sock: socket.socket) -> int:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-class Mover(Protocol):
+class PumpEnd(Protocol):
     """Who reads from a leg or writes to it."""
 
     def turn(self) -> None:
         """Move what can be moved now. Never raises."""
 
 
-class Owner(Protocol):
+class LegOwner(Protocol):
     """Whose leg it is."""
 
-    def broke(self, broken: Broken) -> None:
+    def broke(self, broken: ConnectionBroken) -> None:
         """A leg has ended abnormally. What came before can still be read from it."""
 
     def reset(self, reason: str, cause: Cause) -> None:
@@ -247,17 +247,19 @@ class Leg(ABC):
         "writer",
     )
 
-    def __init__(self, poller: Poller, sock: socket.socket, watch: Watch, owner: Owner, far: str, *, wan: bool) -> None:
+    def __init__(
+        self, poller: Poller, sock: socket.socket, watch: DeadPeerDetector, owner: LegOwner, far: str, *, wan: bool
+    ) -> None:
         self._poller = poller
         self._sock = sock
         self._watch = watch
-        self._owner: Owner | None = owner
+        self._owner: LegOwner | None = owner
         self.is_ending = False
         self._crossed = False  # TLS has to write before it can read, or the other way round
         self.far = far
         self.readable = self.writable = self.is_first = True
-        self.reader: Mover | None = None
-        self.writer: Mover | None = None
+        self.reader: PumpEnd | None = None
+        self.writer: PumpEnd | None = None
         self.wan = wan
         self.is_opening = self.is_urgent = False
         self.work = 0
@@ -360,5 +362,5 @@ class Leg(ABC):
             if self.writer is not None:
                 self.writer.turn()
 
-    def _break(self, problem: OSError) -> Broken:
+    def _break(self, problem: OSError) -> ConnectionBroken:
         return broken_by(problem.errno or errno.EIO, self)

@@ -10,10 +10,19 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from scistream.protocol.address import Address
 from scistream.s2ds.relay.buffers import Buffer, Pipe
-from scistream.s2ds.relay.leg import SHORT_HERE, WANT, Broken, Leg, Refused, Short, pending_error, prepare
-from scistream.s2ds.relay.reactor import WRITABLE, Poller
-from scistream.wire.address import Address
+from scistream.s2ds.relay.leg import (
+    SHORT_HERE,
+    WANT,
+    ConnectionBroken,
+    ConnectionRefused,
+    Leg,
+    Short,
+    pending_error,
+    prepare,
+)
+from scistream.s2ds.relay.poller import WRITABLE, Poller
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
@@ -109,7 +118,8 @@ def dial(
 ) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
 
-    Fails with `Broken`, or `Refused` or `Short` where another try may help; cancelling it abandons the attempt.
+    Fails with `ConnectionBroken`, or `ConnectionRefused` or `Short` where another try may help; cancelling it abandons
+    the attempt.
 
     :param far: who is there, in words for a person.
     :param congestion: the congestion control of the connection; empty: the system's.
@@ -134,13 +144,13 @@ def dial(
     return result
 
 
-def _not_dialled(far: str, code: int, *, wan: bool) -> Broken:
+def _not_dialled(far: str, code: int, *, wan: bool) -> ConnectionBroken:
     """Why there is no connection."""
     if code == errno.ECONNREFUSED:
-        return Refused(f"{far} refused the connection", "wan" if wan else "application")
+        return ConnectionRefused(f"{far} refused the connection", "wan" if wan else "application")
     if code in SHORT_HERE:
         return Short(f"this gateway cannot connect to {far}: {os.strerror(code)}", "gateway")
-    return Broken(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
+    return ConnectionBroken(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
 
 
 class _Dialling:
@@ -175,12 +185,12 @@ class _Dialling:
     def _time_out(self, timeout: float) -> None:
         self._timer = None
         self._end(
-            Broken(
+            ConnectionBroken(
                 f"{self._far} did not answer within {max(1, round(timeout))} s", "wan" if self._wan else "application"
             )
         )
 
-    def _end(self, broken: Broken) -> None:
+    def _end(self, broken: ConnectionBroken) -> None:
         sock = self._detach()
         if sock is not None:
             sock.close()

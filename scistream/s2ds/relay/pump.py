@@ -12,12 +12,12 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
+from scistream.protocol.messages import Cause
 from scistream.s2ds.relay.buffers import Buffer, Buffers, Pipe, Pipes
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg
+from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBroken, Leg
 from scistream.s2ds.relay.plain import CannotSplice, PlainLeg
-from scistream.s2ds.relay.reactor import Poller
-from scistream.wire.messages import Cause
+from scistream.s2ds.relay.poller import Poller
 
 TURN = 1024 * 1024
 """Bytes that one direction of one connection may move before others have their turn."""
@@ -35,7 +35,7 @@ class Joint(Protocol):
 
     over: bool
 
-    def broke(self, broken: Broken) -> None:
+    def broke(self, broken: ConnectionBroken) -> None:
         """A leg has ended abnormally."""
 
     def reset(self, reason: str, cause: Cause) -> None:
@@ -95,7 +95,7 @@ class Pump:
             return
         try:
             self._move()
-        except Broken as broken:
+        except ConnectionBroken as broken:
             if broken.leg is self._source:
                 self._eof = True
             self._joint.broke(broken)

@@ -20,23 +20,23 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
+from scistream.links.admission import place_of
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, Cause, Role
+from scistream.s2ds.elements.start import WorkerStart
+from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.relay.buffers import Buffers, Pipes
+from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import Broken, Leg, Refused, Short, explain, prepare
-from scistream.s2ds.relay.names import Names
+from scistream.s2ds.relay.leg import ConnectionBroken, ConnectionRefused, Leg, Short, explain, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
+from scistream.s2ds.relay.poller import Poller, poller_of
 from scistream.s2ds.relay.pump import PlainPump, Pump
-from scistream.s2ds.relay.reactor import Poller, poller_of
-from scistream.s2ds.relay.start import Start
-from scistream.s2ds.relay.tcpinfo import bytes_to_send, bytes_waiting, tcp_info
+from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
-from scistream.s2ds.relay.watch import Watch
-from scistream.security.guard import place_of
-from scistream.security.stream import server_name, verify_consumer, verify_producer
-from scistream.security.tls import CertificateProblem
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD, Cause, Role
+from scistream.tls.files import CertificateProblem
+from scistream.tls.stream_channels import server_name, verify_consumer, verify_producer
 
 _OTHER = "the other gateway"
 
@@ -53,7 +53,7 @@ MOST_UNDER_ONE_KEY = 362 * 2**30
 
 
 @dataclass(frozen=True)
-class Arming:
+class ChannelTarget:
     """How the connections of one channel are carried from now on.
 
     :param target: where to connect to.
@@ -69,7 +69,7 @@ class Arming:
     channel: int
     target: Address
     context: SSL.Context | None
-    start: Start = field(default_factory=Start)
+    start: WorkerStart = field(default_factory=WorkerStart)
     own: frozenset[int] = frozenset()
     others: tuple[Address, ...] = ()
 
@@ -81,12 +81,12 @@ class Arming:
 
 
 @dataclass(frozen=True)
-class Means:
+class RelayContext:
     """What the relays of an element share; times in seconds."""
 
     reactor: Any
     buffers: Buffers
-    watch: Watch
+    watch: DeadPeerDetector
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
@@ -122,7 +122,7 @@ class Sample(NamedTuple):
     moved: int
 
 
-class Ending(NamedTuple):
+class ConnectionEnding(NamedTuple):
     """How a relay has ended."""
 
     well: bool
@@ -177,12 +177,12 @@ class Relay:
 
     def __init__(
         self,
-        means: Means,
-        arming: Arming,
+        means: RelayContext,
+        arming: ChannelTarget,
         sock: socket.socket,
         to_producer: Flow,
         to_consumer: Flow,
-        on_end: Callable[[Relay, Ending], None],
+        on_end: Callable[[Relay, ConnectionEnding], None],
         on_open: Callable[[Relay], None],
         turn: Turn,
     ) -> None:
@@ -218,9 +218,9 @@ class Relay:
         if self._arming.role == PROD and not self.is_verified and cause != "gateway":
             cause = "stranger"
         if not self.over:
-            self._finish(Ending(False, reason, cause))
+            self._finish(ConnectionEnding(False, reason, cause))
 
-    def broke(self, broken: Broken) -> None:
+    def broke(self, broken: ConnectionBroken) -> None:
         """A leg has ended abnormally: what came from it before goes on to the other side, then the reset does.
 
         Where the other side has broken as well, the reset goes at once.
@@ -285,7 +285,7 @@ class Relay:
     def cut(self) -> None:
         """The same, since its stream is closed: that is not worth a word. Idempotent."""
         if not self.over:
-            self._finish(Ending(False))
+            self._finish(ConnectionEnding(False))
 
     def sample(self) -> Sample:
         """How it is doing now; zeros while it is not joined, and when it is over."""
@@ -335,7 +335,7 @@ class Relay:
         while True:
             try:
                 sock = await self._dial(timing.LAN_SILENCE, wan=False)
-            except Refused:
+            except ConnectionRefused:
                 if not await start.wait(reactor, timing.DIAL_AGAIN, self._means.dial_timeout):
                     raise
             else:
@@ -383,8 +383,8 @@ class Relay:
         if failure.check(CancelledError):
             return
         wrong = failure.value
-        if isinstance(wrong, Broken | CertificateProblem):
-            cause = wrong.cause if isinstance(wrong, Broken) else "wan"
+        if isinstance(wrong, ConnectionBroken | CertificateProblem):
+            cause = wrong.cause if isinstance(wrong, ConnectionBroken) else "wan"
             if self._arming.role == CONS and cause in ("wan", "far-side"):
                 self._not_reached(str(wrong))
             else:
@@ -400,7 +400,7 @@ class Relay:
         could find out what listens where in the networks of this gateway; its log has the rest."""
         if not self.over:
             reason = f"{self._arming.far} was not reached; the log of this gateway says why"
-            self._finish(Ending(False, reason, "wan", detail))
+            self._finish(ConnectionEnding(False, reason, "wan", detail))
 
     async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
         """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
@@ -419,7 +419,7 @@ class Relay:
         means, target = self._means, self._arming.target
         congestion = means.wan_congestion if wan else means.lan_congestion
         addresses = await means.names.addresses(target, self._arming.own, self._arming.others)
-        problem = Broken(f"{self._arming.far} has no address that this gateway finds and may dial", "wan")
+        problem = ConnectionBroken(f"{self._arming.far} has no address that this gateway finds and may dial", "wan")
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
@@ -430,8 +430,8 @@ class Relay:
                 sock = await dialling
             except Short:
                 raise
-            except Broken as broken:
-                if not isinstance(problem, Refused):  # who refuses may only not have started yet
+            except ConnectionBroken as broken:
+                if not isinstance(problem, ConnectionRefused):  # who refuses may only not have started yet
                     problem = broken
             else:
                 means.names.prefer(target, address)
@@ -451,9 +451,9 @@ class Relay:
     def direction_ended(self) -> None:
         """A pump has passed on the end of its direction."""
         if all(pump.ended for pump in self._pumps):
-            self._finish(Ending(True))
+            self._finish(ConnectionEnding(True))
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, ending: ConnectionEnding) -> None:
         self.over = True
         if self._looking is not None and self._looking.active():
             self._looking.cancel()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from scistream.s2ds.capacity import Bucket
+from scistream.s2ds.relay.token_bucket import TokenBucket
 
 
 class Throttle:
@@ -16,7 +16,9 @@ class Throttle:
     :param tell_busy: hears how many connections wait, so that those on other elements get no more and no less.
     """
 
-    def __init__(self, reactor: Any, bucket: Bucket, tell_busy: Callable[[int], None] = lambda _count: None) -> None:
+    def __init__(
+        self, reactor: Any, bucket: TokenBucket, tell_busy: Callable[[int], None] = lambda _count: None
+    ) -> None:
         self._reactor = reactor
         self._tell_busy = tell_busy
         self._bucket = bucket

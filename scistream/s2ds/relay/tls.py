@@ -20,11 +20,11 @@ from twisted.internet.defer import Deferred
 
 from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.buffers import Buffer
+from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.handshake import Handshake
-from scistream.s2ds.relay.leg import EOF, WANT, Broken, Leg, Owner, broken_by
+from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBroken, Leg, LegOwner, broken_by
 from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, read, write
-from scistream.s2ds.relay.reactor import Poller
-from scistream.s2ds.relay.watch import Watch
+from scistream.s2ds.relay.poller import Poller
 
 RECORD = 16384
 """The largest number of bytes in one TLS record, and so the most that OpenSSL reads at once."""
@@ -58,8 +58,8 @@ class TlsLeg(Leg):
         self,
         poller: Poller,
         sock: socket.socket,
-        watch: Watch,
-        owner: Owner,
+        watch: DeadPeerDetector,
+        owner: LegOwner,
         far: str,
         context: SSL.Context,
         server_name: str | None,
@@ -79,7 +79,7 @@ class TlsLeg(Leg):
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Agree on keys within `timeout` seconds; who the peer is must still be verified.
 
-        Fails with `Broken`; cancelling it gives it up.
+        Fails with `ConnectionBroken`; cancelling it gives it up.
         """
         handshake = Handshake(self, reactor, timeout)
         self.is_opening = True
@@ -118,7 +118,7 @@ class TlsLeg(Leg):
         faded = (now - self._empty_since) * EMPTY_A_SECOND
         self._empty, self._empty_since = max(0.0, self._empty - faded) + 1, now
         if self._empty > EMPTY_BURST:
-            raise Broken(f"{self.far} sent too many TLS records without data", "far-side", self)
+            raise ConnectionBroken(f"{self.far} sent too many TLS records without data", "far-side", self)
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         corks = end - start > RECORD
@@ -174,11 +174,11 @@ class TlsLeg(Leg):
             raise self.broken(problem) from None
         raise AssertionError(f"OpenSSL wrote {result} and found nothing wrong")
 
-    def broken(self, problem: SSL.Error) -> Broken:
+    def broken(self, problem: SSL.Error) -> ConnectionBroken:
         """What to raise of an error of OpenSSL's."""
         if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
             return broken_by(problem.args[0], self)
-        return Broken(_explain(problem), "wan", self)
+        return ConnectionBroken(_explain(problem), "wan", self)
 
 
 def _explain(problem: SSL.Error) -> str:

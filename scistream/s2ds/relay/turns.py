@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from scistream import timing
-from scistream.s2ds.relay.board import TURNS
+from scistream.s2ds.elements.shared_figures import TURNS
 
 
 class Turns:

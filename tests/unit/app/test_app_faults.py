@@ -10,7 +10,7 @@ from test_whole_protocol import Application, World
 
 from scistream.app.controller import Controller
 from scistream.app.machine import Effects
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.protocol.messages import CONS, PROD, Role
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 HANDLERS = ["_up", "_down", "_heard", "_hello_if_answered", "_welcomed", "_refused", "_program_ended"]

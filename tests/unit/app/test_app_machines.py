@@ -11,8 +11,8 @@ from state_tables import Table, inputs_of, tables_of
 
 from scistream.app import machine as app
 from scistream.app.machine import Application, Core, new_consumer, new_producer
+from scistream.protocol.errors import StreamError
 from scistream.state_machines import state_of
-from scistream.wire.errors import StreamError
 
 PROD_TABLE, CONS_TABLE = tables_of(app.__doc__)
 PROD_STATES = [state.name for state in app.PROD_STATES]

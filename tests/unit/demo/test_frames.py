@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.demo.frames import (
-    HEADER_BYTES,
-    MAX_FRAME_BYTES,
-    FrameChecker,
-    FrameMaker,
-    whole_digest,
-)
+from scistream.demo.frames import HEADER_BYTES, MAX_FRAME_BYTES, FrameChecker, FrameMaker, whole_digest
 
 CHANNELS = 3
 CHANNEL = 1

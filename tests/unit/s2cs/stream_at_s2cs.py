@@ -9,23 +9,13 @@ from typing import Any, cast
 
 import msgspec
 
+from scistream.links.outbox import Caller
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, Command, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import Core, Stream, new_stream
 from scistream.s2cs.record import Record
 from scistream.state_machines import state_of
-from scistream.wire.errors import StreamError
-from scistream.wire.link import Caller
-from scistream.wire.messages import (
-    PROD,
-    Command,
-    Error,
-    ProdLstn,
-    Req,
-    Resp,
-    Role,
-    StartConn,
-    UpdateTargets,
-)
 
 STATES = [state.name for state in s2cs.STATES]
 LIVE = [state.name for state in s2cs.LIVE]

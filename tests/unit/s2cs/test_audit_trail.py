@@ -22,8 +22,13 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from scistream import timing
 from scistream.config import ConfigProblem
-from scistream.s2cs import audit as audit_module
-from scistream.s2cs.audit import (
+from scistream.links.link import Link
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, Req, ResetReason, Resp
+from scistream.s2cs.audit import trail as audit_module
+from scistream.s2cs.audit.events import KINDS, read_line
+from scistream.s2cs.audit.sinks import FileSink, JournalSink, audit_file, open_sink
+from scistream.s2cs.audit.trail import (
     MOST_ADDRESSES,
     MOST_IN_WINDOW,
     MOST_OF_IDENTITY,
@@ -33,14 +38,9 @@ from scistream.s2cs.audit import (
     StreamTrail,
     split_owner,
 )
-from scistream.s2cs.audit_events import KINDS, read_line
-from scistream.s2cs.audit_sink import FileSink, JournalSink, audit_file, open_sink
-from scistream.s2cs.ledger import Total
 from scistream.s2cs.record import Record
-from scistream.security.tls import Identity
-from scistream.wire.errors import StreamError
-from scistream.wire.line import Link
-from scistream.wire.messages import PROD, Req, ResetReason, Resp
+from scistream.s2cs.store.ledger import Total
+from scistream.tls.verify import Identity
 
 UID = "12345678-1234-4234-8234-123456789abc"
 ADA = Identity(issuer="sha256:" + "5d" * 32, name="ada@lab.example")
@@ -225,7 +225,7 @@ def test_lines_are_added_to_what_an_earlier_run_has_written(rig: Rig) -> None:
     with closing(Rig(rig.path)) as again:
         again.trail.started(["dtn1"], 2, False)
     kinds = [type(event).__name__ for event in rig.events()]
-    assert kinds == ["ServerStart", "ServerStop", "ServerStart"]
+    assert kinds == ["ServerStartEvent", "ServerStopEvent", "ServerStartEvent"]
 
 
 @pytest.mark.parametrize("how", ["moved away", "removed", "moved and made anew"])
@@ -313,7 +313,7 @@ def test_what_does_not_fit_into_memory_meanwhile_is_counted(rig: Rig, monkeypatc
     *kept, lost = rig.events()
     assert 1 <= len(kept) < 5
     assert [event.code for event in kept] == [f"code{number}" for number in range(len(kept))]
-    assert (type(lost).__name__, lost.count) == ("LinesLost", 20 - len(kept))
+    assert (type(lost).__name__, lost.count) == ("LinesLostEvent", 20 - len(kept))
     rig.trail.flush()
     assert len(rig.events()) == len(kept) + 1
 

@@ -9,9 +9,9 @@ import pytest
 from test_whole_protocol import World
 
 from scistream import timing
-from scistream.s2cs.early import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, Req
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, Req
+from scistream.s2cs.tombstones import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
 
 
 def restart_without_gateway(world: World) -> Any:

@@ -7,14 +7,14 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Role, StreamKey
 from scistream.s2cs.in_use import GatewayUse, OwnerUse, Taken
-from scistream.wire.messages import CONS, PROD, Role, Room, StreamKey
 
 rates = st.floats(0.0, 1e7)
 streams = st.integers(0, 5)
 taken = st.builds(Taken, st.integers(1, 3), rates, st.lists(st.integers(5000, 5010), max_size=3).map(tuple))
 rooms = st.builds(
-    lambda first, ports: Room(ports=ports, rate=1e6, first_port=first),
+    lambda first, ports: GatewayCapacity(ports=ports, rate=1e6, first_port=first),
     st.none() | st.integers(4998, 5008),
     st.integers(0, 8),
 )
@@ -22,7 +22,7 @@ rooms = st.builds(
 
 @given(st.lists(st.tuples(streams, st.none() | taken, rooms)))
 def test_what_a_gateway_has_given_out_is_the_sum_over_its_streams(
-    steps: list[tuple[int, Taken | None, Room]],
+    steps: list[tuple[int, Taken | None, GatewayCapacity]],
 ) -> None:
     use = GatewayUse()
     held: dict[int, Taken] = {}
@@ -41,7 +41,7 @@ def test_what_a_gateway_has_given_out_is_the_sum_over_its_streams(
         assert set(use.lent) == set(lent)
     for stream in held:
         use.drop(stream)
-    assert (use.ports_of(Room(ports=8, rate=1.0)), use.rate, dict(use.lent)) == (0, 0.0, {})
+    assert (use.ports_of(GatewayCapacity(ports=8, rate=1.0)), use.rate, dict(use.lent)) == (0, 0.0, {})
 
 
 keys = st.tuples(st.sampled_from("abc"), st.sampled_from([PROD, CONS]))

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scistream.cli import main
-from scistream.s2cs.ledger import Ledger
+from scistream.protocol.messages import CONS, PROD, ChannelFigures, Req, Role
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import MOST_BOOKED, MOST_DAYS, STEPS, Booking, Counts, Store
-from scistream.wire.messages import CONS, PROD, ChannelFigures, Req, Role
+from scistream.s2cs.store.database import MOST_BOOKED, MOST_DAYS, STEPS, Booking, Counts, Store
+from scistream.s2cs.store.ledger import Ledger
 
 UID = "12345678-1234-4234-8234-123456789abc"
 BOOT, NEXT_BOOT = "a" * 32, "b" * 32

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import scistream.cli
-from scistream.security.pki import init_authority
-from scistream.security.tls import issuer_name, load_authority
+from scistream.pki.authority import init_authority
+from scistream.tls.verify import issuer_name, load_authority
 
 LAB = "sha256:" + "a" * 64
 POLICY = f"""

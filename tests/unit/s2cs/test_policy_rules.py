@@ -10,26 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scistream.config import ConfigProblem
-from scistream.s2cs.identities import Index, canonical
-from scistream.s2cs.policy import Policy, load_policy
-from scistream.s2cs.rules import Asked, Rule, Standing, Target
-from scistream.security.pki import init_authority
-from scistream.security.tls import Identity, issuer_name, load_authority
+from scistream.pki.authority import init_authority
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2cs.policy.file import Policy, load_policy
+from scistream.s2cs.policy.identities import Index, canonical
+from scistream.s2cs.policy.rules import CurrentUsage, RequestedStream, Rule, Target
+from scistream.tls.verify import Identity, issuer_name, load_authority
 from scistream.units import format_seconds, format_size
-from scistream.wire.address import Address
-from scistream.wire.messages import CONS, PROD, Role
 
 LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 ADA = Identity(LAB, "ada@lab.example")
-NOTHING_YET = Standing()
+NOTHING_YET = CurrentUsage()
 
 
 def a_rule(number: int = 1, roles: tuple[Role, ...] = (PROD, CONS), **limits: Any) -> Rule:
     return Rule(number, f"rule-{number}", roles, **limits)
 
 
-def asking(role: Role = PROD, rate: float = 1000.0, num_conn: int = 1, **more: Any) -> Asked:
-    return Asked(role, rate, num_conn, **more)
+def asking(role: Role = PROD, rate: float = 1000.0, num_conn: int = 1, **more: Any) -> RequestedStream:
+    return RequestedStream(role, rate, num_conn, **more)
 
 
 # -- whom a rule is for
@@ -189,7 +189,7 @@ def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
     ],
 )
 def test_a_limit_allows_what_it_says_and_refuses_more(
-    limits: dict[str, Any], allowed: Asked, refused: Asked, words: list[str]
+    limits: dict[str, Any], allowed: RequestedStream, refused: RequestedStream, words: list[str]
 ) -> None:
     rule = a_rule(3, **limits)
     assert rule.decide(allowed, NOTHING_YET).allowed
@@ -202,13 +202,23 @@ def test_a_limit_allows_what_it_says_and_refuses_more(
 @pytest.mark.parametrize(
     ("limits", "allowed", "refused", "words"),
     [
-        ({"streams": 2}, Standing(1), Standing(2), ["at most 2 streams at once", "there are 2"]),
-        ({"total_rate": 3000.0}, Standing(2, 2000.0), Standing(3, 2000.5), ["at most 3000 Mbit/s", "3000.5 was asked"]),
-        ({"bytes_per_day": 2**40}, Standing(0, 0.0, 2**40 - 1), Standing(0, 0.0, 2**40), ["1T a day", "1T have gone"]),
+        ({"streams": 2}, CurrentUsage(1), CurrentUsage(2), ["at most 2 streams at once", "there are 2"]),
+        (
+            {"total_rate": 3000.0},
+            CurrentUsage(2, 2000.0),
+            CurrentUsage(3, 2000.5),
+            ["at most 3000 Mbit/s", "3000.5 was asked"],
+        ),
+        (
+            {"bytes_per_day": 2**40},
+            CurrentUsage(0, 0.0, 2**40 - 1),
+            CurrentUsage(0, 0.0, 2**40),
+            ["1T a day", "1T have gone"],
+        ),
     ],
 )
 def test_what_there_is_already_counts(
-    limits: dict[str, Any], allowed: Standing, refused: Standing, words: list[str]
+    limits: dict[str, Any], allowed: CurrentUsage, refused: CurrentUsage, words: list[str]
 ) -> None:
     rule = a_rule(3, **limits)
     assert rule.decide(asking(), allowed).allowed
@@ -220,7 +230,7 @@ def test_what_there_is_already_counts(
 
 def test_a_rule_without_limits_has_none() -> None:
     most = asking(rate=10_000_000.0, num_conn=1024, life=366 * 86400.0)
-    assert a_rule().decide(most, Standing(1000, 1e9, 2**60)).allowed
+    assert a_rule().decide(most, CurrentUsage(1000, 1e9, 2**60)).allowed
     assert a_rule().decide_volume(2**60).allowed
 
 
@@ -405,7 +415,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_server_s_certificate_is_no_authority(tmp_path: Path) -> None:
-    from scistream.security.pki import issue
+    from scistream.pki.authority import issue
 
     init_authority(tmp_path / "pki", "The lab")
     issue(tmp_path / "pki", "server", "gateway")

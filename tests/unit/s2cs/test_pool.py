@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, GatewayCapacity, Req
 from scistream.s2cs.in_use import GatewayUse, Taken, is_counted, taken_by
-from scistream.s2cs.machine import Record
-from scistream.s2cs.pool import Member, member, spares, spread
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import PROD, Req, Room
+from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
+from scistream.s2cs.record import Record
 
 
 def sizes(plan: dict[str, list[int]]) -> dict[str, int]:
@@ -22,64 +22,72 @@ def record(num_conn: int, rate: float, plan: dict[str, list[int]], state: str = 
     return Record(uid=uid, role=PROD, owner="ada", state=state, request=request, plan=plan)
 
 
-def refusal(members: list[Member], num_conn: int, rate: float) -> StreamError:
+def refusal(members: list[GatewayState], num_conn: int, rate: float) -> StreamError:
     with pytest.raises(StreamError) as refused:
-        spread(members, num_conn, rate)
+        place_channels(members, num_conn, rate)
     return refused.value
 
 
 def test_channels_are_spread_evenly_and_each_is_given_once() -> None:
-    plan = spread([Member("a", 10, 1000.0), Member("b", 10, 1000.0), Member("c", 10, 1000.0)], 8, 800.0)
+    plan = place_channels(
+        [GatewayState("a", 10, 1000.0), GatewayState("b", 10, 1000.0), GatewayState("c", 10, 1000.0)], 8, 800.0
+    )
     assert sorted(sizes(plan).values()) == [2, 3, 3]
     assert sorted(channel for channels in plan.values() for channel in channels) == list(range(8))
 
 
 def test_one_channel_goes_to_the_gateway_with_most_room() -> None:
-    pool = [Member("a", 3, 1000.0), Member("b", 9, 1000.0), Member("c", 5, 1000.0)]
-    assert spread(pool, 1, 1.0) == {"b": [0]}
+    pool = [GatewayState("a", 3, 1000.0), GatewayState("b", 9, 1000.0), GatewayState("c", 5, 1000.0)]
+    assert place_channels(pool, 1, 1.0) == {"b": [0]}
 
 
 def test_a_gateway_gets_no_more_than_it_has_ports() -> None:
-    assert sizes(spread([Member("a", 1, 1000.0), Member("b", 8, 1000.0)], 6, 600.0)) == {"a": 1, "b": 5}
+    assert sizes(place_channels([GatewayState("a", 1, 1000.0), GatewayState("b", 8, 1000.0)], 6, 600.0)) == {
+        "a": 1,
+        "b": 5,
+    }
 
 
 def test_a_gateway_gets_no_more_than_its_rate_allows() -> None:
-    assert sizes(spread([Member("a", 8, 250.0), Member("b", 8, 1000.0)], 6, 600.0)) == {"a": 2, "b": 4}
+    assert sizes(place_channels([GatewayState("a", 8, 250.0), GatewayState("b", 8, 1000.0)], 6, 600.0)) == {
+        "a": 2,
+        "b": 4,
+    }
 
 
 def test_a_gateway_without_room_gets_nothing_and_is_not_named() -> None:
-    pool = [Member("full", 0, 1000.0), Member("slow", 8, 1.0), Member("b", 8, 1000.0)]
-    assert spread(pool, 2, 200.0) == {"b": [0, 1]}
+    pool = [GatewayState("full", 0, 1000.0), GatewayState("slow", 8, 1.0), GatewayState("b", 8, 1000.0)]
+    assert place_channels(pool, 2, 200.0) == {"b": [0, 1]}
 
 
 def test_all_ports_and_all_the_rate_can_be_used() -> None:
-    thirds = [Member(name, 1, 1000.0 / 3) for name in "abc"]
-    assert sizes(spread(thirds, 3, 1000.0)) == {"a": 1, "b": 1, "c": 1}
-    assert sizes(spread([Member("a", 1024, 10000.0)], 1024, 10000.0)) == {"a": 1024}
+    thirds = [GatewayState(name, 1, 1000.0 / 3) for name in "abc"]
+    assert sizes(place_channels(thirds, 3, 1000.0)) == {"a": 1, "b": 1, "c": 1}
+    assert sizes(place_channels([GatewayState("a", 1024, 10000.0)], 1024, 10000.0)) == {"a": 1024}
 
 
 def test_the_same_request_to_the_same_pool_is_spread_the_same_way() -> None:
-    pool = [Member("b", 4, 1000.0), Member("a", 4, 1000.0)]
-    assert spread(pool, 5, 100.0) == spread(list(reversed(pool)), 5, 100.0)
+    pool = [GatewayState("b", 4, 1000.0), GatewayState("a", 4, 1000.0)]
+    assert place_channels(pool, 5, 100.0) == place_channels(list(reversed(pool)), 5, 100.0)
 
 
 def test_too_few_ports_are_refused_with_both_numbers() -> None:
-    error = refusal([Member("a", 2, 1000.0), Member("b", 1, 1000.0)], 4, 4.0)
+    error = refusal([GatewayState("a", 2, 1000.0), GatewayState("b", 1, 1000.0)], 4, 4.0)
     assert error.code == "no-ports"
     assert "asked for 4 channels" in error.msg
     assert "3 ports are free" in error.msg
 
 
 def test_too_little_rate_is_refused_with_what_each_gateway_has() -> None:
-    error = refusal([Member("a", 8, 100.0), Member("b", 8, 150.0)], 2, 600.0)
+    error = refusal([GatewayState("a", 8, 100.0), GatewayState("b", 8, 150.0)], 2, 600.0)
     assert error.code == "no-capacity"
     assert "2 x 300 = 600 Mbit/s" in error.msg
     assert "100 + 150 Mbit/s are free" in error.msg
 
 
 def test_a_channel_is_never_split_over_gateways() -> None:
-    pool = [Member("a", 8, 200.0), Member("b", 8, 200.0)]
-    assert sizes(spread(pool, 2, 300.0)) == {"a": 1, "b": 1}
+    pool = [GatewayState("a", 8, 200.0), GatewayState("b", 8, 200.0)]
+    assert sizes(place_channels(pool, 2, 300.0)) == {"a": 1, "b": 1}
     error = refusal(pool, 1, 300.0)
     assert error.code == "no-capacity"
     assert "a channel is on one gateway" in error.msg
@@ -90,8 +98,8 @@ def test_a_pool_of_which_no_gateway_can_be_reached_is_a_failure_of_gateways() ->
 
 
 def test_an_overbooked_gateway_counts_as_full_not_as_owing_to_others() -> None:
-    pool = [Member("a", -3, -500.0), Member("b", 2, 200.0)]
-    assert sizes(spread(pool, 2, 200.0)) == {"b": 2}
+    pool = [GatewayState("a", -3, -500.0), GatewayState("b", 2, 200.0)]
+    assert sizes(place_channels(pool, 2, 200.0)) == {"b": 2}
     assert "2 ports are free" in refusal(pool, 3, 3.0).msg
 
 
@@ -111,21 +119,21 @@ def use_of_strangers(*taken: Taken) -> GatewayUse:
     return use
 
 
-def left(name: str, room: Room, held: list[Record]) -> tuple[str, int, float]:
-    found = member(name, room, use_of(name, held))
+def left(name: str, room: GatewayCapacity, held: list[Record]) -> tuple[str, int, float]:
+    found = gateway_state(name, room, use_of(name, held))
     return found.name, found.ports, found.rate
 
 
 def test_what_live_streams_hold_is_taken_from_a_gateway_s_room() -> None:
     held = [record(4, 400.0, {"a": [0, 1, 2], "b": [3]}), record(1, 50.0, {"b": [0]})]
-    room = Room(ports=8, rate=1000.0)
+    room = GatewayCapacity(ports=8, rate=1000.0)
     assert left("a", room, held) == ("a", 5, 700.0)
     assert left("b", room, held) == ("b", 6, 850.0)
     assert left("c", room, held) == ("c", 8, 1000.0)
 
 
 def test_a_stream_that_is_being_released_still_holds_and_one_that_is_released_does_not() -> None:
-    room = Room(ports=8, rate=1000.0)
+    room = GatewayCapacity(ports=8, rate=1000.0)
     assert left("a", room, [record(2, 100.0, {"a": [0, 1]}, "Releasing")]) == ("a", 6, 900.0)
     assert left("a", room, [record(2, 100.0, {"a": [0, 1]}, "Released")]) == ("a", 8, 1000.0)
 
@@ -135,15 +143,15 @@ def test_a_stream_that_is_being_released_still_holds_and_one_that_is_released_do
 
 def test_a_port_goes_to_a_gateway_that_lets_it_be_chosen_and_has_it_free() -> None:
     pool = [
-        Member("old", 8, 1000.0),
-        Member("narrow", 8, 1000.0, [(5100, 5200)]),
-        Member("busy", 8, 1000.0, [(5075, 5076)], {5075}),
-        Member("b", 8, 900.0, [(5075, 5076)]),
+        GatewayState("old", 8, 1000.0),
+        GatewayState("narrow", 8, 1000.0, [(5100, 5200)]),
+        GatewayState("busy", 8, 1000.0, [(5075, 5076)], {5075}),
+        GatewayState("b", 8, 900.0, [(5075, 5076)]),
     ]
-    assert spread(pool, 1, 1.0, [5075]) == {"b": [0]}
-    assert spread(pool, 2, 2.0, [5100, 5075]) == {"b": [1], "narrow": [0]}
+    assert place_channels(pool, 1, 1.0, [5075]) == {"b": [0]}
+    assert place_channels(pool, 2, 2.0, [5100, 5075]) == {"b": [1], "narrow": [0]}
     with pytest.raises(StreamError) as refused:
-        spread(pool[:3], 1, 1.0, [5075])
+        place_channels(pool[:3], 1, 1.0, [5075])
     assert refused.value.code == "no-ports"
     for part in ("gateway old: port 5075", "gateway narrow: port 5075", "5100-5200 may be chosen",
                  "gateway busy: port 5075 was asked for, and another stream has it"):  # fmt: skip
@@ -151,24 +159,24 @@ def test_a_port_goes_to_a_gateway_that_lets_it_be_chosen_and_has_it_free() -> No
 
 
 def test_a_long_pool_is_not_named_whole() -> None:
-    pool = [Member(f"gateway-{number}", 8, 1000.0, []) for number in range(100)]
+    pool = [GatewayState(f"gateway-{number}", 8, 1000.0, []) for number in range(100)]
     with pytest.raises(StreamError, match=r"gateway-3: .*; and 96 more\Z"):
-        spread(pool, 1, 1.0, [5075])
+        place_channels(pool, 1, 1.0, [5075])
 
 
 def test_chosen_ports_outside_the_range_take_none_of_it() -> None:
-    pool = [Member("a", 0, 1000.0, [(5075, 5076)])]
-    assert spread(pool, 2, 2.0, [5076, 5075]) == {"a": [0, 1]}
-    room = Room(ports=8, rate=1000.0, first_port=5100, chosen_ports=[(5075, 5076), (5100, 5107)])
+    pool = [GatewayState("a", 0, 1000.0, [(5075, 5076)])]
+    assert place_channels(pool, 2, 2.0, [5076, 5075]) == {"a": [0, 1]}
+    room = GatewayCapacity(ports=8, rate=1000.0, first_port=5100, chosen_ports=[(5075, 5076), (5100, 5107)])
     asked = record(2, 100.0, {"a": [0, 1]})
     assert asked.request is not None
     asked.request = msgspec.structs.replace(asked.request, listen_ports=[5075, 5100])
-    found = member("a", room, use_of("a", [asked]))
+    found = gateway_state("a", room, use_of("a", [asked]))
     assert (found.ports, found.rate, found.chosen) == (7, 900.0, room.chosen_ports)
     assert set(found.lent) == {5075, 5100}
     granted = record(2, 100.0, {"a": [0, 1]})
     granted.listeners = {0: "192.0.2.1:5103", 1: "192.0.2.1:5104"}
-    found = member("a", room, use_of("a", [granted]), use_of_strangers(Taken(1, 1.0, (5076,))))
+    found = gateway_state("a", room, use_of("a", [granted]), use_of_strangers(Taken(1, 1.0, (5076,))))
     assert set(found.lent) == {5103, 5104, 5076}
     assert found.ports == 6
 
@@ -183,16 +191,18 @@ members = st.lists(
     ),
     min_size=1,
     max_size=4,
-).map(lambda found: [Member(f"g{n}", 0, float(rate), chosen, lent) for n, (rate, chosen, lent) in enumerate(found)])
+).map(
+    lambda found: [GatewayState(f"g{n}", 0, float(rate), chosen, lent) for n, (rate, chosen, lent) in enumerate(found)]
+)
 
 
 @given(pool=members, ports=choices.filter(bool))
 def test_whatever_is_planned_can_be_granted_and_what_replaces_a_gateway_can_too(
-    pool: list[Member], ports: list[int]
+    pool: list[GatewayState], ports: list[int]
 ) -> None:
     by_name = {one.name: one for one in pool}
     try:
-        plan = spread(pool, len(ports), float(len(ports)), ports)
+        plan = place_channels(pool, len(ports), float(len(ports)), ports)
     except StreamError:
         return
     assert sorted(channel for channels in plan.values() for channel in channels) == list(range(len(ports)))

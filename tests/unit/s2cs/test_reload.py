@@ -9,11 +9,13 @@ import pytest
 from memory_network import MemoryNetwork
 
 from scistream import timing
-from scistream.config import ConfigProblem, Controller, Gateway, S2CSConfig
+from scistream.config import ConfigProblem
+from scistream.pki.authority import init_authority, issue
+from scistream.pki.revocation import renew
 from scistream.s2cs.record import Record
 from scistream.s2cs.service import ControlServer
-from scistream.security.pki import init_authority, issue
-from scistream.security.revocation import renew
+from scistream.s2cs.settings import GatewaySettings, S2CSConfig
+from scistream.shared_settings import ControllerSettings
 
 RULE = '[[rules]]\nname = "{}"\nissuer = "pki/ca.pem"\nidentities = ["ada@lab.example"]\nroles = ["{}"]\n'
 
@@ -27,11 +29,11 @@ def server(tmp_path: Path) -> Iterator[ControlServer]:
     (tmp_path / "policy.toml").write_text(RULE.format("one", "PROD"))
     authorities = ["pki/ca.pem"]
     settings = S2CSConfig(
-        gateways=[Gateway(name="dtn1", address="127.0.0.1:5001")],
+        gateways=[GatewaySettings(name="dtn1", address="127.0.0.1:5001")],
         certificate="pki/s2cs.example.pem",
         key="pki/s2cs.example.key",
         authorities=authorities,
-        controller=Controller(certificate="pki/s2cs.pem", key="pki/s2cs.key", authorities=authorities),
+        controller=ControllerSettings(certificate="pki/s2cs.pem", key="pki/s2cs.key", authorities=authorities),
         policy="policy.toml",
     )
     server = ControlServer(MemoryNetwork(), settings, tmp_path / "s2cs.toml")

@@ -26,9 +26,8 @@ from stream_at_s2cs import (
     told_owner,
 )
 
-from scistream.s2cs.machine import Core, restored_stream, resume
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import (
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import (
     CONS,
     PROD,
     Error,
@@ -40,6 +39,7 @@ from scistream.wire.messages import (
     StartConn,
     UpdateTargets,
 )
+from scistream.s2cs.machine import Core, restored_stream, resume
 
 ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 

@@ -13,10 +13,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 
 from scistream.logs import Lasting
-from scistream.s2cs.machine import Record
-from scistream.s2cs.streams import SCHEMA_VERSION, Store, StoreProblem
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, LastError, Req, Role
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, LastError, Req, Role
+from scistream.s2cs.record import Record
+from scistream.s2cs.store.database import SCHEMA_VERSION, Store, StoreProblem
 
 UID = "12345678-1234-4234-8234-123456789abc"
 
@@ -61,7 +61,7 @@ import os, signal, sys
 from pathlib import Path
 from scistream.logs import Lasting
 from scistream.s2cs.machine import Record
-from scistream.s2cs.streams import Store
+from scistream.s2cs.store.database import Store
 store = Store(Path(sys.argv[1]))
 for number in range(50):
     store.save(Record(uid=f"{number:08x}-1234-4234-8234-123456789abc", role="PROD", owner="ada", state="Listening"))

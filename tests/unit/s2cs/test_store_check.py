@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from scistream.cli import main
-from scistream.s2cs.check import check_store
-from scistream.s2cs.command import in_words
+from scistream.protocol.messages import CONS, PROD, Req, Role
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import SCHEMA_VERSION, STEPS, Step, Store, StoreProblem
-from scistream.wire.messages import CONS, PROD, Req, Role
+from scistream.s2cs.store.check import check_store
+from scistream.s2cs.store.cli import in_words
+from scistream.s2cs.store.database import SCHEMA_VERSION, STEPS, Step, Store, StoreProblem
 
 NOW = 1_000_000.0
 KILLS = 20
@@ -296,7 +296,7 @@ WRITER = """
 import random, sys
 from pathlib import Path
 from scistream.s2cs.record import Record
-from scistream.s2cs.streams import Store
+from scistream.s2cs.store.database import Store
 store = Store(Path(sys.argv[1]))
 print("open", flush=True)
 chance = random.Random(int(sys.argv[2]))

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from twisted.logger import globalLogPublisher
 
-from scistream.s2cs.lock import StoreLock
-from scistream.s2cs.streams import StoreProblem
+from scistream.s2cs.store.database import StoreProblem
+from scistream.s2cs.store.lock import StoreLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from scistream.s2cs.lock import StoreLock
+from scistream.s2cs.store.lock import StoreLock
 lock = StoreLock(Path(sys.argv[1]))
 lock.note_holder()
 print("has it", flush=True)

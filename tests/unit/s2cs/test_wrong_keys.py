@@ -10,10 +10,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from scistream import timing
-from scistream.s2cs import wrong_keys
-from scistream.s2cs.wrong_keys import AT_ONCE, WrongKeys
-from scistream.wire.line import Link, decode
-from scistream.wire.messages import CONS, Error, Hello
+from scistream.links.link import Link
+from scistream.protocol.codec import decode
+from scistream.protocol.messages import CONS, Error, Hello
+from scistream.s2cs import hello_throttle
+from scistream.s2cs.hello_throttle import AT_ONCE, WrongKeys
 
 UID = "12345678-1234-4234-8234-123456789abc"
 ATTACKER, OTHER = "192.0.2.66", "192.0.2.67"
@@ -107,7 +108,7 @@ def test_a_link_that_goes_before_its_answer_leaves_nothing_behind() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrong_keys, "MOST_COUNTS", 50)
+    monkeypatch.setattr(hello_throttle, "MOST_COUNTS", 50)
     rig = Rig()
     for number in range(200):
         rig.tries(f"198.51.100.{number}", other_uid())

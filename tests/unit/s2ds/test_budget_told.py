@@ -10,9 +10,9 @@ from leased_ports import leased
 from log_lines import logged
 from twisted.internet import reactor
 
-from scistream.config import GatewayLimits, S2DSConfig
-from scistream.s2ds import elements
+from scistream.s2ds.elements import pool
 from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import GatewayLimits, S2DSConfig
 
 BY_MEMORY = "that wait for programs to read them, by the memory of this machine and net.ipv4.tcp_mem"
 
@@ -34,7 +34,7 @@ def test_the_budget_in_force_is_told_with_what_it_comes_from(
     connections: str,
     unread: str,
 ) -> None:
-    monkeypatch.setattr(elements, "_descriptors_of", lambda _pid: descriptors)
+    monkeypatch.setattr(pool, "descriptors_of", lambda _pid: descriptors)
     first = leased.take(4)
     config = S2DSConfig(
         listen=f"127.0.0.1:{leased.take()}",

@@ -2,8 +2,9 @@
 
 import pytest
 
-from scistream.s2ds.capacity import BYTES_PER_MBIT, Bucket, Capacity
-from scistream.wire.errors import StreamError
+from scistream.protocol.errors import StreamError
+from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT, TokenBucket
 
 
 class Clock:
@@ -16,7 +17,7 @@ class Clock:
         return self.now
 
 
-def drain(bucket: Bucket) -> int:
+def drain(bucket: TokenBucket) -> int:
     taken = 0
     while granted := bucket.take(1 << 20):
         taken += granted
@@ -55,7 +56,7 @@ def test_rounding_of_fractions_does_not_cost_the_last_share() -> None:
 @pytest.mark.parametrize("rate", [0.5, 8.0, 80.0, 10_000.0])
 def test_a_bucket_lets_through_its_rate_over_time(rate: float) -> None:
     clock = Clock()
-    bucket = Bucket(rate, clock)
+    bucket = TokenBucket(rate, clock)
     drain(bucket)  # what may be sent at once after a rest
     sent = 0
     start = clock.now
@@ -67,7 +68,7 @@ def test_a_bucket_lets_through_its_rate_over_time(rate: float) -> None:
 
 def test_a_rest_does_not_save_up_more_than_the_burst() -> None:
     clock = Clock()
-    bucket = Bucket(80.0, clock)
+    bucket = TokenBucket(80.0, clock)
     first = drain(bucket)
     clock.now += 3600.0
     assert drain(bucket) == first == 80.0 * BYTES_PER_MBIT * 0.05
@@ -75,7 +76,7 @@ def test_a_rest_does_not_save_up_more_than_the_burst() -> None:
 
 def test_an_empty_bucket_names_a_time_at_which_it_has_something() -> None:
     clock = Clock()
-    bucket = Bucket(80.0, clock)
+    bucket = TokenBucket(80.0, clock)
     drain(bucket)
     assert bucket.take(1) == 0
     clock.now += bucket.wait() + 1e-6
@@ -84,7 +85,7 @@ def test_an_empty_bucket_names_a_time_at_which_it_has_something() -> None:
 
 
 def test_what_is_given_back_can_be_taken_again() -> None:
-    bucket = Bucket(8.0, Clock())
+    bucket = TokenBucket(8.0, Clock())
     taken = bucket.take(200_000)
     bucket.give_back(taken)
     assert 256 * 1024 - drain(bucket) < 2000, "all but a crumb"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import Leg
 from scistream.s2ds.relay.leg import congestion_control
+from scistream.s2ds.settings import LegSettings
 
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
@@ -28,7 +28,7 @@ def can_be_had(name: str) -> bool:
 
 @given(NAMES)
 def test_what_suits_is_taken_by_default_where_it_can_be_had(name: str) -> None:
-    assert congestion_control(Leg().congestion, suited=name) == (name if can_be_had(name) else "")
+    assert congestion_control(LegSettings().congestion, suited=name) == (name if can_be_had(name) else "")
 
 
 @given(NAMES)

@@ -14,15 +14,16 @@ from planted_faults import Fault, break_method, logged_faults
 from twisted.internet.address import IPv4Address
 from twisted.internet.epollreactor import EPollReactor
 
-from scistream.config import S2DSConfig, networks
+from scistream.links.outbox import Caller
+from scistream.protocol.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
 from scistream.s2ds.capacity import Capacity
-from scistream.s2ds.effects import Holding
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.ports import Ports
-from scistream.s2ds.relay.element import Settings
-from scistream.s2uc.credentials import issue_credentials
-from scistream.wire.link import Caller
-from scistream.wire.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.ports import ListenPorts
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.stream import GatewayStream
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.shared_settings import networks
 
 UID = "12345678-1234-4234-8234-123456789abc"
 FIRST = leased.take(4)
@@ -59,19 +60,19 @@ class Machine:
         self.reactor = EPollReactor()
         self.config = config
         self.boot = "b" * 32
-        self.ports = Ports(FIRST, FIRST + 3)
+        self.ports = ListenPorts(FIRST, FIRST + 3)
         self.capacity = Capacity(1000.0)
-        self.elements = Elements(self.reactor, 0, 4, Settings())
+        self.elements = Elements(self.reactor, 0, 4, ElementSettings())
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self.dialled: Counter[int] = Counter()
         self.controller = Controller()
-        self.holding = Holding(cast(Any, self), self.req())
+        self.holding = GatewayStream(cast(Any, self), self.req())
 
     def wan_listeners(self, _uid: str) -> set[int]:
         return self.holding.wan_listeners() if hasattr(self, "holding") else set()
 
-    def released(self, _holding: Holding) -> None:
+    def released(self, _holding: GatewayStream) -> None:
         """A server would forget it some day."""
 
     def close(self) -> None:
@@ -142,7 +143,7 @@ def gateway() -> Iterator[Callable[..., Machine]]:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the streams of a gateway log with a traceback."""
-    return logged_faults(monkeypatch, Holding)
+    return logged_faults(monkeypatch, GatewayStream)
 
 
 @pytest.mark.parametrize("name", EFFECTS)
@@ -157,7 +158,7 @@ def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_re
     first: bool,
 ) -> None:
     world = gateway()
-    calls = break_method(monkeypatch, Holding, name, first=first, which=range(after, 1_000_000))
+    calls = break_method(monkeypatch, GatewayStream, name, first=first, which=range(after, 1_000_000))
     world.reserve()
     world.reserve()
     world.update()
@@ -177,7 +178,7 @@ def test_who_asked_for_what_failed_is_answered(
     gateway: Callable[..., Machine], faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     world = gateway()
-    break_method(monkeypatch, Holding, name, first=True)
+    break_method(monkeypatch, GatewayStream, name, first=True)
     world.reserve()
     if name == "arm":
         world.update()

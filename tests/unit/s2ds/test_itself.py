@@ -9,8 +9,8 @@ import pytest
 from hostile_parties import SCRIPTS, DataServerParty
 from memory_network import HOST
 
-from scistream.s2ds.itself import leads_back
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
+from scistream.s2ds.self_target import is_own_address
 
 CONTROL, LENT = 5001, [(5100, 5200), (5075, 5075)]
 
@@ -26,7 +26,7 @@ def own_address() -> str:
 
 
 def back(target: str, *wan_listeners: int, to_wan: bool = False) -> bool:
-    return leads_back(Address.parse(target), CONTROL, LENT, frozenset(wan_listeners), to_wan=to_wan)
+    return is_own_address(Address.parse(target), CONTROL, LENT, frozenset(wan_listeners), to_wan=to_wan)
 
 
 @pytest.mark.parametrize(

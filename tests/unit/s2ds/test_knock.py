@@ -7,8 +7,8 @@ from typing import Any
 from leased_ports import leased
 from twisted.internet import reactor as running
 
-from scistream.s2ds.knock import why_not
-from scistream.wire.address import Address
+from scistream.protocol.address import Address
+from scistream.s2ds.probe.diagnose import diagnose_connection
 
 reactor: Any = running
 
@@ -25,6 +25,6 @@ class FromThatPort:
 
 async def test_a_connection_to_itself_is_no_gateway_that_lets_one_in() -> None:
     target = Address("127.0.0.1", leased.take())
-    from_elsewhere = await why_not(reactor, target)
+    from_elsewhere = await diagnose_connection(reactor, target)
     assert "refused" in from_elsewhere
-    assert await why_not(FromThatPort(), target) == from_elsewhere
+    assert await diagnose_connection(FromThatPort(), target) == from_elsewhere

@@ -18,10 +18,10 @@ from twisted.names import common, dns, error
 from twisted.names.server import DNSServerFactory
 
 from scistream import timing
+from scistream.protocol.address import Address
+from scistream.s2ds.elements.element import ElementSettings, _may_dial
+from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
-from scistream.s2ds.relay.element import Settings, _may_dial
-from scistream.s2ds.relay.names import Names
-from scistream.wire.address import Address
 
 PATIENCE = 30.0
 reactor: Any = running
@@ -183,7 +183,7 @@ class Rig:
         self.clock: Any = Clock()
         self.resolver = self.clock.nameResolver = Resolver()
         usual = {"wan_networks": ["203.0.113.0/24", "127.0.0.0/8"], "control": 5001, "lent": [(5100, 5200)]}
-        made = Settings(**{**usual, **settings})
+        made = ElementSettings(**{**usual, **settings})
         self.names = Names(self.clock, lambda address, own: _may_dial(made, address, own))
 
     def dials(self, target: str, own: frozenset[int] = frozenset()) -> list[list[str]]:

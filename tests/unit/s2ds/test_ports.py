@@ -14,9 +14,9 @@ from requirements import needs_ipv6
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
+from scistream.protocol.errors import StreamError
 from scistream.s2ds import ports as ports_module
-from scistream.s2ds.ports import Listener, Ports, shared_with_connections
-from scistream.wire.errors import StreamError
+from scistream.s2ds.ports import ChannelListener, ListenPorts, shared_with_connections
 
 FIRST = leased.take(8)
 LAST = FIRST + 7
@@ -27,14 +27,14 @@ def taken(sockets: list[socket.socket]) -> list[int]:
 
 
 @pytest.fixture
-def ports() -> Iterator[Ports]:
-    ports = Ports(FIRST, LAST)
+def ports() -> Iterator[ListenPorts]:
+    ports = ListenPorts(FIRST, LAST)
     yield ports
     for sock in list(ports._given):
         ports.release(sock)
 
 
-def test_each_socket_has_a_port_of_its_own_in_the_range(ports: Ports) -> None:
+def test_each_socket_has_a_port_of_its_own_in_the_range(ports: ListenPorts) -> None:
     sockets = ports.reserve("127.0.0.1", 3) + ports.reserve("127.0.0.1", 2)
     numbers = taken(sockets)
     assert len(set(numbers)) == 5
@@ -43,7 +43,7 @@ def test_each_socket_has_a_port_of_its_own_in_the_range(ports: Ports) -> None:
     assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
 
 
-def test_too_many_get_none_and_are_told_why(ports: Ports) -> None:
+def test_too_many_get_none_and_are_told_why(ports: ListenPorts) -> None:
     ports.reserve("127.0.0.1", 6)
     with pytest.raises(StreamError) as refused:
         ports.reserve("127.0.0.1", 3)
@@ -54,7 +54,7 @@ def test_too_many_get_none_and_are_told_why(ports: Ports) -> None:
     assert len(ports.reserve("127.0.0.1", 2)) == 2
 
 
-def test_a_released_port_is_the_last_to_be_given_out_again(ports: Ports) -> None:
+def test_a_released_port_is_the_last_to_be_given_out_again(ports: ListenPorts) -> None:
     first, *_ = ports.reserve("127.0.0.1", 2)
     number = first.getsockname()[1]
     ports.release(first)
@@ -64,7 +64,7 @@ def test_a_released_port_is_the_last_to_be_given_out_again(ports: Ports) -> None
     assert taken(ports.reserve("127.0.0.1", 1)) == [number]
 
 
-def test_barred_ports_are_left_free_and_count_as_too_few(ports: Ports) -> None:
+def test_barred_ports_are_left_free_and_count_as_too_few(ports: ListenPorts) -> None:
     barred = {FIRST, LAST}
     with pytest.raises(StreamError, match=r"7 port.* 6 of the range"):
         ports.reserve("127.0.0.1", 7, barred)
@@ -74,14 +74,14 @@ def test_barred_ports_are_left_free_and_count_as_too_few(ports: Ports) -> None:
     assert set(taken(ports.reserve("127.0.0.1", 2))) == barred
 
 
-def test_nobody_can_connect_before_a_listener_is_started(ports: Ports) -> None:
+def test_nobody_can_connect_before_a_listener_is_started(ports: ListenPorts) -> None:
     (sock,) = ports.reserve("127.0.0.1", 1)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(sock.getsockname(), timeout=20)
 
 
-def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: Ports) -> None:
-    other = Ports(FIRST, LAST)
+def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: ListenPorts) -> None:
+    other = ListenPorts(FIRST, LAST)
     theirs = other.reserve("127.0.0.1", 4)
     theirs[0].listen()
     ours = ports.reserve("127.0.0.1", 4)
@@ -93,7 +93,7 @@ def test_a_port_that_another_holds_is_skipped_listening_or_not(ports: Ports) -> 
     assert len(ports.reserve("127.0.0.1", 4)) == 4
 
 
-def test_a_number_counts_once_even_on_different_addresses(ports: Ports) -> None:
+def test_a_number_counts_once_even_on_different_addresses(ports: ListenPorts) -> None:
     needs_ipv6()
     v4 = ports.reserve("127.0.0.1", 4)
     v6 = ports.reserve("::1", 4)
@@ -101,14 +101,14 @@ def test_a_number_counts_once_even_on_different_addresses(ports: Ports) -> None:
     assert ports.free == 0
 
 
-def test_ipv6_sockets_serve_ipv6_alone(ports: Ports) -> None:
+def test_ipv6_sockets_serve_ipv6_alone(ports: ListenPorts) -> None:
     needs_ipv6()
     (sock,) = ports.reserve("::1", 1)
     assert sock.family == socket.AF_INET6
     assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
-def test_an_address_of_another_machine_names_the_setting(ports: Ports) -> None:
+def test_an_address_of_another_machine_names_the_setting(ports: ListenPorts) -> None:
     with pytest.raises(StreamError) as refused:
         ports.reserve("192.0.2.1", 1)
     assert refused.value.code == "gateway-failed"
@@ -119,10 +119,10 @@ def test_an_address_of_another_machine_names_the_setting(ports: Ports) -> None:
 
 def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
     port = leased.take()  # for this test alone: it stays so for a minute
-    ports = Ports(port, port)
+    ports = ListenPorts(port, port)
     (sock,) = ports.reserve("127.0.0.1", 1)
     accepted: list[socket.socket] = []
-    listener = Listener(MemoryReactorClock(), sock)
+    listener = ChannelListener(MemoryReactorClock(), sock)
     listener.start(lambda connection, _peer: accepted.append(connection))
     client = socket.create_connection(sock.getsockname(), timeout=20)
     listener.doRead()
@@ -141,11 +141,11 @@ def test_a_port_in_time_wait_is_used_when_no_other_is_left() -> None:
 class Armed:
     """A listener that remembers what it accepted."""
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: ListenPorts) -> None:
         (self.sock,) = ports.reserve("127.0.0.1", 1)
         self.reactor = MemoryReactorClock()
         self.accepted: list[socket.socket] = []
-        self.listener = Listener(self.reactor, self.sock)
+        self.listener = ChannelListener(self.reactor, self.sock)
         self.listener.start(self.accept)
 
     def accept(self, connection: socket.socket, _peer: tuple[Any, ...]) -> None:
@@ -153,7 +153,7 @@ class Armed:
 
 
 @pytest.fixture
-def armed(ports: Ports) -> Iterator[Armed]:
+def armed(ports: ListenPorts) -> Iterator[Armed]:
     armed = Armed(ports)
     yield armed
     armed.listener.stop()
@@ -214,9 +214,11 @@ def test_a_stopped_listener_refuses_and_leaves_nothing_behind(armed: Armed) -> N
         socket.create_connection(address, timeout=20)
 
 
-def test_a_connection_that_nobody_can_take_is_reset(ports: Ports, flush_failures: Callable[[], list[Any]]) -> None:
+def test_a_connection_that_nobody_can_take_is_reset(
+    ports: ListenPorts, flush_failures: Callable[[], list[Any]]
+) -> None:
     (sock,) = ports.reserve("127.0.0.1", 1)
-    listener = Listener(MemoryReactorClock(), sock)
+    listener = ChannelListener(MemoryReactorClock(), sock)
 
     def fail(_connection: socket.socket, _peer: tuple[Any, ...]) -> None:
         raise RuntimeError("no element is there")
@@ -248,15 +250,15 @@ def flush_failures() -> Iterator[Callable[[], list[Any]]]:
 
 
 @pytest.fixture
-def choosing() -> Iterator[Ports]:
+def choosing() -> Iterator[ListenPorts]:
     """Half of the range is what streams get, all of it may be chosen."""
-    ports = Ports(FIRST, FIRST + 3, [(FIRST, LAST)])
+    ports = ListenPorts(FIRST, FIRST + 3, [(FIRST, LAST)])
     yield ports
     for sock in list(ports._given):
         ports.release(sock)
 
 
-def refusal(ports: Ports, *numbers: int, **barred: Any) -> str:
+def refusal(ports: ListenPorts, *numbers: int, **barred: Any) -> str:
     """The sentence; nothing is held after it that was not before."""
     before = dict(ports._given), ports.free
     with pytest.raises(StreamError) as refused:
@@ -266,7 +268,7 @@ def refusal(ports: Ports, *numbers: int, **barred: Any) -> str:
     return refused.value.msg
 
 
-def test_chosen_ports_come_in_the_order_in_which_they_were_asked_for(choosing: Ports) -> None:
+def test_chosen_ports_come_in_the_order_in_which_they_were_asked_for(choosing: ListenPorts) -> None:
     asked = [FIRST + 6, FIRST + 1, FIRST + 4]
     sockets = choosing.reserve_chosen("127.0.0.1", asked)
     assert taken(sockets) == asked
@@ -274,7 +276,7 @@ def test_chosen_ports_come_in_the_order_in_which_they_were_asked_for(choosing: P
     assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
 
 
-def test_a_chosen_port_is_given_to_one_stream_at_a_time_whoever_asks(choosing: Ports) -> None:
+def test_a_chosen_port_is_given_to_one_stream_at_a_time_whoever_asks(choosing: ListenPorts) -> None:
     (sock,) = choosing.reserve_chosen("127.0.0.1", [FIRST + 6])
     assert "another stream has it" in refusal(choosing, FIRST + 1, FIRST + 6)
     choosing.release(sock)
@@ -285,7 +287,7 @@ def test_a_chosen_port_is_given_to_one_stream_at_a_time_whoever_asks(choosing: P
     assert f"port {FIRST + 2} was asked for, and another stream" in refusal(choosing, FIRST + 2, barred={FIRST + 2})
 
 
-def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_not_ask(choosing: Ports) -> None:
+def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_not_ask(choosing: ListenPorts) -> None:
     for sock in choosing.reserve_chosen("127.0.0.1", [FIRST + 5, FIRST + 2]):
         choosing.release(sock)
     assert choosing.free == 4
@@ -293,12 +295,12 @@ def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_no
 
 
 def test_a_port_that_may_not_be_chosen_is_refused_with_those_that_may_be() -> None:
-    ports = Ports(FIRST, LAST, [(FIRST + 2, FIRST + 2), (FIRST + 4, FIRST + 5)])
+    ports = ListenPorts(FIRST, LAST, [(FIRST + 2, FIRST + 2), (FIRST + 4, FIRST + 5)])
     assert f"{FIRST + 2}, {FIRST + 4}-{FIRST + 5} may be chosen" in refusal(ports, FIRST + 3)
-    assert "no port of this gateway may be chosen" in refusal(Ports(FIRST, LAST), FIRST + 3)
+    assert "no port of this gateway may be chosen" in refusal(ListenPorts(FIRST, LAST), FIRST + 3)
 
 
-def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket_is_left(choosing: Ports) -> None:
+def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket_is_left(choosing: ListenPorts) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", FIRST + 6))
         other.listen()
@@ -310,7 +312,7 @@ def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket
 def test_a_chosen_port_that_an_outgoing_connection_has_is_refused_with_that_as_a_possible_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as far, socket.create_connection(far.getsockname(), timeout=20) as own:
         port = own.getsockname()[1]
-        msg = refusal(Ports(FIRST, LAST, [(port, port)]), port)
+        msg = refusal(ListenPorts(FIRST, LAST, [(port, port)]), port)
     assert "another program of this gateway has it at 127.0.0.1, or an outgoing connection of this gateway" in msg
     assert "net.ipv4.ip_local_reserved_ports" in msg
 
@@ -352,14 +354,14 @@ def test_a_chosen_port_whose_connections_wait_out_their_time_can_be_had() -> Non
             assert client.recv(1) == b""
     with socket.socket() as plain, pytest.raises(OSError, match="in use"):
         plain.bind(("127.0.0.1", port))
-    ports = Ports(FIRST, LAST, [(port, port)])
+    ports = ListenPorts(FIRST, LAST, [(port, port)])
     (sock,) = ports.reserve_chosen("127.0.0.1", [port])
     assert taken([sock]) == [port]
     ports.release(sock)
 
 
 def test_each_port_that_can_be_lent_has_a_place_of_its_own() -> None:
-    ports = Ports(5100, 5103, [(5102, 5105), (5075, 5075)])
+    ports = ListenPorts(5100, 5103, [(5102, 5105), (5075, 5075)])
     numbers = [5100, 5101, 5102, 5103, 5104, 5105, 5075]
     assert [ports.slot(port) for port in numbers] == list(range(7))
     assert ports.slots == 7

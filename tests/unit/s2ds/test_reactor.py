@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.testing import MemoryReactorClock
 
-from scistream.s2ds.relay.reactor import Poller
+from scistream.s2ds.relay.poller import Poller
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

@@ -18,12 +18,12 @@ from twisted.internet.task import Clock
 
 from scistream import timing
 from scistream.logs import MOST_COUNTED, Tally
-from scistream.s2ds.relay.leg import Broken, Short, broken_by
+from scistream.protocol.address import Address
+from scistream.protocol.messages import MAX_REASON, MAX_RESETS, PROD
+from scistream.s2ds.relay.leg import ConnectionBroken, Short, broken_by
 from scistream.s2ds.relay.plain import dial
-from scistream.s2ds.relay.reactor import Poller
-from scistream.s2ds.resets import MOST_KEPT, Outages, Resets
-from scistream.wire.address import Address
-from scistream.wire.messages import MAX_REASON, MAX_RESETS, PROD
+from scistream.s2ds.relay.poller import Poller
+from scistream.s2ds.resets import MOST_KEPT, Outages, ResetLog
 
 UID = "12345678-1234-4234-8234-123456789abc"
 REFUSED = "ProdApp at 10.0.0.5:7000 refused the connection"
@@ -31,7 +31,7 @@ REFUSED = "ProdApp at 10.0.0.5:7000 refused the connection"
 
 def test_ten_thousand_resets_are_a_few_lines_that_say_how_many() -> None:
     clock = Clock()
-    resets = Resets(clock, (UID, PROD))
+    resets = ResetLog(clock, (UID, PROD))
     with logged() as lines:
         for _ in range(10_000):
             resets.add(0, "application", "ConsApp reset the connection")
@@ -87,7 +87,7 @@ def test_what_came_since_the_last_line_is_told_after_a_minute_and_then_begins_an
 
 def test_the_last_reasons_are_told_with_count_and_time_the_newest_first() -> None:
     clock = Clock()
-    resets = Resets(clock, (UID, PROD))
+    resets = ResetLog(clock, (UID, PROD))
     resets.add(0, "application", REFUSED, 11)
     clock.advance(5)
     resets.add(1, "wan", "nothing has come back over the WAN for 60 s")
@@ -106,7 +106,7 @@ def test_the_last_reasons_are_told_with_count_and_time_the_newest_first() -> Non
 def test_strangers_hide_nothing_and_no_text_or_number_of_reasons_is_without_bound(
     strangers: list[tuple[int, str]],
 ) -> None:
-    resets = Resets(Clock(), (UID, PROD))
+    resets = ResetLog(Clock(), (UID, PROD))
     resets.add(0, "application", REFUSED)
     for channel, reason in strangers:
         resets.add(channel, "stranger", reason)
@@ -138,7 +138,7 @@ def test_a_reset_of_an_application_and_a_break_of_the_wan_have_different_causes(
 
 
 def test_a_gateway_that_is_out_of_descriptors_says_so_and_tries_again() -> None:
-    failed: list[Broken] = []
+    failed: list[ConnectionBroken] = []
     with socket.create_server(("127.0.0.1", 0)) as listener, no_descriptors():
         dialling = dial(
             Clock(),

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from state_tables import inputs_of, tables_of
 
+from scistream.links.outbox import Caller
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
 from scistream.s2ds import machine as s2ds
 from scistream.s2ds.machine import Core, Stream, Update, new_stream
 from scistream.state_machines import data_of, state_of
-from scistream.wire.errors import StreamError
-from scistream.wire.link import Caller
-from scistream.wire.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
 
 [TABLE] = tables_of(s2ds.__doc__)
 STATES = [state.name for state in s2ds.STATES]

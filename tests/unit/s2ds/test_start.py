@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from scistream.s2ds.relay.start import Start
+from scistream.s2ds.elements.start import WorkerStart
 
 AGAIN, PATIENCE = 0.1, 10.0
 
@@ -17,7 +17,7 @@ class Program:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.start = Start()
+        self.start = WorkerStart()
         self.listens = False
         self.dials = 0
         self.ends: list[str] = []

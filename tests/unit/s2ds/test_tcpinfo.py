@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 
-from scistream.s2ds.relay.tcpinfo import bytes_waiting
+from scistream.s2ds.relay.tcp_info import bytes_waiting
 
 
 def test_bytes_that_nobody_reads_are_counted_once_at_either_end_and_none_when_all_is_read() -> None:

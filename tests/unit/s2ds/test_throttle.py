@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from scistream.s2ds.capacity import BYTES_PER_MBIT, Bucket
-from scistream.s2ds.relay import element
-from scistream.s2ds.relay.board import Board
+from scistream.s2ds.elements import element
+from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.throttle import Throttle
+from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT, TokenBucket
 
 
 class Talker:
@@ -29,7 +29,7 @@ class Talker:
             self.wants -= granted
 
 
-def make_throttle(clock: Clock, figures: Board, rate: float, number: int) -> Throttle:
+def make_throttle(clock: Clock, figures: SharedFigures, rate: float, number: int) -> Throttle:
     """As an element has it, on the clock of the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(element.time, "monotonic", clock.seconds)
@@ -45,7 +45,7 @@ def run(clock: Clock, seconds: float) -> None:
 def test_a_small_message_beside_eight_busy_connections_waits_milliseconds(rate: float) -> None:
     clock = Clock()
     clock.advance(1000.0)
-    throttle = Throttle(clock, Bucket(rate, clock.seconds))
+    throttle = Throttle(clock, TokenBucket(rate, clock.seconds))
     busy = [Talker(throttle) for _ in range(8)]
     for talker in busy:
         talker.wants = 1 << 40
@@ -69,7 +69,7 @@ def test_a_small_message_beside_eight_busy_connections_waits_milliseconds(rate: 
 def test_busy_connections_share_a_rate_evenly_and_use_all_of_it(rate: float) -> None:
     clock = Clock()
     clock.advance(1000.0)
-    throttle = Throttle(clock, Bucket(rate, clock.seconds))
+    throttle = Throttle(clock, TokenBucket(rate, clock.seconds))
     busy = [Talker(throttle) for _ in range(5)]
     for talker in busy:
         talker.wants = 1 << 40
@@ -88,7 +88,7 @@ def test_busy_connections_share_a_rate_evenly_and_use_all_of_it(rate: float) -> 
 def test_busy_connections_have_equal_parts_whatever_element_they_are_on(rate: float, spread: tuple[int, ...]) -> None:
     clock = Clock()
     clock.advance(1000.0)
-    figures = Board.create(1, len(spread))
+    figures = SharedFigures.create(1, len(spread))
     throttles = [make_throttle(clock, figures, rate, element) for element in range(len(spread))]
     busy = [Talker(throttle) for throttle, count in zip(throttles, spread, strict=True) for _ in range(count)]
     for talker in busy:
@@ -108,7 +108,7 @@ def test_busy_connections_have_equal_parts_whatever_element_they_are_on(rate: fl
 def test_an_element_whose_connections_are_idle_leaves_the_whole_rate_to_the_others() -> None:
     clock = Clock()
     clock.advance(1000.0)
-    figures = Board.create(1, 2)
+    figures = SharedFigures.create(1, 2)
     throttles = [make_throttle(clock, figures, 100.0, element) for element in range(2)]
     talkers = [Talker(throttle) for throttle in throttles]
     for talker in talkers:

@@ -13,17 +13,17 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 
 from scistream import timing
-from scistream.s2ds.elements import Elements
-from scistream.s2ds.relay.board import TURNS, Board
-from scistream.s2ds.relay.element import Settings
-from scistream.s2ds.relay.orders import Carry, Order
+from scistream.s2ds.elements.commands import ElementCommand, HandOver
+from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.elements.shared_figures import TURNS, SharedFigures
 from scistream.s2ds.relay.turns import Turn, Turns
 
 
 class Channel:
     """One channel at several elements."""
 
-    def __init__(self, board: Board, elements: int) -> None:
+    def __init__(self, board: SharedFigures, elements: int) -> None:
         self.clock = Clock()
         self.elements = [Turns(self.clock, board.words, board.turns(0)) for _ in range(elements)]
         self.dialled: list[int] = []
@@ -47,7 +47,7 @@ class Channel:
 
 @contextmanager
 def channel(elements: int) -> Iterator[Channel]:
-    board = Board.create(1, elements)
+    board = SharedFigures.create(1, elements)
     yield Channel(board, elements)
     board.close()
 
@@ -109,7 +109,7 @@ def test_connections_without_a_number_wait_for_nobody() -> None:
 
 @pytest.mark.parametrize(("in_order", "numbers"), [(True, [1, 2, 3]), (False, [0, 0, 0])])
 def test_connections_are_numbered_where_their_order_counts(in_order: bool, numbers: list[int]) -> None:
-    elements = Elements(Clock(), 1, 1, Settings(), in_order=in_order)
+    elements = Elements(Clock(), 1, 1, ElementSettings(), in_order=in_order)
     member = Member()
     elements._members = [member]
     elements.open("uid", "CONS", 1.0, {0: 0})
@@ -135,10 +135,10 @@ class Member:
     def stop(self) -> Deferred[None]:
         return succeed(None)
 
-    def ask(self, _order: Order) -> Deferred[None]:
+    def ask(self, _order: ElementCommand) -> Deferred[None]:
         return succeed(None)
 
-    def carry(self, carry: Carry, _sock: socket.socket) -> bool:
+    def carry(self, carry: HandOver, _sock: socket.socket) -> bool:
         self.numbers.append(carry.number)
         return True
 

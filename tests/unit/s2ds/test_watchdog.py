@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from scistream import timing
-from scistream.s2ds.elements import _Line, processor_time
-from scistream.s2ds.relay.orders import Beat, Order
+from scistream.s2ds.elements.commands import ElementCommand, Ping
+from scistream.s2ds.elements.process import CommandLine, processor_time
 
 DEADLINE = 20.0
 
@@ -36,13 +36,13 @@ def work(pid: int) -> None:
         assert time.monotonic() < deadline, "it uses no time of any processor"
 
 
-def asked(pid: int) -> tuple[Clock, list[tuple[Order, float]]]:
+def asked(pid: int) -> tuple[Clock, list[tuple[ElementCommand, float]]]:
     """Somebody waits for an answer of that process."""
     clock = Clock()
-    stuck: list[tuple[Order, float]] = []
-    line = _Line(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
+    stuck: list[tuple[ElementCommand, float]] = []
+    line = CommandLine(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
     line.makeConnection(StringTransport())
-    line.ask(Beat(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
+    line.ask(Ping(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
     return clock, stuck
 
 
@@ -54,7 +54,7 @@ def test_one_that_is_busy_has_more_time_and_not_for_ever(busy: int) -> None:
         assert stuck == []
     work(busy)
     clock.advance(timing.ELEMENT_ANSWER)
-    assert stuck == [(Beat(), timing.ELEMENT_BUSY)]
+    assert stuck == [(Ping(), timing.ELEMENT_BUSY)]
 
 
 def test_one_that_does_nothing_is_dead(busy: int) -> None:
@@ -63,7 +63,7 @@ def test_one_that_does_nothing_is_dead(busy: int) -> None:
     os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)
     clock, stuck = asked(busy)
     clock.advance(timing.ELEMENT_ANSWER)
-    assert stuck == [(Beat(), timing.ELEMENT_ANSWER)]
+    assert stuck == [(Ping(), timing.ELEMENT_ANSWER)]
 
 
 def test_one_that_is_gone_uses_no_time() -> None:

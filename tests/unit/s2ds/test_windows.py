@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import OWNER_SHARE
 from scistream.resources import tcp_memory
-from scistream.s2ds.relay import windows
-from scistream.s2ds.relay.windows import FEWEST, StreamWindows, Windows, most_wide
+from scistream.s2ds.relay import receive_windows
+from scistream.s2ds.relay.receive_windows import FEWEST, StreamWindows, Windows, most_wide
+from scistream.s2ds.settings import OWNER_SHARE
 
 OWNERS = ["ada", "ada", "ada", "bob", "", ""]
 """Of six streams."""
@@ -118,7 +118,7 @@ def test_a_place_that_one_stream_gives_back_goes_to_another_that_waits() -> None
 def test_the_memory_of_the_kernel_says_how_many(
     monkeypatch: pytest.MonkeyPatch, memory: int, window: str, elements: int, most: int
 ) -> None:
-    monkeypatch.setattr(windows, "tcp_memory", lambda: memory)
+    monkeypatch.setattr(receive_windows, "tcp_memory", lambda: memory)
     monkeypatch.setattr(Path, "read_text", lambda _self: window)
     assert most_wide(elements) == most
 

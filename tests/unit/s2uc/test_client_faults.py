@@ -8,11 +8,11 @@ import pytest
 from planted_faults import Fault, break_method, logged_faults
 from test_whole_protocol import World
 
-from scistream.s2uc.effects import StreamEffects
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD
+from scistream.s2uc.history import StreamHistory
 from scistream.s2uc.machine import Effects
-from scistream.s2uc.memory import Memory
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD
+from scistream.s2uc.stream import ClientStream
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 HEARING = ["_answered", "_refused", "_looked", "_looked_in_vain", "heard", "link_up", "look", "roles_at"]
@@ -24,7 +24,7 @@ LIFE = 400.0
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the streams of a user log with a traceback."""
-    return logged_faults(monkeypatch, StreamEffects)
+    return logged_faults(monkeypatch, ClientStream)
 
 
 def settled(world: World, deferred: Any) -> Any:
@@ -47,7 +47,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, after: int, first: bool, again: bool
 ) -> None:
     which = range(after, 1_000_000 if again else after + 1)
-    calls = break_method(monkeypatch, StreamEffects, name, first=first, which=which)
+    calls = break_method(monkeypatch, ClientStream, name, first=first, which=which)
     asking = world.client.request(prod="127.0.0.1:5000", cons="127.0.0.1:6000", rate=100.0, expires=LIFE)
     outcomes = [settled(world, asking.deferred)]
     if outcomes[0] is asking.stream:
@@ -62,7 +62,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     assert all(isinstance(one, StreamError | Fault) for one in told)
     if not told:  # whoever is told that it is released can rely on it
         assert world.both_are_empty()
-        assert Memory().all() == []
+        assert StreamHistory().all() == []
     elif not any("has not confirmed the release" in str(one) for one in told):
         world.network.run(5)
         assert world.both_are_empty()
@@ -77,7 +77,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
 def test_who_asked_is_told_that_the_program_itself_has_failed(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_method(monkeypatch, StreamEffects, "provision", first=True)
+    break_method(monkeypatch, ClientStream, "provision", first=True)
     stream = world.request()
     world.application(stream.join[PROD], "detector")
     refused = settled(world, stream.provisioned().deferred).value
@@ -91,7 +91,7 @@ def test_a_fault_while_a_stream_is_looked_at_does_not_end_it(
 ) -> None:
     stream = world.stream()
     other = world.client.remembered(stream.uid, prod="127.0.0.1:5000", cons="127.0.0.1:6000")
-    break_method(monkeypatch, StreamEffects, "link_up", first=True)
+    break_method(monkeypatch, ClientStream, "link_up", first=True)
     other._effects._guarded.link_up(other._effects._servers[PROD])
     assert len(faults) == 1
     world.network.run(5)

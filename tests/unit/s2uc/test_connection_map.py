@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scistream.protocol.messages import CONS, PROD
 from scistream.s2uc.connection_map import connection_map, unused
-from scistream.wire.messages import CONS, PROD
 
 
 def addresses(host: str, count: int) -> list[str]:

@@ -20,11 +20,11 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from scistream.config import ConfigProblem
-from scistream.s2uc import commands, facility
+from scistream.protocol.errors import StreamError
+from scistream.s2uc import admin, commands
 from scistream.s2uc.client import Client
-from scistream.s2uc.commands import Output, Request
-from scistream.s2uc.memory import Memory, Remembered
-from scistream.wire.errors import StreamError
+from scistream.s2uc.commands import Output, RequestOptions
+from scistream.s2uc.history import RememberedStream, StreamHistory
 
 UID = "12345678-1234-4234-8234-123456789abc"
 OTHER = "12345678-9999-4234-8234-123456789abc"
@@ -90,7 +90,7 @@ def listing(client: Client) -> Coroutine[Any, Any, int]:
 
 
 def test_a_list_that_goes_on_and_on_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facility, "MAX_LIST", 200_000)
+    monkeypatch.setattr(admin, "MAX_LIST", 200_000)
     pages = iter(range(10**9))
 
     def endless(command: dict[str, Any]) -> list[bytes]:
@@ -130,7 +130,7 @@ def test_what_a_release_prints_is_the_uid_that_was_asked_for(capsys: pytest.Capt
 
 @pytest.mark.parametrize("uid", ["", "  ", "1", "123"])
 def test_a_stub_of_a_uid_is_refused_before_anything_is_done(uid: str) -> None:
-    Memory().add(Remembered(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
+    StreamHistory().add(RememberedStream(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
     for work in (
         lambda client: commands.release_at(client, AT["prod"], uid),
         lambda client: commands.release_stream(client, uid),
@@ -145,7 +145,7 @@ def test_a_stub_of_a_uid_is_refused_before_anything_is_done(uid: str) -> None:
 
 
 def requesting(client: Client) -> Coroutine[Any, Any, int]:
-    wishes = Request(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
+    wishes = RequestOptions(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
     return commands.request_stream(client, wishes, Output(timeout=200.0))
 
 
@@ -159,7 +159,7 @@ def test_a_wrong_number_of_listeners_is_told_in_a_sentence() -> None:
     assert isinstance(problem, StreamError)
     assert problem.code == "gateway-failed"
     assert "granted 2 listeners for 1 channels" in problem.msg
-    assert Memory().all() == []
+    assert StreamHistory().all() == []
 
 
 @pytest.mark.parametrize("interim", ["Reserving", "Releasing"])
@@ -198,14 +198,14 @@ def test_interim_answers_do_not_go_beyond_the_user_s_time(monkeypatch: pytest.Mo
     network.listenTCP(5000, servers)
     network.listenTCP(6000, servers)
     client = Client(insecure=True, reactor=network)
-    wishes = Request(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
+    wishes = RequestOptions(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
     ended: list[Any] = []
     work = commands.request_stream(client, wishes, Output(timeout=10.0))
     Deferred.fromCoroutine(work).addBoth(ended.append)
     network.until(lambda: bool(ended), within=16.0)
     assert ended[0].value.code == "timeout"
     assert "after 10 s" in ended[0].value.msg
-    assert [known.uid for known in Memory().all()] == [UID], "it may still be held, so it is not forgotten"
+    assert [known.uid for known in StreamHistory().all()] == [UID], "it may still be held, so it is not forgotten"
 
 
 # -- anything
@@ -318,9 +318,9 @@ def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
 ) -> None:
     printed: list[str] = []
     monkeypatch.setattr(click, "echo", lambda message="", **_: printed.append(str(message)))
-    Memory().remove(UID)
+    StreamHistory().remove(UID)
     if name != "request":
-        Memory().add(Remembered(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
+        StreamHistory().add(RememberedStream(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
     turn = iter(range(10**9))
 
     def say(command: dict[str, Any]) -> list[bytes]:
@@ -340,9 +340,9 @@ def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
 
 @pytest.mark.parametrize("name", ["request", "release"])
 def test_a_server_that_says_it_is_shutting_down_is_a_refusal_like_any_other(name: str) -> None:
-    Memory().remove(UID)
+    StreamHistory().remove(UID)
     if name != "request":
-        Memory().add(Remembered(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
+        StreamHistory().add(RememberedStream(uid=UID, num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9, **AT))
     problem, _ = run(lambda command: as_lines(command, ("ERROR", {"code": "shutting-down", "msg": "bye"})), WORKS[name])
     assert isinstance(problem, StreamError)
     assert "bye" in problem.msg

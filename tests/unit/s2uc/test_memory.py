@@ -16,13 +16,13 @@ import pytest
 
 from scistream import timing
 from scistream.config import ConfigProblem
-from scistream.s2uc.memory import Memory, Remembered
-from scistream.security.register import PkiError, locked
+from scistream.pki.register import PkiError, locked
+from scistream.s2uc.history import RememberedStream, StreamHistory
 
 
-def stream(uid: str, **changes: float) -> Remembered:
+def stream(uid: str, **changes: float) -> RememberedStream:
     times = {"asked_at": time.time(), "expires_at": time.time() + 3600} | changes
-    return Remembered(uid=uid, prod="a:1", cons="b:1", num_conn=1, rate=1.0, **times)
+    return RememberedStream(uid=uid, prod="a:1", cons="b:1", num_conn=1, rate=1.0, **times)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -34,7 +34,7 @@ def test_a_file_system_without_locks_is_refused_with_the_remedy(
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(ConfigProblem, match=rf"{os.strerror(number)}.*XDG_STATE_HOME"):
-        Memory(tmp_path / "streams").remove("x")
+        StreamHistory(tmp_path / "streams").remove("x")
     with pytest.raises(PkiError, match=rf"{os.strerror(number)}.*local disk"), locked(tmp_path):
         pass
 
@@ -56,15 +56,15 @@ def test_a_lock_that_is_kept_is_waited_for_with_a_limit_and_its_holder_named(
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigProblem, match=rf"process {other.pid} after 0.2 s"):
-            Memory(tmp_path / "streams").remove("x")
+            StreamHistory(tmp_path / "streams").remove("x")
         with pytest.raises(PkiError, match=rf"process {other.pid} after 0.2 s"), locked(tmp_path):
             pass
         other.communicate(timeout=10)
-    Memory(tmp_path / "streams").remove("x")
+    StreamHistory(tmp_path / "streams").remove("x")
 
 
 def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "streams")
+    memory = StreamHistory(tmp_path / "streams")
     uid = str(uuid.uuid4())
     assert memory.add(stream(uid))
     assert memory.was_released(uid) is None
@@ -79,7 +79,7 @@ def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Pat
 
 
 def test_a_release_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Memory(tmp_path / "streams")
+    memory = StreamHistory(tmp_path / "streams")
     uid = str(uuid.uuid4())
     memory.add(stream(uid, expires_at=time.time() + 30 * 86400))
     memory.note_release(uid)
@@ -91,7 +91,7 @@ def test_a_release_is_remembered_for_a_day(tmp_path: Path, monkeypatch: pytest.M
 def test_the_cost_of_a_change_does_not_grow_with_the_number_of_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = Memory(tmp_path / "streams")
+    memory = StreamHistory(tmp_path / "streams")
     for _ in range(30):
         memory.add(stream(str(uuid.uuid4())))
     seen: list[str] = []
@@ -109,7 +109,7 @@ def test_files_of_streams_that_are_long_over_are_removed_and_so_is_what_a_killed
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "streams"
-    memory = Memory(folder)
+    memory = StreamHistory(folder)
     old, released, new = (str(uuid.uuid4()) for _ in range(3))
     memory.add(stream(old, expires_at=time.time() + 10))
     memory.add(stream(released))
@@ -117,17 +117,17 @@ def test_files_of_streams_that_are_long_over_are_removed_and_so_is_what_a_killed
     (folder / f"{old}.new").write_text("{half")
     tomorrow = time.time() + 86411
     monkeypatch.setattr(time, "time", lambda: tomorrow)
-    Memory(folder).add(stream(new))
+    StreamHistory(folder).add(stream(new))
     assert sorted(file.name for file in folder.iterdir()) == [".lock", f"{new}.json"]
 
 
 # -- files of join strings
 
 
-def with_files(folder: Path, **changes: Any) -> tuple[Memory, list[Path]]:
+def with_files(folder: Path, **changes: Any) -> tuple[StreamHistory, list[Path]]:
     uid = str(uuid.uuid4())
     files = [folder / f"{uid}.{role}" for role in ("prod", "cons")]
-    memory = Memory()
+    memory = StreamHistory()
     memory.add(stream(uid, **changes))
     memory.note_join_files(uid, files)
     for file in files:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from test_whole_protocol import CONS_PORT, CONS_S2CS, PROD_PORT, PROD_S2CS, RELEASED, SET_UP_AT_S2CS, World
 
-from scistream.s2ds.effects import Holding
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, ProbeResult
+from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.probe import Report
 from scistream.s2uc.probe_side import Check
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, ProbeResult
 
 DONE = ProbeResult(
     state="done", connect_ms=21.0, rtt_ms=20.0, mbit_to_consumer=95.0, mbit_to_producer=96.0, bytes=120_000_000
@@ -40,7 +40,7 @@ class NoProbe:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr("scistream.s2ds.effects.Probe", NoProbe)
+    monkeypatch.setattr("scistream.s2ds.stream.Probe", NoProbe)
     world = World(tmp_path)
     yield world
     world.close()
@@ -62,7 +62,7 @@ def test_a_probe_is_a_stream_of_a_minute_without_applications_that_is_released(w
     told: list[Check] = []
     asking = probing(world, told, num_conn=3)
     world.network.until(lambda: world.both_are("streaming"))
-    held: list[Holding] = [*world.prod.gateways[0]._holdings.values(), *world.cons.gateways[0]._holdings.values()]
+    held: list[GatewayStream] = [*world.prod.gateways[0]._holdings.values(), *world.cons.gateways[0]._holdings.values()]
     for holding in held:
         status = holding.status()
         assert 58.0 < status.seconds_left <= 60.0

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from state_tables import inputs_of, tables_of
 
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 from scistream.s2uc import machine as s2uc
 from scistream.s2uc.machine import Core, Operation, Stream, new_stream, remembered_stream
 from scistream.state_machines import data_of, state_of
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
 
 [TABLE] = tables_of(s2uc.__doc__)
 STATES = [state.name for state in s2uc.STATES]

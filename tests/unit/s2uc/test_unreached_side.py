@@ -8,10 +8,10 @@ from memory_network import HOST, MemoryNetwork
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
+from scistream.protocol.codec import decode, encode
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Error, Message, Rel, Req, Resp
 from scistream.s2uc.client import Client
-from scistream.wire.errors import StreamError
-from scistream.wire.line import decode, encode
-from scistream.wire.messages import Error, Message, Rel, Req, Resp
 
 FULL, LATE = 5000, 6000
 

@@ -11,9 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_tls import CLIENT, SERVER, a_root, an_intermediate, join, store, written
 
-from scistream.security import tls
-from scistream.security.keyring import Keyring, client_keyring, controller_keyring, server_keyring
-from scistream.security.material import CertificateProblem, Trust, path_upwards
+from scistream.tls import contexts, verify
+from scistream.tls.files import CertificateFiles, CertificateProblem, path_upwards
+from scistream.tls.reloadable import (
+    ReloadableCredentials,
+    client_credentials,
+    controller_credentials,
+    server_credentials,
+)
 
 HOST = "dtn1.lab.example"
 
@@ -30,15 +35,15 @@ class Chain:
         self.stranger = written(folder / "stranger.pem", a_root("another root").certificate)
         self.pin = self.root.certificate.fingerprint(hashes.SHA256()).hex()
 
-    def trust(self, *shown: x509.Certificate, authorities: Path | None = None) -> Trust:
+    def trust(self, *shown: x509.Certificate, authorities: Path | None = None) -> CertificateFiles:
         """A server whose file has these certificates."""
-        return Trust(*store(self.folder, shown, self.key), (authorities or self.anchor,))
+        return CertificateFiles(*store(self.folder, shown, self.key), (authorities or self.anchor,))
 
-    def is_pinned_by(self, keyring: Keyring) -> bool:
+    def is_pinned_by(self, keyring: ReloadableCredentials) -> bool:
         """Whether somebody with nothing but a join string believes this server."""
-        ends = join(keyring.context, tls.pinned_client_context(), HOST.encode())
+        ends = join(keyring.context, contexts.pinned_client_context(), HOST.encode())
         try:
-            tls.verify_pinned_server(ends.client, HOST, self.pin)
+            verify.verify_pinned_server(ends.client, HOST, self.pin)
         except CertificateProblem:
             return False
         return True
@@ -51,20 +56,20 @@ def chain(tmp_path: Path) -> Chain:
 
 def test_the_authority_of_a_server_is_sent_though_its_file_lacks_it(chain: Chain) -> None:
     whole = chain.trust(chain.leaf, chain.middle.certificate, chain.root.certificate)
-    assert chain.is_pinned_by(server_keyring(whole, "optional")), "the control"
-    assert chain.is_pinned_by(server_keyring(chain.trust(chain.leaf, chain.middle.certificate), "optional"))
+    assert chain.is_pinned_by(server_credentials(whole, "optional")), "the control"
+    assert chain.is_pinned_by(server_credentials(chain.trust(chain.leaf, chain.middle.certificate), "optional"))
 
 
 def test_a_server_whose_authority_is_nowhere_is_a_problem_where_join_strings_name_it(chain: Chain) -> None:
     for shown in ([chain.leaf], [chain.leaf, chain.middle.certificate], [chain.leaf, chain.root.certificate]):
         with pytest.raises(CertificateProblem, match="does not lead to a self-signed authority"):
-            server_keyring(chain.trust(*shown, authorities=chain.stranger), "optional")
-    server_keyring(chain.trust(chain.leaf, authorities=chain.stranger), "required")  # its S2CS may have the others
+            server_credentials(chain.trust(*shown, authorities=chain.stranger), "optional")
+    server_credentials(chain.trust(chain.leaf, authorities=chain.stranger), "required")  # its S2CS may have the others
 
 
 def test_a_file_that_was_cut_is_not_taken_at_a_reload(chain: Chain) -> None:
     whole = chain.trust(chain.leaf, chain.middle.certificate, chain.root.certificate, authorities=chain.stranger)
-    keyring = server_keyring(whole, "optional")
+    keyring = server_credentials(whole, "optional")
     before = keyring.context
     chain.trust(chain.leaf)
     with pytest.raises(CertificateProblem, match="does not lead to a self-signed authority"):
@@ -88,9 +93,9 @@ STRAYS = [a_root("a stray").certificate, a_root("the top").certificate]
 PATH = [_BELOW.leaf(x509.DNSName(HOST), usage=SERVER)[0], _BELOW.certificate, _TOP.certificate]
 
 
-def named(chain: Chain, *names: x509.GeneralName, usage: x509.ObjectIdentifier) -> Trust:
+def named(chain: Chain, *names: x509.GeneralName, usage: x509.ObjectIdentifier) -> CertificateFiles:
     leaf, key = chain.root.leaf(*names, usage=usage)
-    return Trust(*store(chain.folder, [leaf], key, "named"), (chain.anchor,))
+    return CertificateFiles(*store(chain.folder, [leaf], key, "named"), (chain.anchor,))
 
 
 URI = x509.UniformResourceIdentifier
@@ -108,7 +113,7 @@ def test_a_certificate_that_is_no_server_s_is_a_problem_before_anybody_dials(
     chain: Chain, name: x509.GeneralName, usage: x509.ObjectIdentifier, why: str
 ) -> None:
     with pytest.raises(CertificateProblem, match=why):
-        server_keyring(named(chain, name, usage=usage), "required")
+        server_credentials(named(chain, name, usage=usage), "required")
 
 
 @pytest.mark.parametrize(
@@ -125,21 +130,21 @@ def test_a_certificate_that_is_no_controller_s_is_a_problem_before_it_dials(
 ) -> None:
     trust = named(chain, name, usage=usage)
     with pytest.raises(CertificateProblem, match=why):
-        controller_keyring(trust)
-    client_keyring(trust)  # what a user shows is looked at by whom she dials
+        controller_credentials(trust)
+    client_credentials(trust)  # what a user shows is looked at by whom she dials
 
 
 def test_an_authority_is_no_party(chain: Chain) -> None:
-    trust = Trust(*store(chain.folder, [chain.root.certificate], chain.root.key, "own"), (chain.anchor,))
+    trust = CertificateFiles(*store(chain.folder, [chain.root.certificate], chain.root.key, "own"), (chain.anchor,))
     with pytest.raises(CertificateProblem, match="begins with an authority's certificate"):
-        server_keyring(trust, "required")
+        server_credentials(trust, "required")
     with pytest.raises(CertificateProblem, match="begins with an authority's certificate"):
-        controller_keyring(trust)
+        controller_credentials(trust)
 
 
 def test_all_that_is_wrong_with_a_certificate_is_told(chain: Chain) -> None:
     leaf, key = chain.middle.leaf(URI("scistream:controller:s2cs"), usage=CLIENT)
-    trust = Trust(*store(chain.folder, [leaf], key, "named"), (chain.stranger,))
+    trust = CertificateFiles(*store(chain.folder, [leaf], key, "named"), (chain.stranger,))
     with pytest.raises(CertificateProblem) as refused:
-        server_keyring(trust, "optional")
+        server_credentials(trust, "optional")
     assert len(str(refused.value).splitlines()) == 2

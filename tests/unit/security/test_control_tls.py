@@ -27,9 +27,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.security import material, tls
-from scistream.security.pki import fingerprint, init_authority, issue
-from scistream.security.tls import CertificateProblem, Identity
+from scistream.pki.authority import fingerprint, init_authority, issue
+from scistream.tls import contexts, endpoints, explain, files, verify
+from scistream.tls.files import CertificateProblem
+from scistream.tls.verify import Identity
 
 HOST = "s2cs.example.org"
 
@@ -46,7 +47,7 @@ class Facility:
         self.pin = fingerprint(self.ca.read_bytes())
 
     def server_context(self, client_certificate: str = "required") -> SSL.Context:
-        return tls.server_context(
+        return contexts.server_context(
             self.server.certificate,
             self.server.key,
             [self.ca],
@@ -54,12 +55,12 @@ class Facility:
         )
 
     def client_context(self) -> SSL.Context:
-        return tls.client_context(self.user.certificate, self.user.key, [self.ca])
+        return contexts.client_context(self.user.certificate, self.user.key, [self.ca])
 
     def serve(self, *chain: x509.Certificate, key: object) -> SSL.Context:
         """A server with a chain that nobody here would issue."""
         certificate, key_file = store(self.directory, chain, key)  # type: ignore[arg-type]
-        return tls.server_context(certificate, key_file, [self.ca], client_certificate="optional")
+        return contexts.server_context(certificate, key_file, [self.ca], client_certificate="optional")
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +84,10 @@ def test_both_ends_know_each_other_and_can_talk(facility: Facility) -> None:
     ends = join(facility.server_context(), facility.client_context(), HOST.encode())
     assert ends.done
     assert ends.client.get_protocol_version_name() == "TLSv1.3"
-    tls.verify_server(ends.client, HOST)
+    verify.verify_server(ends.client, HOST)
     spki = x509.load_pem_x509_certificate(facility.ca.read_bytes()).public_key()
     der = spki.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    assert tls.verify_client(ends.server) == Identity(
+    assert verify.verify_client(ends.server) == Identity(
         issuer="sha256:" + hashlib.sha256(der).hexdigest(), name="ada@example.org"
     )
     assert say(ends.client, ends.server, b"hello\n") == b"hello\n"
@@ -95,8 +96,8 @@ def test_both_ends_know_each_other_and_can_talk(facility: Facility) -> None:
 
 def test_a_controller_is_known_by_its_uri_and_authority(facility: Facility, other: Facility) -> None:
     def identity(home: Facility) -> Identity | None:
-        context = tls.client_context(home.controller.certificate, home.controller.key, [home.ca])
-        return tls.verify_client(join(home.server_context(), context).server)
+        context = contexts.client_context(home.controller.certificate, home.controller.key, [home.ca])
+        return verify.verify_client(join(home.server_context(), context).server)
 
     here, there = identity(facility), identity(other)
     assert here is not None
@@ -112,12 +113,12 @@ def test_several_authorities_can_be_trusted_in_one_file_or_many(
     both = tmp_path / "both.pem"
     both.write_bytes(facility.ca.read_bytes() + other.ca.read_bytes())
     for authorities in ([both], [facility.ca, other.ca]):
-        server = tls.server_context(
+        server = contexts.server_context(
             facility.server.certificate, facility.server.key, authorities, client_certificate="required"
         )
         for home in (facility, other):
-            context = tls.client_context(home.user.certificate, home.user.key, authorities)
-            found = tls.verify_client(join(server, context).server)
+            context = contexts.client_context(home.user.certificate, home.user.key, authorities)
+            found = verify.verify_client(join(server, context).server)
             assert found is not None
             assert found.name == "ada@example.org"
 
@@ -125,35 +126,35 @@ def test_several_authorities_can_be_trusted_in_one_file_or_many(
 def test_a_client_without_a_certificate_is_nobody_where_that_is_allowed_and_refused_elsewhere(
     facility: Facility,
 ) -> None:
-    bare = tls.client_context(None, None, [facility.ca])
+    bare = contexts.client_context(None, None, [facility.ca])
     allowed = join(facility.server_context("optional"), bare)
     assert allowed.done
-    assert tls.verify_client(allowed.server) is None
+    assert verify.verify_client(allowed.server) is None
     refused = join(facility.server_context("required"), bare)
     assert refused.server_error is not None
     assert refused.client_error is not None
-    assert "sent no client certificate" in tls.explain(refused.server_error)
-    assert "asks for a client certificate" in tls.explain(refused.client_error)
+    assert "sent no client certificate" in explain.explain(refused.server_error)
+    assert "asks for a client certificate" in explain.explain(refused.client_error)
 
 
 @pytest.mark.parametrize("rule", ["required", "optional"])
 def test_a_clients_certificate_of_an_authority_that_is_not_trusted_is_refused(
     facility: Facility, other: Facility, rule: str
 ) -> None:
-    stranger = tls.client_context(other.user.certificate, other.user.key, [facility.ca])
+    stranger = contexts.client_context(other.user.certificate, other.user.key, [facility.ca])
     refused = join(facility.server_context(rule), stranger)
     assert refused.server_error is not None
     assert refused.client_error is not None
-    assert "not in `authorities`" in tls.explain(refused.server_error)
-    assert "does not trust the authority of our certificate" in tls.explain(refused.client_error)
+    assert "not in `authorities`" in explain.explain(refused.server_error)
+    assert "does not trust the authority of our certificate" in explain.explain(refused.client_error)
     assert join(facility.server_context(rule), facility.client_context()).done
 
 
 def test_a_server_of_an_authority_that_is_not_trusted_is_refused(facility: Facility, other: Facility) -> None:
     refused = join(other.server_context("optional"), facility.client_context())
     assert refused.client_error is not None
-    assert "not in `authorities`" in tls.explain(refused.client_error)
-    assert "CN=s" in tls.explain(refused.client_error).replace("SciStream", "s")
+    assert "not in `authorities`" in explain.explain(refused.client_error)
+    assert "CN=s" in explain.explain(refused.client_error).replace("SciStream", "s")
 
 
 def test_expired_certificates_are_refused_on_both_sides(facility: Facility) -> None:
@@ -165,45 +166,47 @@ def test_expired_certificates_are_refused_on_both_sides(facility: Facility) -> N
 
     def client(left: timedelta) -> SSL.Context:
         leaf, key = authority.leaf(x509.RFC822Name("old@example.org"), usage=CLIENT, left=left)
-        return tls.client_context(*store(facility.directory, [leaf, authority.certificate], key, "old"), [facility.ca])
+        return contexts.client_context(
+            *store(facility.directory, [leaf, authority.certificate], key, "old"), [facility.ca]
+        )
 
     past, future = timedelta(minutes=-5), timedelta(minutes=5)
     refused = join(server(past), facility.client_context())
-    assert "expired" in tls.explain(refused.client_error or AssertionError())
+    assert "expired" in explain.explain(refused.client_error or AssertionError())
     refused = join(facility.server_context(), client(past))
-    assert "expired" in tls.explain(refused.server_error or AssertionError())
-    assert "have a new one issued" in tls.explain(refused.client_error or AssertionError())
+    assert "expired" in explain.explain(refused.server_error or AssertionError())
+    assert "have a new one issued" in explain.explain(refused.client_error or AssertionError())
     assert join(server(future), client(future)).done
 
 
 def test_a_certificate_is_good_for_its_own_purpose_only(facility: Facility) -> None:
-    pretender = tls.server_context(
+    pretender = contexts.server_context(
         facility.user.certificate, facility.user.key, [facility.ca], client_certificate="optional"
     )
     refused = join(pretender, facility.client_context())
-    assert "another purpose" in tls.explain(refused.client_error or AssertionError())
-    reverse = tls.client_context(facility.server.certificate, facility.server.key, [facility.ca])
+    assert "another purpose" in explain.explain(refused.client_error or AssertionError())
+    reverse = contexts.client_context(facility.server.certificate, facility.server.key, [facility.ca])
     refused = join(facility.server_context(), reverse)
-    assert "another purpose" in tls.explain(refused.server_error or AssertionError())
-    assert "another purpose" in tls.explain(refused.client_error or AssertionError())
+    assert "another purpose" in explain.explain(refused.server_error or AssertionError())
+    assert "another purpose" in explain.explain(refused.client_error or AssertionError())
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper(), HOST + ".", "127.0.0.1", "::1", "0:0::1", "::1%lo"])
 def test_a_server_is_taken_for_each_of_its_names(facility: Facility, host: str) -> None:
     ends = join(facility.server_context(), facility.client_context())
-    tls.verify_server(ends.client, host)
-    pinned = join(facility.server_context("optional"), tls.pinned_client_context())
-    tls.verify_pinned_server(pinned.client, host, facility.pin)
+    verify.verify_server(ends.client, host)
+    pinned = join(facility.server_context("optional"), contexts.pinned_client_context())
+    verify.verify_pinned_server(pinned.client, host, facility.pin)
 
 
 @pytest.mark.parametrize("host", ["example.org", "x." + HOST, "127.0.0.2", "::2", "localhost", "12", "a b", ""])
 def test_a_server_is_taken_for_nobody_else(facility: Facility, host: str) -> None:
     ends = join(facility.server_context(), facility.client_context())
     with pytest.raises(CertificateProblem, match=rf"should be {host}, .* is for {HOST}, 127\.0\.0\.1, ::1"):
-        tls.verify_server(ends.client, host)
-    pinned = join(facility.server_context("optional"), tls.pinned_client_context())
+        verify.verify_server(ends.client, host)
+    pinned = join(facility.server_context("optional"), contexts.pinned_client_context())
     with pytest.raises(CertificateProblem, match="should be"):
-        tls.verify_pinned_server(pinned.client, host, facility.pin)
+        verify.verify_pinned_server(pinned.client, host, facility.pin)
 
 
 def test_a_server_may_have_uris_beside_its_host_names(facility: Facility) -> None:
@@ -211,11 +214,11 @@ def test_a_server_may_have_uris_beside_its_host_names(facility: Facility) -> Non
     uri = x509.UniformResourceIdentifier("scistream:user:both")
     leaf, key = authority.leaf(x509.DNSName(HOST), uri)
     ends = join(facility.serve(leaf, key=key), facility.client_context())
-    tls.verify_server(ends.client, HOST)
+    verify.verify_server(ends.client, HOST)
     leaf, key = authority.leaf(uri)
     ends = join(facility.serve(leaf, key=key), facility.client_context())
     with pytest.raises(CertificateProblem, match="is for scistream:user:both"):
-        tls.verify_server(ends.client, HOST)
+        verify.verify_server(ends.client, HOST)
 
 
 @pytest.mark.parametrize(
@@ -232,16 +235,16 @@ def test_a_server_may_have_uris_beside_its_host_names(facility: Facility) -> Non
 def test_a_client_has_exactly_one_name(facility: Facility, names: list[x509.GeneralName], good: bool) -> None:
     authority = Authority.load(facility.directory)
     leaf, key = authority.leaf(*names, usage=CLIENT)
-    context = tls.client_context(*store(facility.directory, [leaf], key, "named"), [facility.ca])
+    context = contexts.client_context(*store(facility.directory, [leaf], key, "named"), [facility.ca])
     ends = join(facility.server_context(), context)
     assert ends.done
     if good:
-        found = tls.verify_client(ends.server)
+        found = verify.verify_client(ends.server)
         assert found is not None
         assert "ada" in found.name
     else:
         with pytest.raises(CertificateProblem, match="exactly one URI or e-mail address") as refused:
-            tls.verify_client(ends.server)
+            verify.verify_client(ends.server)
         assert "\n" not in str(refused.value)
 
 
@@ -262,34 +265,34 @@ def dialer(facility: Facility, *protocols: bytes, version: int = SSL.TLS1_3_VERS
 
 
 def test_tls_1_2_is_refused(facility: Facility) -> None:
-    assert join(facility.server_context(), dialer(facility, tls.ALPN)).done
-    refused = join(facility.server_context(), dialer(facility, tls.ALPN, version=SSL.TLS1_2_VERSION))
-    assert "does not speak TLS 1.3" in tls.explain(refused.client_error or AssertionError())
-    assert "does not speak TLS 1.3" in tls.explain(refused.server_error or AssertionError())
+    assert join(facility.server_context(), dialer(facility, contexts.ALPN)).done
+    refused = join(facility.server_context(), dialer(facility, contexts.ALPN, version=SSL.TLS1_2_VERSION))
+    assert "does not speak TLS 1.3" in explain.explain(refused.client_error or AssertionError())
+    assert "does not speak TLS 1.3" in explain.explain(refused.server_error or AssertionError())
 
 
 def test_a_client_that_offers_other_protocols_only_is_refused_in_the_handshake(facility: Facility) -> None:
     refused = join(facility.server_context(), dialer(facility, b"h2", b"scistream/9"))
-    assert "does not speak scistream/1" in tls.explain(refused.client_error or AssertionError())
-    assert "does not speak scistream/1" in tls.explain(refused.server_error or AssertionError())
-    ends = join(facility.server_context(), dialer(facility, b"scistream/9", tls.ALPN))
+    assert "does not speak scistream/1" in explain.explain(refused.client_error or AssertionError())
+    assert "does not speak scistream/1" in explain.explain(refused.server_error or AssertionError())
+    ends = join(facility.server_context(), dialer(facility, b"scistream/9", contexts.ALPN))
     assert ends.done
-    assert tls.verify_client(ends.server) is not None
+    assert verify.verify_client(ends.server) is not None
 
 
 def test_a_far_end_without_alpn_is_refused_after_the_handshake(facility: Facility) -> None:
     ends = join(facility.server_context(), dialer(facility))
     with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
-        tls.verify_client(ends.server)
+        verify.verify_client(ends.server)
     silent = SSL.Context(SSL.TLS_METHOD)
     silent.use_certificate_chain_file(str(facility.server.certificate))
     silent.use_privatekey_file(str(facility.server.key))
     ends = join(silent, facility.client_context())
     with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
-        tls.verify_server(ends.client, HOST)
-    ends = join(silent, tls.pinned_client_context())
+        verify.verify_server(ends.client, HOST)
+    ends = join(silent, contexts.pinned_client_context())
     with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
-        tls.verify_pinned_server(ends.client, HOST, facility.pin)
+        verify.verify_pinned_server(ends.client, HOST, facility.pin)
 
 
 def test_a_session_cannot_be_resumed(facility: Facility) -> None:
@@ -297,8 +300,8 @@ def test_a_session_cannot_be_resumed(facility: Facility) -> None:
     first = join(server, client)  # kept, since a session dies with a connection that was not closed
     again = join(server, client, session=first.client.get_session())
     assert again.done
-    assert tls.verify_client(again.server) is not None
-    tls.verify_server(again.client, HOST)
+    assert verify.verify_client(again.server) is not None
+    verify.verify_server(again.client, HOST)
 
     lax = SSL.Context(SSL.TLS_SERVER_METHOD)  # the same server, had it kept OpenSSL's defaults
     lax.use_certificate_chain_file(str(facility.server.certificate))
@@ -306,40 +309,40 @@ def test_a_session_cannot_be_resumed(facility: Facility) -> None:
     lax.load_verify_locations(str(facility.ca))
     lax.set_session_id(b"lax")
     lax.set_verify(SSL.VERIFY_PEER)
-    lax.set_alpn_select_callback(lambda *_: tls.ALPN)
+    lax.set_alpn_select_callback(lambda *_: contexts.ALPN)
     first = join(lax, client)
     resumed = join(lax, client, session=first.client.get_session())
     assert resumed.done
     with pytest.raises(CertificateProblem, match="has not proved who it is"):
-        tls.verify_server(resumed.client, HOST)
+        verify.verify_server(resumed.client, HOST)
     with pytest.raises(CertificateProblem, match="has not proved who it is"):
-        tls.verify_client(resumed.server)
+        verify.verify_client(resumed.server)
 
 
 def test_a_context_that_does_not_verify_proves_nothing(facility: Facility) -> None:
-    ends = join(facility.server_context("optional"), tls.pinned_client_context())
+    ends = join(facility.server_context("optional"), contexts.pinned_client_context())
     with pytest.raises(CertificateProblem, match="has not proved who it is"):
-        tls.verify_server(ends.client, HOST)
+        verify.verify_server(ends.client, HOST)
 
 
 # --- the pinned authority
 
 
 def pinned(server: SSL.Context) -> SSL.Connection:
-    ends = join(server, tls.pinned_client_context(), HOST.encode())
+    ends = join(server, contexts.pinned_client_context(), HOST.encode())
     assert ends.done, "the handshake of a pinned client trusts whoever answers"
     return ends.client
 
 
 def test_a_pinned_authority_is_enough_to_know_a_server(facility: Facility) -> None:
     server = facility.server_context("optional")
-    tls.verify_pinned_server(pinned(server), HOST, facility.pin)
-    tls.verify_pinned_server(pinned(server), HOST, facility.pin.upper())
+    verify.verify_pinned_server(pinned(server), HOST, facility.pin)
+    verify.verify_pinned_server(pinned(server), HOST, facility.pin.upper())
 
 
 def test_a_server_of_another_authority_is_not_the_pinned_one(facility: Facility, other: Facility) -> None:
     with pytest.raises(CertificateProblem, match="None of the 2 certificates"):
-        tls.verify_pinned_server(pinned(other.server_context("optional")), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(other.server_context("optional")), HOST, facility.pin)
 
 
 def test_a_chain_that_merely_contains_the_pinned_authority_is_refused(facility: Facility) -> None:
@@ -347,10 +350,10 @@ def test_a_chain_that_merely_contains_the_pinned_authority_is_refused(facility: 
     leaf, key = mallory.leaf(*names_of_dns(HOST))
     for chain in ([leaf, real.certificate], [leaf, mallory.certificate, real.certificate]):
         with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
-            tls.verify_pinned_server(pinned(facility.serve(*chain, key=key)), HOST, facility.pin)
+            verify.verify_pinned_server(pinned(facility.serve(*chain, key=key)), HOST, facility.pin)
     honest, key = real.leaf(*names_of_dns(HOST))
     server = facility.serve(honest, mallory.certificate, real.certificate, key=key)
-    tls.verify_pinned_server(pinned(server), HOST, facility.pin)
+    verify.verify_pinned_server(pinned(server), HOST, facility.pin)
 
 
 def test_an_authority_of_the_same_name_as_the_pinned_one_is_refused(facility: Facility) -> None:
@@ -359,39 +362,39 @@ def test_an_authority_of_the_same_name_as_the_pinned_one_is_refused(facility: Fa
     forged = Authority(real.certificate, forger.key)  # issues in the real one's name, with another key
     leaf, key = forged.leaf(*names_of_dns(HOST))
     with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
-        tls.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
 
 
 def test_a_pinned_certificate_that_is_no_authority_is_refused(facility: Facility) -> None:
     leaf, key = self_signed_leaf(HOST)
     with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
-        tls.verify_pinned_server(pinned(facility.serve(leaf, key=key)), HOST, fingerprint(leaf))
+        verify.verify_pinned_server(pinned(facility.serve(leaf, key=key)), HOST, fingerprint(leaf))
     own = fingerprint(facility.server.certificate.read_bytes())
     with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
-        tls.verify_pinned_server(pinned(facility.server_context("optional")), HOST, own)
+        verify.verify_pinned_server(pinned(facility.server_context("optional")), HOST, own)
 
 
 def test_the_pinned_authority_itself_is_no_server(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     server = facility.serve(real.certificate, key=real.key)
     with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
-        tls.verify_pinned_server(pinned(server), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(server), HOST, facility.pin)
 
 
 def test_a_users_certificate_of_the_pinned_authority_is_no_servers(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     leaf, key = real.leaf(*names_of_dns(HOST), usage=CLIENT)
     with pytest.raises(CertificateProblem, match="no server's certificate"):
-        tls.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
     leaf, key = real.leaf(*names_of_dns(HOST))
-    tls.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
+    verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
 
 
 def test_an_expired_certificate_of_the_pinned_authority_is_refused(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     leaf, key = real.leaf(*names_of_dns(HOST), left=timedelta(minutes=-5))
     with pytest.raises(CertificateProblem, match="expired"):
-        tls.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
 
 
 def test_a_certificate_that_a_pinned_authoritys_leaf_has_signed_is_refused(facility: Facility) -> None:
@@ -399,16 +402,16 @@ def test_a_certificate_that_a_pinned_authoritys_leaf_has_signed_is_refused(facil
     middle, middle_key = real.leaf(*names_of_dns("middle.example.org"))
     leaf, key = Authority(middle, middle_key).leaf(*names_of_dns(HOST))
     with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
-        tls.verify_pinned_server(pinned(facility.serve(leaf, middle, real.certificate, key=key)), HOST, facility.pin)
+        verify.verify_pinned_server(pinned(facility.serve(leaf, middle, real.certificate, key=key)), HOST, facility.pin)
 
 
 # --- files
 
 
-def contexts(certificate: Path, key: Path, authorities: list[Path]) -> list[Callable[[], SSL.Context]]:
+def both_contexts(certificate: Path, key: Path, authorities: list[Path]) -> list[Callable[[], SSL.Context]]:
     return [
-        lambda: tls.server_context(certificate, key, authorities, client_certificate="required"),
-        lambda: tls.client_context(certificate, key, authorities),
+        lambda: contexts.server_context(certificate, key, authorities, client_certificate="required"),
+        lambda: contexts.client_context(certificate, key, authorities),
     ]
 
 
@@ -418,13 +421,13 @@ def test_files_that_are_missing_or_nonsense_are_named_with_the_setting(facility:
     nonsense.write_text("-----BEGIN NONSENSE-----\n")
     nonsense.chmod(0o600)
     for bad, setting, make in (
-        (gone, "certificate", contexts(gone, key, [ca])),
-        (gone, "key", contexts(cert, gone, [ca])),
-        (gone, "authorities", contexts(cert, key, [ca, gone])),
-        (nonsense, "certificate", contexts(nonsense, key, [ca])),
-        (nonsense, "key", contexts(cert, nonsense, [ca])),
-        (nonsense, "authorities", contexts(cert, key, [nonsense])),
-        (tmp_path, "key", contexts(cert, tmp_path, [ca])),
+        (gone, "certificate", both_contexts(gone, key, [ca])),
+        (gone, "key", both_contexts(cert, gone, [ca])),
+        (gone, "authorities", both_contexts(cert, key, [ca, gone])),
+        (nonsense, "certificate", both_contexts(nonsense, key, [ca])),
+        (nonsense, "key", both_contexts(cert, nonsense, [ca])),
+        (nonsense, "authorities", both_contexts(cert, key, [nonsense])),
+        (tmp_path, "key", both_contexts(cert, tmp_path, [ca])),
     ):
         for build in make:
             with pytest.raises(CertificateProblem) as refused:
@@ -432,12 +435,12 @@ def test_files_that_are_missing_or_nonsense_are_named_with_the_setting(facility:
             assert str(bad) in str(refused.value)
             assert f"`{setting}`" in str(refused.value)
             assert str(refused.value).endswith(".")
-    for build in contexts(cert, key, [ca]):
+    for build in both_contexts(cert, key, [ca]):
         build()
 
 
 def test_a_key_of_another_certificate_is_refused(facility: Facility) -> None:
-    for build in contexts(facility.user.certificate, facility.server.key, [facility.ca]):
+    for build in both_contexts(facility.user.certificate, facility.server.key, [facility.ca]):
         with pytest.raises(CertificateProblem, match="does not belong to"):
             build()
 
@@ -462,11 +465,11 @@ def test_a_private_key_that_others_may_use_is_refused_until_chmod_600(
     elif owner != 0:
         pytest.skip("another owner takes root; this user's own files stand for them above")
     key.chmod(mode)
-    for build in contexts(facility.user.certificate, key, [facility.ca]):
+    for build in both_contexts(facility.user.certificate, key, [facility.ca]):
         with pytest.raises(CertificateProblem, match=f"mode {mode:04o}.*chmod 600 {key}"):
             build()
     key.chmod(0o600)
-    for build in contexts(facility.user.certificate, key, [facility.ca]):
+    for build in both_contexts(facility.user.certificate, key, [facility.ca]):
         build()
 
 
@@ -479,7 +482,7 @@ def test_a_private_key_of_root_s_may_be_read_by_the_group_of_the_service(facilit
         os.chown(key, 0, NOBODY)
         key.chmod(mode)
         Path(folder).chmod(0o755)
-        for build in contexts(facility.user.certificate, key, [facility.ca]):
+        for build in both_contexts(facility.user.certificate, key, [facility.ca]):
             build()
         service = os.fork()
         if service == 0:
@@ -493,7 +496,7 @@ def _as_nobody(key: Path) -> int:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        material.load_key(key)
+        files.load_key(key)
     except CertificateProblem as problem:
         return 3 if "could not be read: Permission denied" in str(problem) else 4
     except BaseException:
@@ -507,7 +510,7 @@ def test_a_file_that_this_user_may_not_read_is_named(facility: Facility, tmp_pat
     secret.write_bytes(facility.ca.read_bytes())
     secret.chmod(0)
     with pytest.raises(CertificateProblem, match=r"secret\.pem could not be read"):
-        tls.client_context(None, None, [secret])
+        contexts.client_context(None, None, [secret])
 
 
 def test_a_locked_key_is_refused(facility: Facility, tmp_path: Path) -> None:
@@ -522,17 +525,17 @@ def test_a_locked_key_is_refused(facility: Facility, tmp_path: Path) -> None:
     )
     locked.chmod(0o600)
     with pytest.raises(CertificateProblem, match="passphrase"):
-        tls.client_context(facility.user.certificate, locked, [facility.ca])
+        contexts.client_context(facility.user.certificate, locked, [facility.ca])
 
 
 def test_a_context_needs_authorities_and_both_files_or_neither(facility: Facility) -> None:
     with pytest.raises(CertificateProblem, match="`authorities`"):
-        tls.client_context(None, None, [])
+        contexts.client_context(None, None, [])
     with pytest.raises(CertificateProblem, match="not an authority's"):
-        tls.client_context(None, None, [facility.server.certificate])
+        contexts.client_context(None, None, [facility.server.certificate])
     for certificate, key in ((facility.user.certificate, None), (None, facility.user.key)):
         with pytest.raises(CertificateProblem, match="both"):
-            tls.client_context(certificate, key, [facility.ca])
+            contexts.client_context(certificate, key, [facility.ca])
 
 
 # --- Twisted
@@ -585,13 +588,13 @@ class DialOnce:
 
 def test_twisted_protocols_meet_over_wrapped_endpoints_and_factories(facility: Facility) -> None:
     clock = Clock()
-    servers, clients = Greeters(tls.verify_client), Greeters(lambda c: tls.verify_server(c, HOST))
-    server = tls.wrap_server_factory(facility.server_context(), servers, clock).buildProtocol(None)  # type: ignore[arg-type]
+    servers, clients = Greeters(verify.verify_client), Greeters(lambda c: verify.verify_server(c, HOST))
+    server = endpoints.wrap_server_factory(facility.server_context(), servers, clock).buildProtocol(None)  # type: ignore[arg-type]
     far = StringTransport()
     server.makeConnection(far)  # type: ignore[union-attr, arg-type]
     endpoint = DialOnce()
     dialled: list[object] = []
-    wrapped = tls.wrap_client_endpoint(facility.client_context(), HOST, endpoint, clock)  # type: ignore[arg-type]
+    wrapped = endpoints.wrap_client_endpoint(facility.client_context(), HOST, endpoint, clock)  # type: ignore[arg-type]
     wrapped.connect(clients).addCallback(dialled.append)
     assert dialled == clients.made, "the endpoint gives the inner protocol"
     for _ in range(6):
@@ -615,8 +618,8 @@ def test_twisted_protocols_meet_over_wrapped_endpoints_and_factories(facility: F
 def test_a_server_name_is_sent_for_names_and_not_for_addresses(
     facility: Facility, host: str, expected: bytes | None
 ) -> None:
-    client = tls.ClientTLS(facility.client_context(), host).clientConnectionForTLS(None)  # type: ignore[arg-type]
-    server = tls.ServerTLS(facility.server_context()).serverConnectionForTLS(None)  # type: ignore[arg-type]
+    client = endpoints.ClientTLS(facility.client_context(), host).clientConnectionForTLS(None)  # type: ignore[arg-type]
+    server = endpoints.ServerTLS(facility.server_context()).serverConnectionForTLS(None)  # type: ignore[arg-type]
     with pytest.raises(SSL.WantReadError):
         client.do_handshake()
     server.bio_write(client.bio_read(1 << 16))
@@ -627,9 +630,9 @@ def test_a_server_name_is_sent_for_names_and_not_for_addresses(
 
 def test_a_wrapped_link_that_fails_tells_its_protocol_why(facility: Facility, other: Facility) -> None:
     clock = Clock()
-    clients = Greeters(lambda c: tls.verify_server(c, HOST))
+    clients = Greeters(lambda c: verify.verify_server(c, HOST))
     endpoint = DialOnce()
-    tls.wrap_client_endpoint(facility.client_context(), HOST, endpoint, clock).connect(clients)  # type: ignore[arg-type]
+    endpoints.wrap_client_endpoint(facility.client_context(), HOST, endpoint, clock).connect(clients)  # type: ignore[arg-type]
     server = SSL.Connection(other.server_context("optional"), None)
     server.set_accept_state()
     server.bio_write(endpoint.transport.value())
@@ -639,7 +642,7 @@ def test_a_wrapped_link_that_fails_tells_its_protocol_why(facility: Facility, ot
     endpoint.protocol.connectionLost(Failure(error.ConnectionDone()))  # type: ignore[union-attr]
     (made,) = clients.made
     assert made.lost is not None
-    assert "not in `authorities`" in tls.explain(made.lost)
+    assert "not in `authorities`" in explain.explain(made.lost)
     assert made.heard == b""
 
 
@@ -649,13 +652,13 @@ import sys
 from pathlib import Path
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
-from scistream.security import stream, tls
-context = tls.client_context(None, None, [Path(sys.argv[1])])
-tls.wrap_server_factory(context, Factory(), Clock())
-tls.wrap_client_endpoint(context, "host", None, Clock())
+from scistream.tls import contexts, endpoints, stream_channels
+context = contexts.client_context(None, None, [Path(sys.argv[1])])
+endpoints.wrap_server_factory(context, Factory(), Clock())
+endpoints.wrap_client_endpoint(context, "host", None, Clock())
 sys.exit("twisted.internet.reactor" in sys.modules)
 """
-    root = Path(tls.__file__).parents[2]
+    root = Path(verify.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program, str(facility.ca)], cwd=root, check=False, timeout=60)
     assert done.returncode == 0
 
@@ -704,7 +707,7 @@ def alert(words: str) -> SSL.Error:
 )
 def test_a_failure_is_explained_in_one_readable_line(problem: Exception, words: str) -> None:
     for given in (problem, Failure(problem)):
-        said = tls.explain(given)
+        said = explain.explain(given)
         assert words in said
         assert "\n" not in said
 
@@ -713,6 +716,6 @@ def test_what_a_hostile_certificate_says_cannot_forge_log_lines(facility: Facili
     mallory = Authority.make("innocent\nERROR forged line " + "x" * 30)
     leaf, key = mallory.leaf(*names_of_dns(HOST))
     refused: Joined = join(facility.serve(leaf, mallory.certificate, key=key), facility.client_context())
-    said = tls.explain(refused.client_error or AssertionError())
+    said = explain.explain(refused.client_error or AssertionError())
     assert "innocent?ERROR" in said
     assert "\n" not in said

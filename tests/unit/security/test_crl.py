@@ -10,12 +10,11 @@ from cryptography import x509
 from memory_tls import CLIENT, Authority, Joined, a_crl, a_root, an_intermediate, join, store, written
 from OpenSSL import SSL
 
-from scistream.security import tls
-from scistream.security.keyring import Keyring, client_keyring, server_keyring
-from scistream.security.material import Material, Trust, read_material
-from scistream.security.pki import Issued, init_authority, issue
-from scistream.security.revocation import make_crl, revoke
-from scistream.security.tls import CertificateProblem
+from scistream.pki.authority import Issued, init_authority, issue
+from scistream.pki.revocation import make_crl, revoke
+from scistream.tls import contexts, explain, verify
+from scistream.tls.files import CertificateFiles, CertificateProblem, LoadedCertificates, read_material
+from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
 
 HOST = "s2cs.example.org"
 
@@ -32,14 +31,14 @@ class Lab:
         self.bob = issue(directory, "user", "bob@example.org")
         make_crl(directory)
 
-    def trust(self, files: Issued, *crl: Path) -> Trust:
-        return Trust(files.certificate, files.key, (self.ca,), crl)
+    def trust(self, files: Issued, *crl: Path) -> CertificateFiles:
+        return CertificateFiles(files.certificate, files.key, (self.ca,), crl)
 
-    def server_keyring(self, *crl: Path) -> Keyring:
-        return server_keyring(self.trust(self.server, *(crl or (self.crl,))), "required")
+    def server_keyring(self, *crl: Path) -> ReloadableCredentials:
+        return server_credentials(self.trust(self.server, *(crl or (self.crl,))), "required")
 
     def client(self, files: Issued, *crl: Path) -> SSL.Context:
-        return client_keyring(self.trust(files, *crl)).context
+        return client_credentials(self.trust(files, *crl)).context
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def lab(tmp_path: Path) -> Lab:
 
 def refusal_at_server(ends: Joined) -> str:
     assert ends.server_error is not None
-    return tls.explain(ends.server_error)
+    return explain.explain(ends.server_error)
 
 
 def test_a_revoked_client_is_refused_with_the_day_and_the_reason_and_another_is_not(lab: Lab) -> None:
@@ -59,9 +58,9 @@ def test_a_revoked_client_is_refused_with_the_day_and_the_reason_and_another_is_
     assert f"it was revoked on {datetime.now(UTC):%Y-%m-%d} (key compromise)" in refusal_at_server(refused)
     assert "CN=ada@example.org" in refusal_at_server(refused)
     assert refused.client_error is not None
-    assert "revoked" in tls.explain(refused.client_error)
+    assert "revoked" in explain.explain(refused.client_error)
     assert join(server, lab.client(lab.bob)).done
-    without = tls.server_context(lab.server.certificate, lab.server.key, [lab.ca], client_certificate="required")
+    without = contexts.server_context(lab.server.certificate, lab.server.key, [lab.ca], client_certificate="required")
     assert join(without, lab.client(lab.ada)).done, "who names no CRL asks nobody"
 
 
@@ -71,7 +70,7 @@ def test_a_revoked_server_is_refused_by_who_dials_it(lab: Lab) -> None:
     revoke(lab.directory, HOST)
     refused = join(server, lab.client(lab.bob, lab.crl))
     assert refused.client_error is not None
-    assert "it was revoked on" in tls.explain(refused.client_error)
+    assert "it was revoked on" in explain.explain(refused.client_error)
 
 
 def test_under_a_crl_that_has_expired_nobody_gets_in_and_the_remedy_is_named(lab: Lab) -> None:
@@ -92,15 +91,15 @@ def test_under_a_crl_that_has_expired_nobody_gets_in_and_the_remedy_is_named(lab
 
 def test_an_authority_without_a_crl_among_others_with_one_is_named(lab: Lab, tmp_path: Path) -> None:
     other = Lab(tmp_path / "other")
-    trust = Trust(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl,))
-    keyring = server_keyring(trust, "required")
+    trust = CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl,))
+    keyring = server_credentials(trust, "required")
     said = refusal_at_server(join(keyring.context, foreign(other, lab)))
     assert "there is no CRL of its authority" in said
     (gap,) = keyring.material.gaps(datetime.now(UTC))
     assert str(other.ca) in gap
     assert join(keyring.context, lab.client(lab.ada)).done
-    both = server_keyring(
-        Trust(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl, other.crl)), "required"
+    both = server_credentials(
+        CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl, other.crl)), "required"
     )
     assert join(both.context, foreign(other, lab)).done
     assert both.material.gaps(datetime.now(UTC)) == []
@@ -108,7 +107,7 @@ def test_an_authority_without_a_crl_among_others_with_one_is_named(lab: Lab, tmp
 
 def foreign(home: Lab, host: Lab) -> SSL.Context:
     """A user of one facility who dials the other."""
-    return tls.client_context(home.ada.certificate, home.ada.key, [host.ca])
+    return contexts.client_context(home.ada.certificate, home.ada.key, [host.ca])
 
 
 def test_two_authorities_of_one_name_have_each_their_own_crl(lab: Lab, tmp_path: Path) -> None:
@@ -116,15 +115,15 @@ def test_two_authorities_of_one_name_have_each_their_own_crl(lab: Lab, tmp_path:
     new = Lab(tmp_path / "new")
     revoke(lab.directory, "ada@example.org")
     revoke(new.directory, "bob@example.org")
-    trust = Trust(lab.server.certificate, lab.server.key, (lab.ca, new.ca), (lab.crl, new.crl))
-    server = server_keyring(trust, "required").context
+    trust = CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, new.ca), (lab.crl, new.crl))
+    server = server_credentials(trust, "required").context
     assert join(server, foreign(new, lab)).done
     assert join(server, lab.client(lab.bob)).done
     assert "revoked" in refusal_at_server(join(server, lab.client(lab.ada)))
-    bob = tls.client_context(new.bob.certificate, new.bob.key, [lab.ca])
+    bob = contexts.client_context(new.bob.certificate, new.bob.key, [lab.ca])
     assert "revoked" in refusal_at_server(join(server, bob))
-    retired = Trust(lab.server.certificate, lab.server.key, (new.ca,), (lab.crl, new.crl))
-    assert join(server_keyring(retired, "required").context, foreign(new, lab)).done, "the old CRL is no hindrance"
+    retired = CertificateFiles(lab.server.certificate, lab.server.key, (new.ca,), (lab.crl, new.crl))
+    assert join(server_credentials(retired, "required").context, foreign(new, lab)).done, "the old CRL is no hindrance"
 
 
 def test_one_file_may_hold_the_crls_of_several_authorities(lab: Lab, tmp_path: Path) -> None:
@@ -132,7 +131,9 @@ def test_one_file_may_hold_the_crls_of_several_authorities(lab: Lab, tmp_path: P
     revoke(other.directory, "ada@example.org")
     both = tmp_path / "both.pem"
     both.write_bytes(lab.crl.read_bytes() + other.crl.read_bytes())
-    server = server_keyring(Trust(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (both,)), "required")
+    server = server_credentials(
+        CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (both,)), "required"
+    )
     assert "revoked" in refusal_at_server(join(server.context, foreign(other, lab)))
     assert join(server.context, lab.client(lab.ada)).done
 
@@ -180,12 +181,12 @@ class Chain:
 
     def server(self, lab: Lab, *crls: x509.CertificateRevocationList) -> SSL.Context:
         files = [written(self.folder / f"{number}.crl", crl) for number, crl in enumerate(crls)]
-        return tls.server_context(
+        return contexts.server_context(
             lab.server.certificate, lab.server.key, [self.anchor], client_certificate="required", crl=files
         )
 
     def client(self, lab: Lab) -> SSL.Context:
-        return tls.client_context(*self.files, [lab.ca])
+        return contexts.client_context(*self.files, [lab.ca])
 
 
 def test_a_chain_with_an_intermediate_of_another_authority_works_and_is_known_by_its_root(
@@ -194,7 +195,7 @@ def test_a_chain_with_an_intermediate_of_another_authority_works_and_is_known_by
     chain = Chain(tmp_path / "chain")
     ends = join(chain.server(lab), chain.client(lab))
     assert ends.done
-    found = tls.verify_client(ends.server)
+    found = verify.verify_client(ends.server)
     assert found is not None
     assert found.name == "grace@uni.example"
 
@@ -221,7 +222,7 @@ def test_an_intermediate_that_its_root_has_revoked_takes_all_of_its_users_along(
 # -- links that are there when the CRL comes
 
 
-def material_of(lab: Lab, *crl: Path) -> Material:
+def material_of(lab: Lab, *crl: Path) -> LoadedCertificates:
     return read_material(lab.server.certificate, lab.server.key, [lab.ca], crl)
 
 

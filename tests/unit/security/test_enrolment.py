@@ -17,9 +17,11 @@ from memory_tls import CLIENT, Authority, Joined, a_root, an_intermediate, commo
 from requirements import needs
 
 from scistream.cli import main
-from scistream.security.pki import fingerprint, init_authority, issue
-from scistream.security.register import key_digest, read_register
-from scistream.security.tls import client_context, explain, server_context, verify_client
+from scistream.pki.authority import fingerprint, init_authority, issue
+from scistream.pki.register import key_digest, read_register
+from scistream.tls.contexts import client_context, server_context
+from scistream.tls.explain import explain
+from scistream.tls.verify import verify_client
 
 ADA = "ada@lab.example"
 

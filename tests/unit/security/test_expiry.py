@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import Logger, formatEvent, globalLogPublisher
 
-from scistream.security.expiry import WARN_AHEAD, Ending, ExpiryWatch, expiring_soon
-from scistream.security.keyring import server_keyring
-from scistream.security.material import Trust
-from scistream.security.pki import init_authority, issue
-from scistream.security.revocation import make_crl, renew
+from scistream.pki.authority import init_authority, issue
+from scistream.pki.revocation import make_crl, renew
+from scistream.tls.expiry import WARN_AHEAD, Expiry, ExpiryWatch, expiring_soon
+from scistream.tls.files import CertificateFiles
+from scistream.tls.reloadable import server_credentials
 
 DAY = 86400.0
 
@@ -49,8 +49,8 @@ class Watched:
         if crl_days is not None:
             make_crl(directory, crl_days)
             crls = (directory / "crl.pem",)
-        self.trust = Trust(self.server.certificate, self.server.key, (ca,), crls)
-        self.keyring = server_keyring(self.trust, "optional")
+        self.trust = CertificateFiles(self.server.certificate, self.server.key, (ca,), crls)
+        self.keyring = server_credentials(self.trust, "optional")
         self.clock = Clock()
         self._start = datetime.now(UTC).timestamp()
         log = Logger("expiry-test")
@@ -135,13 +135,13 @@ def test_a_user_is_told_of_her_own_files(tmp_path: Path) -> None:
     ada, bob = issue(tmp_path / "pki", "user", "ada"), issue(tmp_path / "pki", "user", "bob", days=50)
     authorities = (tmp_path / "pki" / "ca.pem",)
     age(ada.certificate, life=timedelta(days=90), left=timedelta(days=3, hours=1))
-    (warning,) = expiring_soon("your", Trust(ada.certificate, ada.key, authorities))
+    (warning,) = expiring_soon("your", CertificateFiles(ada.certificate, ada.key, authorities))
     assert warning.startswith(f"your certificate of scistream:user:ada ({ada.certificate}) expires in 3 days")
-    assert expiring_soon("your", Trust(bob.certificate, bob.key, authorities)) == []
+    assert expiring_soon("your", CertificateFiles(bob.certificate, bob.key, authorities)) == []
 
 
-def ending(life: timedelta) -> Ending:
-    return Ending("it", NOW, NOW + life, "")
+def ending(life: timedelta) -> Expiry:
+    return Expiry("it", NOW, NOW + life, "")
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

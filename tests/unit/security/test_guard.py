@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.task import Clock
 
 from scistream import timing
-from scistream.security import guard as guard_module
-from scistream.security.guard import Bounds, DoorGuard, Fading, Visit, doubling, place_of
-from scistream.wire.address import parse_network
+from scistream.links import admission as guard_module
+from scistream.links.admission import Admission, AdmissionController, Bounds, DecayingCounter, doubling, place_of
+from scistream.protocol.address import parse_network
 
 ATTACKER, USER = "192.0.2.66", "192.0.2.7"
 
@@ -23,16 +23,16 @@ class Door:
 
     def __init__(self, *, known_refusal: float = timing.FIRST_REFUSAL, **bounds: float) -> None:
         self.clock = Clock()
-        self.guard = DoorGuard(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
-        self.cut: list[Visit] = []
+        self.guard = AdmissionController(self.clock, Bounds(**bounds), "the door", known_refusal=known_refusal)  # type: ignore[arg-type]
+        self.cut: list[Admission] = []
 
-    def comes(self, host: str) -> Visit | None:
+    def comes(self, host: str) -> Admission | None:
         visit = self.guard.admit(host)
         if visit is not None:
             visit.arrived(lambda _why: self.cut.append(visit))
         return visit
 
-    def must_come(self, host: str) -> Visit:
+    def must_come(self, host: str) -> Admission:
         visit = self.comes(host)
         assert visit is not None
         return visit
@@ -276,7 +276,7 @@ def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -
 def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_proved_himself_there_yet() -> None:
     clock = Clock()
     networks = (parse_network("192.0.2.0/28"), parse_network("2001:db8::/48"))
-    guard = DoorGuard(clock, Bounds(failures=1), "the door", known_refusal=0.0, known=networks)
+    guard = AdmissionController(clock, Bounds(failures=1), "the door", known_refusal=0.0, known=networks)
     for host in (USER, "2001:db8::7", ATTACKER):
         for _ in range(5):
             visit = guard.admit(host)
@@ -367,7 +367,7 @@ def test_the_table_of_addresses_is_bounded_and_keeps_those_that_hold_links(monke
 def test_a_fading_count_never_exceeds_how_often_it_happened_and_fades_to_nothing(
     times: list[float], later: float
 ) -> None:
-    count = Fading()
+    count = DecayingCounter()
     for number, at in enumerate(times, 1):
         assert 1.0 <= count.add(at, 1000.0) <= number
     end = times[-1]
@@ -400,9 +400,9 @@ class AnyVisits(RuleBasedStateMachine):
             longest_refusal=5.0,
         )
         self.clock = Clock()
-        self.guard = DoorGuard(self.clock, self.bounds, "the door", known_refusal=1.0)
-        self.there: dict[Visit, str] = {}
-        self.proven: dict[Visit, str | None] = {}
+        self.guard = AdmissionController(self.clock, self.bounds, "the door", known_refusal=1.0)
+        self.there: dict[Admission, str] = {}
+        self.proven: dict[Admission, str | None] = {}
 
     @rule(host=st.sampled_from(HOSTS))
     def somebody_comes(self, host: str) -> None:
@@ -411,7 +411,7 @@ class AnyVisits(RuleBasedStateMachine):
             self.there[visit] = place_of(host)
             visit.arrived(lambda _why: self._gone(visit))
 
-    def _gone(self, visit: Visit) -> None:
+    def _gone(self, visit: Admission) -> None:
         assert visit not in self.proven, "only the unproven make room"
         del self.there[visit]
 
@@ -435,7 +435,7 @@ class AnyVisits(RuleBasedStateMachine):
     def one_goes(self, data: st.DataObject) -> None:
         self._leaves(data.draw(st.sampled_from(list(self.there))))
 
-    def _leaves(self, visit: Visit) -> None:
+    def _leaves(self, visit: Admission) -> None:
         visit.over()
         visit.over()
         del self.there[visit]

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from memory_tls import CLIENT, SERVER, common_name, join, written
 
-from scistream.security import material, tls
-from scistream.security.describe import describe
-from scistream.security.material import CertificateProblem, Held, HeldCrl, Material, is_signed_by
-from scistream.security.pki import hash_for, init_authority, issue, make_authority, make_leaf
-from scistream.security.revocation import make_crl, revoke
+from scistream.pki.authority import hash_for, init_authority, issue, make_authority, make_leaf
+from scistream.pki.describe import describe
+from scistream.pki.revocation import make_crl, revoke
+from scistream.tls import contexts, files, verify
+from scistream.tls.files import CertificateProblem, HeldCertificate, HeldCrl, LoadedCertificates, is_signed_by
 
 HOST = "dtn1.lab.example"
 KINDS: dict[str, Any] = {
@@ -68,15 +68,19 @@ def test_a_link_is_made_with_leaves_of_any_kind_and_the_crl_of_their_authority_i
     anchor = written(tmp_path / "ca.pem", authority)
     server = pair(tmp_path, "server", *leaf_of(authority, key, kind, x509.DNSName(HOST), SERVER))
     ada = leaf_of(authority, key, kind, x509.RFC822Name("ada@lab.example"), CLIENT)
-    client = tls.client_context(*pair(tmp_path, "client", *ada), [anchor])
+    client = contexts.client_context(*pair(tmp_path, "client", *ada), [anchor])
     crl = written(tmp_path / "crl.pem", crl_of(authority, key))
-    ends = join(tls.server_context(*server, [anchor], client_certificate="required", crl=[crl]), client, HOST.encode())
+    ends = join(
+        contexts.server_context(*server, [anchor], client_certificate="required", crl=[crl]), client, HOST.encode()
+    )
     assert ends.done
-    tls.verify_server(ends.client, HOST)
-    assert tls.verify_client(ends.server) is not None
+    verify.verify_server(ends.client, HOST)
+    assert verify.verify_client(ends.server) is not None
 
     written(crl, crl_of(authority, key, ada[0]))
-    ends = join(tls.server_context(*server, [anchor], client_certificate="required", crl=[crl]), client, HOST.encode())
+    ends = join(
+        contexts.server_context(*server, [anchor], client_certificate="required", crl=[crl]), client, HOST.encode()
+    )
     assert "it was revoked on" in str(ends.server_error)
 
 
@@ -85,17 +89,17 @@ def test_a_crl_that_another_key_of_that_kind_has_signed_is_a_problem(tmp_path: P
     authority, _ = authority_of(kind)
     forged = written(tmp_path / "crl.pem", crl_of(authority, KINDS[kind]()))
     with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
-        material.read_material(None, None, [written(tmp_path / "ca.pem", authority)], [forged])
+        files.read_material(None, None, [written(tmp_path / "ca.pem", authority)], [forged])
 
 
 def test_a_crl_that_is_signed_by_rsa_pss_is_checked(tmp_path: Path) -> None:
     authority, key = authority_of("RSA")
     anchor = written(tmp_path / "ca.pem", authority)
     good = written(tmp_path / "good.pem", crl_of(authority, key, rsa_padding=PSS))
-    assert len(material.read_material(None, None, [anchor], [good]).crls) == 1
+    assert len(files.read_material(None, None, [anchor], [good]).crls) == 1
     forged = written(tmp_path / "forged.pem", crl_of(authority, KINDS["RSA"](), rsa_padding=PSS))
     with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
-        material.read_material(None, None, [anchor], [forged])
+        files.read_material(None, None, [anchor], [forged])
 
 
 class OfAnotherWorld:
@@ -119,13 +123,13 @@ def test_what_cannot_be_checked_is_neither_right_nor_wrong(tmp_path: Path, monke
     ada, _ = leaf_of(authority, key, "P-256", x509.RFC822Name("ada@lab.example"), CLIENT)
     crl: Any = OfAnotherWorld(crl_of(authority, key, ada))
     assert is_signed_by(crl, authority) is None
-    held = Material((), None, (Held(tmp_path, authority),), (HeldCrl(tmp_path, crl),))
+    held = LoadedCertificates((), None, (HeldCertificate(tmp_path, authority),), (HeldCrl(tmp_path, crl),))
     assert held.revoked(ada, authority) is None, "it is believed by nobody"
     assert len(held.gaps(datetime.now(UTC))) == 1, "and counts as none"
-    files = [written(tmp_path / "ca.pem", authority)], [written(tmp_path / "crl.pem", crl_of(authority, key))]
-    monkeypatch.setattr(material.x509, "load_pem_x509_crl", lambda _: crl)
+    those = [written(tmp_path / "ca.pem", authority)], [written(tmp_path / "crl.pem", crl_of(authority, key))]
+    monkeypatch.setattr(files.x509, "load_pem_x509_crl", lambda _: crl)
     with pytest.raises(CertificateProblem, match=r"its signature \(ecdsa-with-SHA256\) cannot be checked here"):
-        material.read_material(None, None, *files)
+        files.read_material(None, None, *those)
 
 
 @each_kind
@@ -137,7 +141,7 @@ def test_an_authority_of_any_kind_issues_revokes_and_is_explained(tmp_path: Path
     revoke(tmp_path / "pki", "ada@lab.example")
     make_crl(tmp_path / "pki")
     anchor, crl = tmp_path / "pki" / "ca.pem", tmp_path / "pki" / "crl.pem"
-    read = material.read_material(ada.certificate, ada.key, [anchor], [crl])
+    read = files.read_material(ada.certificate, ada.key, [anchor], [crl])
     assert "it was revoked" in str(read.refusal([held.certificate for held in read.chain]))
     found = describe(ada.certificate, datetime.now(UTC))
     assert found.problems == []

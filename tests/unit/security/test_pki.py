@@ -17,8 +17,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scistream import __version__
 from scistream.cli import main
-from scistream.security import pki
-from scistream.security.pki import PkiError, fingerprint, init_authority, issue
+from scistream.pki import authority
+from scistream.pki.authority import fingerprint, init_authority, issue
+from scistream.pki.register import PkiError
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_certificate_is_not_overwritten(directory: Path) -> None:
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pki, "refuse_overwriting", lambda *_: None)
+    monkeypatch.setattr(authority, "refuse_overwriting", lambda *_: None)
     (directory / "ada.key").write_text("precious")
     (directory / "bob.pem").write_text("precious")
     for name in ("ada", "bob"):

@@ -14,10 +14,10 @@ from memory_tls import ca_without_crl_sign
 from requirements import needs
 
 from scistream.cli import main
-from scistream.security.enrol import make_request, read_request, sign_request
-from scistream.security.pki import PkiError, init_authority, issue
-from scistream.security.register import FILE, read_register
-from scistream.security.revocation import make_crl, renew, revoke
+from scistream.pki.authority import init_authority, issue
+from scistream.pki.enrolment import make_request, read_request, sign_request
+from scistream.pki.register import FILE, PkiError, read_register
+from scistream.pki.revocation import make_crl, renew, revoke
 
 
 @pytest.fixture

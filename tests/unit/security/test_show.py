@@ -17,9 +17,9 @@ from memory_tls import CLIENT, Authority, a_crl, store, written
 from memory_tls import join as joined
 
 from scistream.cli import main
-from scistream.security import tls
-from scistream.security.pki import fingerprint, init_authority, issue
-from scistream.security.revocation import revoke
+from scistream.pki.authority import fingerprint, init_authority, issue
+from scistream.pki.revocation import revoke
+from scistream.tls import contexts, verify
 
 
 @pytest.fixture
@@ -37,9 +37,11 @@ def show(*words: str | Path) -> tuple[int, str]:
 def test_a_user_is_shown_as_policies_know_her(directory: Path) -> None:
     ada = issue(directory, "user", "ada@lab.example")
     server = issue(directory, "server", "s2cs.lab.example")
-    context = tls.server_context(server.certificate, server.key, [directory / "ca.pem"], client_certificate="required")
-    ends = joined(context, tls.client_context(ada.certificate, ada.key, [directory / "ca.pem"]))
-    seen = tls.verify_client(ends.server)
+    context = contexts.server_context(
+        server.certificate, server.key, [directory / "ca.pem"], client_certificate="required"
+    )
+    ends = joined(context, contexts.client_context(ada.certificate, ada.key, [directory / "ca.pem"]))
+    seen = verify.verify_client(ends.server)
     assert seen is not None
     status, said = show(ada.certificate)
     assert status == 0

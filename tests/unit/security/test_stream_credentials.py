@@ -16,12 +16,13 @@ from memory_tls import CLIENT, Authority, Joined, common_name, join, say
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
-from scistream.s2uc.credentials import MAX_GATEWAYS, issue_credentials
-from scistream.security.pki import make_leaf
-from scistream.security.stream import StreamSecret, server_name, verify_consumer, verify_producer
-from scistream.security.tls import CertificateProblem, explain
-from scistream.wire.errors import StreamError
-from scistream.wire.messages import CONS, PROD, Role
+from scistream.pki.authority import make_leaf
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import CONS, PROD, Role
+from scistream.s2uc.stream_certificates import MAX_GATEWAYS, issue_credentials
+from scistream.tls.explain import explain
+from scistream.tls.files import CertificateProblem
+from scistream.tls.stream_channels import StreamSecret, server_name, verify_consumer, verify_producer
 
 
 @dataclass

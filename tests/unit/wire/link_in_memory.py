@@ -10,8 +10,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from scistream.wire.line import NO_DOOR, Lasts, Link, Visit, decode
-from scistream.wire.messages import Answer, Message
+from scistream.links.link import NO_LISTENER, Lasts, Link, LinkAdmission
+from scistream.protocol.codec import decode
+from scistream.protocol.messages import Answer, Message
 
 
 class Owner:
@@ -74,7 +75,7 @@ class Peer:
         accepted: bool = True,
         plain_peer: Any = "ada",
         authenticate: Callable[[Any], Any] | None = None,
-        visit: Visit | None = None,
+        visit: LinkAdmission | None = None,
         owner: Owner | None = None,
         wire: Wire | None = None,
         lasts: Lasts | None = None,
@@ -83,7 +84,7 @@ class Peer:
         self.owner = owner or Owner()
         self.wire = wire or Wire()
         self.link = Link(
-            self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_DOOR, lasts=lasts
+            self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_LISTENER, lasts=lasts
         )
         self.link.makeConnection(self.wire)
 

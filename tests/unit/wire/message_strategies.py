@@ -8,9 +8,9 @@ from typing import Any, get_args
 import msgspec
 from hypothesis import strategies as st
 
-from scistream.wire.errors import ErrorCode
-from scistream.wire.line import encode
-from scistream.wire.messages import (
+from scistream.protocol.codec import encode
+from scistream.protocol.errors import ErrorCode
+from scistream.protocol.messages import (
     CONS,
     MAX_CHANNELS,
     MAX_LIFE,
@@ -25,6 +25,7 @@ from scistream.wire.messages import (
     Cause,
     ChannelFigures,
     Error,
+    GatewayCapacity,
     Hello,
     LastError,
     Message,
@@ -35,7 +36,6 @@ from scistream.wire.messages import (
     ReqListeners,
     ResetReason,
     Resp,
-    Room,
     StartConn,
     StartLstn,
     Status,
@@ -225,7 +225,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         more=st.none() | text(100),
         room=st.none()
         | st.builds(
-            Room,
+            GatewayCapacity,
             ports=integers(0, 65535),
             rate=finite,
             hosts=st.none() | st.lists(text(255), max_size=16),

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from message_strategies import LONGEST_HOST, addresses, networks
 
-from scistream.wire.address import Address, inside, parse_network
+from scistream.protocol.address import Address, inside, parse_network
 
 
 @given(text=addresses)

@@ -15,10 +15,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.wire.errors import StreamError
-from scistream.wire.line import decode
-from scistream.wire.link import UNSENT, Dialer
-from scistream.wire.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
+from scistream.links.dialer import Dialer
+from scistream.links.outbox import UNSENT
+from scistream.protocol.codec import decode
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
 DELAYS = [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]

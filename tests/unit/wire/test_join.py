@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.wire.address import Address
-from scistream.wire.join import Join
-from scistream.wire.messages import PROD
+from scistream.protocol.address import Address
+from scistream.protocol.join_string import Join
+from scistream.protocol.messages import PROD
 
 UID = "0123abcd-4567-89ef-0123-456789abcdef"
 KEY = "qP3_x8ZkT0wLmN-yRf7uVb2sHdJ5gCe9aXo1iQtKzE4"

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from message_strategies import EXAMPLES, LONGEST_HOST, UID, fields_of, line, messages, without_lf
 
-from scistream.wire.errors import BadMessage, ErrorCode, StreamError
-from scistream.wire.line import MAX_LINE, decode, encode, is_answer
-from scistream.wire.messages import MAX_CHANNELS, Error, Message, Rel, Resp
+from scistream.protocol.codec import MAX_LINE, decode, encode, is_answer
+from scistream.protocol.errors import BadMessage, ErrorCode, StreamError
+from scistream.protocol.messages import MAX_CHANNELS, Error, Message, Rel, Resp
 
 KINDS = get_args(Message)
 

@@ -13,11 +13,11 @@ from OpenSSL import SSL
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from scistream.links.admission import AdmissionController, Bounds
+from scistream.links.tls_links import log_refusal
 from scistream.logs import MOST_COUNTED
-from scistream.security.control import log_refusal
-from scistream.security.guard import Bounds, DoorGuard
-from scistream.security.tls import RefusedCertificate
-from scistream.wire.line import MAX_FIRST_LINE
+from scistream.protocol.codec import MAX_FIRST_LINE
+from scistream.tls.explain import RefusedCertificate
 
 
 class Door:
@@ -25,7 +25,7 @@ class Door:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.guard = DoorGuard(self.clock, Bounds(), "the door", known_refusal=30.0)
+        self.guard = AdmissionController(self.clock, Bounds(), "the door", known_refusal=30.0)
 
     def comes(self, host: str, does: str) -> None:
         """Somebody connects from there and misbehaves."""
@@ -110,7 +110,7 @@ def test_another_reason_of_the_same_refusal_is_told_at_once_and_the_same_one_is_
 
 def test_an_address_that_is_refused_for_another_reason_is_told_of_at_once() -> None:
     clock = Clock()
-    guard = DoorGuard(clock, Bounds(unproven_per_address=1, failures=2), "the door", known_refusal=30.0)
+    guard = AdmissionController(clock, Bounds(unproven_per_address=1, failures=2), "the door", known_refusal=30.0)
     with logged() as lines:
         visit = guard.admit("10.0.0.1")
         assert visit is not None

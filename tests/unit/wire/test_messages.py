@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, messages, without_lf
 
-from scistream.wire.errors import BadMessage
-from scistream.wire.line import MAX_LINE, decode, encode
-from scistream.wire.link import command_name
-from scistream.wire.messages import (
+from scistream.links.outbox import command_name
+from scistream.protocol.codec import MAX_LINE, decode, encode
+from scistream.protocol.errors import BadMessage
+from scistream.protocol.messages import (
     CONS,
     MAX_LIFE,
     MAX_PROBE_SECONDS,

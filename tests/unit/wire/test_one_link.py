@@ -15,10 +15,12 @@ from message_strategies import UID, line, messages, without_lf
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 
-from scistream.security.guard import Bounds, DoorGuard
-from scistream.wire.errors import StreamError
-from scistream.wire.line import MAX_BAD_LINES, MAX_FIRST_LINE, MAX_LINE, MAX_UNREAD, Link, decode
-from scistream.wire.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
+from scistream.links.admission import AdmissionController, Bounds
+from scistream.links.backpressure import MAX_UNREAD
+from scistream.links.link import MAX_BAD_LINES, Link
+from scistream.protocol.codec import MAX_FIRST_LINE, MAX_LINE, decode
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
 
 REL = line("REL")
 STATUS = Status(uid=None, role=None, seq=1)
@@ -591,7 +593,7 @@ def decoded_uid(bad: bytes) -> str | None:
 
 
 def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> None:
-    door = DoorGuard(Clock(), Bounds(commands_per_second=10), "the door", known_refusal=0.0)
+    door = AdmissionController(Clock(), Bounds(commands_per_second=10), "the door", known_refusal=0.0)
     visit = door.admit("192.0.2.1")
     peer = Peer(visit=visit)
     peer.link.prove("ada")
@@ -607,7 +609,7 @@ def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> 
 
 
 def test_a_link_that_rests_and_is_closed_leaves_no_timer_but_its_last_one() -> None:
-    door = DoorGuard(Clock(), Bounds(commands_per_second=1), "the door", known_refusal=0.0)
+    door = AdmissionController(Clock(), Bounds(commands_per_second=1), "the door", known_refusal=0.0)
     peer = Peer(visit=door.admit("192.0.2.1"))
     peer.link.prove("ada")
     peer.says(*[REL] * 10)

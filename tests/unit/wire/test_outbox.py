@@ -11,10 +11,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from scistream.wire.errors import StreamError
-from scistream.wire.line import decode
-from scistream.wire.link import UNSENT, Outbox, still_working
-from scistream.wire.messages import PROD, Command, Error, Rel, Req, Resp, Status
+from scistream.links.outbox import UNSENT, Outbox, still_working
+from scistream.protocol.codec import decode
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import PROD, Command, Error, Rel, Req, Resp, Status
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
 REQ = Req(uid=UID, role=PROD, seq=UNSENT, num_conn=1, rate=1.0, app_key_hash="0" * 64)

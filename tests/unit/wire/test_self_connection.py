@@ -6,8 +6,8 @@ from link_in_memory import Owner, Wire
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from scistream.security.tls import explain
-from scistream.wire.line import Link
+from scistream.links.link import Link
+from scistream.tls.explain import explain
 
 
 def test_a_link_that_meets_itself_is_refused_and_says_nothing() -> None:

@@ -15,8 +15,8 @@ from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, server
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
-from scistream.security.tls import wrap_client_endpoint, wrap_server_factory
-from scistream.wire.line import Link
+from scistream.links.link import Link
+from scistream.tls.endpoints import wrap_client_endpoint, wrap_server_factory
 
 reactor: Any = running
 

@@ -1,0 +1,214 @@
+"""Links that last: a service that connects again for ever and owns an outbox."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.internet import ClientService
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from scistream import timing
+from scistream.links.link import Lasts, Link
+from scistream.links.outbox import Outbox, cancel_call
+from scistream.logs import Tally
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Answer, Command, Error, Message, Resp
+
+
+class LinkFactory(Factory):
+    """Makes a `Link` for each connection.
+
+    :param build: gives the link of a new connection, or None to refuse it.
+    """
+
+    noisy = False
+
+    def __init__(self, build: Callable[[IAddress | None], Link | None]) -> None:
+        self._build = build
+
+    def buildProtocol(self, addr: IAddress | None) -> Link | None:
+        return self._build(addr)
+
+
+class Dialer(Service):
+    """The lasting link of a party that dials.
+
+    Set the `on_...` callables to hear of it. The delay before the next try doubles from 0.2 s to 5 s, with
+    jitter, and starts anew at a valid line: a peer that accepts and says nothing is no success.
+
+    :param endpoint: where to connect, TLS included.
+    :param clock: for delays and time limits.
+    :param peer_name: how logs and errors call the peer.
+    :param authenticate: as for `Link`.
+    :param explain: turns the reason of a lost connection into a sentence.
+    :param lasts: as for `Link`.
+    :param is_hopeless: tells from the reason whether dialling again cannot help; it is done all the same, since
+        an operator may mend it, but `on_down` hears of it.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        clock: IReactorTime,
+        peer_name: str,
+        authenticate: Callable[[Any], Any] | None,
+        explain: Callable[[Failure], str],
+        is_hopeless: Callable[[Failure], bool],
+        lasts: Lasts | None = None,
+    ) -> None:
+        self.clock = clock
+        self.outbox = Outbox(clock, peer_name)
+        self.link: Link | None = None
+        self.on_up: Callable[[], None] = _nothing
+        self.on_down: Callable[[str, bool], None] = _ignore
+        self.on_poll: Callable[[], None] = _nothing
+        self.on_message: Callable[[Link, Message], None] = _ignore_message
+        self._explain = explain
+        self._is_hopeless = is_hopeless
+        self._failures = 0
+        self._troubles: Tally[str] = Tally(clock, self._tell, "other troubles")
+        self._poll: IDelayedCall | None = None
+        factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False, lasts=lasts))
+        self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)
+
+    @property
+    def peer_name(self) -> str:
+        """How logs and errors call the peer."""
+        return self.outbox.peer_name
+
+    def startService(self) -> None:
+        super().startService()
+        self._client.startService()
+        self._poll = self.clock.callLater(timing.POLL, self._polled)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        cancel_call(self._poll)
+        self._troubles.stop()
+        self.outbox.close(StreamError("shutting-down", f"the link to {self.peer_name} was closed"))
+        if self.link is not None:
+            self.link.close()
+        return self._client.stopService()
+
+    def ask(self, command: Command, patience: float | None) -> Deferred[Resp]:
+        """Send a command until it is answered; see `Outbox.ask`."""
+        return self.outbox.ask(command, patience)
+
+    # -- LinkOwner
+
+    def link_up(self, link: Link) -> None:
+        self.link = link
+        self.on_up()  # first, since it may ask anew what still waits to be sent
+        self.outbox.link_up(link)
+
+    def link_down(self, link: Link, reason: Failure) -> None:
+        if self.link is link:
+            self.link = None
+        self._troubled(reason)
+
+    def message_received(self, link: Link, message: Message) -> None:
+        self._failures = 0
+        self.on_message(link, message)
+
+    def answer_received(self, link: Link, answer: Answer) -> None:
+        self._failures = 0
+        if not self.outbox.answered(answer) and isinstance(answer, Error):
+            self.on_message(link, answer)
+
+    # -- inside
+
+    def _troubled(self, reason: Failure) -> None:
+        trouble = self._explain(reason)
+        if self.running:
+            self._troubles.add(trouble)
+        self.outbox.link_down(trouble)
+        self.on_down(trouble, self._is_hopeless(reason))
+
+    def _tell(self, trouble: str, count: int, _last: str) -> None:
+        times = f" ({count} times)" if count > 1 else ""
+        self._log.info(
+            "no link to {peer_name}: {trouble}{times}", peer_name=self.peer_name, trouble=trouble, times=times
+        )
+
+    def _delay(self, _attempts: int) -> float:
+        self._failures += 1
+        delay = min(timing.FIRST_RECONNECT * 2.0 ** min(self._failures - 1, 10), timing.LONGEST_RECONNECT)
+        return delay * random.uniform(0.5, 1.0)
+
+    def _polled(self) -> None:
+        self._poll = self.clock.callLater(timing.POLL, self._polled)
+        if self.link is not None:
+            self.on_poll()
+
+
+@implementer(ILogObserver)
+def _only_trouble(event: LogEvent) -> None:
+    """Hand on what is more than the course of things."""
+    if event["log_level"] >= LogLevel.warn:
+        globalLogPublisher(event)
+
+
+class _Client(ClientService):
+    """A ClientService that also tells why it could not connect. Each try by itself is worth no line of the log."""
+
+    _log = Logger(observer=_only_trouble)
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        factory: IProtocolFactory,
+        delay: Callable[[int], float],
+        clock: IReactorTime,
+        failed: Callable[[Failure], None],
+        peer_name: str,
+    ) -> None:
+        super().__init__(_Telling(endpoint, failed, peer_name), factory, delay, clock)
+
+
+@implementer(IStreamClientEndpoint)
+class _Telling:
+    """An endpoint that reports each failure to connect."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None], name: str) -> None:
+        self._endpoint = endpoint
+        self._failed = failed
+        self._name = name
+
+    def __repr__(self) -> str:
+        """How Twisted's log calls it."""
+        return self._name
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        def report(reason: Failure) -> Failure:
+            self._failed(reason)
+            return reason
+
+        return self._endpoint.connect(protocolFactory).addErrback(report)
+
+
+def _nothing() -> None:
+    """Nobody asked to hear of it."""
+
+
+def _ignore(_trouble: str, _hopeless: bool) -> None:
+    """Nobody asked to hear of it."""
+
+
+def _ignore_message(_link: Link, _message: Message) -> None:
+    """Nobody asked to hear of it."""

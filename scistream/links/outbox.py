@@ -1,0 +1,174 @@
+"""Commands paired with answers, and repeated until they are answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorTime,
+)
+from twisted.python.failure import Failure
+
+from scistream import timing
+from scistream.links.link import Link
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Answer, Command, Error, Message, Rel, Req, ReqListeners, Resp, UpdateTargets
+
+UNSENT = 0
+"""The `seq` of a command that no link has numbered yet."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for an answer: a link, the number that the command has on it, and the command's name."""
+
+    link: Link
+    seq: int
+    cmd: str = ""
+
+
+def still_working(command: Command, answer: Resp) -> bool:
+    """Whether this answer only says that the command is being carried out: the final one will follow."""
+    if isinstance(command, Req | ReqListeners):
+        return answer.state == "Reserving"
+    if isinstance(command, UpdateTargets):
+        return answer.state == "Updating"
+    return isinstance(command, Rel) and answer.state == "Releasing"
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One command without its final answer."""
+
+    command: Command
+    result: Deferred[Resp]
+    patience: float | None
+    next_repeat: float = field(default_factory=lambda: timing.FIRST_REPEAT)
+    sent_as: set[int] = field(default_factory=set)
+    repeat: IDelayedCall | None = None
+    give_up: IDelayedCall | None = None
+
+
+class Outbox:
+    """The commands to one peer that wait for their answers.
+
+    A command is repeated at once when a link comes up, otherwise after 2 s, doubling to 10 s, until it is
+    answered, given up or cancelled.
+
+    :param clock: for repetition and giving up.
+    :param peer_name: how errors call the peer.
+    """
+
+    def __init__(self, clock: IReactorTime, peer_name: str) -> None:
+        self._clock = clock
+        self._link: Link | None = None
+        self._waiting: dict[_Waiting, None] = {}
+        self._sent: dict[int, _Waiting] = {}
+        """By the numbers that the link has given them."""
+        self.peer_name = peer_name
+        self.trouble = ""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ask(self, command: Command, patience: float | None) -> Deferred[Resp]:
+        """Send a command until it is answered.
+
+        :param command: with any `seq`: each sending gets the link's next one.
+        :param patience: seconds after which it is given up; each answer that says that the work goes on
+            starts them anew. None: never.
+        :returns: fires with the final RESP, or fails with the StreamError of an ERROR, with `timeout` when given
+            up, or with CancelledError when cancelled.
+        """
+        waiting = _Waiting(command, Deferred(lambda _: self._finish(waiting)), patience)
+        self._waiting[waiting] = None
+        self._restart_patience(waiting)
+        self._send(waiting)
+        return waiting.result
+
+    def link_up(self, link: Link) -> None:
+        """Send all that waits on this link from now on."""
+        self._link = link
+        self.trouble = ""
+        self._sent.clear()
+        for waiting in list(self._waiting):
+            waiting.sent_as.clear()
+            waiting.next_repeat = timing.FIRST_REPEAT
+            self._send(waiting)
+
+    def link_down(self, trouble: str) -> None:
+        """The link is gone; `trouble` says why, for the error of a command that is given up."""
+        self._link = None
+        self.trouble = trouble
+        self._sent.clear()
+        for waiting in self._waiting:
+            waiting.sent_as.clear()
+            cancel_call(waiting.repeat)
+
+    def close(self, error: StreamError) -> None:
+        """Fail all that waits: nobody will answer any more."""
+        self._link = None
+        for waiting in list(self._waiting):
+            if waiting in self._waiting:  # the failure of one may have cancelled another
+                self._finish(waiting)
+                waiting.result.errback(Failure(error))
+
+    def answered(self, answer: Answer) -> bool:
+        """Pair an answer with its command; False if none waits for it."""
+        waiting = self._sent.get(answer.seq) if answer.seq is not None else None
+        if waiting is None:
+            return False
+        self._settle(waiting, answer)
+        return True
+
+    def _settle(self, waiting: _Waiting, answer: Answer) -> None:
+        if isinstance(answer, Resp) and still_working(waiting.command, answer):
+            self._restart_patience(waiting)
+            return
+        self._finish(waiting)
+        if isinstance(answer, Error):
+            waiting.result.errback(Failure(StreamError.heard(answer.code, answer.msg)))
+        else:
+            waiting.result.callback(answer)
+
+    def _send(self, waiting: _Waiting) -> None:
+        cancel_call(waiting.repeat)
+        if self._link is None:
+            return
+        seq = self._link.send_command(waiting.command)
+        waiting.sent_as.add(seq)
+        self._sent[seq] = waiting
+        waiting.repeat = self._clock.callLater(waiting.next_repeat, self._send, waiting)
+        waiting.next_repeat = min(waiting.next_repeat * 2, timing.LONGEST_REPEAT)
+
+    def _restart_patience(self, waiting: _Waiting) -> None:
+        cancel_call(waiting.give_up)
+        if waiting.patience is not None:
+            waiting.give_up = self._clock.callLater(waiting.patience, self._give_up, waiting)
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        self._finish(waiting)
+        name = command_name(waiting.command)
+        msg = f"{self.peer_name} did not answer {name} in {waiting.patience:.3g} s"
+        if self.trouble:
+            msg += f": {self.trouble}"
+        waiting.result.errback(Failure(StreamError("timeout", msg)))
+
+    def _finish(self, waiting: _Waiting) -> None:
+        cancel_call(waiting.repeat)
+        cancel_call(waiting.give_up)
+        for seq in waiting.sent_as:
+            self._sent.pop(seq, None)
+        del self._waiting[waiting]
+
+
+def command_name(message: Message) -> str:
+    """The `cmd` of a message."""
+    return str(message.__struct_config__.tag)
+
+
+def cancel_call(call: IDelayedCall | None) -> None:
+    if call is not None and call.active():
+        call.cancel()

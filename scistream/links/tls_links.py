@@ -1,0 +1,180 @@
+"""How control links are made: who dials whom, under which certificates, checked how.
+
+A `Trust` says with what a party shows itself and whom it believes; None in its place means plain TCP,
+which is allowed on loopback only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from scistream import timing
+from scistream.links.admission import Admission, AdmissionController, Entrance
+from scistream.links.dialer import Dialer, LinkFactory
+from scistream.links.link import Link, LinkOwner
+from scistream.pki.authority import fingerprint
+from scistream.protocol.address import Address
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Error
+from scistream.tls.contexts import ClientCertificate, ContextSource, pinned_client_context
+from scistream.tls.endpoints import wrap_client_endpoint, wrap_server_factory
+from scistream.tls.explain import RefusedCertificate, explain
+from scistream.tls.files import CertificateFiles as Trust
+from scistream.tls.files import CertificateProblem
+from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
+from scistream.tls.verify import Identity, certificate_lasts, verify_client, verify_pinned_server, verify_server
+
+BACKLOG = 1024
+
+_log = Logger()
+
+PLAIN_IDENTITY = Identity(issuer="none", name="insecure:loopback")
+"""Who everybody is where links are plain TCP."""
+
+
+def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | ReloadableCredentials | None) -> Dialer:
+    """A lasting link to a server whose authority we know. Its peer is the SHA-256 of that authority's certificate.
+
+    :param trust: None dials plain TCP; the peer is then an empty string. A keyring may be shared by several dialers,
+        and each time they dial they use what is in force in it.
+    :raises CertificateProblem: if the files of `trust` are not usable.
+    :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
+    """
+    if trust is None:
+        return _plain_dialer(reactor, address, peer_name)
+    keyring = trust if isinstance(trust, ReloadableCredentials) else client_credentials(trust)
+
+    def authenticate(connection: SSL.Connection) -> str:
+        verify_server(connection, address.host)
+        keyring.check(connection)
+        chain = connection.get_verified_chain(as_cryptography=True)
+        assert chain, "verify_server has seen it"
+        return fingerprint(chain[-1])
+
+    return _tls_dialer(reactor, address, peer_name, lambda: keyring.context, authenticate)
+
+
+def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str | None) -> Dialer:
+    """A lasting link to a server of which we know the SHA-256 of its authority's certificate.
+
+    :param ca_sha256: None dials plain TCP.
+    :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
+    """
+    if ca_sha256 is None:
+        return _plain_dialer(reactor, address, peer_name)
+
+    def authenticate(connection: SSL.Connection) -> str:
+        verify_pinned_server(connection, address.host, ca_sha256)
+        return ca_sha256
+
+    return _tls_dialer(reactor, address, peer_name, pinned_client_context(), authenticate)
+
+
+def is_hopeless(reason: Failure) -> bool:
+    """Whether dialling again cannot help: it is the certificates, not the network."""
+    return isinstance(reason.value, CertificateProblem) or (
+        isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError)
+    )
+
+
+class LinkListener:
+    """Where a server listens for control links.
+
+    :param client_certificate: whether every peer must have one (`required`), or may (`optional`).
+    :raises CertificateProblem: if the files of `trust` are not usable.
+    :raises StreamError: `not-authenticated` if plain TCP would be offered beyond this machine.
+    """
+
+    def __init__(
+        self, reactor: Any, address: Address, trust: Trust | None, *, client_certificate: ClientCertificate
+    ) -> None:
+        self._reactor = reactor
+        self._address = address
+        self.keyring: ReloadableCredentials | None = None
+        """What it shows and believes; None where links are plain TCP."""
+        if trust is None:
+            _only_loopback(address)
+        else:
+            self.keyring = server_credentials(trust, client_certificate)
+
+    def open(self, owner_of: Callable[[], LinkOwner], guard: AdmissionController) -> IListeningPort:
+        """Listen; each link that the guard lets in gets an owner. The peer of a link is an `Identity` or None.
+
+        :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.
+        """
+        keyring = self.keyring
+        authenticate = None if keyring is None else _client_verifier(keyring)
+        lasts = None if keyring is None else certificate_lasts
+        plain_peer = PLAIN_IDENTITY if keyring is None else None
+
+        def link_factory(visit: Callable[[], Admission]) -> IProtocolFactory:
+            factory: IProtocolFactory = LinkFactory(
+                lambda _: Link(
+                    owner_of(), self._reactor, authenticate, plain_peer, accepted=True, visit=visit(), lasts=lasts
+                )
+            )
+            if keyring is not None:
+                factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
+            return factory
+
+        entrance = Entrance(guard, link_factory)
+        port: IListeningPort = self._reactor.listenTCP(self._address.port, entrance, BACKLOG, self._address.host)
+        return port
+
+
+def _client_verifier(keyring: ReloadableCredentials) -> Callable[[SSL.Connection], Identity | None]:
+    def authenticate(connection: SSL.Connection) -> Identity | None:
+        peer = verify_client(connection)
+        keyring.check(connection)
+        return peer
+
+    return authenticate
+
+
+def log_refusal(link: Link, reason: Failure) -> None:
+    """Of a link that is gone: log whose certificate was refused in its handshake, and why, if that was it."""
+    if isinstance(reason.value, RefusedCertificate):
+        link.note("refused a certificate", reason.value.sentence, reason.value.reason)
+
+
+def close_refused(links: Iterable[Link | None], keyring: ReloadableCredentials) -> None:
+    """Close those links whose peer would not be let in any more, after what its keyring believes has changed."""
+    for link in links:
+        refusal = keyring.refusal(link)
+        if link is not None and refusal is not None:
+            _log.warn("closed the link of {peer}: {refusal}", peer=link.address, refusal=refusal)
+            link.send(Error(uid=None, code="not-authenticated", msg=f"your certificate is not valid here: {refusal}"))
+            link.close()
+
+
+def _tls_dialer(
+    reactor: Any,
+    address: Address,
+    peer_name: str,
+    context: ContextSource,
+    authenticate: Callable[[SSL.Connection], str],
+) -> Dialer:
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
+    secured = wrap_client_endpoint(context, address.host, endpoint, reactor)
+    return Dialer(secured, reactor, peer_name, authenticate, explain, is_hopeless, certificate_lasts)
+
+
+def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:
+    _only_loopback(address)
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
+    return Dialer(endpoint, reactor, peer_name, None, explain, is_hopeless)
+
+
+def _only_loopback(address: Address) -> None:
+    if not address.is_on_loopback:
+        raise StreamError(
+            "not-authenticated",
+            f"{address} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)",
+        )

@@ -1,0 +1,1 @@
+"""The optional certificate tool: an authority, its register, enrolment and revocation."""

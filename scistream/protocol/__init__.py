@@ -1,0 +1,1 @@
+"""The control protocol: messages, errors, addresses and the codec. Nothing here does input or output."""

@@ -1,0 +1,479 @@
+"""The vocabulary: every message of the control protocol, one frozen Struct each (protocol sections 5 and 6).
+
+`Message` is their union, told apart by the field ``cmd``. Ranges and forms are part of the types,
+so that a value out of range is refused where a line is read (`codec.py`). A field that is not known here is ignored,
+since a peer of a later version may send it; an unknown ``cmd`` or value is refused. Connect has no
+message: it is the TLS handshake of a WAN connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from scistream.protocol.address import Address, parse_network
+from scistream.protocol.port_ranges import repeated
+
+Role = Literal["PROD", "CONS"]
+PROD: Role = "PROD"
+CONS: Role = "CONS"
+
+MAX_CHANNELS = 1024
+MAX_GENERATION = 2**53
+MIN_RATE, MAX_RATE = 1e-6, 10_000_000.0
+"""Mbit/s of a whole stream."""
+MAX_LIFE = 366 * 86400.0
+PROBE_LIFE = 60.0
+"""Seconds that a probe lives at most."""
+MAX_PROBE_SECONDS = 20.0
+MAX_TEXT = 2000
+MAX_PAGE_KEY = 64
+MAX_REASON = 200
+MAX_HOSTS = 16
+MAX_OTHER_ADDRESSES = 64
+"""Of all names in a message together: with the longest map and credentials they fit into a line."""
+MAX_RANGES = 64
+MAX_RESETS = 16
+"""Reasons of resets that are told of one stream."""
+
+Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+Seq = Annotated[int, Meta(ge=1, le=2**53)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Measured = Annotated[float, Meta(ge=0)]
+Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
+NumConn = Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]
+Rate = Annotated[float, Meta(gt=0, le=MAX_RATE)]
+Life = Annotated[float, Meta(gt=0, le=MAX_LIFE)]
+Generation = Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
+AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
+Listeners = Annotated[list[AddressText], Meta(max_length=MAX_CHANNELS)]
+SomeListeners = Annotated[list[AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ListenPorts = Annotated[list[Port], Meta(min_length=1, max_length=MAX_CHANNELS)]
+PortRanges = Annotated[list[tuple[Port, Port]], Meta(max_length=MAX_RANGES)]
+"""Ranges of ports, both ends included."""
+NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+OtherAddresses = Annotated[
+    dict[AddressText, Annotated[list[AddressText], Meta(max_length=MAX_HOSTS)]], Meta(max_length=MAX_OTHER_ADDRESSES)
+]
+"""For addresses that stand for a name, the other ones of that name."""
+Pem = Annotated[str, Meta(max_length=131072)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
+ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""The random name of an S2CS's store: whose a stream on a gateway is."""
+OwnerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""A digest of the owner of a stream: a gateway tells one user's streams from another's by it, and learns no name."""
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Warnings = Annotated[list[Text], Meta(max_length=200)]
+StateName = Annotated[str, Meta(max_length=32)]
+CodeName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
+"""The code of an ERROR: one of `ErrorCode`, or one of a later version, which is a failure like others."""
+Protocol = Literal["tcp", "probe"]
+"""What a stream carries: connections of applications, or test data between its gateways alone."""
+ProbeSeconds = Annotated[float, Meta(gt=0, le=MAX_PROBE_SECONDS)]
+
+
+class _Message(Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
+    """What all messages share."""
+
+
+def _check_addresses(name: str, addresses: list[str] | None) -> None:
+    for text in addresses or ():
+        try:
+            Address.parse(text)
+        except ValueError as wrong:
+            raise ValueError(f"{name}: {wrong}") from None
+
+
+def _check_probe(protocol: str, seconds: float | None) -> None:
+    if (protocol == "probe") != (seconds is not None):
+        raise ValueError("probe_seconds: a probe says it, and nothing else does")
+
+
+def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
+    if ports is None:
+        return
+    if len(ports) != channels:
+        raise ValueError(f"listen_ports: {len(ports)} ports for {channels} channels: name one port for each channel")
+    twice = repeated(ports)
+    if twice is not None:
+        raise ValueError(f"listen_ports: port {twice} is named twice, and each channel has a port of its own")
+
+
+def _check_other_addresses(others: dict[str, list[str]] | None, listeners: Collection[str]) -> None:
+    count = sum(map(len, (others or {}).values()))
+    if count > MAX_OTHER_ADDRESSES:
+        raise ValueError(f"other_addresses: {count} addresses are named, and {MAX_OTHER_ADDRESSES} at most may be")
+    for listener, addresses in (others or {}).items():
+        if listener not in listeners:
+            raise ValueError(f"other_addresses: {listener!r} is none of the addresses that this is about")
+        _check_addresses("other_addresses", addresses)
+        for text in addresses:
+            if Address.parse(text).numeric is None:
+                raise ValueError(f"other_addresses: {text!r} is not numeric")
+
+
+def _check_networks(name: str, networks: list[str] | None) -> None:
+    for text in networks or ():
+        try:
+            parse_network(text)
+        except ValueError as wrong:
+            raise ValueError(f"{name}: {wrong}") from None
+
+
+class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
+    """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
+
+    `expires` and `hello_timeout` are seconds from now, for the facility to choose if left out; `app_from` narrows the
+    networks that applications may connect from. `listen_ports` are the ports that the listeners of this side shall
+    have, one for each channel, in order; without it the gateways choose. Under the `protocol` probe no application
+    takes part: the gateways send each other test data for `probe_seconds` each way. Answered by RESP with `listeners`,
+    `csr` and `expires`.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    num_conn: NumConn
+    rate: Annotated[float, Meta(ge=MIN_RATE, le=MAX_RATE)]
+    app_key_hash: Sha256
+    expires: Life | None = None
+    hello_timeout: Life | None = None
+    wan_security: Literal["encrypt"] = "encrypt"
+    app_from: NetworkTexts | None = None
+    protocol: Protocol = "tcp"
+    probe_seconds: ProbeSeconds | None = None
+    label: Annotated[str, Meta(max_length=200)] | None = None
+    listen_ports: ListenPorts | None = None
+
+    def __post_init__(self) -> None:
+        _check_networks("app_from", self.app_from)
+        _check_listen_ports(self.listen_ports, self.num_conn)
+        _check_probe(self.protocol, self.probe_seconds)
+        if self.protocol == "probe" and (self.expires is None or self.expires > PROBE_LIFE):
+            raise ValueError(f"expires: a probe says how long it lives, {PROBE_LIFE:g} s at most")
+
+
+class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
+    """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
+
+    `owner` is the same for all streams of one user, who has a share of what the gateway has. `store` names the store of
+    that S2CS: from then on the gateway obeys no other about this stream. `listen_ports` are the ports of the listeners,
+    in the order of `channels`. Answered by RESP with `listeners`, `csr`, `boot`.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    channels: Annotated[list[Channel], Meta(min_length=1, max_length=MAX_CHANNELS)]
+    rate: Rate
+    expires: Life
+    wan_security: Literal["encrypt"]
+    app_from: NetworkTexts | None = None
+    protocol: Protocol = "tcp"
+    probe_seconds: ProbeSeconds | None = None
+    owner: OwnerId | None = None
+    store: StoreId | None = None
+    listen_ports: ListenPorts | None = None
+
+    def __post_init__(self) -> None:
+        _check_networks("app_from", self.app_from)
+        _check_probe(self.protocol, self.probe_seconds)
+        _check_listen_ports(self.listen_ports, len(self.channels))
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels: a channel is named twice")
+
+
+class StartLstn(_Message, frozen=True, kw_only=True, tag="StartLstn"):
+    """The initiator announces a channel to an element; the listening socket stays with the initiator."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    channel: Channel
+
+
+class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
+    """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none.
+
+    `other_addresses` are the other ones of a listener that was named: the program listens at one of them at least.
+    There are `MAX_OTHER_ADDRESSES` in all at most.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    app_key: AppKey
+    listeners: Listeners | None = None
+    other_addresses: OtherAddresses | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+        if self.role == PROD and not self.listeners:
+            raise ValueError("listeners: a producer names at least one address that it listens on")
+        if self.role == CONS and self.listeners is not None:
+            raise ValueError("listeners: a consumer has none")
+        for text in self.listeners or ():
+            if Address.parse(text).numeric is None:
+                raise ValueError(f"listeners: {text!r} is not numeric")
+        _check_other_addresses(self.other_addresses, set(self.listeners or ()))
+
+
+class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
+    """The producer's S2CS tells S2UC where ProdApp listens. Not answered."""
+
+    uid: Uid
+    role: Role
+    listeners: SomeListeners
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+
+
+class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
+    """Each listener and its target, and the credentials of the WAN leg, as one numbered generation.
+
+    `expires` ends the stream earlier, in so many seconds from now, as the other side's facility does; it never
+    lengthens its life. The gateways are told, and end it soon after if their S2CS does not. From an S2CS to its S2DS,
+    an empty `data_conn_key` leaves the credentials as they are, and `store` is that of the S2CS: see ReqListeners;
+    `other_addresses` are where else a target may be dialled, since it stands for a name: see Hello.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    generation: Generation
+    connection_map: ConnectionMap
+    data_conn_key: Pem
+    expires: Life | None = None
+    store: StoreId | None = None
+    other_addresses: OtherAddresses | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+        _check_other_addresses(self.other_addresses, set(self.connection_map.values()))
+
+
+class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
+    """The consumer's S2CS tells ConsApp to connect: one listener a channel, in order."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    listeners: SomeListeners
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+
+
+class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
+    """End this stream. `store` comes from an S2CS: see ReqListeners."""
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    store: StoreId | None = None
+
+
+class Status(_Message, frozen=True, kw_only=True, tag="Status"):
+    """What streams are there? Null means all that the asker may see, `limit` a page, after the key `after`."""
+
+    uid: Uid | None
+    role: Role | None
+    seq: Seq
+    after: Annotated[str, Meta(max_length=MAX_PAGE_KEY)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+
+
+class ChannelFigures(Struct, frozen=True, kw_only=True):
+    """What one channel has carried on one gateway since it was reserved.
+
+    Bytes are application bytes, counted as they leave towards that application; `connections`
+    are open now, `accepted` counts all ever, `reset` those that ended abnormally.
+
+    The rest is what TCP says of the connections between the gateways, not older than a few seconds: the mean
+    round-trip time in milliseconds, segments sent again since the channel was reserved, the delivery rate of all
+    together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 where there is none.
+    """
+
+    channel: Channel
+    bytes_to_consumer: Count = 0
+    bytes_to_producer: Count = 0
+    connections: Count = 0
+    accepted: Count = 0
+    reset: Count = 0
+    rtt_ms: Measured = 0.0
+    retransmits: Count = 0
+    delivery_mbit: Measured = 0.0
+    waiting: Count = 0
+
+
+Cause = Literal["application", "far-side", "wan", "stranger", "gateway"]
+"""Who or what has ended a connection with a reset: the application at this side, which has reset it, refused it or
+cannot be reached; the far side, which has passed on a reset of its own; a break of the WAN between the gateways;
+somebody who has never shown the credentials of the stream; or the gateway itself."""
+
+
+class ResetReason(Struct, frozen=True, kw_only=True):
+    """Why connections of a channel were reset at this side.
+
+    :param cause: a `Cause`, or one that a later version has added.
+    :param reason: a sentence for a person; nothing in it is different for each connection.
+    :param count: connections that were reset for it since the stream was reserved.
+    :param seconds_ago: how long ago the last one was.
+    """
+
+    channel: Channel
+    cause: CodeName
+    reason: Annotated[str, Meta(max_length=MAX_REASON)]
+    count: Count
+    seconds_ago: Measured = 0.0
+
+
+class BrokenChannel(Struct, frozen=True, kw_only=True):
+    """A channel whose connections over the WAN have failed for some time, and none has come about since.
+
+    :param reason: of the last one, a sentence for a person.
+    :param seconds: since the first one.
+    """
+
+    channel: Channel
+    reason: Annotated[str, Meta(max_length=MAX_REASON)]
+    seconds: Measured
+
+
+BrokenChannels = Annotated[list[BrokenChannel], Meta(max_length=MAX_RESETS)]
+Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
+
+
+class LastError(Struct, frozen=True, kw_only=True):
+    """Why a stream failed, as the ERROR said it."""
+
+    code: CodeName
+    msg: Text
+
+
+class ProbeResult(Struct, frozen=True, kw_only=True):
+    """What a probe has found between the gateways, as seen from the consumer's.
+
+    :param reason: why it failed, a sentence for a person.
+    :param connect_ms: from the consumer's gateway to the answer of the producer's: TCP, TLS, and a round trip.
+    :param rtt_ms: a small message there and back, the median of several.
+    :param mbit_to_consumer: Mbit/s over all channels together; `mbit_to_producer` likewise.
+    :param bytes: that have arrived, in both directions; `bytes_right`: each of them was the one that was sent.
+    """
+
+    state: Literal["running", "done", "failed"]
+    reason: Text = ""
+    connect_ms: float = 0.0
+    rtt_ms: float = 0.0
+    mbit_to_consumer: float = 0.0
+    mbit_to_producer: float = 0.0
+    bytes: Count = 0
+    bytes_right: bool = True
+
+
+class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
+
+    `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
+    connections were reset, the newest first; `broken` are channels over which nothing gets to the other gateway.
+    `store` comes from an S2DS: which S2CS has reserved. `silent` comes from an S2CS: its gateways of the stream that do
+    not answer, and for how many seconds they have not. `listen_ports` are the ports that were asked for by number.
+    """
+
+    uid: Uid
+    role: Role
+    state: StateName
+    owner: str = ""
+    label: str | None = None
+    rate: float = 0.0
+    channels: list[Channel] = field(default_factory=list)
+    listeners: Listeners = field(default_factory=list)
+    csr: Pem = ""
+    app_listeners: Listeners = field(default_factory=list)
+    generation: Annotated[int, Meta(ge=0, le=MAX_GENERATION)] = 0
+    connection_map: dict[AddressText, AddressText] = field(default_factory=dict)
+    figures: list[ChannelFigures] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+    seconds_left: float = 0.0
+    last_error: LastError | None = None
+    probe: ProbeResult | None = None
+    wrong_hellos: int = 0
+    resets: Resets = field(default_factory=list)
+    store: StoreId | None = None
+    broken: BrokenChannels = field(default_factory=list)
+    silent: dict[Annotated[str, Meta(max_length=255)], Measured] = field(default_factory=dict)
+    listen_ports: ListenPorts | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses("listeners", self.listeners)
+        _check_addresses("app_listeners", self.app_listeners)
+        _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+
+
+class GatewayCapacity(Struct, frozen=True, kw_only=True):
+    """What a gateway has to promise in all, used or free: ports, and Mbit/s each way.
+
+    `hosts` and `first_port` say where it listens for streams: none of these addresses is a target. `chosen_ports` are
+    the ports that a stream may ask for by number; an older gateway, which grants none, does not say.
+    """
+
+    ports: Count
+    rate: float
+    hosts: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=MAX_HOSTS)] | None = None
+    first_port: Port | None = None
+    chosen_ports: PortRanges | None = None
+
+
+class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
+    """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
+
+    `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
+    an S2CS's answer to Status: sentences about certificates that expire soon. `figures` and `resets` are the last ones
+    of a stream that an S2DS has released. `expires` is the life that a facility has granted, in seconds from the REQ.
+    """
+
+    uid: Uid | None
+    seq: Seq
+    state: StateName
+    msg: Text
+    listeners: Listeners | None = None
+    csr: Pem | None = None
+    expires: Life | None = None
+    boot: Boot | None = None
+    streams: list[StreamStatus] | None = None
+    more: str | None = None
+    room: GatewayCapacity | None = None
+    warnings: Warnings | None = None
+    figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
+    resets: Resets | None = None
+
+    app_networks: NetworkTexts | None = None
+
+    def __post_init__(self) -> None:
+        _check_networks("app_networks", self.app_networks)
+        _check_addresses("listeners", self.listeners)
+
+
+class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
+    """A refusal of one command, or, without `seq`, the news that a stream has ended. To a producer's application,
+    `target-refused` without `seq` says that its listeners are not used, and that the stream goes on."""
+
+    uid: Uid | None
+    code: CodeName
+    msg: Text
+    seq: Seq | None = None
+    role: Role | None = None
+
+
+Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Rel | Status
+Answer = Resp | Error
+Message = Command | ProdLstn | Answer
+StreamKey = tuple[str, Role]
+"""Streams are told apart by (uid, role), so that one S2CS or S2DS can serve both ends."""

@@ -1,0 +1,189 @@
+"""Monotonic timers, and a listening port that pauses while descriptors are short."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from scistream import timing
+from scistream.protocol.address import Address
+
+ACCEPTS_A_TURN = 64
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The errors of `accept` that pass when others close something."""
+
+
+class Shortage:
+    """Says once that a listener has to pause, and once that it goes on.
+
+    :param reactor: an `IReactorTime`.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._last: float | None = None
+        self._resting = False
+
+    def begins(self, listener: Address, problem: OSError) -> None:
+        """Accepting failed for want of something."""
+        now = self._reactor.seconds()
+        if self._last is None or now - self._last > timing.SHORTAGE_QUIET:
+            self._resting = True
+            self.log.warn(
+                "Accepting on {listener} rests until the system has room again: {reason}. Connections wait meanwhile; "
+                "if this happens often, raise the limit of open files (LimitNOFILE)",
+                listener=str(listener),
+                reason=os.strerror(problem.errno or 0),
+            )
+        self._last = now
+
+    def ends(self, listener: Address) -> None:
+        """Accepting works. Cheap, since every connection says so."""
+        if self._resting:
+            self._resting = False
+            self.log.info("Accepting on {listener} goes on", listener=str(listener))
+
+
+class PatientPort(tcp.Port):
+    """A TCP port whose connections wait when there are no descriptors left."""
+
+    reactor: Any
+    _pause: IDelayedCall | None = None
+    _shortage: Shortage | None = None
+
+    def doRead(self) -> None:
+        """Accept what waits, a number of connections at most."""
+        for _ in range(ACCEPTS_A_TURN):
+            if not self.connected or self.disconnecting:
+                return
+            try:
+                sock, peer = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in EXHAUSTED:
+                    self._rest(problem)
+                    return
+                continue  # this one connection failed before it was accepted
+            if self._shortage is not None:
+                self._shortage.ends(self._address)
+            self._hand_on(sock, peer)
+
+    def loseConnection(self, connDone: Any = None) -> Any:
+        """Stop accepting; gives a Deferred that fires when the port is closed."""
+        self._stop_pause()
+        return super().loseConnection(*(() if connDone is None else (connDone,)))
+
+    stopListening = loseConnection
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._stop_pause()
+        super().connectionLost(reason)
+
+    def _hand_on(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+        try:
+            if len(peer) == 4:  # IPv6: the host with its scope
+                host, _ = socket.getnameinfo(peer, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+                peer = (host, *peer[1:])
+            assert self.factory is not None
+            protocol = self.factory.buildProtocol(self._buildAddr(peer))
+            if protocol is None:
+                sock.close()
+                return
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # or a host that vanished would stay for ever
+            self.sessionno += 1
+            transport = self.transport(sock, protocol, peer, self, self.sessionno, self.reactor)
+            protocol.makeConnection(transport)
+        except Exception:
+            self._logger.failure("A connection from {peer} could not be handed on", peer=peer)
+            sock.close()
+
+    def _rest(self, problem: OSError) -> None:
+        if self._shortage is None:
+            self._shortage = Shortage(self.reactor)
+        self._shortage.begins(self._address, problem)
+        self.stopReading()
+        self._pause = self.reactor.callLater(timing.ACCEPT_PAUSE, self._wake)
+
+    def _wake(self) -> None:
+        self._pause = None
+        self.startReading()
+
+    def _stop_pause(self) -> None:
+        pause, self._pause = self._pause, None
+        if pause is not None and pause.active():
+            pause.cancel()
+
+    @property
+    def _address(self) -> Address:
+        return Address(*self.socket.getsockname()[:2])
+
+
+def check_bindable(address: Address) -> None:
+    """Whether a program like this one could listen there.
+
+    :param address: with port 0 only the host is looked at.
+    :raises ValueError: with a sentence that names it and the reason.
+    """
+    problem = bind_problem(address)
+    if problem is not None:
+        raise ValueError(explain_bind(address, problem))
+
+
+def bind_problem(address: Address) -> OSError | None:
+    """What the system says to a program like this one that would listen there; None if nothing is against it."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        place = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only waits out TIME_WAIT is free
+            sock.bind(place)
+    except OSError as problem:
+        return problem
+    return None
+
+
+def explain_bind(address: Address, problem: OSError) -> str:
+    """A sentence for it."""
+    where = str(address) if address.port else address.host
+    return f"{where!r} cannot be listened on: {_NOT_BINDABLE.get(problem.errno or 0) or problem.strerror or problem}"
+
+
+_NOT_BINDABLE = {
+    errno.EADDRNOTAVAIL: "it is no address of this machine",
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "this user may not: a port below 1024 takes CAP_NET_BIND_SERVICE, or choose a higher one",
+    errno.EAFNOSUPPORT: "this machine has no such addresses: IPv6 is off",
+}
+
+
+def listen_patiently(reactor: Any) -> None:
+    """Let every TCP port that this reactor listens on from now on be a `PatientPort`."""
+
+    def listen(port: int, factory: Any, backlog: int = 50, interface: str = "") -> IListeningPort:
+        patient = PatientPort(port, factory, backlog, interface, reactor)
+        patient.startListening()
+        return patient
+
+    reactor.listenTCP = listen
+
+
+def run_on_monotonic_time(reactor: Any) -> None:
+    """Let the timers of a reactor that has none yet follow the monotonic clock.
+
+    A reactor's own `seconds` is wall time, which an operator or NTP may set back or forth.
+    """
+    reactor.seconds = time.monotonic

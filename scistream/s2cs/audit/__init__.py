@@ -1,0 +1,1 @@
+"""The audit trail: events, where they are written, and when."""

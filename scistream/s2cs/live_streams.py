@@ -1,0 +1,133 @@
+"""The live streams of an S2CS, found by key, owner, link, gateway or page, without a look at all the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from scistream.links.link import Link
+from scistream.paging import PageOrder
+from scistream.protocol.messages import StreamKey
+from scistream.s2cs.in_use import GatewayUse, OwnerUse, is_counted, taken_by
+from scistream.s2cs.stream import ServerStream
+
+
+class _OfOwner:
+    """The streams of one owner."""
+
+    def __init__(self) -> None:
+        self.pages = PageOrder()
+        self.use = OwnerUse()
+
+
+class _AtGateway:
+    """The streams that may hold something on one gateway, and what they hold there."""
+
+    def __init__(self) -> None:
+        self.streams: dict[StreamKey, ServerStream] = {}
+        self.use = GatewayUse()
+
+
+class LiveStreams(dict[StreamKey, ServerStream]):
+    """The live streams by key. They are put in by `add` and taken out by `remove`, and in no other way."""
+
+    def __init__(self, streams: Iterable[ServerStream] = ()) -> None:
+        super().__init__()
+        self._of_owner: dict[str, _OfOwner] = {}
+        self._at_gateway: dict[str, _AtGateway] = {}
+        self._gateways: dict[StreamKey, set[str]] = {}
+        self._of_link: dict[Link, dict[StreamKey, ServerStream]] = {}
+        self._links: dict[StreamKey, set[Link]] = {}
+        self._pages = PageOrder()
+        for held in streams:
+            self.add(held)
+
+    def add(self, held: ServerStream) -> None:
+        """Put in a stream that has begun."""
+        key = held.record.key
+        self[key] = held
+        self._pages.add(key)
+        self._of_owner.setdefault(held.record.owner, _OfOwner()).pages.add(key)
+        self.note_use(held)
+
+    def remove(self, held: ServerStream) -> None:
+        """Take out a stream that is over. One that is not here, or whose key another one has now, changes nothing."""
+        key, owner = held.record.key, held.record.owner
+        if self.get(key) is not held:
+            return
+        self._note_gateways(held, ())
+        del self._gateways[key]
+        of_owner = self._of_owner[owner]
+        of_owner.pages.remove(key)
+        of_owner.use.drop(key)
+        if not of_owner.pages:
+            del self._of_owner[owner]
+        for link in self._links.pop(key, ()):
+            del self._of_link[link][key]
+        self._pages.remove(key)
+        del self[key]
+
+    # -- what they hold
+
+    def note_use(self, held: ServerStream) -> None:
+        """Count what a stream holds by its record. To be called whenever the record may say something new of it."""
+        record = held.record
+        if self.get(record.key) is not held:
+            return
+        if record.request is not None and is_counted(record):
+            self._of_owner[record.owner].use.put(record.key, record.request.rate)
+            self._note_gateways(held, record.plan.keys())
+        else:
+            self._of_owner[record.owner].use.drop(record.key)
+            self._note_gateways(held, ())
+
+    def _note_gateways(self, held: ServerStream, names: Collection[str]) -> None:
+        key = held.record.key
+        for name in self._gateways.get(key, set()).difference(names):
+            self._at_gateway[name].use.drop(key)
+            del self._at_gateway[name].streams[key]
+            if not self._at_gateway[name].streams:
+                del self._at_gateway[name]
+        for name in names:
+            there = self._at_gateway.setdefault(name, _AtGateway())
+            there.streams[key] = held
+            there.use.put(key, taken_by(held.record, name))
+        self._gateways[key] = set(names)
+
+    def use_of_gateway(self, name: str) -> GatewayUse:
+        """Return what all streams hold on a gateway."""
+        return self._at_gateway[name].use if name in self._at_gateway else GatewayUse()
+
+    def use_of_owner(self, owner: str) -> OwnerUse:
+        """Return what an owner has."""
+        return self._of_owner[owner].use if owner in self._of_owner else OwnerUse()
+
+    # -- who is concerned
+
+    def of_owner(self, owner: str, after: str = "") -> Iterator[ServerStream]:
+        """Yield the streams of an owner that come after a page key, in the order of their pages."""
+        if owner in self._of_owner:
+            yield from map(self.__getitem__, self._of_owner[owner].pages.after(after))
+
+    def after(self, page_key: str) -> Iterator[ServerStream]:
+        """Yield all streams that come after a page key, in the order of their pages."""
+        yield from map(self.__getitem__, self._pages.after(page_key))
+
+    def at_gateway(self, name: str) -> list[ServerStream]:
+        """Return the streams that may hold something on a gateway."""
+        return list(self._at_gateway[name].streams.values()) if name in self._at_gateway else []
+
+    def note_link(self, held: ServerStream, link: Link) -> None:
+        """Note that somebody speaks of a stream on a link."""
+        key = held.record.key
+        if self.get(key) is held:
+            self._links.setdefault(key, set()).add(link)
+            self._of_link.setdefault(link, {})[key] = held
+
+    def of_link(self, link: Link) -> list[ServerStream]:
+        """Return the streams that somebody has spoken of on a link."""
+        return list(self._of_link.get(link, {}).values())
+
+    def forget_link(self, link: Link) -> None:
+        """Note that a link is down."""
+        for key in self._of_link.pop(link, {}):
+            self._links[key].discard(link)

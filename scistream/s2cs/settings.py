@@ -1,0 +1,105 @@
+"""Settings of an S2CS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import field
+
+from scistream.config import SettingProblem, below, expanded, unless
+from scistream.protocol.address import Address
+from scistream.shared_settings import (
+    ControllerSettings,
+    Count,
+    Limits,
+    SettingsSection,
+    address_or_none,
+    exceeds,
+    files_problems,
+    plain_problems,
+    trust_problems,
+)
+from scistream.units import parse_life, parse_seconds
+
+
+class ServerLimits(Limits, frozen=True, kw_only=True):
+    """The limits of an S2CS, and what one user may take of a facility if no rule of its policy sets another limit."""
+
+    streams_per_identity: Count = 100
+    requests_per_minute: Count = 1000
+
+
+class GatewaySettings(SettingsSection, frozen=True, kw_only=True):
+    """One S2DS of the pool: a name for logs, and where it listens for its controller."""
+
+    name: str
+    address: str
+
+
+_USUAL_LIFE = "24h"
+
+
+class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
+    """The settings of an S2CS; times as text (``1h``)."""
+
+    gateways: list[GatewaySettings]
+    listen: str = "127.0.0.1:5000"
+    state: str = "s2cs.sqlite"
+    audit: str = "auto"
+    certificate: str = ""
+    key: str = ""
+    authorities: list[str] = field(default_factory=list)
+    crl: list[str] = field(default_factory=list)
+    controller: ControllerSettings | None = None
+    insecure: bool = False
+    expires: str = _USUAL_LIFE
+    longest_expires: str = "7d"
+    hello_timeout: str = "1h"
+    release_broken_after: str = ""
+    policy: str = ""
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+    def problems(self) -> Iterator[SettingProblem]:
+        """What is wrong with the values."""
+        yield from unless(Address.parse, self.listen, "listen")
+        yield from plain_problems(self.insecure, self.listen, "listen")
+        yield from below("limits", self.limits.problems())
+        if not self.gateways:
+            yield SettingProblem(("gateways",), "name at least one, as a section [[gateways]] with name and address")
+        for number, gateway in enumerate(self.gateways):
+            if not gateway.name.strip() or not gateway.name.isprintable():
+                why = f"{gateway.name!r} is no name that a log could show: give the gateway one, as dtn1"
+                yield SettingProblem((f"gateways[{number}].name",), why)
+        names = [gateway.name for gateway in self.gateways]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield SettingProblem(
+                ("gateways",), f"{names.count(name)} of them have the name {name!r}: give each its own"
+            )
+        yield from self._addresses_problems()
+        if not self.audit:
+            yield SettingProblem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
+        for key in ("expires", "longest_expires", "hello_timeout"):
+            yield from unless(parse_life, getattr(self, key), key)
+        if self.release_broken_after:
+            yield from unless(parse_seconds, self.release_broken_after, "release_broken_after")
+        if self.expires != _USUAL_LIFE and exceeds(parse_seconds, self.expires, self.longest_expires):
+            why = f"{self.expires!r} is longer than longest_expires, {self.longest_expires!r}"
+            yield SettingProblem(("expires", "longest_expires"), why)
+        for key in ("state", "audit", "policy"):
+            yield from unless(expanded, getattr(self, key), key)
+        yield from files_problems(self)
+        if self.controller is not None:
+            yield from below("controller", self.controller.problems())
+        yield from trust_problems(self, "certificate", "key", "authorities", "controller")
+
+    def _addresses_problems(self) -> Iterator[SettingProblem]:
+        taken = {address_or_none(self.listen): "listen"}
+        for number, gateway in enumerate(self.gateways):
+            key = f"gateways[{number}].address"
+            yield from unless(Address.parse, gateway.address, key)
+            yield from plain_problems(self.insecure, gateway.address, key)
+            place = address_or_none(gateway.address)
+            other = taken.setdefault(place, key) if place is not None else key
+            if other != key:
+                why = f"{gateway.address!r} is the address of {other} too: each gateway is a place of its own"
+                yield SettingProblem((key, other), why)

@@ -1,0 +1,427 @@
+"""The store: the records of an S2CS's streams, and what they have carried, in SQLite, called directly.
+
+Write-ahead logging makes a record safe against the death of the process at any instant. One row a
+stream, keyed by (uid, role), with the record as JSON beside what a person may want to select by. The
+books of `ledger.py` are two tables: `heard`, what each gateway has told last of a stream, and `usage`,
+what was booked on each day, which outlives the records. Each table is bounded for each owner: a file
+that has once been as large as a busy day makes it uses its pages again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from twisted.logger import Logger
+
+from scistream.config import ConfigProblem
+from scistream.logs import Lasting
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import Role, StreamKey
+from scistream.s2cs.record import Record
+
+MOST_RELEASED = 1000
+"""Released streams of one owner that are remembered."""
+MOST_EARLY_RELEASES = 100
+"""Releases of one owner that are remembered though nobody has asked for the stream: each may have overtaken its
+request, and anybody with a certificate can send any number."""
+
+
+MOST_BOOKED = 1000
+"""Streams of one owner that the books of a day tell apart; all others of the day have one row for each role."""
+MOST_DAYS = 400
+"""Days that the books keep: the last ones on which anything was booked, whatever the clock has said meanwhile."""
+
+
+class StoreProblem(ConfigProblem):
+    """The store cannot be opened; the message is a sentence that names the file and the reason."""
+
+
+Step = Callable[[sqlite3.Connection], None]
+"""Brings the tables of a store from one version to the next, inside a transaction: no `executescript`, no COMMIT."""
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    """Version 1, from nothing."""
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise sqlite3.DatabaseError("it is a database of something else")
+    db.execute(
+        """
+        CREATE TABLE stream (
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            owner TEXT NOT NULL,
+            state TEXT NOT NULL,
+            released_at REAL NOT NULL,
+            record BLOB NOT NULL,
+            PRIMARY KEY (uid, role)
+        ) WITHOUT ROWID
+        """
+    )
+
+
+def _make_books(db: sqlite3.Connection) -> None:
+    """Version 2: what streams have carried."""
+    db.execute(
+        """
+        CREATE TABLE heard (
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            gateway TEXT NOT NULL,
+            boot TEXT NOT NULL,
+            bytes_to_consumer INTEGER NOT NULL,
+            bytes_to_producer INTEGER NOT NULL,
+            connections INTEGER NOT NULL,
+            reset INTEGER NOT NULL,
+            PRIMARY KEY (uid, role, gateway)
+        ) WITHOUT ROWID
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE usage (
+            day TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            bytes_to_consumer INTEGER NOT NULL,
+            bytes_to_producer INTEGER NOT NULL,
+            connections INTEGER NOT NULL,
+            PRIMARY KEY (day, owner, uid, role)
+        ) WITHOUT ROWID
+        """
+    )
+
+
+def _make_identity(db: sqlite3.Connection) -> None:
+    """Version 3: the store has a random name, which gateways keep with what is reserved. Releases of streams that
+    nobody has asked for are kept by owner, and what is over is found without a look at what lives."""
+    db.execute("CREATE TABLE identity (id TEXT NOT NULL)")
+    db.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(16),))
+    db.execute(
+        """
+        CREATE TABLE early_release (
+            owner TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            role TEXT NOT NULL CHECK (role IN ('PROD', 'CONS')),
+            released_at REAL NOT NULL,
+            PRIMARY KEY (owner, uid, role)
+        )
+        """
+    )
+    unasked = "FROM stream WHERE state = 'Released' AND instr(CAST(record AS TEXT), '\"request\":') = 0"
+    db.execute(f"INSERT INTO early_release SELECT owner, uid, role, released_at {unasked}")
+    db.execute(f"DELETE {unasked}")
+    db.execute("CREATE INDEX over ON stream (released_at) WHERE state = 'Released'")
+    db.execute("CREATE INDEX over_of ON stream (owner, released_at) WHERE state = 'Released'")
+
+
+def _count_own_updates(_db: sqlite3.Connection) -> None:
+    """Version 4: records count the targets that the S2CS has set by itself, and software that does not know of that
+    would use a number again that gateways have had."""
+
+
+STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own_updates)
+"""The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
+SCHEMA_VERSION = len(STEPS)
+
+
+class Counts(NamedTuple):
+    """What was carried: bytes each way, connections accepted, and those of them that ended abnormally."""
+
+    bytes_to_consumer: int = 0
+    bytes_to_producer: int = 0
+    connections: int = 0
+    reset: int = 0
+
+
+NO_COUNTS = Counts()
+
+
+class Booking(NamedTuple):
+    """What a gateway has told of a stream, in all, and what of it is news."""
+
+    uid: str
+    role: Role
+    gateway: str
+    owner: str
+    boot: str
+    counts: Counts
+    news: Counts
+
+
+class Store:
+    """The records of one S2CS, and its books.
+
+    :param path: the database file; made, with mode 0600, if it is not there, and brought up to date if it is older.
+    :param steps: how it is brought up to date.
+    :raises StoreProblem: if it cannot be opened or brought up to date, or a newer version of the software wrote it. It
+        is then as it was.
+    """
+
+    log = Logger()
+
+    def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
+        self._path = path
+        self._syncs = "NORMAL"
+        self._unwritable = Lasting(self.log)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None)
+        except (OSError, sqlite3.Error) as problem:
+            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
+        try:
+            self._refuse_newer(len(steps))
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._upgrade(steps)
+            self.id = self._read_id(len(steps))
+        except sqlite3.Error as problem:
+            self._db.close()
+            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _refuse_newer(self, known: int) -> None:
+        version = self._version()
+        if version > known:
+            raise StoreProblem(
+                f"state: the store {self._path} has schema version {version}, and this software knows {known}: "
+                "upgrade the software or set `state` to another file"
+            )
+
+    def _upgrade(self, steps: Sequence[Step]) -> None:
+        """Take the steps that are missing, all of them or none."""
+        if self._version() == len(steps):
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            first = version = self._version()
+            for step in steps[first:]:
+                step(self._db)
+                version += 1
+                self._db.execute(f"PRAGMA user_version = {version}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        if first:
+            self.log.info("the store {path} is now of schema version {version}", path=self._path, version=version)
+
+    def _read_id(self, version: int) -> str:
+        """The name that the store got when it was made: of the store itself, so a copy has the same one."""
+        if version < STEPS.index(_make_identity) + 1:
+            return ""
+        ids = self._db.execute("SELECT id FROM identity").fetchall()
+        if len(ids) != 1 or not re.fullmatch(r"[0-9a-f]{32}", str(ids[0][0])):
+            raise sqlite3.DatabaseError(f"its table identity has {len(ids)} rows, and not one name of 32 digits")
+        return str(ids[0][0])
+
+    def save(self, record: Record) -> None:
+        """Write a record. That of a new stream is safe against the death of the machine, too, before anything is
+        reserved for it: what a gateway holds of this store and the store does not know, is younger than the store.
+
+        :raises StreamError: `no-capacity` if it cannot be written.
+        """
+        row = (record.uid, record.role, record.owner, record.state, record.released_at, msgspec.json.encode(record))
+        try:
+            self._sync("FULL" if record.state == "Reserving" else "NORMAL")
+            self._db.execute("INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as problem:
+            raise self._cannot_be_written(problem) from None
+        self._written()
+
+    def _cannot_be_written(self, problem: sqlite3.Error) -> StreamError:
+        error = StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}")
+        self._unwritable.has_come(
+            f"{error.msg}. No new stream is taken until it can: make room. What streams carry is booked later"
+        )
+        return error
+
+    def _written(self) -> None:
+        self._unwritable.is_over(f"the store {self._path} is written again")
+
+    def _sync(self, how: str) -> None:
+        if how != self._syncs:
+            self._db.execute(f"PRAGMA synchronous = {how}")
+            self._syncs = how
+
+    def load(self, *, live: bool = False) -> list[Record]:
+        """All records.
+
+        :param live: leave out those of streams that are released.
+        :raises StoreProblem: if a record cannot be read.
+        """
+        where = "WHERE state != 'Released'" if live else ""
+        try:
+            rows = self._db.execute(f"SELECT uid, role, record FROM stream {where} ORDER BY uid, role").fetchall()
+            return [msgspec.json.decode(record, type=Record) for _, _, record in rows]
+        except (sqlite3.Error, msgspec.DecodeError) as problem:
+            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
+
+    def find(self, key: StreamKey) -> Record | None:
+        """One record, if there is one.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        try:
+            row = self._db.execute("SELECT record FROM stream WHERE uid = ? AND role = ?", key).fetchone()
+            return msgspec.json.decode(row[0], type=Record) if row is not None else None
+        except (sqlite3.Error, msgspec.DecodeError) as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
+    def forget(self, key: StreamKey) -> None:
+        """Remove a record; one that cannot be removed now goes at the next start. What was booked stays."""
+        try:
+            self._db.execute("DELETE FROM heard WHERE uid = ? AND role = ?", key)
+            self._db.execute("DELETE FROM stream WHERE uid = ? AND role = ?", key)
+        except sqlite3.Error:
+            return
+
+    # -- what is over
+
+    def forget_old(self, before: float) -> None:
+        """Remove what was released before a time; what cannot be removed now goes later. What was booked stays."""
+        self._remove(f"WHERE {_OVER} AND released_at < ?", (before,))
+        try:
+            self._db.execute("DELETE FROM early_release WHERE released_at < ?", (before,))
+        except sqlite3.Error:
+            return
+
+    def keep_newest(self, owner: str, most: int) -> None:
+        """Remember no more released streams of an owner than that."""
+        newest = (
+            f"SELECT released_at FROM stream WHERE {_OVER} AND owner = ? ORDER BY released_at DESC LIMIT 1 OFFSET ?"
+        )
+        self._remove(f"WHERE {_OVER} AND owner = ? AND released_at <= ({newest})", (owner, owner, most))
+
+    def _remove(self, where: str, values: tuple[Any, ...]) -> None:
+        try:
+            self._db.execute(f"DELETE FROM heard WHERE (uid, role) IN (SELECT uid, role FROM stream {where})", values)
+            self._db.execute(f"DELETE FROM stream {where}", values)
+        except sqlite3.Error:
+            return
+
+    def note_early_release(self, owner: str, key: StreamKey, now: float, most: int) -> None:
+        """Somebody has released a stream that she has not asked for: a request of it that is still on its way comes too
+        late. Of each owner the newest ones are remembered.
+
+        :raises StreamError: `no-capacity` if it cannot be written.
+        """
+        try:
+            self._db.execute("INSERT OR REPLACE INTO early_release VALUES (?, ?, ?, ?)", (owner, *key, now))
+            self._db.execute(
+                "DELETE FROM early_release WHERE owner = ? AND rowid NOT IN "
+                "(SELECT rowid FROM early_release WHERE owner = ? ORDER BY released_at DESC, rowid DESC LIMIT ?)",
+                (owner, owner, most),
+            )
+        except sqlite3.Error as problem:
+            raise self._cannot_be_written(problem) from None
+
+    def was_released_early(self, owner: str, key: StreamKey) -> bool:
+        """Whether a request of this owner comes too late.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        select = "SELECT 1 FROM early_release WHERE owner = ? AND uid = ? AND role = ?"
+        try:
+            return self._db.execute(select, (owner, *key)).fetchone() is not None
+        except sqlite3.Error as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
+    # -- the books
+
+    def load_heard(self) -> dict[tuple[str, Role, str], tuple[str, Counts]]:
+        """What each gateway has told last of each live stream, in which run of it, by (uid, role, gateway).
+
+        :raises StoreProblem: if it cannot be read.
+        """
+        try:
+            rows = self._db.execute(
+                "SELECT heard.* FROM heard LEFT JOIN stream USING (uid, role) WHERE stream.state IS NOT 'Released'"
+            ).fetchall()
+        except sqlite3.Error as problem:
+            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
+        return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
+
+    def book(self, day: str, bookings: Iterable[Booking]) -> None:
+        """Note what was told, and add the news to that day: all of it, or nothing.
+
+        :raises StreamError: `no-capacity` if it cannot be written.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            is_first = self._db.execute("SELECT 1 FROM usage WHERE day = ? LIMIT 1", (day,)).fetchone() is None
+            for one in bookings:
+                self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
+                uid = self._booked_as(day, one)
+                self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.news[:3]))
+            if is_first:
+                self._db.execute(_FORGET_DAYS, (MOST_DAYS - 1,))
+            self._db.execute("COMMIT")
+        except sqlite3.Error as problem:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise self._cannot_be_written(problem) from None
+        self._written()
+
+    def _booked_as(self, day: str, one: Booking) -> str:
+        """The uid of the row that takes a stream's bytes of a day: its own, or that of all streams without one."""
+        row = "SELECT 1 FROM usage WHERE day = ? AND owner = ? AND uid = ? AND role = ?"
+        if self._db.execute(row, (day, one.owner, one.uid, one.role)).fetchone() is not None:
+            return one.uid
+        count = "SELECT count(*) FROM usage WHERE day = ? AND owner = ? AND uid != ''"
+        return one.uid if self._db.execute(count, (day, one.owner)).fetchone()[0] < MOST_BOOKED else ""
+
+    def bytes_on(self, day: str, owner: str) -> int:
+        """Bytes of an owner's streams on a day, both ways together.
+
+        :raises StreamError: `no-capacity` if it cannot be read.
+        """
+        try:
+            return int(self._db.execute(_BYTES, (day, owner)).fetchone()[0])
+        except sqlite3.Error as problem:
+            raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+_OVER = "state = 'Released'"
+_HEAR = "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+MOST_COUNT = 2**62
+"""No sum in the store goes beyond: SQLite's integers end soon after."""
+_ADD = f"""
+    INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+        bytes_to_consumer = min({MOST_COUNT}, bytes_to_consumer + excluded.bytes_to_consumer),
+        bytes_to_producer = min({MOST_COUNT}, bytes_to_producer + excluded.bytes_to_producer),
+        connections = min({MOST_COUNT}, connections + excluded.connections)
+"""
+
+
+_FORGET_DAYS = """
+    DELETE FROM usage WHERE day < (SELECT day FROM (SELECT DISTINCT day FROM usage) ORDER BY day DESC LIMIT 1 OFFSET ?)
+"""
+
+
+def saturating(column: str) -> str:
+    """SQL for the sum of a column, which stops at `MOST_COUNT`: SQLite's own fails beyond 2^63."""
+    return f"CAST(min({MOST_COUNT}, total({column})) AS INTEGER)"
+
+
+_BYTES = (
+    f"SELECT {saturating('bytes_to_consumer')} + {saturating('bytes_to_producer')} FROM usage "
+    "WHERE day = ? AND owner = ?"
+)

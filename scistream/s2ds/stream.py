@@ -1,0 +1,555 @@
+"""What carries out the decisions of a stream's machine at S2DS: ports, capacity, the stream's key, listeners, and the
+elements that forward.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from scistream import timing
+from scistream.links.outbox import Caller
+from scistream.logs import Tally
+from scistream.protocol.address import Address, Network, inside, parse_network
+from scistream.protocol.errors import StreamError
+from scistream.protocol.messages import (
+    CONS,
+    PROD,
+    BrokenChannel,
+    ChannelFigures,
+    Error,
+    Rel,
+    ReqListeners,
+    Resp,
+    StreamKey,
+    StreamStatus,
+    UpdateTargets,
+)
+from scistream.protocol.port_ranges import in_words
+from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.elements.commands import Reset
+from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.machine import Core, Stream, new_stream
+from scistream.s2ds.names import look_up
+from scistream.s2ds.ports import ChannelListener, ListenPorts
+from scistream.s2ds.probe.measure import Probe
+from scistream.s2ds.probe.responder import Responder
+from scistream.s2ds.resets import Outages, ResetLog
+from scistream.s2ds.self_target import has_family_of, is_own_address
+from scistream.s2ds.settings import S2DSConfig
+from scistream.state_machines import OUR_FAULT, guarded, trace
+from scistream.tls.stream_channels import Credentials, StreamSecret
+
+MOST_LOOKUPS = 16
+"""Names of one stream that are looked up at a time."""
+
+
+_BARRED_TARGET = "targets refused since no address of their names may be dialled,"
+_BARRED_ADDRESS = "other addresses of ProdApp passed over since they may not be dialled,"
+
+
+class GatewayServices(Protocol):
+    """What a stream needs of the gateway that holds it."""
+
+    reactor: Any
+    config: S2DSConfig
+    boot: str
+    ports: ListenPorts
+    capacity: Capacity
+    elements: Elements
+    app_networks: tuple[Network, ...]
+    wan_networks: tuple[Network, ...]
+
+    def wan_listeners(self, uid: str) -> set[int]:
+        """The ports that a stream has here towards other gateways."""
+
+    def released(self, holding: GatewayStream) -> None:
+        """A stream is over, and holds nothing any more."""
+
+    dialled: Counter[int]
+    """The ports of this gateway that streams which live here have as their targets, or have had, and how many have."""
+
+
+class GatewayStream:
+    """What one stream holds on this gateway; the `Effects` of its machine."""
+
+    log = Logger()
+
+    def __init__(self, server: GatewayServices, command: ReqListeners | Rel | UpdateTargets) -> None:
+        self._server = server
+        self._core = Core(guarded(self, self.log, self._failed, command.uid), command.uid, command.role, server.boot)
+        self.machine: Stream = new_stream(self._core)
+        trace(self.machine, self.log, server.reactor.seconds, party="s2ds", uid=command.uid, role=command.role)
+        self.released_at: float | None = None
+        self._listeners: dict[int, tuple[socket.socket, ChannelListener]] = {}
+        self.dials_here: set[int] = set()
+        """Ports of this gateway, WAN listeners of the same stream, that are its targets, or have been: a connection may
+        still be on its way there."""
+        self._told: dict[str, int] = {}
+        self._rate = 0.0
+        self._sockets: list[socket.socket] = []
+        """What `ListenPorts` has given out to this stream, and is to get back."""
+        self._secret: StreamSecret | None = None
+        self._credentials: Credentials | None = None
+        self._allowed: Callable[[str], bool] = _nobody
+        self._responder: Responder | None = None
+        self._probe: Probe | None = None
+        self.outages = Outages(server.reactor)
+        self.resets = ResetLog(server.reactor, (command.uid, command.role))
+        self._barred: Tally[str] = Tally(server.reactor, self._log_barred, _BARRED_TARGET)
+        self._timer: IDelayedCall | None = None
+        self._expires_at = 0.0
+        if isinstance(command, Rel):
+            self.released_at = server.reactor.seconds()
+
+    @property
+    def key(self) -> StreamKey:
+        """(uid, role), by which streams are told apart."""
+        return self._core.uid, self._core.role
+
+    def __lt__(self, other: GatewayStream) -> bool:
+        return (self._core.uid, self._core.role) < (other._core.uid, other._core.role)
+
+    # -- effects
+
+    def _failed(self, effect: str, error: StreamError) -> None:
+        """An effect has raised: end the stream, and hold nothing."""
+        if effect == "close":
+            self._let_go()
+            self._closed([])
+            return
+        if effect == "bind":
+            self._let_go()
+            self._not_bound(error)
+        self.machine.failed(error)
+
+    def bind(self, request: ReqListeners) -> None:
+        server = self._server
+        try:
+            server.capacity.reserve(request.rate)
+        except StreamError as error:
+            self._not_bound(error)
+            return
+        self._rate = request.rate
+        leg, barred = server.config.wan, Counter[int]()
+        if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
+            leg, barred = server.config.lan, server.dialled
+        try:
+            if request.listen_ports is None:
+                sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
+            else:
+                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, barred)
+        except StreamError as error:
+            self._give_back()
+            self._not_bound(error)
+            return
+        self._sockets = sockets
+        self._listeners = {
+            channel: (sock, ChannelListener(server.reactor, sock))
+            for channel, sock in zip(request.channels, sockets, strict=True)
+        }
+        told = [str(Address(leg.told, sock.getsockname()[1])) for sock in sockets]
+        self._told = dict(zip(told, request.channels, strict=True))
+        self._secret = StreamSecret()
+        self._allowed = self._source_check(request)
+        slots = {channel: server.ports.slot(sock.getsockname()[1]) for channel, (sock, _) in self._listeners.items()}
+        server.elements.open(request.uid, request.role, request.rate, slots, request.owner or "")
+        self.machine.bound(told, self._secret.csr)
+
+    def _not_bound(self, error: StreamError) -> None:
+        self._note_release()
+        self.machine.not_bound(error)
+
+    def _note_release(self) -> None:
+        self.released_at = self._server.reactor.seconds()
+        self._server.released(self)
+
+    def arm(self, command: UpdateTargets) -> None:
+        try:
+            targets = self._targets(command)
+            credentials = self._credentials_of(command)
+        except StreamError as error:
+            self.machine.not_armed(error)
+            return
+        found: dict[str, list[str]] = {}
+        names = sorted({target.host for target in targets.values() if target.numeric is None})
+        waiting: Deferred[Any] = succeed(None)
+        if names:
+            some_at_a_time = DeferredSemaphore(MOST_LOOKUPS)
+            waiting = DeferredList([some_at_a_time.run(self._resolve, name, found) for name in names])
+            waiting.addTimeout(timing.TARGET_LOOK_UP, self._server.reactor, lambda _, __: None)
+        waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
+
+    def close(self) -> None:
+        self.close_all().addCallback(self._closed).addErrback(self._not_closed)
+
+    def _not_closed(self, failure: Failure) -> None:
+        self.log.failure("uid={uid} could not be closed as it should be", failure=failure, uid=self._core.uid)
+        self._let_go()
+        self._closed([])
+
+    def _closed(self, figures: list[ChannelFigures]) -> None:
+        self._note_release()
+        self._core.resets = self.resets.told()
+        self.machine.closed(figures)
+
+    def answer(self, caller: Caller, message: Resp | Error) -> None:
+        caller.link.send(message)
+
+    def start_timer(self, seconds: float) -> None:
+        self._expires_at = self._server.reactor.seconds() + seconds
+        self._timer = self._server.reactor.callLater(seconds, self.machine.expired)
+
+    def shorten_life(self, seconds: float) -> None:
+        expires_at = self._server.reactor.seconds() + seconds
+        if self._timer is not None and self._timer.active() and expires_at < self._expires_at:
+            self._expires_at = expires_at
+            self._timer.reset(seconds)
+
+    def stop_timer(self) -> None:
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    # -- for the server
+
+    def note_reset(self, reset: Reset) -> None:
+        """Connections were reset."""
+        self.resets.add(reset.channel, reset.cause, reset.reason, reset.count, reset.detail)
+        if reset.cause == "wan":
+            joined = self._server.elements.joined(self._core.uid, self._core.role, reset.channel)
+            self.outages.failed(reset.channel, reset.reason, joined)
+
+    def _broken(self) -> list[BrokenChannel]:
+        uid, role = self._core.uid, self._core.role
+        return self.outages.told(lambda channel: self._server.elements.joined(uid, role, channel))
+
+    def close_all(self) -> Deferred[list[ChannelFigures]]:
+        """Let go of everything, and give the last figures; the second time there are none."""
+        server = self._server
+        self._cancel_timer()
+        self._stop_probe()
+        listeners, self._listeners = self._listeners, {}
+        self._secret = self._credentials = None
+        for _, listener in listeners.values():
+            listener.stop()
+
+        def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
+            # Not before: the ports are also the places of the figures.
+            self._give_back()
+            self._stop_counting()
+            return figures
+
+        return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
+
+    def _stop_counting(self) -> None:
+        """Log what is counted and not logged yet. Idempotent."""
+        self.resets.stop()
+        self._barred.stop()
+
+    def _give_back(self) -> None:
+        """Return ports and capacity. Idempotent."""
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            self._server.ports.release(sock)
+        rate, self._rate = self._rate, 0.0
+        if rate:
+            self._server.capacity.release(rate)
+        ports, self.dials_here = self.dials_here, set()
+        for port in ports:
+            self._server.dialled[port] -= 1
+            if not self._server.dialled[port]:
+                del self._server.dialled[port]
+
+    def _let_go(self) -> None:
+        """The same as `close_all`, after a fault: what fails of it keeps nothing else from being done."""
+        listeners, self._listeners = self._listeners, {}
+        self._secret = self._credentials = None
+        close = partial(self._server.elements.close, self._core.uid, self._core.role)
+        stops = [listener.stop for _, listener in listeners.values()]
+        steps: list[Callable[[], object]] = [self._cancel_timer, self._stop_probe, *stops, close, self._give_back]
+        for step in (*steps, self._stop_counting):
+            try:
+                step()
+            except Exception:
+                self.log.failure("uid={uid} could not let go of everything", uid=self._core.uid)
+
+    def is_of_another(self, store: str | None) -> bool:
+        """Whether an S2CS with another store has reserved; not known if either does not say which it has."""
+        request = self._core.request
+        mine = request.store if request is not None else None
+        return None not in (mine, store) and mine != store
+
+    def wan_listeners(self) -> set[int]:
+        """The ports that the stream has here towards other gateways."""
+        if self._core.role != PROD:
+            return set()
+        return {sock.getsockname()[1] for sock, _ in self._listeners.values()}
+
+    def status(self) -> StreamStatus:
+        """This stream, for an answer to Status."""
+        core = self._core
+        return StreamStatus(
+            uid=core.uid,
+            role=core.role,
+            state=core.state,
+            rate=self._rate,
+            channels=list(core.request.channels) if core.request is not None else [],
+            listeners=core.listeners,
+            csr=core.csr,
+            generation=core.generation,
+            connection_map=dict(core.current.connection_map) if core.current is not None else {},
+            figures=self._server.elements.figures(core.uid, core.role) or core.figures,
+            seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
+            last_error=core.last_error,
+            probe=self._probe.result if self._probe is not None else None,
+            store=core.request.store if core.request is not None else None,
+            resets=self.resets.told(),
+            broken=self._broken(),
+        )
+
+    # -- inside
+
+    def _targets(self, command: UpdateTargets) -> dict[int, Address]:
+        missing = next((listener for listener in self._told if listener not in command.connection_map), None)
+        if missing is not None or len(command.connection_map) != len(self._told):
+            raise StreamError("bad-message", "field connection_map: it must give each listener here a target, no more")
+        targets = {self._told[here]: Address.parse(there) for here, there in command.connection_map.items()}
+        if self._is_probe and self._core.role == PROD:
+            return dict.fromkeys(targets, self._answer_probe())  # no ProdApp is dialled, whatever the map names
+        for target in targets.values():
+            self._check_target(target)
+        return targets
+
+    def _check_target(self, target: Address) -> None:
+        key, allowed = self._reach()
+        numeric = target.numeric
+        if numeric is None and self._core.role == PROD:
+            raise StreamError("target-refused", f"target {target} is a name; on the LAN targets are numeric")
+        if numeric is not None and not inside(numeric, allowed):
+            raise StreamError(
+                "target-refused",
+                f"target {target} is outside the {key} of this gateway ({', '.join(map(str, allowed))})",
+            )
+        if numeric is not None and not has_family_of(numeric):
+            kind = f"IPv{numeric.version}"
+            raise StreamError("target-refused", f"target {target} is an {kind} address, and this gateway has no {kind}")
+        self._refuse_itself(target)
+        if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
+            self._note_dialled(target.port)
+
+    def _note_dialled(self, port: int) -> None:
+        if port not in self.dials_here:
+            self.dials_here.add(port)
+            self._server.dialled[port] += 1
+
+    def _refuse_itself(self, target: Address) -> None:
+        server = self._server
+        control, lent = Address.parse(server.config.listen).port, server.ports.ranges
+        to_wan = self._core.role == CONS
+        if is_own_address(target, control, lent, server.wan_listeners(self._core.uid), to_wan=to_wan):
+            raise StreamError(
+                "target-refused",
+                f"target {target} is this gateway itself: its control port and the ports "
+                f"{in_words(dict.fromkeys(lent))} that it lends to streams are no targets",
+            )
+
+    def _reach(self) -> tuple[str, tuple[Network, ...]]:
+        """The networks that this side's targets lie in: ProdApp's on the LAN, the other gateway's on the WAN."""
+        server = self._server
+        if self._core.role == PROD:
+            return "app_networks", server.app_networks
+        return "wan_networks", server.wan_networks
+
+    def _resolve(self, name: str, found: dict[str, list[str]]) -> Deferred[None]:
+        """Look a gateway's name up, to refuse at once what could not be dialled. Elements look it up again when they
+        dial, under the same rules."""
+
+        def note(hosts: list[str]) -> None:
+            if hosts:
+                found[name] = hosts
+
+        return look_up(self._server.reactor, name, timing.TARGET_LOOK_UP).addCallback(note)
+
+    def _credentials_of(self, command: UpdateTargets) -> Credentials:
+        """What comes with the targets, or what is in force if nothing does.
+
+        :raises StreamError: `bad-message`, if neither is there.
+        """
+        if not command.data_conn_key and self._credentials is not None:
+            return self._credentials
+        assert self._secret is not None
+        return self._secret.credentials(command.data_conn_key, command.uid, command.role)
+
+    def _arm(
+        self,
+        command: UpdateTargets,
+        targets: dict[int, Address],
+        credentials: Credentials,
+        found: dict[str, list[str]],
+    ) -> None:
+        if not self._listeners:
+            return
+        try:
+            numeric = {channel: self._numeric(target, found) for channel, target in targets.items()}
+        except StreamError as error:
+            self.machine.not_armed(error)
+            return
+        arming = self._server.elements.arm(
+            command.uid,
+            command.role,
+            targets,
+            credentials,
+            self._server.wan_listeners(command.uid),
+            self._other_addresses(command, targets),
+        )
+        arming.addCallback(lambda _: self._listen(numeric, credentials))
+        arming.addErrback(self._not_armed)
+
+    def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
+        """Where else ProdApp may be dialled on each channel; what this gateway may not dial is left out."""
+        found: dict[int, list[Address]] = {}
+        for channel, target in targets.items() if self._core.role == PROD else ():
+            for text in (command.other_addresses or {}).get(str(target), ()):
+                try:
+                    self._check_target(Address.parse(text))
+                except StreamError as error:
+                    self._barred.add(_BARRED_ADDRESS, last=error.msg)
+                else:
+                    found.setdefault(channel, []).append(Address.parse(text))
+        return found
+
+    def _listen(self, targets: dict[int, Address], credentials: Credentials) -> None:
+        """Every element knows where connections go."""
+        if not self._listeners:
+            return  # the stream was released meanwhile
+        self._credentials = credentials
+        for channel, (_, listener) in self._listeners.items():
+            listener.start(self._acceptor(channel), self._room(channel))
+        self.machine.armed()
+        if self._is_probe and self._core.role == CONS and self._probe is None:
+            self._start_probe(targets)
+
+    def _not_armed(self, failure: Failure) -> None:
+        if not failure.check(StreamError):
+            self.log.failure("Targets could not be set", failure=failure)
+        error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", OUR_FAULT)
+        self.machine.not_armed(error)
+
+    def _numeric(self, target: Address, found: dict[str, list[str]]) -> Address:
+        """Where a target leads; of a name, the first of its addresses that may be dialled.
+
+        :raises StreamError: `target-refused` if there is none.
+        """
+        if target.numeric is not None:
+            return target
+        addresses = [Address(host, target.port) for host in found.get(target.host, [])]
+        if not addresses:
+            raise StreamError("target-refused", f"target {target}: this gateway finds no address of that name")
+        refusals = []
+        for address in addresses:
+            try:
+                self._check_target(address)
+            except StreamError as error:
+                refusals.append(error.msg)
+            else:
+                return address
+        # Not which they are: a user could learn what the names of this facility stand for.
+        self._barred.add(_BARRED_TARGET, last="; ".join(refusals))
+        key, _ = self._reach()
+        raise StreamError(
+            "target-refused",
+            f"target {target}: no address of that name is one that this gateway may dial: they lie outside its {key}, "
+            "or are this gateway itself",
+        )
+
+    def _log_barred(self, kind: str, count: int, last: str) -> None:
+        self.log.warn(
+            "uid={uid} role={role} {kind} so far: {count}; the last one: {last}",
+            uid=self._core.uid,
+            role=self._core.role,
+            kind=kind,
+            count=count,
+            last=last,
+        )
+
+    def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
+        server = self._server
+        if request.protocol == "probe" and request.role == CONS:
+            return _nobody  # the probe's own connections do not come in by a listener
+        narrowed = None
+        if request.role != PROD and request.app_from is not None:
+            narrowed = tuple(parse_network(text) for text in request.app_from)
+
+        def check(host: str) -> bool:
+            address = ip_address(host.partition("%")[0])
+            allowed = server.wan_networks if request.role == PROD else server.app_networks
+            return inside(address, allowed) and (narrowed is None or inside(address, narrowed))
+
+        return check
+
+    # -- a probe
+
+    @property
+    def _is_probe(self) -> bool:
+        request = self._core.request
+        return request is not None and request.protocol == "probe"
+
+    def _answer_probe(self) -> Address:
+        """Stand in for ProdApp.
+
+        :raises StreamError: `gateway-failed` if this machine has no room for it.
+        """
+        if self._responder is None:
+            self._responder = Responder(self._server.reactor, self._core.uid)
+        return self._responder.address
+
+    def _start_probe(self, targets: dict[int, Address]) -> None:
+        uid, role, request = self._core.uid, self._core.role, self._core.request
+        assert request is not None
+        assert request.probe_seconds is not None
+
+        def carry(channel: int, sock: socket.socket) -> None:
+            self._server.elements.carry(uid, role, channel, sock)
+
+        self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds)
+        self._probe.start()
+
+    def _stop_probe(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.stop()
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.stop()
+
+    def _acceptor(self, channel: int) -> Callable[[socket.socket, tuple[Any, ...]], None]:
+        core = self._core
+
+        def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
+            if not self._allowed(peer[0]):
+                sock.close()
+                outside = "it came from outside the networks of the channel"
+                self.resets.add(channel, "stranger", outside, last=f"the last one came from {peer[0]}")
+                return
+            self._server.elements.carry(core.uid, core.role, channel, sock)
+
+        return accepted
+
+    def _room(self, channel: int) -> Callable[[], bool]:
+        return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
+
+
+def _nobody(_host: str) -> bool:
+    return False

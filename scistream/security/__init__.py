@@ -1,1 +1,0 @@
-"""Certificates and TLS: the authority of a facility, control links, a stream's own credentials."""

@@ -1,0 +1,280 @@
+"""What settings of several parties have in common."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from msgspec import Meta, Struct, field
+
+from scistream.config import ConfigProblem, SettingProblem, expanded, unless
+from scistream.links.admission import Bounds
+from scistream.protocol.address import Address, IPAddress, Network, parse_network
+from scistream.protocol.messages import MAX_RANGES
+from scistream.tls.files import CertificateFiles
+from scistream.units import parse_seconds
+
+FIRST_USER_PORT = 1024
+"""The lowest port that `chosen_ports` may have."""
+LOOPBACK = ["127.0.0.0/8", "::1/128"]
+
+
+_PORTS = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*\Z")
+IDENTITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[^\s@]+@[^\s@]+")
+"""A URI or an e-mail address."""
+
+
+DEFAULT_RATE = 1000.0
+"""Mbit/s of a stream whose user does not say."""
+
+
+def parse_ports(text: str) -> tuple[int, int]:
+    """Read a range of ports, ``5100-5200``, both ends included.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    match = _PORTS.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no range of ports: write it like 5100-5200")
+    low, high = int(match[1]), int(match[2])
+    if not 1 <= low <= high <= 65535:
+        raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
+    return low, high
+
+
+def parse_port_ranges(text: str) -> list[tuple[int, int]]:
+    """Read ports and ranges of ports, ``5075, 5100-5200``.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    ranges = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            ranges.append(parse_ports(f"{first}-{last if dash else first}"))
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no list of ports: write ports from 1 to 65535 and ranges that run upwards, like "
+                "5075, 5100-5200"
+            ) from None
+    return ranges
+
+
+def parse_chosen_ports(text: str) -> list[tuple[int, int]]:
+    """Read the ranges of ports that a stream may ask for by number; ``none`` means that it may ask for none.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    if text.strip() == "none":
+        return []
+    ranges = parse_port_ranges(text)
+    if len(ranges) > MAX_RANGES:
+        raise ValueError(f"{text!r} has {len(ranges)} ranges of ports: write at most {MAX_RANGES}")
+    low = next((first for first, _ in ranges if first < FIRST_USER_PORT), None)
+    if low is not None:
+        raise ValueError(
+            f"{text!r} has port {low}: ports below {FIRST_USER_PORT} belong to services of the system, and no stream "
+            "may choose one"
+        )
+    return ranges
+
+
+class SettingsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections share."""
+
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+_PARTS_OF_LIMITS = (
+    ("links_per_address", "links"),
+    ("links_per_identity", "links"),
+    ("unproven", "links"),
+    ("unproven_per_address", "unproven"),
+    ("unproven_per_address", "links_per_address"),
+)
+"""Which limits bound a part of what others bound; a default never contradicts what somebody has set."""
+
+
+class Limits(SettingsSection, frozen=True, kw_only=True):
+    """How much the door for control links takes; see `scistream.links.admission.Bounds`."""
+
+    links: Count = 4096
+    links_per_address: Count = 512
+    unproven: Count = 512
+    unproven_per_address: Count = 32
+    links_per_identity: Count = 64
+    commands_per_second: Count = 200
+    failures: Count = 20
+    longest_refusal: str = "30s"
+
+    def problems(self) -> Iterator[SettingProblem]:
+        """What is wrong with the values."""
+        yield from unless(parse_seconds, self.longest_refusal, "longest_refusal")
+        for part, whole in _PARTS_OF_LIMITS:
+            if getattr(self, part) > getattr(self, whole) and getattr(self, part) != getattr(Limits(), part):
+                why = f"{getattr(self, part)} is more than {whole}, {getattr(self, whole)}, of which it is a part"
+                yield SettingProblem((part, whole), why)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The same for a guard."""
+        return Bounds(
+            links=self.links,
+            links_per_address=self.links_per_address,
+            unproven=self.unproven,
+            unproven_per_address=self.unproven_per_address,
+            links_per_identity=self.links_per_identity,
+            commands_per_second=self.commands_per_second,
+            failures=self.failures,
+            longest_refusal=parse_seconds(self.longest_refusal),
+        )
+
+
+class ControllerSettings(SettingsSection, frozen=True, kw_only=True):
+    """With what an S2CS shows itself to its gateways, and whom it takes for one."""
+
+    certificate: str
+    key: str
+    authorities: list[str]
+    crl: list[str] = field(default_factory=list)
+
+    def problems(self) -> Iterator[SettingProblem]:
+        """What is wrong with the values."""
+        yield from files_problems(self)
+        yield from missing(self, "certificate", "key", "authorities")
+
+
+def resolve_path(config_file: Path, name: str) -> Path:
+    """The path that a setting names: relative ones start at the folder of the configuration file.
+
+    :raises ValueError: if it has a home folder that there is not; the settings of a file that `load` has read have
+        been checked.
+    """
+    return config_file.resolve().parent / expanded(name)
+
+
+def user_folder(variable: str, default: str) -> Path:
+    """The folder of a user's files that an environment variable names, as ``XDG_STATE_HOME``, or else the default.
+
+    :param default: with ``~``.
+    :raises ConfigProblem: naming the variable, if neither is a folder that can be found again.
+    """
+    named = os.environ.get(variable)
+    if named and os.path.isabs(named):
+        return Path(named)
+    if named:
+        raise ConfigProblem(f"{variable}: {named!r} is no absolute path: write a whole one, or unset the variable")
+    try:
+        return expanded(default)
+    except ValueError as wrong:
+        raise ConfigProblem(f"{variable}: is not set, and its default {wrong}, into {variable}") from None
+
+
+class _WithCertificates(Protocol):
+    """A section that names certificates."""
+
+    @property
+    def certificate(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def authorities(self) -> list[str]: ...
+
+    @property
+    def crl(self) -> list[str]: ...
+
+
+def trust_of(section: _WithCertificates, config_file: Path) -> CertificateFiles:
+    """The files that a section names."""
+    return CertificateFiles(
+        resolve_path(config_file, section.certificate),
+        resolve_path(config_file, section.key),
+        tuple(resolve_path(config_file, name) for name in section.authorities),
+        tuple(resolve_path(config_file, name) for name in section.crl),
+    )
+
+
+def networks(texts: list[str]) -> tuple[Network, ...]:
+    """The networks of a setting that has been checked."""
+    return tuple(parse_network(text) for text in texts)
+
+
+def numeric_address(host: str) -> IPAddress | None:
+    """A host as an address, or None if it is a name."""
+    return Address(host, 1).numeric
+
+
+def address_or_none(text: str) -> Address | None:
+    """An address in one form, whichever way it is written; None if it is none."""
+    try:
+        return one_form(Address.parse(text))
+    except ValueError:
+        return None
+
+
+def one_form(address: Address) -> Address:
+    """Return the canonical form of an address, which is the same however the address is written."""
+    host, port = address
+    host = host.rstrip(".").lower()
+    numeric = numeric_address("127.0.0.1" if host == "localhost" else host)
+    mapped = numeric.ipv4_mapped if isinstance(numeric, IPv6Address) else None
+    return Address(str(mapped or numeric or host), port)
+
+
+def exceeds(parse: Callable[[str], float], text: str, most: str) -> bool:
+    try:
+        return parse(text) > parse(most)
+    except ValueError:  # which is a problem of its own
+        return False
+
+
+def _controller_name(text: str) -> None:
+    """:raises ValueError: if no controller's certificate can have this name."""
+    if not IDENTITY_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name in a certificate: write the whole of it, as scistream:controller:{text}")
+    if text.startswith("scistream:user:"):
+        raise ValueError(f"{text!r} is a user, and a gateway obeys an S2CS: write scistream:controller:NAME")
+
+
+def files_problems(section: _WithCertificates) -> Iterator[SettingProblem]:
+    for key in ("certificate", "key"):
+        yield from unless(expanded, getattr(section, key), key)
+    for key in ("authorities", "crl"):
+        for text in getattr(section, key):
+            yield from unless(expanded, text, key)
+
+
+def plain_problems(insecure: bool, text: str, key: str) -> Iterator[SettingProblem]:
+    """Plain TCP does not leave this machine."""
+    place = address_or_none(text) if insecure else None
+    if place is not None and not place.is_on_loopback:
+        why = f"{text} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)"
+        yield SettingProblem((key, "insecure"), why)
+
+
+def trust_problems(config: Any, *keys: str) -> Iterator[SettingProblem]:
+    yield from superfluous(config, *keys) if config.insecure else missing(config, *keys)
+
+
+def superfluous(config: Struct, *keys: str) -> Iterator[SettingProblem]:
+    there = [key for key in keys if getattr(config, key)]
+    if there:
+        why = f"true turns all certificates off, and there are settings for them: {', '.join(there)}; take out either"
+        yield SettingProblem(("insecure", *there), why)
+
+
+def missing(config: Struct, *keys: str) -> Iterator[SettingProblem]:
+    for key in keys:
+        if not getattr(config, key):
+            yield SettingProblem(
+                (key, "insecure"),
+                "is needed (make certificates with `scistream pki`); only on loopback, for a trial, "
+                "`insecure = true` does without",
+            )
