@@ -17,9 +17,9 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectingCancelledError
 
 from bench import machine, peers, report
-from bench.paths import BenchProblem, Yard
+from bench.paths import BenchProblem, Environment
 from bench.rows import Row
-from bench.works import FULL, QUICK, Effort, Work, all_works
+from bench.workloads import FULL, QUICK, Profile, Work, all_works
 from scistream.cli_support import ParsedType, run, start_logging
 from scistream.protocol.errors import StreamError
 from scistream.s2ds.settings import parse_elements
@@ -93,10 +93,10 @@ def main(
     """
     if page:
         sys.exit(_write_page(results))
-    effort = QUICK if quick else FULL
-    effort = effort.with_rounds(runs or effort.rounds)
-    works = [work for work in all_works(streams, half_open) if not only or work.key in only]
-    programs = {program for work in works for program in work.programs(effort)}
+    profile = QUICK if quick else FULL
+    profile = profile.with_rounds(runs or profile.rounds)
+    workloads = [work for work in all_works(streams, half_open) if not only or work.key in only]
+    programs = {program for work in workloads for program in work.programs(profile)}
     packages = peers.missing(sorted(programs))
     if packages:
         click.echo(
@@ -106,7 +106,7 @@ def main(
         )
         sys.exit(2)
     start_logging(0)
-    bench = Bench(works, effort, sorted(programs), elements, results)
+    bench = Bench(workloads, profile, sorted(programs), elements, results)
     sys.exit(run(bench.course))
 
 
@@ -114,10 +114,10 @@ class Bench:
     """One run of it all."""
 
     def __init__(
-        self, works: Sequence[Work], effort: Effort, programs: Sequence[str], elements: str | int, results: Path
+        self, workloads: Sequence[Work], profile: Profile, programs: Sequence[str], elements: str | int, results: Path
     ) -> None:
-        self._works = works
-        self._effort = effort
+        self._works = workloads
+        self._profile = profile
         self._programs = programs
         self._elements = elements
         self._results = results
@@ -136,28 +136,28 @@ class Bench:
         for name, value in facts.items():
             self._out.print(f"{name:21} {value}", highlight=False, markup=False)
         with TemporaryDirectory(prefix="scistream-bench-", ignore_cleanup_errors=True) as folder:
-            yard = Yard(reactor, Path(folder), self._elements)
+            environment = Environment(reactor, Path(folder), self._elements)
             try:
                 if self._programs:
-                    await yard.open()
-                rows = await self._measured(yard)
+                    await environment.open()
+                rows = await self._measured(environment)
             finally:
-                await yard.close()
-            for configuration in yard.configurations.values():
+                await environment.close()
+            for configuration in environment.configurations.values():
                 self._out.print(configuration, highlight=False, markup=False)
         self._out.print(report.table(rows))
         for path in report.save(rows, facts, self._results):
             self._out.print(f"written: {path}", highlight=False)
         return 1 if any(row.met is False for row in rows) else 0
 
-    async def _measured(self, yard: Yard) -> list[Row]:
+    async def _measured(self, environment: Environment) -> list[Row]:
         rows: list[Row] = []
         with self._progress.status("") as status:
             for number, work in enumerate(self._works, 1):
                 title = f"{number} of {len(self._works)}: {work.key} ({work.about})"
                 tell = partial(self._show, status, title)
                 try:
-                    found = await work.rows(yard, self._effort, tell)
+                    found = await work.rows(environment, self._profile, tell)
                 except (BenchProblem, StreamError, OSError) as problem:
                     tell("\n".join([f"failed: {problem}", *getattr(problem, "log", [])]))
                     found = work.lost()

@@ -18,7 +18,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from bench import peers
-from bench.peers import FAR_NAME, HOST, Door, Papers, Program
+from bench.peers import FAR_NAME, HOST, Certificates, Door, Program
 from bench.processes import listens
 from scistream.app.controller import Controller, Nobody
 from scistream.demo.children import Child, Children
@@ -74,7 +74,7 @@ class BenchProblem(Exception):
 
 
 @dataclass(frozen=True)
-class Way:
+class Route:
     """A path that stands.
 
     :param port: where to connect.
@@ -96,7 +96,7 @@ class Way:
         return self.children.tails() if self.children is not None else []
 
 
-class Yard:
+class Environment:
     """What all paths share: a folder, the applications behind them, certificates, and free ports.
 
     :param elements: the setting `elements` of our gateways.
@@ -115,7 +115,7 @@ class Yard:
         authority = folder / "pki"
         trusted = init_authority(authority, "Bench").certificate
         near, far = issue(authority, "user", "near@bench.example"), issue(authority, "server", FAR_NAME)
-        self.papers = Papers(trusted, near, far)
+        self.certificates = Certificates(trusted, near, far)
 
     def children(self, name: str) -> Children:
         """Processes that end together, with a folder of their own."""
@@ -163,51 +163,55 @@ class Yard:
                 await deferLater(self.reactor, _LOOK_AGAIN)
 
 
-Builder = Callable[[Yard, str], Awaitable[Way]]
+Builder = Callable[[Environment, str], Awaitable[Route]]
 """Makes a way to the application of that name."""
 
 
-async def direct(yard: Yard, application: str) -> Way:
+async def direct(environment: Environment, application: str) -> Route:
     """The application without anything before it."""
 
     async def close() -> None:
         """Nothing is there to be ended."""
 
-    return Way(DIRECT, yard.targets[application], [], [], None, close)
+    return Route(DIRECT, environment.targets[application], [], [], None, close)
 
 
 def one_hop(name: str, program_for: Callable[[Door], Program]) -> Builder:
     """A peer that forwards as it is."""
 
-    async def build(yard: Yard, application: str) -> Way:
-        door = yard.door(application)
-        return await _peer(yard, name, door, [program_for(door)], [door.enter])
+    async def build(environment: Environment, application: str) -> Route:
+        door = environment.door(application)
+        return await _peer(environment, name, door, [program_for(door)], [door.enter])
 
     return build
 
 
-def two_hops(name: str, programs_for: Callable[[Door, Papers], list[Program]]) -> Builder:
+def two_hops(name: str, programs_for: Callable[[Door, Certificates], list[Program]]) -> Builder:
     """A pair of a peer's processes, with TLS between them."""
 
-    async def build(yard: Yard, application: str) -> Way:
-        door = yard.door(application)
-        return await _peer(yard, name, door, programs_for(door, yard.papers), [door.middle, door.enter])
+    async def build(environment: Environment, application: str) -> Route:
+        door = environment.door(application)
+        return await _peer(
+            environment, name, door, programs_for(door, environment.certificates), [door.middle, door.enter]
+        )
 
     return build
 
 
-async def _peer(yard: Yard, name: str, door: Door, programs: Sequence[Program], ports: Sequence[int]) -> Way:
-    children = yard.children("peer")
-    yard.configurations |= {program.name: program.shown() for program in programs}
-    folder = yard.folder("configurations")
+async def _peer(
+    environment: Environment, name: str, door: Door, programs: Sequence[Program], ports: Sequence[int]
+) -> Route:
+    children = environment.children("peer")
+    environment.configurations |= {program.name: program.shown() for program in programs}
+    folder = environment.folder("configurations")
     try:
         started = [_start(children, program, folder / program.name) for program in programs]
-        await yard.until_listening(started, ports)
+        await environment.until_listening(started, ports)
     except BaseException:
         await children.end_all()
         raise
     pids = [child.pid for child in started]
-    return Way(name, door.enter, pids, pids, children, children.end_all)
+    return Route(name, door.enter, pids, pids, children, children.end_all)
 
 
 def _start(children: Children, program: Program, folder: Path) -> Child:
@@ -215,31 +219,31 @@ def _start(children: Children, program: Program, folder: Path) -> Child:
     return children.start(program.name, program.command(folder), {}, say_ended)
 
 
-async def plain_hop(yard: Yard, application: str) -> Way:
+async def plain_hop(environment: Environment, application: str) -> Route:
     """Our relay alone."""
-    door = yard.door(application)
-    children = yard.children("plain-hop")
-    command = [*python("bench.plain_hop"), str(door.enter), str(door.target), str(parse_elements(yard.elements))]
+    door = environment.door(application)
+    children = environment.children("plain-hop")
+    command = [*python("bench.plain_hop"), str(door.enter), str(door.target), str(parse_elements(environment.elements))]
     try:
         child = children.start("plain-hop", command, {}, say_ended)
-        await yard.until_listening([child], [door.enter])
+        await environment.until_listening([child], [door.enter])
     except BaseException:
         await children.end_all()
         raise
-    return Way(OURS, door.enter, [child.pid], [child.pid], children, children.end_all)
+    return Route(OURS, door.enter, [child.pid], [child.pid], children, children.end_all)
 
 
-async def two_gateways(yard: Yard, application: str) -> Way:
+async def two_gateways(environment: Environment, application: str) -> Route:
     """Two facilities with a policy and their audit trails, and a stream between them."""
-    (way,) = await gateways_for(yard, application)
-    return way
+    (route,) = await gateways_for(environment, application)
+    return route
 
 
-async def gateways_for(yard: Yard, *applications: str) -> list[Way]:
+async def gateways_for(environment: Environment, *applications: str) -> list[Route]:
     """Set up two gateways with a stream to each of these applications; closing one way closes them all."""
-    children = yard.children("facilities")
+    children = environment.children("facilities")
     try:
-        return await _Facilities(yard, children).open(applications)
+        return await _Facilities(environment, children).open(applications)
     except BaseException:
         await children.end_all()
         raise
@@ -248,12 +252,12 @@ async def gateways_for(yard: Yard, *applications: str) -> list[Way]:
 class _Facilities:
     """What stands behind our way of two hops."""
 
-    def __init__(self, yard: Yard, children: Children) -> None:
-        folder = yard.folder("facilities")
-        self._yard = yard
+    def __init__(self, environment: Environment, children: Children) -> None:
+        folder = environment.folder("facilities")
+        self._environment = environment
         self._children = children
-        self._lab = DemoFacility(folder / "lab", "Lab", "lab", MOST_STREAMS, CAPACITY, yard.ports)
-        self._centre = DemoFacility(folder / "centre", "Centre", "centre", MOST_STREAMS, CAPACITY, yard.ports)
+        self._lab = DemoFacility(folder / "lab", "Lab", "lab", MOST_STREAMS, CAPACITY, environment.ports)
+        self._centre = DemoFacility(folder / "centre", "Centre", "centre", MOST_STREAMS, CAPACITY, environment.ports)
         user = self._lab.user(_USER)
         self._policy = folder / "policy.toml"
         self._policy.write_text(_POLICY.format(issuer=json.dumps(str(self._lab.authority)), user=_USER))
@@ -261,35 +265,37 @@ class _Facilities:
             certificate=user.certificate,
             key=user.key,
             authorities=[self._lab.authority, self._centre.authority],
-            reactor=yard.reactor,
+            reactor=environment.reactor,
             remember=False,
         )
         self._streams: list[Stream] = []
 
-    async def open(self, applications: Sequence[str]) -> list[Way]:
+    async def open(self, applications: Sequence[str]) -> list[Route]:
         gateways, servers = [], []
         for facility in (self._lab, self._centre):
             wan = {"congestion": CONGESTION}
             limits = {"unread": UNREAD}
             gateways.append(
-                facility.start_gateway(self._children, say_ended, elements=self._yard.elements, wan=wan, limits=limits)
+                facility.start_gateway(
+                    self._children, say_ended, elements=self._environment.elements, wan=wan, limits=limits
+                )
             )
         for facility in (self._lab, self._centre):
-            await facility.gateway_ready(self._yard.reactor)
+            await facility.gateway_ready(self._environment.reactor)
             trusted = [self._lab.authority, self._centre.authority]
             servers.append(facility.start_server(self._children, trusted, say_ended, policy=str(self._policy)))
         for facility in (self._lab, self._centre):
-            await facility.server_ready(self._yard.reactor)
+            await facility.server_ready(self._environment.reactor)
         pids = [child.pid for child in gateways]
         roots = [*pids, *(child.pid for child in servers)]
         return [
-            Way(OURS, await self._ask(self._yard.targets[name]), roots, pids, self._children, self.close)
+            Route(OURS, await self._ask(self._environment.targets[name]), roots, pids, self._children, self.close)
             for name in applications
         ]
 
     async def _ask(self, target: int) -> int:
         """Set a stream up as a user does; gives the port where the consumer connects."""
-        reactor, prod, cons = self._yard.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
+        reactor, prod, cons = self._environment.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
         stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
         self._streams.append(stream)
         producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], Nobody(), ignore).run()

@@ -54,7 +54,7 @@ class Door:
 
 
 @dataclass(frozen=True)
-class Papers:
+class Certificates:
     """The certificates of both hops, and the authority of both."""
 
     authority: Path
@@ -114,22 +114,22 @@ def version(program: str) -> str:
 
 def haproxy(door: Door, threads: int | None = None) -> Program:
     """One hop: splices, and buffers of 256 KiB for what is not spliced."""
-    way = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{HOST}:{door.target}")
+    route = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{HOST}:{door.target}")
     return _haproxy(
-        "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + way
+        "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + route
     )
 
 
-def haproxy_pair(door: Door, papers: Papers, threads: int | None = None) -> list[Program]:
+def haproxy_pair(door: Door, certificates: Certificates, threads: int | None = None) -> list[Program]:
     """Two hops with TLS between them."""
     head = _HAPROXY.format(threads=threads or _threads(), more=_HAPROXY_TLS, option="")
-    tls = f"ssl crt {{folder}}/own.pem ca-file {papers.authority} verify required"
+    tls = f"ssl crt {{folder}}/own.pem ca-file {certificates.authority} verify required"
     far = f"{HOST}:{door.middle} {tls}"
     near = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{far} verifyhost {FAR_NAME} no-ssl-reuse")
     far = _LISTEN.format(listen=far, to=f"{HOST}:{door.target}")
     return [
-        _haproxy("haproxy-near", head + near, {"own.pem": _both(papers.near)}),
-        _haproxy("haproxy-far", head + far, {"own.pem": _both(papers.far)}),
+        _haproxy("haproxy-near", head + near, {"own.pem": _both(certificates.near)}),
+        _haproxy("haproxy-far", head + far, {"own.pem": _both(certificates.far)}),
     ]
 
 
@@ -179,16 +179,16 @@ def nginx(door: Door, workers: str = "auto") -> Program:
     return _nginx("nginx", workers, f"{HOST}:{door.enter}", f"{HOST}:{door.target}", "")
 
 
-def nginx_pair(door: Door, papers: Papers, workers: str = "auto") -> list[Program]:
+def nginx_pair(door: Door, certificates: Certificates, workers: str = "auto") -> list[Program]:
     """Two hops with TLS between them."""
     near = f"""
     proxy_ssl on;
     proxy_ssl_session_reuse off;
     proxy_ssl_protocols TLSv1.3;
     proxy_ssl_conf_command Ciphersuites {SUITE};
-    proxy_ssl_certificate {papers.near.certificate};
-    proxy_ssl_certificate_key {papers.near.key};
-    proxy_ssl_trusted_certificate {papers.authority};
+    proxy_ssl_certificate {certificates.near.certificate};
+    proxy_ssl_certificate_key {certificates.near.key};
+    proxy_ssl_trusted_certificate {certificates.authority};
     proxy_ssl_verify on;
     proxy_ssl_name {FAR_NAME};
 """
@@ -197,9 +197,9 @@ def nginx_pair(door: Door, papers: Papers, workers: str = "auto") -> list[Progra
     ssl_session_tickets off;
     ssl_protocols TLSv1.3;
     ssl_conf_command Ciphersuites {SUITE};
-    ssl_certificate {papers.far.certificate};
-    ssl_certificate_key {papers.far.key};
-    ssl_client_certificate {papers.authority};
+    ssl_certificate {certificates.far.certificate};
+    ssl_certificate_key {certificates.far.key};
+    ssl_client_certificate {certificates.authority};
     ssl_verify_client on;
 """
     middle = f"{HOST}:{door.middle}"
@@ -235,7 +235,7 @@ def _nginx_has_streams() -> bool:
     return "--with-stream " in said.stderr  # and not as a module that is elsewhere
 
 
-def stunnel_pair(door: Door, papers: Papers) -> list[Program]:
+def stunnel_pair(door: Door, certificates: Certificates) -> list[Program]:
     """Two hops with TLS between them."""
     middle = f"{HOST}:{door.middle}"
     near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{door.enter}\nconnect = {middle}\n"
@@ -243,13 +243,13 @@ def stunnel_pair(door: Door, papers: Papers) -> list[Program]:
     return [
         Program(name, {"stunnel.conf": config}, (found("stunnel"), "{folder}/stunnel.conf"))
         for name, config in (
-            ("stunnel-near", _stunnel(papers, papers.near) + near),
-            ("stunnel-far", _stunnel(papers, papers.far) + far),
+            ("stunnel-near", _stunnel(certificates, certificates.near) + near),
+            ("stunnel-far", _stunnel(certificates, certificates.far) + far),
         )
     ]
 
 
-def _stunnel(papers: Papers, own: Issued) -> str:
+def _stunnel(certificates: Certificates, own: Issued) -> str:
     return f"""foreground = yes
 pid =
 debug = err
@@ -258,7 +258,7 @@ ciphersuites = {SUITE}
 sessionResume = no
 options = NO_TICKET
 verifyChain = yes
-CAfile = {papers.authority}
+CAfile = {certificates.authority}
 cert = {own.certificate}
 key = {own.key}
 socket = l:TCP_NODELAY=1

@@ -10,7 +10,7 @@ from scistream.s2cs.start import machine_problems
 from scistream.twistd import DaemonOptions, make_daemon
 
 
-class ServerOptions(DaemonOptions[S2CSConfig]):
+class Options(DaemonOptions[S2CSConfig]):
     """Run an S2CS, the control server of a facility."""
 
     config_type = S2CSConfig
@@ -18,7 +18,7 @@ class ServerOptions(DaemonOptions[S2CSConfig]):
     synopsis = "[options]\n\nRuns the control server (S2CS) of a facility. Its controller is named in the file."
 
 
-def makeService(options: ServerOptions) -> Service:
+def makeService(options: Options) -> Service:
     """The service, set up and not started."""
     config = options.config
     return make_daemon(

@@ -13,14 +13,14 @@ from scistream.s2ds.start import machine_problems
 from scistream.twistd import DaemonOptions, make_daemon
 
 
-class GatewayOptions(DaemonOptions[S2DSConfig]):
+class Options(DaemonOptions[S2DSConfig]):
     """Run an S2DS, the data server of a gateway node."""
 
     config_type = S2DSConfig
     synopsis = "[options]\n\nRuns the data server (S2DS) of a gateway node. Its controller is named in the file."
 
 
-def makeService(options: GatewayOptions) -> Service:
+def makeService(options: Options) -> Service:
     """The service, set up and not started."""
 
     def make(reactor: Any, problems: Any) -> DataServer:

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from far_ends import TIMEOUT, Chain
 from harness import HOST
+from raw_peers import TIMEOUT, Chain
 
 from scistream.protocol.address import Address
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fork_server import Child, Nursery
 from leased_ports import can_bind, leased
-from nursery import Child, Nursery
 from requirements import missing
 
 from scistream.demo import die_with_parent

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from exchange import Exchange
+from duplex_traffic import Exchange
 from harness import HOST, MIB, World, accept, free_ports, noise, receive, sha256, together, until
 
 pytestmark = pytest.mark.usefixtures("linux")

@@ -22,7 +22,7 @@ from aged_certificates import age
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from exchange import Exchange
+from duplex_traffic import Exchange
 from harness import CONTROLLER, HOST, Daemon, Facility, World, _toml, until
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from exchange import Exchange
+from duplex_traffic import Exchange
+from fault_matrix import restart
 from harness import Daemon, Facility, Program, Requested, World, connections_to, until
-from lives import restart
 
 from scistream import timing
 from scistream.protocol.messages import CONS, PROD

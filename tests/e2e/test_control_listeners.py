@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from far_ends import CLIENT, HOUR, SERVER, Chain, RawLink, Signer, self_signed
 from harness import CONTROLLER, World
+from raw_peers import CLIENT, HOUR, SERVER, Chain, RawLink, Signer, self_signed
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address

@@ -226,12 +226,12 @@ def test_no_child_inherits_the_join_string_of_the_user(run: Callable[..., Run]) 
 TAKE = """
 import socket
 from scistream.demo import facilities
-choose, chosen = facilities.Ports.take, []
+choose, chosen = facilities.DemoPorts.take, []
 def take(self, count=1):
     first = choose(self, count)
     chosen.append(socket.create_server((facilities.HOST, first)) if len(chosen) == {} else None)
     return first
-facilities.Ports.take = take
+facilities.DemoPorts.take = take
 """
 """Another program that takes one of the ports, by the order of their choice, before it is used."""
 
@@ -256,7 +256,7 @@ def test_a_port_that_another_program_takes_is_named(run: Callable[..., Run], num
     assert "Traceback" not in err
 
 
-LIMITS = "from scistream.demo import run; run._STEP_WITHIN = 12.0; run._BYTES_WITHIN = 3.0"
+LIMITS = "from scistream import timing; timing.DEMO_STEP = 12.0; timing.DEMO_BYTES = 3.0"
 
 
 def test_a_detector_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:

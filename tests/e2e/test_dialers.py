@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 from cryptography import x509
 from false_server import FalseServer, Message
-from far_ends import HOUR, SERVER, Chain, Signer
 from harness import HOST, Gateway, Program, World, refused_request, until
+from raw_peers import HOUR, SERVER, Chain, Signer
 
 from scistream.pki.authority import fingerprint, init_authority
 from scistream.protocol.join_string import Join, new_app_key

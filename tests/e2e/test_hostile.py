@@ -20,6 +20,17 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from attackers import (
+    HostileLink,
+    attempted,
+    client_hello,
+    closed,
+    connection,
+    half_open,
+    is_shut_out,
+    many_descriptors,
+    seconds_of_dripping,
+)
 from harness import (
     MIB,
     PATIENCE,
@@ -34,17 +45,6 @@ from harness import (
     receive_exactly,
     together,
     until,
-)
-from strangers import (
-    HostileLink,
-    attempted,
-    client_hello,
-    closed,
-    connection,
-    half_open,
-    is_shut_out,
-    many_descriptors,
-    seconds_of_dripping,
 )
 
 from scistream.pki.authority import Issued

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from attackers import HostileLink, attempted, closed, connection, half_open, is_shut_out
 from harness import HOST, World, until
 from requirements import needs_ipv6
-from strangers import HostileLink, attempted, closed, connection, half_open, is_shut_out
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address

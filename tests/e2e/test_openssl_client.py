@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hand_made import PROD, HandMade, nobody_waits
 from harness import CONTROLLER, World, address_of, listen
+from manual_stream import PROD, HandMade, nobody_waits
 from requirements import needs
 
 from scistream.pki.authority import Issued

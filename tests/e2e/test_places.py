@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 
+from attackers import client_hello
 from harness import (
     PATIENCE,
     Gateway,
@@ -28,7 +29,6 @@ from harness import (
     together,
     until,
 )
-from strangers import client_hello
 from test_stalled import opened
 
 from scistream.protocol.address import Address

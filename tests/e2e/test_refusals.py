@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from far_ends import RawLink, dial_wan
+from fault_matrix import freeze, thaw
 from harness import (
     HOST,
     Daemon,
@@ -34,8 +34,8 @@ from harness import (
     together,
     until,
 )
-from lives import freeze, thaw
 from OpenSSL import SSL
+from raw_peers import RawLink, dial_wan
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address

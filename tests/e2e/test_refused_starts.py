@@ -454,7 +454,7 @@ def test_a_policy_that_is_not_there_is_named(tmp_path: Path, pki: Path) -> None:
 
 SPOILT = """
 import os, sys
-if any("relay.worker" in word for word in sys.orig_argv):
+if any("elements.worker" in word for word in sys.orig_argv):
     os._exit(3)
 """
 

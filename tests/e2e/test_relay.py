@@ -264,16 +264,16 @@ from scistream.protocol.address import Address
 uid, target = sys.argv[1], Address.parse(sys.argv[2])
 secret = StreamSecret()
 port = int(sys.argv[3])
-(sock,) = Ports(port, port).reserve("127.0.0.1", 1)
+(sock,) = ListenPorts(port, port).reserve("127.0.0.1", 1)
 print(Address(*sock.getsockname()), flush=True)
 print(secret.csr, end="", flush=True)
 bundle = ""
 while bundle.count("END CERTIFICATE") < 2:
     bundle += sys.stdin.readline()
-elements = Elements(reactor, 0, 1, Settings())
+elements = Elements(reactor, 0, 1, ElementSettings())
 elements.open(uid, "PROD", 1e6, {0: 0})
 elements.arm(uid, "PROD", {0: target}, secret.credentials(bundle, uid, "PROD"))
-Listener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PROD", 0, sock))
+ChannelListener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PROD", 0, sock))
 print("armed", flush=True)
 reactor.run()
 """

@@ -26,11 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cutter import Cutter
-from exchange import Exchange
-from harness import Daemon, Facility, Program, Requested, World, assert_same, until
-from lanes import Lanes, beside, lanes_of
-from lives import (
+from duplex_traffic import Exchange
+from fault_matrix import (
     ATTACH,
     BEFORE,
     CHANNELS,
@@ -56,6 +53,9 @@ from lives import (
     story,
     thaw,
 )
+from flaky_proxy import Cutter
+from harness import Daemon, Facility, Program, Requested, World, assert_same, until
+from lanes import Lanes, beside, lanes_of
 from requirements import needs
 from test_refusals import RawLink, ada
 

@@ -13,10 +13,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from far_ends import RawLink
-from hand_made import CONS, PROD, HandMade, context, nobody_waits
 from harness import HOST, World, accept, address_of, connect, listen, until
+from manual_stream import CONS, PROD, HandMade, context, nobody_waits
 from OpenSSL import SSL
+from raw_peers import RawLink
 from test_refusals import ada
 
 from scistream.protocol.address import Address

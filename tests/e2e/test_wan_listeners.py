@@ -15,10 +15,10 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from far_ends import CLIENT, HOUR, SERVER, Chain, Signer, dial_wan, self_signed
-from hand_made import CONS, PROD, HandMade, context, nobody_waits, trusting
 from harness import World, accept, address_of, connect, listen, listeners, receive_exactly
+from manual_stream import CONS, PROD, HandMade, context, nobody_waits, trusting
 from OpenSSL import SSL
+from raw_peers import CLIENT, HOUR, SERVER, Chain, Signer, dial_wan, self_signed
 
 from scistream.tls.stream_channels import consumer_name, producer_name, server_name
 

@@ -21,9 +21,9 @@ from rich.console import Console
 
 from bench import load, peers, processes, report
 from bench.__main__ import PAGE, main
-from bench.peers import FAR_NAME, Door, Papers, Program
+from bench.peers import FAR_NAME, Certificates, Door, Program
 from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
-from bench.works import FULL, QUICK, Comparison, all_works
+from bench.workloads import FULL, QUICK, Comparison, all_works
 from scistream.pki.authority import init_authority, issue
 
 PROMISED = {"work", "peer", "ours", "theirs", "ratio", "reach", "met", "runs"}
@@ -133,9 +133,9 @@ def test_the_page_of_documentation_takes_a_result_in_and_changes_nowhere_else() 
 
 def test_the_works_and_what_they_reach_are_those_of_the_page() -> None:
     page = PAGE.read_text()
-    works = all_works(3, 0)
-    assert len({work.key for work in works}) == len(works)
-    for work in works:
+    workloads = all_works(3, 0)
+    assert len({work.key for work in workloads}) == len(workloads)
+    for work in workloads:
         assert f"``{work.key}``" in page
         assert work.lost(), "each has something to reach"
         for row in work.lost():
@@ -169,25 +169,25 @@ def test_help_explains_every_work() -> None:
 
 
 @pytest.fixture
-def papers(tmp_path: Path) -> Papers:
+def certificates(tmp_path: Path) -> Certificates:
     authority = init_authority(tmp_path / "pki", "Bench").certificate
     near = issue(tmp_path / "pki", "user", "near@bench.example")
-    return Papers(authority, near, issue(tmp_path / "pki", "server", FAR_NAME))
+    return Certificates(authority, near, issue(tmp_path / "pki", "server", FAR_NAME))
 
 
-def program_of(name: str, papers: Papers) -> list[Program]:
+def program_of(name: str, certificates: Certificates) -> list[Program]:
     if peers.missing([name]):
         missing(f"{name} is not installed")
     door = Door(20001, 20002, 20003)
     if name == "haproxy":
-        return [peers.haproxy(door), *peers.haproxy_pair(door, papers)]
-    return [peers.nginx(door), *peers.nginx_pair(door, papers)]
+        return [peers.haproxy(door), *peers.haproxy_pair(door, certificates)]
+    return [peers.nginx(door), *peers.nginx_pair(door, certificates)]
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
-def test_the_peers_accept_their_configurations(name: str, papers: Papers, tmp_path: Path) -> None:
+def test_the_peers_accept_their_configurations(name: str, certificates: Certificates, tmp_path: Path) -> None:
     check = {"haproxy": ["-c"], "nginx": ["-t"]}[name]
-    for program in program_of(name, papers):
+    for program in program_of(name, certificates):
         folder = tmp_path / program.name
         program.write(folder)
         found = subprocess.run(
@@ -198,8 +198,8 @@ def test_the_peers_accept_their_configurations(name: str, papers: Papers, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
-def test_configurations_are_shown_without_keys(name: str, papers: Papers) -> None:
-    for program in program_of(name, papers):
+def test_configurations_are_shown_without_keys(name: str, certificates: Certificates) -> None:
+    for program in program_of(name, certificates):
         assert "PRIVATE" not in program.shown()
         assert "20001" in program.shown() or "20003" in program.shown()
 

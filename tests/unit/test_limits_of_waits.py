@@ -41,7 +41,10 @@ ALLOWED = {
         "scistream/standard_streams.py",
         "room.poll()",
     ): "as every program waits for who reads its output",
-    ("tests/e2e/nursery.py", "os.waitpid(order['wait'], 0)"): "the test that asks has a limit, and ends this process",
+    (
+        "tests/e2e/fork_server.py",
+        "os.waitpid(order['wait'], 0)",
+    ): "the test that asks has a limit, and ends this process",
     ("tests/e2e/test_secrets.py", "os.waitpid(process.pid, 0)"): "the process was sent a signal that ends it",
     ("tests/testbed/wan_router.py", "self._held.wait()"): "tells how long to wait, and does not",
     ("tests/unit/s2ds/test_board.py", "shared.tokens(slot, 1).get()"): "a value in shared memory",

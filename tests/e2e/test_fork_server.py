@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from fork_server import Child
 from harness import PATIENCE
-from nursery import Child
 
 THREADS = 4
 ROUNDS = 300

@@ -14,10 +14,10 @@ from uuid import uuid4
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from far_ends import CLIENT, SERVER, Chain, RawLink, Signer
 from harness import HOST, Facility, World
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
+from raw_peers import CLIENT, SERVER, Chain, RawLink, Signer
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address

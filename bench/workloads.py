@@ -19,8 +19,8 @@ from bench.paths import (
     PROGRAMS,
     TRIPS,
     Builder,
-    Way,
-    Yard,
+    Environment,
+    Route,
     gateways_for,
     plain_hop,
     two_gateways,
@@ -44,7 +44,7 @@ from bench.rows import (
 
 
 @dataclass(frozen=True)
-class Effort:
+class Profile:
     """How much work a run of the benchmark makes of it.
 
     :param rounds: how often each path has its turn; of them comes the median.
@@ -64,13 +64,13 @@ class Effort:
     stalled: tuple[int, ...]
     all_peers: bool
 
-    def with_rounds(self, rounds: int) -> Effort:
+    def with_rounds(self, rounds: int) -> Profile:
         """The same with another number of turns."""
         return replace(self, rounds=rounds)
 
 
-FULL = Effort(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, stalled=(300, 500), all_peers=True)
-QUICK = Effort(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, stalled=(300,), all_peers=False)
+FULL = Profile(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, stalled=(300, 500), all_peers=True)
+QUICK = Profile(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, stalled=(300,), all_peers=False)
 
 Tell = Callable[[str], None]
 
@@ -88,11 +88,11 @@ class Work(Protocol):
         """What it is, in a few words."""
         ...
 
-    def programs(self, effort: Effort) -> set[str]:
+    def programs(self, profile: Profile) -> set[str]:
         """The programs of others that it needs."""
         ...
 
-    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+    async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
         """Measure it."""
         ...
 
@@ -116,20 +116,20 @@ class Comparison:
     about: str
     application: str
     paths: Mapping[str, Builder]
-    run: Callable[[Effort, Yard, Way], Awaitable[Sample]]
+    run: Callable[[Profile, Environment, Route], Awaitable[Sample]]
     figures: Mapping[Figure, Mapping[str, float]]
 
-    def contestants(self, effort: Effort) -> list[str]:
+    def contestants(self, profile: Profile) -> list[str]:
         """Who takes part, ours first."""
         needed = {OURS, *(peer for reach in self.figures.values() for peer in reach)}
-        return [name for name in self.paths if effort.all_peers or name in needed]
+        return [name for name in self.paths if profile.all_peers or name in needed]
 
-    def programs(self, effort: Effort) -> set[str]:
-        return {"iperf3"} | {PROGRAMS[name] for name in self.contestants(effort) if name in PROGRAMS}
+    def programs(self, profile: Profile) -> set[str]:
+        return {"iperf3"} | {PROGRAMS[name] for name in self.contestants(profile) if name in PROGRAMS}
 
-    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
-        ours, *others = self.contestants(effort)
-        samples = await self._samples(yard, [ours, *others], effort, tell)
+    async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
+        ours, *others = self.contestants(profile)
+        samples = await self._samples(environment, [ours, *others], profile, tell)
         return [
             paired(self.path, figure, peer, _pairs(samples, ours, peer, figure), reach.get(peer))
             for figure, reach in self.figures.items()
@@ -144,20 +144,22 @@ class Comparison:
             for peer, wanted in reach.items()
         ]
 
-    async def _samples(self, yard: Yard, names: Sequence[str], effort: Effort, tell: Tell) -> dict[str, list[Sample]]:
+    async def _samples(
+        self, environment: Environment, names: Sequence[str], profile: Profile, tell: Tell
+    ) -> dict[str, list[Sample]]:
         samples: dict[str, list[Sample]] = {name: [] for name in names}
-        ways: list[Way] = []
+        routes: list[Route] = []
         try:
             for name in names:
                 tell(f"starting {name}")
-                ways.append(await self.paths[name](yard, self.application))
-            for turn in range(effort.rounds):
-                for way in ways:
-                    tell(f"{way.name}, run {turn + 1} of {effort.rounds}")
-                    samples[way.name].append(await self.run(effort, yard, way))
+                routes.append(await self.paths[name](environment, self.application))
+            for turn in range(profile.rounds):
+                for route in routes:
+                    tell(f"{route.name}, run {turn + 1} of {profile.rounds}")
+                    samples[route.name].append(await self.run(profile, environment, route))
         finally:
-            for way in ways:
-                await way.close()
+            for route in routes:
+                await route.close()
         return samples
 
 
@@ -175,18 +177,18 @@ class Memory:
     build: Builder
     reach: float
 
-    def programs(self, _effort: Effort) -> set[str]:
+    def programs(self, _profile: Profile) -> set[str]:
         return {"iperf3"}
 
-    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+    async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
         tell("starting")
-        many = min(effort.idle, connections_allowed())
-        way = await self.build(yard, MANY)
+        many = min(profile.idle, connections_allowed())
+        route = await self.build(environment, MANY)
         try:
-            tell(f"{many} connections, held for {effort.held:g} s")
-            sample = await measure.memory(yard, way, many, effort.held)
+            tell(f"{many} connections, held for {profile.held:g} s")
+            sample = await measure.memory(environment, route, many, profile.held)
         finally:
-            await way.close()
+            await route.close()
         return [absolute(self.path, MEMORY, [sample[MEMORY]], self.reach)]
 
     def lost(self) -> list[Row]:
@@ -212,21 +214,23 @@ class Stalled:
     reach: float = 0.8
     reach_kib: float = 3072.0
 
-    def programs(self, _effort: Effort) -> set[str]:
+    def programs(self, _profile: Profile) -> set[str]:
         return {"iperf3"}
 
-    async def rows(self, yard: Yard, effort: Effort, tell: Tell) -> list[Row]:
+    async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
         tell("starting")
-        way, other = await gateways_for(yard, BULK, FLOOD)
-        samples: dict[tuple[int, int], list[tuple[Sample, Sample]]] = {kind: [] for kind in self._kinds(effort)}
+        route, other = await gateways_for(environment, BULK, FLOOD)
+        samples: dict[tuple[int, int], list[tuple[Sample, Sample]]] = {kind: [] for kind in self._kinds(profile)}
         try:
-            for turn in range(effort.rounds):
+            for turn in range(profile.rounds):
                 for (many, read), found in samples.items():
-                    tell(f"alone, and beside {self._called(many, read)}, run {turn + 1} of {effort.rounds}")
-                    alone = await measure.throughput(yard, way, 1, effort.seconds)
-                    found.append((await measure.beside_stalled(yard, way, other, many, read, effort.seconds), alone))
+                    tell(f"alone, and beside {self._called(many, read)}, run {turn + 1} of {profile.rounds}")
+                    alone = await measure.throughput(environment, route, 1, profile.seconds)
+                    found.append(
+                        (await measure.beside_stalled(environment, route, other, many, read, profile.seconds), alone)
+                    )
         finally:
-            await way.close()
+            await route.close()
         rows = []
         for (many, read), found in samples.items():
             path = f"beside {self._called(many, read)}"
@@ -246,8 +250,8 @@ class Stalled:
         ]
 
     @staticmethod
-    def _kinds(effort: Effort) -> list[tuple[int, int]]:
-        return [(many, read) for many in effort.stalled for read in (0, FIRST_READ)]
+    def _kinds(profile: Profile) -> list[tuple[int, int]]:
+        return [(many, read) for many in profile.stalled for read in (0, FIRST_READ)]
 
     @staticmethod
     def _called(many: int, read: int) -> str:
@@ -267,12 +271,12 @@ class SetUp:
     key: str = "setup"
     about: str = "how long a stream takes to set up"
 
-    def programs(self, _effort: Effort) -> set[str]:
+    def programs(self, _profile: Profile) -> set[str]:
         return set()
 
-    async def rows(self, yard: Yard, _effort: Effort, tell: Tell) -> list[Row]:
+    async def rows(self, environment: Environment, _profile: Profile, tell: Tell) -> list[Row]:
         tell(f"{self.streams} streams, one after the other")
-        taken = await setup_time.measure(yard.reactor, self.streams, self.half_open)
+        taken = await setup_time.measure(environment.reactor, self.streams, self.half_open)
         return [absolute(self._path, SET_UP, taken, self._reach)]
 
     def lost(self) -> list[Row]:
@@ -288,16 +292,16 @@ class SetUp:
         return setup_time.REACH_BESIDE_MS if self.half_open else setup_time.REACH_MS
 
 
-def _bulk(connections: int) -> Callable[[Effort, Yard, Way], Awaitable[Sample]]:
-    return lambda effort, yard, way: measure.throughput(yard, way, connections, effort.seconds)
+def _bulk(connections: int) -> Callable[[Profile, Environment, Route], Awaitable[Sample]]:
+    return lambda profile, environment, route: measure.throughput(environment, route, connections, profile.seconds)
 
 
-def _trips(effort: Effort, yard: Yard, way: Way) -> Awaitable[Sample]:
-    return measure.trips(yard, way, effort.trips)
+def _trips(profile: Profile, environment: Environment, route: Route) -> Awaitable[Sample]:
+    return measure.trips(environment, route, profile.trips)
 
 
-def _connects(effort: Effort, yard: Yard, way: Way) -> Awaitable[Sample]:
-    return measure.connects(yard, way, effort.seconds)
+def _connects(profile: Profile, environment: Environment, route: Route) -> Awaitable[Sample]:
+    return measure.connects(environment, route, profile.seconds)
 
 
 _BULK_PLAIN = {THROUGHPUT: {"HAProxy": 1.0, "nginx": 1.0}, CPU: {"HAProxy": 1.0, "nginx": 1.0}}

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from exchange import Exchange
+from duplex_traffic import Exchange
 from harness import PATIENCE, Daemon, Facility, Footprint, Program, World, assert_same, connections_to, until
 
 from scistream.protocol.messages import CONS, PROD, Role
@@ -49,7 +49,8 @@ prod, cons, uid, certificate, key, *authorities = sys.argv[1:]
 async def hold():
     async with Client(certificate=certificate, key=key, authorities=authorities) as client:
         now = time.time()
-        Memory().add(Remembered(uid=uid, prod=prod, cons=cons, num_conn=2, rate=100.0, asked_at=now, expires_at=now+60))
+        known = dict(uid=uid, prod=prod, cons=cons, num_conn=2, rate=100.0, asked_at=now, expires_at=now + 60)
+        StreamHistory().add(RememberedStream(**known))
         stream = await client.request(prod=prod, cons=cons, num_conn=2, rate=100.0, uid=uid)
         print(json.dumps({"uid": stream.uid, "join": stream.join}), flush=True)
         await stream.provisioned()
