@@ -137,7 +137,7 @@ def test_the_trails_of_both_facilities_tell_a_stream_s_life_and_its_bytes_as_the
         assert moved(world, facility) == (earlier[0] + 3 * len(OUT), earlier[1] + 3 * len(BACK))
 
 
-ORDER = ["Request", "Hello", "Start", "Release", "End"]
+ORDER = ["RequestEvent", "HelloEvent", "StartEvent", "ReleaseEvent", "EndEvent"]
 
 
 def test_later_targets_are_told_and_a_connection_that_is_cut_counts_what_it_carried(
