@@ -1,6 +1,6 @@
 """How control links are made: who dials whom, under which certificates, checked how.
 
-A `Trust` says with what a party shows itself and whom it believes; None in its place means plain TCP,
+`CertificateFiles` say what a party shows and whom it believes; None in its place means plain TCP,
 which is allowed on loopback only.
 """
 

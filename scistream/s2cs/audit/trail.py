@@ -1,8 +1,9 @@
 """The audit trail of an S2CS: who asked for what, from where, what became of it, and how many bytes it carried.
 
-`AuditTrail` writes the lines that concern the server, `StreamTrail` those of one stream; the server and `Held` tell
-them what happens. A line that cannot be written waits in memory and is written as soon as it can be, and no new stream
-is taken meanwhile: a facility must be able to say who has streamed what. Streams that are there go on.
+`AuditTrail` writes the lines that concern the server, `StreamTrail` those of one stream; the server and
+`ServerStream` tell them what happens. A line that cannot be written waits in memory and is written as soon as it can
+be, and no new stream is taken meanwhile: a facility must be able to say who has streamed what. Streams that are there
+go on.
 """
 
 from __future__ import annotations

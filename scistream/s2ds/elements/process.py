@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -38,8 +38,8 @@ from scistream.s2ds.elements.element import Element, ElementSettings
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.elements.worker import BOARD_FD, HANDING_FD, LINE_FD, MAX_COMMAND
 
-if TYPE_CHECKING:
-    from scistream.s2ds.elements.pool import Elements
+_log = Logger()
+
 _SCHEDULED = 2
 """Which of the processor clocks of a process is asked: see clock_getcpuclockid(3)."""
 
@@ -387,6 +387,6 @@ def is_dead(failure: Failure) -> None:
 
 
 def log_failure(failure: Failure) -> None:
-    """The same, where nobody waits to hear of anything else."""
+    """Log that an element could not do what it was told, unless it died: nobody waits for the answer."""
     if not failure.check(ElementDied):
-        Elements.log.error("an element could not do what it was told: {reason}", reason=str(failure.value))
+        _log.error("an element could not do what it was told: {reason}", reason=str(failure.value))

@@ -13,12 +13,15 @@ from log_lines import logged
 from planted_faults import Fault, break_method, logged_faults
 from twisted.internet.address import IPv4Address
 from twisted.internet.epollreactor import EPollReactor
+from twisted.python.failure import Failure
 
 from scistream.links.outbox import Caller
+from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.elements.process import ElementDied, log_failure
 from scistream.s2ds.ports import ListenPorts
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
@@ -235,3 +238,12 @@ def test_a_thousand_addresses_of_prodapp_that_may_not_be_dialled_are_a_few_lines
     counts = [line.partition("so far: ")[2].partition(";")[0] for line in told]
     assert counts == ["1", "10", "100", "1000", "2000"], "each address on both channels"
     assert "198.51.100.9:7000" in told[-1]
+
+
+def test_an_element_that_could_not_do_what_it_was_told_is_in_the_log_and_one_that_died_is_not() -> None:
+    with logged() as lines:
+        log_failure(Failure(StreamError("no-capacity", "no memory")))
+        log_failure(Failure(ElementDied()))
+    assert len(lines) == 1
+    assert "could not do what it was told" in lines[0]
+    assert "no memory" in lines[0]
