@@ -37,8 +37,8 @@ _STILL_KIB, _STILL_SECONDS = 256.0, 1.0
 
 async def throughput(environment: Environment, route: Route, connections: int, seconds: int) -> Sample:
     """Bulk data from the producer to the consumer, by iperf3; CPU time only where processes are on the way."""
-    door = str(route.port)
-    command = [peers.found("iperf3"), "--client", HOST, "--port", door, "--parallel", str(connections)]
+    port = str(route.port)
+    command = [peers.found("iperf3"), "--client", HOST, "--port", port, "--parallel", str(connections)]
     before = cpu_seconds(route.roots)
     said = await _result(environment, route, [*command, "--reverse", "--time", str(seconds), "--json"], seconds)
     received = said["end"].get("sum_received", {"bytes": 0})

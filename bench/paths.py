@@ -18,7 +18,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from bench import peers
-from bench.peers import FAR_NAME, HOST, Certificates, Door, Program
+from bench.peers import FAR_NAME, HOST, Certificates, Endpoints, Program
 from bench.processes import listens
 from scistream.app.controller import Controller, Nobody
 from scistream.demo.children import Child, Children
@@ -127,9 +127,9 @@ class Environment:
         path.mkdir(mode=0o700)
         return path
 
-    def door(self, application: str) -> Door:
+    def endpoints(self, application: str) -> Endpoints:
         """New ports of a path to that application."""
-        return Door(self.ports.take(), self.targets[application], self.ports.take())
+        return Endpoints(self.ports.take(), self.targets[application], self.ports.take())
 
     async def open(self) -> None:
         """Start the applications."""
@@ -176,30 +176,34 @@ async def direct(environment: Environment, application: str) -> Route:
     return Route(DIRECT, environment.targets[application], [], [], None, close)
 
 
-def one_hop(name: str, program_for: Callable[[Door], Program]) -> Builder:
+def one_hop(name: str, program_for: Callable[[Endpoints], Program]) -> Builder:
     """A peer that forwards as it is."""
 
     async def build(environment: Environment, application: str) -> Route:
-        door = environment.door(application)
-        return await _peer(environment, name, door, [program_for(door)], [door.enter])
+        endpoints = environment.endpoints(application)
+        return await _peer(environment, name, endpoints, [program_for(endpoints)], [endpoints.enter])
 
     return build
 
 
-def two_hops(name: str, programs_for: Callable[[Door, Certificates], list[Program]]) -> Builder:
+def two_hops(name: str, programs_for: Callable[[Endpoints, Certificates], list[Program]]) -> Builder:
     """A pair of a peer's processes, with TLS between them."""
 
     async def build(environment: Environment, application: str) -> Route:
-        door = environment.door(application)
+        endpoints = environment.endpoints(application)
         return await _peer(
-            environment, name, door, programs_for(door, environment.certificates), [door.middle, door.enter]
+            environment,
+            name,
+            endpoints,
+            programs_for(endpoints, environment.certificates),
+            [endpoints.middle, endpoints.enter],
         )
 
     return build
 
 
 async def _peer(
-    environment: Environment, name: str, door: Door, programs: Sequence[Program], ports: Sequence[int]
+    environment: Environment, name: str, endpoints: Endpoints, programs: Sequence[Program], ports: Sequence[int]
 ) -> Route:
     children = environment.children("peer")
     environment.configurations |= {program.name: program.shown() for program in programs}
@@ -211,7 +215,7 @@ async def _peer(
         await children.end_all()
         raise
     pids = [child.pid for child in started]
-    return Route(name, door.enter, pids, pids, children, children.end_all)
+    return Route(name, endpoints.enter, pids, pids, children, children.end_all)
 
 
 def _start(children: Children, program: Program, folder: Path) -> Child:
@@ -221,16 +225,21 @@ def _start(children: Children, program: Program, folder: Path) -> Child:
 
 async def plain_hop(environment: Environment, application: str) -> Route:
     """Our relay alone."""
-    door = environment.door(application)
+    endpoints = environment.endpoints(application)
     children = environment.children("plain-hop")
-    command = [*python("bench.plain_hop"), str(door.enter), str(door.target), str(parse_elements(environment.elements))]
+    command = [
+        *python("bench.plain_hop"),
+        str(endpoints.enter),
+        str(endpoints.target),
+        str(parse_elements(environment.elements)),
+    ]
     try:
         child = children.start("plain-hop", command, {}, say_ended)
-        await environment.until_listening([child], [door.enter])
+        await environment.until_listening([child], [endpoints.enter])
     except BaseException:
         await children.end_all()
         raise
-    return Route(OURS, door.enter, [child.pid], [child.pid], children, children.end_all)
+    return Route(OURS, endpoints.enter, [child.pid], [child.pid], children, children.end_all)
 
 
 async def two_gateways(environment: Environment, application: str) -> Route:

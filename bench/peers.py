@@ -42,7 +42,7 @@ VERSIONS = {
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoints:
     """Where a path is entered, and the application that it leads to: ports of this machine.
 
     :param middle: of two hops, where the second one listens; 0 for one hop.
@@ -112,21 +112,21 @@ def version(program: str) -> str:
     return next((line for line in lines if any(sign.isdigit() for sign in line)), "of unknown version")
 
 
-def haproxy(door: Door, threads: int | None = None) -> Program:
+def haproxy(endpoints: Endpoints, threads: int | None = None) -> Program:
     """One hop: splices, and buffers of 256 KiB for what is not spliced."""
-    route = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{HOST}:{door.target}")
+    route = _LISTEN.format(listen=f"{HOST}:{endpoints.enter}", to=f"{HOST}:{endpoints.target}")
     return _haproxy(
         "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + route
     )
 
 
-def haproxy_pair(door: Door, certificates: Certificates, threads: int | None = None) -> list[Program]:
+def haproxy_pair(endpoints: Endpoints, certificates: Certificates, threads: int | None = None) -> list[Program]:
     """Two hops with TLS between them."""
     head = _HAPROXY.format(threads=threads or _threads(), more=_HAPROXY_TLS, option="")
     tls = f"ssl crt {{folder}}/own.pem ca-file {certificates.authority} verify required"
-    far = f"{HOST}:{door.middle} {tls}"
-    near = _LISTEN.format(listen=f"{HOST}:{door.enter}", to=f"{far} verifyhost {FAR_NAME} no-ssl-reuse")
-    far = _LISTEN.format(listen=far, to=f"{HOST}:{door.target}")
+    far = f"{HOST}:{endpoints.middle} {tls}"
+    near = _LISTEN.format(listen=f"{HOST}:{endpoints.enter}", to=f"{far} verifyhost {FAR_NAME} no-ssl-reuse")
+    far = _LISTEN.format(listen=far, to=f"{HOST}:{endpoints.target}")
     return [
         _haproxy("haproxy-near", head + near, {"own.pem": _both(certificates.near)}),
         _haproxy("haproxy-far", head + far, {"own.pem": _both(certificates.far)}),
@@ -174,12 +174,12 @@ def _both(issued: Issued) -> str:
     return issued.certificate.read_text() + issued.key.read_text()
 
 
-def nginx(door: Door, workers: str = "auto") -> Program:
+def nginx(endpoints: Endpoints, workers: str = "auto") -> Program:
     """One hop through buffers of 256 KiB."""
-    return _nginx("nginx", workers, f"{HOST}:{door.enter}", f"{HOST}:{door.target}", "")
+    return _nginx("nginx", workers, f"{HOST}:{endpoints.enter}", f"{HOST}:{endpoints.target}", "")
 
 
-def nginx_pair(door: Door, certificates: Certificates, workers: str = "auto") -> list[Program]:
+def nginx_pair(endpoints: Endpoints, certificates: Certificates, workers: str = "auto") -> list[Program]:
     """Two hops with TLS between them."""
     near = f"""
     proxy_ssl on;
@@ -202,10 +202,10 @@ def nginx_pair(door: Door, certificates: Certificates, workers: str = "auto") ->
     ssl_client_certificate {certificates.authority};
     ssl_verify_client on;
 """
-    middle = f"{HOST}:{door.middle}"
+    middle = f"{HOST}:{endpoints.middle}"
     return [
-        _nginx("nginx-near", workers, f"{HOST}:{door.enter}", middle, near),
-        _nginx("nginx-far", workers, f"{middle} ssl", f"{HOST}:{door.target}", far),
+        _nginx("nginx-near", workers, f"{HOST}:{endpoints.enter}", middle, near),
+        _nginx("nginx-far", workers, f"{middle} ssl", f"{HOST}:{endpoints.target}", far),
     ]
 
 
@@ -235,11 +235,11 @@ def _nginx_has_streams() -> bool:
     return "--with-stream " in said.stderr  # and not as a module that is elsewhere
 
 
-def stunnel_pair(door: Door, certificates: Certificates) -> list[Program]:
+def stunnel_pair(endpoints: Endpoints, certificates: Certificates) -> list[Program]:
     """Two hops with TLS between them."""
-    middle = f"{HOST}:{door.middle}"
-    near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{door.enter}\nconnect = {middle}\n"
-    far = f"\n[far]\naccept = {middle}\nconnect = {HOST}:{door.target}\n"
+    middle = f"{HOST}:{endpoints.middle}"
+    near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{endpoints.enter}\nconnect = {middle}\n"
+    far = f"\n[far]\naccept = {middle}\nconnect = {HOST}:{endpoints.target}\n"
     return [
         Program(name, {"stunnel.conf": config}, (found("stunnel"), "{folder}/stunnel.conf"))
         for name, config in (
@@ -266,10 +266,10 @@ socket = r:TCP_NODELAY=1
 """
 
 
-def socat(door: Door) -> Program:
+def socat(endpoints: Endpoints) -> Program:
     """One hop; a process for each connection."""
-    listen = f"TCP4-LISTEN:{door.enter},bind={HOST},fork,reuseaddr,nodelay,backlog=1024"
-    return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{HOST}:{door.target},nodelay"))
+    listen = f"TCP4-LISTEN:{endpoints.enter},bind={HOST},fork,reuseaddr,nodelay,backlog=1024"
+    return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{HOST}:{endpoints.target},nodelay"))
 
 
 def found(program: str) -> str:

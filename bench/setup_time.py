@@ -36,7 +36,7 @@ REACH_BESIDE_MS = 1000.0
 """With half-open handshakes."""
 CHANNELS = 4
 FROM_ONE_ADDRESS = 40
-"""Half-open handshakes from one address: more than a door takes of it."""
+"""Half-open handshakes from one address: more than a listener accepts from it."""
 
 
 async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
@@ -65,13 +65,13 @@ async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
 
 
 @contextmanager
-def _half_open(door: Address, many: int, attacker: Iterator[int]) -> Iterator[None]:
+def _half_open(address: Address, many: int, attacker: Iterator[int]) -> Iterator[None]:
     """So many connections that begin a TLS handshake and say no more, each time from new addresses of loopback."""
     with ExitStack() as opened:
         for number in range(many):
             if number % FROM_ONE_ADDRESS == 0:
                 source = f"127.{next(attacker) // 250 % 200 + 50}.{next(attacker) % 250}.{next(attacker) % 250 + 1}"
-            sock = opened.enter_context(socket.create_connection(door, timeout=60, source_address=(source, 0)))
+            sock = opened.enter_context(socket.create_connection(address, timeout=60, source_address=(source, 0)))
             with suppress(OSError):  # it is closed already
                 sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
         yield

@@ -101,7 +101,7 @@ _PARTS_OF_LIMITS = (
 
 
 class Limits(SettingsSection, frozen=True, kw_only=True):
-    """How much the door for control links takes; see `scistream.links.admission.Bounds`."""
+    """How much the listener for control links accepts; see `scistream.links.admission.Bounds`."""
 
     links: Count = 4096
     links_per_address: Count = 512
@@ -122,7 +122,7 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
 
     @property
     def bounds(self) -> Bounds:
-        """The same for a guard."""
+        """Return the same as an admission controller takes it."""
         return Bounds(
             links=self.links,
             links_per_address=self.links_per_address,

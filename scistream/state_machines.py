@@ -1,5 +1,5 @@
 """What the machines of all parties have in common: a flat table of transitions that Automat runs, what the log says of
-a change of state, the answer to a command that comes in the wrong state, and the guard between a machine and its
+a change of state, the answer to a command that comes in the wrong state, and the barrier between a machine and its
 effects. No I/O. This is the one module that touches private names of Automat.
 """
 
@@ -264,7 +264,7 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
     machine.__automat_transitioner__.setTrace(traced)
 
 
-# -- the guard
+# -- the barrier
 
 Effects = TypeVar("Effects")
 

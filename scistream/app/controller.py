@@ -159,8 +159,8 @@ class Controller:
             listeners=told,
             other_addresses=others or None,
         )
-        patience = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
-        self._hello = self._dialer.ask(hello, patience)
+        timeout = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
+        self._hello = self._dialer.ask(hello, timeout)
         self._hello.addCallbacks(self._guarded._welcomed, self._guarded._refused)
 
     def _listeners_to_tell(self) -> list[str] | None:
@@ -217,16 +217,16 @@ class Controller:
         if isinstance(failure.value, StreamError) and failure.value.code != "shutting-down":
             self.machine.failed(failure.value)
 
-    def _down(self, trouble: str, hopeless: bool) -> None:
+    def _down(self, reason: str, permanent: bool) -> None:
         if self._started or self._finished.called:
             return  # there is nothing left to wait for
-        if hopeless:
-            self.machine.failed(StreamError("not-authenticated", f"the S2CS at {self._join.server}: {trouble}"))
+        if permanent:
+            self.machine.failed(StreamError("not-authenticated", f"the S2CS at {self._join.server}: {reason}"))
         elif not self._is_missed:
             self._is_missed = True
             seconds = self._give_up_at - self._reactor.seconds()
             until = "until it is back" if self._greeted else f"for {max(seconds, 0.0):.0f} s"
-            self._note(f"no link to the S2CS at {self._join.server}: {trouble}; trying again {until}")
+            self._note(f"no link to the S2CS at {self._join.server}: {reason}; trying again {until}")
 
     def _heard(self, link: Link, message: Message) -> None:
         if isinstance(message, StartConn) and message.uid == self._join.uid:

@@ -27,17 +27,17 @@ _FAULTS_SAID = 10
 class ConsumerChannel(threading.Thread):
     """Reads one channel to its end."""
 
-    def __init__(self, number: int, listeners: Sequence[Address], patience: float) -> None:
+    def __init__(self, number: int, listeners: Sequence[Address], timeout: float) -> None:
         super().__init__(name=f"channel-{number}", daemon=True)
         self.address = listeners[number]
         self.checker = FrameChecker(number, len(listeners))
         self.first_byte: float | None = None
         self.last_byte: float | None = None
-        self._patience = patience
+        self._timeout = timeout
 
     def run(self) -> None:
         try:
-            connection = socket.create_connection(self.address, timeout=self._patience)
+            connection = socket.create_connection(self.address, timeout=self._timeout)
         except OSError as error:
             self.checker.ended(f"not made ({self.address}: {error.strerror or error})")
             return
@@ -53,7 +53,7 @@ class ConsumerChannel(threading.Thread):
             except ConnectionResetError:
                 return "reset"
             except TimeoutError:
-                return f"silent for {self._patience:g} s"
+                return f"silent for {self._timeout:g} s"
             except OSError as error:
                 return f"broken ({error.strerror or error})"
             if not count:
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="consumer", description="Read frames from each listener and check them all.")
     parser.add_argument("listener", nargs="*", metavar="HOST:PORT", help="one a channel, in order")
     parser.add_argument(
-        "--patience", type=float, default=120.0, metavar="S", help="seconds of silence to bear (%(default)s)"
+        "--timeout", type=float, default=120.0, metavar="S", help="seconds of silence to bear (%(default)s)"
     )
     return parser
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    channels = [ConsumerChannel(number, listeners, options.patience) for number in range(len(listeners))]
+    channels = [ConsumerChannel(number, listeners, options.timeout) for number in range(len(listeners))]
     for channel in channels:
         channel.start()
     for channel in channels:

@@ -55,7 +55,7 @@ class DetectorChannel(threading.Thread):
     """Waits for the one connection of a channel and sends its frames there."""
 
     def __init__(
-        self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event, patience: float
+        self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event, timeout: float
     ) -> None:
         super().__init__(name=f"channel-{number}", daemon=True)
         self.maker = FrameMaker(number, plan.frame_bytes)
@@ -63,7 +63,7 @@ class DetectorChannel(threading.Thread):
         self._listener = listener
         self._plan = plan
         self._failed = failed
-        self._patience = patience
+        self._timeout = timeout
 
     def run(self) -> None:
         try:
@@ -89,7 +89,7 @@ class DetectorChannel(threading.Thread):
                 connection, _peer = self._listener.accept()
             except TimeoutError:
                 continue
-            connection.settimeout(self._patience)
+            connection.settimeout(self._timeout)
             return connection
         return None
 
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--bytes", type=int, help="payload bytes to send in all")
     amount.add_argument("--seconds", type=float, help="how long to send, from the first connection on")
     parser.add_argument(
-        "--patience",
+        "--timeout",
         type=float,
         default=120.0,
         metavar="S",
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     plan = Plan(options.bytes, options.seconds, options.frame_bytes, len(listeners))
     failed = threading.Event()
-    channels = [DetectorChannel(number, one, plan, failed, options.patience) for number, one in enumerate(listeners)]
+    channels = [DetectorChannel(number, one, plan, failed, options.timeout) for number, one in enumerate(listeners)]
     for channel in channels:
         channel.start()
     for channel in channels:

@@ -29,7 +29,7 @@ from scistream.logs import Tally
 from scistream.protocol.address import Address, Network, inside
 
 SHARE = 4
-"""Unproven links of an address for which a full door makes room at the expense of others."""
+"""Unproven links of one address for which a full listener makes room at the expense of others."""
 MOST_PLACES = 10_000
 
 _MOST_DOUBLINGS = 16
@@ -37,7 +37,7 @@ _MOST_DOUBLINGS = 16
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much a door takes.
+    """How many links, lines and failures a listener for control links accepts.
 
     :param links: links in all; `links_per_address` of them from one address.
     :param unproven: links that have not shown yet who they are; `unproven_per_address` of them from one address.
@@ -100,16 +100,16 @@ def doubling(first: float, times: float, longest: float) -> float:
 
 
 class _Source:
-    """What a guard knows of one address."""
+    """What an admission controller remembers about one address."""
 
-    __slots__ = ("host", "links", "name", "proved", "refused", "refused_until", "trouble", "unproven")
+    __slots__ = ("failures", "host", "links", "name", "proved", "refused", "refused_until", "unproven")
 
     def __init__(self, name: str, host: str) -> None:
         self.name = name
         self.host = host
         self.links = 0
         self.unproven: OrderedDict[Admission, None] = OrderedDict()  # the oldest first
-        self.trouble = DecayingCounter()
+        self.failures = DecayingCounter()
         self.refused_until = 0.0
         self.refused = 0
         self.proved = False
@@ -133,10 +133,10 @@ class _CommandBudget:
 
 
 class AdmissionController:
-    """The guard of one door.
+    """Decides which connections one listener accepts, and for how long.
 
     :param clock: tells the time.
-    :param door: how logs call it.
+    :param listener: the name of the listener in logs.
     :param known_refusal: seconds that an address waits at most where somebody has proved himself before.
     :param known: networks that count as such from the beginning.
     """
@@ -147,14 +147,14 @@ class AdmissionController:
         self,
         clock: IReactorTime,
         bounds: Bounds,
-        door: str,
+        listener: str,
         *,
         known_refusal: float,
         known: tuple[Network, ...] = (),
     ) -> None:
         self._clock = clock
         self._bounds = bounds
-        self._door = door
+        self._listener = listener
         self._known_refusal = known_refusal
         self._known = known
         self._places: OrderedDict[str, _Source] = OrderedDict()  # the longest unused first
@@ -258,29 +258,33 @@ class AdmissionController:
         self._tally.add((what, reason), last=detail)
 
     def stop(self) -> None:
-        """The door is closed: log what is not logged yet."""
+        """Log what is not logged yet; the listener has been closed."""
         self._tally.stop()
 
     def _log(self, key: tuple[str, str], count: int, last: str) -> None:
         what, _reason = key
         self.log.warn(
-            "{door} {what}; so far {count}, the last time: {last}", door=self._door, what=what, count=count, last=last
+            "{listener} {what}; so far {count}, the last time: {last}",
+            listener=self._listener,
+            what=what,
+            count=count,
+            last=last,
         )
 
-    # -- for visits
+    # -- called by the admitted links
 
-    def came(self, visit: Admission, place: _Source) -> None:
+    def came(self, admission: Admission, place: _Source) -> None:
         """A link is there."""
         self.links += 1
         self.unproven += 1
         place.links += 1
-        place.unproven[visit] = None
+        place.unproven[admission] = None
         self._waited_for[place] = None
 
-    def no_longer_unproven(self, visit: Admission, place: _Source) -> None:
+    def no_longer_unproven(self, admission: Admission, place: _Source) -> None:
         """It has shown who it is, or is gone. Idempotent."""
-        if visit in place.unproven:
-            del place.unproven[visit]
+        if admission in place.unproven:
+            del place.unproven[admission]
             self.unproven -= 1
             if not place.unproven:
                 del self._waited_for[place]
@@ -293,7 +297,7 @@ class AdmissionController:
     def failed(self, place: _Source, why: str) -> None:
         """Hold it against the address."""
         now, bounds = self._clock.seconds(), self._bounds
-        count = place.trouble.add(now, bounds.failures + _MOST_DOUBLINGS)
+        count = place.failures.add(now, bounds.failures + _MOST_DOUBLINGS)
         # The count that fades makes up for what is lost between two failures: the limit is met, not only neared.
         seconds = doubling(timing.FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
         if self._is_known(place):
@@ -307,7 +311,7 @@ class AdmissionController:
     def allowance(self, who: str | None, place: _Source) -> _CommandBudget | None:
         """Somebody has proved himself: his allowance, which all his links share; None if he has too many links."""
         place.proved = True
-        place.trouble.clear()
+        place.failures.clear()
         place.refused_until = 0.0
         now = self._clock.seconds()
         if who is None:
@@ -333,12 +337,12 @@ class AdmissionController:
 
 
 class Admission:
-    """One accepted link, for its guard; `wire.line.Link` tells it what happens."""
+    """One accepted link, as its admission controller counts it. `scistream.links.link.Link` reports its events."""
 
-    __slots__ = ("_allowance", "_cut", "_failed", "_guard", "_over", "_place", "_who", "since")
+    __slots__ = ("_admission_controller", "_allowance", "_cut", "_failed", "_over", "_place", "_who", "since")
 
-    def __init__(self, guard: AdmissionController, place: _Source, now: float) -> None:
-        self._guard = guard
+    def __init__(self, admission_controller: AdmissionController, place: _Source, now: float) -> None:
+        self._admission_controller = admission_controller
         self._place = place
         self._cut: Callable[[str], None] = _ignore
         self._allowance: _CommandBudget | None = None
@@ -346,7 +350,7 @@ class Admission:
         self._failed = False
         self._over = False
         self.since = now
-        guard.came(self, place)
+        admission_controller.came(self, place)
 
     def arrived(self, cut: Callable[[str], None]) -> None:
         """The link is there; `cut` ends it at once, for a reason."""
@@ -357,9 +361,9 @@ class Admission:
 
         :param who: the name of an identity whose links are counted together; None for others.
         """
-        self._guard.no_longer_unproven(self, self._place)
+        self._admission_controller.no_longer_unproven(self, self._place)
         if self._allowance is None:
-            self._allowance = self._guard.allowance(who, self._place)
+            self._allowance = self._admission_controller.allowance(who, self._place)
             self._who = who if self._allowance is not None else None
         return self._allowance is not None
 
@@ -367,11 +371,11 @@ class Admission:
         """It did what it should not. Counts once, and only while nobody knows who it is."""
         if self._allowance is None and not self._failed:
             self._failed = True
-            self._guard.failed(self._place, why)
+            self._admission_controller.failed(self._place, why)
 
     def line(self) -> float:
         """It has said a line; seconds to wait before the next is read."""
-        return 0.0 if self._allowance is None else self._guard.take(self._allowance)
+        return 0.0 if self._allowance is None else self._admission_controller.take(self._allowance)
 
     def make_way(self) -> None:
         """Another one gets its place."""
@@ -381,39 +385,42 @@ class Admission:
 
     def note(self, what: str, detail: str, reason: str = "") -> None:
         """Log something of this link; see `AdmissionController.note`."""
-        self._guard.note(what, detail, reason)
+        self._admission_controller.note(what, detail, reason)
 
     def over(self) -> None:
         """The link is gone. Idempotent."""
         if self._over:
             return
         self._over = True
-        self._guard.no_longer_unproven(self, self._place)
-        self._guard.went(self._place)
+        self._admission_controller.no_longer_unproven(self, self._place)
+        self._admission_controller.went(self._place)
         if self._who is not None:
-            self._guard.released(self._who)
+            self._admission_controller.released(self._who)
 
 
 class Entrance(Factory):
-    """Asks the guard about each connection before any part of a link is made for it.
+    """Ask the admission controller about each connection before any part of a link is made for it.
 
-    :param link_factory: makes the factory of links, from what gives the visit of the link that is being made.
+    :param link_factory: makes the factory of links, given a function that returns the admission
+        of the link that is being made.
     """
 
     noisy = False
 
     def __init__(
-        self, guard: AdmissionController, link_factory: Callable[[Callable[[], Admission]], IProtocolFactory]
+        self,
+        admission_controller: AdmissionController,
+        link_factory: Callable[[Callable[[], Admission]], IProtocolFactory],
     ) -> None:
-        self._guard = guard
-        self._visit: Admission | None = None
+        self._admission_controller = admission_controller
+        self._admission: Admission | None = None
         self._inner = link_factory(self._current)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        visit = self._guard.admit(str(getattr(addr, "host", addr)))
-        if visit is None:
+        admission = self._admission_controller.admit(str(getattr(addr, "host", addr)))
+        if admission is None:
             return None
-        self._visit = visit
+        self._admission = admission
         return self._inner.buildProtocol(addr)  # type: ignore[arg-type]
 
     def doStart(self) -> None:
@@ -423,9 +430,9 @@ class Entrance(Factory):
         self._inner.doStop()
 
     def _current(self) -> Admission:
-        visit, self._visit = self._visit, None
-        assert visit is not None, "one link is made for each connection"
-        return visit
+        admission, self._admission = self._admission, None
+        assert admission is not None, "one link is made for each connection"
+        return admission
 
 
 def _claim(place: _Source) -> tuple[int, float]:

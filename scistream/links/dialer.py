@@ -69,7 +69,7 @@ class Dialer(Service):
         peer_name: str,
         authenticate: Callable[[Any], Any] | None,
         explain: Callable[[Failure], str],
-        is_hopeless: Callable[[Failure], bool],
+        is_permanent: Callable[[Failure], bool],
         lasts: Lasts | None = None,
     ) -> None:
         self.clock = clock
@@ -80,12 +80,12 @@ class Dialer(Service):
         self.on_poll: Callable[[], None] = _nothing
         self.on_message: Callable[[Link, Message], None] = _ignore_message
         self._explain = explain
-        self._is_hopeless = is_hopeless
+        self._is_permanent = is_permanent
         self._failures = 0
-        self._troubles: Tally[str] = Tally(clock, self._tell, "other troubles")
+        self._reasons: Tally[str] = Tally(clock, self._tell, "other troubles")
         self._poll: IDelayedCall | None = None
         factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False, lasts=lasts))
-        self._client = _Client(endpoint, factory, self._delay, clock, self._troubled, peer_name)
+        self._client = _Client(endpoint, factory, self._delay, clock, self._failing, peer_name)
 
     @property
     def peer_name(self) -> str:
@@ -100,15 +100,15 @@ class Dialer(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         cancel_call(self._poll)
-        self._troubles.stop()
+        self._reasons.stop()
         self.outbox.close(StreamError("shutting-down", f"the link to {self.peer_name} was closed"))
         if self.link is not None:
             self.link.close()
         return self._client.stopService()
 
-    def ask(self, command: Command, patience: float | None) -> Deferred[Resp]:
+    def ask(self, command: Command, timeout: float | None) -> Deferred[Resp]:
         """Send a command until it is answered; see `Outbox.ask`."""
-        return self.outbox.ask(command, patience)
+        return self.outbox.ask(command, timeout)
 
     # -- LinkOwner
 
@@ -120,7 +120,7 @@ class Dialer(Service):
     def link_down(self, link: Link, reason: Failure) -> None:
         if self.link is link:
             self.link = None
-        self._troubled(reason)
+        self._failing(reason)
 
     def message_received(self, link: Link, message: Message) -> None:
         self._failures = 0
@@ -133,18 +133,16 @@ class Dialer(Service):
 
     # -- inside
 
-    def _troubled(self, reason: Failure) -> None:
-        trouble = self._explain(reason)
+    def _failing(self, failure: Failure) -> None:
+        reason = self._explain(failure)
         if self.running:
-            self._troubles.add(trouble)
-        self.outbox.link_down(trouble)
-        self.on_down(trouble, self._is_hopeless(reason))
+            self._reasons.add(reason)
+        self.outbox.link_down(reason)
+        self.on_down(reason, self._is_permanent(failure))
 
-    def _tell(self, trouble: str, count: int, _last: str) -> None:
+    def _tell(self, reason: str, count: int, _last: str) -> None:
         times = f" ({count} times)" if count > 1 else ""
-        self._log.info(
-            "no link to {peer_name}: {trouble}{times}", peer_name=self.peer_name, trouble=trouble, times=times
-        )
+        self._log.info("no link to {peer_name}: {reason}{times}", peer_name=self.peer_name, reason=reason, times=times)
 
     def _delay(self, _attempts: int) -> float:
         self._failures += 1
@@ -158,7 +156,7 @@ class Dialer(Service):
 
 
 @implementer(ILogObserver)
-def _only_trouble(event: LogEvent) -> None:
+def _only_reason(event: LogEvent) -> None:
     """Hand on what is more than the course of things."""
     if event["log_level"] >= LogLevel.warn:
         globalLogPublisher(event)
@@ -167,7 +165,7 @@ def _only_trouble(event: LogEvent) -> None:
 class _Client(ClientService):
     """A ClientService that also tells why it could not connect. Each try by itself is worth no line of the log."""
 
-    _log = Logger(observer=_only_trouble)
+    _log = Logger(observer=_only_reason)
 
     def __init__(
         self,

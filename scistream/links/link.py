@@ -56,7 +56,7 @@ class LinkOwner(Protocol):
 
 
 class LinkAdmission(Protocol):
-    """What stands behind an accepted link at its door: it hears what becomes of the link, and bounds it."""
+    """The record of an accepted link at its listener, which is told of the link's events and bounds what it sends."""
 
     def arrived(self, cut: Callable[[str], None]) -> None:
         """The link is there; `cut` ends it at once, for a reason."""
@@ -78,7 +78,7 @@ class LinkAdmission(Protocol):
 
 
 class _NoListener:
-    """For links that came in by no door."""
+    """The admission of links that this process dialled: nothing bounds them."""
 
     _log = Logger()
 
@@ -115,7 +115,7 @@ class Link(LineOnlyReceiver):
         TCP, and the peer is `plain_peer`.
     :param accepted: whether the peer dialled; a peer without a certificate is then a stranger until its owner calls
         `prove`, which must be soon: lines are short, and there is one time limit for all of them.
-    :param visit: what the door that it came in by keeps of it.
+    :param admission: the record of the link at the listener that accepted it.
     :param lasts: seconds until what the peer has proved itself with ends, and a sentence for then; the link ends with
         it. Asked after the handshake, and again once a day.
     """
@@ -132,7 +132,7 @@ class Link(LineOnlyReceiver):
         plain_peer: Any = None,
         *,
         accepted: bool,
-        visit: LinkAdmission = NO_LISTENER,
+        admission: LinkAdmission = NO_LISTENER,
         lasts: Lasts | None = None,
     ) -> None:
         self.owner = owner
@@ -142,7 +142,7 @@ class Link(LineOnlyReceiver):
         self.refusal: Exception | None = None
         self._authenticate = authenticate
         self._accepted = accepted
-        self._visit = visit
+        self._admission = admission
         self._limit: IDelayedCall | None = None
         self._rest: IDelayedCall | None = None
         self._lasts = lasts
@@ -168,7 +168,7 @@ class Link(LineOnlyReceiver):
         if ITCPTransport.providedBy(self.transport):  # or a short line waits until the far end confirms the last one
             self.transport.setTcpNoDelay(True)
         self._start_limit(timing.HANDSHAKE, "no TLS handshake")
-        self._visit.arrived(self._cut_off)
+        self._admission.arrived(self._cut_off)
         if self._authenticate is None:
             self._come_up()
 
@@ -179,7 +179,7 @@ class Link(LineOnlyReceiver):
         except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
             self.refusal = problem
             self.note("refused a peer", str(problem), _beginning(str(problem)))
-            self._visit.failed(f"a peer was refused: {problem}")
+            self._admission.failed(f"a peer was refused: {problem}")
             self.transport.abortConnection()
             return
         self._come_up()
@@ -191,9 +191,9 @@ class Link(LineOnlyReceiver):
         if self._end is not None and self._end.active():
             self._end.cancel()
         if not self.is_up and isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError):
-            self._visit.failed("a TLS handshake failed")
+            self._admission.failed("a TLS handshake failed")
         self.is_up = False
-        self._visit.over()
+        self._admission.over()
         if self.refusal is not None:
             reason = Failure(self.refusal)
         self.owner.link_down(self, reason)
@@ -218,7 +218,7 @@ class Link(LineOnlyReceiver):
         if not self.is_up:
             return
         self._has_spoken = True
-        self._slow_down(self._visit.line())
+        self._slow_down(self._admission.line())
         try:
             message = decode(line)
         except BadMessage as bad:
@@ -231,7 +231,7 @@ class Link(LineOnlyReceiver):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.note("closed a link for a line that is too long", f"over {self.MAX_LENGTH} bytes")
-        self._visit.failed(f"a line of over {self.MAX_LENGTH} bytes")
+        self._admission.failed(f"a line of over {self.MAX_LENGTH} bytes")
         msg = f"a line has at most {self.MAX_LENGTH} bytes"
         self.on_bad_line(None, msg, True)
         self.send(Error(uid=None, code="bad-message", msg=msg))
@@ -240,7 +240,7 @@ class Link(LineOnlyReceiver):
     # -- for the owner
 
     @property
-    def is_out_of_patience(self) -> bool:
+    def has_timed_out(self) -> bool:
         """Whether the next bad line is the last one."""
         return self._bad_lines + 1 >= MAX_BAD_LINES
 
@@ -265,28 +265,28 @@ class Link(LineOnlyReceiver):
             self.is_stranger = False
             self.MAX_LENGTH = MAX_LINE
             self._stop_limit()
-        if not self._visit.proven(who):
+        if not self._admission.proven(who):
             self.note("closed a link of one who has too many", str(who))
             msg = f"{who} has as many links here as one identity may have: close some of them (`links_per_identity`)"
             self.send(Error(uid=None, code="no-capacity", msg=msg))
             self.close()
 
     def note(self, what: str, detail: str, reason: str = "") -> None:
-        """Log what this peer has done. Where links come in by a door such things are counted, and told by count.
+        """Log what this peer has done. A listener counts such events and logs the count.
 
         :param what: in the same words each time.
         :param detail: what was special this time.
         :param reason: why, in the same words each time: what has another reason is counted apart, and told at once.
         """
-        self._visit.note(what, f"{detail} (from {self.address})", reason)
+        self._admission.note(what, f"{detail} (from {self.address})", reason)
 
     def distrust(self, why: str) -> None:
         """Hold it against the peer's address."""
-        self._visit.failed(why)
+        self._admission.failed(why)
 
     def misused(self, why: str) -> None:
         """What was said is not for this link: it counts as a bad line."""
-        self._visit.failed(why)
+        self._admission.failed(why)
         self._bad_lines += 1
         if self._bad_lines >= MAX_BAD_LINES:
             self.note("closed a link for bad lines", f"{self._bad_lines} of them")
@@ -372,7 +372,7 @@ class Link(LineOnlyReceiver):
 
     def _bad_line(self, line: bytes, bad: BadMessage) -> None:
         self.note("bad message", bad.msg, bad.code)
-        self.on_bad_line(bad.uid, bad.msg, self.is_out_of_patience)
+        self.on_bad_line(bad.uid, bad.msg, self.has_timed_out)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
         self.misused("a bad line")
@@ -430,7 +430,7 @@ class Link(LineOnlyReceiver):
         if self.is_stranger and self._has_spoken and self.is_up:
             what = "nothing that lets it in"
         self.note("closed a link that was too slow", f"{what} in {seconds:g} s", what)
-        self._visit.failed(f"{what} in {seconds:g} s")
+        self._admission.failed(f"{what} in {seconds:g} s")
         self._cut_off(f"{what} in {seconds:g} s")
 
     def _cut_off(self, why: str) -> None:

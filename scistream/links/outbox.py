@@ -44,7 +44,7 @@ class _Waiting:
 
     command: Command
     result: Deferred[Resp]
-    patience: float | None
+    timeout: float | None
     next_repeat: float = field(default_factory=lambda: timing.FIRST_REPEAT)
     sent_as: set[int] = field(default_factory=set)
     repeat: IDelayedCall | None = None
@@ -68,40 +68,40 @@ class Outbox:
         self._sent: dict[int, _Waiting] = {}
         """By the numbers that the link has given them."""
         self.peer_name = peer_name
-        self.trouble = ""
+        self.reason = ""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, command: Command, patience: float | None) -> Deferred[Resp]:
+    def ask(self, command: Command, timeout: float | None) -> Deferred[Resp]:
         """Send a command until it is answered.
 
         :param command: with any `seq`: each sending gets the link's next one.
-        :param patience: seconds after which it is given up; each answer that says that the work goes on
+        :param timeout: seconds after which it is given up; each answer that says that the work goes on
             starts them anew. None: never.
         :returns: fires with the final RESP, or fails with the StreamError of an ERROR, with `timeout` when given
             up, or with CancelledError when cancelled.
         """
-        waiting = _Waiting(command, Deferred(lambda _: self._finish(waiting)), patience)
+        waiting = _Waiting(command, Deferred(lambda _: self._finish(waiting)), timeout)
         self._waiting[waiting] = None
-        self._restart_patience(waiting)
+        self._restart_timeout(waiting)
         self._send(waiting)
         return waiting.result
 
     def link_up(self, link: Link) -> None:
         """Send all that waits on this link from now on."""
         self._link = link
-        self.trouble = ""
+        self.reason = ""
         self._sent.clear()
         for waiting in list(self._waiting):
             waiting.sent_as.clear()
             waiting.next_repeat = timing.FIRST_REPEAT
             self._send(waiting)
 
-    def link_down(self, trouble: str) -> None:
-        """The link is gone; `trouble` says why, for the error of a command that is given up."""
+    def link_down(self, reason: str) -> None:
+        """Keep `reason`, why the link is gone, for the error of a command that is given up."""
         self._link = None
-        self.trouble = trouble
+        self.reason = reason
         self._sent.clear()
         for waiting in self._waiting:
             waiting.sent_as.clear()
@@ -125,7 +125,7 @@ class Outbox:
 
     def _settle(self, waiting: _Waiting, answer: Answer) -> None:
         if isinstance(answer, Resp) and still_working(waiting.command, answer):
-            self._restart_patience(waiting)
+            self._restart_timeout(waiting)
             return
         self._finish(waiting)
         if isinstance(answer, Error):
@@ -143,17 +143,17 @@ class Outbox:
         waiting.repeat = self._clock.callLater(waiting.next_repeat, self._send, waiting)
         waiting.next_repeat = min(waiting.next_repeat * 2, timing.LONGEST_REPEAT)
 
-    def _restart_patience(self, waiting: _Waiting) -> None:
+    def _restart_timeout(self, waiting: _Waiting) -> None:
         cancel_call(waiting.give_up)
-        if waiting.patience is not None:
-            waiting.give_up = self._clock.callLater(waiting.patience, self._give_up, waiting)
+        if waiting.timeout is not None:
+            waiting.give_up = self._clock.callLater(waiting.timeout, self._give_up, waiting)
 
     def _give_up(self, waiting: _Waiting) -> None:
         self._finish(waiting)
         name = command_name(waiting.command)
-        msg = f"{self.peer_name} did not answer {name} in {waiting.patience:.3g} s"
-        if self.trouble:
-            msg += f": {self.trouble}"
+        msg = f"{self.peer_name} did not answer {name} in {waiting.timeout:.3g} s"
+        if self.reason:
+            msg += f": {self.reason}"
         waiting.result.errback(Failure(StreamError("timeout", msg)))
 
     def _finish(self, waiting: _Waiting) -> None:

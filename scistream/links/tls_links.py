@@ -42,23 +42,23 @@ PLAIN_IDENTITY = Identity(issuer="none", name="insecure:loopback")
 def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | ReloadableCredentials | None) -> Dialer:
     """A lasting link to a server whose authority we know. Its peer is the SHA-256 of that authority's certificate.
 
-    :param trust: None dials plain TCP; the peer is then an empty string. A keyring may be shared by several dialers,
-        and each time they dial they use what is in force in it.
+    :param trust: None dials plain TCP; the peer is then an empty string. Several dialers may share the
+        credentials; each attempt to connect uses what is in force by then.
     :raises CertificateProblem: if the files of `trust` are not usable.
     :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
     """
     if trust is None:
         return _plain_dialer(reactor, address, peer_name)
-    keyring = trust if isinstance(trust, ReloadableCredentials) else client_credentials(trust)
+    credentials = trust if isinstance(trust, ReloadableCredentials) else client_credentials(trust)
 
     def authenticate(connection: SSL.Connection) -> str:
         verify_server(connection, address.host)
-        keyring.check(connection)
+        credentials.check(connection)
         chain = connection.get_verified_chain(as_cryptography=True)
         assert chain, "verify_server has seen it"
         return fingerprint(chain[-1])
 
-    return _tls_dialer(reactor, address, peer_name, lambda: keyring.context, authenticate)
+    return _tls_dialer(reactor, address, peer_name, lambda: credentials.context, authenticate)
 
 
 def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str | None) -> Dialer:
@@ -77,7 +77,7 @@ def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str
     return _tls_dialer(reactor, address, peer_name, pinned_client_context(), authenticate)
 
 
-def is_hopeless(reason: Failure) -> bool:
+def is_permanent(reason: Failure) -> bool:
     """Whether dialling again cannot help: it is the certificates, not the network."""
     return isinstance(reason.value, CertificateProblem) or (
         isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError)
@@ -97,42 +97,48 @@ class LinkListener:
     ) -> None:
         self._reactor = reactor
         self._address = address
-        self.keyring: ReloadableCredentials | None = None
+        self.credentials: ReloadableCredentials | None = None
         """What it shows and believes; None where links are plain TCP."""
         if trust is None:
             _only_loopback(address)
         else:
-            self.keyring = server_credentials(trust, client_certificate)
+            self.credentials = server_credentials(trust, client_certificate)
 
-    def open(self, owner_of: Callable[[], LinkOwner], guard: AdmissionController) -> IListeningPort:
-        """Listen; each link that the guard lets in gets an owner. The peer of a link is an `Identity` or None.
+    def open(self, owner_of: Callable[[], LinkOwner], admission_controller: AdmissionController) -> IListeningPort:
+        """Listen, and give each accepted link an owner. The peer of a link is an `Identity` or None.
 
         :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.
         """
-        keyring = self.keyring
-        authenticate = None if keyring is None else _client_verifier(keyring)
-        lasts = None if keyring is None else certificate_lasts
-        plain_peer = PLAIN_IDENTITY if keyring is None else None
+        credentials = self.credentials
+        authenticate = None if credentials is None else _client_verifier(credentials)
+        lasts = None if credentials is None else certificate_lasts
+        plain_peer = PLAIN_IDENTITY if credentials is None else None
 
-        def link_factory(visit: Callable[[], Admission]) -> IProtocolFactory:
+        def link_factory(admission: Callable[[], Admission]) -> IProtocolFactory:
             factory: IProtocolFactory = LinkFactory(
                 lambda _: Link(
-                    owner_of(), self._reactor, authenticate, plain_peer, accepted=True, visit=visit(), lasts=lasts
+                    owner_of(),
+                    self._reactor,
+                    authenticate,
+                    plain_peer,
+                    accepted=True,
+                    admission=admission(),
+                    lasts=lasts,
                 )
             )
-            if keyring is not None:
-                factory = wrap_server_factory(lambda: keyring.context, factory, self._reactor)
+            if credentials is not None:
+                factory = wrap_server_factory(lambda: credentials.context, factory, self._reactor)
             return factory
 
-        entrance = Entrance(guard, link_factory)
+        entrance = Entrance(admission_controller, link_factory)
         port: IListeningPort = self._reactor.listenTCP(self._address.port, entrance, BACKLOG, self._address.host)
         return port
 
 
-def _client_verifier(keyring: ReloadableCredentials) -> Callable[[SSL.Connection], Identity | None]:
+def _client_verifier(credentials: ReloadableCredentials) -> Callable[[SSL.Connection], Identity | None]:
     def authenticate(connection: SSL.Connection) -> Identity | None:
         peer = verify_client(connection)
-        keyring.check(connection)
+        credentials.check(connection)
         return peer
 
     return authenticate
@@ -144,10 +150,10 @@ def log_refusal(link: Link, reason: Failure) -> None:
         link.note("refused a certificate", reason.value.sentence, reason.value.reason)
 
 
-def close_refused(links: Iterable[Link | None], keyring: ReloadableCredentials) -> None:
-    """Close those links whose peer would not be let in any more, after what its keyring believes has changed."""
+def close_refused(links: Iterable[Link | None], credentials: ReloadableCredentials) -> None:
+    """Close the links whose peer would be refused now, after authorities or revocation lists have changed."""
     for link in links:
-        refusal = keyring.refusal(link)
+        refusal = credentials.refusal(link)
         if link is not None and refusal is not None:
             _log.warn("closed the link of {peer}: {refusal}", peer=link.address, refusal=refusal)
             link.send(Error(uid=None, code="not-authenticated", msg=f"your certificate is not valid here: {refusal}"))
@@ -163,13 +169,13 @@ def _tls_dialer(
 ) -> Dialer:
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
     secured = wrap_client_endpoint(context, address.host, endpoint, reactor)
-    return Dialer(secured, reactor, peer_name, authenticate, explain, is_hopeless, certificate_lasts)
+    return Dialer(secured, reactor, peer_name, authenticate, explain, is_permanent, certificate_lasts)
 
 
 def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:
     _only_loopback(address)
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
-    return Dialer(endpoint, reactor, peer_name, None, explain, is_hopeless)
+    return Dialer(endpoint, reactor, peer_name, None, explain, is_permanent)
 
 
 def _only_loopback(address: Address) -> None:

@@ -185,11 +185,11 @@ class GatewayLink:
         self.settled = self.room is not None
         self._compare()
 
-    def _down(self, trouble: str, hopeless: bool) -> None:
-        if hopeless:
-            self.log.error("gateway {gateway}: {trouble}", gateway=self.name, trouble=trouble)
+    def _down(self, reason: str, permanent: bool) -> None:
+        if permanent:
+            self.log.error("gateway {gateway}: {reason}", gateway=self.name, reason=reason)
         self._has_been_silent(0.0)
-        if self._was_heard or hopeless or self._has_had_time():
+        if self._was_heard or permanent or self._has_had_time():
             self._settle()
 
     def _has_had_time(self) -> bool:

@@ -1,4 +1,4 @@
-"""S2CS as a Twisted service: one door for users and applications, a lasting link to each gateway.
+"""S2CS as a Twisted service: one listener for users and applications, a lasting link to each gateway.
 
 `ControlServer` authenticates and hands commands to the machine of the stream that they name; each
 stream has a `ServerStream` that carries out what its machine decides; `GatewayLink` is one S2DS of the pool.
@@ -131,7 +131,7 @@ class ControlServer(Service):
         problems = problems or SetupProblems()
         own = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
-            self._door = LinkListener(reactor, Address.parse(config.listen), own, client_certificate="optional")
+            self._listener = LinkListener(reactor, Address.parse(config.listen), own, client_certificate="optional")
         self._to_gateways: ReloadableCredentials | None = None
         if config.controller is not None and not config.insecure:
             with problems.of_step():
@@ -144,9 +144,9 @@ class ControlServer(Service):
             with problems.of_step():
                 lock = StoreLock(store)
         problems.raise_if_any()
-        self._watch = ExpiryWatch(reactor, self._keyrings(), wall, self.log)
-        self._door_guard = AdmissionController(
-            reactor, config.limits.bounds, f"the door {config.listen}", known_refusal=timing.FIRST_REFUSAL
+        self._watch = ExpiryWatch(reactor, self._all_credentials(), wall, self.log)
+        self._admission_controller = AdmissionController(
+            reactor, config.limits.bounds, f"the listener at {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
         self._wrong_keys = WrongKeys(reactor)
         self._port: IListeningPort | None = None
@@ -154,7 +154,7 @@ class ControlServer(Service):
         self.gateways = {one.name: self._gateway(one) for one in config.gateways}
         self._lock, self.store, sink = self._open_files(store, lock)
         self.ledger = Ledger(self.store, wall)
-        self.guard = Authorizer(config, policy, self.ledger.usage_today, reactor.seconds)
+        self.authorizer = Authorizer(config, policy, self.ledger.usage_today, reactor.seconds)
         self.audit = AuditTrail(sink, config.listen, wall)
         self._pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
@@ -210,10 +210,10 @@ class ControlServer(Service):
         self._lock.note_holder()
         if self.config.insecure:
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine is every owner")
-        self._port = self._door.open(lambda: self, self._door_guard)
+        self._port = self._listener.open(lambda: self, self._admission_controller)
         self._restore()
         super().startService()
-        if self._keyrings():
+        if self._all_credentials():
             self._watch.start()
         for gateway in self.gateways.values():
             gateway.dialer.startService()
@@ -232,7 +232,7 @@ class ControlServer(Service):
             held.stop_timers()
         self._wrong_keys.stop()
         self._early.stop()
-        self._door_guard.stop()
+        self._admission_controller.stop()
         for link in list(self._links):
             link.close()
         stopping: list[Deferred[Any]] = [gateway.dialer.stopService() for gateway in self.gateways.values()]
@@ -264,10 +264,10 @@ class ControlServer(Service):
         merged, change = merge(self._config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
         new = []
-        for keyring, section in ((self._door.keyring, merged), (self._to_gateways, merged.controller)):
-            if keyring is not None and section is not None:
+        for credentials, section in ((self._listener.credentials, merged), (self._to_gateways, merged.controller)):
+            if credentials is not None and section is not None:
                 with problems.of_step():
-                    new.append(keyring.read(trust_of(section, self._config_file)))
+                    new.append(credentials.read(trust_of(section, self._config_file)))
         with problems.of_step():
             policy = policy_of(merged, self._config_file)
         with problems.of_step():
@@ -279,13 +279,13 @@ class ControlServer(Service):
         problems.raise_if_any()
 
         self.config = merged
-        self.guard.put_in_force(merged, policy)
-        self._door_guard.set_bounds(merged.limits.bounds)
+        self.authorizer.put_in_force(merged, policy)
+        self._admission_controller.set_bounds(merged.limits.bounds)
         for put_in_force in new:
             put_in_force()
         self._change_pool(pool)
-        if self._door.keyring is not None:
-            close_refused(list(self._links), self._door.keyring)
+        if self._listener.credentials is not None:
+            close_refused(list(self._links), self._listener.credentials)
         if self._to_gateways is not None:
             close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
         self.audit.reopen()
@@ -306,15 +306,15 @@ class ControlServer(Service):
                 gateway.dialer.startService()
         self.gateway_settled()  # it may have been the one that others waited for
 
-    def _keyrings(self) -> dict[str, ReloadableCredentials]:
-        named = {"server": self._door.keyring, "controller": self._to_gateways}
-        return {name: keyring for name, keyring in named.items() if keyring is not None}
+    def _all_credentials(self) -> dict[str, ReloadableCredentials]:
+        named = {"server": self._listener.credentials, "controller": self._to_gateways}
+        return {name: credentials for name, credentials in named.items() if credentials is not None}
 
     def _warnings(self, link: Link) -> list[str] | None:
         """What expires soon, for a user who asks: of this facility, and her own certificate; and what is amiss with the
         gateways."""
         found = [_strangers_told(gateway) for gateway in self.gateways.values() if gateway.strangers]
-        if not self._keyrings():
+        if not self._all_credentials():
             return found or None
         found += self._watch.warnings()
         for gateway in self.gateways.values():
@@ -438,7 +438,7 @@ class ControlServer(Service):
                 self._refuse(link, message, "no-capacity", msg)
 
     def _misused(self, link: Link, why: str) -> None:
-        self.audit.bad_line(link, None, why, link.is_out_of_patience)
+        self.audit.bad_line(link, None, why, link.has_timed_out)
         link.misused(why)
 
     def answer(
@@ -469,7 +469,7 @@ class ControlServer(Service):
     def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
         held = self._find((request.uid, request.role))
         if held is not None and held.record.owner == owner:
-            self.guard.authorise(request, owner, held.record).check()
+            self.authorizer.authorise(request, owner, held.record).check()
             self._note_owner_link(held, link, owner)
             held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif self.store.was_released_early(owner, (request.uid, request.role)):
@@ -493,7 +493,7 @@ class ControlServer(Service):
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
-        grant = self.guard.authorise(request, owner, use=self.streams.use_of_owner(owner))
+        grant = self.authorizer.authorise(request, owner, use=self.streams.use_of_owner(owner))
         self.audit.request(link, request, owner)
         grant.check()
         life = grant.life
@@ -527,7 +527,7 @@ class ControlServer(Service):
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
         held = self._find(key)
-        grant = self.guard.authorise(command, owner, held.record if held is not None else None)
+        grant = self.authorizer.authorise(command, owner, held.record if held is not None else None)
         if held is None or not grant.shows(held.record):
             if isinstance(command, Rel) and grant.allows_role:
                 with suppress(StreamError):  # a full disk, on which nothing new is reserved either
@@ -553,7 +553,7 @@ class ControlServer(Service):
     # -- Status
 
     def _status(self, link: Link, owner: str, command: Status) -> None:
-        grant = self.guard.authorise(command, owner)
+        grant = self.authorizer.authorise(command, owner)
         if command.uid is not None:
             named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
             chosen = [held for held in named if held is not None and grant.shows(held.record)]
@@ -618,7 +618,7 @@ class ControlServer(Service):
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
         link.prove(None)
-        grant = self.guard.of_stream(held.record)
+        grant = self.authorizer.of_stream(held.record)
         hello = self._choose_addresses(held.record, hello, grant)
         if hello.role == PROD and hello.listeners != held.record.app_listeners:
             grant.check_targets(hello.listeners or [])
@@ -763,7 +763,7 @@ class ControlServer(Service):
         """End the streams whose owner has used up what the policy allows for a day."""
         for key in carried:
             held = self.streams.get(key)
-            reason = self.guard.overdrawn(held.record) if held is not None else None
+            reason = self.authorizer.overdrawn(held.record) if held is not None else None
             if held is not None and reason is not None:
                 held.machine.forbidden(reason)
 

@@ -66,7 +66,7 @@ class ServedFacility(Protocol):
     def ended(self, held: ServerStream) -> None:
         """A stream is over, and written down: the store answers for it from now on."""
 
-    guard: Authorizer
+    authorizer: Authorizer
 
     def answer(
         self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
@@ -310,7 +310,7 @@ class ServerStream:
                 return StreamError(
                     "gateway-failed", f"gateway {name} runs older software, which takes new targets only from the user"
                 )
-        grant = self._server.guard.of_stream(self.record)
+        grant = self._server.authorizer.of_stream(self.record)
         self.keep_allowed_addresses(grant)
         return self._target_problem(self.record.app_listeners, grant)
 

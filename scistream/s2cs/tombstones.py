@@ -25,7 +25,7 @@ MOST_EARLY_OF_OWNER = 100
 
 
 class _Early(NamedTuple):
-    """A request that waits, where it came from, and the timer that ends its patience."""
+    """A request that waits, the link that it came from, and the timer that ends the wait."""
 
     link: Link
     request: Req

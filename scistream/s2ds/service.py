@@ -96,15 +96,15 @@ class DataServer(Service):
         problems = problems or SetupProblems()
         trust = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
-            self._door = LinkListener(reactor, Address.parse(config.listen), trust, client_certificate="required")
+            self._listener = LinkListener(reactor, Address.parse(config.listen), trust, client_certificate="required")
         with problems.of_step():
             settings = self._settings()
         problems.raise_if_any()
-        self._watch = ExpiryWatch(reactor, self._keyrings(), time.time, self.log)
-        self._door_guard = AdmissionController(
+        self._watch = ExpiryWatch(reactor, self._all_credentials(), time.time, self.log)
+        self._admission_controller = AdmissionController(
             reactor,
             config.limits.bounds,
-            f"the door {config.listen}",
+            f"the listener at {config.listen}",
             known_refusal=0.0,
             known=networks(config.limits.controller_networks),
         )
@@ -168,10 +168,10 @@ class DataServer(Service):
             self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
         self._warn_of_shared_ports()
         self._tell_budget()
-        self._port = self._door.open(lambda: self, self._door_guard)
+        self._port = self._listener.open(lambda: self, self._admission_controller)
         self.elements.start()
         super().startService()
-        if self._keyrings():
+        if self._all_credentials():
             self._watch.start()
         self.log.info(
             "party=s2ds listens on {listen} for {controller}, boot {boot}",
@@ -210,7 +210,7 @@ class DataServer(Service):
     def stopService(self) -> Deferred[Any]:
         super().stopService()
         self._watch.stop()
-        self._door_guard.stop()
+        self._admission_controller.stop()
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None
@@ -230,26 +230,26 @@ class DataServer(Service):
         :raises ConfigProblem: if the settings contradict those that need a restart to change.
         """
         merged, change = merge(self._config_file, self.config, config, _FIXED)
-        keyrings = self._keyrings().values()
-        for put_in_force in [keyring.read(trust_of(merged, self._config_file)) for keyring in keyrings]:
+        all_credentials = self._all_credentials().values()
+        for put_in_force in [credentials.read(trust_of(merged, self._config_file)) for credentials in all_credentials]:
             put_in_force()
         self.config = merged
         self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
         self.capacity.total = parse_rate(merged.capacity)
-        self._door_guard.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
+        self._admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
         self.elements.share(self._shared())
         if "wan_networks" in change.changed:
             self.elements.set_networks(list(merged.wan_networks))
-        for keyring in keyrings:
-            close_refused(list(self._links), keyring)
+        for credentials in all_credentials:
+            close_refused(list(self._links), credentials)
         for link in list(self._links):
             if not self._is_controller(link):
                 self._turn_away(link)
         self._watch.look()
         return change
 
-    def _keyrings(self) -> dict[str, ReloadableCredentials]:
-        return {} if self._door.keyring is None else {"server": self._door.keyring}
+    def _all_credentials(self) -> dict[str, ReloadableCredentials]:
+        return {} if self._listener.credentials is None else {"server": self._listener.credentials}
 
     # -- LinkOwner
 

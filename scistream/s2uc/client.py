@@ -290,9 +290,9 @@ class Client:
         """
         return Awaitable(Deferred.fromCoroutine(admin.release_at(self._reached(s2cs), _uid_of(uid))))
 
-    def trouble_at(self, s2cs: str) -> str:
+    def reason_at(self, s2cs: str) -> str:
         """Say why an S2CS that was asked cannot be reached, in words for a person; empty if it can be."""
-        return self._server(Address.parse(s2cs)).dialer.outbox.trouble
+        return self._server(Address.parse(s2cs)).dialer.outbox.reason
 
     def _reached(self, s2cs: str) -> Dialer:
         try:

@@ -273,8 +273,8 @@ def _reaching(client: Client, s2cs: str) -> AbstractContextManager[None]:
     """Say on standard error that this S2CS has not answered yet, and why."""
 
     def words() -> str:
-        trouble = client.trouble_at(s2cs)
-        return f"the S2CS at {s2cs}" + (f": {trouble}" if trouble else "")
+        reason = client.reason_at(s2cs)
+        return f"the S2CS at {s2cs}" + (f": {reason}" if reason else "")
 
     return _progress(client, words)
 
@@ -479,26 +479,26 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     with failure_in_json(uid, as_json):
         streams = [memory.find(uid)] if uid is not None else memory.all()
     answers: dict[str, dict[Role, StreamStatus]] = {}
-    troubles: dict[str, dict[Role, StreamError]] = {}
+    reasons: dict[str, dict[Role, StreamError]] = {}
     at_once = DeferredSemaphore(MAX_LOOKS)
 
     async def look(known: RememberedStream) -> None:
         stream = client.remembered(known.uid, prod=known.prod, cons=known.cons)
-        answers[known.uid], troubles[known.uid] = await stream.sides()
+        answers[known.uid], reasons[known.uid] = await stream.sides()
 
     await gatherResults([at_once.run(lambda one: Deferred.fromCoroutine(look(one)), known) for known in streams])
-    errors = {one: "; ".join(map(str, both.values())) for one, both in troubles.items() if both}
+    errors = {one: "; ".join(map(str, both.values())) for one, both in reasons.items() if both}
     if uid is not None and not answers[streams[0].uid] and not errors:
         with failure_in_json(streams[0].uid, as_json):
             raise _unknown(streams[0])
     for one, both in answers.items():
-        if both and not troubles[one] and all(side.state == "Released" for side in both.values()):
+        if both and not reasons[one] and all(side.state == "Released" for side in both.values()):
             memory.remove_join_files(one)
     if as_json:
         sides = {one: {role: msgspec.to_builtins(side) for role, side in both.items()} for one, both in answers.items()}
         click.echo(json.dumps({"streams": sides, "errors": errors, "warnings": client.warnings}))
     else:
-        _print_status(streams, answers, troubles)
+        _print_status(streams, answers, reasons)
         if uid is not None:
             _print_channels(answers[streams[0].uid])
             _print_resets(answers[streams[0].uid])
@@ -518,7 +518,7 @@ def _print_warnings(client: Client) -> None:
 def _print_status(
     streams: list[RememberedStream],
     answers: dict[str, dict[Role, StreamStatus]],
-    troubles: dict[str, dict[Role, StreamError]],
+    reasons: dict[str, dict[Role, StreamError]],
 ) -> None:
     if not streams:
         click.echo("no streams")
@@ -532,7 +532,7 @@ def _print_status(
             if side is not None:
                 table.add(short[known.uid], SIDE[role], *_status_row(side), note=_last_error(side), noted=noted)
             else:
-                state = "no answer" if role in troubles[known.uid] else "unknown"
+                state = "no answer" if role in reasons[known.uid] else "unknown"
                 table.add(short[known.uid], SIDE[role], state, *[""] * 6)
     table.show()
 

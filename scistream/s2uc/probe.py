@@ -201,8 +201,8 @@ class Probing:
         held = [side for side in self._sides.values() if side.asked]
         if not held:
             return Check(name="release", ok=None, text="release: nothing was reserved")
-        troubles = await gatherResults([Deferred.fromCoroutine(side.release()) for side in held], consumeErrors=True)
-        still = [trouble for trouble in troubles if trouble]
+        reasons = await gatherResults([Deferred.fromCoroutine(side.release()) for side in held], consumeErrors=True)
+        still = [reason for reason in reasons if reason]
         if still:
             ends = f"by itself it ends within {PROBE_LIFE:g} s of its beginning"
             return Check(name="release", ok=False, text=f"release: {'; '.join(still)}; {ends}")

@@ -85,13 +85,13 @@ class Side:
         self._word = Deferred()
         self.dialer.startService()
         try:
-            trouble = await self._word.addTimeout(timing.PROBE_REACH, self._reactor)
+            reason = await self._word.addTimeout(timing.PROBE_REACH, self._reactor)
         except TookTooLong:
-            trouble = f"it has said nothing for {timing.PROBE_REACH:g} s: its operator has to look at it"
+            reason = f"it has said nothing for {timing.PROBE_REACH:g} s: its operator has to look at it"
         finally:
             self._word = None
-        if trouble:
-            return self._reach_failed(trouble)
+        if reason:
+            return self._reach_failed(reason)
         took = self._reactor.seconds() - started
         certificate = self._certificate()
         try:
@@ -163,21 +163,21 @@ class Side:
         try:
             return await self.dialer.ask(command, None).addTimeout(seconds, self._reactor)
         except TookTooLong:
-            trouble = self.dialer.outbox.trouble
+            reason = self.dialer.outbox.reason
             name = str(command.__struct_config__.tag)
             msg = f"{self.dialer.peer_name} did not carry out {name} within {seconds:g} s"
-            raise StreamError("timeout", f"{msg}: {trouble}" if trouble else msg) from None
+            raise StreamError("timeout", f"{msg}: {reason}" if reason else msg) from None
 
     # -- from the link
 
     def _up(self) -> None:
         self._say("")
 
-    def _down(self, trouble: str, hopeless: bool) -> None:
+    def _down(self, reason: str, permanent: bool) -> None:
         if self._word is not None:
-            self._say(trouble)
-        elif hopeless:
-            self.dialer.outbox.close(StreamError("not-authenticated", trouble))
+            self._say(reason)
+        elif permanent:
+            self.dialer.outbox.close(StreamError("not-authenticated", reason))
 
     def _say(self, word: str) -> None:
         waiting, self._word = self._word, None

@@ -58,24 +58,24 @@ class Server:
         """The streams that are kept there."""
         return [effects for same_uid in self._of_uid.values() for effects in same_uid]
 
-    def ask_if_reached(self, command: Command, patience: float | None) -> Deferred[Resp]:
+    def ask_if_reached(self, command: Command, timeout: float | None) -> Deferred[Resp]:
         """Send a command until it is answered, if the server can be reached within seconds.
 
         :returns: as of `Dialer.ask`; it fails with `timeout` and the reason if there is no link by then.
         """
-        asked = self.dialer.ask(command, patience)
-        trouble: list[str] = []
+        asked = self.dialer.ask(command, timeout)
+        reason: list[str] = []
 
         def give_up() -> None:
             if self.dialer.link is None:
-                trouble.append(self.dialer.outbox.trouble or "there was no answer")
+                reason.append(self.dialer.outbox.reason or "there was no answer")
                 asked.cancel()
 
         def settled(result: Resp | Failure) -> Resp | Failure:
             if look.active():
                 look.cancel()
-            if trouble:
-                raise StreamError("timeout", f"{self.dialer.peer_name} cannot be reached: {trouble[0]}")
+            if reason:
+                raise StreamError("timeout", f"{self.dialer.peer_name} cannot be reached: {reason[0]}")
             return result
 
         look = self.dialer.clock.callLater(timing.REACH, give_up)
@@ -87,11 +87,11 @@ class Server:
         for effects in self.streams:
             effects.link_up(self)
 
-    def _down(self, trouble: str, hopeless: bool) -> None:
-        if hopeless:
+    def _down(self, reason: str, permanent: bool) -> None:
+        if permanent:
             for effects in self.streams:
-                effects.link_hopeless(self, trouble)
-            self.dialer.outbox.close(StreamError("not-authenticated", trouble))
+                effects.link_failed_permanently(self, reason)
+            self.dialer.outbox.close(StreamError("not-authenticated", reason))
 
     def _poll(self) -> None:
         for effects in self.streams:

@@ -233,8 +233,8 @@ class ClientStream:
         sides = []
         for role, asked in [*self._asking.items(), *self._looking.items()]:
             if not asked.called:
-                trouble = self._servers[role].dialer.outbox.trouble
-                sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {trouble}" if trouble else ""))
+                reason = self._servers[role].dialer.outbox.reason
+                sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {reason}" if reason else ""))
         return " and ".join(sides) or ("the release" if self.core.state == "Releasing" else "ProdApp's Hello")
 
     def roles_at(self, server: Server) -> list[Role]:
@@ -279,8 +279,8 @@ class ClientStream:
         else:
             asked = server.dialer.ask(command, timing.ANSWER)
         self._asking[role] = asked
-        patience = timing.RELEASE if isinstance(command, Rel) else timing.WORK
-        asked.addTimeout(patience, self._reactor, lambda *_: _still_working(command, patience))
+        timeout = timing.RELEASE if isinstance(command, Rel) else timing.WORK
+        asked.addTimeout(timeout, self._reactor, lambda *_: _still_working(command, timeout))
         asked.addCallbacks(self._guarded._answered, self._guarded._refused, (command,), {}, (role,))
 
     def _answered(self, answer: Resp, command: Command) -> None:
@@ -472,15 +472,15 @@ class ClientStream:
             self.machine.reached(role)
         self.look(server)
 
-    def link_hopeless(self, server: Server, trouble: str) -> None:
+    def link_failed_permanently(self, server: Server, reason: str) -> None:
         """A server cannot be reached with the certificates that are there."""
         for role in self.roles_at(server) if self._follows else ():
             if self.core.state != "Releasing":
                 where = f"{SIDE[role]} side at {self._addresses[role]}"
-                self.machine.failed(StreamError("not-authenticated", f"{where}: {trouble}"))
+                self.machine.failed(StreamError("not-authenticated", f"{where}: {reason}"))
             if role not in self.core.answers:  # it has never let our REQ in
                 self.forget(role)
-                self.machine.side_refused(role, StreamError("unknown-uid", trouble))
+                self.machine.side_refused(role, StreamError("unknown-uid", reason))
 
     def look(self, server: Server) -> None:
         """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
@@ -524,14 +524,14 @@ class ClientStream:
         """What each side that can be reached within seconds says of the stream, and why others say nothing."""
         asked = [self._status_of(role, self._servers[role].ask_if_reached) for role in self._servers]
         answers: dict[Role, StreamStatus] = {}
-        troubles: dict[Role, StreamError] = {}
+        reasons: dict[Role, StreamError] = {}
         for role, (_, result) in zip(self._servers, await DeferredList(asked, consumeErrors=True), strict=True):
             if isinstance(result, Failure):
                 result.trap(StreamError)
-                troubles[role] = cast(StreamError, result.value)
+                reasons[role] = cast(StreamError, result.value)
             else:
                 answers |= {status.role: status for status in result}
-        return answers, troubles
+        return answers, reasons
 
     def _status_of(
         self, role: Role, ask: Callable[[Command, float | None], Deferred[Resp]]

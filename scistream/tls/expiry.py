@@ -67,15 +67,15 @@ class ExpiryWatch:
     """Looks after what a server presents and believes.
 
     :param reactor: for the next look.
-    :param keyrings: by what their certificates are called: "server", "controller".
+    :param all_credentials: by the name of their certificates in logs: "server", "controller".
     :param wall: seconds since the epoch.
     :param log: of the party.
     """
 
     def __init__(
-        self, reactor: Any, keyrings: Mapping[str, ReloadableCredentials], wall: Callable[[], float], log: Logger
+        self, reactor: Any, all_credentials: Mapping[str, ReloadableCredentials], wall: Callable[[], float], log: Logger
     ) -> None:
-        self._keyrings = keyrings
+        self._all_credentials = all_credentials
         self._wall = wall
         self._log = log
         self._said: dict[Expiry, int] = {}
@@ -114,8 +114,8 @@ class ExpiryWatch:
             if level > self._said.get(ending, 0):
                 self._said[ending] = level
                 self._log.warn("EXPIRY: {warning}", warning=ending.warning(now, with_file=True))
-        for keyring in self._keyrings.values():
-            for gap in keyring.material.gaps(now):
+        for credentials in self._all_credentials.values():
+            for gap in credentials.material.gaps(now):
                 self._log.error("CRL: {gap}", gap=gap)
 
     def warnings(self) -> list[str]:
@@ -132,8 +132,8 @@ class ExpiryWatch:
 
     def _endings(self) -> Iterator[Expiry]:
         seen = set()
-        for name, keyring in self._keyrings.items():
-            for ending in expiries(f"the {name}", keyring.material):
+        for name, credentials in self._all_credentials.items():
+            for ending in expiries(f"the {name}", credentials.material):
                 if (ending.what, ending.ends) not in seen:
                     seen.add((ending.what, ending.ends))
                     yield ending

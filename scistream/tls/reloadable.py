@@ -66,7 +66,7 @@ class ReloadableCredentials:
 
 
 def server_credentials(trust: CertificateFiles, client_certificate: ClientCertificate) -> ReloadableCredentials:
-    """The keyring of a server that listens. Where clients may come without a certificate they pin its authority."""
+    """Return the credentials of a server; clients that come without a certificate pin its authority."""
 
     def make(material: LoadedCertificates) -> SSL.Context:
         check_server(material, pinned=client_certificate == "optional")
@@ -76,12 +76,12 @@ def server_credentials(trust: CertificateFiles, client_certificate: ClientCertif
 
 
 def client_credentials(trust: CertificateFiles) -> ReloadableCredentials:
-    """The keyring of a party that dials."""
+    """Return the credentials of a party that connects."""
     return ReloadableCredentials(trust, client_context_of)
 
 
 def controller_credentials(trust: CertificateFiles) -> ReloadableCredentials:
-    """The keyring of an S2CS that dials its gateways."""
+    """Return the credentials of an S2CS that connects to its gateways."""
 
     def make(material: LoadedCertificates) -> SSL.Context:
         check_controller(material)

@@ -362,8 +362,8 @@ class Life:
         if self.client.process.poll() != -signal.SIGKILL or self._gave_up or self._is_held_by_a_program:
             return
         if self.cell.back == ATTACH:
-            patience = [] if self.joins else ["--timeout", "2s"]  # nobody can say Hello any more
-            self.client = self.world.start_s2uc("attach", self.uid, "--json", *patience)
+            timeout = [] if self.joins else ["--timeout", "2s"]  # nobody can say Hello any more
+            self.client = self.world.start_s2uc("attach", self.uid, "--json", *timeout)
         else:
             self._gave_up = True
             if self.cell.back == RELEASE:

@@ -255,7 +255,7 @@ def test_a_request_that_is_refused_is_told_as_asked_and_with_the_reason(world: W
         assert kinds(of_stream(world.lab, fine["uid"])) == ["request", "release", "end"]
 
 
-def test_who_fails_at_the_door_is_told_with_the_reason(world: World, tmp_path: Path) -> None:
+def test_who_fails_at_the_listener_is_told_with_the_reason(world: World, tmp_path: Path) -> None:
     init_authority(tmp_path / "elsewhere", "Elsewhere")
     stranger = issue(tmp_path / "elsewhere", "user", "ada")
 

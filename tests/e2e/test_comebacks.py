@@ -45,7 +45,7 @@ class Crowd:
         return [connections_to(facility.server.address.port) for facility in self.world.facilities]
 
     def is_well_thought_of(self) -> None:
-        """Neither an audit trail nor a door of a daemon tells of an intruder."""
+        """Neither an audit trail nor a listener of a daemon tells of an intruder."""
         for facility in self.world.facilities:
             lines = facility.store.with_suffix(".audit.jsonl").read_text().splitlines()
             events = [json.loads(line) for line in lines if read_line(line)]

@@ -24,7 +24,7 @@ OURS = x509.UniformResourceIdentifier(f"scistream:controller:{CONTROLLER}")
 
 
 @dataclass(frozen=True)
-class Door:
+class Listener:
     """A control listener.
 
     :param server: the authority of its own certificate; `clients`: the folder of the one that it trusts.
@@ -52,72 +52,72 @@ class Door:
 
 
 @pytest.fixture(params=["s2cs", "s2ds"])
-def door(request: pytest.FixtureRequest, world: World) -> Door:
+def listener(request: pytest.FixtureRequest, world: World) -> Listener:
     """Each control listener of a facility."""
     users, pki = world.folder / "users", world.lab.pki
     if request.param == "s2cs":
         ada = Issued(users / "ada.pem", users / "ada.key")
-        return Door(world.lab.server.address, world.lab.authority, users, ADA, ada)
+        return Listener(world.lab.server.address, world.lab.authority, users, ADA, ada)
     controller = Issued(pki / f"{CONTROLLER}.pem", pki / f"{CONTROLLER}.key")
-    return Door(world.lab.gateways[0].address, world.lab.authority, pki, OURS, controller)
+    return Listener(world.lab.gateways[0].address, world.lab.authority, pki, OURS, controller)
 
 
-def by_another_authority(door: Door) -> Chain:
-    return Signer().sign([door.right], CLIENT)
+def by_another_authority(listener: Listener) -> Chain:
+    return Signer().sign([listener.right], CLIENT)
 
 
-def by_one_of_the_same_name(door: Door) -> Chain:
-    return Signer(Signer.of(door.clients).certificate).sign([door.right], CLIENT)
+def by_one_of_the_same_name(listener: Listener) -> Chain:
+    return Signer(Signer.of(listener.clients).certificate).sign([listener.right], CLIENT)
 
 
-def expired(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([door.right], CLIENT, begins=-2 * HOUR, ends=-timedelta(minutes=1))
+def expired(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([listener.right], CLIENT, begins=-2 * HOUR, ends=-timedelta(minutes=1))
 
 
-def not_yet_valid(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([door.right], CLIENT, begins=HOUR, ends=2 * HOUR)
+def not_yet_valid(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([listener.right], CLIENT, begins=HOUR, ends=2 * HOUR)
 
 
-def signed_by_itself(door: Door) -> Chain:
-    return self_signed([door.right], CLIENT)
+def signed_by_itself(listener: Listener) -> Chain:
+    return self_signed([listener.right], CLIENT)
 
 
-def signed_by_a_leaf(door: Door) -> Chain:
-    leaf = Signer.of(door.clients).sign([door.right], CLIENT)
-    forged = Signer(leaf.certificates[0], leaf.key).sign([door.right], CLIENT)
+def signed_by_a_leaf(listener: Listener) -> Chain:
+    leaf = Signer.of(listener.clients).sign([listener.right], CLIENT)
+    forged = Signer(leaf.certificates[0], leaf.key).sign([listener.right], CLIENT)
     return Chain((*forged.certificates, leaf.certificates[1]), forged.key)
 
 
-def by_an_authority_below_the_one_that_signs_leaves_only(door: Door) -> Chain:
-    below = Signer.of(door.clients).sign([], None)
-    long = Signer(below.certificates[0], below.key).sign([door.right], CLIENT)
+def by_an_authority_below_the_one_that_signs_leaves_only(listener: Listener) -> Chain:
+    below = Signer.of(listener.clients).sign([], None)
+    long = Signer(below.certificates[0], below.key).sign([listener.right], CLIENT)
     return Chain((*long.certificates, below.certificates[1]), long.key)
 
 
-def beside_the_authority_that_did_not_sign_it(door: Door) -> Chain:
-    other = Signer().sign([door.right], CLIENT)
-    return Chain((*other.certificates, Signer.of(door.clients).certificate), other.key)
+def beside_the_authority_that_did_not_sign_it(listener: Listener) -> Chain:
+    other = Signer().sign([listener.right], CLIENT)
+    return Chain((*other.certificates, Signer.of(listener.clients).certificate), other.key)
 
 
-def a_servers(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([door.right], SERVER)
+def a_servers(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([listener.right], SERVER)
 
 
-def an_authoritys_own(door: Door) -> Chain:
-    signer = Signer.of(door.clients)
+def an_authoritys_own(listener: Listener) -> Chain:
+    signer = Signer.of(listener.clients)
     return Chain((signer.certificate,), signer.key)
 
 
-def of_no_name(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([], CLIENT)
+def of_no_name(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([], CLIENT)
 
 
-def of_a_host_name(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([x509.DNSName("ada.lab.example")], CLIENT)
+def of_a_host_name(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([x509.DNSName("ada.lab.example")], CLIENT)
 
 
-def of_two_names(door: Door) -> Chain:
-    return Signer.of(door.clients).sign([door.right, x509.RFC822Name("eve@lab.example")], CLIENT)
+def of_two_names(listener: Listener) -> Chain:
+    return Signer.of(listener.clients).sign([listener.right, x509.RFC822Name("eve@lab.example")], CLIENT)
 
 
 WRONG = [
@@ -138,37 +138,39 @@ WRONG = [
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_a_wrong_certificate_is_served_nothing(door: Door, tmp_path: Path, make: Callable[[Door], Chain]) -> None:
-    assert not door.serves(make(door).write(tmp_path))
-    right = Signer.of(door.clients).sign([door.right], CLIENT).write(tmp_path)
-    assert door.serves(right), "the control differs in nothing else"
+def test_a_wrong_certificate_is_served_nothing(
+    listener: Listener, tmp_path: Path, make: Callable[[Listener], Chain]
+) -> None:
+    assert not listener.serves(make(listener).write(tmp_path))
+    right = Signer.of(listener.clients).sign([listener.right], CLIENT).write(tmp_path)
+    assert listener.serves(right), "the control differs in nothing else"
 
 
-def test_no_certificate_is_served_nothing(door: Door) -> None:
-    assert not door.serves(None)
-    assert door.serves(door.welcome)
+def test_no_certificate_is_served_nothing(listener: Listener) -> None:
+    assert not listener.serves(None)
+    assert listener.serves(listener.welcome)
 
 
-def test_tls_1_2_is_not_spoken(door: Door) -> None:
-    assert not door.serves(door.welcome, newest=ssl.TLSVersion.TLSv1_2)
-    assert door.serves(door.welcome, newest=ssl.TLSVersion.TLSv1_3)
+def test_tls_1_2_is_not_spoken(listener: Listener) -> None:
+    assert not listener.serves(listener.welcome, newest=ssl.TLSVersion.TLSv1_2)
+    assert listener.serves(listener.welcome, newest=ssl.TLSVersion.TLSv1_3)
 
 
 @pytest.mark.parametrize("alpn", [[], ["h2"], ["scistream/2"], ["scistream"], ["scistream/10", "http/1.1"]])
-def test_who_does_not_offer_our_protocol_is_served_nothing(door: Door, alpn: list[str]) -> None:
-    assert not door.serves(door.welcome, alpn=alpn)
-    assert door.serves(door.welcome, alpn=[*alpn, "scistream/1"])
+def test_who_does_not_offer_our_protocol_is_served_nothing(listener: Listener, alpn: list[str]) -> None:
+    assert not listener.serves(listener.welcome, alpn=alpn)
+    assert listener.serves(listener.welcome, alpn=[*alpn, "scistream/1"])
 
 
-def test_without_alpn_a_controller_or_user_is_not_even_heard(door: Door, world: World) -> None:
+def test_without_alpn_a_controller_or_user_is_not_even_heard(listener: Listener, world: World) -> None:
     """A REQ or REL in the same segment as the end of the handshake must not count either."""
     rows = {facility.name: facility.states() for facility in world.facilities}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(door.server)
-    context.load_cert_chain(door.welcome.certificate, door.welcome.key)
+    context.load_verify_locations(listener.server)
+    context.load_cert_chain(listener.welcome.certificate, listener.welcome.key)
     uid = "12345678-1234-4234-8234-123456789abc"
     line = f'{{"cmd":"REL","uid":"{uid}","role":"PROD","seq":1}}\n'.encode()
-    with _wrapped(door, context) as sock:
+    with _wrapped(listener, context) as sock:
         assert _answer_to(sock, line) == b""
     assert {facility.name: facility.states() for facility in world.facilities} == rows
 
@@ -181,5 +183,7 @@ def _answer_to(sock: ssl.SSLSocket, line: bytes) -> bytes:
         return b""
 
 
-def _wrapped(door: Door, context: ssl.SSLContext) -> ssl.SSLSocket:
-    return context.wrap_socket(socket.create_connection(door.address, timeout=20), server_hostname=door.address.host)
+def _wrapped(listener: Listener, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(
+        socket.create_connection(listener.address, timeout=20), server_hostname=listener.address.host
+    )

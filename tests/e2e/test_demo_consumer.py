@@ -58,7 +58,7 @@ class Detector:
 def consume(*listeners: str, env: dict[str, str] | None = None) -> tuple[int, dict[str, Any], str]:
     """Run a consumer to its end: its status, its report, what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "scistream.demo.consumer", "--patience", "20", *listeners],
+        [sys.executable, "-m", "scistream.demo.consumer", "--timeout", "20", *listeners],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -263,7 +263,7 @@ def test_a_detector_whose_consumer_goes_away_says_so() -> None:
 
 
 def test_a_detector_whose_consumer_takes_nothing_any_more_ends_and_says_so() -> None:
-    with Detector("--seconds", "600", "--patience", "0.5") as detector:
+    with Detector("--seconds", "600", "--timeout", "0.5") as detector:
         host, port = detector.listeners[0].split(":")
         with socket.create_connection((host, int(port)), timeout=DEADLINE) as consumer:
             consumer.recv(1)

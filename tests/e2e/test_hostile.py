@@ -217,8 +217,8 @@ def test_who_sends_one_byte_a_second_is_cut_off_in_the_handshake_and_in_the_firs
     assert len(hello) > 4 * LIMIT
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream, ExitStack() as opened:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
-        doors = [daemon.address for daemon in world.daemons] + [wan]
-        handshakes = [opened.enter_context(connection(door, source)) for door in doors]
+        listeners = [daemon.address for daemon in world.daemons] + [wan]
+        handshakes = [opened.enter_context(connection(listener, source)) for listener in listeners]
         link = opened.enter_context(HostileLink(world.lab.server.address, world.lab.authority, source))
         silent = opened.enter_context(HostileLink(world.lab.server.address, world.lab.authority, source))
         drips = [(sock, hello) for sock in handshakes] + [(link.sock, b'{"cmd": "Hello", "uid": "' * 9)]

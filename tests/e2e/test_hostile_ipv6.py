@@ -42,7 +42,7 @@ def six(world: World) -> Address:
 
 @pytest.fixture
 def four(world: World) -> Address:
-    """The same door, by IPv4."""
+    """The same listener, by IPv4."""
     return Address(HOST, world.lab.server.address.port)
 
 
@@ -57,7 +57,7 @@ def is_served(world: World) -> bool:
     return answer is not None and answer["cmd"] == "RESP"
 
 
-def test_a_64_has_so_many_links_and_an_ipv4_address_at_the_same_door_its_own(
+def test_a_64_has_so_many_links_and_an_ipv4_address_at_the_same_listener_its_own(
     world: World, six: Address, four: Address, nothing_left: None
 ) -> None:
     server = world.lab.server
@@ -98,7 +98,7 @@ def test_links_of_a_64_are_still_served_over_ipv6_when_ipv4_is_at_its_limit(
         assert is_served(world)
 
 
-def test_the_door_is_one_for_both(six: Address, four: Address) -> None:
+def test_the_listener_is_one_for_both(six: Address, four: Address) -> None:
     """The control: without limits in the way either kind is answered."""
     for address, kind in ((six, socket.AF_INET6), (four, socket.AF_INET)):
         with connection(address, address.host) as sock:

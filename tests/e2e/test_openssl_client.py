@@ -63,8 +63,8 @@ def _talk(command: list[str], say: str, until: tuple[str, ...]) -> str:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        guard = threading.Timer(PATIENCE, process.kill)
-        guard.start()
+        deadline = threading.Timer(PATIENCE, process.kill)
+        deadline.start()
         try:
             with suppress(BrokenPipeError):
                 process.stdin.write(say)
@@ -74,7 +74,7 @@ def _talk(command: list[str], say: str, until: tuple[str, ...]) -> str:
                 if any(last in line for last in until):
                     break
         finally:
-            guard.cancel()
+            deadline.cancel()
             process.kill()
             with suppress(BrokenPipeError):
                 process.stdin.close()

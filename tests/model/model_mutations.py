@@ -101,10 +101,10 @@ def _take_any_answer() -> None:
 def _send_once() -> None:
     down, up = Outbox.link_down, Outbox.link_up
 
-    def link_down(self: Any, trouble: str) -> None:
+    def link_down(self: Any, reason: str) -> None:
         for waiting in self._waiting:
             waiting.forgotten = bool(waiting.sent_as)
-        down(self, trouble)
+        down(self, reason)
 
     def link_up(self: Any, link: Any) -> None:
         waiting = self._waiting
@@ -157,8 +157,8 @@ def _forget_to_release() -> None:
 def _give_rel_up() -> None:
     ask = Outbox.ask
 
-    def impatient(self: Any, command: Any, patience: float | None) -> Any:
-        return ask(self, command, 20.0 if isinstance(command, Rel) and patience is None else patience)
+    def impatient(self: Any, command: Any, timeout: float | None) -> Any:
+        return ask(self, command, 20.0 if isinstance(command, Rel) and timeout is None else timeout)
 
     Outbox.ask = impatient  # type: ignore[method-assign]
 

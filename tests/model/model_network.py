@@ -131,9 +131,9 @@ class Process:
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """IReactorTCP."""
-        assert port not in self.network.doors, f"two listen on {port}"
-        self.network.doors[port] = (self, factory)
-        return _Door(self.network, port)
+        assert port not in self.network.listeners, f"two listen on {port}"
+        self.network.listeners[port] = (self, factory)
+        return _ListeningPort(self.network, port)
 
     def resolveHostName(self, receiver: Any, name: str, *_: Any, **__: Any) -> Any:
         """IHostnameResolver: every name is that of this host, and looking it up takes a while."""
@@ -146,14 +146,14 @@ class Process:
     removeReader = addReader
 
 
-class _Door:
+class _ListeningPort:
     def __init__(self, network: Network, port: int) -> None:
         self._network = network
         self._port = port
 
     def stopListening(self) -> None:
         """IListeningPort."""
-        self._network.doors.pop(self._port, None)
+        self._network.listeners.pop(self._port, None)
 
 
 class Item:
@@ -306,7 +306,7 @@ class Network:
         self.flight: list[Item] = []
         self.timers: list[Timer] = []
         self.connections: list[Connection] = []
-        self.doors: dict[int, tuple[Process, Any]] = {}
+        self.listeners: dict[int, tuple[Process, Any]] = {}
         self.on_write: Callable[[End, bytes], None] = lambda end, data: None
         self._made = 0
         self._count = 0
@@ -336,8 +336,8 @@ class Network:
                 item.timer.cancel()
 
         item.data = Deferred(cancelled)
-        door = self.doors.get(port)
-        item.process = door[0] if door is not None else None
+        listener = self.listeners.get(port)
+        item.process = listener[0] if listener is not None else None
         if _cut_off(item):
             item.timer = process.callLater(DIAL_PATIENCE, self._hung, item)
         else:
@@ -389,11 +389,11 @@ class Network:
         assert client is not None
         if not client.alive:
             return
-        door = self.doors.get(port)
-        if door is None:
+        listener = self.listeners.get(port)
+        if listener is None:
             item.data.errback(Failure(ConnectionRefusedError("nobody listens there")))
             return
-        process, server_factory = door
+        process, server_factory = listener
         self._made += 1
         connection = Connection(self._made, port)
         near, far = _address(40000 + self._made), _address(port)
@@ -469,7 +469,7 @@ class Network:
         process.alive = False
         self.touched.add(process.party)
         self.timers = [timer for timer in self.timers if timer.process is not process]
-        self.doors = {port: door for port, door in self.doors.items() if door[0] is not process}
+        self.listeners = {port: listener for port, listener in self.listeners.items() if listener[0] is not process}
         self.flight = [
             item
             for item in self.flight

@@ -89,14 +89,14 @@ def processes(namespaces: Iterable[str]) -> set[int]:
 def remove(namespaces: Iterable[str]) -> None:
     """End all that runs in these namespaces, and delete those that there are."""
     there = sorted(set(namespaces) & names())
-    for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
-        _end(processes(there), number, patience)
+    for number, timeout in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
+        _end(processes(there), number, timeout)
     for name in there:
         ip(f"netns delete {name}")
 
 
-def _end(pids: set[int], number: signal.Signals, patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _end(pids: set[int], number: signal.Signals, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
     running = []
     for pid in pids:
         with suppress(ProcessLookupError):

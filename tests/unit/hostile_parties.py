@@ -291,7 +291,7 @@ class DataServerParty(Party):
 
     def start(self, folder: Path) -> None:
         self.server = a_gateway(self.network, folder)
-        self.network.doors[FAR] = _door(self.server, self.network, PLAIN_IDENTITY)
+        self.network.listeners[FAR] = _listener(self.server, self.network, PLAIN_IDENTITY)
         self.network.connectTCP(HOST, FAR, self._far[0])
 
     def stop(self) -> None:
@@ -304,8 +304,8 @@ class DataServerParty(Party):
         check_gateway(self.server)
 
 
-def _door(owner: Any, network: MemoryNetwork, peer: Identity | None) -> LinkFactory:
-    """A door whose visitors are taken for this peer, as after a TLS handshake."""
+def _listener(owner: Any, network: MemoryNetwork, peer: Identity | None) -> LinkFactory:
+    """A listener whose visitors are taken for this peer, as after a TLS handshake."""
     return LinkFactory(lambda _: Link(owner, network, None, peer, accepted=True))
 
 
@@ -325,19 +325,19 @@ class ControlServerParty(Party):
         self.server.startService()
         self.network.until(lambda: all(one.settled for one in self.server.gateways.values()))
         self._stream_of_ada()
-        self._visit()
+        self._admission()
 
     def _pool(self) -> list[GatewaySettings]:
         return [GatewaySettings(name="dtn", address=f"{HOST}:{GATEWAY}")]
 
-    def _visit(self) -> None:
-        self.network.doors[FAR] = _door(self.server, self.network, self.visitor)
+    def _admission(self) -> None:
+        self.network.listeners[FAR] = _listener(self.server, self.network, self.visitor)
         self.network.connectTCP(HOST, FAR, self._far[0])
 
     def _stream_of_ada(self) -> None:
         """Her links stay up, and so she would hear of whatever becomes of it."""
         self._adas = _Far()
-        self.network.doors[FAR - 1] = _door(self.server, self.network, ADA)
+        self.network.listeners[FAR - 1] = _listener(self.server, self.network, ADA)
         self.network.connectTCP(HOST, FAR - 1, self._adas)
         self.network.run(SETTLE)
         (link,) = self._adas.ends
@@ -393,7 +393,7 @@ class ApplicationAtControlServer(ControlServerParty):
 
     def start(self, folder: Path) -> None:
         super().start(folder)
-        self.network.doors[FAR - 2] = _door(self.server, self.network, EVE)
+        self.network.listeners[FAR - 2] = _listener(self.server, self.network, EVE)
         eves = _Far()
         self.network.connectTCP(HOST, FAR - 2, eves)
         self.network.run(SETTLE)
@@ -418,15 +418,15 @@ class GatewayAtControlServer(ControlServerParty):
 
     def start(self, folder: Path) -> None:
         super().start(folder)
-        self.network.doors[FALSE_GATEWAY] = self._far[0]
+        self.network.listeners[FALSE_GATEWAY] = self._far[0]
         self.network.until(lambda: self.false.dialer.link is not None, 10.0)
-        self.network.doors[FAR - 2] = _door(self.server, self.network, EVE)
+        self.network.listeners[FAR - 2] = _listener(self.server, self.network, EVE)
         self.network.connectTCP(HOST, FAR - 2, self._far[1])
 
     def _pool(self) -> list[GatewaySettings]:
         return [*super()._pool(), GatewaySettings(name="false", address=f"{HOST}:{FALSE_GATEWAY}")]
 
-    def _visit(self) -> None:
+    def _admission(self) -> None:
         """The far side is dialled."""
 
     @property
@@ -461,7 +461,7 @@ class UserClient(Party):
     """S2UC: it asks two facilities for `UID`, and goes on with `OTHER_UID`, which an earlier run asked for."""
 
     def start(self, folder: Path) -> None:
-        self.network.doors[PROD_PORT], self.network.doors[CONS_PORT] = self._far
+        self.network.listeners[PROD_PORT], self.network.listeners[CONS_PORT] = self._far
         self.client = Client(insecure=True, reactor=self.network, remember=False)
         at = {"prod": f"{HOST}:{PROD_PORT}", "cons": f"{HOST}:{CONS_PORT}"}
         asked = self.client.request(uid=UID, num_conn=1, rate=10.0, **at)
@@ -500,7 +500,7 @@ class Applications(Party):
     PROGRAMS: dict[Role, list[str]] = {PROD: ["detector", "{port}"], CONS: ["analyse", "{host}", "-p{port}", "{x}"]}  # noqa: RUF012
 
     def start(self, folder: Path) -> None:
-        self.network.doors[PROD_PORT], self.network.doors[CONS_PORT] = self._far
+        self.network.listeners[PROD_PORT], self.network.listeners[CONS_PORT] = self._far
         self.outcome: list[Any] = []
         self.notes: list[str] = []
         self.controllers: dict[Role, Controller] = {}

@@ -36,7 +36,7 @@ class MemoryNetwork(MemoryReactorClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.doors: dict[int, Any] = {}
+        self.listeners: dict[int, Any] = {}
         self.links: list[Link] = []
         self.programs: list[Program] = []
         self.lose: Callable[[bytes], bool] = lambda line: False
@@ -68,23 +68,23 @@ class MemoryNetwork(MemoryReactorClock):
     # -- trouble
 
     def sever(self, port: int) -> int:
-        """Break all links to a door; both ends see it. How many there were."""
+        """Break all links to a listener; both ends see it. How many there were."""
         broken = [link for link in self.links if link.port == port]
         for link in broken:
             link.broken()
         return len(broken)
 
     def mute(self, port: int) -> None:
-        """From now on nothing that is sent to this door arrives, and nobody is told."""
+        """From now on nothing that is sent to this listener arrives, and nobody is told."""
         self._muted.add(port)
 
     def unmute(self, port: int) -> None:
         """The end of `mute`; what was sent meanwhile is lost."""
         self._muted.discard(port)
 
-    def close_door(self, port: int) -> Any:
-        """Connections to this port are refused until `doors` has it again; gives what listened there."""
-        return self.doors.pop(port)
+    def close_listener(self, port: int) -> Any:
+        """Connections to this port are refused until `listeners` has it again; gives what listened there."""
+        return self.listeners.pop(port)
 
     def arrives(self, link: Link, data: bytes, to_server: bool) -> bytes:
         """What is left of these bytes on their way."""
@@ -97,9 +97,9 @@ class MemoryNetwork(MemoryReactorClock):
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """IReactorTCP."""
         port = port or next(self._numbers)
-        assert port not in self.doors, f"two listen on {port}"
-        self.doors[port] = factory
-        return _Door(self, port)
+        assert port not in self.listeners, f"two listen on {port}"
+        self.listeners[port] = factory
+        return _ListeningPort(self, port)
 
     def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:
         """IReactorTCP."""
@@ -110,21 +110,21 @@ class MemoryNetwork(MemoryReactorClock):
         return connector
 
     def _connect(self, connector: _Connector, port: int, factory: Any) -> None:
-        door = self.doors.get(port)
-        if door is None:
+        listener = self.listeners.get(port)
+        if listener is None:
             factory.clientConnectionFailed(connector, Failure(ConnectionRefusedError("nobody listens there")))
             return
         near, far = IPv4Address("TCP", HOST, next(self._numbers)), IPv4Address("TCP", HOST, port)
         link = Link(self, port)
         link.client = End(link, near, far, factory.buildProtocol(far))
-        link.server = End(link, far, near, door.buildProtocol(near))
+        link.server = End(link, far, near, listener.buildProtocol(near))
         self.links.append(link)
         link.server.protocol.makeConnection(link.server)
         link.client.protocol.makeConnection(link.client)
 
 
 @implementer(IListeningPort)
-class _Door:
+class _ListeningPort:
     def __init__(self, network: MemoryNetwork, port: int) -> None:
         self._network = network
         self._port = port
@@ -134,7 +134,7 @@ class _Door:
 
     def stopListening(self) -> None:
         """IListeningPort."""
-        self._network.doors.pop(self._port, None)
+        self._network.listeners.pop(self._port, None)
 
     def getHost(self) -> IPv4Address:
         """IListeningPort."""

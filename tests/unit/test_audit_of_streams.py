@@ -172,11 +172,11 @@ def test_a_gateway_that_was_out_of_reach_when_a_stream_ended_tells_its_last_figu
     stream = world.stream(expires=60.0)
     carry(world.prod, stream, PROD, 9)
     gateway_port = world.prod.gateway_ports[0]
-    door = world.network.close_door(gateway_port)
+    listener = world.network.close_listener(gateway_port)
     world.network.sever(gateway_port)
     world.network.run(120.0)
     assert told(world.prod, "end") == [], "it is not known yet that nothing is left"
-    world.network.doors[gateway_port] = door
+    world.network.listeners[gateway_port] = listener
     world.network.run(30.0)
     (end,) = told(world.prod, "end")
     assert (end.bytes_to_consumer, end.complete, end.code) == (9, True, "expired")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bench import load, peers, processes, report
 from bench.__main__ import PAGE, main
-from bench.peers import FAR_NAME, Certificates, Door, Program
+from bench.peers import FAR_NAME, Certificates, Endpoints, Program
 from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
 from bench.workloads import FULL, QUICK, Comparison, all_works
 from scistream.pki.authority import init_authority, issue
@@ -178,10 +178,10 @@ def certificates(tmp_path: Path) -> Certificates:
 def program_of(name: str, certificates: Certificates) -> list[Program]:
     if peers.missing([name]):
         missing(f"{name} is not installed")
-    door = Door(20001, 20002, 20003)
+    endpoints = Endpoints(20001, 20002, 20003)
     if name == "haproxy":
-        return [peers.haproxy(door), *peers.haproxy_pair(door, certificates)]
-    return [peers.nginx(door), *peers.nginx_pair(door, certificates)]
+        return [peers.haproxy(endpoints), *peers.haproxy_pair(endpoints, certificates)]
+    return [peers.nginx(endpoints), *peers.nginx_pair(endpoints, certificates)]
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
@@ -283,11 +283,11 @@ def test_held_connections_pass_data_before_and_after(echo: int) -> None:
 
 
 def test_a_path_that_breaks_is_no_figure() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as endpoints:
+        port = endpoints.getsockname()[1]
 
         def hang_up() -> None:
-            connection, _ = listener.accept()
+            connection, _ = endpoints.accept()
             connection.recv(1)
             connection.close()
 

@@ -34,7 +34,7 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.lab = Lab(folder)
         self.lab.has(*(rule(identity.name, name=name, **RULE) for name, identity in USERS.items()))
-        self.policy = self.lab.control.guard.policy
+        self.policy = self.lab.control.authorizer.policy
         self._links: dict[str, Dialer] = {name: self.lab.link(identity) for name, identity in USERS.items()}
         self._last: dict[str, Command] = {}
         self.lab.world.network.run(1.0)
@@ -58,8 +58,8 @@ class Office:
         world.result(world.prod.control.stopService())
         world.network.sever(world.prod.port)
         world.prod.control = self.lab.control = world.prod.start_control()
-        self.lab.control.guard.policy = self.policy
-        world.network.doors[world.prod.port] = Knowing(world.network.doors[world.prod.port])
+        self.lab.control.authorizer.policy = self.policy
+        world.network.listeners[world.prod.port] = Knowing(world.network.listeners[world.prod.port])
         for name, identity in USERS.items():
             self._links[name].stopService()
             self._links[name] = self.lab.link(identity)
@@ -136,7 +136,7 @@ class Crowd:
     def __init__(self, folder: Path, **limits: int) -> None:
         self.lab = Lab(folder)
         control = self.lab.control
-        control.guard.put_in_force(msgspec.structs.replace(control.config, limits=ServerLimits(**limits)), None)
+        control.authorizer.put_in_force(msgspec.structs.replace(control.config, limits=ServerLimits(**limits)), None)
         self._ada, self._bob = self.lab.link(ADA), self.lab.link(BOB)
         self.lab.world.network.run(1.0)
 
@@ -201,7 +201,7 @@ def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable
     assert here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).state == "Listening"
     here.lab.world.network.run(61.0)
     assert here.outcome(a_req(UIDS[3], PROD, rate=1.0)).state == "Listening"
-    assert set(here.lab.control.guard._asked) == {owner_of(ADA)}, "minutes that have passed are forgotten"
+    assert set(here.lab.control.authorizer._asked) == {owner_of(ADA)}, "minutes that have passed are forgotten"
 
 
 @settings(max_examples=15)

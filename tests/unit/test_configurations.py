@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hostile_parties import FAR, KEY, PROD, SCRIPTS, SETTLE, UID, DataServerParty, _door, a_gateway
+from hostile_parties import FAR, KEY, PROD, SCRIPTS, SETTLE, UID, DataServerParty, _listener, a_gateway
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_network import HOST, MemoryNetwork, MemoryPorts
@@ -95,7 +95,7 @@ class Configured(DataServerParty):
         self.server = DataServer(self.network, self.config, self.file)
         self.server.ports = MemoryPorts(*parse_ports(self.config.ports))
         self.server.startService()
-        self.network.doors[FAR] = _door(self.server, self.network, PLAIN_IDENTITY)
+        self.network.listeners[FAR] = _listener(self.server, self.network, PLAIN_IDENTITY)
         self.network.connectTCP("127.0.0.1", FAR, self._far[0])
 
     def stop(self) -> None:
@@ -210,7 +210,7 @@ CONTROL_CONFIGURATIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionarie
 
 
 class Office:
-    """An S2CS with a configuration of its own beside a gateway, and a user at its door."""
+    """An S2CS with a configuration of its own beside a gateway, and a user at its listener."""
 
     def __init__(self, network: MemoryNetwork, file: Path, config: S2CSConfig) -> None:
         self.network = network

@@ -323,9 +323,9 @@ def test_a_stream_that_nobody_knows_is_released_once_at_the_operator_s_word_howe
         server.server._release_unknown, server.false.is_compared = True, False  # as at a start with --release-unknown
         ask, asked = server.false.dialer.ask, []
 
-        def note(command: Any, patience: float | None) -> Any:
+        def note(command: Any, timeout: float | None) -> Any:
             asked.append(command)
-            return ask(command, patience)
+            return ask(command, timeout)
 
         server.false.dialer.ask = note  # type: ignore[method-assign]
         server.hear([page(*numbered(3))])

@@ -38,14 +38,14 @@ class Terms(NamedTuple):
     rule: Any = ...
 
     def put_in_force(self, facility: Facility, file: Path) -> None:
-        guard = facility.control.guard
+        authorizer = facility.control.authorizer
         config = msgspec.structs.replace(facility.control.config, expires=self.usual, longest_expires=self.longest)
         policy = None
         if self.rule is not ...:
             limits = {"expires": self.rule} if self.rule else {}
             file.write_text(rule(HERE, "none", **limits))
             policy = load_policy(file)
-        guard.put_in_force(config, policy)
+        authorizer.put_in_force(config, policy)
 
 
 SECONDS = {"90s": 90.0, "10m": 600.0, "8h": 28800.0, "24h": 86400.0, "7d": 604800.0}

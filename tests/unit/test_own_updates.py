@@ -62,10 +62,10 @@ def overheard(world: World, port: int) -> list[UpdateTargets]:
     dialer = world.prod.control.gateways[f"dtn{port}"].dialer
     ask = dialer.ask
 
-    def noted(command: Command, patience: float | None) -> Any:
+    def noted(command: Command, timeout: float | None) -> Any:
         if isinstance(command, UpdateTargets):
             heard.append(command)
-        return ask(command, patience)
+        return ask(command, timeout)
 
     dialer.ask = noted  # type: ignore[method-assign]
     return heard
@@ -188,9 +188,9 @@ def test_a_producer_that_moves_without_end_has_its_targets_set_a_few_times(world
 
 
 def narrow(world: World, folder: Path, *networks: str) -> None:
-    guard, file = world.prod.control.guard, folder / "policy.toml"
+    authorizer, file = world.prod.control.authorizer, folder / "policy.toml"
     file.write_text(rule("insecure:loopback", "none", targets=list(networks)))
-    guard.put_in_force(world.prod.control.config, load_policy(file))
+    authorizer.put_in_force(world.prod.control.config, load_policy(file))
 
 
 def test_a_policy_that_was_narrowed_meanwhile_holds_for_targets_that_an_s2cs_sets_by_itself(

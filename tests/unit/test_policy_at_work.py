@@ -45,7 +45,7 @@ UIDS = [f"00000000-0000-4000-8000-{n:012}" for n in range(9)]
 
 
 class As:
-    """The network, as one user comes to it: the doors of the S2CS know who she is."""
+    """The network, as one user comes to it: the listeners of the S2CS know who she is."""
 
     def __init__(self, network: MemoryNetwork, identity: Identity) -> None:
         self._network = network
@@ -60,30 +60,30 @@ class As:
         build = factory.buildProtocol
 
         def build_known(address: Any) -> Any:
-            self._network.doors[port].coming = self._identity
+            self._network.listeners[port].coming = self._identity
             return build(address)
 
         factory.buildProtocol = build_known
         return self._network.connectTCP(host, port, factory, *args, **kwargs)
 
 
-def life(guard: Authorizer, owner: str, request: Req) -> float:
+def life(admission_controller: Authorizer, owner: str, request: Req) -> float:
     """How long a new stream may live of an owner who has no other one."""
-    grant = guard.authorise(request, owner, use=OwnerUse())
+    grant = admission_controller.authorise(request, owner, use=OwnerUse())
     grant.check()
     return grant.life
 
 
 class Knowing:
-    """A door that gives the next link the peer that was announced; nobody, if none was."""
+    """A listener that gives the next link the peer that was announced; nobody, if none was."""
 
-    def __init__(self, door: Any) -> None:
-        self._door = door
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
         self.coming: Identity | None = None
 
     def buildProtocol(self, address: Any) -> Any:
         """IProtocolFactory."""
-        link = self._door.buildProtocol(address)
+        link = self._listener.buildProtocol(address)
         link.peer, self.coming = self.coming, None
         return link
 
@@ -96,12 +96,12 @@ class Lab:
         self.world = World(folder, gateways)
         self.control = self.world.prod.control
         for port in (self.world.prod.port, self.world.cons.port):
-            self.world.network.doors[port] = Knowing(self.world.network.doors[port])
+            self.world.network.listeners[port] = Knowing(self.world.network.listeners[port])
 
     def has(self, *sections: str) -> None:
         """From now on this is its policy."""
         self._file.write_text("\n".join(sections))
-        self.control.guard.policy = load_policy(self._file)
+        self.control.authorizer.policy = load_policy(self._file)
 
     def client(self, identity: Identity = ADA) -> Client:
         return Client(insecure=True, reactor=As(self.world.network, identity))
@@ -207,7 +207,7 @@ def test_whom_no_rule_names_is_refused(lab: Lab) -> None:
 
 
 def test_without_a_policy_every_user_may_ask(lab: Lab) -> None:
-    assert lab.control.guard.policy is None
+    assert lab.control.authorizer.policy is None
     lab.request(IMPOSTOR)
 
 
@@ -521,11 +521,11 @@ def test_a_stream_is_not_released_as_broken_while_one_of_its_gateways_is_away(tm
         lab.world.result(stream.provisioned().deferred)
         assert len(lab.control.streams[stream.uid, PROD].record.plan) == 2
         away = lab.world.prod.gateway_ports[1]
-        door = lab.world.network.close_door(away)
+        listener = lab.world.network.close_listener(away)
         lab.world.network.sever(away)
         breaks(lab, stream, 600.0)
         assert lab.world.state("s2cs", PROD) == "streaming", "the other gateway may carry a lot"
-        lab.world.network.doors[away] = door
+        lab.world.network.listeners[away] = listener
         breaks(lab, stream, 60.0)
         assert lab.world.state("s2cs", PROD) == "released"
         lab.world.network.run(5.0)
@@ -569,10 +569,10 @@ def test_an_owner_and_an_identity_are_one_and_the_same(identity: Identity) -> No
 def test_at_an_insecure_s2cs_everybody_is_one_identity_that_a_rule_may_name(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(rule("insecure:loopback", "none", rate="2Mbit"))
     config = S2CSConfig(gateways=[], insecure=True, policy="policy.toml")
-    guard = Authorizer(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
-    assert life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=2.0)) == 86400.0
+    admission_controller = Authorizer(config, policy_of(config, tmp_path / "s2cs.toml"), lambda owner: 0)
+    assert life(admission_controller, owner_of(PLAIN_IDENTITY), a_req(rate=2.0)) == 86400.0
     with pytest.raises(StreamError, match="rule 1 `beamline`"):
-        life(guard, owner_of(PLAIN_IDENTITY), a_req(rate=3.0))
+        life(admission_controller, owner_of(PLAIN_IDENTITY), a_req(rate=3.0))
 
 
 def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path: Path) -> None:
@@ -594,11 +594,13 @@ def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path
 
 
 def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
-    guard = Authorizer(S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60)
-    assert life(guard, "ada", a_req()) == 1800.0
-    assert life(guard, "ada", a_req(expires=3600.0)) == 3600.0
+    admission_controller = Authorizer(
+        S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60
+    )
+    assert life(admission_controller, "ada", a_req()) == 1800.0
+    assert life(admission_controller, "ada", a_req(expires=3600.0)) == 3600.0
     with pytest.raises(StreamError, match="3600 s at most"):
-        life(guard, "ada", a_req(expires=3601.0))
+        life(admission_controller, "ada", a_req(expires=3601.0))
 
 
 class Counting:
@@ -615,9 +617,9 @@ class Counting:
 
 def test_each_command_asks_the_policy_once(lab: Lab) -> None:
     lab.has(rule(targets=[f"{HOST}/32"]), ADMINISTRATORS)
-    assert lab.control.guard.policy is not None
-    counting = Counting(lab.control.guard.policy)
-    lab.control.guard.policy = counting  # type: ignore[assignment]
+    assert lab.control.authorizer.policy is not None
+    counting = Counting(lab.control.authorizer.policy)
+    lab.control.authorizer.policy = counting  # type: ignore[assignment]
     app_key = new_app_key()
     request = a_req(app_key_hash=hash_app_key(app_key))
     near, far = str(DETECTOR), "127.0.0.1:7001"

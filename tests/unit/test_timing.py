@@ -66,7 +66,7 @@ def own_limits(tree: ast.Module) -> Iterator[str]:
             yield name
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        given = [keyword.value for keyword in call.keywords if keyword.arg in ("timeout", "patience")]
+        given = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
         if name in WAITS:
             given += call.args[WAITS[name] :][:1]
         yield from (ast.unparse(call) for value in given if is_number(value))
@@ -93,7 +93,7 @@ def test_no_other_module_has_time_limits_of_its_own(path: Path) -> None:
         "deferLater(reactor, 0.1)",
         "socket.create_connection(address, timeout=5)",
         "thread.join(1.5)",
-        "asked = link.ask(command, patience=30.0)",
+        "asked = link.ask(command, timeout=30.0)",
     ],
 )
 def test_a_time_limit_elsewhere_is_found(code: str) -> None:

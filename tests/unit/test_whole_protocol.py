@@ -604,7 +604,7 @@ def test_a_release_ends_for_its_user_after_a_minute_though_a_gateway_is_silent_a
 
 
 def test_an_s2cs_that_is_not_there_is_named_after_30_seconds_and_the_other_side_released(world: World) -> None:
-    world.network.close_door(CONS_PORT)
+    world.network.close_listener(CONS_PORT)
     error = world.refusal(world.ask(), within=31.0)
     assert error.code == "timeout"
     for part in ("consumer side", CONS_S2CS, "did not answer REQ in 30 s"):
@@ -737,7 +737,7 @@ def test_a_stream_expires_at_both_sides(world: World) -> None:
 def test_gateways_let_an_expired_stream_go_even_if_nobody_tells_them(world: World) -> None:
     world.stream(expires=120.0)
     for facility in (world.prod, world.cons):
-        world.network.close_door(facility.port + 1)
+        world.network.close_listener(facility.port + 1)
         world.network.sever(facility.port + 1)
     world.network.run(119.0)
     assert not world.prod.is_empty()
@@ -842,22 +842,22 @@ def test_a_stream_over_a_pool_streams_when_all_gateways_have_armed(pools: World)
 def test_a_stream_survives_any_links_that_break_and_lines_that_are_lost(pools: World, seed: int) -> None:
     """Section 8 of the protocol, A and B: both sides stream or both are released, and hold what they should."""
     chance = random.Random(seed)
-    doors = [PROD_PORT, CONS_PORT, *pools.prod.gateway_ports, *pools.cons.gateway_ports]
+    listeners = [PROD_PORT, CONS_PORT, *pools.prod.gateway_ports, *pools.cons.gateway_ports]
 
-    def trouble_until(end: float) -> None:
+    def reason_until(end: float) -> None:
         while pools.network.seconds() < end:
             pools.network.run(chance.expovariate(200.0 if chance.random() < 0.7 else 0.5))
-            pools.network.sever(chance.choice(doors))
+            pools.network.sever(chance.choice(listeners))
 
     pools.network.lose = lambda line: chance.random() < 0.2
     asking = pools.client.request(prod=PROD_S2CS, cons=CONS_S2CS, num_conn=5, rate=500.0, expires=600.0)
     asking.deferred.addErrback(lambda failure: failure.trap(StreamError))
-    trouble_until(chance.uniform(0.0, 3.0))
+    reason_until(chance.uniform(0.0, 3.0))
     pools.network.until(lambda: asking.stream.state in ("Reserved", "Releasing", "Released"), within=300.0)
     if asking.stream.state == "Reserved":
         for role in (PROD, CONS):
             pools.application(asking.stream.join[role], "program")
-        trouble_until(pools.network.seconds() + chance.uniform(0.0, 5.0))
+        reason_until(pools.network.seconds() + chance.uniform(0.0, 5.0))
     pools.network.lose = lambda line: False
     pools.network.run(60.0)
     assert asking.stream.state in ("Streaming", "Released")
@@ -867,7 +867,7 @@ def test_a_stream_survives_any_links_that_break_and_lines_that_are_lost(pools: W
         pools.network.lose = lambda line: chance.random() < 0.2
         releasing = asking.stream.release().deferred
         releasing.addErrback(lambda failure: failure.trap(StreamError))
-        trouble_until(pools.network.seconds() + chance.uniform(0.0, 5.0))
+        reason_until(pools.network.seconds() + chance.uniform(0.0, 5.0))
         pools.network.lose = lambda line: False
         pools.network.run(60.0)
     assert pools.both_are_empty()

@@ -50,7 +50,7 @@ class ServerStopEvent(_Event, frozen=True, kw_only=True, tag="server-stop"):
 
 
 class LinkRefusedEvent(_Event, frozen=True, kw_only=True, tag="link-refused"):
-    """A link has failed at the door: before, or without, a word of the protocol."""
+    """A link was refused by the listener, before or without a message of the protocol."""
 
     address: str
     reason: str

@@ -105,7 +105,7 @@ class AuditTrail:
         self._sink.close()
 
     def link_refused(self, link: Link, reason: str) -> None:
-        """A link has failed at the door."""
+        """Record that the listener refused a link."""
         address, host = _address(link)
         self._emit_refusal(None, (host,), LinkRefusedEvent, address=address, reason=reason)
 

@@ -123,13 +123,13 @@ class Elements:
         settings: ElementSettings,
         shared: SharedTokenStore = USUAL,
         on_reset: Callable[[Reset], None] = _nobody_hears,
-        on_hopeless: Callable[[str], None] = _go_on,
+        on_permanent: Callable[[str], None] = _go_on,
         *,
         in_order: bool = True,
     ) -> None:
         self._reactor = reactor
         self._on_reset = on_reset
-        self._on_hopeless = on_hopeless
+        self._on_permanent = on_permanent
         self._shared = shared
         self._in_order = in_order
         self._board = SharedFigures.create(slots, max(count, 1))
@@ -311,8 +311,8 @@ class Elements:
 
     def _give_up(self, why: str) -> None:
         if not any(member.ready for member in self._members):
-            on_hopeless, self._on_hopeless = self._on_hopeless, _go_on  # the others that fail would say the same
-            on_hopeless(why)
+            on_permanent, self._on_permanent = self._on_permanent, _go_on  # the others that fail would say the same
+            on_permanent(why)
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Whether it may have two more: what it cannot have the kernel would drop on the way to it."""

@@ -220,12 +220,12 @@ class ElementProcess:
     def _beat(self) -> None:
         self.ask(Ping()).addErrback(log_failure)
 
-    def _stuck(self, order: ElementCommand, patience: float) -> None:
+    def _stuck(self, order: ElementCommand, timeout: float) -> None:
         self.log.error(
             "element {number} has not answered {order} in {seconds} s and is killed",
             number=self.number,
             order=order.__struct_config__.tag,
-            seconds=round(patience, 1),
+            seconds=round(timeout, 1),
         )
         self._kill()
 
@@ -311,24 +311,24 @@ class CommandLine(LineOnlyReceiver):
         self._seq = 0
         self._waiting: dict[int, tuple[Deferred[None], IDelayedCall]] = {}
 
-    def ask(self, order: ElementCommand, patience: float) -> Deferred[None]:
+    def ask(self, order: ElementCommand, timeout: float) -> Deferred[None]:
         """Give an order that is to be answered in so many seconds; fires when it was carried out, or fails."""
         self._seq += 1
         answered: Deferred[None] = Deferred()
-        self._waiting[self._seq] = answered, self._wait(self._seq, order, patience, 0.0)
+        self._waiting[self._seq] = answered, self._wait(self._seq, order, timeout, 0.0)
         self.transport.write(encode(NumberedCommand(seq=self._seq, order=order)) + b"\n")
         return answered
 
-    def _wait(self, seq: int, order: ElementCommand, patience: float, waited: float) -> IDelayedCall:
+    def _wait(self, seq: int, order: ElementCommand, timeout: float, waited: float) -> IDelayedCall:
         timer: IDelayedCall = self._reactor.callLater(
-            patience, self._is_late, seq, order, patience, waited + patience, self._pulse()
+            timeout, self._is_late, seq, order, timeout, waited + timeout, self._pulse()
         )
         return timer
 
-    def _is_late(self, seq: int, order: ElementCommand, patience: float, waited: float, before: float) -> None:
+    def _is_late(self, seq: int, order: ElementCommand, timeout: float, waited: float, before: float) -> None:
         answered, _ = self._waiting[seq]
         if self._pulse() > before and waited < timing.ELEMENT_BUSY:
-            self._waiting[seq] = answered, self._wait(seq, order, patience, waited)
+            self._waiting[seq] = answered, self._wait(seq, order, timeout, waited)
         else:
             self._stuck(order, waited)
 

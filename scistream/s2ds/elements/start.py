@@ -20,16 +20,16 @@ class WorkerStart:
         self._timer: IDelayedCall | None = None
         self._waiting: dict[Deferred[bool], None] = {}
 
-    def wait(self, reactor: Any, again: float, patience: float) -> Deferred[bool]:
+    def wait(self, reactor: Any, again: float, timeout: float) -> Deferred[bool]:
         """Fires with True when it is worth another try, with False when it is not. Cancelling it is leaving.
 
         :param reactor: an `IReactorTime`.
         :param again: seconds between two tries.
-        :param patience: seconds that all may take, from the first that was refused.
+        :param timeout: seconds that all may take, from the first that was refused.
         """
         now = reactor.seconds()
         if self._until is None:
-            self._until = now + patience
+            self._until = now + timeout
         waits: Deferred[bool] = Deferred(self._leave)
         self._waiting[waits] = None
         if now + again > self._until:

@@ -403,12 +403,12 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
     :raises OSError: if the system has no room for it.
     """
-    with socket.create_server(("127.0.0.1", 0), backlog=8) as door:
-        door.settimeout(timing.PROBE_OWN_CONNECT)
-        ours = socket.create_connection(door.getsockname(), timeout=timing.PROBE_OWN_CONNECT)
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as listener:
+        listener.settimeout(timing.PROBE_OWN_CONNECT)
+        ours = socket.create_connection(listener.getsockname(), timeout=timing.PROBE_OWN_CONNECT)
         try:
             while True:
-                other, peer = door.accept()
+                other, peer = listener.accept()
                 if peer == ours.getsockname():
                     break
                 other.close()

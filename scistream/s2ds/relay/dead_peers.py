@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from scistream.s2ds.relay.tcp_info import tcp_info
 
 _LOOKS = 6
-"""How often a connection is looked at while its patience lasts."""
+"""How many times a connection is checked within its time limit."""
 
 
 class Watched(Protocol):
@@ -29,42 +29,42 @@ class DeadPeerDetector:
     """Breaks off connections whose bytes have waited too long for an acknowledgement. No timer while there are none.
 
     :param reactor: an `IReactorTime`.
-    :param patience: how long, in seconds, nothing may come back.
+    :param timeout: for how many seconds nothing may come back.
     """
 
-    def __init__(self, reactor: Any, patience: float) -> None:
+    def __init__(self, reactor: Any, timeout: float) -> None:
         self._reactor = reactor
-        self._patience = patience
-        self._troubled_since: dict[Watched, float | None] = {}
+        self._timeout = timeout
+        self._failing_since: dict[Watched, float | None] = {}
         self._timer: Any = None
 
     def add(self, watched: Watched) -> None:
         """Watch a connected socket until `remove`, which must come before it is closed."""
-        self._troubled_since[watched] = None
+        self._failing_since[watched] = None
         if self._timer is None:
-            self._timer = self._reactor.callLater(self._patience / _LOOKS, self._look)
+            self._timer = self._reactor.callLater(self._timeout / _LOOKS, self._look)
 
     def remove(self, watched: Watched) -> None:
         """Watch it no longer."""
-        del self._troubled_since[watched]
-        if not self._troubled_since and self._timer is not None:
+        del self._failing_since[watched]
+        if not self._failing_since and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _look(self) -> None:
-        self._timer = self._reactor.callLater(self._patience / _LOOKS, self._look)
+        self._timer = self._reactor.callLater(self._timeout / _LOOKS, self._look)
         now = self._reactor.seconds()
-        for watched in list(self._troubled_since):
-            if watched in self._troubled_since and self._is_exhausted(watched, now):
-                watched.break_off(f"nothing has come back over the WAN for {self._patience:g} s")
+        for watched in list(self._failing_since):
+            if watched in self._failing_since and self._is_exhausted(watched, now):
+                watched.break_off(f"nothing has come back over the WAN for {self._timeout:g} s")
 
     def _is_exhausted(self, watched: Watched, now: float) -> bool:
         """Whether nothing has come back for too long."""
         info = tcp_info(watched.sock)
         if not info.retransmits and info.probes < 2:  # one probe may be on its way
-            self._troubled_since[watched] = None
+            self._failing_since[watched] = None
             return False
-        since = self._troubled_since[watched]
+        since = self._failing_since[watched]
         if since is None:
-            self._troubled_since[watched] = since = now
-        return info.silent >= self._patience and now - since >= self._patience * (1 - 1 / _LOOKS)
+            self._failing_since[watched] = since = now
+        return info.silent >= self._timeout and now - since >= self._timeout * (1 - 1 / _LOOKS)

@@ -96,8 +96,8 @@ _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
 
 
-def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
-    """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `patience` seconds.
+def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> None:
+    """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `dead_after` seconds.
 
     :param congestion: its congestion control; empty: the system's.
     """
@@ -106,7 +106,7 @@ def prepare(sock: socket.socket, patience: float, congestion: str = "") -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is a byte of the stream
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in zip(_KEEPALIVE, keepalive(patience, random.random()), strict=True):
+    for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     with contextlib.suppress(OSError):  # before Linux 3.12
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
@@ -170,8 +170,8 @@ def _allowed() -> str:
         return "others"
 
 
-def keepalive(patience: float, place: float) -> tuple[int, int, int]:
-    """Seconds until the first probe, seconds between probes, and how many: together they last for `patience`.
+def keepalive(dead_after: float, place: float) -> tuple[int, int, int]:
+    """Seconds until the first probe, seconds between probes, and how many: together they last for `dead_after`.
 
     The kernel keeps timers of many seconds in few slots, and hands on the packets of one slot together, up to a limit
     (net.core.netdev_max_backlog): of thousands of connections that are idle from one moment on, and probed after the
@@ -179,10 +179,10 @@ def keepalive(patience: float, place: float) -> tuple[int, int, int]:
 
     :param place: 0 to 1, at random.
     """
-    latest = min(timing.LATEST_KEEPALIVE, patience / 2)
+    latest = min(timing.LATEST_KEEPALIVE, dead_after / 2)
     first = max(1, round(latest * (1 + place) / 2))
-    between = max(1, round(patience / 10))
-    return first, between, max(1, min(_MOST_PROBES, math.ceil((patience - first) / between)))
+    between = max(1, round(dead_after / 10))
+    return first, between, max(1, min(_MOST_PROBES, math.ceil((dead_after - first) / between)))
 
 
 def pending_error(sock: socket.socket) -> int:

@@ -111,7 +111,7 @@ def dial(
     target: Address,
     far: str,
     timeout: float,
-    patience: float,
+    dead_after: float,
     congestion: str = "",
     *,
     wan: bool,
@@ -135,7 +135,7 @@ def dial(
     dialling = _Dialling(poller, sock, far, wan=wan)
     result = dialling.result
     try:
-        prepare(sock, patience, congestion)
+        prepare(sock, dead_after, congestion)
         code = sock.connect_ex((target.host, target.port))
     except OSError as problem:
         dialling.fail(problem.errno or errno.EIO)

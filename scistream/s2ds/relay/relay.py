@@ -402,19 +402,19 @@ class Relay:
             reason = f"{self._arming.far} was not reached; the log of this gateway says why"
             self._finish(ConnectionEnding(False, reason, "wan", detail))
 
-    async def _dial(self, patience: float, *, wan: bool) -> socket.socket:
+    async def _dial(self, timeout: float, *, wan: bool) -> socket.socket:
         """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
         means = self._means
         deadline = means.reactor.seconds() + means.dial_timeout
         while True:
             try:
-                return await self._dial_any(patience, deadline, wan=wan)
+                return await self._dial_any(timeout, deadline, wan=wan)
             except Short:
                 if means.reactor.seconds() + timing.DIAL_AGAIN > deadline:
                     raise
             await deferLater(means.reactor, timing.DIAL_AGAIN)
 
-    async def _dial_any(self, patience: float, deadline: float, *, wan: bool) -> socket.socket:
+    async def _dial_any(self, timeout: float, deadline: float, *, wan: bool) -> socket.socket:
         """Connect to the first address of the target that answers; each gets its share of the time that is left."""
         means, target = self._means, self._arming.target
         congestion = means.wan_congestion if wan else means.lan_congestion
@@ -424,7 +424,7 @@ class Relay:
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
                 dialling = dial(
-                    means.reactor, means.poller, address, self._arming.far, left, patience, congestion, wan=wan
+                    means.reactor, means.poller, address, self._arming.far, left, timeout, congestion, wan=wan
                 )
                 self._turn.over()  # the connection request is on its way
                 sock = await dialling

@@ -49,14 +49,14 @@ class Turns:
         self._low = low
         return low >= number
 
-    def wait(self, number: int, patience: float) -> Deferred[None]:
+    def wait(self, number: int, timeout: float) -> Deferred[None]:
         """Fires when it is the turn of that connection, or it has waited long enough. Cancelling it is leaving.
 
-        :param patience: seconds for connections that do not wait for their turn.
+        :param timeout: seconds for connections that do not wait for their turn.
         """
         waits: Deferred[None] = Deferred(lambda _: self._leave(number))
         now = self._reactor.seconds()
-        self._waiting[number] = now + patience, now + timing.TURN, waits
+        self._waiting[number] = now + timeout, now + timing.TURN, waits
         self._say(number, _waits(number))
         self._look()
         return waits
@@ -126,13 +126,13 @@ class Turn:
         self._turns = turns
         self._number = number
 
-    async def come(self, patience: float | None = None) -> None:
+    async def come(self, timeout: float | None = None) -> None:
         """Wait for it.
 
-        :param patience: seconds for connections that do not wait for their turn; `timing.TURN` if not given.
+        :param timeout: seconds for connections that do not wait for their turn; `timing.TURN` if not given.
         """
         if self._number and not self._turns.is_due(self._number):
-            await self._turns.wait(self._number, timing.TURN if patience is None else patience)
+            await self._turns.wait(self._number, timing.TURN if timeout is None else timeout)
 
     def over(self) -> None:
         """The connection has been dialled, or has ended: it holds nobody up. Idempotent."""

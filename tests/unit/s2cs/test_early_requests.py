@@ -19,20 +19,20 @@ def restart_without_gateway(world: World) -> Any:
     facility = world.prod
     facility.control.stopService()
     (port,) = facility.gateway_ports
-    door = world.network.close_door(port)
+    listener = world.network.close_listener(port)
     world.network.sever(port)
     world.network.run(1.0)
     facility.control = facility.start_control()
     world.network.run(0.01)  # it has been refused once
-    return door
+    return listener
 
 
 def test_a_request_waits_for_a_gateway_that_listens_a_moment_after_the_s2cs(world: World) -> None:
-    door = restart_without_gateway(world)
+    listener = restart_without_gateway(world)
     asked = world.ask()
     world.network.run(1.0)
     assert not asked.called
-    world.network.doors[world.prod.gateway_ports[0]] = door
+    world.network.listeners[world.prod.gateway_ports[0]] = listener
     stream = world.result(asked, within=timing.EARLY_REQUEST)
     assert world.story("s2cs", "PROD")[-1] == "listening"
     world.result(stream.release().deferred)

@@ -42,10 +42,10 @@ def server(tmp_path: Path) -> Iterator[ControlServer]:
 
 
 def in_force(server: ControlServer) -> tuple[object, ...]:
-    door, to_gateways = server._door.keyring, server._to_gateways
-    assert door is not None
+    listener, to_gateways = server._listener.credentials, server._to_gateways
+    assert listener is not None
     assert to_gateways is not None
-    return door.context, door.material, to_gateways.context, to_gateways.material, server.guard.policy
+    return listener.context, listener.material, to_gateways.context, to_gateways.material, server.authorizer.policy
 
 
 def test_all_that_is_read_again_is_in_force_afterwards(server: ControlServer, tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_all_that_is_read_again_is_in_force_afterwards(server: ControlServer, tm
     (tmp_path / "policy.toml").write_text(RULE.format("one", "PROD") + RULE.format("two", "CONS"))
     server.reload(server.config)
     assert all(new is not old for new, old in zip(in_force(server), before, strict=True))
-    assert server.guard.policy is not None
-    assert len(server.guard.policy.rules) == 2
+    assert server.authorizer.policy is not None
+    assert len(server.authorizer.policy.rules) == 2
 
 
 @pytest.mark.parametrize("broken", ["policy.toml", "pki/s2cs.key", "pki/s2cs.example.pem", "pki/ca.pem"])

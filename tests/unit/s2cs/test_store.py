@@ -190,11 +190,11 @@ def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(t
 
 def test_a_trouble_that_comes_and_goes_is_told_once_a_minute_with_all_times() -> None:
     clock = Clock()
-    trouble = Lasting(Logger(), clock.seconds)
+    reason = Lasting(Logger(), clock.seconds)
     with logged() as lines:
         for _ in range(180):
-            trouble.has_come("full")
-            trouble.is_over("room again")
+            reason.has_come("full")
+            reason.is_over("room again")
             clock.advance(1.0)
     assert lines == [
         "full",

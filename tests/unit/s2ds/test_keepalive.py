@@ -10,12 +10,12 @@ import pytest
 from scistream.s2ds.relay.leg import keepalive, prepare
 
 
-@pytest.mark.parametrize("patience", [0.5, 1.0, 2.0, 5.0, 30.0, 60.0, 600.0, 86400.0])
+@pytest.mark.parametrize("timeout", [0.5, 1.0, 2.0, 5.0, 30.0, 60.0, 600.0, 86400.0])
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_probes_last_as_long_as_a_break_may_and_little_longer(patience: float, place: float) -> None:
-    first, between, count = keepalive(patience, place)
+def test_probes_last_as_long_as_a_break_may_and_little_longer(timeout: float, place: float) -> None:
+    first, between, count = keepalive(timeout, place)
     assert 1 <= count <= 127  # as many as the kernel takes
-    assert patience <= first + between * count <= patience + between + 1
+    assert timeout <= first + between * count <= timeout + between + 1
 
 
 def test_thousands_of_idle_connections_are_not_probed_in_the_same_moment() -> None:

@@ -28,12 +28,12 @@ class Channel:
         self.elements = [Turns(self.clock, board.words, board.turns(0)) for _ in range(elements)]
         self.dialled: list[int] = []
 
-    def come(self, element: int, number: int, patience: float = timing.TURN) -> Deferred[None]:
+    def come(self, element: int, number: int, timeout: float = timing.TURN) -> Deferred[None]:
         turn = Turn(self.elements[element], number)
 
         async def dial() -> None:
             try:
-                await turn.come(patience)
+                await turn.come(timeout)
                 self.dialled.append(number)
             finally:
                 turn.over()
@@ -88,10 +88,10 @@ def test_nobody_waits_longer_for_one_that_does_not_come(numbers: set[int], eleme
 
 @given(st.permutations(range(2, 40)), st.lists(st.floats(0.05, 0.2), min_size=38, max_size=38), st.integers(1, 4))
 def test_those_that_wait_keep_their_order_when_one_before_them_is_given_up(
-    ready: list[int], patience: list[float], elements: int
+    ready: list[int], timeout: list[float], elements: int
 ) -> None:
     with channel(elements) as made:
-        for number, seconds in zip(ready, patience, strict=True):
+        for number, seconds in zip(ready, timeout, strict=True):
             made.come(number % elements, number, seconds)
         made.look(round(0.2 / timing.LONGEST_TURN_LOOK) + len(ready) + 1)
         assert made.dialled == sorted(ready)

@@ -179,10 +179,10 @@ def test_a_facility_that_is_always_at_work_is_not_waited_for_without_end(interim
             self.transport.write(answer(command, state=state) + b"\n")
             network.callLater(1.0, self.again, command)
 
-    door = Servers(lambda _: [])
-    door.protocol = Working  # type: ignore[assignment]
-    network.listenTCP(5000, door)
-    network.listenTCP(6000, door)
+    listener = Servers(lambda _: [])
+    listener.protocol = Working  # type: ignore[assignment]
+    network.listenTCP(5000, listener)
+    network.listenTCP(6000, listener)
     client = Client(insecure=True, reactor=network)
     ended: list[Any] = []
     client.request(uid=UID, rate=100.0, **AT).deferred.addBoth(ended.append)

@@ -78,12 +78,12 @@ def test_a_probe_is_a_stream_of_a_minute_without_applications_that_is_released(w
 
 
 def test_the_producers_gateway_listens_for_nobody_else_and_no_more_after_the_probe(world: World) -> None:
-    doors = set(world.network.doors)
+    listeners = set(world.network.listeners)
     asking = probing(world)
     world.network.until(lambda: world.both_are("streaming"))
-    assert len(set(world.network.doors) - doors) == 1
+    assert len(set(world.network.listeners) - listeners) == 1
     world.result(asking, within=15.0)
-    assert set(world.network.doors) == doors
+    assert set(world.network.listeners) == listeners
 
 
 def test_much_less_than_the_rate_asked_for_is_said_and_no_failure(world: World) -> None:

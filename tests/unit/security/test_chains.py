@@ -39,9 +39,9 @@ class Chain:
         """A server whose file has these certificates."""
         return CertificateFiles(*store(self.folder, shown, self.key), (authorities or self.anchor,))
 
-    def is_pinned_by(self, keyring: ReloadableCredentials) -> bool:
+    def is_pinned_by(self, credentials: ReloadableCredentials) -> bool:
         """Whether somebody with nothing but a join string believes this server."""
-        ends = join(keyring.context, contexts.pinned_client_context(), HOST.encode())
+        ends = join(credentials.context, contexts.pinned_client_context(), HOST.encode())
         try:
             verify.verify_pinned_server(ends.client, HOST, self.pin)
         except CertificateProblem:
@@ -69,13 +69,13 @@ def test_a_server_whose_authority_is_nowhere_is_a_problem_where_join_strings_nam
 
 def test_a_file_that_was_cut_is_not_taken_at_a_reload(chain: Chain) -> None:
     whole = chain.trust(chain.leaf, chain.middle.certificate, chain.root.certificate, authorities=chain.stranger)
-    keyring = server_credentials(whole, "optional")
-    before = keyring.context
+    credentials = server_credentials(whole, "optional")
+    before = credentials.context
     chain.trust(chain.leaf)
     with pytest.raises(CertificateProblem, match="does not lead to a self-signed authority"):
-        keyring.read()
-    assert keyring.context is before
-    assert chain.is_pinned_by(keyring)
+        credentials.read()
+    assert credentials.context is before
+    assert chain.is_pinned_by(credentials)
 
 
 @given(chosen=st.lists(st.integers(0, 3), unique=True))

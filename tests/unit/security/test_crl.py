@@ -34,7 +34,7 @@ class Lab:
     def trust(self, files: Issued, *crl: Path) -> CertificateFiles:
         return CertificateFiles(files.certificate, files.key, (self.ca,), crl)
 
-    def server_keyring(self, *crl: Path) -> ReloadableCredentials:
+    def server_credentials(self, *crl: Path) -> ReloadableCredentials:
         return server_credentials(self.trust(self.server, *(crl or (self.crl,))), "required")
 
     def client(self, files: Issued, *crl: Path) -> SSL.Context:
@@ -53,7 +53,7 @@ def refusal_at_server(ends: Joined) -> str:
 
 def test_a_revoked_client_is_refused_with_the_day_and_the_reason_and_another_is_not(lab: Lab) -> None:
     revoke(lab.directory, "ada@example.org", "keyCompromise")
-    server = lab.server_keyring().context
+    server = lab.server_credentials().context
     refused = join(server, lab.client(lab.ada))
     assert f"it was revoked on {datetime.now(UTC):%Y-%m-%d} (key compromise)" in refusal_at_server(refused)
     assert "CN=ada@example.org" in refusal_at_server(refused)
@@ -65,7 +65,7 @@ def test_a_revoked_client_is_refused_with_the_day_and_the_reason_and_another_is_
 
 
 def test_a_revoked_server_is_refused_by_who_dials_it(lab: Lab) -> None:
-    server = lab.server_keyring().context
+    server = lab.server_credentials().context
     assert join(server, lab.client(lab.bob, lab.crl)).done
     revoke(lab.directory, HOST)
     refused = join(server, lab.client(lab.bob, lab.crl))
@@ -76,28 +76,28 @@ def test_a_revoked_server_is_refused_by_who_dials_it(lab: Lab) -> None:
 def test_under_a_crl_that_has_expired_nobody_gets_in_and_the_remedy_is_named(lab: Lab) -> None:
     authority = Authority.load(lab.directory)
     written(lab.crl, a_crl(authority, left=timedelta(minutes=-5)))
-    keyring = lab.server_keyring()
-    said = refusal_at_server(join(keyring.context, lab.client(lab.bob)))
+    credentials = lab.server_credentials()
+    said = refusal_at_server(join(credentials.context, lab.client(lab.bob)))
     assert "the CRL of its authority has expired" in said
     assert "scistream pki crl" in said
-    (gap,) = keyring.material.gaps(datetime.now(UTC))
+    (gap,) = credentials.material.gaps(datetime.now(UTC))
     assert str(lab.crl) in gap
     assert "has expired" in gap
     make_crl(lab.directory)
-    keyring.read()()
-    assert keyring.material.gaps(datetime.now(UTC)) == []
-    assert join(keyring.context, lab.client(lab.bob)).done
+    credentials.read()()
+    assert credentials.material.gaps(datetime.now(UTC)) == []
+    assert join(credentials.context, lab.client(lab.bob)).done
 
 
 def test_an_authority_without_a_crl_among_others_with_one_is_named(lab: Lab, tmp_path: Path) -> None:
     other = Lab(tmp_path / "other")
     trust = CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl,))
-    keyring = server_credentials(trust, "required")
-    said = refusal_at_server(join(keyring.context, foreign(other, lab)))
+    credentials = server_credentials(trust, "required")
+    said = refusal_at_server(join(credentials.context, foreign(other, lab)))
     assert "there is no CRL of its authority" in said
-    (gap,) = keyring.material.gaps(datetime.now(UTC))
+    (gap,) = credentials.material.gaps(datetime.now(UTC))
     assert str(other.ca) in gap
-    assert join(keyring.context, lab.client(lab.ada)).done
+    assert join(credentials.context, lab.client(lab.ada)).done
     both = server_credentials(
         CertificateFiles(lab.server.certificate, lab.server.key, (lab.ca, other.ca), (lab.crl, other.crl)), "required"
     )
@@ -153,15 +153,15 @@ def test_a_file_that_is_no_crl_is_a_problem_before_anything_listens(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(CertificateProblem, match=words):
-        lab.server_keyring(file)
-    lab.server_keyring(lab.crl)
+        lab.server_credentials(file)
+    lab.server_credentials(lab.crl)
 
 
 def test_a_crl_that_somebody_else_has_signed_in_the_name_of_an_authority_is_a_problem(lab: Lab, tmp_path: Path) -> None:
     forger = Authority(Authority.load(lab.directory).certificate, Authority.make().key)
     file = written(tmp_path / "forged.pem", a_crl(forger))
     with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
-        lab.server_keyring(file)
+        lab.server_credentials(file)
 
 
 # -- authorities of others
@@ -257,26 +257,26 @@ def test_a_path_below_an_intermediate_is_judged_anew_too(lab: Lab, tmp_path: Pat
 
 
 def test_a_handshake_that_began_before_the_files_were_read_again_is_judged_by_the_new_ones(lab: Lab) -> None:
-    keyring = lab.server_keyring()
-    ada, bob = join(keyring.context, lab.client(lab.ada)), join(keyring.context, lab.client(lab.bob))
+    credentials = lab.server_credentials()
+    ada, bob = join(credentials.context, lab.client(lab.ada)), join(credentials.context, lab.client(lab.bob))
     revoke(lab.directory, "ada@example.org")
-    keyring.check(ada.server)
-    keyring.read()()
-    keyring.check(bob.server)
+    credentials.check(ada.server)
+    credentials.read()()
+    credentials.check(bob.server)
     with pytest.raises(CertificateProblem, match="it was revoked on"):
-        keyring.check(ada.server)
+        credentials.check(ada.server)
 
 
 def test_files_that_are_broken_when_they_are_read_again_change_nothing(lab: Lab) -> None:
-    keyring = lab.server_keyring()
-    before = keyring.context, keyring.material
+    credentials = lab.server_credentials()
+    before = credentials.context, credentials.material
     good = lab.server.key.read_bytes()
     lab.server.key.write_bytes(lab.ada.key.read_bytes())
     with pytest.raises(CertificateProblem, match="does not belong"):
-        keyring.read()
-    assert (keyring.context, keyring.material) == before
+        credentials.read()
+    assert (credentials.context, credentials.material) == before
     lab.server.key.write_bytes(good)
-    put_in_force = keyring.read()
-    assert keyring.context is before[0], "reading alone changes nothing"
+    put_in_force = credentials.read()
+    assert credentials.context is before[0], "reading alone changes nothing"
     put_in_force()
-    assert keyring.context is not before[0]
+    assert credentials.context is not before[0]

@@ -50,11 +50,11 @@ class Watched:
             make_crl(directory, crl_days)
             crls = (directory / "crl.pem",)
         self.trust = CertificateFiles(self.server.certificate, self.server.key, (ca,), crls)
-        self.keyring = server_credentials(self.trust, "optional")
+        self.credentials = server_credentials(self.trust, "optional")
         self.clock = Clock()
         self._start = datetime.now(UTC).timestamp()
         log = Logger("expiry-test")
-        self.watch = ExpiryWatch(self.clock, {"server": self.keyring}, self.wall, log)
+        self.watch = ExpiryWatch(self.clock, {"server": self.credentials}, self.wall, log)
 
     def wall(self) -> float:
         return self._start + self.clock.seconds()
@@ -97,7 +97,7 @@ def test_a_renewed_certificate_is_warned_of_no_more(tmp_path: Path, lines: list[
     watched.clock.advance(36 * DAY)
     assert len(watched.watch.warnings()) == 1
     renew(watched.directory, "s2cs.example", 397)
-    watched.keyring.read()()
+    watched.credentials.read()()
     watched.watch.look()
     assert watched.watch.warnings() == lines == []
 

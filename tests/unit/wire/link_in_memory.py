@@ -75,7 +75,7 @@ class Peer:
         accepted: bool = True,
         plain_peer: Any = "ada",
         authenticate: Callable[[Any], Any] | None = None,
-        visit: LinkAdmission | None = None,
+        admission: LinkAdmission | None = None,
         owner: Owner | None = None,
         wire: Wire | None = None,
         lasts: Lasts | None = None,
@@ -84,7 +84,13 @@ class Peer:
         self.owner = owner or Owner()
         self.wire = wire or Wire()
         self.link = Link(
-            self.owner, self.clock, authenticate, plain_peer, accepted=accepted, visit=visit or NO_LISTENER, lasts=lasts
+            self.owner,
+            self.clock,
+            authenticate,
+            plain_peer,
+            accepted=accepted,
+            admission=admission or NO_LISTENER,
+            lasts=lasts,
         )
         self.link.makeConnection(self.wire)
 

@@ -52,11 +52,11 @@ class Caller:
             self.clock,
             "dtn1",
             kwargs.get("authenticate"),
-            lambda reason: f"because: {reason.value}",
-            lambda reason: reason.check(StreamError) is not None,
+            lambda failure: f"because: {failure.value}",
+            lambda failure: failure.check(StreamError) is not None,
         )
         self.dialer.on_up = lambda: self.news.append("up")
-        self.dialer.on_down = lambda trouble, hopeless: self.news.append(("down", trouble, hopeless))
+        self.dialer.on_down = lambda reason, permanent: self.news.append(("down", reason, permanent))
         self.dialer.on_poll = lambda: self.news.append("poll")
         self.dialer.on_message = lambda link, message: self.news.append(message)
         self.wire = Wire()
@@ -227,9 +227,9 @@ def test_clients_of_one_server_do_not_all_come_back_at_once() -> None:
 
 def test_it_tells_why_it_could_not_connect(caller: Caller) -> None:
     caller.refuse()
-    [(_, trouble, hopeless)] = caller.told(tuple)
-    assert "nobody there" in trouble
-    assert not hopeless
+    [(_, reason, permanent)] = caller.told(tuple)
+    assert "nobody there" in reason
+    assert not permanent
 
 
 def test_a_command_that_is_given_up_says_why_there_is_no_link(caller: Caller) -> None:

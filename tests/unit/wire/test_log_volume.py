@@ -1,4 +1,4 @@
-"""Whoever connects to a door cannot fill the log: what strangers do is counted, and told by count."""
+"""Whoever connects to a listener cannot fill the log: what strangers do is counted, and told by count."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from scistream.protocol.codec import MAX_FIRST_LINE
 from scistream.tls.explain import RefusedCertificate
 
 
-class Door:
-    """A door that many come to."""
+class Listener:
+    """A listener that many come to."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.guard = AdmissionController(self.clock, Bounds(), "the door", known_refusal=30.0)
+        self.admission_controller = AdmissionController(self.clock, Bounds(), "the listener", known_refusal=30.0)
 
     def comes(self, host: str, does: str) -> None:
         """Somebody connects from there and misbehaves."""
-        visit = self.guard.admit(host)
-        if visit is None:
+        admission = self.admission_controller.admit(host)
+        if admission is None:
             return
         if does == "shows no certificate that counts":
 
             def refuse(_connection: Any) -> None:
                 raise SSL.Error([("", "", f"{host} is refused")])
 
-            peer = Peer(plain_peer=None, authenticate=refuse, visit=visit)
+            peer = Peer(plain_peer=None, authenticate=refuse, admission=admission)
             peer.link.handshakeCompleted()
         else:
-            peer = Peer(plain_peer=None, authenticate=lambda _connection: None, visit=visit)
+            peer = Peer(plain_peer=None, authenticate=lambda _connection: None, admission=admission)
             peer.link.handshakeCompleted()
         if does == "says rubbish":
             peer.says(f"rubbish from {host}".encode())
@@ -54,9 +54,9 @@ class Door:
 
     def refuses_certificate(self, sentence: str, reason: str) -> None:
         """A handshake ends since the certificate of a stranger is refused."""
-        visit = self.guard.admit("10.0.0.1")
-        assert visit is not None
-        peer = Peer(plain_peer=None, authenticate=lambda _connection: None, visit=visit)
+        admission = self.admission_controller.admit("10.0.0.1")
+        assert admission is not None
+        peer = Peer(plain_peer=None, authenticate=lambda _connection: None, admission=admission)
         log_refusal(peer.link, Failure(RefusedCertificate(sentence, reason)))
         peer.goes()
 
@@ -70,7 +70,7 @@ MISDEEDS = [
     "has a certificate that is refused",
 ]
 KINDS = 12 + MOST_COUNTED
-"""Of lines that the door can cause."""
+"""Of lines that the listener can cause."""
 
 visitors = st.lists(
     st.tuples(st.integers(0, 2**16 - 1), st.sampled_from(MISDEEDS), st.integers(1, 30), st.floats(0.0, 20.0)),
@@ -79,18 +79,18 @@ visitors = st.lists(
 
 
 @given(visitors)
-def test_whatever_strangers_do_at_a_door_the_log_stays_short(visitors: list[tuple[int, str, int, float]]) -> None:
-    door = Door()
+def test_whatever_strangers_do_at_a_listener_the_log_stays_short(visitors: list[tuple[int, str, int, float]]) -> None:
+    listener = Listener()
     with logged() as lines:
         for number, does, times, pause in visitors:
             for _ in range(times):
-                door.comes(f"10.0.{number // 256}.{number % 256}", does)
-            door.clock.advance(pause)
-        minutes = int(door.clock.seconds() / 60) + 1
-        door.guard.stop()
+                listener.comes(f"10.0.{number // 256}.{number % 256}", does)
+            listener.clock.advance(pause)
+        minutes = int(listener.clock.seconds() / 60) + 1
+        listener.admission_controller.stop()
     assert len(lines) <= KINDS * 5 * minutes, lines
-    assert all(line.startswith("the door ") for line in lines)
-    assert door.clock.getDelayedCalls() == []
+    assert all(line.startswith("the listener ") for line in lines)
+    assert listener.clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("first", CERTIFICATE_REASONS)
@@ -98,43 +98,45 @@ def test_whatever_strangers_do_at_a_door_the_log_stays_short(visitors: list[tupl
 def test_another_reason_of_the_same_refusal_is_told_at_once_and_the_same_one_is_counted(
     first: str, second: str
 ) -> None:
-    door = Door()
+    listener = Listener()
     with logged() as lines:
         for number, reason in enumerate([first, first, second]):
-            door.refuses_certificate(f"number {number}: {reason}", reason)
+            listener.refuses_certificate(f"number {number}: {reason}", reason)
         assert len(lines) == (1 if first == second else 2)
         assert all(reason in " ".join(lines) for reason in (first, second))
-        door.guard.stop()
+        listener.admission_controller.stop()
     assert "number 2" in lines[-1] or "number 1" in lines[-1], "what was counted is told in the end"
 
 
 def test_an_address_that_is_refused_for_another_reason_is_told_of_at_once() -> None:
     clock = Clock()
-    guard = AdmissionController(clock, Bounds(unproven_per_address=1, failures=2), "the door", known_refusal=30.0)
+    admission_controller = AdmissionController(
+        clock, Bounds(unproven_per_address=1, failures=2), "the listener", known_refusal=30.0
+    )
     with logged() as lines:
-        visit = guard.admit("10.0.0.1")
-        assert visit is not None
-        assert guard.admit("10.0.0.1") is None
-        assert guard.admit("10.0.0.1") is None
+        admission = admission_controller.admit("10.0.0.1")
+        assert admission is not None
+        assert admission_controller.admit("10.0.0.1") is None
+        assert admission_controller.admit("10.0.0.1") is None
         assert len(lines) == 1
         assert "unproven_per_address" in lines[0]
-        visit.failed("a bad line")
-        visit.over()
-        again = guard.admit("10.0.0.1")
+        admission.failed("a bad line")
+        admission.over()
+        again = admission_controller.admit("10.0.0.1")
         assert again is not None
         again.failed("another one")
         again.over()
-        assert guard.admit("10.0.0.1") is None
+        assert admission_controller.admit("10.0.0.1") is None
         assert "it has failed too often" in lines[-1]
-        guard.stop()
+        admission_controller.stop()
 
 
 def test_thousands_of_failed_handshakes_are_a_few_lines_that_say_how_many_and_from_where() -> None:
-    door = Door()
+    listener = Listener()
     with logged() as lines:
         for number in range(3000):
-            door.comes(f"10.0.{number // 256}.{number % 256}", "shows no certificate that counts")
-        door.guard.stop()
+            listener.comes(f"10.0.{number // 256}.{number % 256}", "shows no certificate that counts")
+        listener.admission_controller.stop()
     assert len(lines) == 5
     assert [line.partition("so far ")[2].partition(",")[0] for line in lines] == ["1", "10", "100", "1000", "3000"]
     assert "10.0.11.183 is refused" in lines[-1]

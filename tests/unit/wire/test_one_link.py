@@ -593,9 +593,9 @@ def decoded_uid(bad: bytes) -> str | None:
 
 
 def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> None:
-    door = AdmissionController(Clock(), Bounds(commands_per_second=10), "the door", known_refusal=0.0)
-    visit = door.admit("192.0.2.1")
-    peer = Peer(visit=visit)
+    listener = AdmissionController(Clock(), Bounds(commands_per_second=10), "the listener", known_refusal=0.0)
+    admission = listener.admit("192.0.2.1")
+    peer = Peer(admission=admission)
     peer.link.prove("ada")
     peer.says(*[REL] * 50)
     assert peer.wire.producerState == "producing"
@@ -609,8 +609,8 @@ def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> 
 
 
 def test_a_link_that_rests_and_is_closed_leaves_no_timer_but_its_last_one() -> None:
-    door = AdmissionController(Clock(), Bounds(commands_per_second=1), "the door", known_refusal=0.0)
-    peer = Peer(visit=door.admit("192.0.2.1"))
+    listener = AdmissionController(Clock(), Bounds(commands_per_second=1), "the listener", known_refusal=0.0)
+    peer = Peer(admission=listener.admit("192.0.2.1"))
     peer.link.prove("ada")
     peer.says(*[REL] * 10)
     assert peer.wire.producerState == "paused"
@@ -618,7 +618,7 @@ def test_a_link_that_rests_and_is_closed_leaves_no_timer_but_its_last_one() -> N
     assert len(peer.clock.getDelayedCalls()) == 1
     peer.goes()
     assert peer.clock.getDelayedCalls() == []
-    assert door.links == 0
+    assert listener.links == 0
 
 
 def test_the_peer_s_address_is_known_for_logs() -> None:

@@ -52,8 +52,8 @@ class Desk:
         if connected:
             self.outbox.link_up(cast(Any, self.link))
 
-    def ask(self, what: Command = REL, patience: float | None = None) -> Deferred[Resp]:
-        asked = self.outbox.ask(what, patience)
+    def ask(self, what: Command = REL, timeout: float | None = None) -> Deferred[Resp]:
+        asked = self.outbox.ask(what, timeout)
         asked.addBoth(lambda result: self.results.append(result.value if isinstance(result, Failure) else result))
         return asked
 
@@ -124,7 +124,7 @@ def test_commands_are_sent_in_the_order_in_which_they_were_asked() -> None:
 
 def test_an_answered_command_is_not_repeated() -> None:
     desk = Desk()
-    desk.ask(patience=30)
+    desk.ask(timeout=30)
     assert desk.outbox.answered(resp(1))
     desk.run(60)
     assert desk.link.times == [0]
