@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectingCancelledError
 
 from bench import machine, peers, report
-from bench.paths import BenchProblem, Environment
+from bench.paths import BenchError, Environment
 from bench.rows import Row
 from bench.workloads import FULL, QUICK, Profile, Work, all_works
 from scistream.cli_support import ParsedType, run, start_logging
@@ -158,7 +158,7 @@ class Bench:
                 tell = partial(self._show, status, title)
                 try:
                     found = await work.rows(environment, self._profile, tell)
-                except (BenchProblem, StreamError, OSError) as problem:
+                except (BenchError, StreamError, OSError) as problem:
                     tell("\n".join([f"failed: {problem}", *getattr(problem, "log", [])]))
                     found = work.lost()
                 for row in found:

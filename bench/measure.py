@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater
 
 from bench import peers
-from bench.paths import BenchProblem as BenchProblem
+from bench.paths import BenchError as BenchError
 from bench.paths import Environment, Route, python
 from bench.peers import HOST
 from bench.processes import cpu_seconds, memory_kib, tcp_kib
@@ -43,7 +43,7 @@ async def throughput(environment: Environment, route: Route, connections: int, s
     said = await _result(environment, route, [*command, "--reverse", "--time", str(seconds), "--json"], seconds)
     received = said["end"].get("sum_received", {"bytes": 0})
     if not received["bytes"]:
-        raise BenchProblem(
+        raise BenchError(
             f"nothing arrived over {route.name}: {said.get('error', 'iperf3 does not say why')}", route.tails()
         )
     cost = cpu_seconds(route.roots) - before
@@ -88,7 +88,7 @@ async def _holding(environment: Environment, route: Route, connections: int, rol
         deadline = environment.reactor.seconds() + PATIENCE + connections / 25
         while '"held"' not in child.out.read_text():
             if child.end is not None or environment.reactor.seconds() > deadline:
-                raise BenchProblem(
+                raise BenchError(
                     f"{connections} connections could not be held over {route.name}", [*child.tail(), *route.tails()]
                 )
             await deferLater(environment.reactor, _LOOK_AGAIN)
@@ -142,14 +142,14 @@ async def _running(environment: Environment, command: Sequence[str]) -> Any:
 
 
 async def _end_of(environment: Environment, route: Route, child: Child, seconds: float) -> None:
-    """:raises BenchProblem: if it does not end well in so many seconds."""
+    """:raises BenchError: if it does not end well in so many seconds."""
     ended: Deferred[None] = child.ended()
     ended.addTimeout(seconds, environment.reactor)
     try:
         await ended
     except TimeoutError as late:
-        raise BenchProblem(
+        raise BenchError(
             f"a run over {route.name} did not end within {seconds:g} s", [*child.tail(), *route.tails()]
         ) from late
     if not child.succeeded:
-        raise BenchProblem(f"a run over {route.name} failed ({child.end})", [*child.tail(), *route.tails()])
+        raise BenchError(f"a run over {route.name} failed ({child.end})", [*child.tail(), *route.tails()])

@@ -62,7 +62,7 @@ _UP_WITHIN = 30.0
 _LOOK_AGAIN = 0.02
 
 
-class BenchProblem(Exception):
+class BenchError(Exception):
     """Something cannot be measured; the message is a sentence for a person.
 
     :param log: lines of logs that tell more.
@@ -150,7 +150,7 @@ class Environment:
     async def until_listening(self, children: Sequence[Child], ports: Sequence[int]) -> None:
         """Wait until these processes listen on all of these ports.
 
-        :raises BenchProblem: if they do not in time, or end.
+        :raises BenchError: if they do not in time, or end.
         """
         deadline = self.reactor.seconds() + _UP_WITHIN
         for port in ports:
@@ -159,7 +159,7 @@ class Environment:
                 if ended or self.reactor.seconds() > deadline:
                     names = " and ".join(child.name for child in children)
                     log = [line for child in children for line in child.tail()]
-                    raise BenchProblem(f"nobody listens on port {port}: {names} did not come up", log)
+                    raise BenchError(f"nobody listens on port {port}: {names} did not come up", log)
                 await deferLater(self.reactor, _LOOK_AGAIN)
 
 

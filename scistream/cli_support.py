@@ -22,14 +22,14 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.links.resolver import use_daemon_threads
 from scistream.pki.register import PkiError
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.reactors import run_on_monotonic_time
-from scistream.standard_streams import OutputLost, claim
-from scistream.tls.files import CertificateProblem
+from scistream.standard_streams import OutputLostError, claim
+from scistream.tls.files import CertificateError
 from scistream.units import parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ else:
 
 Main = Callable[[Any], Coroutine[Any, Any, int]]
 
-_USAGE_PROBLEMS = (ConfigProblem, CertificateProblem, PkiError)
+_USAGE_PROBLEMS = (ConfigError, CertificateError, PkiError)
 
 
 class ParsedType(_ParamType):
@@ -113,18 +113,18 @@ class Commands(click.Group):
             return problem.exit_code
         except click.Abort:
             return 128 + signal.SIGINT
-        except OutputLost as lost:
+        except OutputLostError as lost:
             return report_lost(lost)
         except SystemExit as end:
             try:
                 sys.stdout.flush()
-            except OutputLost as lost:
+            except OutputLostError as lost:
                 return report_lost(lost)
             return end.code
         return status if isinstance(status, int) else 0
 
 
-def report_lost(lost: OutputLost) -> int:
+def report_lost(lost: OutputLostError) -> int:
     """Say that output cannot be written, unless its reader has just gone away, and give the exit status for it."""
     if lost.is_pipe:
         return 128 + signal.SIGPIPE
@@ -202,7 +202,7 @@ def report(failure: Failure) -> int:
     if isinstance(problem, CancelledError):
         click.echo("interrupted", err=True)
         return 1
-    if isinstance(problem, OutputLost):
+    if isinstance(problem, OutputLostError):
         return report_lost(problem)
     if isinstance(problem, StreamError):
         click.echo(f"error: {problem}", err=True)

@@ -36,7 +36,7 @@ _WRONG: Any = object()
 """Stands for a value that cannot be used, and has been reported."""
 
 
-class ConfigProblem(Exception):
+class ConfigError(Exception):
     """A configuration file or a setting that cannot be used; the message has a sentence for a person in each line."""
 
 
@@ -71,7 +71,7 @@ AnySettings = TypeVar("AnySettings", bound=Section)
 def load(path: Path, kind: type[AnySettings]) -> AnySettings:
     """Read a file of settings.
 
-    :raises ConfigProblem: if it cannot be read, is not TOML, or has wrong, unknown or missing keys: a line for each.
+    :raises ConfigError: if it cannot be read, is not TOML, or has wrong, unknown or missing keys: a line for each.
     """
     settings, problems = read(path, kind)
     raise_if_any(path, problems)
@@ -81,7 +81,7 @@ def load(path: Path, kind: type[AnySettings]) -> AnySettings:
 def read(path: Path, kind: type[AnySettings]) -> tuple[AnySettings, list[SettingProblem]]:
     """Read a file of settings; those that cannot be used have their defaults, and a problem each.
 
-    :raises ConfigProblem: if it cannot be read, or is not TOML.
+    :raises ConfigError: if it cannot be read, or is not TOML.
     """
     return checked(_parse(path), kind)
 
@@ -99,12 +99,12 @@ def checked(raw: dict[str, Any], kind: type[AnySettings]) -> tuple[AnySettings, 
 
 
 def raise_if_any(path: Path, problems: Sequence[SettingProblem | str]) -> None:
-    """:raises ConfigProblem: with a line for each problem, if there are any."""
+    """:raises ConfigError: with a line for each problem, if there are any."""
     lines = [f"{path}: {problem}" for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"{path}: and {len(problems) - _MOST_PROBLEMS} more")
     if lines:
-        raise ConfigProblem("\n".join(lines))
+        raise ConfigError("\n".join(lines))
 
 
 def unless(parse: Callable[[Any], Any], value: Any, *keys: str) -> Iterator[SettingProblem]:
@@ -155,11 +155,11 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().removeprefix(BOM).decode())
     except OSError as problem:
-        raise ConfigProblem(f"{path}: cannot be read: {problem.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as wrong:
-        raise ConfigProblem(f"{path}: is not TOML: it is not UTF-8 text ({wrong}); save it as UTF-8") from None
+        raise ConfigError(f"{path}: is not TOML: it is not UTF-8 text ({wrong}); save it as UTF-8") from None
     except (ValueError, RecursionError) as wrong:  # tomllib.TOMLDecodeError, and what int() says of very long numbers
-        raise ConfigProblem(f"{path}: is not TOML: {wrong}") from None
+        raise ConfigError(f"{path}: is not TOML: {wrong}") from None
 
 
 def _section(kind: Any, raw: dict[str, Any], place: str, found: list[SettingProblem]) -> Any:

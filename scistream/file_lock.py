@@ -12,7 +12,7 @@ from pathlib import Path
 from scistream import timing
 
 
-class NotLocked(Exception):
+class NotLockedError(Exception):
     """The lock was not had. The message is a sentence that names the file and the reason."""
 
 
@@ -21,7 +21,7 @@ def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is made if it is not there and stays when the lock is given back.
 
     :raises OSError: if the file cannot be opened for writing.
-    :raises NotLocked: if another process keeps the lock, or the file system has no locks.
+    :raises NotLockedError: if another process keeps the lock, or the file system has no locks.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -41,12 +41,12 @@ def _take(handle: int, path: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= give_up_at:
-                raise NotLocked(
+                raise NotLockedError(
                     f"{path} is still locked by another command{holder(os.pread(handle, 32, 0))} after "
                     f"{timing.FILE_LOCK:g} s: end that process if it hangs, or try again later"
                 ) from None
         except OSError as problem:
-            raise NotLocked(
+            raise NotLockedError(
                 f"{path} cannot be locked: {problem.strerror} (some network file systems have no locks)"
             ) from None
         time.sleep(timing.FILE_LOCK_LOOK)

@@ -69,7 +69,7 @@ def merge(
     :param fixed: the keys at the top of the file whose values need a restart.
     :param kept: more values that stay in force.
     :param moved: the keys of which `kept` holds the old value.
-    :raises ConfigProblem: if the new values contradict those that stay in force.
+    :raises ConfigError: if the new values contradict those that stay in force.
     """
     values = {key: getattr(in_force, key) for key in fixed} | dict(kept or {})
     if new.insecure != in_force.insecure:

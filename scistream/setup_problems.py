@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from twisted.internet.error import CannotListenError
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 
-SETUP_PROBLEMS = (ConfigProblem, CertificateProblem, StreamError, CannotListenError)
+SETUP_PROBLEMS = (ConfigError, CertificateError, StreamError, CannotListenError)
 """All of them are the operator's to mend."""
 
 
@@ -38,6 +38,6 @@ class SetupProblems:
             self._lines += [line for line in str(problem).splitlines() if line not in self._lines]
 
     def raise_if_any(self) -> None:
-        """:raises ConfigProblem: with a line for each problem, if there are any."""
+        """:raises ConfigError: with a line for each problem, if there are any."""
         if self._lines:
-            raise ConfigProblem("\n".join(self._lines))
+            raise ConfigError("\n".join(self._lines))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 
 from msgspec import Meta, Struct, field
 
-from scistream.config import ConfigProblem, SettingProblem, expanded, unless
+from scistream.config import ConfigError, SettingProblem, expanded, unless
 from scistream.links.admission import Bounds
 from scistream.protocol.address import Address, IPAddress, Network, parse_network
 from scistream.protocol.messages import MAX_RANGES
@@ -162,17 +162,17 @@ def user_folder(variable: str, default: str) -> Path:
     """The folder of a user's files that an environment variable names, as ``XDG_STATE_HOME``, or else the default.
 
     :param default: with ``~``.
-    :raises ConfigProblem: naming the variable, if neither is a folder that can be found again.
+    :raises ConfigError: naming the variable, if neither is a folder that can be found again.
     """
     named = os.environ.get(variable)
     if named and os.path.isabs(named):
         return Path(named)
     if named:
-        raise ConfigProblem(f"{variable}: {named!r} is no absolute path: write a whole one, or unset the variable")
+        raise ConfigError(f"{variable}: {named!r} is no absolute path: write a whole one, or unset the variable")
     try:
         return expanded(default)
     except ValueError as wrong:
-        raise ConfigProblem(f"{variable}: is not set, and its default {wrong}, into {variable}") from None
+        raise ConfigError(f"{variable}: is not set, and its default {wrong}, into {variable}") from None
 
 
 class _WithCertificates(Protocol):

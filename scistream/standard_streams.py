@@ -1,7 +1,7 @@
 """Standard input, output and error of a command: what is closed, full or broken must not decide what it leaves behind.
 
 A closed descriptor is filled, so that no socket takes its number. Standard output that cannot be written raises
-`OutputLost`, once; standard error that cannot be written is no reason to do anything else.
+`OutputLostError`, once; standard error that cannot be written is no reason to do anything else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FILLED_WITH = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 """How /dev/null is opened in place of each. Standard output is opened for reading: writing to it fails as before."""
 
 
-class OutputLost(Exception):
+class OutputLostError(Exception):
     """Standard output cannot be written. Not an OSError: that is caught in many places for other reasons.
 
     :param code: the number of the system's error.
@@ -61,18 +61,18 @@ def claim() -> None:
 def check_output() -> None:
     """Find out early whether standard output can be written at all.
 
-    :raises OutputLost: if it is closed, or a pipe without a reader.
+    :raises OutputLostError: if it is closed, or a pipe without a reader.
     """
     try:
         descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):
         return  # a test, or a program, has put something else in its place
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-        raise OutputLost(errno.EBADF)
+        raise OutputLostError(errno.EBADF)
     looking = select.poll()
     looking.register(descriptor, 0)
     if any(events & select.POLLERR for _, events in looking.poll(0)):
-        raise OutputLost(errno.EPIPE)
+        raise OutputLostError(errno.EPIPE)
 
 
 def _stream(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
@@ -108,7 +108,7 @@ class _Output(io.FileIO):
                 room.poll()
         except OSError as problem:
             self._lost = True
-            raise OutputLost(problem.errno or errno.EIO) from None
+            raise OutputLostError(problem.errno or errno.EIO) from None
         return written
 
 

@@ -13,7 +13,7 @@ from twisted.application.service import MultiService, Service
 from twisted.logger import Logger
 from twisted.python import usage
 
-from scistream.config import AnySettings, ConfigProblem, Section, SettingProblem, load, raise_if_any
+from scistream.config import AnySettings, ConfigError, Section, SettingProblem, load, raise_if_any
 from scistream.os_process import keep_secrets, raise_descriptor_limit
 from scistream.reactors import listen_patiently, run_on_monotonic_time
 from scistream.reloading import Change
@@ -38,7 +38,7 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
         self.file = Path(self["config"])
         try:
             self.config = load(self.file, self.config_type)
-        except ConfigProblem as problem:
+        except ConfigError as problem:
             refuse_to_start(str(problem))
 
 

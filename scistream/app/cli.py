@@ -15,10 +15,10 @@ import click
 
 import scistream
 from scistream.app.controller import Controller, Nobody
-from scistream.app.handover import CannotStart, Keeper, become, filled_in, find, split
+from scistream.app.handover import Keeper, ProgramStartError, become, filled_in, find, split
 from scistream.app.startup import JOIN_VARIABLE, Beginning, begin
 from scistream.cli_support import Commands, refuse, run, start_logging
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.os_process import keep_secrets
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import LONGEST, Join
@@ -121,9 +121,9 @@ def _run(
         )
         extra = {"SCISTREAM_LISTENERS": json.dumps(told)} if role == CONS else {}
         become(filled_in(command, told), {**beginning.environment, **extra})
-    except ConfigProblem as problem:
+    except ConfigError as problem:
         refuse(problem)
-    except CannotStart as problem:
+    except ProgramStartError as problem:
         click.echo(f"error: {problem}", err=True)
         sys.exit(problem.status)
 
@@ -154,14 +154,14 @@ def _read_join(beginning: Beginning, role: Role, file: Path | None) -> Join:
     try:
         text = beginning.join if file is None else _read(file)
         if not text.strip():
-            raise ConfigProblem(f"no join string: set {JOIN_VARIABLE} to the line that `s2uc request` printed")
+            raise ConfigError(f"no join string: set {JOIN_VARIABLE} to the line that `s2uc request` printed")
         join = Join.parse(text)
     except OSError as problem:
-        raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read: {problem.strerror}") from None
     except ValueError as wrong:
-        raise ConfigProblem(f"{file or JOIN_VARIABLE}: {wrong}") from None
+        raise ConfigError(f"{file or JOIN_VARIABLE}: {wrong}") from None
     if join.role != role:
-        raise ConfigProblem(
+        raise ConfigError(
             f"this join string is for the other application, `appctrl {join.role.lower()}`: "
             f"take the one that `s2uc request` printed for `appctrl {role.lower()}`"
         )

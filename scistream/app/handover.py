@@ -49,7 +49,7 @@ _OWN_SIGNALS = {
 """Those that the keeper does not ignore: they tell of itself."""
 
 
-class CannotStart(Exception):
+class ProgramStartError(Exception):
     """The program cannot be started.
 
     :param status: what a shell ends with for that reason.
@@ -120,16 +120,16 @@ class _Over:
 def find(command: str, environment: Mapping[str, str]) -> None:
     """Look whether there is such a program, before anybody waits for a stream in vain.
 
-    :raises CannotStart: if there is none, or it cannot be executed.
+    :raises ProgramStartError: if there is none, or it cannot be executed.
     """
     path = environment.get("PATH", os.defpath)
     if shutil.which(command, path=path) is not None:
         return
     if os.sep in command and os.path.exists(command):
         why = "it is a folder" if os.path.isdir(command) else "it is not executable: see its mode"
-        raise CannotStart(f"{command} cannot be started: {why}", CANNOT_EXECUTE)
+        raise ProgramStartError(f"{command} cannot be started: {why}", CANNOT_EXECUTE)
     where = "there is no such file" if os.sep in command else "no folder of PATH has such a program"
-    raise CannotStart(f"{command} cannot be started: {where}", NOT_FOUND)
+    raise ProgramStartError(f"{command} cannot be started: {where}", NOT_FOUND)
 
 
 def split(keep: Callable[[Keeper], int]) -> list[str]:
@@ -163,7 +163,7 @@ def split(keep: Callable[[Keeper], int]) -> list[str]:
 def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Become the program.
 
-    :raises CannotStart: if that is not possible.
+    :raises ProgramStartError: if that is not possible.
     """
     for number in _SET_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
@@ -171,7 +171,7 @@ def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
         os.execvpe(command[0], list(command), dict(environment))
     except OSError as problem:
         status = NOT_FOUND if isinstance(problem, FileNotFoundError | NotADirectoryError) else CANNOT_EXECUTE
-        raise CannotStart(f"{command[0]} cannot be started: {problem.strerror}", status) from None
+        raise ProgramStartError(f"{command[0]} cannot be started: {problem.strerror}", status) from None
 
 
 def filled_in(command: Sequence[str], listeners: Sequence[str]) -> list[str]:

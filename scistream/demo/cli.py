@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.cli_support import RATE, SIZE, TIME
-from scistream.demo.facilities import DemoProblem
+from scistream.demo.facilities import DemoError
 from scistream.demo.run import Demo, DemoOptions
 from scistream.demo.view import Progress, Summary, print_summary
 from scistream.reactors import run_on_monotonic_time
@@ -43,7 +43,7 @@ def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, a
         total = _DEFAULT_BYTES
     try:
         summary = _run(DemoOptions(total, seconds, num_conn, rate))
-    except DemoProblem as problem:
+    except DemoError as problem:
         for line in problem.log:
             click.echo(f"  {line}", err=True)
         click.echo(f"scistream demo: {problem}", err=True)
@@ -60,7 +60,7 @@ def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, a
 def _run(wishes: DemoOptions) -> Summary:
     """Run the reactor for one demonstration.
 
-    :raises DemoProblem: if it did not come to a summary.
+    :raises DemoError: if it did not come to a summary.
     """
     from twisted.internet import reactor as the_reactor
 
@@ -89,5 +89,5 @@ def _run(wishes: DemoOptions) -> Summary:
     return result
 
 
-def _interrupted(number: int) -> DemoProblem:
-    return DemoProblem(f"stopped by {signal.Signals(number).name}; nothing that it started is left")
+def _interrupted(number: int) -> DemoError:
+    return DemoError(f"stopped by {signal.Signals(number).name}; nothing that it started is left")

@@ -34,7 +34,7 @@ _LAST_PORT = 32000
 _TRIES = 200
 
 
-class DemoProblem(Exception):
+class DemoError(Exception):
     """The demonstration cannot go on; the message is one sentence for a person.
 
     :param log: lines of a log that tell more.
@@ -108,14 +108,14 @@ class DemoFacility:
     async def gateway_ready(self, reactor: Any) -> None:
         """Wait until its S2DS accepts connections.
 
-        :raises DemoProblem: if it does not in time.
+        :raises DemoError: if it does not in time.
         """
         await _ready(reactor, f"the S2DS of the {self.name}", self.s2ds)
 
     async def server_ready(self, reactor: Any) -> None:
         """Wait until its S2CS accepts connections.
 
-        :raises DemoProblem: if it does not in time.
+        :raises DemoError: if it does not in time.
         """
         await _ready(reactor, f"the S2CS of the {self.name}", self.s2cs)
 
@@ -137,7 +137,7 @@ class DemoPorts:
     def take(self, count: int = 1) -> int:
         """The first of `count` free ports in a row.
 
-        :raises DemoProblem: if no such row is found.
+        :raises DemoError: if no such row is found.
         """
         for _ in range(_TRIES):
             first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
@@ -145,7 +145,7 @@ class DemoPorts:
             if self._taken.isdisjoint(row) and _all_free(row):
                 self._taken.update(row)
                 return first
-        raise DemoProblem(f"there are no {count} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
+        raise DemoError(f"there are no {count} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
 
 
 def _all_free(ports: range) -> bool:
@@ -162,7 +162,7 @@ async def _ready(reactor: Any, who: str, address: Address) -> None:
     deadline = reactor.seconds() + timing.DEMO_START
     while not await _accepts(reactor, address):
         if reactor.seconds() > deadline:
-            raise DemoProblem(f"{who} does not listen on {address} after {timing.DEMO_START:g} s")
+            raise DemoError(f"{who} does not listen on {address} after {timing.DEMO_START:g} s")
         await deferLater(reactor, timing.DEMO_LISTEN_LOOK)
 
 

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.demo.children import Child, Children
-from scistream.demo.facilities import HOST, DemoFacility, DemoPorts, DemoProblem
+from scistream.demo.facilities import HOST, DemoError, DemoFacility, DemoPorts
 from scistream.demo.view import ChannelPicture, Picture, Summary
 from scistream.pki.register import PkiError
 from scistream.protocol.errors import StreamError
@@ -54,7 +54,7 @@ class Demo:
         self._show = show
         self._began = reactor.seconds()
         self._course: Deferred[Summary] | None = None
-        self._stopped: DemoProblem | None = None
+        self._stopped: DemoError | None = None
         self._ending = False
         self._streaming = False
         self._meter = _Meter(reactor.seconds)
@@ -65,12 +65,12 @@ class Demo:
     def start(self) -> Deferred[Summary]:
         """Run it; whatever comes of it, nothing that it started is left when this fires.
 
-        :raises DemoProblem: if it did not come to a summary.
+        :raises DemoError: if it did not come to a summary.
         """
         self._course = Deferred.fromCoroutine(self._in_folder())
         return self._course
 
-    def stop(self, problem: DemoProblem) -> None:
+    def stop(self, problem: DemoError) -> None:
         """End it early, because of this: the first reason counts, and each call ends what it is waiting for."""
         if not self._ending:
             self._stopped = self._stopped or problem
@@ -84,12 +84,12 @@ class Demo:
             try:
                 return await self._run(folder, children)
             except StreamError as error:
-                raise self._stopped or DemoProblem(f"the stream failed: {error}", children.tails()) from error
+                raise self._stopped or DemoError(f"the stream failed: {error}", children.tails()) from error
             except Exception as error:
                 if self._stopped is not None:
                     raise self._stopped from None
                 if isinstance(error, OSError | PkiError):
-                    raise DemoProblem(str(error)) from error
+                    raise DemoError(str(error)) from error
                 raise
             finally:
                 self._ending = True
@@ -219,7 +219,7 @@ class Demo:
         """Stop the demonstration if what happens inside takes longer; gives the delayed call, which may be reset."""
 
         def over() -> None:
-            self.stop(DemoProblem(f"{what} within {seconds:g} s", children.tails()))
+            self.stop(DemoError(f"{what} within {seconds:g} s", children.tails()))
 
         limit = self._reactor.callLater(seconds, over)
         try:
@@ -241,15 +241,15 @@ class Demo:
         return over.addBoth(_then_forget, limit)
 
     def _server_ended(self, child: Child) -> None:
-        self.stop(DemoProblem(f"{child.name} ended unexpectedly ({child.end})", child.tail()))
+        self.stop(DemoError(f"{child.name} ended unexpectedly ({child.end})", child.tail()))
 
     def _application_ended(self, child: Child) -> None:
         if not self._streaming:
-            self.stop(DemoProblem(f"the {child.name} ended before the stream was there ({child.end})", child.tail()))
+            self.stop(DemoError(f"the {child.name} ended before the stream was there ({child.end})", child.tail()))
             return
         try:
             _report(child)
-        except DemoProblem as problem:
+        except DemoError as problem:
             self.stop(problem)
 
     def _picture(self, state: str, channels: Sequence[ChannelPicture] | None = None) -> None:
@@ -309,7 +309,7 @@ def _summary(
 def _report(child: Child) -> dict[str, Any]:
     """The report that an application has printed as its last line.
 
-    :raises DemoProblem: if there is none.
+    :raises DemoError: if there is none.
     """
     for line in reversed(child.out.read_text(errors="replace").splitlines()):
         try:
@@ -318,7 +318,7 @@ def _report(child: Child) -> dict[str, Any]:
             continue
         if isinstance(report, dict) and "sha256" in report:
             return report
-    raise DemoProblem(f"the {child.name} ended without a report ({child.end or 'it was still running'})", child.tail())
+    raise DemoError(f"the {child.name} ended without a report ({child.end or 'it was still running'})", child.tail())
 
 
 def _then_forget(result: Any, call: Any) -> Any:

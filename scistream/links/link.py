@@ -29,7 +29,7 @@ from scistream import timing
 from scistream.links.backpressure import MAX_UNREAD, LineSplitter, ReadThrottle
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_FIRST_LINE, MAX_LINE, decode, encode, is_answer
-from scistream.protocol.errors import BadMessage, ErrorCode, StreamError
+from scistream.protocol.errors import BadMessageError, ErrorCode, StreamError
 from scistream.protocol.messages import MAX_TEXT, Answer, Command, Error, Message, ProdLstn, Resp
 
 MAX_BAD_LINES = 8
@@ -221,7 +221,7 @@ class Link(LineOnlyReceiver):
         self._slow_down(self._admission.line())
         try:
             message = decode(line)
-        except BadMessage as bad:
+        except BadMessageError as bad:
             self._bad_line(line, bad)
             return
         if isinstance(message, Resp | Error):
@@ -370,7 +370,7 @@ class Link(LineOnlyReceiver):
             self.send(Error(uid=None, code="not-authenticated", msg=why))
             self.close()
 
-    def _bad_line(self, line: bytes, bad: BadMessage) -> None:
+    def _bad_line(self, line: bytes, bad: BadMessageError) -> None:
         self.note("bad message", bad.msg, bad.code)
         self.on_bad_line(bad.uid, bad.msg, self.has_timed_out)
         if not is_answer(line):

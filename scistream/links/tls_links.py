@@ -26,8 +26,8 @@ from scistream.protocol.messages import Error
 from scistream.tls.contexts import ClientCertificate, ContextSource, pinned_client_context
 from scistream.tls.endpoints import wrap_client_endpoint, wrap_server_factory
 from scistream.tls.explain import RefusedCertificate, explain
+from scistream.tls.files import CertificateError
 from scistream.tls.files import CertificateFiles as Trust
-from scistream.tls.files import CertificateProblem
 from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
 from scistream.tls.verify import Identity, certificate_lasts, verify_client, verify_pinned_server, verify_server
 
@@ -44,7 +44,7 @@ def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | Reload
 
     :param trust: None dials plain TCP; the peer is then an empty string. Several dialers may share the
         credentials; each attempt to connect uses what is in force by then.
-    :raises CertificateProblem: if the files of `trust` are not usable.
+    :raises CertificateError: if the files of `trust` are not usable.
     :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
     """
     if trust is None:
@@ -79,7 +79,7 @@ def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str
 
 def is_permanent(reason: Failure) -> bool:
     """Whether dialling again cannot help: it is the certificates, not the network."""
-    return isinstance(reason.value, CertificateProblem) or (
+    return isinstance(reason.value, CertificateError) or (
         isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError)
     )
 
@@ -88,7 +88,7 @@ class LinkListener:
     """Where a server listens for control links.
 
     :param client_certificate: whether every peer must have one (`required`), or may (`optional`).
-    :raises CertificateProblem: if the files of `trust` are not usable.
+    :raises CertificateError: if the files of `trust` are not usable.
     :raises StreamError: `not-authenticated` if plain TCP would be offered beyond this machine.
     """
 

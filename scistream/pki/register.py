@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from msgspec import Struct
 
-from scistream.file_lock import NotLocked, locked_file
+from scistream.file_lock import NotLockedError, locked_file
 from scistream.tls.certificate_names import names_of
 
 FILE = "issued.jsonl"
@@ -158,7 +158,7 @@ def locked(directory: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(locked_file(lock))
-        except NotLocked as wrong:
+        except NotLockedError as wrong:
             raise PkiError(
                 f"{wrong}. The pki has to lie on a file system that has locks, such as a local disk."
             ) from wrong

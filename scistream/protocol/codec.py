@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.messages import Message, Seq, Uid
 
 MAX_LINE = 262_144
@@ -42,7 +42,7 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     """The message of a line, which is given without its LF.
 
-    :raises BadMessage: naming the field that is wrong, with the uid and seq of the line if it has them.
+    :raises BadMessageError: naming the field that is wrong, with the uid and seq of the line if it has them.
     """
     line = line.removesuffix(b"\r")
     try:
@@ -51,7 +51,7 @@ def decode(line: bytes) -> Message:
         return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as wrong:
         envelope = _envelope(line)
-        raise BadMessage(_explain(wrong), _read(envelope.uid, Uid), _read(envelope.seq, Seq)) from None
+        raise BadMessageError(_explain(wrong), _read(envelope.uid, Uid), _read(envelope.seq, Seq)) from None
 
 
 def _refuse_duplicate_keys(line: bytes) -> None:
@@ -66,7 +66,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
-            raise _DuplicateKeys(name)
+            raise _DuplicateKeysError(name)
         seen.add(name)
 
 
@@ -74,7 +74,7 @@ def _no_value(_text: str) -> None:
     """In place of a number that nobody asks for."""
 
 
-class _DuplicateKeys(ValueError):
+class _DuplicateKeysError(ValueError):
     """An object of a line has this field twice."""
 
 
@@ -99,7 +99,7 @@ def _read(value: msgspec.Raw, kind: Any) -> Any:
 
 
 def _explain(wrong: Exception) -> str:
-    if isinstance(wrong, _DuplicateKeys):
+    if isinstance(wrong, _DuplicateKeysError):
         return f"field {wrong}: it is there twice"[:500]
     if isinstance(wrong, RecursionError):
         return "the line is nested too deeply"

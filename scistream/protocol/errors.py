@@ -55,7 +55,7 @@ class StreamError(Exception):
         return f"{self.code}: {self.msg}"
 
 
-class BadMessage(StreamError):
+class BadMessageError(StreamError):
     """A line that is no valid message. `uid` and `seq` are those of the line, where they can be read."""
 
     def __init__(self, msg: str, uid: str | None = None, seq: int | None = None) -> None:

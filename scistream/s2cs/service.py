@@ -105,9 +105,9 @@ class ControlServer(Service):
     :param wall: seconds since the epoch, for deadlines that outlive this process.
     :param problems: what is known to be wrong already.
     :param release_unknown: what a gateway holds when it is first seen, and the store has no record of, is released.
-    :raises CertificateProblem: if the certificates are not usable.
-    :raises ConfigProblem: if the policy is not usable.
-    :raises StoreProblem: if the store is not usable.
+    :raises CertificateError: if the certificates are not usable.
+    :raises ConfigError: if the policy is not usable.
+    :raises StoreError: if the store is not usable.
     :raises StreamError: if it would serve or dial plain TCP beyond loopback.
     """
 
@@ -165,7 +165,7 @@ class ControlServer(Service):
         """The lock, the store and where the audit trail goes.
 
         :param file: of the store; `lock` is its lock if the store was there before.
-        :raises ConfigProblem: if any of it cannot be had; what was made of the others is removed again, but for the
+        :raises ConfigError: if any of it cannot be had; what was made of the others is removed again, but for the
             file of the lock.
         """
         audit = audit_file(self.config.audit, self._config_file, file)
@@ -188,7 +188,7 @@ class ControlServer(Service):
         return GatewayLink(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
 
     def _refuse_orphans(self, config: S2CSConfig, records: Iterable[Record]) -> None:
-        """:raises ConfigProblem: if a gateway that may hold a stream is not in the configuration: nobody could tell
+        """:raises ConfigError: if a gateway that may hold a stream is not in the configuration: nobody could tell
         the gateway that the stream is over."""
         pool, now = {one.name for one in config.gateways}, self.wall()
         orphans: dict[str, list[str]] = {}
@@ -257,7 +257,7 @@ class ControlServer(Service):
         Users and gateways that are not believed any more lose their links; streams go on. Gateways may come, and those
         that have no stream may go.
 
-        :raises ConfigProblem: with a line for each thing that is not usable.
+        :raises ConfigError: with a line for each thing that is not usable.
         """
         # Everything is read and made before anything changes: what raises leaves all as it was.
         pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
 from scistream.links.outbox import Caller
@@ -80,9 +80,9 @@ class DataServer(Service):
     :param config: the settings, checked.
     :param config_file: where they came from: relative paths start there.
     :param problems: what is known to be wrong already.
-    :raises CertificateProblem: if the certificates are not usable.
+    :raises CertificateError: if the certificates are not usable.
     :raises StreamError: if it would serve plain TCP beyond loopback.
-    :raises ConfigProblem: if this system has not what a setting names.
+    :raises ConfigError: if this system has not what a setting names.
     """
 
     log = Logger()
@@ -158,7 +158,7 @@ class DataServer(Service):
         try:
             return congestion_control(setting, suited)
         except ValueError as wrong:
-            raise ConfigProblem(f"{key}.congestion: {wrong}") from None
+            raise ConfigError(f"{key}.congestion: {wrong}") from None
 
     # -- the service
 
@@ -226,8 +226,8 @@ class DataServer(Service):
         A controller that is not believed any more loses its link; streams go on. Networks and limits count for what
         comes from now on.
 
-        :raises CertificateProblem: if a file is not usable.
-        :raises ConfigProblem: if the settings contradict those that need a restart to change.
+        :raises CertificateError: if a file is not usable.
+        :raises ConfigError: if the settings contradict those that need a restart to change.
         """
         merged, change = merge(self._config_file, self.config, config, _FIXED)
         all_credentials = self._all_credentials().values()

@@ -17,7 +17,7 @@ import msgspec
 import scistream
 from scistream import timing
 from scistream.cli_support import ADDRESS, RATE, TIME, Commands, refuse, run, start_logging
-from scistream.config import ConfigProblem, load
+from scistream.config import ConfigError, load
 from scistream.os_process import keep_secrets
 from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_PROBE_SECONDS, Role
@@ -43,7 +43,7 @@ from scistream.s2uc.settings import S2UCConfig
 from scistream.shared_settings import DEFAULT_RATE, trust_of
 from scistream.tables import Columns, short_uids
 from scistream.tls.expiry import expiring_soon
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.units import format_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ class _Credentials:
     insecure: bool = False
 
     def client(self, reactor: Any) -> Client:
-        """:raises ConfigProblem: if neither the options nor the file name certificates."""
+        """:raises ConfigError: if neither the options nor the file name certificates."""
         file = self._file()
         settings = load(file, S2UCConfig) if self.config is not None or file.exists() else S2UCConfig()
         insecure = self.insecure or settings.insecure
@@ -71,7 +71,7 @@ class _Credentials:
         arguments |= {name: given for name in ("certificate", "key", "authorities") if (given := getattr(self, name))}
         vouched_for = arguments["authorities"] or arguments["facilities"]
         if not insecure and not (arguments["certificate"] and arguments["key"] and vouched_for):
-            raise ConfigProblem(
+            raise ConfigError(
                 f"no certificates: name certificate, key and authorities in {file}, or give --certificate, --key and "
                 "--authority (only on loopback, for a trial, --insecure does without)"
             )
@@ -80,11 +80,11 @@ class _Credentials:
     def _file(self) -> Path:
         """The configuration file, which need not be there; an empty one if no folder has it and none is needed.
 
-        :raises ConfigProblem: if a folder has to be known, and is not.
+        :raises ConfigError: if a folder has to be known, and is not.
         """
         try:
             return self.config or default_config()
-        except ConfigProblem:
+        except ConfigError:
             if self.insecure or (self.certificate and self.key and self.authorities):
                 return Path(os.devnull)
             raise
@@ -102,7 +102,7 @@ class _Credentials:
                 trusts.append(trust_of(only_its_own, file))
             found = [expiring_soon("your", trust) for trust in trusts if trust.authorities]
             return list(dict.fromkeys(warning for warnings in found for warning in warnings))
-        except (ConfigProblem, CertificateProblem):
+        except (ConfigError, CertificateError):
             return []
 
 
@@ -302,7 +302,7 @@ def forget(uid: str, as_json: bool) -> None:
         with failure_in_json(uid, as_json):
             known = memory.find(uid, changes=True)
             memory.remove(known.uid)
-    except ConfigProblem as problem:
+    except ConfigError as problem:
         refuse(problem)
     click.echo(json.dumps({"uid": known.uid, "state": "Forgotten"}) if as_json else f"forgotten {known.uid}")
 
@@ -424,7 +424,7 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     try:
         with failure_in_json(None, as_json):
             streams = StreamHistory().all()
-    except ConfigProblem as problem:
+    except ConfigError as problem:
         refuse(problem)
     for warning in ctx.ensure_object(_Credentials).warnings():
         click.echo(f"warning: {warning}", err=True)
@@ -470,7 +470,7 @@ def _finish(credentials: _Credentials, work: Work, uid: str | None = None, *, as
 def _run_file(credentials: _Credentials, file: Path) -> NoReturn:
     try:
         wishes = read_file(file)
-    except ConfigProblem as problem:
+    except ConfigError as problem:
         refuse(problem)
     if isinstance(wishes, RequestOptions):
         _finish(credentials, lambda client: request_stream(client, wishes, Output()))

@@ -26,7 +26,7 @@ from twisted.logger import Logger
 
 from scistream import timing
 from scistream.awaitable import Awaitable, current_loop, current_reactor, leave
-from scistream.config import ConfigProblem, load
+from scistream.config import ConfigError, load
 from scistream.links.dialer import Dialer
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
@@ -107,14 +107,14 @@ class Client:
         """Make a client with the certificates that a configuration file names.
 
         :param path: the file; ``~/.config/scistream/s2uc.toml`` if not given, as for the command.
-        :raises ConfigProblem: if it cannot be read, is wrong, or names no certificates.
+        :raises ConfigError: if it cannot be read, is wrong, or names no certificates.
         """
         file = Path(path) if path is not None else default_config()
         settings = load(file, S2UCConfig)
         there = (settings.certificate, settings.key, settings.authorities or settings.facilities)
         if not settings.insecure and not all(there):
             missing = ("certificate", "key", "authorities")[[*map(bool, there)].index(False)]
-            raise ConfigProblem(f"{file}: {missing}: names no certificates: set certificate, key, and authorities")
+            raise ConfigError(f"{file}: {missing}: names no certificates: set certificate, key, and authorities")
         return cls(**arguments_of(settings, file), reactor=reactor, remember=remember)
 
     @property
@@ -174,8 +174,8 @@ class Client:
 
         :raises StreamError: the refusal of a side; the other side is released then. Also `bad-message`, for a
             wrong argument.
-        :raises ConfigProblem: if the stream cannot be added to the user's list.
-        :raises CertificateProblem: if the user's files of certificates cannot be used.
+        :raises ConfigError: if the stream cannot be added to the user's list.
+        :raises CertificateError: if the user's files of certificates cannot be used.
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
@@ -220,14 +220,14 @@ class Client:
     def _note_end(self, uid: str, seconds_left: float) -> None:
         try:
             self._memory.note_end(uid, time.time() + seconds_left)
-        except ConfigProblem as problem:
+        except ConfigError as problem:
             self._log.warn("stream {uid} stays in the list without its end: {problem}", uid=uid, problem=problem)
 
     def _forget(self, uid: str) -> None:
         try:
             if self._remembers:
                 self._memory.note_release(uid)
-        except ConfigProblem as problem:
+        except ConfigError as problem:
             self._log.warn("stream {uid} is released, and stays in the list: {problem}", uid=uid, problem=problem)
 
     def probe(
@@ -515,7 +515,7 @@ class Requested(Awaitable[Stream]):
 def default_config() -> Path:
     """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``.
 
-    :raises ConfigProblem: if there is no such folder.
+    :raises ConfigError: if there is no such folder.
     """
     return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
 

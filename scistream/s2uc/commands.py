@@ -23,7 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, 
 from twisted.internet.task import LoopingCall, deferLater
 
 from scistream import timing
-from scistream.config import BOM, ConfigProblem, SettingProblem, checked, raise_if_any, unless
+from scistream.config import BOM, ConfigError, SettingProblem, checked, raise_if_any, unless
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import (
@@ -40,9 +40,9 @@ from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.history import WHOLE_UID, RememberedStream, StreamHistory, checked_beginning
 from scistream.s2uc.stream import SIDE
 from scistream.shared_settings import DEFAULT_RATE, parse_port_ranges
-from scistream.standard_streams import OutputLost, check_output
+from scistream.standard_streams import OutputLostError, check_output
 from scistream.tables import Columns, short_uids
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.units import parse_rate, parse_seconds, short_seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -222,7 +222,7 @@ def _print_failure(uid: str | None, problem: BaseException, **more: Any) -> None
     code = problem.code if isinstance(problem, StreamError) else None
     msg = problem.msg if isinstance(problem, StreamError) else str(problem) or "interrupted"
     failure = {"uid": uid, "state": "Failed", "error": {"code": code, "msg": msg}, **more}
-    with suppress(OutputLost):
+    with suppress(OutputLostError):
         click.echo(json.dumps(failure))
 
 
@@ -231,7 +231,7 @@ def failure_in_json(uid: str | None, as_json: bool) -> Iterator[None]:
     """If a command fails that prints JSON, its last line says why."""
     try:
         yield
-    except (StreamError, ConfigProblem, CertificateProblem, CancelledError) as problem:
+    except (StreamError, ConfigError, CertificateError, CancelledError) as problem:
         if as_json:
             _print_failure(uid, problem)
         raise
@@ -242,7 +242,7 @@ def _print_end(uid: str, state: str, as_json: bool, text: str, **more: Any) -> N
 
 
 def _print_joins(stream: Stream, output: Output) -> None:
-    """:raises ConfigProblem: if a join file cannot be written."""
+    """:raises ConfigError: if a join file cannot be written."""
     files = output.join_files(stream.uid)
     if output.join_dir is not None:
         try:
@@ -253,7 +253,7 @@ def _print_joins(stream: Stream, output: Output) -> None:
                     output.written.append(files[role])
                     file.write(join + "\n")
         except OSError as problem:
-            raise ConfigProblem(f"{problem.filename}: cannot be written: {problem.strerror}") from None
+            raise ConfigError(f"{problem.filename}: cannot be written: {problem.strerror}") from None
     if output.as_json:
         joins = {"join_files": {role: str(file) for role, file in files.items()}} if files else {"join": stream.join}
         reserved = {"uid": stream.uid, "state": "Reserved", "seconds_left": round(stream.seconds_left, 3)}
@@ -411,7 +411,7 @@ async def release_at(client: Client, s2cs: str, uid: str, as_json: bool = False)
 async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
     """The whole uid; one that is shortened is looked for among all streams at an S2CS.
 
-    :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
+    :raises ConfigError: if none, or more than one, fits, or too little of it is there.
     """
     beginning = checked_beginning(uid, changes=changes)
     if len(beginning) == WHOLE_UID:
@@ -420,7 +420,7 @@ async def _uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) -> str:
     if len(fitting) == 1:
         return fitting[0]
     which = f"{len(fitting)} streams" if fitting else "no stream"
-    raise ConfigProblem(f"{which} at {s2cs} with a uid that begins with {uid!r}: `s2uc list --at {s2cs}` shows all")
+    raise ConfigError(f"{which} at {s2cs} with a uid that begins with {uid!r}: `s2uc list --at {s2cs}` shows all")
 
 
 async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_json: bool = False) -> int:
@@ -715,17 +715,17 @@ _FORM = 'write {"cmd": "REQ", "prod": "HOST:PORT", "cons": "HOST:PORT"}, or {"cm
 def read_file(file: Path) -> RequestOptions | str:
     """What a request file asks for; of a release, the uid.
 
-    :raises ConfigProblem: if it cannot be read or says something else.
+    :raises ConfigError: if it cannot be read or says something else.
     """
     try:
         whole = msgspec.json.decode(file.read_bytes().removeprefix(BOM))
     except OSError as problem:
-        raise ConfigProblem(f"{file}: cannot be read: {problem.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read: {problem.strerror}") from None
     except (msgspec.DecodeError, ValueError) as wrong:
-        raise ConfigProblem(f"{file}: is no JSON: {wrong}; {_FORM}") from None
+        raise ConfigError(f"{file}: is no JSON: {wrong}; {_FORM}") from None
     if not isinstance(whole, dict) or whole.get("cmd") not in ("REQ", "REL"):
         what = f"its cmd is {json.dumps(whole.get('cmd'))}" if isinstance(whole, dict) else "it holds no JSON object"
-        raise ConfigProblem(f"{file}: {what}: {_FORM}")
+        raise ConfigError(f"{file}: {what}: {_FORM}")
     kind: type[_FileReq | _FileRel] = _FileReq if whole.pop("cmd") == "REQ" else _FileRel
     asked, problems = checked({name: value for name, value in whole.items() if value is not None}, kind)
     raise_if_any(file, problems)

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from scistream import timing
-from scistream.config import ConfigProblem
-from scistream.file_lock import NotLocked, locked_file
+from scistream.config import ConfigError
+from scistream.file_lock import NotLockedError, locked_file
 from scistream.protocol.messages import MAX_LIFE
 from scistream.shared_settings import user_folder
 
@@ -58,12 +58,12 @@ def checked_beginning(uid: str, *, changes: bool) -> str:
     """The beginning of a uid, as uids are written.
 
     :param changes: whether something will be done to the stream.
-    :raises ConfigProblem: if it is empty, or too short for that.
+    :raises ConfigError: if it is empty, or too short for that.
     """
     if not uid.strip():
-        raise ConfigProblem("the uid is empty: write the uid of a stream, or its beginning (is a variable not set?)")
+        raise ConfigError("the uid is empty: write the uid of a stream, or its beginning (is a variable not set?)")
     if changes and len(uid) < SHORTEST_UID:
-        raise ConfigProblem(
+        raise ConfigError(
             f"the uid {uid!r} is too short: write at least its first {SHORTEST_UID} characters (`s2uc list` shows it)"
         )
     return uid.lower()
@@ -72,7 +72,7 @@ def checked_beginning(uid: str, *, changes: bool) -> str:
 def default_folder() -> Path:
     """``$XDG_STATE_HOME/scistream/streams``, or the like below ``~/.local/state``.
 
-    :raises ConfigProblem: if there is no such folder.
+    :raises ConfigError: if there is no such folder.
     """
     return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams"
 
@@ -91,7 +91,7 @@ class StreamHistory:
     def add(self, stream: RememberedStream) -> bool:
         """Remember a stream; False, and nothing changes, if one of its uid is remembered and not released.
 
-        :raises ConfigProblem: if its file cannot be read or written.
+        :raises ConfigError: if its file cannot be read or written.
         """
         with self._locked():
             if time.monotonic() - self._cleared_at >= timing.BETWEEN_CLEARINGS:
@@ -150,7 +150,7 @@ class StreamHistory:
         """The stream of a uid, which may be shortened to its beginning.
 
         :param changes: whether something will be done to the stream: the beginning is then no mere stub.
-        :raises ConfigProblem: if none, or more than one, fits, or too little of it is there.
+        :raises ConfigError: if none, or more than one, fits, or too little of it is there.
         """
         beginning = checked_beginning(uid, changes=changes)
         fitting = self._unreleased(beginning)
@@ -158,7 +158,7 @@ class StreamHistory:
             return fitting[0]
         which = "no stream" if not fitting else f"{len(fitting)} streams"
         fits = f"the uid {uid}" if len(beginning) == WHOLE_UID else f"a uid that begins with {uid!r}"
-        raise ConfigProblem(f"{which} with {fits} in {self._folder}: `s2uc list` shows what is remembered")
+        raise ConfigError(f"{which} with {fits} in {self._folder}: `s2uc list` shows what is remembered")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -167,12 +167,12 @@ class StreamHistory:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked_file(self._folder / ".lock"):
                 yield
-        except NotLocked as problem:
-            raise ConfigProblem(
+        except NotLockedError as problem:
+            raise ConfigError(
                 f"{problem}. If it has no locks, set XDG_STATE_HOME to a folder on a local disk"
             ) from None
         except OSError as problem:
-            raise ConfigProblem(f"{problem.filename or self._folder}: cannot be written: {problem.strerror}") from None
+            raise ConfigError(f"{problem.filename or self._folder}: cannot be written: {problem.strerror}") from None
 
     def _change(self, uid: str, **changes: Any) -> None:
         with self._locked():
@@ -190,7 +190,7 @@ class StreamHistory:
         except FileNotFoundError:
             return []
         except OSError as problem:
-            raise ConfigProblem(f"{self._folder}: cannot be read: {problem.strerror}") from None
+            raise ConfigError(f"{self._folder}: cannot be read: {problem.strerror}") from None
         return [known for name in names if (known := self._read(self._folder / name)) is not None]
 
     def _known(self, uid: str) -> RememberedStream | None:
@@ -203,7 +203,7 @@ class StreamHistory:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as problem:
-            raise ConfigProblem(f"{file}: cannot be read: {problem}; move it away to go on without it") from None
+            raise ConfigError(f"{file}: cannot be read: {problem}; move it away to go on without it") from None
         now = time.time()
         if stream.join_files and not stream.is_known_since(now):
             _remove_join_files(stream)
@@ -221,7 +221,7 @@ class StreamHistory:
     def _clear(self) -> None:
         """Remove the files of streams that have long been over, and what a command that was killed has left."""
         for file in self._folder.iterdir():
-            with suppress(ConfigProblem):  # one that cannot be read is for its user to move away, when it is asked for
+            with suppress(ConfigError):  # one that cannot be read is for its user to move away, when it is asked for
                 if file.suffix == ".new" or (file.suffix == SUFFIX and self._read(file) is None):
                     file.unlink()
         self._cleared_at = time.monotonic()

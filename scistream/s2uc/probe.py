@@ -20,7 +20,7 @@ from scistream import timing
 from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import decode, encode
-from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.join_string import hash_app_key, new_app_key
 from scistream.protocol.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
 from scistream.s2uc.connection_map import connection_map
@@ -56,7 +56,7 @@ class Probing:
     :param listen_ports: the ports that listeners of a side shall have, one for each channel.
     :param tell: called with each check as soon as it is made.
     :raises ValueError: if a wish is out of the range that the protocol allows.
-    :raises CertificateProblem: if the files of what it gives are not usable.
+    :raises CertificateError: if the files of what it gives are not usable.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Probing:
         )
         try:
             decode(encode(request))
-        except BadMessage as bad:
+        except BadMessageError as bad:
             raise ValueError(bad.msg) from None
         return request
 

@@ -19,7 +19,7 @@ from scistream import timing
 from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import decode, encode
-from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.join_string import Join, hash_app_key, new_app_key
 from scistream.protocol.messages import (
     CONS,
@@ -92,7 +92,7 @@ class StreamRequest:
         try:
             for role in SIDE:
                 decode(encode(self.req(uid, role, new_app_key())))
-        except BadMessage as bad:
+        except BadMessageError as bad:
             raise ValueError(bad.msg) from None
         except TypeError as wrong:
             raise ValueError(str(wrong)) from None

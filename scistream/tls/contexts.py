@@ -14,7 +14,7 @@ from OpenSSL.crypto import X509, X509StoreFlags
 from scistream.tls.explain import RefusedCertificate, openssl_reason
 from scistream.tls.files import (
     NOT_AMONG_OURS,
-    CertificateProblem,
+    CertificateError,
     LoadedCertificates,
     printable,
     read_material,
@@ -50,7 +50,7 @@ def server_context(
     :param key: its private key, a PEM file that only its owner may read.
     :param authorities: PEM files of the authorities that clients may come from; no others are trusted.
     :param crl: PEM files of their CRLs; if there are any, each authority whose clients are to get in needs one.
-    :raises CertificateProblem: if a file is missing, unreadable, too readable or does not fit.
+    :raises CertificateError: if a file is missing, unreadable, too readable or does not fit.
     """
     return server_context_of(read_material(certificate, key, authorities, crl), client_certificate)
 
@@ -58,7 +58,7 @@ def server_context(
 def server_context_of(material: LoadedCertificates, client_certificate: ClientCertificate) -> SSL.Context:
     """The same of files that have been read.
 
-    :raises CertificateProblem: if OpenSSL refuses them.
+    :raises CertificateError: if OpenSSL refuses them.
     """
     context = _context(SSL.TLS_SERVER_METHOD, material)
     required = SSL.VERIFY_FAIL_IF_NO_PEER_CERT if client_certificate == "required" else 0
@@ -73,7 +73,7 @@ def client_context(
 ) -> SSL.Context:
     """The context of a dialer that has the authorities of the far end, and a certificate or none.
 
-    :raises CertificateProblem: as `server_context`, and if there is a certificate without a key or the reverse.
+    :raises CertificateError: as `server_context`, and if there is a certificate without a key or the reverse.
     """
     return client_context_of(read_material(certificate, key, authorities, crl))
 
@@ -81,7 +81,7 @@ def client_context(
 def client_context_of(material: LoadedCertificates) -> SSL.Context:
     """The same of files that have been read.
 
-    :raises CertificateProblem: if OpenSSL refuses them.
+    :raises CertificateError: if OpenSSL refuses them.
     """
     context = _context(SSL.TLS_CLIENT_METHOD, material)
     context.set_verify(SSL.VERIFY_PEER, naming_refusals(NOT_AMONG_OURS, material.revoked))
@@ -198,7 +198,7 @@ def _present(context: SSL.Context, material: LoadedCertificates) -> None:
             context.add_extra_chain_cert(link)
         context.use_privatekey(material.key)
     except SSL.Error as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"OpenSSL refuses the certificate {material.chain[0].file} or its key: {openssl_reason(wrong)}. "
             "Have a new one issued."
         ) from wrong

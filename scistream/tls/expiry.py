@@ -146,7 +146,7 @@ def expiring_soon(whose: str, trust: CertificateFiles) -> list[str]:
     """The warnings of today about the files of somebody who has no server, with the names of the files.
 
     :param whose: "your".
-    :raises CertificateProblem: if they are not usable.
+    :raises CertificateError: if they are not usable.
     """
     now = utc_now()
     material = read_material(trust.certificate, trust.key, trust.authorities, trust.crl)

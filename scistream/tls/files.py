@@ -31,7 +31,7 @@ _MOST_TEXT = 200
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
 
-class CertificateProblem(Exception):
+class CertificateError(Exception):
     """A certificate, or a file of one, is not what it should be. The message is a sentence with the remedy."""
 
 
@@ -140,13 +140,13 @@ def read_material(
 ) -> LoadedCertificates:
     """Read all of it.
 
-    :raises CertificateProblem: if a file is missing, unreadable, too readable or does not fit the others.
+    :raises CertificateError: if a file is missing, unreadable, too readable or does not fit the others.
     """
     if not authorities:
-        raise CertificateProblem("No authority is trusted: name at least one file in `authorities`.")
+        raise CertificateError("No authority is trusted: name at least one file in `authorities`.")
     trusted = [HeldCertificate(path, each) for path in authorities for each in _load_authorities(path)]
     if (certificate is None) != (key is None):
-        raise CertificateProblem("A certificate and its key go together: set both `certificate` and `key`, or neither.")
+        raise CertificateError("A certificate and its key go together: set both `certificate` and `key`, or neither.")
     chain: tuple[HeldCertificate, ...] = ()
     is_whole = False
     private_key = None
@@ -233,13 +233,13 @@ def name_of(name: x509.Name) -> str:
 def load_certificates(path: Path, setting: str) -> list[x509.Certificate]:
     """All certificates of a PEM file, at least one.
 
-    :raises CertificateProblem: if there is none, or it cannot be read.
+    :raises CertificateError: if there is none, or it cannot be read.
     """
     data = _read(path, setting)
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} holds no certificates in PEM form: {wrong}. Correct the file, or the setting `{setting}`."
         ) from wrong
 
@@ -247,21 +247,21 @@ def load_certificates(path: Path, setting: str) -> list[x509.Certificate]:
 def load_key(path: Path) -> PrivateKey:
     """A private key that only its owner can read.
 
-    :raises CertificateProblem: if it is none, is locked, or others may read it.
+    :raises CertificateError: if it is none, is locked, or others may read it.
     """
     data = _read(path, "key", secret=True)
     try:
         key = serialization.load_pem_private_key(data, None)
     except TypeError as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} is locked with a passphrase, which a server cannot be asked for: store the key without one."
         ) from wrong
     except Exception as wrong:  # ValueError, or UnsupportedAlgorithm, which is no subclass of it
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} holds no private key in PEM form: {wrong}. Correct the file, or the setting `key`."
         ) from wrong
     if not isinstance(key, PrivateKey):
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} is a key of another kind than elliptic curve, Ed25519, Ed448 and RSA: have one of these issued."
         )
     return key
@@ -284,18 +284,18 @@ def _read(path: Path, setting: str, *, secret: bool = False) -> bytes:
         with path.open("rb") as file:
             exposed = exposure(os.fstat(file.fileno())) if secret else None
             if exposed is not None:
-                raise CertificateProblem(
+                raise CertificateError(
                     f"{path} is a private key and {exposed}: run chmod 600 {path}, or let it belong to root with mode "
                     "0640 and the group of this service."
                 )
             return file.read()
     except FileNotFoundError as wrong:
         command = "crl" if setting == "crl" else "issue"
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} is not there: have it made (scistream pki {command}), or correct the setting `{setting}`."
         ) from wrong
     except OSError as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} could not be read: {wrong.strerror}. Let this user read it, or correct the setting `{setting}`."
         ) from wrong
 
@@ -303,7 +303,7 @@ def _read(path: Path, setting: str, *, secret: bool = False) -> bytes:
 def _load_authorities(path: Path) -> Iterable[x509.Certificate]:
     for authority in load_certificates(path, "authorities"):
         if not is_authority(authority):
-            raise CertificateProblem(
+            raise CertificateError(
                 f"{path} has a certificate that is not an authority's, {printable(authority.subject.rfc4514_string())}"
                 ": name the authority's own file in `authorities`."
             )
@@ -320,7 +320,7 @@ def _load_crls(path: Path, authorities: Sequence[x509.Certificate]) -> list[x509
         for crl in crls:
             _ = crl.next_update_utc, crl.extensions, list(crl)  # what is read only when it is asked for
     except ValueError as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} holds no list of revoked certificates (CRL) in PEM form: {wrong}. Correct the file, or the "
             "setting `crl`."
         ) from wrong
@@ -330,11 +330,11 @@ def _load_crls(path: Path, authorities: Sequence[x509.Certificate]) -> list[x509
             continue
         what = f"{path} has a CRL in the name of {name_of(crl.issuer)}"
         if None in verdicts:
-            raise CertificateProblem(
+            raise CertificateError(
                 f"{what}, and its signature ({algorithm_of(crl)}) cannot be checked here: whether it is right is not "
                 "known. Have the authority sign by ECDSA, RSA, Ed25519 or Ed448."
             )
-        raise CertificateProblem(
+        raise CertificateError(
             f"{what}, and the signature is not that authority's: have it made again (scistream pki crl)."
         )
     return crls
@@ -362,9 +362,9 @@ def _check_pair(leaf: x509.Certificate, certificate: Path, private_key: PrivateK
     try:
         fits = leaf.public_key() == private_key.public_key()
     except Exception as wrong:
-        raise CertificateProblem(f"{certificate} holds a public key that cannot be used: {wrong}.") from wrong
+        raise CertificateError(f"{certificate} holds a public key that cannot be used: {wrong}.") from wrong
     if not fits:
-        raise CertificateProblem(
+        raise CertificateError(
             f"The key {key} does not belong to the certificate {certificate}, or the latter does not begin with the "
             "certificate of its owner: name the two files that were issued together."
         )

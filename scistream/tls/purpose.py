@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from scistream.tls.certificate_names import names_of
-from scistream.tls.files import CertificateProblem, LoadedCertificates, is_authority, printable
+from scistream.tls.files import CertificateError, LoadedCertificates, is_authority, printable
 
 _ISSUE = "name one that `scistream pki issue DIR {kind} NAME` has made"
 
@@ -29,7 +29,7 @@ def check_server(material: LoadedCertificates, *, pinned: bool) -> None:
     """Whether what a server shows can be believed by those who dial it.
 
     :param pinned: whether some of them know the SHA-256 of its authority and nothing else.
-    :raises CertificateProblem: with a line for each reason why not.
+    :raises CertificateError: with a line for each reason why not.
     """
     _raise_if_any(_server_problems(material, pinned))
 
@@ -37,7 +37,7 @@ def check_server(material: LoadedCertificates, *, pinned: bool) -> None:
 def check_controller(material: LoadedCertificates) -> None:
     """Whether what an S2CS shows to its gateways can be believed by them.
 
-    :raises CertificateProblem: with a line for each reason why not.
+    :raises CertificateError: with a line for each reason why not.
     """
     _raise_if_any(_controller_problems(material))
 
@@ -45,7 +45,7 @@ def check_controller(material: LoadedCertificates) -> None:
 def _raise_if_any(problems: Iterator[str]) -> None:
     lines = list(problems)
     if lines:
-        raise CertificateProblem("\n".join(lines))
+        raise CertificateError("\n".join(lines))
 
 
 def _server_problems(material: LoadedCertificates, pinned: bool) -> Iterator[str]:

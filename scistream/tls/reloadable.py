@@ -14,7 +14,7 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from scistream.tls.contexts import ClientCertificate, client_context_of, server_context_of
-from scistream.tls.files import CertificateFiles, CertificateProblem, LoadedCertificates, read_material
+from scistream.tls.files import CertificateError, CertificateFiles, LoadedCertificates, read_material
 from scistream.tls.purpose import check_controller, check_server
 
 
@@ -22,7 +22,7 @@ class ReloadableCredentials:
     """The files of a `CertificateFiles`, and the context made of them.
 
     :param make: makes the context.
-    :raises CertificateProblem: if the files are not usable.
+    :raises CertificateError: if the files are not usable.
     """
 
     def __init__(self, trust: CertificateFiles, make: Callable[[LoadedCertificates], SSL.Context]) -> None:
@@ -34,7 +34,7 @@ class ReloadableCredentials:
         """Read the files again; what comes back puts them in force for all links made from then on, and cannot fail.
 
         :param trust: names the files from now on; None: they are the same files as before.
-        :raises CertificateProblem: if they are not usable; nothing has changed.
+        :raises CertificateError: if they are not usable; nothing has changed.
         """
         files = trust or self.trust
         material, context = self._read(files)
@@ -51,13 +51,13 @@ class ReloadableCredentials:
     def check(self, connection: SSL.Connection) -> None:
         """After a handshake that may have begun before the files were read again: is it still right?
 
-        :raises CertificateProblem: if not.
+        :raises CertificateError: if not.
         """
         path = connection.get_verified_chain(as_cryptography=True)
         if path and connection.get_context() is not self.context:
             refusal = self.material.refusal(path)
             if refusal is not None:
-                raise CertificateProblem(f"The far end's certificate is refused: {refusal}.")
+                raise CertificateError(f"The far end's certificate is refused: {refusal}.")
 
     def refusal(self, link: Any) -> str | None:
         """Why the peer of a link that is up would not be let in any more, or None; see `LoadedCertificates.refusal`."""

@@ -25,7 +25,7 @@ from OpenSSL import SSL, crypto
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Role
 from scistream.tls.contexts import naming_refusals, tls13_context, trust
-from scistream.tls.files import CertificateProblem, algorithm_of
+from scistream.tls.files import CertificateError, algorithm_of
 from scistream.tls.verify import check_name, verified_certificate
 
 CIPHERS = {
@@ -99,7 +99,7 @@ class StreamSecret:
         try:
             leaf.verify_directly_issued_by(authority)
             check_name(leaf, server_name(uid, 0) if role == PROD else consumer_name(uid))
-        except CertificateProblem as wrong:
+        except CertificateError as wrong:
             raise _bad(f"the certificate for this gateway is not for this stream and role: {wrong}") from wrong
         except UnsupportedAlgorithm as wrong:
             raise _bad(f"how its authority signs cannot be checked here ({algorithm_of(leaf)})") from wrong
@@ -172,12 +172,12 @@ def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
 def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:
     """At the producer's gateway, after the handshake: the dialler is this stream's consumer and means this channel.
 
-    :raises CertificateProblem: if not; close the connection and dial nothing.
+    :raises CertificateError: if not; close the connection and dial nothing.
     """
     expected = server_name(uid, channel).encode()
     named = connection.get_servername()
     if named != expected:
-        raise CertificateProblem(
+        raise CertificateError(
             f"The far end dialled {named!r} and {expected.decode()} listens here: this is the port of another stream "
             "or channel than it means."
         )
@@ -187,7 +187,7 @@ def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:
 def verify_producer(connection: SSL.Connection, uid: str, channel: int) -> None:
     """At the consumer's gateway, after the handshake: the far end is this stream's producer, on this channel.
 
-    :raises CertificateProblem: if not; close the connection and pass nothing.
+    :raises CertificateError: if not; close the connection and pass nothing.
     """
     _check_name(verified_certificate(connection), server_name(uid, channel))
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+import service_identity
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
-from service_identity import CertificateError, VerificationError
 from service_identity.hazmat import (
     DNS_ID,
     CertificatePattern,
@@ -27,7 +27,7 @@ from service_identity.hazmat import (
 from scistream.tls.contexts import ALPN, describe_certificate, listed
 from scistream.tls.files import (
     WEAK_HASHES,
-    CertificateProblem,
+    CertificateError,
     is_authority,
     load_certificates,
 )
@@ -55,7 +55,7 @@ class Identity:
 def verify_server(connection: SSL.Connection, host: str) -> None:
     """After a handshake under `client_context`: the far end speaks our protocol and is `host`, a name or an address.
 
-    :raises CertificateProblem: if not; close the connection without writing to it.
+    :raises CertificateError: if not; close the connection without writing to it.
     """
     _check_alpn(connection)
     check_name(verified_certificate(connection), host)
@@ -70,13 +70,13 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
     own certificate has to lead to it by valid signatures: it is the only one trusted.
 
     :param ca_sha256: the SHA-256 of the authority's certificate (DER), in hex.
-    :raises CertificateProblem: if not; close the connection without writing to it.
+    :raises CertificateError: if not; close the connection without writing to it.
     """
     _check_alpn(connection)
     sent = connection.get_peer_cert_chain() or []
     pinned = next((certificate for certificate in sent if _sha256(certificate) == ca_sha256.lower()), None)
     if pinned is None:
-        raise CertificateProblem(
+        raise CertificateError(
             f"None of the {len(sent)} certificates that {host} sent is the authority with SHA-256 {ca_sha256}: the "
             "server is not the one meant, does not send its whole chain, or has a new authority. Ask for a new join "
             "string."
@@ -89,14 +89,14 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
         leaf, *links, anchor = (certificate.to_cryptography() for certificate in path)
         fit = is_authority(anchor) and all(_fit_for_server(certificate) for certificate in (leaf, *links))
     except X509StoreContextError as wrong:
-        raise CertificateProblem(
+        raise CertificateError(
             f"The certificate of {host} does not lead to the pinned authority ({wrong}): the server is not the one "
             "meant, or its operator has to renew the certificate."
         ) from wrong
     except ValueError:  # an extension that cannot be read, or a path of the pinned certificate alone
         fit = False
     if not fit or _sha256(path[-1]) != ca_sha256.lower():
-        raise CertificateProblem(
+        raise CertificateError(
             f"The certificate of {host} is no server's certificate of the pinned authority: the server is not the one "
             "meant."
         )
@@ -106,7 +106,7 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
 def verify_client(connection: SSL.Connection) -> Identity | None:
     """After a handshake under `server_context`: who has dialled, or None if it sent no certificate.
 
-    :raises CertificateProblem: if it speaks no `ALPN`, or its certificate has not exactly one name.
+    :raises CertificateError: if it speaks no `ALPN`, or its certificate has not exactly one name.
     """
     _check_alpn(connection)
     if connection.get_peer_certificate() is None:
@@ -120,7 +120,7 @@ def verify_client(connection: SSL.Connection) -> Identity | None:
         names += found.get_values_for_type(x509.UniformResourceIdentifier)
         names += found.get_values_for_type(x509.RFC822Name)
     if len(names) != 1 or not names[0] or not names[0].isprintable():
-        raise CertificateProblem(
+        raise CertificateError(
             "A client certificate needs exactly one URI or e-mail address among its subjectAltNames, and this one has "
             f"{listed(names)}: have one issued with scistream pki issue."
         )
@@ -141,11 +141,11 @@ def load_authority(path: Path, setting: str) -> x509.Certificate:
     """The one authority whose certificate a PEM file holds.
 
     :param setting: the setting that names the file, for the message.
-    :raises CertificateProblem: if the file cannot be read, or holds anything else.
+    :raises CertificateError: if the file cannot be read, or holds anything else.
     """
     found = load_certificates(path, setting)
     if len(found) != 1 or not is_authority(found[0]):
-        raise CertificateProblem(
+        raise CertificateError(
             f"{path} is not the certificate of one authority (it holds {len(found)}): name the authority's own file in "
             f"`{setting}`."
         )
@@ -158,12 +158,12 @@ def verified_certificate(connection: SSL.Connection) -> x509.Certificate:
     OpenSSL keeps the verified path of a full handshake only, so a resumed session is refused here, and so is
     a context that does not verify.
 
-    :raises CertificateProblem: if there is none.
+    :raises CertificateError: if there is none.
     """
     verifies = connection.get_context().get_verify_mode() & SSL.VERIFY_PEER
     chain = connection.get_verified_chain(as_cryptography=True) if verifies else None
     if not chain:
-        raise CertificateProblem("The far end has not proved who it is in this handshake: connect anew.")
+        raise CertificateError("The far end has not proved who it is in this handshake: connect anew.")
     return chain[0]
 
 
@@ -187,16 +187,16 @@ def certificate_lasts(connection: SSL.Connection) -> tuple[float, str]:
 def check_name(certificate: x509.Certificate, host: str) -> None:
     """Check with service-identity that a certificate is valid for a host name or an IP address.
 
-    :raises CertificateProblem: saying what was expected and which names the certificate has.
+    :raises CertificateError: saying what was expected and which names the certificate has.
     """
     host = host.partition("%")[0].rstrip(".")
     found = _alternative_names(certificate)
     try:
         expected: ServiceID = IPAddress_ID(host) if is_ip_address(host) else DNS_ID(host)
         verify_service_identity(_patterns(found), [expected], [])
-    except (VerificationError, CertificateError, ValueError) as wrong:
+    except (service_identity.VerificationError, service_identity.CertificateError, ValueError) as wrong:
         names = listed(str(name.value) for name in found or ())
-        raise CertificateProblem(
+        raise CertificateError(
             f"The far end should be {host}, and its certificate is for {names}: dial it by a name in its certificate, "
             "or have it issued one with that name."
         ) from wrong
@@ -222,7 +222,7 @@ def _patterns(names: x509.SubjectAlternativeName | None) -> list[CertificatePatt
 def _check_alpn(connection: SSL.Connection) -> None:
     spoken = connection.get_alpn_proto_negotiated()
     if spoken != ALPN:
-        raise CertificateProblem(
+        raise CertificateError(
             f"The far end does not speak {ALPN.decode()} (its handshake agreed on {spoken!r}): check its address, its "
             "port and its version."
         )

@@ -11,7 +11,7 @@ from leased_ports import leased
 from twisted.internet import reactor
 
 from scistream.protocol.address import Address
-from scistream.s2ds.relay.leg import ConnectionRefused
+from scistream.s2ds.relay.leg import DialRefusedError
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.poller import poller_of
 
@@ -31,7 +31,7 @@ async def test_a_socket_that_meets_itself_was_refused(monkeypatch: pytest.Monkey
             self.bind(("127.0.0.1", port))
 
     monkeypatch.setattr("scistream.s2ds.relay.plain.socket.socket", Bound)
-    with pytest.raises(ConnectionRefused):
+    with pytest.raises(DialRefusedError):
         await dial(reactor, poller_of(reactor), Address("127.0.0.1", port), "ProdApp", 5.0, 5.0, wan=False)
     monkeypatch.undo()
     with socket.create_server(("127.0.0.1", port)):  # the port is free again

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import Facility, World
 
-from scistream.config import ConfigProblem, load
+from scistream.config import ConfigError, load
 from scistream.s2uc.settings import S2UCConfig
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -73,7 +73,7 @@ def test_a_facility_for_which_no_authority_is_named_is_not_dialled(world: World,
 def test_a_facility_that_is_named_wrongly_is_refused(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "s2uc.toml"
     file.write_text(text)
-    with pytest.raises(ConfigProblem) as refused:
+    with pytest.raises(ConfigError) as refused:
         load(file, S2UCConfig)
     assert named in str(refused.value)
 

@@ -4,7 +4,7 @@ from fuzzing import fuzz
 from message_strategies import EXAMPLES, line
 
 from scistream.protocol.codec import decode, encode, is_answer
-from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.messages import Error
 
 
@@ -13,7 +13,7 @@ def one_input(data: bytes) -> None:
     is_answer(data)
     try:
         message = decode(data)
-    except BadMessage as bad:
+    except BadMessageError as bad:
         answer = Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg)
         assert bad.msg
         assert decode(encode(answer).removesuffix(b"\n")) == answer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fuzzing import fuzz
 
-from scistream.config import ConfigProblem, load
+from scistream.config import ConfigError, load
 from scistream.protocol.address import Address, inside, parse_network
 from scistream.protocol.join_string import Join
 from scistream.s2cs.settings import S2CSConfig
@@ -60,7 +60,7 @@ def _config(kind: type) -> Callable[[str], None]:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         try:
             load(path, kind)
-        except ConfigProblem as problem:
+        except ConfigError as problem:
             assert str(problem).startswith(str(path))
 
     return read

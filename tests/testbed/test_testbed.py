@@ -18,7 +18,7 @@ from typing import Any
 import netns
 import pytest
 from requirements import needs
-from testbed import MTU, Testbed, TestbedProblem, Traffic
+from testbed import MTU, Testbed, TestbedError, Traffic
 from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
 from testbed_programs import PATIENCE, until
@@ -194,7 +194,7 @@ def test_two_testbeds_are_up_at_once_and_nothing_is_left_of_one_that_went_down(t
     assert other.leftovers() == []
     with other:
         sleeper = other.start("plan", ["sleep", "60"])
-        with pytest.raises(TestbedProblem, match="is up"):
+        with pytest.raises(TestbedError, match="is up"):
             Testbed(other.id).up()
         until(lambda: netns.processes([other.namespace("plan")]) == {sleeper.pid}, other.leftovers)
         assert len(other.leftovers()) == len(other.namespaces) + 3  # the sleeper, the router, a folder

@@ -58,7 +58,7 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|)\Z")
 
 
-class TestbedProblem(Exception):
+class TestbedError(Exception):
     """A testbed cannot be made, or is not there; the message is a sentence for a person."""
 
     __test__ = False  # pytest takes it for tests by its name
@@ -171,7 +171,7 @@ class Testbed:
 
     def __post_init__(self) -> None:
         if not _ID.match(self.id):
-            raise TestbedProblem(f"{self.id!r} is no id of a testbed: take 1 to 8 small letters and digits")
+            raise TestbedError(f"{self.id!r} is no id of a testbed: take 1 to 8 small letters and digits")
 
     @classmethod
     def of_its_own(cls, **options: Any) -> Testbed:
@@ -195,10 +195,10 @@ class Testbed:
     def namespace(self, host: str) -> str:
         """The name of a host's network namespace.
 
-        :raises TestbedProblem: there is no such host.
+        :raises TestbedError: there is no such host.
         """
         if host not in HOSTS:
-            raise TestbedProblem(f"{host!r} is no host of a testbed: there are {', '.join(HOSTS)}")
+            raise TestbedError(f"{host!r} is no host of a testbed: there are {', '.join(HOSTS)}")
         return f"st{self.id}-{host}"
 
     @property
@@ -210,7 +210,7 @@ class Testbed:
         """Whether its router answers."""
         try:
             self._ask({})
-        except TestbedProblem:
+        except TestbedError:
             return False
         return True
 
@@ -219,22 +219,22 @@ class Testbed:
     def up(self) -> None:
         """Make it.
 
-        :raises TestbedProblem: if this machine cannot have it, or it is there already.
+        :raises TestbedError: if this machine cannot have it, or it is there already.
         """
         lack = netns.missing()
         if lack is not None:
-            raise TestbedProblem(lack)
+            raise TestbedError(lack)
         try:
             self.folder.mkdir(parents=True, mode=0o700)
         except FileExistsError:
-            raise TestbedProblem(
+            raise TestbedError(
                 f"testbed {self.id} is up, or left over: `scistream-testbed --id {self.id} down`"
             ) from None
         try:
             self._make()
         except subprocess.CalledProcessError as problem:
             self.down()
-            raise TestbedProblem(f"{problem.cmd}: {problem.stderr.strip()}") from None
+            raise TestbedError(f"{problem.cmd}: {problem.stderr.strip()}") from None
         except BaseException:
             self.down()
             raise
@@ -388,19 +388,19 @@ class Testbed:
         :param cut: nothing passes; False heals that.
         :param settings: `delay`, `jitter` ("50ms"; each way), `loss`, `duplicate`, `reorder` ("1%"),
             `rate` ("100Mbit", "none"), `queue` (with a rate: "100ms" of traffic wait, more is dropped).
-        :raises TestbedProblem: the testbed is not up, or there is no such setting or host.
+        :raises TestbedError: the testbed is not up, or there is no such setting or host.
         :raises ValueError: a setting cannot be read.
         """
         wrong = sorted(set(settings) - SETTINGS)
         if wrong:
-            raise TestbedProblem(f"the WAN has no {', '.join(wrong)}: it has {', '.join(sorted(SETTINGS))}")
+            raise TestbedError(f"the WAN has no {', '.join(wrong)}: it has {', '.join(sorted(SETTINGS))}")
         values = {name: _PARSERS[name](text) for name, text in settings.items()}
         if cut is not None:
             values["cut"] = cut
         command: dict[str, Any] = {"settings": values, "clear": clear}
         if between is not None:
             if len({*between} & {*ON_WAN}) != 2:
-                raise TestbedProblem(f"{' and '.join(between)}: name two of {', '.join(ON_WAN)}")
+                raise TestbedError(f"{' and '.join(between)}: name two of {', '.join(ON_WAN)}")
             command["ways"] = [between] if one_way else [between, between[::-1]]
         return self._ask(command)
 
@@ -426,9 +426,9 @@ class Testbed:
                     lines.flush()
                     answer = lines.readline()
             except OSError as problem:
-                raise TestbedProblem(f"testbed {self.id} is not up ({problem.strerror or problem})") from None
+                raise TestbedError(f"testbed {self.id} is not up ({problem.strerror or problem})") from None
         if not answer:
-            raise TestbedProblem(f"the router of testbed {self.id} refuses {command}")
+            raise TestbedError(f"the router of testbed {self.id} refuses {command}")
         return [
             Way(source, target, Settings(**way["settings"]), Counters(**way["counters"]), way["held_bytes"])
             for source, target, way in json.loads(answer)["ways"]

@@ -14,7 +14,7 @@ import click
 import netns
 from rich.console import Console
 from rich.table import Table
-from testbed import HOSTS, MTU, ON_WAN, Testbed, TestbedProblem, Way, parse_limit, parse_share, parse_time
+from testbed import HOSTS, MTU, ON_WAN, Testbed, TestbedError, Way, parse_limit, parse_share, parse_time
 from testbed_facilities import Facilities, user_environment
 from wan_router import Settings
 
@@ -34,7 +34,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except TestbedProblem as problem:
+        except TestbedError as problem:
             raise click.ClickException(str(problem)) from None
 
 
@@ -97,7 +97,7 @@ def down(testbed: Testbed, everything: bool) -> None:
 def execute(testbed: Testbed, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on HOST. On `user`, s2uc finds its configuration."""
     if testbed.namespace(host) not in netns.names():
-        raise TestbedProblem(f"testbed {testbed.id} is not up")
+        raise TestbedError(f"testbed {testbed.id} is not up")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     env = {**os.environ, "PATH": path, **(user_environment(testbed) if host == "user" else {})}
     argv = testbed.command(host, command)
@@ -153,7 +153,7 @@ def status(testbed: Testbed, as_json: bool) -> None:
     """Show hosts, what runs there, and what the WAN has carried and dropped."""
     if not testbed.is_up():
         others = ", ".join(one.id for one in Testbed.existing()) or "none"
-        raise TestbedProblem(f"testbed {testbed.id} is not up; of others there are: {others}")
+        raise TestbedError(f"testbed {testbed.id} is not up; of others there are: {others}")
     ways = testbed.wan()
     running = {host: sorted(netns.processes([testbed.namespace(host)])) for host in HOSTS}
     if as_json:

@@ -27,7 +27,7 @@ from scistream.links.link import MAX_BAD_LINES, Link
 from scistream.links.tls_links import PLAIN_IDENTITY
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_LINE, decode, encode, is_answer
-from scistream.protocol.errors import BadMessage, StreamError
+from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.join_string import Join, hash_app_key
 from scistream.protocol.messages import (
     CONS,
@@ -254,7 +254,7 @@ def _is_bad(line: bytes) -> bool:
     is_answer(line)
     try:
         decode(line)
-    except BadMessage:
+    except BadMessageError:
         return True
     return False
 

@@ -9,7 +9,7 @@ import pytest
 from twisted.logger import Logger
 
 
-class Fault(Exception):
+class PlantedError(Exception):
     """What nobody has thought of, and no effect may raise."""
 
 
@@ -50,7 +50,7 @@ def break_method(
             return real(one, *args)
         if not first:
             real(one, *args)
-        raise Fault(name)
+        raise PlantedError(name)
 
     patch.setattr(party, name, broken)
     return calls

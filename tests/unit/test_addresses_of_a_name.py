@@ -15,7 +15,7 @@ from scistream.app.controller import Controller, Nobody
 from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_LINE, decode, encode
-from scistream.protocol.errors import BadMessage
+from scistream.protocol.errors import BadMessageError
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
 from scistream.s2cs.record import Record, update_for_gateway
@@ -111,7 +111,7 @@ def test_a_hello_names_few_other_addresses_whatever_it_has_of_names(names: int) 
         assert isinstance(message, Hello)
         assert message.other_addresses == others
     else:
-        with pytest.raises(BadMessage, match="other_addresses"):
+        with pytest.raises(BadMessageError, match="other_addresses"):
             decode(said)
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS
@@ -519,9 +519,9 @@ def test_a_stream_is_found_by_the_beginning_of_its_uid_if_only_one_begins_so() -
         memory.add(remembered(number))
     assert memory.find("0000002") == remembered(0x2C)
     assert memory.find("0000001B") == remembered(0x1B)
-    with pytest.raises(ConfigProblem, match="2 streams with a uid that begins with '0000001'"):
+    with pytest.raises(ConfigError, match="2 streams with a uid that begins with '0000001'"):
         memory.find("0000001")
-    with pytest.raises(ConfigProblem, match="no stream with a uid that begins with 'ff'"):
+    with pytest.raises(ConfigError, match="no stream with a uid that begins with 'ff'"):
         memory.find("ff")
 
 
@@ -550,7 +550,7 @@ def test_a_stream_that_cannot_be_read_is_named_and_left_alone_and_hinders_no_oth
     refused = say("s2uc list")
     assert refused.exit_code == 2
     assert str(path) in refused.output
-    with pytest.raises(ConfigProblem):
+    with pytest.raises(ConfigError):
         StreamHistory().add(remembered(1))
     assert StreamHistory().add(remembered(2))
     assert path.read_text() == "{half"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import ConfigProblem, expanded, load
+from scistream.config import ConfigError, expanded, load
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2ds.settings import WAN_CIPHERS, S2DSConfig
 from scistream.s2uc.settings import S2UCConfig
@@ -162,7 +162,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 def problems(folder: Path, text: str | bytes, kind: Any = S2DSConfig) -> list[str]:
     path = written(folder, text)
-    with pytest.raises(ConfigProblem) as refused:
+    with pytest.raises(ConfigError) as refused:
         load(path, kind)
     lines = str(refused.value).splitlines()
     assert all(line.startswith(f"{path}: ") for line in lines), lines
@@ -194,9 +194,9 @@ def test_a_whole_s2cs_is_read(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nowhere.toml"
-    with pytest.raises(ConfigProblem, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load(path, S2UCConfig)
-    with pytest.raises(ConfigProblem, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(tmp_path, S2UCConfig)
 
 
@@ -462,11 +462,11 @@ def test_the_folder_of_a_user_s_files_is_named_by_its_variable(
     monkeypatch.setenv(variable, "/srv/ada")
     assert user_folder(variable, "~/.local") == Path("/srv/ada")
     monkeypatch.setenv(variable, "~/state")
-    with pytest.raises(ConfigProblem, match=rf"{variable}: '~/state' is no absolute path"):
+    with pytest.raises(ConfigError, match=rf"{variable}: '~/state' is no absolute path"):
         user_folder(variable, "~/.local")
     monkeypatch.setenv("HOME", "")
     monkeypatch.delenv(variable)
-    with pytest.raises(ConfigProblem, match=f"{variable}: is not set, and its default '~/.local' names no file"):
+    with pytest.raises(ConfigError, match=f"{variable}: is not set, and its default '~/.local' names no file"):
         user_folder(variable, "~/.local")
 
 

@@ -19,7 +19,7 @@ from memory_network import HOST, MemoryNetwork, MemoryPorts
 from test_whole_protocol import CONS_S2CS, PROD_S2CS, World
 from twisted.logger import globalLogPublisher
 
-from scistream.config import ConfigProblem, load, raise_if_any
+from scistream.config import ConfigError, load, raise_if_any
 from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import PLAIN_IDENTITY, dialer
 from scistream.pki.authority import init_authority, issue
@@ -37,7 +37,7 @@ from scistream.s2uc.client import Client
 from scistream.s2uc.settings import S2UCConfig
 from scistream.setup_problems import SETUP_PROBLEMS
 from scistream.shared_settings import parse_ports, resolve_path
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.units import parse_rate
 
 BINDS = ["127.0.0.1", "127.0.0.2", "::1", "0.0.0.0", "::", "192.0.2.1"]
@@ -368,13 +368,13 @@ def test_a_user_s_configuration_is_refused_by_its_key_or_serves_or_its_request_e
         client = None
         try:
             world.client = client = Client.from_config(file, reactor=world.network)
-        except ConfigProblem as refused:
+        except ConfigError as refused:
             assert_names_settings(refused, file, S2UCConfig)
         try:
             if client is not None and configuration["insecure"]:
                 world.result(world.request().release().deferred)
             elif client is not None:
-                with pytest.raises((StreamError, CertificateProblem), match=r"authorit|certificate|key|crl|TLS"):
+                with pytest.raises((StreamError, CertificateError), match=r"authorit|certificate|key|crl|TLS"):
                     world.result(world.ask(), within=60.0)
         finally:
             world.close()
@@ -394,5 +394,5 @@ def test_a_facility_is_vouched_for_by_its_own_authorities_however_its_address_is
     (authority,) = trust.authorities
     assert authority.name == ("ca.pem" if asked.startswith("other") else "own.pem")
     file.write_text(with_tables({**for_all, "facilities": [own, {**own, "address": "lab.example:5000"}]}))
-    with pytest.raises(ConfigProblem, match="facilities: two of them have one address"):
+    with pytest.raises(ConfigError, match="facilities: two of them have one address"):
         Client.from_config(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_faults import Fault, break_method, logged_faults
+from planted_faults import PlantedError, break_method, logged_faults
 from test_whole_protocol import World
 from twisted.internet.defer import Deferred
 
@@ -71,7 +71,7 @@ def test_a_fault_in_any_effect_of_a_control_server_at_any_time_ends_the_stream_a
     assert bool(faults) == (len(calls) > after)
     told_by = [id(fault["log_source"]) for fault in faults]  # a command about a stream that is gone is another one's
     assert len(told_by) == len(set(told_by)), "a stream logs it once"
-    assert all(isinstance(fault["log_failure"].value, Fault) for fault in faults)
+    assert all(isinstance(fault["log_failure"].value, PlantedError) for fault in faults)
 
 
 def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_asked(
@@ -83,7 +83,7 @@ def test_a_stream_is_not_called_released_before_each_of_its_gateways_could_be_as
 
     def ask(one: ServerStream, gateway: str, command: Command) -> None:
         if one is held and gateway in broken:
-            raise Fault(gateway)
+            raise PlantedError(gateway)
         fails(one, gateway, command)
 
     monkeypatch.setattr(ServerStream, "ask", ask)
@@ -107,7 +107,7 @@ def test_a_release_that_cannot_be_asked_for_takes_no_memory_without_end(
 
     def faulty(one: ServerStream, gateway: str, command: Command) -> None:
         if one is held and gateway == broken:
-            raise Fault(gateway)
+            raise PlantedError(gateway)
         ask(one, gateway, command)
 
     monkeypatch.setattr(ServerStream, "ask", faulty)

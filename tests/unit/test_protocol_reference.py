@@ -36,7 +36,7 @@ from scistream.links.admission import Bounds
 from scistream.pki.authority import init_authority, issue
 from scistream.protocol import codec, messages
 from scistream.protocol.address import Address
-from scistream.protocol.errors import BadMessage, ErrorCode
+from scistream.protocol.errors import BadMessageError, ErrorCode
 from scistream.protocol.join_string import Join, hash_app_key, new_app_key
 from scistream.s2cs.settings import ServerLimits
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED
@@ -311,7 +311,7 @@ HEAD = '{"cmd":"Status","uid":null,"role":null,"seq":1'
     ],
 )
 def test_what_the_page_says_is_refused_is_refused(rest: str) -> None:
-    with pytest.raises(BadMessage):
+    with pytest.raises(BadMessageError):
         codec.decode((HEAD + rest).encode())
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.shared_settings import resolve_path
 
 JOURNAL = Path("/run/systemd/journal/socket")
@@ -43,7 +43,7 @@ class Sink(Protocol):
 class FileSink:
     """A file that only grows. Moved away by logrotate it is made anew at the next line, with mode 0600.
 
-    :raises ConfigProblem: if it cannot be opened.
+    :raises ConfigError: if it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class FileSink:
         try:
             self.reopen()
         except OSError as problem:
-            raise ConfigProblem(f"audit: {path} cannot be opened: {problem.strerror}") from None
+            raise ConfigError(f"audit: {path} cannot be opened: {problem.strerror}") from None
 
     @property
     def name(self) -> str:
@@ -94,7 +94,7 @@ class FileSink:
 class JournalSink:
     """The journal of this machine, in its native protocol; `journalctl -t scistream-audit -o cat` shows the lines.
 
-    :raises ConfigProblem: if there is no journal.
+    :raises ConfigError: if there is no journal.
     """
 
     def __init__(self, address: Path = JOURNAL) -> None:
@@ -105,7 +105,7 @@ class JournalSink:
             self._socket.connect(str(address))
         except OSError as problem:
             self._socket.close()
-            raise ConfigProblem(
+            raise ConfigError(
                 f"audit: there is no journal at {address} ({problem.strerror}): name a file in place of 'journal'"
             ) from None
 
@@ -176,7 +176,7 @@ def open_sink(setting: str, file: Path | None) -> Sink | None:
     """Open the audit trail that the setting `audit` in s2cs.toml names; None if no trail is kept.
 
     :param file: the result of `audit_file` for this setting.
-    :raises ConfigProblem: if it cannot be opened.
+    :raises ConfigError: if it cannot be opened.
     """
     if file is not None:
         return FileSink(file)

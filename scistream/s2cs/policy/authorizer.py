@@ -34,8 +34,8 @@ _log = Logger()
 def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
     """The policy that the settings of an S2CS name; None if they name none. Says in the log what it has found.
 
-    :raises ConfigProblem: if it cannot be used.
-    :raises CertificateProblem: if the files of `authorities` cannot be.
+    :raises ConfigError: if it cannot be used.
+    :raises CertificateError: if the files of `authorities` cannot be.
     """
     if not config.policy:
         _log.info("no policy: every user of a trusted authority may ask for streams, within longest_expires")
@@ -59,7 +59,7 @@ def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
 def _trusted(config: S2CSConfig, config_file: Path) -> set[str]:
     """The issuers that users can come from.
 
-    :raises CertificateProblem: if their files cannot be used.
+    :raises CertificateError: if their files cannot be used.
     """
     if config.insecure:
         return {NO_CERTIFICATES}

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from scistream.cli_support import RATE, TIME, refuse
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_CHANNELS, PROD, Role
 from scistream.s2cs.policy.file import ROLES, Policy, load_policy, read_issuer
@@ -117,7 +117,7 @@ def check(
         identity = Identity(_issuer(file, found, issuer), name)
         for text in targets:
             Address.parse(text)
-    except (ConfigProblem, ValueError) as problem:
+    except (ConfigError, ValueError) as problem:
         refuse(problem)
     verdicts = [
         Verdict(one, _decide(found, identity, asked, CurrentUsage(streams), targets))

@@ -20,7 +20,7 @@ from scistream.protocol.messages import MAX_CHANNELS, Role
 from scistream.s2cs.policy.identities import Index
 from scistream.s2cs.policy.rules import CurrentUsage, Decision, RequestedStream, Rule, Target
 from scistream.shared_settings import parse_chosen_ports, resolve_path
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.tls.verify import Identity, issuer_name, load_authority
 from scistream.units import parse_life, parse_rate, parse_size
 
@@ -162,7 +162,7 @@ def _roles(rule: Rule) -> str:
 def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
-    :raises ConfigProblem: if it, or a certificate that it names, cannot be used: a sentence for each problem, with the
+    :raises ConfigError: if it, or a certificate that it names, cannot be used: a sentence for each problem, with the
         file, the rule by its number and the key.
     """
     file, found = read(path, PolicyFile)
@@ -225,7 +225,7 @@ def read_issuer(folder_of: Path, text: str) -> str:
         raise ValueError("it is empty: name the file of the authority, or write sha256:...")
     try:
         return issuer_name(load_authority(resolve_path(folder_of, text), "issuer"))
-    except CertificateProblem as problem:
+    except CertificateError as problem:
         raise ValueError(str(problem)) from None
 
 

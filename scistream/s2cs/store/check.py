@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.s2cs.machine import LIVE, Released, Releasing
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import SCHEMA_VERSION, Counts
@@ -46,7 +46,7 @@ UPGRADE = "Use the software that wrote it, or a newer one."
 ANOTHER_FILE = "Look at `state` in s2cs.toml: it names the file of the S2CS."
 
 
-class Unreadable(ConfigProblem):
+class StoreUnreadableError(ConfigError):
     """The file cannot be read as a store; the message is a sentence with the reason."""
 
 
@@ -72,7 +72,7 @@ class Findings:
 def check_store(path: Path) -> Findings:
     """Look through a store.
 
-    :raises Unreadable: if it is not there, may not be read, or is no SQLite database.
+    :raises StoreUnreadableError: if it is not there, may not be read, or is no SQLite database.
     """
     with read_only(path) as db:
         return _look_through(db)
@@ -82,20 +82,24 @@ def check_store(path: Path) -> Findings:
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """One moment of a store, whatever an S2CS writes meanwhile.
 
-    :raises Unreadable: if it is not there, may not be read, or is no SQLite database.
+    :raises StoreUnreadableError: if it is not there, may not be read, or is no SQLite database.
     """
     try:
         with open(path, "rb") as file:
             if file.read(1) == b"{":
-                raise Unreadable(f"{path} is no store: it holds lines of JSON, as an audit trail does. {ANOTHER_FILE}")
+                raise StoreUnreadableError(
+                    f"{path} is no store: it holds lines of JSON, as an audit trail does. {ANOTHER_FILE}"
+                )
         with closing(sqlite3.connect(f"file:{quote(str(path))}?{_manner(path)}", uri=True)) as db:
             db.execute("BEGIN")
             yield db
     except OSError as problem:
-        raise Unreadable(f"{path} cannot be read: {problem.strerror}") from None
+        raise StoreUnreadableError(f"{path} cannot be read: {problem.strerror}") from None
     except sqlite3.Error as problem:
         why = f"{path} cannot be read as a store: {problem}"
-        raise Unreadable(f"{why}. Only the user of its S2CS can read it; if it is damaged: {START_ANEW}") from None
+        raise StoreUnreadableError(
+            f"{why}. Only the user of its S2CS can read it; if it is damaged: {START_ANEW}"
+        ) from None
 
 
 def _manner(path: Path) -> str:

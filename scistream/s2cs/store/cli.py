@@ -14,7 +14,7 @@ import click
 from scistream.cli_support import refuse
 from scistream.protocol.errors import printable
 from scistream.s2cs.record import Record
-from scistream.s2cs.store.check import LIVE_STATES, Findings, Unreadable, check_store
+from scistream.s2cs.store.check import LIVE_STATES, Findings, StoreUnreadableError, check_store
 from scistream.s2cs.store.database import SCHEMA_VERSION
 from scistream.units import spoken_seconds
 
@@ -35,7 +35,7 @@ def check(file: Path, as_json: bool) -> None:
     """
     try:
         found = check_store(file)
-    except Unreadable as problem:
+    except StoreUnreadableError as problem:
         refuse(problem)
     if as_json:
         click.echo(json.dumps(in_json(file, found)))

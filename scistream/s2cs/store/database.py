@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 from twisted.logger import Logger
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.logs import Lasting
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Role, StreamKey
@@ -39,7 +39,7 @@ MOST_DAYS = 400
 """Days that the books keep: the last ones on which anything was booked, whatever the clock has said meanwhile."""
 
 
-class StoreProblem(ConfigProblem):
+class StoreError(ConfigError):
     """The store cannot be opened; the message is a sentence that names the file and the reason."""
 
 
@@ -161,7 +161,7 @@ class Store:
 
     :param path: the database file; made, with mode 0600, if it is not there, and brought up to date if it is older.
     :param steps: how it is brought up to date.
-    :raises StoreProblem: if it cannot be opened or brought up to date, or a newer version of the software wrote it. It
+    :raises StoreError: if it cannot be opened or brought up to date, or a newer version of the software wrote it. It
         is then as it was.
     """
 
@@ -176,7 +176,7 @@ class Store:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None)
         except (OSError, sqlite3.Error) as problem:
-            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
+            raise StoreError(f"state: the store {path} cannot be opened: {problem}") from None
         try:
             self._refuse_newer(len(steps))
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -185,7 +185,7 @@ class Store:
             self.id = self._read_id(len(steps))
         except sqlite3.Error as problem:
             self._db.close()
-            raise StoreProblem(f"state: the store {path} cannot be opened: {problem}") from None
+            raise StoreError(f"state: the store {path} cannot be opened: {problem}") from None
         except BaseException:
             self._db.close()
             raise
@@ -196,7 +196,7 @@ class Store:
     def _refuse_newer(self, known: int) -> None:
         version = self._version()
         if version > known:
-            raise StoreProblem(
+            raise StoreError(
                 f"state: the store {self._path} has schema version {version}, and this software knows {known}: "
                 "upgrade the software or set `state` to another file"
             )
@@ -261,14 +261,14 @@ class Store:
         """All records.
 
         :param live: leave out those of streams that are released.
-        :raises StoreProblem: if a record cannot be read.
+        :raises StoreError: if a record cannot be read.
         """
         where = "WHERE state != 'Released'" if live else ""
         try:
             rows = self._db.execute(f"SELECT uid, role, record FROM stream {where} ORDER BY uid, role").fetchall()
             return [msgspec.json.decode(record, type=Record) for _, _, record in rows]
         except (sqlite3.Error, msgspec.DecodeError) as problem:
-            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
+            raise StoreError(f"state: the store {self._path} cannot be read: {problem}") from None
 
     def find(self, key: StreamKey) -> Record | None:
         """One record, if there is one.
@@ -345,14 +345,14 @@ class Store:
     def load_heard(self) -> dict[tuple[str, Role, str], tuple[str, Counts]]:
         """What each gateway has told last of each live stream, in which run of it, by (uid, role, gateway).
 
-        :raises StoreProblem: if it cannot be read.
+        :raises StoreError: if it cannot be read.
         """
         try:
             rows = self._db.execute(
                 "SELECT heard.* FROM heard LEFT JOIN stream USING (uid, role) WHERE stream.state IS NOT 'Released'"
             ).fetchall()
         except sqlite3.Error as problem:
-            raise StoreProblem(f"state: the store {self._path} cannot be read: {problem}") from None
+            raise StoreError(f"state: the store {self._path} cannot be read: {problem}") from None
         return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
 
     def book(self, day: str, bookings: Iterable[Booking]) -> None:

@@ -52,7 +52,7 @@ class Ledger:
     """The books of one S2CS.
 
     :param wall: seconds since the epoch.
-    :raises StoreProblem: if the store cannot be read.
+    :raises StoreError: if the store cannot be read.
     """
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:

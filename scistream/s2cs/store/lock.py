@@ -12,14 +12,14 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from scistream.file_lock import holder as holder_of
-from scistream.s2cs.store.database import StoreProblem
+from scistream.s2cs.store.database import StoreError
 
 
 class StoreLock:
     """Held from when it is made until `release`, or until the process ends in any way.
 
     :param store: the file of the store, which need not exist yet.
-    :raises StoreProblem: if another process has it, or the lock's file cannot be made.
+    :raises StoreError: if another process has it, or the lock's file cannot be made.
     """
 
     log = Logger()
@@ -31,13 +31,13 @@ class StoreLock:
             store.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as problem:
-            raise StoreProblem(f"state: the store {store} cannot be locked: {self.path}: {problem.strerror}") from None
+            raise StoreError(f"state: the store {store} cannot be locked: {self.path}: {problem.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = holder_of(os.read(self._file, 32))
             os.close(self._file)
-            raise StoreProblem(
+            raise StoreError(
                 f"state: the store {store} is in use by another S2CS{holder}: stop that one first, or set `state` to "
                 "a file of its own"
             ) from None

@@ -15,7 +15,7 @@ import msgspec
 
 from scistream.cli_support import refuse
 from scistream.s2cs.audit.trail import split_owner
-from scistream.s2cs.store.check import Unreadable, read_only
+from scistream.s2cs.store.check import StoreUnreadableError, read_only
 from scistream.s2cs.store.database import SCHEMA_VERSION, saturating
 from scistream.tables import Columns
 from scistream.units import spoken_size
@@ -42,7 +42,7 @@ def read_usage(path: Path, since: str | None, until: str | None, by: str) -> lis
 
     :param since: the first day, and `until` the last, as YYYY-MM-DD; None sets no bound.
     :param by: `day`, `identity` or `both`.
-    :raises Unreadable: if the file cannot be read as a store, or has no books.
+    :raises StoreUnreadableError: if the file cannot be read as a store, or has no books.
     """
     keys = _KEYS[by]
     order = ", ".join(keys)
@@ -60,9 +60,13 @@ def read_usage(path: Path, since: str | None, until: str | None, by: str) -> lis
 def _refuse_other_versions(path: Path, db: sqlite3.Connection) -> None:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version < 2:
-        raise Unreadable(f"{path} has schema version {version}, which counts no bytes: its S2CS adds that as it starts")
+        raise StoreUnreadableError(
+            f"{path} has schema version {version}, which counts no bytes: its S2CS adds that as it starts"
+        )
     if version > SCHEMA_VERSION:
-        raise Unreadable(f"{path} has schema version {version}, and this software knows {SCHEMA_VERSION}: upgrade it")
+        raise StoreUnreadableError(
+            f"{path} has schema version {version}, and this software knows {SCHEMA_VERSION}: upgrade it"
+        )
 
 
 def _usage(keys: dict[str, str], counts: Sequence[int]) -> Usage:
@@ -89,7 +93,7 @@ def usage(file: Path, since: datetime | None, until: datetime | None, by: str, a
         raise click.BadParameter("it is before --since", param_hint="--until")
     try:
         rows = read_usage(file, _day(since), _day(until), by)
-    except Unreadable as problem:
+    except StoreUnreadableError as problem:
         refuse(problem)
     if as_json:
         click.echo(msgspec.json.encode(rows).decode())

@@ -457,7 +457,7 @@ class _Member(Protocol):
         """End it; fires when it is gone."""
 
     def ask(self, order: ElementCommand) -> Deferred[None]:
-        """Have an order carried out; fails with its StreamError, or with `ElementDied`."""
+        """Have an order carried out; fails with its StreamError, or with `ElementDiedError`."""
 
     def carry(self, carry: HandOver, sock: socket.socket) -> bool:
         """Hand a connection over; False if it cannot take one now."""

@@ -44,7 +44,7 @@ _SCHEDULED = 2
 """Which of the processor clocks of a process is asked: see clock_getcpuclockid(3)."""
 
 
-class ElementDied(Exception):
+class ElementDiedError(Exception):
     """The element that was to do it is no more."""
 
 
@@ -186,7 +186,7 @@ class ElementProcess:
 
     def ask(self, order: ElementCommand) -> Deferred[None]:
         if self._line is None:
-            return fail(ElementDied())
+            return fail(ElementDiedError())
         return self._line.ask(order, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
 
     def carry(self, carry: HandOver, sock: socket.socket) -> bool:
@@ -210,7 +210,7 @@ class ElementProcess:
                 self._beats.start(timing.ELEMENT_BEAT, now=False)
 
     def _not_replayed(self, failure: Failure) -> None:
-        if not failure.check(ElementDied):
+        if not failure.check(ElementDiedError):
             self.log.error(
                 "element {number}: a stream could not be taken up: {reason}",
                 number=self.number,
@@ -339,7 +339,7 @@ class CommandLine(LineOnlyReceiver):
         for answered, timer in waiting.values():
             if timer.active():
                 timer.cancel()
-            answered.errback(ElementDied())
+            answered.errback(ElementDiedError())
 
     def lineReceived(self, line: bytes) -> None:
         report = read_report(line)
@@ -383,10 +383,10 @@ def processor_time(pid: int) -> float:
 
 def is_dead(failure: Failure) -> None:
     """An element that died has nothing of a stream any more; the next one is told what it has to know."""
-    failure.trap(ElementDied)
+    failure.trap(ElementDiedError)
 
 
 def log_failure(failure: Failure) -> None:
     """Log that an element could not do what it was told, unless it died: nobody waits for the answer."""
-    if not failure.check(ElementDied):
+    if not failure.check(ElementDiedError):
         _log.error("an element could not do what it was told: {reason}", reason=str(failure.value))

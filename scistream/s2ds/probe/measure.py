@@ -46,11 +46,11 @@ WARM_UP = 0.25
 MBIT = 125_000
 
 
-class Unreached(Exception):
+class UnreachedError(Exception):
     """The probe has failed. Its text says why, for a person."""
 
 
-class WrongBytes(Unreached):
+class WrongBytesError(UnreachedError):
     """What arrived is not what was sent."""
 
 
@@ -100,10 +100,10 @@ class Probe:
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
-        if not failure.check(Unreached, OSError):
+        if not failure.check(UnreachedError, OSError):
             self.log.failure("A probe failed", failure=failure)
         self.log.info("The probe of stream {uid} failed: {reason}", uid=self._uid, reason=str(failure.value))
-        right = not failure.check(WrongBytes)
+        right = not failure.check(WrongBytesError)
         self.result = ProbeResult(state="failed", reason=str(failure.value)[:MAX_TEXT], bytes_right=right)
         self._drop()
 
@@ -143,7 +143,7 @@ class Probe:
                 late.cancel()
         dead = [end for end in self._ends if end.lost is not None]
         if dead:
-            raise Unreached(await self._why_not(dead))
+            raise UnreachedError(await self._why_not(dead))
         return max(end.seconds_to_answer for end in self._ends)
 
     def _connect(self, channel: int) -> None:
@@ -196,7 +196,7 @@ class Probe:
         try:
             await waiting.addTimeout(seconds, self._reactor)
         except TookTooLong:
-            raise Unreached(f"{what} within {seconds:g} s") from None
+            raise UnreachedError(f"{what} within {seconds:g} s") from None
 
     async def _give(self, round_trip: float) -> _Found:
         """Test data to the consumer."""
@@ -238,19 +238,19 @@ class Probe:
             self._check("")
 
     def _check(self, where: str, *, ended: bool = False) -> None:
-        """:raises Unreached: if a connection broke, bytes were wrong, or none came."""
+        """:raises UnreachedError: if a connection broke, bytes were wrong, or none came."""
         for end in self._ends:
             if end.lost is not None and not ended:
-                raise Unreached(
+                raise UnreachedError(
                     f"the connection of channel {end.channel} broke, {end.lost}: the logs of both gateways say why"
                 )
             if not end.right:
-                raise WrongBytes(
+                raise WrongBytesError(
                     f"bytes {where or 'on their way'} were not those that were sent, on channel {end.channel}: "
                     "a gateway is broken, take it out of service"
                 )
         if where and not any(end.moved for end in self._ends):  # at a low rate some may still wait for their turn
-            raise Unreached(f"no test data {where} has arrived in {self._seconds:g} s")
+            raise UnreachedError(f"no test data {where} has arrived in {self._seconds:g} s")
 
     async def _end_all(self) -> None:
         """Let the connections end well, as far as they do so soon."""
@@ -334,7 +334,9 @@ class _End(Protocol):
                 waiting.callback(None)
         pinged, self._pinged = self._pinged, None
         if pinged is not None:
-            pinged.errback(Failure(Unreached(f"the connection broke, {self.lost}: the logs of both gateways say why")))
+            pinged.errback(
+                Failure(UnreachedError(f"the connection broke, {self.lost}: the logs of both gateways say why"))
+            )
 
     def _answered(self) -> None:
         if self._waiting[:1] != READY:

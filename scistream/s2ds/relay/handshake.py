@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.s2ds.relay import openssl
-from scistream.s2ds.relay.leg import ConnectionBroken, broken_by
+from scistream.s2ds.relay.leg import ConnectionBrokenError, broken_by
 
 if TYPE_CHECKING:
     from scistream.s2ds.relay.tls import TlsLeg
@@ -35,7 +35,8 @@ _SOME = 65536
 class Handshake:
     """The first thing that happens on a leg; gone when it is over.
 
-    :ivar result: fires when keys are agreed on, or fails with `ConnectionBroken`; cancelling it gives the handshake up.
+    :ivar result: fires when keys are agreed on, or fails with `ConnectionBrokenError`; cancelling it
+        gives the handshake up.
     """
 
     def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
@@ -54,7 +55,7 @@ class Handshake:
             self._go_on()
         except SSL.Error as problem:
             self._end(leg.broken(problem))
-        except ConnectionBroken as broken:
+        except ConnectionBrokenError as broken:
             self._end(broken)
         except OSError as problem:
             self._end(broken_by(problem.errno or errno.EIO, leg))
@@ -134,15 +135,15 @@ class Handshake:
         self._begun = begun[at:]
         self._skip = max(0, at - len(begun))
         if self._records > MOST_RECORDS:
-            raise ConnectionBroken(
+            raise ConnectionBrokenError(
                 f"{self._leg.far} cut its TLS handshake into too many records", "far-side", self._leg
             )
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._end(ConnectionBroken(f"no TLS handshake within {timeout:g} s", "wan"))
+        self._end(ConnectionBrokenError(f"no TLS handshake within {timeout:g} s", "wan"))
 
-    def _end(self, problem: ConnectionBroken | None) -> None:
+    def _end(self, problem: ConnectionBrokenError | None) -> None:
         if self._is_over:
             return
         self._stop()

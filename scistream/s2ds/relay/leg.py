@@ -37,7 +37,7 @@ _KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 _MOST_PROBES = 127
 
 
-class ConnectionBroken(Exception):
+class ConnectionBrokenError(Exception):
     """A leg has ended abnormally. Its text says how, in the same words for every connection.
 
     :param cause: who or what has ended it.
@@ -50,20 +50,20 @@ class ConnectionBroken(Exception):
         self.leg = leg
 
 
-class ConnectionRefused(ConnectionBroken):
+class DialRefusedError(ConnectionBrokenError):
     """Nobody listens there, or not yet."""
 
 
-class Short(ConnectionBroken):
+class ShortageError(ConnectionBrokenError):
     """This machine has not what a connection needs just now: another try may help."""
 
 
-def broken_by(code: int, leg: Leg) -> ConnectionBroken:
+def broken_by(code: int, leg: Leg) -> ConnectionBrokenError:
     """What an error of the system says of a connection."""
     if code in (errno.ECONNRESET, errno.EPIPE):
-        return ConnectionBroken(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
+        return ConnectionBrokenError(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
     cause: Cause = "gateway" if code in SHORT_HERE else "wan" if leg.wan else "application"
-    return ConnectionBroken(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
+    return ConnectionBrokenError(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
 
 
 SHORT_HERE = frozenset(
@@ -200,7 +200,7 @@ class PumpEnd(Protocol):
 class LegOwner(Protocol):
     """Whose leg it is."""
 
-    def broke(self, broken: ConnectionBroken) -> None:
+    def broke(self, broken: ConnectionBrokenError) -> None:
         """A leg has ended abnormally. What came before can still be read from it."""
 
     def reset(self, reason: str, cause: Cause) -> None:
@@ -362,5 +362,5 @@ class Leg(ABC):
             if self.writer is not None:
                 self.writer.turn()
 
-    def _break(self, problem: OSError) -> ConnectionBroken:
+    def _break(self, problem: OSError) -> ConnectionBrokenError:
         return broken_by(problem.errno or errno.EIO, self)

@@ -15,10 +15,10 @@ from scistream.s2ds.relay.buffers import Buffer, Pipe
 from scistream.s2ds.relay.leg import (
     SHORT_HERE,
     WANT,
-    ConnectionBroken,
-    ConnectionRefused,
+    ConnectionBrokenError,
+    DialRefusedError,
     Leg,
-    Short,
+    ShortageError,
     pending_error,
     prepare,
 )
@@ -29,7 +29,7 @@ _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
 """What the system says where it does not splice, or not these descriptors, or not now."""
 
 
-class CannotSplice(Exception):
+class CannotSpliceError(Exception):
     """The system does not move bytes between a socket and a pipe by itself."""
 
 
@@ -63,7 +63,7 @@ class PlainLeg(Leg):
     def splice_to(self, pipe: Pipe, room: int) -> int:
         """Move up to `room` bytes that have come into a pipe: as `read_into`, where `WANT` may mean that it is full.
 
-        :raises CannotSplice: the system does not do that, and nothing was moved.
+        :raises CannotSpliceError: the system does not do that, and nothing was moved.
         """
         try:
             count = os.splice(self._sock.fileno(), pipe.writing, room, flags=_SPLICE)
@@ -73,17 +73,17 @@ class PlainLeg(Leg):
             return WANT
         except OSError as problem:
             if problem.errno in _NO_SPLICE:
-                raise CannotSplice from None
+                raise CannotSpliceError from None
             raise self._break(problem) from None
         if not count:  # the end, or an urgent byte: only reading tells
-            raise CannotSplice
+            raise CannotSpliceError
         pipe.held += count
         return count
 
     def splice_from(self, pipe: Pipe) -> int:
         """Write what a pipe holds: as `write`.
 
-        :raises CannotSplice: the system does not do that, and nothing was moved.
+        :raises CannotSpliceError: the system does not do that, and nothing was moved.
         """
         try:
             count = os.splice(pipe.reading, self._sock.fileno(), pipe.held, flags=_SPLICE)
@@ -92,7 +92,7 @@ class PlainLeg(Leg):
             return 0
         except OSError as problem:
             if problem.errno in _NO_SPLICE:
-                raise CannotSplice from None
+                raise CannotSpliceError from None
             raise self._break(problem) from None
         pipe.held -= count
         return count
@@ -118,8 +118,8 @@ def dial(
 ) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
 
-    Fails with `ConnectionBroken`, or `ConnectionRefused` or `Short` where another try may help; cancelling it abandons
-    the attempt.
+    Fails with `ConnectionBrokenError`, or `DialRefusedError` or `ShortageError` where another try may help;
+    cancelling it abandons the attempt.
 
     :param far: who is there, in words for a person.
     :param congestion: the congestion control of the connection; empty: the system's.
@@ -144,13 +144,13 @@ def dial(
     return result
 
 
-def _not_dialled(far: str, code: int, *, wan: bool) -> ConnectionBroken:
+def _not_dialled(far: str, code: int, *, wan: bool) -> ConnectionBrokenError:
     """Why there is no connection."""
     if code == errno.ECONNREFUSED:
-        return ConnectionRefused(f"{far} refused the connection", "wan" if wan else "application")
+        return DialRefusedError(f"{far} refused the connection", "wan" if wan else "application")
     if code in SHORT_HERE:
-        return Short(f"this gateway cannot connect to {far}: {os.strerror(code)}", "gateway")
-    return ConnectionBroken(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
+        return ShortageError(f"this gateway cannot connect to {far}: {os.strerror(code)}", "gateway")
+    return ConnectionBrokenError(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
 
 
 class _Dialling:
@@ -185,12 +185,12 @@ class _Dialling:
     def _time_out(self, timeout: float) -> None:
         self._timer = None
         self._end(
-            ConnectionBroken(
+            ConnectionBrokenError(
                 f"{self._far} did not answer within {max(1, round(timeout))} s", "wan" if self._wan else "application"
             )
         )
 
-    def _end(self, broken: ConnectionBroken) -> None:
+    def _end(self, broken: ConnectionBrokenError) -> None:
         sock = self._detach()
         if sock is not None:
             sock.close()

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 from scistream.protocol.messages import Cause
 from scistream.s2ds.relay.buffers import Buffer, Buffers, Pipe, Pipes
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBroken, Leg
-from scistream.s2ds.relay.plain import CannotSplice, PlainLeg
+from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg
+from scistream.s2ds.relay.plain import CannotSpliceError, PlainLeg
 from scistream.s2ds.relay.poller import Poller
 
 TURN = 1024 * 1024
@@ -35,7 +35,7 @@ class Joint(Protocol):
 
     over: bool
 
-    def broke(self, broken: ConnectionBroken) -> None:
+    def broke(self, broken: ConnectionBrokenError) -> None:
         """A leg has ended abnormally."""
 
     def reset(self, reason: str, cause: Cause) -> None:
@@ -95,7 +95,7 @@ class Pump:
             return
         try:
             self._move()
-        except ConnectionBroken as broken:
+        except ConnectionBrokenError as broken:
             if broken.leg is self._source:
                 self._eof = True
             self._joint.broke(broken)
@@ -264,7 +264,7 @@ class PlainPump(Pump):
         count = WANT
         try:
             count = self._source.splice_to(pipe, min(allowed, pipe.size))
-        except CannotSplice:
+        except CannotSpliceError:
             self._splices = False
             return None
         finally:
@@ -285,7 +285,7 @@ class PlainPump(Pump):
                     self._top_up(pipe)
                     return False
                 self._flow.moved(sink.splice_from(pipe))
-        except CannotSplice:
+        except CannotSpliceError:
             self._splices = False
             self._pour(pipe)
             return self._empty()

@@ -28,14 +28,14 @@ from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import ConnectionBroken, ConnectionRefused, Leg, Short, explain, prepare
+from scistream.s2ds.relay.leg import ConnectionBrokenError, DialRefusedError, Leg, ShortageError, explain, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.poller import Poller, poller_of
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.tls.stream_channels import server_name, verify_consumer, verify_producer
 
 _OTHER = "the other gateway"
@@ -220,7 +220,7 @@ class Relay:
         if not self.over:
             self._finish(ConnectionEnding(False, reason, cause))
 
-    def broke(self, broken: ConnectionBroken) -> None:
+    def broke(self, broken: ConnectionBrokenError) -> None:
         """A leg has ended abnormally: what came from it before goes on to the other side, then the reset does.
 
         Where the other side has broken as well, the reset goes at once.
@@ -335,7 +335,7 @@ class Relay:
         while True:
             try:
                 sock = await self._dial(timing.LAN_SILENCE, wan=False)
-            except ConnectionRefused:
+            except DialRefusedError:
                 if not await start.wait(reactor, timing.DIAL_AGAIN, self._means.dial_timeout):
                     raise
             else:
@@ -383,8 +383,8 @@ class Relay:
         if failure.check(CancelledError):
             return
         wrong = failure.value
-        if isinstance(wrong, ConnectionBroken | CertificateProblem):
-            cause = wrong.cause if isinstance(wrong, ConnectionBroken) else "wan"
+        if isinstance(wrong, ConnectionBrokenError | CertificateError):
+            cause = wrong.cause if isinstance(wrong, ConnectionBrokenError) else "wan"
             if self._arming.role == CONS and cause in ("wan", "far-side"):
                 self._not_reached(str(wrong))
             else:
@@ -409,7 +409,7 @@ class Relay:
         while True:
             try:
                 return await self._dial_any(timeout, deadline, wan=wan)
-            except Short:
+            except ShortageError:
                 if means.reactor.seconds() + timing.DIAL_AGAIN > deadline:
                     raise
             await deferLater(means.reactor, timing.DIAL_AGAIN)
@@ -419,7 +419,9 @@ class Relay:
         means, target = self._means, self._arming.target
         congestion = means.wan_congestion if wan else means.lan_congestion
         addresses = await means.names.addresses(target, self._arming.own, self._arming.others)
-        problem = ConnectionBroken(f"{self._arming.far} has no address that this gateway finds and may dial", "wan")
+        problem = ConnectionBrokenError(
+            f"{self._arming.far} has no address that this gateway finds and may dial", "wan"
+        )
         for tried, address in enumerate(addresses):
             left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
             try:
@@ -428,10 +430,10 @@ class Relay:
                 )
                 self._turn.over()  # the connection request is on its way
                 sock = await dialling
-            except Short:
+            except ShortageError:
                 raise
-            except ConnectionBroken as broken:
-                if not isinstance(problem, ConnectionRefused):  # who refuses may only not have started yet
+            except ConnectionBrokenError as broken:
+                if not isinstance(problem, DialRefusedError):  # who refuses may only not have started yet
                     problem = broken
             else:
                 means.names.prefer(target, address)

@@ -22,7 +22,7 @@ from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.handshake import Handshake
-from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBroken, Leg, LegOwner, broken_by
+from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, LegOwner, broken_by
 from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, read, write
 from scistream.s2ds.relay.poller import Poller
 
@@ -79,7 +79,7 @@ class TlsLeg(Leg):
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Agree on keys within `timeout` seconds; who the peer is must still be verified.
 
-        Fails with `ConnectionBroken`; cancelling it gives it up.
+        Fails with `ConnectionBrokenError`; cancelling it gives it up.
         """
         handshake = Handshake(self, reactor, timeout)
         self.is_opening = True
@@ -118,7 +118,7 @@ class TlsLeg(Leg):
         faded = (now - self._empty_since) * EMPTY_A_SECOND
         self._empty, self._empty_since = max(0.0, self._empty - faded) + 1, now
         if self._empty > EMPTY_BURST:
-            raise ConnectionBroken(f"{self.far} sent too many TLS records without data", "far-side", self)
+            raise ConnectionBrokenError(f"{self.far} sent too many TLS records without data", "far-side", self)
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         corks = end - start > RECORD
@@ -174,11 +174,11 @@ class TlsLeg(Leg):
             raise self.broken(problem) from None
         raise AssertionError(f"OpenSSL wrote {result} and found nothing wrong")
 
-    def broken(self, problem: SSL.Error) -> ConnectionBroken:
+    def broken(self, problem: SSL.Error) -> ConnectionBrokenError:
         """What to raise of an error of OpenSSL's."""
         if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
             return broken_by(problem.args[0], self)
-        return ConnectionBroken(_explain(problem), "wan", self)
+        return ConnectionBrokenError(_explain(problem), "wan", self)
 
 
 def _explain(problem: SSL.Error) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planted_faults import Fault, break_method, logged_faults
+from planted_faults import PlantedError, break_method, logged_faults
 from test_whole_protocol import Application, World
 
 from scistream.app.controller import Controller
@@ -58,7 +58,7 @@ def test_a_fault_anywhere_in_an_application_controller_ends_it_with_the_reason_l
         assert (name, role) in {("connect", PROD), ("serve", CONS), ("_program_ended", role), ("_refused", role)}
         return
     assert [fault["effect"] for fault in faults] == [name], "it is logged once"
-    assert isinstance(faults[0]["log_failure"].value, Fault)
+    assert isinstance(faults[0]["log_failure"].value, PlantedError)
     reason = one.error or one.ended_by
     if name == "_program_ended":
         assert world.network.programs, "it was over anyway"

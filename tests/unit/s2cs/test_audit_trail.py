@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from twisted.logger import LogLevel, globalLogPublisher
 
 from scistream import timing
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.links.link import Link
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Req, ResetReason, Resp
@@ -215,7 +215,7 @@ def test_the_file_lies_beside_the_store_is_named_as_it_is_and_its_owner_s_alone(
 
 
 def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ConfigProblem, match=r"audit: .*nowhere/audit\.jsonl cannot be opened: No such file"):
+    with pytest.raises(ConfigError, match=r"audit: .*nowhere/audit\.jsonl cannot be opened: No such file"):
         open_sink("nowhere/audit.jsonl", tmp_path / "nowhere" / "audit.jsonl")
 
 
@@ -499,7 +499,7 @@ def test_a_journal_that_is_restarted_gets_the_next_line(journal: Callable[[], so
 
 
 def test_without_a_journal_the_setting_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigProblem, match=r"there is no journal at .* name a file in place of 'journal'"):
+    with pytest.raises(ConfigError, match=r"there is no journal at .* name a file in place of 'journal'"):
         JournalSink(tmp_path / "journal")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.pki.authority import init_authority
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, Role
@@ -299,7 +299,7 @@ def written(folder: Path, text: str) -> Path:
 
 def problem(folder: Path, text: str) -> str:
     file = written(folder, text)
-    with pytest.raises(ConfigProblem) as refused:
+    with pytest.raises(ConfigError) as refused:
         load_policy(file)
     message = str(refused.value)
     assert message.startswith(f"{file}: ")
@@ -405,7 +405,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         + RULE
         + '[[administrators]]\nissuer = ""\nidentities = ["x:y"]\n',
     )
-    with pytest.raises(ConfigProblem) as refused:
+    with pytest.raises(ConfigError) as refused:
         load_policy(file)
     lines = [line.removeprefix(f"{file}: ") for line in str(refused.value).splitlines()]
     assert [": ".join(line.split(": ")[:2]) for line in lines] == [

@@ -9,7 +9,7 @@ import pytest
 from memory_network import MemoryNetwork
 
 from scistream import timing
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.pki.authority import init_authority, issue
 from scistream.pki.revocation import renew
 from scistream.s2cs.record import Record
@@ -69,7 +69,7 @@ def test_one_broken_file_among_good_new_ones_leaves_all_as_it_was(
     (tmp_path / "policy.toml").write_text(RULE.format("other", "CONS"))
     good = (tmp_path / broken).read_bytes()
     (tmp_path / broken).write_text("half a file")
-    with pytest.raises(ConfigProblem, match=broken):
+    with pytest.raises(ConfigError, match=broken):
         server.reload(server.config)
     assert in_force(server) == before
     (tmp_path / broken).write_bytes(good)

@@ -16,7 +16,7 @@ from scistream.logs import Lasting
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, LastError, Req, Role
 from scistream.s2cs.record import Record
-from scistream.s2cs.store.database import SCHEMA_VERSION, Store, StoreProblem
+from scistream.s2cs.store.database import SCHEMA_VERSION, Store, StoreError
 
 UID = "12345678-1234-4234-8234-123456789abc"
 
@@ -114,7 +114,7 @@ def test_a_store_of_another_schema_version_is_refused_with_both_versions_and_lef
     Store(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 77")
-    with pytest.raises(StoreProblem) as refused:
+    with pytest.raises(StoreError) as refused:
         Store(path)
     for part in (str(path), "schema version 77", f"knows {SCHEMA_VERSION}"):
         assert part in str(refused.value)
@@ -124,13 +124,13 @@ def test_a_store_of_another_schema_version_is_refused_with_both_versions_and_lef
 def test_a_file_that_is_no_store_is_refused_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are not the records of a control server\n" * 50)
-    with pytest.raises(StoreProblem, match=r"notes\.txt cannot be opened"):
+    with pytest.raises(StoreError, match=r"notes\.txt cannot be opened"):
         Store(path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file, not a folder")
-    with pytest.raises(StoreProblem, match="cannot be opened"):
+    with pytest.raises(StoreError, match="cannot be opened"):
         Store(path_in(tmp_path))
 
 
@@ -140,7 +140,7 @@ def test_a_record_that_cannot_be_read_is_a_problem_of_the_store(tmp_path: Path) 
     store.close()
     with sqlite3.connect(path_in(tmp_path)) as db:
         db.execute("UPDATE stream SET record = '{\"half'")
-    with pytest.raises(StoreProblem, match="cannot be read"):
+    with pytest.raises(StoreError, match="cannot be read"):
         Store(path_in(tmp_path)).load()
 
 

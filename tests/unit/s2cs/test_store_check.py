@@ -21,7 +21,7 @@ from scistream.protocol.messages import CONS, PROD, Req, Role
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.check import check_store
 from scistream.s2cs.store.cli import in_words
-from scistream.s2cs.store.database import SCHEMA_VERSION, STEPS, Step, Store, StoreProblem
+from scistream.s2cs.store.database import SCHEMA_VERSION, STEPS, Step, Store, StoreError
 
 NOW = 1_000_000.0
 KILLS = 20
@@ -259,14 +259,14 @@ def test_an_older_store_is_brought_up_to_date_step_by_step_with_its_records(file
             (uid_of(1), "here"),
             (uid_of(2), "here"),
         ]
-    with pytest.raises(StoreProblem, match=f"schema version {known + 3}, and this software knows {known}"):
+    with pytest.raises(StoreError, match=f"schema version {known + 3}, and this software knows {known}"):
         Store(file)
     assert version_of(file) == known + 3
 
 
 def test_an_upgrade_that_fails_in_the_middle_leaves_the_store_as_it_was(file: Path) -> None:
     filled(file, record(1))
-    with pytest.raises(StoreProblem, match="disk I/O error"):
+    with pytest.raises(StoreError, match="disk I/O error"):
         Store(file, [*STEPS, more, fails])
     assert version_of(file) == SCHEMA_VERSION
     assert "the store is sound" in check(file, 0)
@@ -284,7 +284,7 @@ def test_a_database_of_something_else_is_not_made_a_store(file: Path) -> None:
     with tampered(file) as db:
         db.execute("CREATE TABLE songs (title TEXT)")
     before = contents(file.parent)
-    with pytest.raises(StoreProblem, match="it is a database of something else"):
+    with pytest.raises(StoreError, match="it is a database of something else"):
         Store(file)
     assert version_of(file) == 0
     assert set(contents(file.parent)) == set(before)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from twisted.logger import globalLogPublisher
 
-from scistream.s2cs.store.database import StoreProblem
+from scistream.s2cs.store.database import StoreError
 from scistream.s2cs.store.lock import StoreLock
 
 HOLD = """
@@ -34,7 +34,7 @@ def test_a_second_process_is_refused_with_the_file_and_the_holder_until_that_one
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "has it\n"
-        with pytest.raises(StoreProblem) as refused:
+        with pytest.raises(StoreError) as refused:
             StoreLock(store)
         assert f"the store {store} is in use by another S2CS, process {holder.pid}: stop that one" in str(refused.value)
         holder.send_signal(signal.SIGKILL)
@@ -45,7 +45,7 @@ def test_a_second_process_is_refused_with_the_file_and_the_holder_until_that_one
 def test_the_same_store_by_another_path_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     lock = StoreLock(tmp_path / "s2cs.sqlite")
-    with pytest.raises(StoreProblem, match="in use by another S2CS: stop"):
+    with pytest.raises(StoreError, match="in use by another S2CS: stop"):
         StoreLock(tmp_path / "link" / "s2cs.sqlite")
     lock.release()
     lock.release()
@@ -54,7 +54,7 @@ def test_the_same_store_by_another_path_is_the_same(tmp_path: Path) -> None:
 
 def test_a_folder_that_takes_no_lock_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file, no folder")
-    with pytest.raises(StoreProblem, match="cannot be locked"):
+    with pytest.raises(StoreError, match="cannot be locked"):
         StoreLock(tmp_path / "state" / "s2cs.sqlite")
 
 

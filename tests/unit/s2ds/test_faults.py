@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from leased_ports import leased
 from log_lines import logged
-from planted_faults import Fault, break_method, logged_faults
+from planted_faults import PlantedError, break_method, logged_faults
 from twisted.internet.address import IPv4Address
 from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
@@ -21,7 +21,7 @@ from scistream.protocol.messages import CONS, PROD, Error, ReqListeners, Resp, R
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
-from scistream.s2ds.elements.process import ElementDied, log_failure
+from scistream.s2ds.elements.process import ElementDiedError, log_failure
 from scistream.s2ds.ports import ListenPorts
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
@@ -172,7 +172,7 @@ def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_re
     assert world.holds_nothing()
     assert len(faults) == (len(calls) > after), "it is logged once"
     if faults:
-        assert isinstance(faults[0]["log_failure"].value, Fault)
+        assert isinstance(faults[0]["log_failure"].value, PlantedError)
         assert name in faults[0]["log_format"].format(**faults[0])
 
 
@@ -243,7 +243,7 @@ def test_a_thousand_addresses_of_prodapp_that_may_not_be_dialled_are_a_few_lines
 def test_an_element_that_could_not_do_what_it_was_told_is_in_the_log_and_one_that_died_is_not() -> None:
     with logged() as lines:
         log_failure(Failure(StreamError("no-capacity", "no memory")))
-        log_failure(Failure(ElementDied()))
+        log_failure(Failure(ElementDiedError()))
     assert len(lines) == 1
     assert "could not do what it was told" in lines[0]
     assert "no memory" in lines[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from scistream.s2ds.relay.handshake import MOST_RECORDS, Handshake
-from scistream.s2ds.relay.leg import ConnectionBroken
+from scistream.s2ds.relay.leg import ConnectionBrokenError
 
 HANDSHAKE = 22
 
@@ -40,5 +40,5 @@ def test_one_record_more_than_there_may_be_is_too_many(size: int) -> None:
     most = MOST_RECORDS * 6
     for at in range(0, most, size):
         handshake._took(data[at : min(at + size, most)])
-    with pytest.raises(ConnectionBroken, match="too many records"):
+    with pytest.raises(ConnectionBrokenError, match="too many records"):
         handshake._took(data[most:])

@@ -20,7 +20,7 @@ from scistream import timing
 from scistream.logs import MOST_COUNTED, Tally
 from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_REASON, MAX_RESETS, PROD
-from scistream.s2ds.relay.leg import ConnectionBroken, Short, broken_by
+from scistream.s2ds.relay.leg import ConnectionBrokenError, ShortageError, broken_by
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.poller import Poller
 from scistream.s2ds.resets import MOST_KEPT, Outages, ResetLog
@@ -138,7 +138,7 @@ def test_a_reset_of_an_application_and_a_break_of_the_wan_have_different_causes(
 
 
 def test_a_gateway_that_is_out_of_descriptors_says_so_and_tries_again() -> None:
-    failed: list[ConnectionBroken] = []
+    failed: list[ConnectionBrokenError] = []
     with socket.create_server(("127.0.0.1", 0)) as listener, no_descriptors():
         dialling = dial(
             Clock(),
@@ -151,7 +151,7 @@ def test_a_gateway_that_is_out_of_descriptors_says_so_and_tries_again() -> None:
         )
         dialling.addErrback(lambda failure: failed.append(failure.value))
     (problem,) = failed
-    assert isinstance(problem, Short)
+    assert isinstance(problem, ShortageError)
     assert problem.cause == "gateway"
     assert str(problem) == "this gateway cannot connect to ProdApp at 10.0.0.5:7000: Too many open files"
 

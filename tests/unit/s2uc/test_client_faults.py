@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planted_faults import Fault, break_method, logged_faults
+from planted_faults import PlantedError, break_method, logged_faults
 from test_whole_protocol import World
 
 from scistream.protocol.errors import StreamError
@@ -59,7 +59,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     outcomes.append(settled(world, asking.stream.release().deferred))
     outcomes.append(settled(world, asking.stream.ended().deferred))
     told = [one.value for one in outcomes if hasattr(one, "value")]
-    assert all(isinstance(one, StreamError | Fault) for one in told)
+    assert all(isinstance(one, StreamError | PlantedError) for one in told)
     if not told:  # whoever is told that it is released can rely on it
         assert world.both_are_empty()
         assert StreamHistory().all() == []
@@ -71,7 +71,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     assert bool(faults) == any(number in which for number in range(len(calls)))
     kinds = [fault["effect"] for fault in faults]
     assert len(kinds) == len(set(kinds)), "each is logged once"
-    assert all(isinstance(fault["log_failure"].value, Fault) for fault in faults)
+    assert all(isinstance(fault["log_failure"].value, PlantedError) for fault in faults)
 
 
 def test_who_asked_is_told_that_the_program_itself_has_failed(

@@ -19,7 +19,7 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError
 from scistream.s2uc import admin, commands
 from scistream.s2uc.client import Client
@@ -137,7 +137,7 @@ def test_a_stub_of_a_uid_is_refused_before_anything_is_done(uid: str) -> None:
         lambda client: commands.attach_stream(client, uid, Output()),
     ):
         problem, servers = run(lambda command: [answer(command, streams=[side()])], work)
-        assert isinstance(problem, ConfigProblem)
+        assert isinstance(problem, ConfigError)
         assert servers.heard == 0
 
 
@@ -327,8 +327,8 @@ def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
         return as_lines(command, said[next(turn) % len(said)])
 
     ended, servers = run(say, WORKS[name])
-    assert ended in (0, 1) or isinstance(ended, StreamError | ConfigProblem | CancelledError), repr(ended)
-    if isinstance(ended, StreamError | ConfigProblem):
+    assert ended in (0, 1) or isinstance(ended, StreamError | ConfigError | CancelledError), repr(ended)
+    if isinstance(ended, StreamError | ConfigError):
         text = str(ended)
         assert text.isprintable()
         assert not any(part in text for part in ("zip()", "Traceback", "object at 0x", "list index"))

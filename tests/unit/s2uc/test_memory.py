@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scistream import timing
-from scistream.config import ConfigProblem
+from scistream.config import ConfigError
 from scistream.pki.register import PkiError, locked
 from scistream.s2uc.history import RememberedStream, StreamHistory
 
@@ -33,7 +33,7 @@ def test_a_file_system_without_locks_is_refused_with_the_remedy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(ConfigProblem, match=rf"{os.strerror(number)}.*XDG_STATE_HOME"):
+    with pytest.raises(ConfigError, match=rf"{os.strerror(number)}.*XDG_STATE_HOME"):
         StreamHistory(tmp_path / "streams").remove("x")
     with pytest.raises(PkiError, match=rf"{os.strerror(number)}.*local disk"), locked(tmp_path):
         pass
@@ -55,7 +55,7 @@ def test_a_lock_that_is_kept_is_waited_for_with_a_limit_and_its_holder_named(
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ConfigProblem, match=rf"process {other.pid} after 0.2 s"):
+        with pytest.raises(ConfigError, match=rf"process {other.pid} after 0.2 s"):
             StreamHistory(tmp_path / "streams").remove("x")
         with pytest.raises(PkiError, match=rf"process {other.pid} after 0.2 s"), locked(tmp_path):
             pass
@@ -71,7 +71,7 @@ def test_a_released_stream_is_known_as_released_and_listed_no_more(tmp_path: Pat
     memory.note_release(uid)
     assert memory.was_released(uid) == memory.was_released(uid[:6].upper()) == uid
     assert memory.all() == []
-    with pytest.raises(ConfigProblem, match="no stream"):
+    with pytest.raises(ConfigError, match="no stream"):
         memory.find(uid)
     assert memory.add(stream(uid)), "a uid may be asked for again"
     assert memory.was_released(uid) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memory_tls import CLIENT, SERVER, a_root, an_intermediate, join, store, written
 
 from scistream.tls import contexts, verify
-from scistream.tls.files import CertificateFiles, CertificateProblem, path_upwards
+from scistream.tls.files import CertificateError, CertificateFiles, path_upwards
 from scistream.tls.reloadable import (
     ReloadableCredentials,
     client_credentials,
@@ -44,7 +44,7 @@ class Chain:
         ends = join(credentials.context, contexts.pinned_client_context(), HOST.encode())
         try:
             verify.verify_pinned_server(ends.client, HOST, self.pin)
-        except CertificateProblem:
+        except CertificateError:
             return False
         return True
 
@@ -62,7 +62,7 @@ def test_the_authority_of_a_server_is_sent_though_its_file_lacks_it(chain: Chain
 
 def test_a_server_whose_authority_is_nowhere_is_a_problem_where_join_strings_name_it(chain: Chain) -> None:
     for shown in ([chain.leaf], [chain.leaf, chain.middle.certificate], [chain.leaf, chain.root.certificate]):
-        with pytest.raises(CertificateProblem, match="does not lead to a self-signed authority"):
+        with pytest.raises(CertificateError, match="does not lead to a self-signed authority"):
             server_credentials(chain.trust(*shown, authorities=chain.stranger), "optional")
     server_credentials(chain.trust(chain.leaf, authorities=chain.stranger), "required")  # its S2CS may have the others
 
@@ -72,7 +72,7 @@ def test_a_file_that_was_cut_is_not_taken_at_a_reload(chain: Chain) -> None:
     credentials = server_credentials(whole, "optional")
     before = credentials.context
     chain.trust(chain.leaf)
-    with pytest.raises(CertificateProblem, match="does not lead to a self-signed authority"):
+    with pytest.raises(CertificateError, match="does not lead to a self-signed authority"):
         credentials.read()
     assert credentials.context is before
     assert chain.is_pinned_by(credentials)
@@ -112,7 +112,7 @@ URI = x509.UniformResourceIdentifier
 def test_a_certificate_that_is_no_server_s_is_a_problem_before_anybody_dials(
     chain: Chain, name: x509.GeneralName, usage: x509.ObjectIdentifier, why: str
 ) -> None:
-    with pytest.raises(CertificateProblem, match=why):
+    with pytest.raises(CertificateError, match=why):
         server_credentials(named(chain, name, usage=usage), "required")
 
 
@@ -129,22 +129,22 @@ def test_a_certificate_that_is_no_controller_s_is_a_problem_before_it_dials(
     chain: Chain, name: x509.GeneralName, usage: x509.ObjectIdentifier, why: str
 ) -> None:
     trust = named(chain, name, usage=usage)
-    with pytest.raises(CertificateProblem, match=why):
+    with pytest.raises(CertificateError, match=why):
         controller_credentials(trust)
     client_credentials(trust)  # what a user shows is looked at by whom she dials
 
 
 def test_an_authority_is_no_party(chain: Chain) -> None:
     trust = CertificateFiles(*store(chain.folder, [chain.root.certificate], chain.root.key, "own"), (chain.anchor,))
-    with pytest.raises(CertificateProblem, match="begins with an authority's certificate"):
+    with pytest.raises(CertificateError, match="begins with an authority's certificate"):
         server_credentials(trust, "required")
-    with pytest.raises(CertificateProblem, match="begins with an authority's certificate"):
+    with pytest.raises(CertificateError, match="begins with an authority's certificate"):
         controller_credentials(trust)
 
 
 def test_all_that_is_wrong_with_a_certificate_is_told(chain: Chain) -> None:
     leaf, key = chain.middle.leaf(URI("scistream:controller:s2cs"), usage=CLIENT)
     trust = CertificateFiles(*store(chain.folder, [leaf], key, "named"), (chain.stranger,))
-    with pytest.raises(CertificateProblem) as refused:
+    with pytest.raises(CertificateError) as refused:
         server_credentials(trust, "optional")
     assert len(str(refused.value).splitlines()) == 2

@@ -29,7 +29,7 @@ from zope.interface import implementer
 
 from scistream.pki.authority import fingerprint, init_authority, issue
 from scistream.tls import contexts, endpoints, explain, files, verify
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.tls.verify import Identity
 
 HOST = "s2cs.example.org"
@@ -202,10 +202,10 @@ def test_a_server_is_taken_for_each_of_its_names(facility: Facility, host: str) 
 @pytest.mark.parametrize("host", ["example.org", "x." + HOST, "127.0.0.2", "::2", "localhost", "12", "a b", ""])
 def test_a_server_is_taken_for_nobody_else(facility: Facility, host: str) -> None:
     ends = join(facility.server_context(), facility.client_context())
-    with pytest.raises(CertificateProblem, match=rf"should be {host}, .* is for {HOST}, 127\.0\.0\.1, ::1"):
+    with pytest.raises(CertificateError, match=rf"should be {host}, .* is for {HOST}, 127\.0\.0\.1, ::1"):
         verify.verify_server(ends.client, host)
     pinned = join(facility.server_context("optional"), contexts.pinned_client_context())
-    with pytest.raises(CertificateProblem, match="should be"):
+    with pytest.raises(CertificateError, match="should be"):
         verify.verify_pinned_server(pinned.client, host, facility.pin)
 
 
@@ -217,7 +217,7 @@ def test_a_server_may_have_uris_beside_its_host_names(facility: Facility) -> Non
     verify.verify_server(ends.client, HOST)
     leaf, key = authority.leaf(uri)
     ends = join(facility.serve(leaf, key=key), facility.client_context())
-    with pytest.raises(CertificateProblem, match="is for scistream:user:both"):
+    with pytest.raises(CertificateError, match="is for scistream:user:both"):
         verify.verify_server(ends.client, HOST)
 
 
@@ -243,7 +243,7 @@ def test_a_client_has_exactly_one_name(facility: Facility, names: list[x509.Gene
         assert found is not None
         assert "ada" in found.name
     else:
-        with pytest.raises(CertificateProblem, match="exactly one URI or e-mail address") as refused:
+        with pytest.raises(CertificateError, match="exactly one URI or e-mail address") as refused:
             verify.verify_client(ends.server)
         assert "\n" not in str(refused.value)
 
@@ -282,16 +282,16 @@ def test_a_client_that_offers_other_protocols_only_is_refused_in_the_handshake(f
 
 def test_a_far_end_without_alpn_is_refused_after_the_handshake(facility: Facility) -> None:
     ends = join(facility.server_context(), dialer(facility))
-    with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
+    with pytest.raises(CertificateError, match="does not speak scistream/1"):
         verify.verify_client(ends.server)
     silent = SSL.Context(SSL.TLS_METHOD)
     silent.use_certificate_chain_file(str(facility.server.certificate))
     silent.use_privatekey_file(str(facility.server.key))
     ends = join(silent, facility.client_context())
-    with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
+    with pytest.raises(CertificateError, match="does not speak scistream/1"):
         verify.verify_server(ends.client, HOST)
     ends = join(silent, contexts.pinned_client_context())
-    with pytest.raises(CertificateProblem, match="does not speak scistream/1"):
+    with pytest.raises(CertificateError, match="does not speak scistream/1"):
         verify.verify_pinned_server(ends.client, HOST, facility.pin)
 
 
@@ -313,15 +313,15 @@ def test_a_session_cannot_be_resumed(facility: Facility) -> None:
     first = join(lax, client)
     resumed = join(lax, client, session=first.client.get_session())
     assert resumed.done
-    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not proved who it is"):
         verify.verify_server(resumed.client, HOST)
-    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not proved who it is"):
         verify.verify_client(resumed.server)
 
 
 def test_a_context_that_does_not_verify_proves_nothing(facility: Facility) -> None:
     ends = join(facility.server_context("optional"), contexts.pinned_client_context())
-    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not proved who it is"):
         verify.verify_server(ends.client, HOST)
 
 
@@ -341,7 +341,7 @@ def test_a_pinned_authority_is_enough_to_know_a_server(facility: Facility) -> No
 
 
 def test_a_server_of_another_authority_is_not_the_pinned_one(facility: Facility, other: Facility) -> None:
-    with pytest.raises(CertificateProblem, match="None of the 2 certificates"):
+    with pytest.raises(CertificateError, match="None of the 2 certificates"):
         verify.verify_pinned_server(pinned(other.server_context("optional")), HOST, facility.pin)
 
 
@@ -349,7 +349,7 @@ def test_a_chain_that_merely_contains_the_pinned_authority_is_refused(facility: 
     real, mallory = Authority.load(facility.directory), Authority.make("mallory")
     leaf, key = mallory.leaf(*names_of_dns(HOST))
     for chain in ([leaf, real.certificate], [leaf, mallory.certificate, real.certificate]):
-        with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
+        with pytest.raises(CertificateError, match="does not lead to the pinned authority"):
             verify.verify_pinned_server(pinned(facility.serve(*chain, key=key)), HOST, facility.pin)
     honest, key = real.leaf(*names_of_dns(HOST))
     server = facility.serve(honest, mallory.certificate, real.certificate, key=key)
@@ -361,30 +361,30 @@ def test_an_authority_of_the_same_name_as_the_pinned_one_is_refused(facility: Fa
     forger = Authority.make()
     forged = Authority(real.certificate, forger.key)  # issues in the real one's name, with another key
     leaf, key = forged.leaf(*names_of_dns(HOST))
-    with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
+    with pytest.raises(CertificateError, match="does not lead to the pinned authority"):
         verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
 
 
 def test_a_pinned_certificate_that_is_no_authority_is_refused(facility: Facility) -> None:
     leaf, key = self_signed_leaf(HOST)
-    with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
+    with pytest.raises(CertificateError, match="no server's certificate of the pinned authority"):
         verify.verify_pinned_server(pinned(facility.serve(leaf, key=key)), HOST, fingerprint(leaf))
     own = fingerprint(facility.server.certificate.read_bytes())
-    with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
+    with pytest.raises(CertificateError, match="no server's certificate of the pinned authority"):
         verify.verify_pinned_server(pinned(facility.server_context("optional")), HOST, own)
 
 
 def test_the_pinned_authority_itself_is_no_server(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     server = facility.serve(real.certificate, key=real.key)
-    with pytest.raises(CertificateProblem, match="no server's certificate of the pinned authority"):
+    with pytest.raises(CertificateError, match="no server's certificate of the pinned authority"):
         verify.verify_pinned_server(pinned(server), HOST, facility.pin)
 
 
 def test_a_users_certificate_of_the_pinned_authority_is_no_servers(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     leaf, key = real.leaf(*names_of_dns(HOST), usage=CLIENT)
-    with pytest.raises(CertificateProblem, match="no server's certificate"):
+    with pytest.raises(CertificateError, match="no server's certificate"):
         verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
     leaf, key = real.leaf(*names_of_dns(HOST))
     verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
@@ -393,7 +393,7 @@ def test_a_users_certificate_of_the_pinned_authority_is_no_servers(facility: Fac
 def test_an_expired_certificate_of_the_pinned_authority_is_refused(facility: Facility) -> None:
     real = Authority.load(facility.directory)
     leaf, key = real.leaf(*names_of_dns(HOST), left=timedelta(minutes=-5))
-    with pytest.raises(CertificateProblem, match="expired"):
+    with pytest.raises(CertificateError, match="expired"):
         verify.verify_pinned_server(pinned(facility.serve(leaf, real.certificate, key=key)), HOST, facility.pin)
 
 
@@ -401,7 +401,7 @@ def test_a_certificate_that_a_pinned_authoritys_leaf_has_signed_is_refused(facil
     real = Authority.load(facility.directory)
     middle, middle_key = real.leaf(*names_of_dns("middle.example.org"))
     leaf, key = Authority(middle, middle_key).leaf(*names_of_dns(HOST))
-    with pytest.raises(CertificateProblem, match="does not lead to the pinned authority"):
+    with pytest.raises(CertificateError, match="does not lead to the pinned authority"):
         verify.verify_pinned_server(pinned(facility.serve(leaf, middle, real.certificate, key=key)), HOST, facility.pin)
 
 
@@ -430,7 +430,7 @@ def test_files_that_are_missing_or_nonsense_are_named_with_the_setting(facility:
         (tmp_path, "key", both_contexts(cert, tmp_path, [ca])),
     ):
         for build in make:
-            with pytest.raises(CertificateProblem) as refused:
+            with pytest.raises(CertificateError) as refused:
                 build()
             assert str(bad) in str(refused.value)
             assert f"`{setting}`" in str(refused.value)
@@ -441,7 +441,7 @@ def test_files_that_are_missing_or_nonsense_are_named_with_the_setting(facility:
 
 def test_a_key_of_another_certificate_is_refused(facility: Facility) -> None:
     for build in both_contexts(facility.user.certificate, facility.server.key, [facility.ca]):
-        with pytest.raises(CertificateProblem, match="does not belong to"):
+        with pytest.raises(CertificateError, match="does not belong to"):
             build()
 
 
@@ -466,7 +466,7 @@ def test_a_private_key_that_others_may_use_is_refused_until_chmod_600(
         pytest.skip("another owner takes root; this user's own files stand for them above")
     key.chmod(mode)
     for build in both_contexts(facility.user.certificate, key, [facility.ca]):
-        with pytest.raises(CertificateProblem, match=f"mode {mode:04o}.*chmod 600 {key}"):
+        with pytest.raises(CertificateError, match=f"mode {mode:04o}.*chmod 600 {key}"):
             build()
     key.chmod(0o600)
     for build in both_contexts(facility.user.certificate, key, [facility.ca]):
@@ -497,7 +497,7 @@ def _as_nobody(key: Path) -> int:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         files.load_key(key)
-    except CertificateProblem as problem:
+    except CertificateError as problem:
         return 3 if "could not be read: Permission denied" in str(problem) else 4
     except BaseException:
         return 5
@@ -509,7 +509,7 @@ def test_a_file_that_this_user_may_not_read_is_named(facility: Facility, tmp_pat
     secret = tmp_path / "secret.pem"
     secret.write_bytes(facility.ca.read_bytes())
     secret.chmod(0)
-    with pytest.raises(CertificateProblem, match=r"secret\.pem could not be read"):
+    with pytest.raises(CertificateError, match=r"secret\.pem could not be read"):
         contexts.client_context(None, None, [secret])
 
 
@@ -524,17 +524,17 @@ def test_a_locked_key_is_refused(facility: Facility, tmp_path: Path) -> None:
         )
     )
     locked.chmod(0o600)
-    with pytest.raises(CertificateProblem, match="passphrase"):
+    with pytest.raises(CertificateError, match="passphrase"):
         contexts.client_context(facility.user.certificate, locked, [facility.ca])
 
 
 def test_a_context_needs_authorities_and_both_files_or_neither(facility: Facility) -> None:
-    with pytest.raises(CertificateProblem, match="`authorities`"):
+    with pytest.raises(CertificateError, match="`authorities`"):
         contexts.client_context(None, None, [])
-    with pytest.raises(CertificateProblem, match="not an authority's"):
+    with pytest.raises(CertificateError, match="not an authority's"):
         contexts.client_context(None, None, [facility.server.certificate])
     for certificate, key in ((facility.user.certificate, None), (None, facility.user.key)):
-        with pytest.raises(CertificateProblem, match="both"):
+        with pytest.raises(CertificateError, match="both"):
             contexts.client_context(certificate, key, [facility.ca])
 
 
@@ -673,7 +673,7 @@ def alert(words: str) -> SSL.Error:
 @pytest.mark.parametrize(
     ("problem", "words"),
     [
-        (CertificateProblem("As it says."), "As it says."),
+        (CertificateError("As it says."), "As it says."),
         (alert("tlsv13 alert certificate required"), "asks for a client certificate"),
         (alert("tlsv1 alert unknown ca"), "does not trust the authority"),
         (alert("sslv3 alert certificate expired"), "expired"),

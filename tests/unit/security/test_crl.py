@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.pki.revocation import make_crl, revoke
 from scistream.tls import contexts, explain, verify
-from scistream.tls.files import CertificateFiles, CertificateProblem, LoadedCertificates, read_material
+from scistream.tls.files import CertificateError, CertificateFiles, LoadedCertificates, read_material
 from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
 
 HOST = "s2cs.example.org"
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_crl_is_a_problem_before_anything_listens(
     file = tmp_path / "bad.pem"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(CertificateProblem, match=words):
+    with pytest.raises(CertificateError, match=words):
         lab.server_credentials(file)
     lab.server_credentials(lab.crl)
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_crl_is_a_problem_before_anything_listens(
 def test_a_crl_that_somebody_else_has_signed_in_the_name_of_an_authority_is_a_problem(lab: Lab, tmp_path: Path) -> None:
     forger = Authority(Authority.load(lab.directory).certificate, Authority.make().key)
     file = written(tmp_path / "forged.pem", a_crl(forger))
-    with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
+    with pytest.raises(CertificateError, match="the signature is not that authority's"):
         lab.server_credentials(file)
 
 
@@ -263,7 +263,7 @@ def test_a_handshake_that_began_before_the_files_were_read_again_is_judged_by_th
     credentials.check(ada.server)
     credentials.read()()
     credentials.check(bob.server)
-    with pytest.raises(CertificateProblem, match="it was revoked on"):
+    with pytest.raises(CertificateError, match="it was revoked on"):
         credentials.check(ada.server)
 
 
@@ -272,7 +272,7 @@ def test_files_that_are_broken_when_they_are_read_again_change_nothing(lab: Lab)
     before = credentials.context, credentials.material
     good = lab.server.key.read_bytes()
     lab.server.key.write_bytes(lab.ada.key.read_bytes())
-    with pytest.raises(CertificateProblem, match="does not belong"):
+    with pytest.raises(CertificateError, match="does not belong"):
         credentials.read()
     assert (credentials.context, credentials.material) == before
     lab.server.key.write_bytes(good)

@@ -18,7 +18,7 @@ from scistream.pki.authority import hash_for, init_authority, issue, make_author
 from scistream.pki.describe import describe
 from scistream.pki.revocation import make_crl, revoke
 from scistream.tls import contexts, files, verify
-from scistream.tls.files import CertificateProblem, HeldCertificate, HeldCrl, LoadedCertificates, is_signed_by
+from scistream.tls.files import CertificateError, HeldCertificate, HeldCrl, LoadedCertificates, is_signed_by
 
 HOST = "dtn1.lab.example"
 KINDS: dict[str, Any] = {
@@ -88,7 +88,7 @@ def test_a_link_is_made_with_leaves_of_any_kind_and_the_crl_of_their_authority_i
 def test_a_crl_that_another_key_of_that_kind_has_signed_is_a_problem(tmp_path: Path, kind: str) -> None:
     authority, _ = authority_of(kind)
     forged = written(tmp_path / "crl.pem", crl_of(authority, KINDS[kind]()))
-    with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
+    with pytest.raises(CertificateError, match="the signature is not that authority's"):
         files.read_material(None, None, [written(tmp_path / "ca.pem", authority)], [forged])
 
 
@@ -98,7 +98,7 @@ def test_a_crl_that_is_signed_by_rsa_pss_is_checked(tmp_path: Path) -> None:
     good = written(tmp_path / "good.pem", crl_of(authority, key, rsa_padding=PSS))
     assert len(files.read_material(None, None, [anchor], [good]).crls) == 1
     forged = written(tmp_path / "forged.pem", crl_of(authority, KINDS["RSA"](), rsa_padding=PSS))
-    with pytest.raises(CertificateProblem, match="the signature is not that authority's"):
+    with pytest.raises(CertificateError, match="the signature is not that authority's"):
         files.read_material(None, None, [anchor], [forged])
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_checked_is_neither_right_nor_wrong(tmp_path: Path, monke
     assert len(held.gaps(datetime.now(UTC))) == 1, "and counts as none"
     those = [written(tmp_path / "ca.pem", authority)], [written(tmp_path / "crl.pem", crl_of(authority, key))]
     monkeypatch.setattr(files.x509, "load_pem_x509_crl", lambda _: crl)
-    with pytest.raises(CertificateProblem, match=r"its signature \(ecdsa-with-SHA256\) cannot be checked here"):
+    with pytest.raises(CertificateError, match=r"its signature \(ecdsa-with-SHA256\) cannot be checked here"):
         files.read_material(None, None, *those)
 
 

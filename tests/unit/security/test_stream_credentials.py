@@ -21,7 +21,7 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.stream_certificates import MAX_GATEWAYS, issue_credentials
 from scistream.tls.explain import explain
-from scistream.tls.files import CertificateProblem
+from scistream.tls.files import CertificateError
 from scistream.tls.stream_channels import StreamSecret, server_name, verify_consumer, verify_producer
 
 
@@ -115,7 +115,7 @@ def test_a_dialler_of_another_channel_or_of_no_name_is_refused_at_the_producer(s
     for name in (stream.name(1), None, server_name(str(uuid4()), 0).encode(), stream.name().upper(), b"localhost"):
         ends = join(stream.server, stream.client, name)
         assert ends.done
-        with pytest.raises(CertificateProblem, match="another stream or channel"):
+        with pytest.raises(CertificateError, match="another stream or channel"):
             verify_consumer(ends.server, stream.uid, 0)
     ends = join(stream.server, stream.client, stream.name())
     verify_consumer(ends.server, stream.uid, 0)
@@ -124,7 +124,7 @@ def test_a_dialler_of_another_channel_or_of_no_name_is_refused_at_the_producer(s
 def test_names_of_another_stream_under_the_same_authority_are_refused(stream: Stream) -> None:
     ends = join(stream.server, stream.client, stream.name())
     wrong = str(uuid4())
-    with pytest.raises(CertificateProblem, match=f"should be 0.prod.{wrong}"):
+    with pytest.raises(CertificateError, match=f"should be 0.prod.{wrong}"):
         verify_producer(ends.client, wrong, 0)
     authority = Authority.make()
     uid = stream.uid
@@ -145,7 +145,7 @@ def test_names_of_another_stream_under_the_same_authority_are_refused(stream: St
         if good:
             verify_consumer(ends.server, uid, 0)
         else:
-            with pytest.raises(CertificateProblem, match=f"should be cons.{uid}"):
+            with pytest.raises(CertificateError, match=f"should be cons.{uid}"):
                 verify_consumer(ends.server, uid, 0)
 
 
@@ -184,9 +184,9 @@ def test_a_resumed_session_would_be_refused(stream: Stream) -> None:
     verify_consumer(first.server, stream.uid, 0)
     resumed = join(server, client, stream.name(), session=first.client.get_session())
     assert resumed.done
-    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not proved who it is"):
         verify_consumer(resumed.server, stream.uid, 0)
-    with pytest.raises(CertificateProblem, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not proved who it is"):
         verify_producer(resumed.client, stream.uid, 0)
 
 

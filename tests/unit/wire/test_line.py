@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from message_strategies import EXAMPLES, LONGEST_HOST, UID, fields_of, line, messages, without_lf
 
 from scistream.protocol.codec import MAX_LINE, decode, encode, is_answer
-from scistream.protocol.errors import BadMessage, ErrorCode, StreamError
+from scistream.protocol.errors import BadMessageError, ErrorCode, StreamError
 from scistream.protocol.messages import MAX_CHANNELS, Error, Message, Rel, Resp
 
 KINDS = get_args(Message)
 
 
-def read(bad_line: bytes) -> Message | BadMessage:
+def read(bad_line: bytes) -> Message | BadMessageError:
     """What a line says, or why it says nothing; any other exception is a failure of the test."""
     is_answer(bad_line)
     try:
-        said: Message | BadMessage = decode(bad_line)
-    except BadMessage as bad:
+        said: Message | BadMessageError = decode(bad_line)
+    except BadMessageError as bad:
         said = bad
-    if isinstance(said, BadMessage):
+    if isinstance(said, BadMessageError):
         assert said.msg
         answer = Error(uid=said.uid, seq=said.seq, code=said.code, msg=said.msg)
         assert decode(without_lf(answer)) == answer, "what is wrong can be said in an answer"
@@ -137,7 +137,7 @@ HOSTILE = {
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_line_is_a_message_or_a_bad_message(hostile: bytes) -> None:
     said = read(hostile)
-    assert isinstance(said, BadMessage | Rel)
+    assert isinstance(said, BadMessageError | Rel)
 
 
 # -- what is said about it
@@ -161,7 +161,7 @@ def test_a_hostile_line_is_a_message_or_a_bad_message(hostile: bytes) -> None:
     ],
 )
 def test_a_bad_message_says_what_is_wrong_and_where(bad_line: bytes, complaint: str) -> None:
-    with pytest.raises(BadMessage) as refused:
+    with pytest.raises(BadMessageError) as refused:
         decode(bad_line)
     assert complaint in refused.value.msg
 
@@ -186,7 +186,7 @@ def test_a_bad_message_says_what_is_wrong_and_where(bad_line: bytes, complaint: 
 def test_uid_and_number_of_a_bad_line_are_told_where_they_can_be_read(
     bad_line: bytes, uid: str | None, seq: int | None
 ) -> None:
-    with pytest.raises(BadMessage) as refused:
+    with pytest.raises(BadMessageError) as refused:
         decode(bad_line)
     assert (refused.value.uid, refused.value.seq) == (uid, seq)
 

@@ -12,7 +12,7 @@ from message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, 
 
 from scistream.links.outbox import command_name
 from scistream.protocol.codec import MAX_LINE, decode, encode
-from scistream.protocol.errors import BadMessage
+from scistream.protocol.errors import BadMessageError
 from scistream.protocol.messages import (
     CONS,
     MAX_LIFE,
@@ -32,8 +32,8 @@ from scistream.protocol.messages import (
 KINDS = get_args(Message)
 
 
-def reason(bad_line: bytes) -> BadMessage:
-    with pytest.raises(BadMessage) as refused:
+def reason(bad_line: bytes) -> BadMessageError:
+    with pytest.raises(BadMessageError) as refused:
         decode(bad_line)
     return refused.value
 
