@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from leased_ports import leased
+
+from support.leased_ports import leased
 
 OPEN = Path("/proc/self/fd")
 FEW = 8

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
-from leased_ports import leased
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
@@ -31,6 +30,7 @@ from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.s2ds.relay import relay
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret
+from support.leased_ports import leased
 
 MIB = 1024 * 1024
 PATIENCE = 20.0

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from fork_server import Child, Nursery
-from leased_ports import can_bind, leased
-from requirements import missing
 
 from scistream.demo import die_with_parent
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
+from support.leased_ports import can_bind, leased
+from support.requirements import missing
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from requirements import missing, needs, needs_root
+from support.requirements import missing, needs, needs_root
 
 
 class Disk:

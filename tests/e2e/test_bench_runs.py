@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from requirements import missing
 
 from bench import peers
 from bench.processes import tree
+from support.requirements import missing
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0

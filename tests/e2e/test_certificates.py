@@ -18,7 +18,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from aged_certificates import age
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,6 +30,7 @@ from scistream.pki.authority import Issued, files_of, init_authority, issue
 from scistream.pki.revocation import make_crl, renew, revoke
 from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD
+from support.aged_certificates import age
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, PATIENCE, free_ports, until
-from requirements import needs_root
+
+from support.requirements import needs_root
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from requirements import needs_root, unprivileged
+
+from support.requirements import needs_root, unprivileged
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"

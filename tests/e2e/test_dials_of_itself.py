@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import pytest_twisted
-from leased_ports import leased
 from twisted.internet import reactor
 
 from scistream.protocol.address import Address
 from scistream.s2ds.relay.leg import DialRefusedError
 from scistream.s2ds.relay.plain import dial
 from scistream.s2ds.relay.poller import poller_of
+from support.leased_ports import leased
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

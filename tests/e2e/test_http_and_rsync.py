@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, MIB, World, free_ports, noise
-from requirements import needs
+
+from support.requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from harness import HOST, Streaming, World, free_ports
-from requirements import needs
+
+from support.requirements import needs
 
 
 @pytest.fixture(scope="module")

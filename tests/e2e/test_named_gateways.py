@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, World, accept, address_of, listen, noise, receive, sha256
-from requirements import needs_ipv6
+
+from support.requirements import needs_ipv6
 
 
 @pytest.mark.parametrize("bound", [HOST, "::1"])

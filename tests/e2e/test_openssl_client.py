@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from harness import CONTROLLER, World, address_of, listen
 from manual_stream import PROD, HandMade, nobody_waits
-from requirements import needs
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
 from scistream.tls.stream_channels import server_name
+from support.requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

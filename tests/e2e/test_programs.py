@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 from harness import HOST, PATIENCE, Requested, World, free_ports, until
-from requirements import needs
 
 from scistream.protocol.messages import CONS, PROD
+from support.requirements import needs
 
 pytestmark = pytest.mark.usefixtures("linux")
 

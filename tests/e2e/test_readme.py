@@ -13,9 +13,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from requirements import missing, needs
-
 import scistream
+from support.requirements import missing, needs
 
 ROOT = Path(scistream.__file__).parents[1]
 README = ROOT / "README.rst"

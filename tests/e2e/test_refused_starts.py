@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from leased_ports import leased
 
 from scistream.pki.authority import init_authority, issue, pem_of
+from support.leased_ports import leased
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 PATIENCE = 30.0

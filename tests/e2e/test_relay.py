@@ -33,9 +33,7 @@ from gateways import (
     sleep,
     until,
 )
-from leased_ports import leased
 from OpenSSL import SSL
-from requirements import needs_ipv6
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
@@ -46,6 +44,8 @@ from scistream.s2ds.relay import pump
 from scistream.s2ds.relay.tls import RECORD
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import server_name
+from support.leased_ports import leased
+from support.requirements import needs_ipv6
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

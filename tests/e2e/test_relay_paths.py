@@ -38,13 +38,13 @@ from gateways import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from requirements import needs_root
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 from scistream import timing
 from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.relay import pump
+from support.requirements import needs_root
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

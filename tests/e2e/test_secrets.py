@@ -16,11 +16,11 @@ from uuid import uuid4
 
 import pytest
 from harness import HOST, World, address_of, elements_of, free_ports, listen, until
-from requirements import needs
 
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.requirements import needs
 
 BESIDE = Path(sys.executable).parent
 UNPRIVILEGED = """

@@ -27,7 +27,8 @@ from harness import (
     together,
     until,
 )
-from requirements import needs_ipv6
+
+from support.requirements import needs_ipv6
 
 DATA = noise(2 * MIB + 1)
 

@@ -56,10 +56,10 @@ from fault_matrix import (
 from flaky_proxy import Cutter
 from harness import Daemon, Facility, Program, Requested, World, assert_same, until
 from lanes import Lanes, beside, lanes_of
-from requirements import needs
 from test_refusals import RawLink, ada
 
 from scistream.protocol.messages import CONS, PROD, Role
+from support.requirements import needs
 
 AGAIN = 20
 """How often each cell of the matrix is tried at random instants."""

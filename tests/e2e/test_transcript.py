@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protocol_page import PAGE
 from record_transcript import from_page, normalised, record
+
+from support.protocol_page import PAGE
 
 
 def test_the_programs_still_say_what_the_page_has(linux: None, tmp_path: Path) -> None:

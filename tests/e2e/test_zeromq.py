@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from harness import HOST, PATIENCE, World, noise
-from requirements import needs_module
+
+from support.requirements import needs_module
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

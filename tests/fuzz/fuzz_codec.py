@@ -1,11 +1,11 @@
 """The codec: a line is a message, which its own line says again, or a bad message that can be answered."""
 
 from fuzzing import fuzz
-from message_strategies import EXAMPLES, line
 
 from scistream.protocol.codec import decode, encode, is_answer
 from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.messages import Error
+from support.message_strategies import EXAMPLES, line
 
 
 def one_input(data: bytes) -> None:

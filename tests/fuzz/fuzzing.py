@@ -16,7 +16,7 @@ from pathlib import Path
 import atheris
 
 _TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(_TESTS / "unit"), str(_TESTS / "unit" / "wire")]
+sys.path[:0] = [str(_TESTS), str(_TESTS / "unit")]
 logging.disable()  # `cryptography` and others may talk
 
 with atheris.instrument_imports(include=["scistream"]):

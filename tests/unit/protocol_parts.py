@@ -9,13 +9,13 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from protocol_page import PAGE, replaced
 from state_tables import tables_of
 
 import scistream.app.machine
 import scistream.s2cs.machine
 import scistream.s2ds.machine
 import scistream.s2uc.machine
+from support.protocol_page import PAGE, replaced
 
 MACHINES: dict[str, tuple[str | None, int]] = {
     "S2CS": (scistream.s2cs.machine.__doc__, 0),

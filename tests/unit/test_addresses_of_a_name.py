@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from memory_network import HOST
-from requirements import needs_ipv6
 from test_whole_protocol import World
 
 from scistream.app.controller import Controller, Nobody
@@ -20,6 +19,7 @@ from scistream.protocol.join_string import Join
 from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
 from scistream.s2cs.record import Record, update_for_gateway
 from scistream.s2uc.client import Stream
+from support.requirements import needs_ipv6
 
 UID = "00000000-0000-4000-8000-000000000000"
 V4, V6, OUTSIDE = Address(HOST, 7000), Address("::1", 7000), Address("203.0.113.7", 7000)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from requirements import missing
 from rich.console import Console
 
 from bench import load, peers, processes, report
@@ -25,6 +24,7 @@ from bench.peers import FAR_NAME, Certificates, Endpoints, Program
 from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_met, paired
 from bench.workloads import FULL, QUICK, Comparison, all_works
 from scistream.pki.authority import init_authority, issue
+from support.requirements import missing
 
 PROMISED = {"work", "peer", "ours", "theirs", "ratio", "reach", "met", "runs"}
 

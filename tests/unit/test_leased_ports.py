@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import leased_ports
 import pytest
-from leased_ports import PortLease, can_bind
+
+from support import leased_ports
+from support.leased_ports import PortLease, can_bind
 
 TAKE = """
 import sys
-from leased_ports import PortLease
+from support.leased_ports import PortLease
 lease = PortLease()
 print(*[lease.take() for _ in range(400)], lease.take(120), flush=True)
 sys.stdin.read()
@@ -18,7 +19,7 @@ sys.stdin.read()
 
 
 def test_processes_that_run_at_once_get_different_ports() -> None:
-    folder = Path(leased_ports.__file__).parent
+    folder = Path(leased_ports.__file__).parents[1]
     runs = [
         subprocess.Popen([sys.executable, "-c", TAKE], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(3)

@@ -50,7 +50,7 @@ ALLOWED = {
     ("tests/unit/s2ds/test_board.py", "shared.tokens(slot, 1).get()"): "a value in shared memory",
     ("tests/unit/s2ds/test_capacity.py", "bucket.wait()"): "tells how long to wait, and does not",
     ("tests/unit/s2ds/test_watchdog.py", "os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)"): "it was sent SIGSTOP",
-    ("tests/unit/security/test_control_tls.py", "os.waitpid(service, 0)"): "that process reads a file and ends",
+    ("tests/unit/tls/test_control_tls.py", "os.waitpid(service, 0)"): "that process reads a file and ends",
     ("tests/unit/test_standard_streams.py", "os.waitpid(child, 0)"): "both its outputs have ended",
 }
 """What only looks like such a wait, or ends by itself: where, which call, and why."""

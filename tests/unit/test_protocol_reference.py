@@ -14,20 +14,6 @@ from docutils import nodes
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
-from protocol_page import (
-    IN_LISTS,
-    NAMED,
-    PAGE,
-    ROOT,
-    doctree,
-    in_words,
-    left_out,
-    section_named,
-    sections,
-    spelled_out,
-    table_of,
-    tables_in,
-)
 from protocol_parts import up_to_date
 
 from scistream import timing
@@ -47,6 +33,20 @@ from scistream.s2ds.relay.tls import EMPTY_A_SECOND, EMPTY_BURST
 from scistream.s2uc.stream_certificates import AFTERLIFE, MAX_GATEWAYS, issue_credentials
 from scistream.tls.contexts import ALPN
 from scistream.tls.stream_channels import CIPHERS, StreamSecret, consumer_name, producer_name, server_name
+from support.protocol_page import (
+    IN_LISTS,
+    NAMED,
+    PAGE,
+    ROOT,
+    doctree,
+    in_words,
+    left_out,
+    section_named,
+    sections,
+    spelled_out,
+    table_of,
+    tables_in,
+)
 
 FIELDS = ("Field", "Type", "If left out", "Meaning")
 TAGS: dict[str, Any] = {kind.__struct_config__.tag: kind for kind in get_args(messages.Message)}

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from requirements import needs
+
+from support.requirements import needs
 
 UNITS = sorted((Path(__file__).parents[2] / "conf" / "systemd").glob("*.service"))
 EVERY_UNIT = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

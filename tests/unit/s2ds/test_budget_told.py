@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leased_ports import leased
 from log_lines import logged
 from twisted.internet import reactor
 
 from scistream.s2ds.elements import pool
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import GatewayLimits, S2DSConfig
+from support.leased_ports import leased
 
 BY_MEMORY = "that wait for programs to read them, by the memory of this machine and net.ipv4.tcp_mem"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from leased_ports import leased
 from log_lines import logged
 from planted_faults import PlantedError, break_method, logged_faults
 from twisted.internet.address import IPv4Address
@@ -27,6 +26,7 @@ from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.shared_settings import networks
+from support.leased_ports import leased
 
 UID = "12345678-1234-4234-8234-123456789abc"
 FIRST = leased.take(4)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from leased_ports import leased
 from twisted.internet import reactor as running
 
 from scistream.protocol.address import Address
 from scistream.s2ds.probe.diagnose import diagnose_connection
+from support.leased_ports import leased
 
 reactor: Any = running
 

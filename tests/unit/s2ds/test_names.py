@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from leased_ports import leased
 from log_lines import logged
 from twisted.internet import reactor as running
 from twisted.internet.defer import Deferred, gatherResults
@@ -22,6 +21,7 @@ from scistream.protocol.address import Address
 from scistream.s2ds.elements.element import ElementSettings, _may_dial
 from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
+from support.leased_ports import leased
 
 PATIENCE = 30.0
 reactor: Any = running

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leased_ports import leased
-from requirements import needs_ipv6
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
 from scistream.protocol.errors import StreamError
 from scistream.s2ds import ports as ports_module
 from scistream.s2ds.ports import ChannelListener, ListenPorts, shared_with_connections
+from support.leased_ports import leased
+from support.requirements import needs_ipv6
 
 FIRST = leased.take(8)
 LAST = FIRST + 7

@@ -12,13 +12,13 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
-from memory_tls import CLIENT, SERVER, common_name, join, written
 
 from scistream.pki.authority import hash_for, init_authority, issue, make_authority, make_leaf
 from scistream.pki.describe import describe
 from scistream.pki.revocation import make_crl, revoke
 from scistream.tls import contexts, files, verify
 from scistream.tls.files import CertificateError, HeldCertificate, HeldCrl, LoadedCertificates, is_signed_by
+from support.memory_tls import CLIENT, SERVER, common_name, join, written
 
 HOST = "dtn1.lab.example"
 KINDS: dict[str, Any] = {

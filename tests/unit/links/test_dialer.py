@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from link_in_memory import Wire
-from message_strategies import UID, line
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
@@ -20,6 +19,7 @@ from scistream.links.outbox import UNSENT
 from scistream.protocol.codec import decode
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
+from support.message_strategies import UID, line
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
 DELAYS = [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]

@@ -13,8 +13,6 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
-from memory_tls import CLIENT, Authority, Joined, a_root, an_intermediate, common_name, join, store, written
-from requirements import needs
 
 from scistream.cli import main
 from scistream.pki.authority import fingerprint, init_authority, issue
@@ -22,6 +20,8 @@ from scistream.pki.register import key_digest, read_register
 from scistream.tls.contexts import client_context, server_context
 from scistream.tls.explain import explain
 from scistream.tls.verify import verify_client
+from support.memory_tls import CLIENT, Authority, Joined, a_root, an_intermediate, common_name, join, store, written
+from support.requirements import needs
 
 ADA = "ada@lab.example"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from memory_tls import CLIENT, Authority, Joined, a_crl, a_root, an_intermediate, join, store, written
 from OpenSSL import SSL
 
 from scistream.pki.authority import Issued, init_authority, issue
@@ -15,6 +14,7 @@ from scistream.pki.revocation import make_crl, revoke
 from scistream.tls import contexts, explain, verify
 from scistream.tls.files import CertificateError, CertificateFiles, LoadedCertificates, read_material
 from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
+from support.memory_tls import CLIENT, Authority, Joined, a_crl, a_root, an_intermediate, join, store, written
 
 HOST = "s2cs.example.org"
 

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from message_strategies import EXAMPLES, UID, line
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -15,6 +14,7 @@ from scistream.links.outbox import UNSENT, Outbox, still_working
 from scistream.protocol.codec import decode
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Command, Error, Rel, Req, Resp, Status
+from support.message_strategies import EXAMPLES, UID, line
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
 REQ = Req(uid=UID, role=PROD, seq=UNSENT, num_conn=1, rate=1.0, app_key_hash="0" * 64)

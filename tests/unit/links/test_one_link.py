@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from link_in_memory import Owner, Peer, SlowWire
-from message_strategies import UID, line, messages, without_lf
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 
@@ -21,6 +20,7 @@ from scistream.links.link import MAX_BAD_LINES, Link
 from scistream.protocol.codec import MAX_FIRST_LINE, MAX_LINE, decode
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
+from support.message_strategies import UID, line, messages, without_lf
 
 REL = line("REL")
 STATUS = Status(uid=None, role=None, seq=1)

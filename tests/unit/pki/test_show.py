@@ -8,18 +8,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from aged_certificates import age
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from memory_tls import CLIENT, Authority, a_crl, store, written
-from memory_tls import join as joined
 
 from scistream.cli import main
 from scistream.pki.authority import fingerprint, init_authority, issue
 from scistream.pki.revocation import revoke
 from scistream.tls import contexts, verify
+from support.aged_certificates import age
+from support.memory_tls import CLIENT, Authority, a_crl, store, written
+from support.memory_tls import join as joined
 
 
 @pytest.fixture

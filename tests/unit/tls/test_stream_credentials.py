@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from memory_tls import CLIENT, Authority, Joined, common_name, join, say
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
@@ -23,6 +22,7 @@ from scistream.s2uc.stream_certificates import MAX_GATEWAYS, issue_credentials
 from scistream.tls.explain import explain
 from scistream.tls.files import CertificateError
 from scistream.tls.stream_channels import StreamSecret, server_name, verify_consumer, verify_producer
+from support.memory_tls import CLIENT, Authority, Joined, common_name, join, say
 
 
 @dataclass

@@ -7,9 +7,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from message_strategies import LONGEST_HOST, addresses, networks
 
 from scistream.protocol.address import Address, inside, parse_network
+from support.message_strategies import LONGEST_HOST, addresses, networks
 
 
 @given(text=addresses)

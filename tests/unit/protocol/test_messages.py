@@ -8,7 +8,6 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, messages, without_lf
 
 from scistream.links.outbox import command_name
 from scistream.protocol.codec import MAX_LINE, decode, encode
@@ -28,6 +27,7 @@ from scistream.protocol.messages import (
     ReqListeners,
     Status,
 )
+from support.message_strategies import BIG, EXAMPLES, STRATEGIES, UID, fields_of, line, messages, without_lf
 
 KINDS = get_args(Message)
 

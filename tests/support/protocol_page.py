@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from scistream.protocol import messages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "protocol.rst"
 
 NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\.? ")

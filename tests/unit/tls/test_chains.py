@@ -9,7 +9,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_tls import CLIENT, SERVER, a_root, an_intermediate, join, store, written
 
 from scistream.tls import contexts, verify
 from scistream.tls.files import CertificateError, CertificateFiles, path_upwards
@@ -19,6 +18,7 @@ from scistream.tls.reloadable import (
     controller_credentials,
     server_credentials,
 )
+from support.memory_tls import CLIENT, SERVER, a_root, an_intermediate, join, store, written
 
 HOST = "dtn1.lab.example"
 

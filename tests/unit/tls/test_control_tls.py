@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from memory_tls import CLIENT, Authority, Joined, join, say, self_signed_leaf, store
 from OpenSSL import SSL
 from twisted.internet import error
 from twisted.internet.defer import succeed
@@ -31,6 +30,7 @@ from scistream.pki.authority import fingerprint, init_authority, issue
 from scistream.tls import contexts, endpoints, explain, files, verify
 from scistream.tls.files import CertificateError
 from scistream.tls.verify import Identity
+from support.memory_tls import CLIENT, Authority, Joined, join, say, self_signed_leaf, store
 
 HOST = "s2cs.example.org"
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from memory_tls import ca_without_crl_sign
-from requirements import needs
 
 from scistream.cli import main
 from scistream.pki.authority import init_authority, issue
 from scistream.pki.enrolment import make_request, read_request, sign_request
 from scistream.pki.register import FILE, PkiError, read_register
 from scistream.pki.revocation import make_crl, renew, revoke
+from support.memory_tls import ca_without_crl_sign
+from support.requirements import needs
 
 
 @pytest.fixture

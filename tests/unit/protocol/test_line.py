@@ -8,11 +8,11 @@ from typing import Any, get_args
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from message_strategies import EXAMPLES, LONGEST_HOST, UID, fields_of, line, messages, without_lf
 
 from scistream.protocol.codec import MAX_LINE, decode, encode, is_answer
 from scistream.protocol.errors import BadMessageError, ErrorCode, StreamError
 from scistream.protocol.messages import MAX_CHANNELS, Error, Message, Rel, Resp
+from support.message_strategies import EXAMPLES, LONGEST_HOST, UID, fields_of, line, messages, without_lf
 
 KINDS = get_args(Message)
 

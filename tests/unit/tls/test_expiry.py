@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aged_certificates import age
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -19,6 +18,7 @@ from scistream.pki.revocation import make_crl, renew
 from scistream.tls.expiry import WARN_AHEAD, Expiry, ExpiryWatch, expiring_soon
 from scistream.tls.files import CertificateFiles
 from scistream.tls.reloadable import server_credentials
+from support.aged_certificates import age
 
 DAY = 86400.0
 
