@@ -9,9 +9,10 @@ import threading
 from contextlib import suppress
 from types import TracebackType
 
-from harness import HOST, MIB, PATIENCE, address_of, noise, until
+from harness import HOST, MIB, address_of, noise
 
 from scistream.protocol.address import Address
+from support.waiting import PATIENCE, until
 
 _PERIOD = MIB - 3
 _PART = 64 * 1024

@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
@@ -31,6 +30,7 @@ from scistream.s2ds.relay import relay
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret
 from support.leased_ports import leased
+from support.waiting import until_in_reactor
 
 MIB = 1024 * 1024
 PATIENCE = 20.0
@@ -104,14 +104,6 @@ def sleep(seconds: float) -> Deferred[None]:
     return deferLater(reactor, seconds, lambda: None)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the reactor run until it is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
-        await sleep(0.005)
-
-
 def fill(sock: socket.socket, stop: threading.Event) -> int:
     """Write as long as anything goes in within a while; how much did."""
     sock.settimeout(0.5)
@@ -161,6 +153,9 @@ class Side:
 
     def figures(self, channel: int = 0) -> ChannelFigures:
         return self.elements.figures(self.uid, self.role)[channel]
+
+    def __str__(self) -> str:
+        return f"{self.elements.figures(self.uid, self.role)}, resets: {self.reasons}"
 
     def close(self) -> Deferred[None]:
         for listener in self.listeners:
@@ -229,7 +224,11 @@ class Stream:
 
     async def ready(self) -> None:
         """Wait until all elements take connections."""
-        await until(lambda: self.prod.is_ready() and self.cons.is_ready())
+        await self.until(lambda: self.prod.is_ready() and self.cons.is_ready())
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until something is so that the gateways do; if it never is, fail with what they have counted."""
+        await until_in_reactor(reactor, condition, lambda: f"producer's gateway: {self.prod}\nconsumer's: {self.cons}")
 
     def nobody_came(self) -> bool:
         """Whether ProdApp was not dialled."""

@@ -20,7 +20,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -36,30 +35,15 @@ from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
 from support.leased_ports import can_bind, leased
 from support.requirements import missing
+from support.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
-PATIENCE = 30.0
-"""Seconds after which something that should have happened has not."""
-
 CONTROLLER = "s2cs-controller"
 MIB = 1024 * 1024
 _GRACE = 10.0
-_LOOK_AGAIN = 0.02
 _BESIDE = Path(sys.executable).parent
 _TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__]
 _LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
-
-
-# Waiting
-
-
-def until(condition: Callable[[], Any], what: Callable[[], object], seconds: float = PATIENCE) -> Any:
-    """Look again and again until it is so, and give what `condition` gave; fail with `what()` if it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what()
-        time.sleep(_LOOK_AGAIN)
-    return found
 
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:

@@ -24,10 +24,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import HOST, Daemon, Program, accept, address_of, connect, free_ports, listen, receive, until
+from harness import HOST, Daemon, Program, accept, address_of, connect, free_ports, listen, receive
 
 from scistream.protocol.address import Address
 from support.protocol_page import PAGE, replaced
+from support.waiting import until
 
 UID = "7f3d2b0e-9c41-4d6a-8a55-0b6f1c2d3e4f"
 RATE = 100

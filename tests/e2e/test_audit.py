@@ -28,7 +28,6 @@ from harness import (
     noise,
     receive,
     receive_exactly,
-    until,
 )
 from small_disk import small_disk
 from test_refusals import RawLink, a_request, ada, everything, reserved, to_s2cs
@@ -39,6 +38,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import KINDS, read_line
 from scistream.s2cs.audit.sinks import JOURNAL
+from support.waiting import until
 
 KIB = 1024
 POLL = 40.0

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from bench import peers
 from bench.processes import tree
 from support.requirements import missing
+from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0
@@ -47,16 +47,13 @@ class Run:
 
     def until_processes(self, count: int) -> set[int]:
         """Wait until it has started so many."""
-        wait_for(lambda: len(self.descendants()) >= count or self.process.poll() is not None)
+        until(
+            lambda: len(self.descendants()) >= count or self.process.poll() is not None,
+            lambda: f"of {count} processes there are {self.descendants()}",
+            DEADLINE,
+        )
         assert self.process.poll() is None, self.end()
         return self.descendants()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def lives(pid: int) -> bool:
@@ -140,4 +137,4 @@ def test_no_process_outlives_a_run_that_is_killed(run: Callable[..., Run]) -> No
     started = one.until_processes(5)
     one.process.kill()
     one.end()
-    wait_for(lambda: not any(lives(pid) for pid in started))
+    until(lambda: not any(lives(pid) for pid in started), lambda: f"of {started} some still run", DEADLINE)

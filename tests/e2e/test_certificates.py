@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from duplex_traffic import Exchange
-from harness import CONTROLLER, HOST, Daemon, Facility, World, _toml, until
+from harness import CONTROLLER, HOST, Daemon, Facility, World, _toml
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
 
@@ -31,6 +31,7 @@ from scistream.pki.revocation import make_crl, renew, revoke
 from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD
 from support.aged_certificates import age
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import HOST, PATIENCE, free_ports, until
+from harness import HOST, free_ports
 
 from support.requirements import needs_root
+from support.waiting import PATIENCE, until
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.requirements import needs_root, unprivileged
+from support.waiting import until
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"
@@ -78,11 +78,11 @@ class Run:
         self.wait_for(lambda: self.find(CONSUMER))
 
     def wait_for(self, what: Callable[[], object], seconds: float = DEADLINE) -> None:
-        limit = time.monotonic() + seconds
-        while not what():
-            assert time.monotonic() < limit, self.descendants()
+        def is_so() -> object:
             assert self.process.poll() is None, self.process.communicate(timeout=DEADLINE)
-            time.sleep(0.02)
+            return what()
+
+        until(is_so, self.descendants, seconds)
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=DEADLINE)
@@ -182,10 +182,7 @@ def test_even_if_it_is_killed_nothing_goes_on_and_nothing_is_in_the_list_of_the_
     one.wait_until_streaming()
     one.process.kill()
     one.process.wait(DEADLINE)
-    limit = time.monotonic() + 20
-    while one.descendants():
-        assert time.monotonic() < limit, one.descendants()
-        time.sleep(0.05)
+    until(lambda: not one.descendants(), one.descendants, 20)
     assert not (tmp_path / "state").exists()
 
 

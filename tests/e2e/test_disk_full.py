@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import World, address_of, assert_same, listen, until
+from harness import World, address_of, assert_same, listen
 from small_disk import Disk, small_disk
+
+from support.waiting import until
 
 CANNOT = "the store of this S2CS cannot be written"
 WRITES_AGAIN = 30.0

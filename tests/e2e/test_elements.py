@@ -29,11 +29,11 @@ from harness import (
     receive_exactly,
     sha256,
     together,
-    until,
 )
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import ChannelFigures
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

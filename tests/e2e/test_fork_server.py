@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 from fork_server import Child
-from harness import PATIENCE
+
+from support.waiting import PATIENCE
 
 THREADS = 4
 ROUNDS = 300

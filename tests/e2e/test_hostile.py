@@ -33,7 +33,6 @@ from attackers import (
 )
 from harness import (
     MIB,
-    PATIENCE,
     Daemon,
     World,
     accept,
@@ -44,13 +43,13 @@ from harness import (
     open_descriptors,
     receive_exactly,
     together,
-    until,
 )
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, hash_app_key, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.waiting import PATIENCE, until
 
 LIMIT = 10.0
 """Seconds for a handshake, and for the first line."""

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 from attackers import HostileLink, attempted, closed, connection, half_open, is_shut_out
-from harness import HOST, World, until
+from harness import HOST, World
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
 from support.requirements import needs_ipv6
+from support.waiting import until
 
 MOST_LINKS, MOST_FAILURES = 6, 3
 SIX = "::1"

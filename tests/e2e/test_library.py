@@ -10,7 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from harness import Program, World, address_of, connect, listen, receive_exactly, until
+from harness import Program, World, address_of, connect, listen, receive_exactly
+
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

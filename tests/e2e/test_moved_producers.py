@@ -6,9 +6,10 @@ import json
 import socket
 from functools import partial
 
-from harness import MIB, World, accept, address_of, listeners, noise, receive, receive_exactly, sha256, together, until
+from harness import MIB, World, accept, address_of, listeners, noise, receive, receive_exactly, sha256, together
 
 from scistream.protocol.messages import CONS, PROD
+from support.waiting import until
 
 
 def send(sock: socket.socket, data: bytes) -> None:

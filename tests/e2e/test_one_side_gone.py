@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from harness import World, address_of, listen, until
+from harness import World, address_of, listen
 
 from scistream.protocol.messages import CONS, PROD
+from support.waiting import until
 
 
 def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(

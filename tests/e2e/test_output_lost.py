@@ -13,9 +13,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import PATIENCE, World, address_of, listen, until
+from harness import World, address_of, listen
 
 from scistream.protocol.messages import CONS, PROD
+from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

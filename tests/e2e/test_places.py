@@ -14,7 +14,6 @@ from hashlib import sha256
 
 from attackers import client_hello
 from harness import (
-    PATIENCE,
     Gateway,
     Streaming,
     World,
@@ -27,12 +26,12 @@ from harness import (
     receive,
     receive_exactly,
     together,
-    until,
 )
 from test_stalled import opened
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD
+from support.waiting import PATIENCE, until
 
 PLACES = 40
 LIMITED = {"gateway": {"limits": {"connections": PLACES}}}

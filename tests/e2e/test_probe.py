@@ -9,7 +9,9 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from harness import HOST, World, assert_same, connect, free_ports, until
+from harness import HOST, World, assert_same, connect, free_ports
+
+from support.waiting import until
 
 
 def probe(world: World, *options: str, status: int, prod: str = "", cons: str = "") -> list[str]:

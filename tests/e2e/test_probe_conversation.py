@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -21,6 +20,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import ProbeResult
 from scistream.s2ds.probe.measure import Probe, tcp_pair
 from scistream.s2ds.probe.responder import Responder
+from support.waiting import until_in_reactor
 
 reactor: Any = installed
 MIB = 1024 * 1024
@@ -109,7 +109,7 @@ class Bench:
 
     async def result(self) -> ProbeResult:
         self.probe.start()
-        await until(lambda: self.probe.result.state != "running")
+        await until_in_reactor(reactor, lambda: self.probe.result.state != "running", lambda: "the probe still runs")
         return self.probe.result
 
     def stop(self) -> None:
@@ -117,13 +117,6 @@ class Bench:
         self.responder.stop()
         for pipe in self.pipes:
             pipe.cut()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
-        await deferLater(reactor, 0.005)
 
 
 def held() -> tuple[int, int]:
@@ -250,7 +243,7 @@ async def test_a_probe_that_is_stopped_in_the_middle_leaves_nothing() -> None:
         one.stop()
         one.probe.stop()
         assert one.probe.result.state == "running"
-        await until(lambda: held() == before)
+        await until_in_reactor(reactor, lambda: held() == before, lambda: f"held before: {before}, now: {held()}")
 
 
 def test_a_pair_of_sockets_is_joined() -> None:

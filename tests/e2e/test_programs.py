@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import HOST, PATIENCE, Requested, World, free_ports, until
+from harness import HOST, Requested, World, free_ports
 
 from scistream.protocol.messages import CONS, PROD
 from support.requirements import needs
+from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("linux")
 

@@ -32,7 +32,6 @@ from harness import (
     receive_exactly,
     refused_request,
     together,
-    until,
 )
 from OpenSSL import SSL
 from raw_peers import RawLink, dial_wan
@@ -43,6 +42,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret, server_name
+from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

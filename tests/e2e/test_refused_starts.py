@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from cryptography import x509
 
 from scistream.pki.authority import init_authority, issue, pem_of
 from support.leased_ports import leased
+from support.waiting import PATIENCE, until
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
-PATIENCE = 30.0
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
@@ -132,13 +131,8 @@ def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
 
 def starts(folder: Path, kind: str, settings: dict[str, str]) -> None:
     """The control of a refusal: with these settings it serves."""
-    port = int(settings["listen"].strip('"').rpartition(":")[2])
     with started(folder, kind, "--config", str(write(folder, kind, settings))) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not serves(port):
-            assert process.poll() is None, f"it has ended with status {process.returncode}"
-            assert time.monotonic() < deadline, f"it did not serve port {port} in {PATIENCE} s"
-            time.sleep(0.05)
+        wait_until_it_serves(process, settings)
 
 
 def accepts(port: int) -> bool:
@@ -165,11 +159,12 @@ def serves(port: int) -> bool:
 
 def wait_until_it_serves(process: subprocess.Popen[str], settings: dict[str, str]) -> None:
     port = int(settings["listen"].strip('"').rpartition(":")[2])
-    deadline = time.monotonic() + PATIENCE
-    while not serves(port):
-        assert process.poll() is None
-        assert time.monotonic() < deadline, f"nothing serves at port {port} within {PATIENCE} s"
-        time.sleep(0.05)
+
+    def does() -> bool:
+        assert process.poll() is None, f"it has ended with status {process.returncode}"
+        return serves(port)
+
+    until(does, lambda: f"nothing serves at port {port}", PATIENCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -365,11 +360,12 @@ def test_a_daemon_that_runs_as_root_says_so(tmp_path: Path, pki: Path, kind: str
     command = [TWISTD, "-n", "--pidfile=", f"--logfile={log}", kind, "--config", str(file)]
     with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + PATIENCE
-            while not log.exists() or " listens on " not in log.read_text():
-                assert process.poll() is None
-                assert time.monotonic() < deadline, f"its log does not say that it listens, in {PATIENCE} s"
-                time.sleep(0.05)
+
+            def listens() -> bool:
+                return log.exists() and " listens on " in log.read_text()
+
+            until(lambda: listens() or process.poll() is not None, lambda: "its log does not say that it listens")
+            assert listens(), f"it has ended with status {process.poll()}"
         finally:
             process.kill()
     assert ("this daemon runs as root" in log.read_text()) == (os.geteuid() == 0)

@@ -31,7 +31,6 @@ from gateways import (
     reset,
     send,
     sleep,
-    until,
 )
 from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
@@ -68,7 +67,7 @@ async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
     )
     assert got_up == (64 * MIB, sent_up)
     assert got_down == (64 * MIB, sent_down)
-    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
     for side in (stream.prod, stream.cons):
         figures = side.figures()
         assert (figures.bytes_to_producer, figures.bytes_to_consumer) == (64 * MIB, 64 * MIB)
@@ -107,7 +106,7 @@ async def test_either_side_may_end_its_direction_first_and_goes_on_listening(mak
 
     sent, got = await both(answer, lambda: receive(early))
     assert got == (10 * MIB, sent)
-    await until(lambda: not stream.prod.figures().connections and not stream.cons.figures().connections)
+    await stream.until(lambda: not stream.prod.figures().connections and not stream.cons.figures().connections)
     assert stream.prod.figures().reset == stream.cons.figures().reset == 0
 
 
@@ -163,7 +162,7 @@ async def test_a_producer_that_resets_resets_the_consumer(make: Make) -> None:
 
     _, end = await both(fail, lambda: how_it_ends(consumer))
     assert end == "reset"
-    await until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
+    await stream.until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
     assert stream.cons.figures().connections == 0
 
 
@@ -190,7 +189,7 @@ async def test_a_reset_is_noticed_while_the_other_side_reads_nothing(make: Make)
             consumer.send(NOISE)
             await sleep(0.01)
     reset(consumer)
-    await until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
+    await stream.until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
     assert await deferToThread(how_it_ends, producer) == "reset"
 
 
@@ -201,12 +200,12 @@ async def test_closing_a_stream_resets_both_sides_and_nothing_crosses_any_more(m
     consumer, producer = await stream.pair()
     pushed, end = deferToThread(push, producer), deferToThread(how_it_ends, consumer)
     side, other = (stream.prod, stream.cons) if role == PROD else (stream.cons, stream.prod)
-    await until(lambda: side.figures().bytes_to_consumer > MIB)
+    await stream.until(lambda: side.figures().bytes_to_consumer > MIB)
     (last,) = await side.elements.close(stream.uid, role)
     assert last.bytes_to_consumer > MIB
     assert (last.connections, last.accepted, last.reset) == (0, 1, 1)
     assert side.elements.figures(stream.uid, role) == []
-    await until(lambda: other.figures().reset == 1)
+    await stream.until(lambda: other.figures().reset == 1)
     stopped = other.figures()
     assert await pushed == "reset"
     assert await end == "reset"
@@ -229,7 +228,7 @@ async def test_a_producer_that_does_not_listen_resets_the_consumer(make: Make) -
     stream = make(dial_timeout=0.5)
     stream.app.close()
     assert await deferToThread(stream.attempt) == "reset"
-    await until(lambda: stream.prod.figures().reset == stream.cons.figures().reset == 1)
+    await stream.until(lambda: stream.prod.figures().reset == stream.cons.figures().reset == 1)
 
 
 @pytest_twisted.ensureDeferred
@@ -246,9 +245,9 @@ async def test_a_consumer_that_gives_up_while_the_gateways_meet_leaves_nothing(m
     with socket.create_server(("127.0.0.1", 0)) as silent:
         stream.cons.arm(stream.bundles[CONS], [Address(*silent.getsockname())])
         consumer = await deferToThread(stream.connect)
-        await until(lambda: stream.cons.figures().connections == 1)
+        await stream.until(lambda: stream.cons.figures().connections == 1)
         reset(consumer)
-        await until(lambda: stream.cons.figures().connections == 0)
+        await stream.until(lambda: stream.cons.figures().connections == 0)
         assert stream.cons.figures().reset == 1
 
 
@@ -304,7 +303,7 @@ async def test_a_gateway_that_is_killed_resets_both_applications(make: Make) -> 
             consumer, producer = await stream.pair()
             pushed = deferToThread(push, producer)
             ends = deferToThread(how_it_ends, consumer)
-            await until(lambda: stream.cons.figures().bytes_to_consumer > 8 * MIB)
+            await stream.until(lambda: stream.cons.figures().bytes_to_consumer > 8 * MIB)
         finally:
             os.kill(gateway.pid, signal.SIGKILL)
     assert await ends == "reset"
@@ -347,7 +346,7 @@ async def test_only_the_consumer_of_this_channel_reaches_the_producer(make: Make
             producer = await deferToThread(stream.accept)
             assert await deferToThread(receive_exactly, producer, 9) == b"let me in"
             return
-        await until(lambda: stream.prod.figures().reset == 1)
+        await stream.until(lambda: stream.prod.figures().reset == 1)
         assert await deferToThread(stream.nobody_came)
         assert stream.prod.figures().bytes_to_producer == 0
 
@@ -364,7 +363,7 @@ async def test_a_stranger_without_tls_is_sent_away(make: Make, greeting: bytes) 
 
     assert await deferToThread(call) == "reset"
     assert await deferToThread(stream.nobody_came)
-    await until(lambda: stream.prod.figures().reset == 1)
+    await stream.until(lambda: stream.prod.figures().reset == 1)
 
 
 @pytest_twisted.ensureDeferred
@@ -489,10 +488,10 @@ async def test_a_thousand_connections_leave_nothing_behind(make: Make) -> None:
 
     serving = deferToThread(serve)
     await deferToThread(converse, 4)
-    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
     descriptors, readers = len(os.listdir("/proc/self/fd")), len(_readers())
     await both(*[lambda: converse(250)] * 4)
-    await until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
     assert stream.cons.figures().accepted == 1004
     assert stream.cons.figures().reset == 249
     stream.app.shutdown(socket.SHUT_RDWR)

@@ -34,7 +34,6 @@ from gateways import (
     send,
     sleep,
     streams,
-    until,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,7 +76,7 @@ async def exchange(stream: Stream, count: int = BIG, connections: int = 1) -> No
 
 async def gone(stream: Stream) -> None:
     """Wait until no gateway has a connection."""
-    await until(lambda: not any(side.figures().connections for side in (stream.prod, stream.cons)))
+    await stream.until(lambda: not any(side.figures().connections for side in (stream.prod, stream.cons)))
 
 
 # All bytes, in order
@@ -316,7 +315,7 @@ async def test_a_reset_in_any_state_is_passed_on(
     await state(consumer, producer)
     first, other = (consumer, producer) if who == "consumer" else (producer, consumer)
     reset(first)
-    await until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
+    await stream.until(lambda: stream.cons.figures().reset == stream.prod.figures().reset == 1)
     await gone(stream)
     if state not in (_half_closed, _other_half_closed):  # of whom one has had its end already
         assert await deferToThread(how_it_ends, other) == "reset"
@@ -481,7 +480,7 @@ async def test_a_gateway_that_never_gets_a_port_to_dial_from_tells_why(
     short = NoAddresses(monkeypatch, math.inf)
     assert (await both(stream.attempt))[0] == "reset"
     assert short.tries > 1, "it was tried again"
-    await until(lambda: stream.cons.reasons != [])
+    await stream.until(lambda: stream.cons.reasons != [])
     assert stream.cons.reasons == [
         f"this gateway cannot connect to the other gateway at {stream.prod.address()}: Cannot assign requested address"
     ]
@@ -505,7 +504,7 @@ async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are
     for _ in range(8):
         await both(stream.connect, stream.accept)
     other.ready = True
-    await until(
+    await stream.until(
         lambda: spread(stream, shared_figures.OPEN) == [8, 0] and spread(stream, shared_figures.ACTIVE) == [0, 0]
     )
     over = threading.Event()

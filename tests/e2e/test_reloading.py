@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import HOST, MIB, Daemon, Requested, World, _toml, accept, connect, noise, receive, sha256, until
+from harness import HOST, MIB, Daemon, Requested, World, _toml, accept, connect, noise, receive, sha256
 from test_certificates import expired_crl, reload, said_since, to
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
@@ -19,6 +19,7 @@ from test_survival import flowing
 from scistream.pki.authority import issue
 from scistream.pki.revocation import make_crl, revoke
 from scistream.protocol.messages import PROD
+from support.waiting import until
 
 NOISE = noise(MIB + 7)
 NOT_RELOADED = "NOT reloaded, what was in force before stays: "

@@ -15,12 +15,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import HOST, World, address_of, elements_of, free_ports, listen, until
+from harness import HOST, World, address_of, elements_of, free_ports, listen
 
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
 from support.requirements import needs
+from support.waiting import until
 
 BESIDE = Path(sys.executable).parent
 UNPRIVILEGED = """

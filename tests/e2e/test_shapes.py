@@ -25,10 +25,10 @@ from harness import (
     receive_exactly,
     sha256,
     together,
-    until,
 )
 
 from support.requirements import needs_ipv6
+from support.waiting import until
 
 DATA = noise(2 * MIB + 1)
 

@@ -6,10 +6,11 @@ import json
 import re
 import time
 
-from harness import World, until
+from harness import World
 
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2uc.stream import SIDE
+from support.waiting import until
 
 
 def test_a_request_right_after_the_start_of_a_facility_waits_for_its_gateway(world: World) -> None:

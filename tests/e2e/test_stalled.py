@@ -13,9 +13,10 @@ from hashlib import sha256
 
 import gateways
 from gateways import MIB, NOISE, Make, Stream, both, sleep
-from harness import PATIENCE, Streaming, World, accept, address_of, listen, receive, receive_exactly, together, until
+from harness import Streaming, World, accept, address_of, listen, receive, receive_exactly, together
 
 from scistream.pki.authority import issue
+from support.waiting import PATIENCE, until
 
 _SO_MEMINFO = 55
 _OF_A_SOCKET = struct.Struct("@9I")

@@ -54,12 +54,13 @@ from fault_matrix import (
     thaw,
 )
 from flaky_proxy import Cutter
-from harness import Daemon, Facility, Program, Requested, World, assert_same, until
+from harness import Daemon, Facility, Program, Requested, World, assert_same
 from lanes import Lanes, beside, lanes_of
 from test_refusals import RawLink, ada
 
 from scistream.protocol.messages import CONS, PROD, Role
 from support.requirements import needs
+from support.waiting import until
 
 AGAIN = 20
 """How often each cell of the matrix is tried at random instants."""

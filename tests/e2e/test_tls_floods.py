@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import pytest_twisted
-from gateways import Make, Stream, both, how_it_ends, receive_exactly, until
+from gateways import Make, Stream, both, how_it_ends, receive_exactly
 from OpenSSL import SSL
 from tls_records import (
     APPLICATION_DATA,
@@ -136,7 +136,7 @@ async def test_a_handshake_in_records_of_one_byte_is_refused_at_once_and_another
 
     await both(talk.until_done(attack), talk.go_on)
     assert talk.longest < SLOW
-    await until(lambda: attacked.prod.reasons != [])
+    await attacked.until(lambda: attacked.prod.reasons != [])
     assert "cut its TLS handshake into too many records" in attacked.prod.reasons[0]
     assert attacked.prod.figures().reset == 5
 
@@ -206,8 +206,8 @@ async def test_a_flood_of_key_updates_is_reset_and_another_stream_goes_on(make: 
     flood = b"".join(client.key_update() for _ in range(200_000))
     await both(talk.until_done(lambda: push(client.sock, flood)), talk.go_on)
     assert await deferToThread(how_it_ends, producer) == "reset"
-    await until(lambda: attacked.prod.figures().reset == 1)
-    await until(lambda: attacked.prod.reasons != [])
+    await attacked.until(lambda: attacked.prod.figures().reset == 1)
+    await attacked.until(lambda: attacked.prod.reasons != [])
     assert "TLS records without data" in attacked.prod.reasons[0]
     assert talk.longest < SLOW
 
@@ -279,8 +279,8 @@ async def test_a_flood_from_a_producer_s_gateway_is_reset_and_another_stream_goe
     talk = Talk(*await other.pair())
     await both(talk.until_done(lambda: push(server.sock, flood)), talk.go_on)
     assert await deferToThread(how_it_ends, consumer) == "reset"
-    await until(lambda: attacked.cons.figures().reset == 1)
-    await until(lambda: attacked.cons.reasons != [])
+    await attacked.until(lambda: attacked.cons.figures().reset == 1)
+    await attacked.until(lambda: attacked.cons.reasons != [])
     by_openssl = kind == "records of no bytes"  # of which it takes no more than 32 in a row by itself
     assert ("record too small" if by_openssl else "TLS records without data") in attacked.cons.reasons[0]
     assert talk.longest < SLOW

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
-from harness import HOST, PATIENCE, World, address_of, free_ports, listen, until
+from harness import HOST, World, address_of, free_ports, listen
 
 from scistream.s2uc.history import RememberedStream
+from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

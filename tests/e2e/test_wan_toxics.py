@@ -29,7 +29,6 @@ from gateways import (
     reset,
     send,
     sleep,
-    until,
 )
 from harness import open_descriptors
 from twisted.internet.threads import deferToThread
@@ -267,7 +266,7 @@ async def test_an_end_of_tcp_that_is_held_back_for_seconds_changes_nothing_for_t
         assert answer == (b"meanwhile", "end")
         for sock in (consumer, producer):
             sock.close()
-        await until(lambda: stream.cons.figures().connections == stream.prod.figures().connections == 0)
+        await stream.until(lambda: stream.cons.figures().connections == stream.prod.figures().connections == 0)
     assert time.monotonic() - began > hold / 2, "the control: it was held back"
     assert stream.cons.figures().reset == stream.prod.figures().reset == 0
 
@@ -311,10 +310,10 @@ async def test_churn_of_ends_and_resets_over_two_elements_leaves_nothing_behind(
         jobs = [partial(consume, at_once * number + one) for one in range(at_once)]
         await both(*jobs, *at_once * [produce])
     for side in (stream.cons, stream.prod):
-        await until(lambda side=side: side.figures().connections == 0)
+        await stream.until(lambda side=side: side.figures().connections == 0)
         assert side.figures().accepted == rounds * at_once
         assert side.figures().reset == rounds * at_once // 2
-    await until(lambda: (descriptors(stream.cons), descriptors(stream.prod)) == before)
+    await stream.until(lambda: (descriptors(stream.cons), descriptors(stream.prod)) == before)
 
 
 @pytest.mark.parametrize("first", ["consumer", "producer"])

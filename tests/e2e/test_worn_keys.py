@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep, until
+from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from scistream import timing
@@ -53,7 +53,7 @@ async def test_a_connection_that_has_carried_much_under_one_key_is_noted_once_wi
     stream = make()
     await carried(stream)
     assert "GCM" in cipher_of(stream)
-    await until(lambda: len(noted) == 2)  # by each of the two gateways
+    await stream.until(lambda: len(noted) == 2)  # by each of the two gateways
     assert all(stream.uid in line and 'wan_cipher = "chacha20"' in line for line in noted)
     await sleep(1.5 * timing.SAMPLE)
     assert len(noted) == 2

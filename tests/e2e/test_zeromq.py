@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import HOST, PATIENCE, World, noise
+from harness import HOST, World, noise
 
 from support.requirements import needs_module
+from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import netns
 import pytest
+from testbed import Testbed
 from testbed_facilities import Facilities
 
 from support.requirements import missing, needs_root
-from testbed import Testbed
 
 
 @pytest.fixture(scope="session")

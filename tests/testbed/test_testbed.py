@@ -17,13 +17,13 @@ from typing import Any
 
 import netns
 import pytest
+from testbed import MTU, Testbed, TestbedError, Traffic
 from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
-from testbed_programs import PATIENCE, until
 
 from scistream.protocol.address import Address
 from support.requirements import needs
-from testbed import MTU, Testbed, TestbedError, Traffic
+from support.waiting import PATIENCE, until
 
 MIB = 1024 * 1024
 NOISE = random.Random(0).randbytes(MIB)

@@ -33,10 +33,11 @@ from typing import Any
 
 import netns
 from testbed_addresses import V4, V6, Addresses
-from testbed_programs import PATIENCE, Program, until, with_parent
+from testbed_programs import Program, with_parent
 from wan_router import INTERFACE, SETTINGS, Counters, Settings
 
 from scistream.units import parse_rate
+from support.waiting import PATIENCE, until
 
 FOLDER = Path("/run/scistream-testbed")
 HOSTS = ("plan", "pgw", "wan", "cgw", "clan", "user")

@@ -14,10 +14,9 @@ import click
 import netns
 from rich.console import Console
 from rich.table import Table
+from testbed import HOSTS, MTU, ON_WAN, Testbed, TestbedError, Way, parse_limit, parse_share, parse_time
 from testbed_facilities import Facilities, user_environment
 from wan_router import Settings
-
-from testbed import HOSTS, MTU, ON_WAN, Testbed, TestbedError, Way, parse_limit, parse_share, parse_time
 
 WHO = {
     "plan": "producer's LAN: ProdApp",

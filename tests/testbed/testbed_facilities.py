@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import netns
+from testbed import Testbed
 from testbed_addresses import Addresses
-from testbed_programs import PATIENCE, Program, until
+from testbed_programs import Program
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
-from testbed import Testbed
+from support.waiting import PATIENCE, until
 
 PORT = 5000
 PORTS = 16

@@ -10,13 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-PATIENCE = 30.0
-"""Seconds after which something that should have happened has not."""
+from support.waiting import PATIENCE
 
 _GRACE = 10.0
-_LOOK_AGAIN = 0.02
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
@@ -86,15 +83,6 @@ class Program:
     def __str__(self) -> str:
         wrote = self._said.decode(errors="replace")[-2000:] + self.log.read_text(errors="replace")[-4000:]
         return f"`{' '.join(map(str, self.process.args))}` (process {self.pid}), which wrote:\n{wrote}\n"  # type: ignore[arg-type]
-
-
-def until(condition: Callable[[], Any], what: Callable[[], object], seconds: float = PATIENCE) -> Any:
-    """Look again and again until it is so, and give what `condition` gave; fail with `what()` if it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what()
-        time.sleep(_LOOK_AGAIN)
-    return found
 
 
 def with_parent(parent: int) -> Callable[[], None]:

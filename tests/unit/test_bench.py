@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from bench.rows import CPU, MEMORY, P50, THROUGHPUT, Row, absolute, failed, is_m
 from bench.workloads import FULL, QUICK, Comparison, all_works
 from scistream.pki.authority import init_authority, issue
 from support.requirements import missing
+from support.waiting import until
 
 PROMISED = {"work", "peer", "ours", "theirs", "ratio", "reach", "met", "runs"}
 
@@ -248,11 +248,8 @@ def echo(request: pytest.FixtureRequest) -> Iterator[int]:
         [sys.executable, "-m", "bench.load", request.param, str(port)], cwd=PAGE.parents[1]
     ) as server:
         try:
-            deadline = time.monotonic() + 60
-            while not processes.listens(port):
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: processes.listens(port) or server.poll() is not None, lambda: f"{port} is not served", 60)
+            assert server.poll() is None
             yield port
         finally:
             server.kill()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +16,7 @@ from twisted.internet.testing import StringTransport
 from scistream import timing
 from scistream.s2ds.elements.commands import ElementCommand, Ping
 from scistream.s2ds.elements.process import CommandLine, processor_time
+from support.waiting import until
 
 DEADLINE = 20.0
 
@@ -31,9 +31,8 @@ def busy() -> Iterator[int]:
 
 def work(pid: int) -> None:
     """Wait until it has used some time."""
-    before, deadline = processor_time(pid), time.monotonic() + DEADLINE
-    while processor_time(pid) <= before:
-        assert time.monotonic() < deadline, "it uses no time of any processor"
+    before = processor_time(pid)
+    until(lambda: processor_time(pid) > before, lambda: f"process {pid} uses no time of any processor")
 
 
 def asked(pid: int) -> tuple[Clock, list[tuple[ElementCommand, float]]]:
