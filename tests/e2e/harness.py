@@ -2,7 +2,6 @@
 
 A `World` is two facilities, "lab" with the producer and "centre" with the consumer, and one user whom both serve.
 Its processes are asked to end with it, and by the kernel should the test run itself die. Nothing here runs a reactor.
-Processes are to be started in the main thread: the kernel ends them with the thread that started them.
 """
 
 from __future__ import annotations
@@ -10,39 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import random
 import re
-import select
-import signal
 import socket
 import sqlite3
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from fork_server import Child, Nursery
-
-from scistream.demo import die_with_parent
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
 from support.leased_ports import can_bind, leased
+from support.programs import INSTALLED, Program
 from support.requirements import missing
 from support.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
 CONTROLLER = "s2cs-controller"
 MIB = 1024 * 1024
-_GRACE = 10.0
-_BESIDE = Path(sys.executable).parent
-_TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__]
 _LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
 
 
@@ -150,138 +139,7 @@ def connections_to(port: int) -> int:
     return sum(sock.remote == port and sock.state == _ESTABLISHED for sock in _sockets())
 
 
-# Processes
-
-
-def _tethered(command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*_TETHER, str(os.getpid()), *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        env=env,
-        cwd=cwd,
-    )
-
-
-_nursery: Nursery | None = None
-
-
-def _start(command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str] | Child:
-    if _nursery is not None and _nursery.can_start(command, env):
-        return _nursery.start(command, errors, env, cwd)
-    return _tethered(command, errors, env, cwd)
-
-
-@contextmanager
-def many_processes() -> Iterator[None]:
-    """Within this the project's commands start in little time, and any thread may start them."""
-    global _nursery
-    assert _nursery is None
-    _nursery = Nursery([*_TETHER, str(os.getpid())])
-    try:
-        yield
-    finally:
-        nursery, _nursery = _nursery, None
-        nursery.close()
-
-
-class Program:
-    """A process, in a session of its own: its standard output comes as lines, its standard error goes to a file.
-
-    Should this process die, the kernel ends it.
-    """
-
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-        self.log = log
-        self.command = list(command)
-        self._asked = False
-        self._out: list[str] = []
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        with open(log, "ab") as errors:
-            self.process: subprocess.Popen[str] | Child = _start(command, errors, env, log.parent)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        """Its number."""
-        return self.process.pid
-
-    def line(self, timeout: float = PATIENCE) -> str:
-        """The next line of its output that nobody has asked for yet."""
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            raise AssertionError(f"no line from {self} within {timeout:g} s") from None
-        assert line is not None, f"{self} has ended"
-        return line.rstrip("\n")
-
-    def has_line(self) -> bool:
-        """Whether it is there already."""
-        return not self._lines.empty() and self._lines.queue[0] is not None
-
-    def peek(self) -> str:
-        """The line that is there, which stays the next one."""
-        return str(self._lines.queue[0])
-
-    def next_line(self) -> str | None:
-        """The same, if it is there already."""
-        with suppress(queue.Empty):
-            line = self._lines.get_nowait()
-            if line is not None:
-                return line.rstrip("\n")
-            self._lines.put(None)
-        return None
-
-    def end(self, timeout: float = PATIENCE, *, status: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Wait until it has ended, with this status if one is given."""
-        try:
-            ended = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self} still runs after {timeout:g} s") from None
-        self._reader.join(timeout)
-        assert status in (None, ended), f"{self} ended with status {ended}"
-        return subprocess.CompletedProcess(self.command, ended, "".join(self._out), self.log.read_text())
-
-    def stop(self) -> int:
-        """Ask it to end, then make it and whatever it has started; its status."""
-        self.ask_to_end()
-        if self.process.returncode is None:
-            with suppress(AssertionError):
-                until(self._has_ended, lambda: "", _GRACE)
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        return self.process.wait(PATIENCE)
-
-    def ask_to_end(self) -> None:
-        """Send it SIGTERM, once."""
-        if not self._asked and self.process.returncode is None:
-            self._asked = True
-            os.kill(self.pid, signal.SIGTERM)
-
-    def _has_ended(self) -> bool:
-        """As long as nobody has waited for it, its number is not given to another."""
-        handle = os.pidfd_open(self.pid)
-        try:
-            ended = select.poll()
-            ended.register(handle, select.POLLIN)
-            return bool(ended.poll(0))
-        finally:
-            os.close(handle)
-
-    def __str__(self) -> str:
-        wrote = "".join(self._out)[-2000:] + self.log.read_text(errors="replace")[-4000:]
-        return f"`{' '.join(self.command)}` (process {self.pid}), which wrote:\n{wrote}\n"
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._out.append(line)
-            self._lines.put(line)
-        self._lines.put(None)
-        self.process.stdout.close()
+# Daemons
 
 
 class Daemon:
@@ -291,7 +149,7 @@ class Daemon:
     :param name: unique in its world.
     """
 
-    programs = _BESIDE
+    programs = INSTALLED
 
     def __init__(self, kind: str, name: str, folder: Path, address: Address, settings: Mapping[str, Any]) -> None:
         self.name = name
@@ -619,7 +477,7 @@ class World:
         *,
         lab: Mapping[str, Any] | None = None,
         centre: Mapping[str, Any] | None = None,
-        programs: Path = _BESIDE,
+        programs: Path = INSTALLED,
     ) -> None:
         self.folder = folder
         self.programs = programs

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import World, many_processes
+from harness import World
+
+from support.programs import many_processes
 
 WIDTH = 5
 LONGEST_JOB = 900.0

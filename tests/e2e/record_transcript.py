@@ -24,15 +24,15 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import HOST, Daemon, Program, accept, address_of, connect, free_ports, listen, receive
+from harness import HOST, Daemon, accept, address_of, connect, free_ports, listen, receive
 
 from scistream.protocol.address import Address
+from support.programs import INSTALLED, Program
 from support.protocol_page import PAGE, replaced
 from support.waiting import until
 
 UID = "7f3d2b0e-9c41-4d6a-8a55-0b6f1c2d3e4f"
 RATE = 100
-BESIDE = Path(sys.executable).parent
 _PATIENCE = 60.0
 
 
@@ -237,7 +237,7 @@ def record(folder: Path) -> list[Step]:
         run = _Run(folder, at_end)
         run.step("Each S2CS dials its gateway and asks what it has.")
         prod, cons = run.facility("P"), run.facility("C")
-        s2uc = [str(BESIDE / "s2uc")]
+        s2uc = [str(INSTALLED / "s2uc")]
         run.step("S2UC asks both facilities for a stream of one channel and 100 Mbit/s, for ten minutes.")
         wishes = ["--uid", UID, "--num-conn", "1", "--rate", str(RATE), "--expires", "10m"]
         between = ["--insecure", "--json", "--prod", prod, "--cons", cons]
@@ -248,7 +248,7 @@ def record(folder: Path) -> list[Step]:
             "the targets of the producer's side, then of the consumer's."
         )
         program = at_end.enter_context(closing(listen()))
-        appctrl = str(BESIDE / "appctrl")
+        appctrl = str(INSTALLED / "appctrl")
         wait = ["--", "sleep", "600"]
         run.program(appctrl, "prod", "--listen", address_of(program), *wait, join=join["PROD"])
         request.end(_PATIENCE)

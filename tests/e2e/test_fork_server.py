@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from fork_server import Child
 
+from support.fork_server import Child
 from support.waiting import PATIENCE
 
 THREADS = 4

@@ -22,7 +22,6 @@ from fault_matrix import freeze, thaw
 from harness import (
     HOST,
     Daemon,
-    Program,
     Requested,
     World,
     accept,
@@ -42,6 +41,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret, server_name
+from support.programs import Program
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

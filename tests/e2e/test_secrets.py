@@ -20,10 +20,10 @@ from harness import HOST, World, address_of, elements_of, free_ports, listen
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.programs import INSTALLED
 from support.requirements import needs
 from support.waiting import until
 
-BESIDE = Path(sys.executable).parent
 UNPRIVILEGED = """
 import ctypes, os, sys
 for capability in range(64):
@@ -56,16 +56,16 @@ def command_of(kind: str, tmp_path: Path) -> list[str]:
         return ["sleep", "60"]
     if kind == "s2uc":
         between = ["--prod", f"{HOST}:{nobody_there}", "--cons", f"{HOST}:{nobody_there}"]
-        return [str(BESIDE / "s2uc"), "request", "--insecure", *between]
+        return [str(INSTALLED / "s2uc"), "request", "--insecure", *between]
     if kind == "appctrl":
-        return [str(BESIDE / "appctrl"), "cons", "--", "true"]
+        return [str(INSTALLED / "appctrl"), "cons", "--", "true"]
     settings = f'insecure = true\nlisten = "{HOST}:{port}"\n'
     if kind == "s2cs":
         settings += f'[[gateways]]\nname = "a"\naddress = "{HOST}:{nobody_there}"\n'
     file = tmp_path / f"{kind}.toml"
     file.write_text(settings)
     file.chmod(0o644)
-    return [str(BESIDE / "twistd"), "-n", "--pidfile=", kind, "--config", str(file)]
+    return [str(INSTALLED / "twistd"), "-n", "--pidfile=", kind, "--config", str(file)]
 
 
 @contextmanager

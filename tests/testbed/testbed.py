@@ -18,7 +18,6 @@ process can find it by its id, and so that whatever is left over can be recognis
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -33,10 +32,10 @@ from typing import Any
 
 import netns
 from testbed_addresses import V4, V6, Addresses
-from testbed_programs import Program, with_parent
 from wan_router import INTERFACE, SETTINGS, Counters, Settings
 
 from scistream.units import parse_rate
+from support.programs import Program
 from support.waiting import PATIENCE, until
 
 FOLDER = Path("/run/scistream-testbed")
@@ -316,18 +315,7 @@ class Testbed:
     def start(self, host: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Program:
         """Start a program on a host. It ends with the testbed."""
         log = self.folder / f"{host}-{Path(argv[0]).name}-{secrets.token_hex(4)}.err"
-        with open(log, "ab") as errors:
-            process = subprocess.Popen(
-                self.command(host, argv),
-                stdin=subprocess.DEVNULL,
-                stdout=errors if self.lasting else subprocess.PIPE,
-                stderr=errors,
-                env=env,
-                cwd=self.folder,
-                start_new_session=True,
-                preexec_fn=None if self.lasting else with_parent(os.getpid()),
-            )
-        program = Program(process, log)
+        program = Program(self.command(host, argv), log, env, lasting=self.lasting)
         if not self.lasting:
             self._programs.append(program)
         return program

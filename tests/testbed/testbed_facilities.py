@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +18,14 @@ from typing import Any
 import netns
 from testbed import Testbed
 from testbed_addresses import Addresses
-from testbed_programs import Program
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
+from support.programs import INSTALLED, Program
 from support.waiting import PATIENCE, until
 
 PORT = 5000
 PORTS = 16
-_BESIDE = Path(sys.executable).parent
 _CONTROLLER = "s2cs-controller"
 _LISTEN, _ESTABLISHED = "0A", "01"
 
@@ -95,7 +93,7 @@ class Facility:
     def start(self) -> None:
         """Start its servers; they are ready when `wait_until_ready` returns."""
         for kind in ("s2ds", "s2cs"):
-            command = [str(_BESIDE / "twistd"), "-n", "--pidfile=", f"--logfile={self._log(kind)}"]
+            command = [str(INSTALLED / "twistd"), "-n", "--pidfile=", f"--logfile={self._log(kind)}"]
             command += [kind, "--config", str(self._folder / f"{kind}.toml")]
             self._programs[kind] = self._testbed.start(self.place.gateway, command)
 
@@ -127,7 +125,7 @@ class Facility:
         """
         died = [kind for kind, program in self._programs.items() if program.process.poll() is not None]
         for program in self._programs.values():
-            program.process.terminate()
+            program.ask_to_end()
         for program in self._programs.values():
             program.stop()
         self._programs.clear()
@@ -197,7 +195,7 @@ class Facilities:
 
     def start_s2uc(self, *arguments: str) -> Program:
         """Start ``s2uc`` on the user's laptop."""
-        return self.testbed.start("user", [str(_BESIDE / "s2uc"), *arguments], self.env)
+        return self.testbed.start("user", [str(INSTALLED / "s2uc"), *arguments], self.env)
 
     def s2uc(self, *arguments: str, timeout: float = 2 * PATIENCE) -> str:
         """Run ``s2uc``: what it says."""
@@ -254,7 +252,7 @@ class Request:
 
     def _appctrl(self, host: str, role: str, *arguments: str) -> Program:
         env = {**self._facilities.env, "SCISTREAM_JOIN": self.join[role]}
-        return self._facilities.testbed.start(host, [str(_BESIDE / "appctrl"), *arguments], env)
+        return self._facilities.testbed.start(host, [str(INSTALLED / "appctrl"), *arguments], env)
 
     def streaming(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait until it streams: the last line of the command, which has ended with status 0."""

@@ -42,7 +42,7 @@ ALLOWED = {
         "room.poll()",
     ): "as every program waits for who reads its output",
     (
-        "tests/e2e/fork_server.py",
+        "tests/support/fork_server.py",
         "os.waitpid(order['wait'], 0)",
     ): "the test that asks has a limit, and ends this process",
     ("tests/e2e/test_secrets.py", "os.waitpid(process.pid, 0)"): "the process was sent a signal that ends it",

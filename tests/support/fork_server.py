@@ -40,7 +40,7 @@ _PATIENCE = 60.0
 """Seconds for an answer; the first one comes when all modules have been imported."""
 
 
-class Nursery:
+class ForkServer:
     """Where children are forked; it ends with this process. Any thread may use it.
 
     :param launcher: a command that runs another one, so that it ends with this process.
@@ -143,7 +143,7 @@ class Child:
         return self.returncode
 
 
-# In the nursery
+# In the server
 
 
 def _main() -> int:
