@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import select
 import socket
@@ -13,13 +12,11 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from scistream.pki.authority import Issued
-from scistream.protocol.address import Address
+from raw_peers import TIMEOUT
 
-TIMEOUT = 60.0
+from scistream.protocol.address import Address
 
 
 @contextmanager
@@ -97,53 +94,6 @@ def seconds_of_dripping(sock: socket.socket, data: bytes) -> float:
         finally:
             sock.settimeout(TIMEOUT)
     return time.monotonic() - began
-
-
-class HostileLink:
-    """A control link that says what it likes: TLS as it should be, and lines.
-
-    :param source: the address that it comes from.
-    :param issued: the certificate to show, or None.
-    """
-
-    def __init__(self, address: Address, authority: Path, source: str = "127.0.0.1", issued: Issued | None = None):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(authority)
-        context.set_alpn_protocols(["scistream/1"])
-        if issued is not None:
-            context.load_cert_chain(issued.certificate, issued.key)
-        sock = connection(address, source)
-        try:
-            self.sock = context.wrap_socket(sock, server_hostname=address.host)
-        except BaseException:
-            sock.close()
-            raise
-        self._lines = self.sock.makefile("rb")
-
-    def __enter__(self) -> HostileLink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self.sock.close()
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def say(self, cmd: str, **fields: Any) -> None:
-        self.send(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
-
-    def hear(self) -> dict[str, Any] | None:
-        """The next message; None at the end of the link, however it ends."""
-        try:
-            line = self._lines.readline()
-        except (ssl.SSLError, ConnectionResetError):
-            return None
-        return json.loads(line) if line else None
-
-    def ask(self, cmd: str, **fields: Any) -> dict[str, Any] | None:
-        self.say(cmd, **fields)
-        return self.hear()
 
 
 def attempted(work: Callable[[], Any]) -> bool:

@@ -25,13 +25,14 @@ from scistream.protocol.address import Address
 
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 HOUR = timedelta(hours=1)
-TIMEOUT = 20
+TIMEOUT = 60.0
 
 
 class RawLink:
     """A control link that a test writes itself: TLS, and lines.
 
     :param issued: the certificate to show, or None.
+    :param source: the address that it comes from, if not any.
     :param alpn: what it offers to speak.
     :param newest: the newest version of TLS that it speaks.
     """
@@ -42,6 +43,7 @@ class RawLink:
         authority: Path,
         issued: Issued | None = None,
         *,
+        source: str = "",
         alpn: Sequence[str] = ("scistream/1",),
         newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
     ) -> None:
@@ -52,23 +54,24 @@ class RawLink:
             context.set_alpn_protocols(list(alpn))
         if issued is not None:
             context.load_cert_chain(issued.certificate, issued.key)
-        sock = socket.create_connection(address, timeout=TIMEOUT)
+        at = (source, 0) if source else None
+        sock = socket.create_connection(address, timeout=TIMEOUT, source_address=at)
         try:
-            self._sock = context.wrap_socket(sock, server_hostname=address.host)
+            self.sock = context.wrap_socket(sock, server_hostname=address.host)
         except BaseException:
             sock.close()
             raise
-        self._lines = self._sock.makefile("rb")
+        self._lines = self.sock.makefile("rb")
 
     def __enter__(self) -> RawLink:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lines.close()
-        self._sock.close()
+        self.sock.close()
 
     def send(self, line: bytes) -> None:
-        self._sock.sendall(line)
+        self.sock.sendall(line)
 
     def say(self, cmd: str, **fields: Any) -> None:
         self.send(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")

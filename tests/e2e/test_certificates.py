@@ -83,7 +83,7 @@ def options(issued: Issued) -> list[str]:
 
 
 def serial_shown(link: RawLink) -> int:
-    der = link._sock.getpeercert(binary_form=True)
+    der = link.sock.getpeercert(binary_form=True)
     assert der is not None
     return x509.load_der_x509_certificate(der).serial_number
 
@@ -137,7 +137,7 @@ def test_a_revoked_user_is_refused_at_an_s2cs_and_the_link_that_she_has_is_close
         assert "it was revoked on" in last["msg"]
         assert hers.hear() is None
         assert ours.ask("Status", **everything(2))["cmd"] == "RESP", "the control"
-        mine, theirs = (re.escape(str(Address(*link._sock.getsockname()[:2]))) for link in (hers, ours))
+        mine, theirs = (re.escape(str(Address(*link.sock.getsockname()[:2]))) for link in (hers, ours))
     # Not every such line: the S2CS may not have noticed yet that the other link of hers has ended.
     assert len(re.findall(rf"closed the link of {mine}: it was revoked on .* \(key compromise\)", log)) == 1
     assert not re.search(rf"closed the link of {theirs}", log)

@@ -9,8 +9,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from attackers import HostileLink, attempted, closed, connection, half_open, is_shut_out
+from attackers import attempted, closed, connection, half_open, is_shut_out
 from harness import HOST, World
+from raw_peers import RawLink
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
@@ -51,8 +52,9 @@ def is_served(world: World) -> bool:
     """Whether a user with a certificate gets her answer over IPv6."""
     issued = Issued(world.folder / "users" / "ada.pem", world.folder / "users" / "ada.key")
     try:
-        with HostileLink(world.lab.server.address, world.lab.authority, SIX, issued) as link:
-            answer = link.ask("Status", uid=None, role=None, seq=1)
+        with RawLink(world.lab.server.address, world.lab.authority, issued, source=SIX) as link:
+            link.say("Status", uid=None, role=None, seq=1)
+            answer = link.hear()
     except OSError:
         return False
     return answer is not None and answer["cmd"] == "RESP"

@@ -126,9 +126,9 @@ def test_the_files_of_certificates_and_the_policy_may_have_other_paths(world: Wo
     certificate = {"certificate": str(shown.certificate), "key": str(shown.key)}
     with changed(server, policy=str(policy), **certificate):
         with to(server, world.lab, ada(world)) as link:
-            names = link._sock.getpeercert()
+            names = link.sock.getpeercert()
             assert names is not None
-            assert link._sock.getpeercert(binary_form=True) == _der(shown.certificate)
+            assert link.sock.getpeercert(binary_form=True) == _der(shown.certificate)
         assert asked(world, rate=5.0)["cmd"] == "RESP"
         assert asked(world, rate=6.0)["code"] == "not-authorized"
     assert asked(world, rate=6.0)["cmd"] == "RESP"
