@@ -49,10 +49,10 @@ def commands(text: str) -> str:
 
 def terminals() -> dict[str, str]:
     """What is typed at each terminal of the section about a stream of one's own."""
-    _, section = README.read_text().split("\nA stream of your own, over three terminals\n")
-    section, _ = section.split("\nWhere to read on\n")
+    _, section = README.read_text().split("\nA stream of your own, in three terminals\n")
+    section, _ = section.split("\nDocumentation\n")
     _, first, second, third = re.split(r"\*\*Terminal \d\*\*", section)
-    third, after = third.split("\nThe stream goes on without it")
+    third, after = third.split("\nThe stream stays up without")
     pasted = re.sub(
         r"^export SCISTREAM_JOIN='.*(prod|cons).*'$",
         r"""eval "$(grep '^export .*/\1?' terminal2.log)" """,
