@@ -12,7 +12,7 @@ from scistream.s2cs.settings import ServerLimits
 from scistream.s2ds.settings import GatewayLimits
 
 ROOT = Path(__file__).parents[2]
-HEADINGS = ("What happens", "Who\n")
+HEADINGS = ("What happens", "Attacker\n")
 
 
 def tests_that_exist() -> set[str]:
@@ -37,7 +37,7 @@ def section(page: str, title: str | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "title"), [("survival.rst", None), ("security.rst", "Who can do what, and what stops it")]
+    ("name", "title"), [("survival.rst", None), ("security.rst", "Threats and defences")]
 )
 def test_every_line_of_a_table_of_promises_names_its_test(name: str, title: str | None) -> None:
     page = section((ROOT / "docs" / name).read_text(), title)
