@@ -36,9 +36,7 @@ def section(page: str, title: str | None) -> str:
     return re.split(r"\n[^\n]+\n-{4,}\n", rest.partition("\n")[2])[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "title"), [("survival.rst", None), ("security.rst", "Threats and defences")]
-)
+@pytest.mark.parametrize(("name", "title"), [("survival.rst", None), ("security.rst", "Threats and defences")])
 def test_every_line_of_a_table_of_promises_names_its_test(name: str, title: str | None) -> None:
     page = section((ROOT / "docs" / name).read_text(), title)
     lines = re.findall(r"^   \* -(.*?)(?=^   \* -|^\S|\Z)", page, re.MULTILINE | re.DOTALL)
