@@ -111,7 +111,7 @@ def test_the_commands_of_the_page_about_certificates_do_what_it_says(linux: None
     page = CERTIFICATES.read_text()
     request, sign, install = re.findall(r"^    (?:ada|facility)\$ +(.*)$", section(page, "Enrolment"), re.MULTILINE)
     send_back = "cp pki/ada@lab.example.pem ."
-    [renew] = re.findall(r"``(scistream pki renew DIR NAME)``", section(page, "Rotation of everything"))
+    [renew] = re.findall(r"``(scistream pki renew DIR NAME)``", section(page, "Rotation"))
     [revoke] = re.findall(r"^    facility\$ +(scistream pki revoke .*)$", section(page, "Revocation"), re.MULTILINE)
     named = [renew.replace("DIR", "pki").replace("NAME", "localhost"), revoke]
     first = 'scistream pki init pki --facility "My Lab"\nscistream pki issue pki server localhost'
