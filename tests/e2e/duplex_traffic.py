@@ -9,9 +9,10 @@ import threading
 from contextlib import suppress
 from types import TracebackType
 
-from harness import HOST, MIB, address_of, noise
+from harness import MIB, address_of, noise
 
 from scistream.protocol.address import Address
+from support.facilities import HOST
 from support.waiting import PATIENCE, until
 
 _PERIOD = MIB - 3

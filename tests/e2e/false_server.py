@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import HOST
 from raw_peers import TIMEOUT, Chain
 
 from scistream.protocol.address import Address
+from support.facilities import HOST
 
 Message = dict[str, Any]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duplex_traffic import Exchange
-from harness import Daemon, Facility, Footprint, World, assert_same, connections_to
+from harness import Footprint, World, assert_same, connections_to
 
 from scistream.protocol.messages import CONS, PROD, Role
+from support.facilities import Daemon, Facility
 from support.programs import Program
 from support.waiting import PATIENCE, until
 

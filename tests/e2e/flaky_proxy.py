@@ -10,9 +10,10 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from harness import HOST, address_of
+from harness import address_of
 
 from scistream.protocol.address import Address
+from support.facilities import HOST
 from support.waiting import PATIENCE
 
 _PART = 64 * 1024

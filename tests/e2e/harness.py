@@ -10,29 +10,26 @@ import hashlib
 import json
 import os
 import random
-import re
 import socket
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scistream.pki.authority import Issued, init_authority, issue
+from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
-from support.leased_ports import can_bind, leased
+from support import facilities
+from support.facilities import HOST, Daemon, Facility, files_of, loopback, tcp_sockets, toml_of
+from support.leased_ports import leased
 from support.programs import INSTALLED, Program
 from support.requirements import missing
 from support.waiting import PATIENCE, until
 
-HOST = "127.0.0.1"
-CONTROLLER = "s2cs-controller"
 MIB = 1024 * 1024
-_LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
 
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:
@@ -116,221 +113,9 @@ def free_ports(count: int = 1, host: str = HOST) -> int:
     return leased.take(count, host)
 
 
-@dataclass(frozen=True)
-class _Socket:
-    """A row of the kernel's table of TCP sockets."""
-
-    local: int
-    remote: int
-    state: int
-
-
-def _sockets() -> list[_Socket]:
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            local, remote, state = line.split()[1:4]
-            found.append(_Socket(int(local.rpartition(":")[2], 16), int(remote.rpartition(":")[2], 16), int(state, 16)))
-    return found
-
-
 def connections_to(port: int) -> int:
     """How many open connections lead there."""
-    return sum(sock.remote == port and sock.state == _ESTABLISHED for sock in _sockets())
-
-
-# Daemons
-
-
-class Daemon:
-    """An S2CS or an S2DS under twistd; it may be stopped or killed, and started again.
-
-    :param kind: what twistd calls it.
-    :param name: unique in its world.
-    """
-
-    programs = INSTALLED
-
-    def __init__(self, kind: str, name: str, folder: Path, address: Address, settings: Mapping[str, Any]) -> None:
-        self.name = name
-        self.address = address
-        self.log = folder / f"{name}.log"
-        self.file = folder / f"{name}.toml"
-        self.file.write_text(_toml(settings))
-        self._arguments = ["-n", "--pidfile=", f"--logfile={self.log}", kind, "--config", str(self.file)]
-        self.program: Program | None = None
-        self.env: dict[str, str] = {}
-        """What its environment has besides the test's own, from its next start on."""
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        assert self.program is not None
-        return self.program.pid
-
-    def start(self) -> None:
-        """Start it; it is ready when `wait_until_ready` returns."""
-        command = [str(self.programs / "twistd"), *self._arguments]
-        self.program = Program(command, self.log.with_suffix(".err"), {**os.environ, **self.env})
-
-    def wait_until_ready(self) -> None:
-        """Wait until it listens."""
-        until(self._is_ready, lambda: f"{self.name} does not listen on {self.address}:\n{self.words()}")
-
-    def _is_ready(self) -> bool:
-        assert self.program is not None
-        assert self.program.process.poll() is None, f"{self.name} has ended:\n{self.words()}"
-        return _Socket(self.address.port, 0, _LISTEN) in _sockets()
-
-    def stop(self) -> None:
-        """End it in order."""
-        program, self.program = self.program, None
-        assert program is not None
-        program.stop()
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        program, self.program = self.program, None
-        assert program is not None
-        program.process.kill()
-        program.process.wait(PATIENCE)
-
-    def processes(self) -> list[int]:
-        """Its own process, and those that it has started."""
-        return [self.pid, *elements_of(self.pid)]
-
-    def words(self) -> str:
-        """All that it has logged."""
-        logs = [path.read_text(errors="replace") for path in (self.log, self.log.with_suffix(".err")) if path.exists()]
-        return "".join(logs)
-
-
-def _toml(settings: Mapping[str, Any]) -> str:
-    """TOML of these settings; a JSON string, number, truth value or list of strings is one of TOML too."""
-    lines, sections = [], []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            sections.append(f"[{key}]\n{_toml(value)}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            sections += [f"[[{key}]]\n{_toml(each)}" for each in value]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join([*lines, *sections]) + "\n"
-
-
-# Facilities
-
-
-class Gateway(Daemon):
-    """An S2DS and its range of ports, `first_port` to `last_port`."""
-
-    def __init__(self, name: str, facility: Facility, ports: int, settings: Mapping[str, Any]) -> None:
-        self.host = facility.host
-        self.first_port = free_ports(ports, facility.host)
-        self.last_port = self.first_port + ports - 1
-        address = Address(facility.host, free_ports(1, facility.host))
-        mine = {
-            "listen": str(address),
-            "controller": f"scistream:controller:{CONTROLLER}",
-            "authorities": [str(facility.authority)],
-            "ports": f"{self.first_port}-{self.last_port}",
-            "capacity": "100Gbit",
-            "elements": 1,  # each costs half a second; what several have in common is in `test_elements`
-            "lan": {"bind": facility.host},
-            "wan": {"bind": facility.host},
-            **_files(issue(facility.pki, "server", f"{name}-server", [facility.host])),
-        }
-        super().__init__("s2ds", name, facility.folder, address, {**mine, **settings})
-        self._elements = settings.get("elements", mine["elements"])
-
-    def wait_until_ready(self) -> None:
-        """Wait for its elements, too: then it holds all that it holds at rest."""
-        super().wait_until_ready()
-
-        def ready() -> bool:
-            said = {int(pid) for pid in re.findall(r"element \d+ is ready \(process (\d+)\)", self.words())}
-            return len(said.intersection(elements_of(self.pid))) == self._elements
-
-        until(ready, self.words)
-
-    def ports_in_use(self) -> frozenset[int]:
-        """The ports of its range that a socket is bound to, whether it listens, is connected, or only reserves."""
-        mine = range(self.first_port, self.last_port + 1)
-        seen = {sock.local for sock in _sockets() if sock.local in mine and sock.state != _TIME_WAIT}
-        return frozenset(seen | {port for port in mine if not can_bind(self.host, port)})
-
-    def offers(self, listener: str) -> bool:
-        """Whether a listener is one of its ports."""
-        return self.first_port <= Address.parse(listener).port <= self.last_port
-
-
-class Facility:
-    """An authority, an S2CS and its gateways, with all their files in a folder.
-
-    :param host: the loopback address that all of it binds.
-    :param gateways: how many, each with `ports` ports of its own.
-    :param settings: further settings of its S2CS.
-    :param gateway: further settings of each gateway.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        users: Path,
-        *,
-        host: str = HOST,
-        gateways: int = 1,
-        ports: int = 8,
-        settings: Mapping[str, Any] | None = None,
-        gateway: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.name = name
-        self.host = host
-        self.folder = folder
-        self.pki = folder / "pki"
-        self.authority = init_authority(self.pki, f"The {name}").certificate
-        self.store = folder / "s2cs.sqlite"
-        self.gateways = [Gateway(f"{name}-s2ds-{n}", self, ports, gateway or {}) for n in range(gateways)]
-        address = Address(host, free_ports(1, host))
-        mine: dict[str, Any] = {
-            "listen": str(address),
-            "state": str(self.store),
-            "authorities": [str(users)],
-            **_files(issue(self.pki, "server", f"{name}-s2cs", [host])),
-            "controller": {**_files(issue(self.pki, "controller", CONTROLLER)), "authorities": [str(self.authority)]},
-            "gateways": [{"name": each.name, "address": str(each.address)} for each in self.gateways],
-        }
-        self.server = Daemon("s2cs", f"{name}-s2cs", folder, address, {**mine, **(settings or {})})
-
-    @property
-    def s2cs(self) -> str:
-        """Where its S2CS listens."""
-        return str(self.server.address)
-
-    @property
-    def daemons(self) -> list[Daemon]:
-        """The gateways, then the S2CS."""
-        return [*self.gateways, self.server]
-
-    def wait_for_links(self) -> None:
-        """Wait until its S2CS has a connection to each gateway; both ends then have all that they hold at rest."""
-        ports = {gateway.address.port for gateway in self.gateways}
-
-        def linked() -> bool:
-            return ports <= {sock.remote for sock in _sockets() if sock.state == _ESTABLISHED}
-
-        until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
-
-    def states(self) -> dict[tuple[str, str], str]:
-        """The state of each stream in its store, by uid and role."""
-        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=PATIENCE)) as store:
-            rows = store.execute("SELECT uid, role, state FROM stream").fetchall()
-        return {(uid, role): state for uid, role, state in rows}
-
-
-def _files(issued: Issued) -> dict[str, str]:
-    return {"certificate": str(issued.certificate), "key": str(issued.key)}
+    return sum(sock.remote == port and sock.is_connected for sock in tcp_sockets())
 
 
 # What it takes up
@@ -376,17 +161,6 @@ def open_descriptors(pid: int) -> int:
     if not count:
         missing("only root can count the descriptors of a daemon on a kernel before 6.2")
     return count
-
-
-def elements_of(pid: int) -> list[int]:
-    """The processes that a gateway has started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            words = stat.read_text().rpartition(") ")[2].split()
-            if words[0] != "Z" and int(words[1]) == pid:
-                found.append(int(stat.parent.name))
-    return sorted(found)
 
 
 def _memory(pid: int) -> int:
@@ -467,7 +241,8 @@ class Requested:
 class World:
     """Two facilities with their daemons running, and a user with her configuration. Use it as a context manager.
 
-    :param lab: how the producer's facility differs from the usual, as `Facility` takes it; `centre`: the consumer's.
+    :param lab: how the producer's facility differs from the usual, as `loopback` and `Facility` take it.
+    :param centre: the same of the consumer's facility.
     :param programs: the folder of the installed commands.
     """
 
@@ -484,14 +259,14 @@ class World:
         users = init_authority(folder / "users", "Users of both").certificate
         for each in ("lab", "centre", "applications"):
             (folder / each).mkdir()
-        self.lab = Facility(folder / "lab", "lab", users, **(lab or {}))
-        self.centre = Facility(folder / "centre", "centre", users, **(centre or {}))
+        self.lab = _facility(folder / "lab", users, **(lab or {}))
+        self.centre = _facility(folder / "centre", users, **(centre or {}))
         for daemon in self.daemons:
             daemon.programs = programs
         settings = folder / "config" / "scistream" / "s2uc.toml"
         settings.parent.mkdir(parents=True)
         authorities = [str(each.authority) for each in self.facilities]
-        settings.write_text(_toml({**_files(issue(folder / "users", "user", "ada")), "authorities": authorities}))
+        settings.write_text(toml_of({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities}))
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
         self.env.update(XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"))
         self.remembered = StreamHistory(folder / "state" / "scistream" / "streams")
@@ -510,38 +285,16 @@ class World:
 
     def __enter__(self) -> World:
         try:
-            gateways = [gateway for facility in self.facilities for gateway in facility.gateways]
-            servers = [facility.server for facility in self.facilities]
-            for kind in (gateways, servers):
-                for daemon in kind:
-                    daemon.start()
-                for daemon in kind:
-                    daemon.wait_until_ready()
-            for facility in self.facilities:
-                facility.wait_for_links()
+            facilities.start(*self.facilities)
         except BaseException:
-            self._stop()
+            facilities.stop(*self.facilities)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        died = [daemon.name for daemon in self.daemons if daemon.program and daemon.program.process.poll() is not None]
-        ended = self._stop()
-        words = {daemon.name: daemon.words() for daemon in self.daemons}
-        for name, said in words.items():
-            assert "Traceback" not in said, f"{name} has logged:\n{said[-10000:]}"
-        assert not died, "\n".join(words[name][-4000:] for name in died)
-        for name, status in ended.items():
-            assert status == 0, f"{name} ended with status {status}:\n{words[name][-4000:]}"
-            assert "Server Shut Down" in words[name]
-
-    def _stop(self) -> dict[str, int]:
         for program in reversed(self._programs):
             program.stop()
-        running = {daemon.name: daemon.program for daemon in self.daemons if daemon.program is not None}
-        for program in running.values():
-            program.ask_to_end()
-        return {name: program.stop() for name, program in running.items()}
+        facilities.end(*self.facilities)
 
     # Programs
 
@@ -623,6 +376,12 @@ class World:
         before = self.footprint()
         yield before
         assert_same(before, self.footprint)
+
+
+def _facility(folder: Path, users: Path, **options: Any) -> Facility:
+    """Return a facility on a loopback address, of the name of its folder."""
+    where = {name: options.pop(name) for name in ("host", "gateways", "ports") if name in options}
+    return Facility(folder, folder.name, users, loopback(**where), **options)
 
 
 def _listeners(consumer: Program) -> list[str]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from harness import HOST, Facility, World
+from harness import World
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from raw_peers import CLIENT, SERVER, Chain, RawLink, Signer
@@ -24,6 +24,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.join_string import hash_app_key, new_app_key
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.tls.stream_channels import consumer_name, producer_name
+from support.facilities import HOST, Facility
 
 
 class HandMade:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 from duplex_traffic import Exchange
-from harness import HOST, MIB, World, accept, free_ports, noise, receive, sha256, together
+from harness import MIB, World, accept, free_ports, noise, receive, sha256, together
 
+from support.facilities import HOST
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("linux")

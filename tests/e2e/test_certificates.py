@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from duplex_traffic import Exchange
-from harness import CONTROLLER, HOST, Daemon, Facility, World, _toml
+from harness import World
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
 
@@ -31,6 +31,7 @@ from scistream.pki.revocation import make_crl, renew, revoke
 from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD
 from support.aged_certificates import age
+from support.facilities import CONTROLLER, HOST, Daemon, Facility, toml_of
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -418,7 +419,7 @@ def test_what_expires_soon_is_in_the_log_and_in_what_the_user_is_told(world: Wor
     age(soon.certificate, life=timedelta(days=90), left=timedelta(days=6, hours=1))
     config = tmp_path / "s2uc.toml"
     authorities = [str(each.authority) for each in world.facilities]
-    config.write_text(_toml({"certificate": str(soon.certificate), "key": str(soon.key), "authorities": authorities}))
+    config.write_text(toml_of({"certificate": str(soon.certificate), "key": str(soon.key), "authorities": authorities}))
     assert "expires in 6 days" in world.s2uc("list", "--config", str(config)).stderr
     assert world.s2uc("list").stderr == ""
 

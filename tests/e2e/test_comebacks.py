@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from duplex_traffic import Exchange
 from fault_matrix import restart
-from harness import Daemon, Facility, Requested, World, connections_to
+from harness import Requested, World, connections_to
 
 from scistream import timing
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import read_line
+from support.facilities import Daemon, Facility
 from support.programs import Program
 from support.waiting import until
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from harness import CONTROLLER, World
+from harness import World
 from raw_peers import CLIENT, HOUR, SERVER, Chain, RawLink, Signer, self_signed
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
+from support.facilities import CONTROLLER
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import HOST, free_ports
+from harness import free_ports
 
+from support.facilities import HOST
 from support.requirements import needs_root
 from support.waiting import PATIENCE, until
 

@@ -19,13 +19,14 @@ from uuid import uuid4
 import pytest
 from cryptography import x509
 from false_server import FalseServer, Message
-from harness import HOST, Gateway, World, refused_request
+from harness import World, refused_request
 from raw_peers import HOUR, SERVER, Chain, Signer
 
 from scistream.pki.authority import fingerprint, init_authority
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.history import RememberedStream
+from support.facilities import HOST, Gateway
 from support.programs import Program
 from support.waiting import until
 

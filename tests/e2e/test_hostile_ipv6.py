@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 from attackers import attempted, closed, connection, half_open, is_shut_out
-from harness import HOST, World
+from harness import World
 from raw_peers import RawLink
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
+from support.facilities import HOST
 from support.requirements import needs_ipv6
 from support.waiting import until
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import HOST, MIB, World, free_ports, noise
+from harness import MIB, World, free_ports, noise
 
+from support.facilities import HOST
 from support.requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

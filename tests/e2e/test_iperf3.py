@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import HOST, Streaming, World, free_ports
+from harness import Streaming, World, free_ports
 
+from support.facilities import HOST
 from support.requirements import needs
 
 

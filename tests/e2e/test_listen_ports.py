@@ -12,7 +12,6 @@ from contextlib import closing
 
 import pytest
 from harness import (
-    HOST,
     MIB,
     World,
     accept,
@@ -25,6 +24,8 @@ from harness import (
     sha256,
     together,
 )
+
+from support.facilities import HOST
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Facility, World
+from harness import World
 
 from scistream.config import ConfigError, load
 from scistream.s2uc.settings import S2UCConfig
+from support.facilities import Facility
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -14,7 +14,6 @@ from hashlib import sha256
 
 from attackers import client_hello
 from harness import (
-    Gateway,
     Streaming,
     World,
     accept,
@@ -31,6 +30,7 @@ from test_stalled import opened
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD
+from support.facilities import Gateway
 from support.waiting import PATIENCE, until
 
 PLACES = 40

@@ -9,8 +9,9 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from harness import HOST, World, assert_same, connect, free_ports
+from harness import World, assert_same, connect, free_ports
 
+from support.facilities import HOST
 from support.waiting import until
 
 

@@ -17,9 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import HOST, Requested, World, free_ports
+from harness import Requested, World, free_ports
 
 from scistream.protocol.messages import CONS, PROD
+from support.facilities import HOST
 from support.requirements import needs
 from support.waiting import PATIENCE, until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import HOST, MIB, Daemon, Requested, World, _toml, accept, connect, noise, receive, sha256
+from harness import MIB, Requested, World, accept, connect, noise, receive, sha256
 from test_certificates import expired_crl, reload, said_since, to
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
@@ -19,6 +19,7 @@ from test_survival import flowing
 from scistream.pki.authority import issue
 from scistream.pki.revocation import make_crl, revoke
 from scistream.protocol.messages import PROD
+from support.facilities import HOST, Daemon, toml_of
 from support.waiting import until
 
 NOISE = noise(MIB + 7)
@@ -36,7 +37,7 @@ def rewrite(daemon: Daemon, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the settings in a configuration file; the daemon does not hear of it."""
     settings = tomllib.loads(daemon.file.read_text())
     change(settings)
-    daemon.file.write_text(_toml(settings))
+    daemon.file.write_text(toml_of(settings))
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from functools import partial
 
 import msgspec
 import pytest
-from harness import HOST, Streaming, World, accept, address_of, free_ports, is_reset, listen, receive_exactly, together
+from harness import Streaming, World, accept, address_of, free_ports, is_reset, listen, receive_exactly, together
 
 from scistream.protocol.messages import ResetReason
 from scistream.s2cs.audit.events import ResetsEvent, read_line
+from support.facilities import HOST
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -15,11 +15,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import HOST, World, address_of, elements_of, free_ports, listen
+from harness import World, address_of, free_ports, listen
 
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.facilities import HOST, elements_of
 from support.programs import INSTALLED
 from support.requirements import needs
 from support.waiting import until

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import pytest
 from harness import (
-    HOST,
     MIB,
     Streaming,
     World,
@@ -27,6 +26,7 @@ from harness import (
     together,
 )
 
+from support.facilities import HOST
 from support.requirements import needs_ipv6
 from support.waiting import until
 

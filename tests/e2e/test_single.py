@@ -9,8 +9,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from harness import HOST, MIB, World, free_ports
+from harness import MIB, World, free_ports
 
+from support.facilities import HOST
 from support.requirements import needs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

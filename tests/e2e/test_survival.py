@@ -54,11 +54,12 @@ from fault_matrix import (
     thaw,
 )
 from flaky_proxy import Cutter
-from harness import Daemon, Facility, Requested, World, assert_same
+from harness import Requested, World, assert_same
 from lanes import Lanes, beside, lanes_of
 from test_refusals import RawLink, ada
 
 from scistream.protocol.messages import CONS, PROD, Role
+from support.facilities import Daemon, Facility
 from support.programs import Program
 from support.requirements import needs
 from support.waiting import until

@@ -312,9 +312,14 @@ class Testbed:
         """What to run for a command on a host."""
         return ["ip", "netns", "exec", self.namespace(host), *argv]
 
-    def start(self, host: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Program:
-        """Start a program on a host. It ends with the testbed."""
-        log = self.folder / f"{host}-{Path(argv[0]).name}-{secrets.token_hex(4)}.err"
+    def start(
+        self, host: str, argv: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> Program:
+        """Start a program on a host. It ends with the testbed.
+
+        :param log: the file for its standard error, in the testbed's folder if not given.
+        """
+        log = log or self.folder / f"{host}-{Path(argv[0]).name}-{secrets.token_hex(4)}.err"
         program = Program(self.command(host, argv), log, env, lasting=self.lasting)
         if not self.lasting:
             self._programs.append(program)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,15 @@ import netns
 from testbed import Testbed
 from testbed_addresses import Addresses
 
-from scistream.pki.authority import Issued, init_authority, issue
+from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
+from support import facilities
+from support.facilities import Facility, GatewaySite, Machine, Site, TcpSocket, files_of, tcp_sockets, toml_of
 from support.programs import INSTALLED, Program
-from support.waiting import PATIENCE, until
+from support.waiting import PATIENCE
 
 PORT = 5000
 PORTS = 16
-_CONTROLLER = "s2cs-controller"
-_LISTEN, _ESTABLISHED = "0A", "01"
 
 
 @dataclass(frozen=True)
@@ -49,97 +48,36 @@ def places(v: Addresses) -> tuple[Place, Place]:
     )
 
 
-class Facility:
-    """An authority, an S2CS and an S2DS at a gateway, with all their files in a folder.
+class Host(Machine):
+    """A host of a testbed, on which daemons run."""
+
+    def __init__(self, testbed: Testbed, name: str) -> None:
+        self._testbed = testbed
+        self._name = name
+
+    def start(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> Program:
+        """Start a program there; it ends with the testbed."""
+        return self._testbed.start(self._name, command, env, log)
+
+    def sockets(self) -> list[TcpSocket]:
+        """Return its TCP sockets."""
+        with netns.inside(self._testbed.namespace(self._name)):
+            return tcp_sockets(Path("/proc/thread-self/net"))
+
+
+def site(testbed: Testbed, place: Place, port: int) -> Site:
+    """Return where a facility of a testbed is.
 
     :param port: of the S2CS; the S2DS listens on the next one, for streams on those from a hundred on.
-    :param gateway: further settings of the S2DS.
     """
-
-    def __init__(
-        self, testbed: Testbed, place: Place, folder: Path, users: Path, port: int, gateway: Mapping[str, str]
-    ) -> None:
-        self.place = place
-        self.s2cs = Address(place.wan_address, port)
-        self._testbed = testbed
-        self._folder = folder
-        self._programs: dict[str, Program] = {}
-        pki = folder / "pki"
-        self.authority = init_authority(pki, f"The facility at {place.gateway}").certificate
-        self._control = control = Address("127.0.0.1", port + 1)
-        authorities = [str(self.authority)]
-        s2ds = {
-            "elements": 1,
-            "listen": str(control),
-            "controller": f"scistream:controller:{_CONTROLLER}",
-            "authorities": authorities,
-            "ports": f"{port + 100}-{port + 99 + PORTS}",
-            "app_networks": [place.lan],
-            "wan_networks": [place.wan],
-            **_files(issue(pki, "server", "s2ds", [control.host])),
-            **gateway,
-        }
-        legs = {"lan": {"bind": place.lan_address}, "wan": {"bind": place.wan_address}}
-        (folder / "s2ds.toml").write_text(_toml(s2ds, legs))
-        s2cs = {
-            "listen": str(self.s2cs),
-            "authorities": [str(users)],
-            "gateways": [{"name": place.gateway, "address": str(control)}],
-            **_files(issue(pki, "server", "s2cs", [place.wan_address])),
-        }
-        controller = {**_files(issue(pki, "controller", _CONTROLLER)), "authorities": authorities}
-        (folder / "s2cs.toml").write_text(_toml(s2cs, {"controller": controller}))
-
-    def start(self) -> None:
-        """Start its servers; they are ready when `wait_until_ready` returns."""
-        for kind in ("s2ds", "s2cs"):
-            command = [str(INSTALLED / "twistd"), "-n", "--pidfile=", f"--logfile={self._log(kind)}"]
-            command += [kind, "--config", str(self._folder / f"{kind}.toml")]
-            self._programs[kind] = self._testbed.start(self.place.gateway, command)
-
-    def wait_until_ready(self) -> None:
-        """Wait until both listen, and the S2CS has its link to the S2DS."""
-
-        def ready() -> bool:
-            for program in self._programs.values():
-                assert program.process.poll() is None, f"ended: {program}\n{self.words()}"
-            states = self._states()
-            return {_LISTEN, _ESTABLISHED} <= states[self._control.port] and _LISTEN in states[self.s2cs.port]
-
-        until(ready, lambda: f"the servers at {self.place.gateway} are not ready:\n{self.words()}")
-
-    def _states(self) -> Mapping[int, set[str]]:
-        """Of the gateway's TCP sockets, by their port."""
-        found: dict[int, set[str]] = defaultdict(set)
-        with netns.inside(self._testbed.namespace(self.place.gateway)):
-            for table in (Path("/proc/thread-self/net/tcp"), Path("/proc/thread-self/net/tcp6")):
-                for line in table.read_text().splitlines()[1:] if table.exists() else ():
-                    local, _, state = line.split()[1:4]
-                    found[int(local.rpartition(":")[2], 16)].add(state)
-        return found
-
-    def stop(self) -> None:
-        """End its servers, in order.
-
-        :raises AssertionError: if one has ended before, or has logged a traceback.
-        """
-        died = [kind for kind, program in self._programs.items() if program.process.poll() is not None]
-        for program in self._programs.values():
-            program.ask_to_end()
-        for program in self._programs.values():
-            program.stop()
-        self._programs.clear()
-        words = self.words()
-        assert not died, f"{' and '.join(died)} at {self.place.gateway} ended early:\n{words}"
-        assert "Traceback" not in words, words
-
-    def words(self) -> str:
-        """What its servers have logged."""
-        logs = [(kind, self._log(kind)) for kind in ("s2ds", "s2cs")]
-        return "\n".join(f"{kind}:\n{log.read_text()[-8000:]}" for kind, log in logs if log.exists())
-
-    def _log(self, kind: str) -> Path:
-        return self._folder / f"{kind}.log"
+    return Site(
+        server=Address(place.wan_address, port),
+        gateways=[GatewaySite(Address("127.0.0.1", port + 1), range(port + 100, port + 100 + PORTS))],
+        lan=place.lan_address,
+        wan=place.wan_address,
+        gateway_settings={"app_networks": [place.lan], "wan_networks": [place.wan]},
+        machine=Host(testbed, place.gateway),
+    )
 
 
 @dataclass(frozen=True)
@@ -163,13 +101,13 @@ class Facilities:
         folder = _folder(testbed, port)
         users = init_authority(folder / "users", "Users of both").certificate
         self.producer, self.consumer = (
-            Facility(testbed, place, _new(folder / place.gateway), users, port, gateway)
+            Facility(_new(folder / place.gateway), place.gateway, users, site(testbed, place, port), gateway=gateway)
             for place in places(v or testbed.v4)
         )
         homes = user_environment(testbed, port)
         settings = _new(Path(homes["XDG_CONFIG_HOME"]) / "scistream") / "s2uc.toml"
         authorities = [str(each.authority) for each in self._both]
-        settings.write_text(_toml({**_files(issue(folder / "users", "user", "ada")), "authorities": authorities}, {}))
+        settings.write_text(toml_of({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities}))
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"} | homes
 
     @property
@@ -178,18 +116,14 @@ class Facilities:
 
     def start(self) -> None:
         """Start all four servers and wait until they are ready."""
-        for facility in self._both:
-            facility.start()
-        for facility in self._both:
-            facility.wait_until_ready()
+        facilities.start(*self._both)
 
     def __enter__(self) -> Facilities:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for facility in self._both:
-            facility.stop()
+        facilities.end(*self._both)
 
     # The user
 
@@ -203,7 +137,7 @@ class Facilities:
 
     def request(self, num_conn: int = 1, rate: str = "5Gbit") -> Request:
         """Ask for a stream, and wait until both facilities have reserved."""
-        between = ["--prod", str(self.producer.s2cs), "--cons", str(self.consumer.s2cs)]
+        between = ["--prod", self.producer.s2cs, "--cons", self.consumer.s2cs]
         wishes = ["--num-conn", str(num_conn), "--rate", rate]
         return Request(self, self.start_s2uc("request", "--json", *between, *wishes))
 
@@ -268,23 +202,3 @@ class Request:
 def _new(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
-
-
-def _files(issued: Issued) -> dict[str, str]:
-    return {"certificate": str(issued.certificate), "key": str(issued.key)}
-
-
-def _toml(settings: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """TOML of these settings; strings, lists and flat tables of JSON are such of TOML too, but for the colon."""
-    lines = [f"{key} = {_value(value)}" for key, value in settings.items()]
-    for name, section in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {_value(value)}" for key, value in section.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key} = {_value(each)}' for key, each in value.items())}}}"
-    return json.dumps(value)
