@@ -12,6 +12,9 @@ ARGS ?=
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
 
+# Hundreds of processes would compile the same modules, and each worker would rewrite all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The tests wait more than they work, so several files run at once.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
 
