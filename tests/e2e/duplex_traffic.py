@@ -18,6 +18,10 @@ from support.waiting import PATIENCE, until
 _PERIOD = MIB - 3
 _PART = 64 * 1024
 _LOOK_AGAIN = 0.05
+_PARTS_AT_ONCE = 4
+"""How many parts are sent for each that is received: all buffers on the way stay full."""
+_PAUSE = 0.02
+"""Seconds until the next parts, as long as the exchange is to go on: what a test waits for needs the processors."""
 _RESET = (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)  # as reading, writing and ending a direction say it
 _PATTERNS: dict[tuple[str, int], bytes] = {}
 
@@ -85,8 +89,9 @@ class End:
             self.sock.shutdown(socket.SHUT_WR)
             self._sending = False
             return
-        start = self.sent % _PERIOD
-        self.sent += self.sock.send(self._says[start : start + _PART])
+        for _ in range(_PARTS_AT_ONCE):
+            start = self.sent % _PERIOD
+            self.sent += self.sock.send(self._says[start : start + _PART])
 
     def __str__(self) -> str:
         return f"{self.side} {self.channel}: {self.how}, sent {self.sent}, received {self.received}"
@@ -181,6 +186,8 @@ class Exchange:
                     else:
                         self._accept(selector, key.data)
                 self._take_in(selector)
+                if not self._enough.is_set():
+                    self._over.wait(_PAUSE)
         for sock in (*self._listeners, *(end.sock for end in [*self.ends, *self._joining])):
             sock.close()
 

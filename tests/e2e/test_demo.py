@@ -59,7 +59,7 @@ class Run:
             if entry.name.isdigit() and int(entry.name) != self.process.pid:
                 try:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    if (
+                    if line and (  # threads of the kernel have none
                         str(self.temporary) in line
                         or f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
                     ):

@@ -9,6 +9,9 @@ from typing import Any
 PATIENCE = 30.0
 """Seconds after which something that should have happened has not."""
 _LOOK_AGAIN = 0.02
+_REST, _LONGEST_REST = 3.0, 0.5
+"""How many times as long as a look the rest after it is, and the most seconds: what is waited for needs the processors.
+"""
 
 
 def until(condition: Callable[[], Any], what: Callable[[], object], seconds: float = PATIENCE) -> Any:
@@ -17,10 +20,13 @@ def until(condition: Callable[[], Any], what: Callable[[], object], seconds: flo
     :raises AssertionError: with `what()`, if it takes more than this many seconds.
     """
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what()
-        time.sleep(_LOOK_AGAIN)
-    return found
+    while True:
+        begun = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        assert now < deadline, what()
+        time.sleep(min(max(_LOOK_AGAIN, _REST * (now - begun)), _LONGEST_REST))
 
 
 async def until_in_reactor(
