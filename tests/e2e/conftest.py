@@ -12,12 +12,28 @@ import pytest
 import pytest_twisted
 from harness import World
 
+from support.programs import executed_programs, many_processes
+
 
 @pytest.fixture(scope="session")
 def linux() -> None:
     """Gateways run on Linux, and so do these tests."""
     if sys.platform != "linux":
         pytest.skip("gateways run on Linux")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:
+    """Fork the project's commands."""
+    with many_processes():
+        yield
+
+
+@pytest.fixture
+def executed() -> Iterator[None]:
+    """Execute the commands of the test instead of forking them."""
+    with executed_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

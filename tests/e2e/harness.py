@@ -23,10 +23,11 @@ from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
 from support import facilities
-from support.facilities import HOST, Daemon, Facility, files_of, loopback, tcp_sockets, toml_of
+from support.facilities import HOST, Daemon, Facility, files_of, loopback, toml_of
 from support.leased_ports import leased
-from support.programs import INSTALLED, Program
+from support.programs import INSTALLED, Descriptors, Program
 from support.requirements import missing
+from support.tcp_sockets import ESTABLISHED, tcp_sockets
 from support.waiting import PATIENCE, until
 
 MIB = 1024 * 1024
@@ -115,7 +116,7 @@ def free_ports(count: int = 1, host: str = HOST) -> int:
 
 def connections_to(port: int) -> int:
     """How many open connections lead there."""
-    return sum(sock.remote == port and sock.is_connected for sock in tcp_sockets())
+    return sum(sock.remote == port for sock in tcp_sockets(ESTABLISHED))
 
 
 # What it takes up
@@ -298,10 +299,12 @@ class World:
 
     # Programs
 
-    def start(self, *command: str, env: Mapping[str, str] | None = None) -> Program:
+    def start(
+        self, *command: str, env: Mapping[str, str] | None = None, descriptors: Descriptors | None = None
+    ) -> Program:
         """Start any program, with what the user's environment has; it ends with the world."""
         log = self.folder / "applications" / f"{len(self._programs)}-{Path(command[0]).name}.err"
-        program = Program(command, log, {**self.env, **(env or {})})
+        program = Program(command, log, {**self.env, **(env or {})}, descriptors=descriptors)
         self._programs.append(program)
         return program
 

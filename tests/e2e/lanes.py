@@ -23,8 +23,6 @@ from typing import Any
 import pytest
 from harness import World
 
-from support.programs import many_processes
-
 WIDTH = 5
 LONGEST_JOB = 900.0
 """Seconds after which a job that runs is given up; what it waits for has shorter limits of its own."""
@@ -73,7 +71,7 @@ def lanes_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[Lanes]:
     for item in request.session.items:
         if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item.function, "job"):
             tasks[item.nodeid] = _task(item)
-    with many_processes(), Lanes(folder, tasks) as lanes:
+    with Lanes(folder, tasks) as lanes:
         yield lanes
 
 

@@ -473,6 +473,7 @@ def command_lines() -> str:
     return "\n".join(found)
 
 
+@pytest.mark.usefixtures("executed")
 def test_no_secret_of_a_run_is_in_any_trail_log_store_or_command_line(
     fresh_world: Callable[..., World], detector: socket.socket
 ) -> None:

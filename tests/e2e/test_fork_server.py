@@ -1,4 +1,4 @@
-"""Children of the tests: whoever waits for one learns of its end."""
+"""Forked commands do what executed ones do, and each thread that waits for a child learns of its end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from support.fork_server import Child
+from support.programs import INSTALLED, Program, executed_programs
 from support.waiting import PATIENCE
 
 THREADS = 4
@@ -44,3 +46,49 @@ def test_all_threads_that_wait_for_one_child_learn_of_its_end() -> None:
             for thread in threads:
                 thread.join(2 * PATIENCE)
             assert ends == [0] * THREADS
+
+
+SCRIPT = """
+import os, sys
+print("out", sys.argv[1:], __name__, os.getcwd(), os.environ["MARK"])
+print("err", file=sys.stderr)
+print([type(each).__name__ for each in (sys.stdin, sys.stdout, sys.stderr)], sys.stdout and sys.stdout.isatty())
+os.fork() or os._exit(0)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [str(INSTALLED / "s2uc"), "--version"],
+        [str(INSTALLED / "s2uc"), "release", "no-uid"],
+        [str(INSTALLED / "appctrl"), "prod", "--listen", "nowhere"],
+        [str(INSTALLED / "scistream"), "pki", "--help"],
+        [str(INSTALLED / "twistd"), "-n", "--pidfile=", "s2ds", "--config", "none.toml"],
+        [sys.executable, "-c", SCRIPT, "7"],
+    ],
+    ids=lambda command: Path(command[0]).name,
+)
+@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,)], ids=["all", "no input", "no output", "no errors"])
+def test_a_forked_command_does_what_an_executed_one_does(
+    tmp_path: Path, command: list[str], closed: tuple[int, ...]
+) -> None:
+    def run(name: str) -> tuple[str, str, int]:
+        program = Program(
+            command, tmp_path / name, {**os.environ, "MARK": "mine"}, descriptors=dict.fromkeys(closed, None)
+        )
+        ended = program.end(status=None)
+        return ended.stdout, ended.stderr, ended.returncode
+
+    forked = run("forked")
+    with executed_programs():
+        assert run("executed") == forked
+
+
+def test_what_another_interpreter_would_be_told_is_not_forked(tmp_path: Path) -> None:
+    show = [sys.executable, "-c", "import sys; print(sys.flags.no_user_site, open('/proc/self/cmdline').read())"]
+    for env, is_forked in ({}, True), ({"PYTHONNOUSERSITE": "1"}, False):
+        said = Program(show, tmp_path / "err", {**os.environ, **env}).end().stdout
+        assert ("fork_server" in said) == is_forked
+        assert said.startswith("1") != is_forked

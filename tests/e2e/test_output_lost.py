@@ -30,29 +30,18 @@ def run(
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_RDWR)
-
-    def spoil() -> None:
-        for descriptor, how in spoilt.items():
-            if how == "closed":
-                os.close(descriptor)
-            else:
-                os.dup2(full if how == "full" else writer, descriptor)
-
+    files = {"closed": None, "full": full, "broken": writer}
     try:
-        return subprocess.run(
-            [str(world.programs / program), *arguments],
-            env={**world.env, **({"SCISTREAM_JOIN": join} if join else {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE,
-            check=False,
-            preexec_fn=spoil,
-            pass_fds=(full, writer),
+        started = world.start(
+            str(world.programs / program),
+            *arguments,
+            env={"SCISTREAM_JOIN": join} if join else {},
+            descriptors={number: files[how] for number, how in spoilt.items()},
         )
     finally:
         os.close(writer)
         os.close(full)
+    return started.end(2 * PATIENCE, status=None)
 
 
 def assert_says_a_line_at_most(ended: subprocess.CompletedProcess[str], how: str) -> None:

@@ -5,9 +5,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from cryptography import x509
 
 from scistream.pki.authority import init_authority, issue, pem_of
 from support.leased_ports import leased
+from support.programs import INSTALLED, Program
 from support.waiting import PATIENCE, until
 
-TWISTD = str(Path(sys.executable).with_name("twistd"))
+TWISTD = str(INSTALLED / "twistd")
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
@@ -76,34 +76,25 @@ def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def started(
-    folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = (), out: int = subprocess.DEVNULL
-) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[Program]:
     """A server in the foreground; whatever happens, it is gone at the end.
 
     :param before: the command that starts it, if not this process.
     """
-    process = subprocess.Popen(
-        [*before, TWISTD, "-n", "--pidfile=", kind, *arguments],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    handle, errors = tempfile.mkstemp(".err", dir=folder)
+    os.close(handle)
+    program = Program([*before, TWISTD, "-n", "--pidfile=", kind, *arguments], Path(errors), os.environ)
     try:
-        yield process
+        yield program
     finally:
-        process.kill()
-        process.communicate(timeout=60)
+        program.process.kill()
+        program.end(status=None)
 
 
 def refusals(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
     """The lines on standard error of a server that does not start."""
-    with started(folder, kind, *arguments, before=before) as process:
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 2
+    with started(folder, kind, *arguments, before=before) as server:
+        said = server.end(status=2).stderr
     assert "Traceback" not in said
     return [line for line in said.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT", line)]
 
@@ -131,8 +122,8 @@ def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
 
 def starts(folder: Path, kind: str, settings: dict[str, str]) -> None:
     """The control of a refusal: with these settings it serves."""
-    with started(folder, kind, "--config", str(write(folder, kind, settings))) as process:
-        wait_until_it_serves(process, settings)
+    with started(folder, kind, "--config", str(write(folder, kind, settings))) as server:
+        wait_until_it_serves(server, settings)
 
 
 def accepts(port: int) -> bool:
@@ -157,24 +148,23 @@ def serves(port: int) -> bool:
     return True
 
 
-def wait_until_it_serves(process: subprocess.Popen[str], settings: dict[str, str]) -> None:
+def wait_until_it_serves(server: Program, settings: dict[str, str]) -> None:
     port = int(settings["listen"].strip('"').rpartition(":")[2])
 
     def does() -> bool:
-        assert process.poll() is None, f"it has ended with status {process.returncode}"
+        assert server.process.poll() is None, f"it has ended: {server}"
         return serves(port)
 
-    until(does, lambda: f"nothing serves at port {port}", PATIENCE)
+    until(does, lambda: f"nothing serves at port {port}: {server}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_control_starts_listens_and_ends_with_status_0_at_sigterm(tmp_path: Path, pki: Path, kind: str) -> None:
     settings = KINDS[kind](pki)
-    with started(tmp_path, kind, "--config", str(write(tmp_path, kind, settings))) as process:
-        wait_until_it_serves(process, settings)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0
+    with started(tmp_path, kind, "--config", str(write(tmp_path, kind, settings))) as server:
+        wait_until_it_serves(server, settings)
+        server.process.send_signal(signal.SIGTERM)
+        server.end()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -357,17 +347,13 @@ def test_certificates_and_addresses_that_are_wrong_are_told_at_once(tmp_path: Pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_daemon_that_runs_as_root_says_so(tmp_path: Path, pki: Path, kind: str) -> None:
     log, file = tmp_path / "log", write(tmp_path, kind, KINDS[kind](pki))
-    command = [TWISTD, "-n", "--pidfile=", f"--logfile={log}", kind, "--config", str(file)]
-    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL) as process:
-        try:
+    with started(tmp_path, f"--logfile={log}", kind, "--config", str(file)) as server:
 
-            def listens() -> bool:
-                return log.exists() and " listens on " in log.read_text()
+        def listens() -> bool:
+            assert server.process.poll() is None, f"it has ended: {server}"
+            return log.exists() and " listens on " in log.read_text()
 
-            until(lambda: listens() or process.poll() is not None, lambda: "its log does not say that it listens")
-            assert listens(), f"it has ended with status {process.poll()}"
-        finally:
-            process.kill()
+        until(listens, lambda: f"its log does not say that it listens: {server}")
     assert ("this daemon runs as root" in log.read_text()) == (os.geteuid() == 0)
 
 
@@ -413,9 +399,9 @@ def test_a_second_server_with_the_same_store_is_refused_while_the_first_one_live
         assert "listen: " in listen
         assert "another program listens there" in listen
         assert f"the store {tmp_path / 's2cs.sqlite'} is in use by another S2CS, process {first.pid}: " in store
-        assert first.poll() is None
-        first.kill()
-        first.wait(PATIENCE)
+        assert first.process.poll() is None
+        first.process.kill()
+        first.process.wait(PATIENCE)
     with started(tmp_path, "s2cs", "--config", file) as next_one:
         wait_until_it_serves(next_one, settings)
 
@@ -439,8 +425,8 @@ def test_a_policy_that_cannot_be_used_is_named_with_its_rule_and_its_key(
     assert refusal_of(tmp_path, "s2cs", settings).startswith(f"{policy}: {complaint}")
 
     policy.write_text(sound)
-    with started(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", settings))) as process:
-        wait_until_it_serves(process, settings)
+    with started(tmp_path, "s2cs", "--config", str(write(tmp_path, "s2cs", settings))) as server:
+        wait_until_it_serves(server, settings)
 
 
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path, pki: Path) -> None:
@@ -464,19 +450,12 @@ def test_a_gateway_whose_elements_do_not_start_ends_with_one_sentence(
     assert re.match(r"element \d does not start \(.*exit code 3", line)
 
 
+@pytest.mark.usefixtures("executed")
 def test_no_module_of_the_folder_that_a_gateway_is_started_in_runs_in_it(tmp_path: Path, pki: Path) -> None:
     for name in ("random", "scistream", "twisted", "msgspec"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w').close()\n")
     file = write(tmp_path, "s2ds", {**s2ds(pki), "elements": "1"})
-    with started(tmp_path, "s2ds", "--config", str(file), out=subprocess.PIPE) as process:
-        stop = threading.Timer(PATIENCE, process.kill)
-        stop.start()
-        assert process.stdout is not None
-        for line in process.stdout:  # which ends with the process
+    with started(tmp_path, "s2ds", "--config", str(file)) as server:
+        while "element 0 is ready" not in (line := server.line()):
             assert "ended" not in line
-            if "element 0 is ready" in line:
-                break
-        else:
-            raise AssertionError(f"it has ended, or has no element within {PATIENCE:g} s")
-        stop.cancel()
     assert not (tmp_path / "was here").exists()

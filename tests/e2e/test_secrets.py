@@ -201,6 +201,7 @@ def test_the_program_of_an_application_controller_never_sees_the_join_string(wor
         assert seen["cores"] != 0, "its core files are its own affair"
 
 
+@pytest.mark.usefixtures("executed")
 def test_a_stream_leaves_no_secret_in_any_log_or_store_or_in_the_list_of_processes(world: World) -> None:
     with listen() as detector:
         between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]

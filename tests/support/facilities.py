@@ -20,39 +20,14 @@ from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
 from support.leased_ports import can_bind, leased
 from support.programs import INSTALLED, Program
+from support.tcp_sockets import ESTABLISHED, HOLDING, LISTEN, TcpSocket, tcp_sockets
 from support.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
 CONTROLLER = "s2cs-controller"
-_LISTEN, _ESTABLISHED, _TIME_WAIT = 0x0A, 0x01, 0x06
 
 
 # Machines
-
-
-@dataclass(frozen=True)
-class TcpSocket:
-    """A row of the kernel's table of TCP sockets."""
-
-    local: int
-    remote: int
-    state: int
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether it is an end of an open connection."""
-        return self.state == _ESTABLISHED
-
-
-def tcp_sockets(tables: Path = Path("/proc/net")) -> list[TcpSocket]:
-    """Return all TCP sockets of a network namespace, that of this process if not given."""
-    found = []
-    for table in (tables / "tcp", tables / "tcp6"):
-        for line in table.read_text().splitlines()[1:] if table.exists() else ():
-            local, remote, state = line.split()[1:4]
-            ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
-            found.append(TcpSocket(*ports, int(state, 16)))
-    return found
 
 
 class Machine:
@@ -62,19 +37,20 @@ class Machine:
         """Start a program there, whose standard error goes to a file."""
         return Program(command, log, env)
 
-    def sockets(self) -> list[TcpSocket]:
-        """Return its TCP sockets."""
-        return tcp_sockets()
+    def sockets(self, *states: int) -> list[TcpSocket]:
+        """Return its TCP sockets in these states."""
+        return tcp_sockets(*states)
 
 
 def elements_of(pid: int) -> list[int]:
-    """Return the processes that a gateway has started."""
+    """Return the processes that a gateway has started and that have not ended."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            words = stat.read_text().rpartition(") ")[2].split()
-            if words[0] != "Z" and int(words[1]) == pid:
-                found.append(int(stat.parent.name))
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            with suppress(OSError):  # it has ended meanwhile
+                state = Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0]
+                if state != "Z":
+                    found.append(int(child))
     return sorted(found)
 
 
@@ -173,7 +149,7 @@ class Daemon:
     def _is_ready(self) -> bool:
         assert self.program is not None
         assert self.program.process.poll() is None, f"{self.name} has ended:\n{self.words()}"
-        return TcpSocket(self.address.port, 0, _LISTEN) in self.machine.sockets()
+        return TcpSocket(self.address.port, 0) in self.machine.sockets(LISTEN)
 
     def stop(self) -> None:
         """End it in order."""
@@ -244,7 +220,7 @@ class Gateway(Daemon):
     def ports_in_use(self) -> frozenset[int]:
         """The ports of its range that a socket is bound to, whether it listens, is connected, or only reserves."""
         mine = range(self.first_port, self.last_port + 1)
-        seen = {sock.local for sock in self.machine.sockets() if sock.local in mine and sock.state != _TIME_WAIT}
+        seen = {sock.local for sock in self.machine.sockets(*HOLDING) if sock.local in mine}
         return frozenset(seen | {port for port in mine if not can_bind(self.host, port)})
 
     def offers(self, listener: str) -> bool:
@@ -304,7 +280,7 @@ class Facility:
         ports = {gateway.address.port for gateway in self.gateways}
 
         def linked() -> bool:
-            return ports <= {sock.remote for sock in self.site.machine.sockets() if sock.is_connected}
+            return ports <= {sock.remote for sock in self.site.machine.sockets(ESTABLISHED)}
 
         until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
 

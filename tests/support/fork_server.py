@@ -1,13 +1,15 @@
-"""Starts the project's commands in little time: forks them from a process that has imported all of it.
+"""Starts the project's commands in little time: forks them from a process that has imported all of their modules.
 
-A test that needs some hundred processes would spend most of its time on their imports. What a child runs is what the
-installed command runs, from its entry point on, in a process and a session of its own, with files of its own.
+The tests start thousands of processes and would spend most of their time on imports. A child runs what the installed
+command runs, from its entry point on, in a process and a session of its own, with files of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
+import io
 import json
 import os
 import select
@@ -16,12 +18,14 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 _MODULES = (
     "scistream.app.cli",
+    "scistream.cli",
     "scistream.s2cs.tap",
     "scistream.s2ds.tap",
     "scistream.s2uc.cli",
@@ -30,10 +34,14 @@ _MODULES = (
     "twisted.scripts.twistd",
 )
 _ENTRIES = {
-    "appctrl": ("scistream.app.cli", "main"),
-    "s2uc": ("scistream.s2uc.cli", "main"),
+    "appctrl": ("scistream.entry", "appctrl"),
+    "s2uc": ("scistream.entry", "s2uc"),
+    "scistream": ("scistream.entry", "scistream"),
     "twistd": ("twisted.scripts.twistd", "run"),
 }
+_BESIDE = os.path.dirname(sys.executable)
+_READ_BY_PYTHON_ALONE = ("LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
+"""What begins so in the environment takes effect when an interpreter starts, and not in a fork of one."""
 _PR_SET_PDEATHSIG = 1
 _LONGEST = 1024 * 1024
 _PATIENCE = 60.0
@@ -48,6 +56,7 @@ class ForkServer:
 
     def __init__(self, launcher: Sequence[str]) -> None:
         self._lock = threading.Lock()
+        self._interpreter = _for_the_interpreter(os.environ)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE)
         with theirs:
@@ -55,16 +64,39 @@ class ForkServer:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def can_start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
-        """Whether it is one of the project's commands, or a script given to Python, with nothing to load before it."""
-        is_known = Path(command[0]).name in _ENTRIES or list(command[:2]) == [sys.executable, "-c"]
-        return is_known and "LD_PRELOAD" not in env
+        """Return whether a fork does what the command would do.
 
-    def start(self, command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path) -> Child:
-        """Start a command; its standard output can be read from the child."""
+        It must be one of the project's commands, or a script given to this Python, and its environment must not ask for
+        another interpreter than that of the tests.
+        """
+        folder, name = os.path.split(command[0])
+        is_known = (folder == _BESIDE and name in _ENTRIES) or list(command[:2]) == [sys.executable, "-c"]
+        return is_known and _for_the_interpreter(env) == self._interpreter
+
+    def start(
+        self,
+        command: Sequence[str],
+        errors: IO[Any],
+        env: Mapping[str, str],
+        cwd: Path,
+        descriptors: Mapping[int, int | None],
+    ) -> Child:
+        """Start a command; its standard output can be read from the child.
+
+        :param descriptors: the files of its standard descriptors, where they differ from the usual; None: it is closed.
+        """
         output, theirs = os.pipe()
-        order = {"command": list(command), "env": dict(env), "cwd": str(cwd)}
+        wanted = {1: theirs, 2: errors.fileno(), **descriptors}
+        files = {number: file for number, file in wanted.items() if file is not None}
+        order = {
+            "command": list(command),
+            "env": dict(env),
+            "cwd": str(cwd),
+            "open": list(files),
+            "closed": list(wanted.keys() - files),
+        }
         try:
-            pid = self._ask(order, [theirs, errors.fileno()])
+            pid = self._ask(order, list(files.values()))
         finally:
             os.close(theirs)
         return Child(pid, os.fdopen(output), lambda: self._ask({"wait": pid}, []))
@@ -143,6 +175,10 @@ class Child:
         return self.returncode
 
 
+def _for_the_interpreter(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(_READ_BY_PYTHON_ALONE)}
+
+
 # In the server
 
 
@@ -152,9 +188,11 @@ def _main() -> int:
     for module in _MODULES:
         importlib.import_module(module)
     assert "twisted.internet.reactor" not in sys.modules, "each child needs a reactor of its own"
+    gc.collect()
+    gc.freeze()  # the collectors of the children leave these objects, and the pages they are in, alone
     me = os.getpid()
     while True:
-        line, files, _, _ = socket.recv_fds(orders, _LONGEST, 2)
+        line, files, _, _ = socket.recv_fds(orders, _LONGEST, 3)
         if not line:
             return 0
         order = json.loads(line)
@@ -176,21 +214,43 @@ def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 1
-    for number, file in enumerate(files, 1):
+    for number, file in zip(order["open"], files, strict=True):
         os.dup2(file, number)
         os.close(file)
+    for number in order["closed"]:
+        os.close(number)
+    if 0 in order["closed"]:
+        sys.stdin = sys.__stdin__ = None
+    # What is inherited may belong to a terminal.
+    sys.stdout = sys.__stdout__ = None if 1 in order["closed"] else _stream(1, "<stdout>", sys.stdout)
+    sys.stderr = sys.__stderr__ = None if 2 in order["closed"] else _stream(2, "<stderr>", sys.stderr)
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     command = order["command"]
     if command[1] == "-c":
         sys.argv = ["-c", *command[3:]]
-        exec(compile(command[2], "<script>", "exec"), {"__name__": "__main__"})
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(command[2], "<string>", "exec"), main.__dict__)
         return 0
     sys.argv = command
     module, name = _ENTRIES[os.path.basename(command[0])]
     getattr(importlib.import_module(module), name)()
     return 0
+
+
+def _stream(descriptor: int, name: str, usual: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Return the stream that an interpreter opens for a standard descriptor."""
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    raw.name = name
+    is_error, is_unbuffered = descriptor == 2, bool(os.environ.get("PYTHONUNBUFFERED"))
+    return io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw),
+        usual.encoding,
+        usual.errors,
+        line_buffering=is_error or raw.isatty(),
+        write_through=is_unbuffered,
+    )
 
 
 if __name__ == "__main__":

@@ -30,12 +30,28 @@ _TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__]
 
 _fork_server: ForkServer | None = None
 
+Descriptors = Mapping[int, int | None]
+"""Files for standard descriptors of a process, by the number of the descriptor; None where it is closed."""
+
 
 def _start(
-    command: Sequence[str], errors: IO[Any], env: Mapping[str, str], cwd: Path, lasting: bool
+    command: Sequence[str],
+    errors: IO[Any],
+    env: Mapping[str, str],
+    cwd: Path,
+    descriptors: Descriptors,
+    lasting: bool,
 ) -> subprocess.Popen[str] | Child:
     if _fork_server is not None and not lasting and _fork_server.can_start(command, env):
-        return _fork_server.start(command, errors, env, cwd)
+        return _fork_server.start(command, errors, env, cwd, descriptors)
+
+    def replace() -> None:
+        for number, file in descriptors.items():
+            if file is None:
+                os.close(number)
+            else:
+                os.dup2(file, number)
+
     return subprocess.Popen(
         [*([] if lasting else [*_TETHER, str(os.getpid())]), *command],
         stdin=subprocess.DEVNULL,
@@ -45,12 +61,13 @@ def _start(
         env=env,
         cwd=cwd,
         start_new_session=lasting,
+        preexec_fn=replace if descriptors else None,
     )
 
 
 @contextmanager
 def many_processes() -> Iterator[None]:
-    """Within this the project's commands start in little time, and any thread may start them."""
+    """Within this the project's commands are forked, which takes little time; any thread may start them."""
     global _fork_server
     assert _fork_server is None
     _fork_server = ForkServer([*_TETHER, str(os.getpid())])
@@ -61,6 +78,17 @@ def many_processes() -> Iterator[None]:
         server.close()
 
 
+@contextmanager
+def executed_programs() -> Iterator[None]:
+    """Within this no command is forked: the list of processes shows each with its arguments."""
+    global _fork_server
+    server, _fork_server = _fork_server, None
+    try:
+        yield
+    finally:
+        _fork_server = server
+
+
 class Program:
     """A process in a session of its own. Its standard output comes as lines, its standard error goes to a file.
 
@@ -68,11 +96,18 @@ class Program:
 
     :param log: the file for its standard error; the process runs in the folder of this file.
     :param env: its environment; that of this process if not given.
+    :param descriptors: what its standard descriptors are instead.
     :param lasting: whether it may outlive this process; its standard output goes to the file, too.
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, *, lasting: bool = False
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        descriptors: Descriptors | None = None,
+        lasting: bool = False,
     ) -> None:
         self.log = log
         self.command = list(command)
@@ -80,7 +115,8 @@ class Program:
         self._out: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         with open(log, "ab") as errors:
-            self.process = _start(command, errors, os.environ if env is None else env, log.parent, lasting)
+            env = os.environ if env is None else env
+            self.process = _start(command, errors, env, log.parent, descriptors or {}, lasting)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -21,8 +21,9 @@ from testbed_addresses import Addresses
 from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
 from support import facilities
-from support.facilities import Facility, GatewaySite, Machine, Site, TcpSocket, files_of, tcp_sockets, toml_of
+from support.facilities import Facility, GatewaySite, Machine, Site, files_of, toml_of
 from support.programs import INSTALLED, Program
+from support.tcp_sockets import TcpSocket, tcp_sockets
 from support.waiting import PATIENCE
 
 PORT = 5000
@@ -59,10 +60,10 @@ class Host(Machine):
         """Start a program there; it ends with the testbed."""
         return self._testbed.start(self._name, command, env, log)
 
-    def sockets(self) -> list[TcpSocket]:
-        """Return its TCP sockets."""
+    def sockets(self, *states: int) -> list[TcpSocket]:
+        """Return its TCP sockets in these states."""
         with netns.inside(self._testbed.namespace(self._name)):
-            return tcp_sockets(Path("/proc/thread-self/net"))
+            return tcp_sockets(*states)
 
 
 def site(testbed: Testbed, place: Place, port: int) -> Site:
