@@ -15,8 +15,9 @@ demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine
 # Hundreds of processes would compile the same modules, and each worker would rewrite all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The tests wait more than they work, so several files run at once.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+# The tests wait more than they work, so several files run at once. In the order of their names the longest ones, those
+# of the end-to-end tests, are first; by their numbers of tests they would be last, and the end would wait for one.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.
 	$(PYTEST) $(ARGS)
