@@ -236,31 +236,31 @@ def record(folder: Path) -> list[Step]:
     """Run a stream of one channel from its beginning to its end."""
     with ExitStack() as at_end:
         run = _Run(folder, at_end)
-        run.step("Each S2CS dials its gateway and asks what it has.")
+        run.step("Each S2CS connects to its gateway and asks for its streams and resources.")
         prod, cons = run.facility("P"), run.facility("C")
         s2uc = [str(INSTALLED / "s2uc")]
-        run.step("S2UC asks both facilities for a stream of one channel and 100 Mbit/s, for ten minutes.")
+        run.step("S2UC requests a stream with one channel and 100 Mbit/s, for ten minutes, from both facilities.")
         wishes = ["--uid", UID, "--num-conn", "1", "--rate", str(RATE), "--expires", "10m"]
         between = ["--insecure", "--json", "--prod", prod, "--cons", cons]
         request = run.program(*s2uc, "request", *between, *wishes)
         join = json.loads(request.line(_PATIENCE))["join"]
         run.step(
-            "ProdApp says Hello. S2UC hears where it listens, makes the connection maps and the credentials, and sets "
-            "the targets of the producer's side, then of the consumer's."
+            "ProdApp sends Hello. S2UC learns where it listens, makes the connection maps and the credentials, and "
+            "sets the targets of the producer's side, then of the consumer's side."
         )
         program = at_end.enter_context(closing(listen()))
         appctrl = str(INSTALLED / "appctrl")
         wait = ["--", "sleep", "600"]
         run.program(appctrl, "prod", "--listen", address_of(program), *wait, join=join["PROD"])
         request.end(_PATIENCE)
-        run.step("ConsApp says Hello, and is told to connect.")
+        run.step("ConsApp sends Hello, and is told to connect.")
         run.program(appctrl, "cons", *wait, join=join["CONS"])
         told = run.wait_for("ConsApp", "StartConn")
         run.wait_for("S2CS-C", "RESP", "Connected")
         _carry_some_bytes(program, told.message["listeners"][0])
         run.step(
-            "ConsApp's program has connected to that listener, has sent 3000 bytes, and has received 5000. S2UC, which "
-            "may be another process now, releases the stream. The applications hear of it."
+            "ConsApp's program has connected to that listener, sent 3000 bytes and received 5000. S2UC, possibly in "
+            "another process, releases the stream. The applications are notified."
         )
         run.program(*s2uc, "release", "--insecure", "--json", UID).end(_PATIENCE)
         for application in ("ProdApp", "ConsApp"):

@@ -225,16 +225,19 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         "First delay": f"{timing.FIRST_RECONNECT:g} s",
         "Longest delay": f"{timing.LONGEST_RECONNECT:g} s",
         "Time between two Status": f"{timing.POLL:g} s",
-        "Patience of S2UC": f"{timing.ANSWER:g} s",
-        "Patience of S2CS": f"{timing.GATEWAY_ANSWER:g} s",
+        "Timeout of S2UC": f"{timing.ANSWER:g} s",
+        "Timeout of S2CS": f"{timing.GATEWAY_ANSWER:g} s",
         "A REQ waits": f"{timing.EARLY_REQUEST:g} s",
         "The owner's client": f"{timing.OWNER_SETS_TARGETS:g} s",
-        "Life of a probe": f"{messages.PROBE_LIFE:g} s",
+        "Lifetime of a probe": f"{messages.PROBE_LIFE:g} s",
         "Released streams": f"{hours:g} h, {MOST_RELEASED} of one owner",
         "Early releases": f"{hours:g} h, {MOST_EARLY_RELEASES} of one owner",
     }
     rows = dict(table_of("Limits and times", "What", "How much"))
-    by_settings = {"Life of a stream (expires, longest_expires)", "From REQ until a side must stream (hello_timeout)"}
+    by_settings = {
+        "Lifetime of a stream (expires, longest_expires)",
+        "From REQ until a side must be streaming (hello_timeout)",
+    }
     found = {words: _row(words, rows) for words in expected}
     assert {words: rows[row] for words, row in found.items()} == {
         words: str(value) for words, value in expected.items()
