@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from state_diagrams import diagram_of  # noqa: E402
-from state_tables import tables_of  # noqa: E402  # state_diagrams knows where it is
+from state_tables import tables_of  # noqa: E402  # state_diagrams puts its folder on the path
 
 import scistream  # noqa: E402
 
@@ -32,7 +32,7 @@ highlight_language = "text"
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-# Types are named in the signatures; types of Twisted, and of rooms that have no page of their own, lead nowhere.
+# Signatures name types. Types of Twisted, and of modules without a page of their own, are not links.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100

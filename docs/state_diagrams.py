@@ -1,8 +1,8 @@
 """Draw a machine from the state table in its module's docstring, as SVG in the colours of the page.
 
-Tests hold the machines to these tables, so a picture shows what the code does. Rows for any state are left out: they
-say that nothing happens. The states stand in a column. An arrow between neighbours is a short line; every other row
-of the table is a rail beside the column, which leaves each of its states and ends in an arrow.
+Tests compare the machines with these tables, so a diagram shows what the code does. Rows for any state are left out,
+because they have no effect. The states are in one column. An arrow between neighbours is a short line. Every other row
+of the table is a rail beside the column: a line from each of its states that ends in an arrow.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ sys.path.insert(0, str(_PARSER.parent))
 from state_tables import SAME, Table  # noqa: E402
 
 BACK = "as before it"
-"""In a table: the state from which the machine has come to this one."""
+"""In a table: the state from which the machine entered the current one."""
 ENDS = ("Releasing", "Released", "Done")
-"""The last states of a machine stand at the end of the column."""
+"""The final states of a machine, at the end of the column."""
 
 WIDTH, HEIGHT, GAP = 116, 46, 62
 LETTER, LINE, LONGEST = 6.4, 15, 22
 LOOP = 13
-"""How far below its upper edge an arrow from a state to itself is; others touch the state below it."""
+"""The distance of an arrow to the same state from the upper edge of the state; other arrows are below it."""
 SPACE = 18
 
 
