@@ -42,12 +42,12 @@ class Rail:
 
     @property
     def ends(self) -> list[str]:
-        """All states that it touches."""
+        """The states that the rail touches."""
         return [*self.sources, *self.targets]
 
     @property
     def label_width(self) -> float:
-        """How wide its label is, with a little space."""
+        """The width of the label, including a margin."""
         return max(map(len, self.label)) * LETTER + 8
 
 
@@ -66,7 +66,7 @@ class Diagram:
         return self.order.index(state)
 
     def top(self, state: str) -> float:
-        """Return the y of its upper edge."""
+        """Return the y coordinate of the upper edge of a state."""
         return self.row(state) * (HEIGHT + GAP)
 
     def rows(self, rail: Rail) -> range:
@@ -86,14 +86,14 @@ class Diagram:
             self.beside[1 if leads_down else -1].append(rail)
 
     def gap(self, rail: Rail) -> int:
-        """Return the gap between two rows in which a rail has its label: the one that the fewest others pass."""
+        """Return the gap between two rows for a rail's label: the gap that the fewest other rails pass."""
         rows, side = self.rows(rail), self.beside[1] if rail in self.beside[1] else self.beside[-1]
         near = min(max(self.row(rail.targets[-1]) - 1, rows[0]), rows[-1] - 1)
         crowd = {gap: sum({gap, gap + 1} <= set(self.rows(one)) for one in side) for gap in rows[:-1]}
         return min(rows[:-1], key=lambda gap: (crowd[gap], abs(gap - near)))
 
     def spread(self) -> None:
-        """Give each rail beside the column an x at which it meets neither another one nor a label."""
+        """Give each rail beside the column an x coordinate at which it overlaps no other rail and no label."""
         for side, rails in self.beside.items():
             placed: list[Rail] = []
             for rail in sorted(rails, key=lambda rail: len(self.rows(rail))):
@@ -114,7 +114,7 @@ class Diagram:
                 placed.append(rail)
 
     def port(self, rail: Rail, state: str) -> float:
-        """Return the y at which a rail touches a state: each at its own, in the order in which none cross."""
+        """Return the y coordinate at which a rail touches a state, in an order in which no rails cross."""
         side = 1 if rail.x > 0 else -1
 
         def place(one: Rail) -> tuple[int, float]:
@@ -130,7 +130,7 @@ class Diagram:
     # -- drawing
 
     def svg(self, name: str, title: str) -> str:
-        """Draw it all."""
+        """Return the diagram as SVG."""
         shapes = [*map(self._loop, self.loops), *map(self._short_line, self.straight)]
         shapes += [self._rail(side, rail) for side, rails in self.beside.items() for rail in rails]
         shapes += map(self._state, self.order)
@@ -200,7 +200,7 @@ def _words(lines: list[str], x: float, middle: float, anchor: str) -> str:
 
 
 def diagram_of(table: Table) -> Diagram:
-    """Lay out a table. Rows that have the same states and lead to the same one are drawn as one."""
+    """Lay out a table. Rows with the same states and the same next state become one arrow."""
     inputs: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
     for row in table.rows:
         if "any" not in row.states:
@@ -223,12 +223,12 @@ def diagram_of(table: Table) -> Diagram:
 
 
 def _bare(state: str) -> str:
-    """Return the name of a state without the case in brackets behind it."""
+    """Return the name of a state without the condition in parentheses."""
     return state.partition(" (")[0]
 
 
 def _lines(inputs: list[str]) -> list[str]:
-    """Break a list of inputs into lines of bearable length: between two of them, or within one that is too long."""
+    """Break a list of inputs into short lines: between two inputs, or within one that is too long."""
     lines = [""]
     for given in [*(f"{one}," for one in inputs[:-1]), inputs[-1]]:
         for part in textwrap.wrap(given, LONGEST):
