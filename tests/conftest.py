@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.leased_ports import leased
+from support.programs import many_processes
 
 OPEN = Path("/proc/self/fd")
 FEW = 8
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.remove(item)
         others = [index for index, other in enumerate(items) if other.path == item.path]
         items.insert(others[-1] + 1 if others else len(items), item)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[None]:
+    """Fork the project's commands, which takes little time, instead of executing them."""
+    with many_processes():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from harness import World
 
-from support.programs import executed_programs, many_processes
+from support.programs import executed_programs
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +23,8 @@ def linux() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fork_server() -> Iterator[None]:
+def _forked(fork_server: None) -> None:
     """Fork the project's commands."""
-    with many_processes():
-        yield
 
 
 @pytest.fixture

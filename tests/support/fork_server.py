@@ -42,7 +42,9 @@ _ENTRIES = {
 _BESIDE = os.path.dirname(sys.executable)
 _READ_BY_PYTHON_ALONE = ("LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
 """What begins so in the environment takes effect when an interpreter starts, and not in a fork of one."""
-_PR_SET_PDEATHSIG = 1
+_ON_A_HOST = ["ip", "netns", "exec"]
+"""How a command begins that is run in a network namespace; its name is next."""
+_PR_SET_PDEATHSIG, _CLONE_NEWNET = 1, 0x40000000
 _LONGEST = 1024 * 1024
 _PATIENCE = 60.0
 """Seconds for an answer; the first one comes when all modules have been imported."""
@@ -66,11 +68,12 @@ class ForkServer:
     def can_start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
         """Return whether a fork does what the command would do.
 
-        It must be one of the project's commands, or a script given to this Python, and its environment must not ask for
-        another interpreter than that of the tests.
+        It must be one of the project's commands, or a script given to this Python, be it in a network namespace, and
+        its environment must not ask for another interpreter than that of the tests.
         """
-        folder, name = os.path.split(command[0])
-        is_known = (folder == _BESIDE and name in _ENTRIES) or list(command[:2]) == [sys.executable, "-c"]
+        _, (program, *arguments) = _split(command)
+        folder, name = os.path.split(program)
+        is_known = (folder == _BESIDE and name in _ENTRIES) or [program, *arguments[:1]] == [sys.executable, "-c"]
         return is_known and _for_the_interpreter(env) == self._interpreter
 
     def start(
@@ -85,11 +88,13 @@ class ForkServer:
 
         :param descriptors: the files of its standard descriptors, where they differ from the usual; None: it is closed.
         """
+        namespace, command = _split(command)
         output, theirs = os.pipe()
         wanted = {1: theirs, 2: errors.fileno(), **descriptors}
         files = {number: file for number, file in wanted.items() if file is not None}
         order = {
-            "command": list(command),
+            "namespace": namespace,
+            "command": command,
             "env": dict(env),
             "cwd": str(cwd),
             "open": list(files),
@@ -175,6 +180,13 @@ class Child:
         return self.returncode
 
 
+def _split(command: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the network namespace that a command is run in, None if that of the tests, and the command itself."""
+    if list(command[:3]) == _ON_A_HOST:
+        return command[3], list(command[4:])
+    return None, list(command)
+
+
 def _for_the_interpreter(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(_READ_BY_PYTHON_ALONE)}
 
@@ -211,9 +223,14 @@ def _main() -> int:
 
 def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> int:
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 1
+    if order["namespace"] is not None:
+        with open(f"/run/netns/{order['namespace']}") as namespace:
+            if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"the namespace {order['namespace']} cannot be entered")
     for number, file in zip(order["open"], files, strict=True):
         os.dup2(file, number)
         os.close(file)

@@ -12,6 +12,11 @@ from testbed_facilities import Facilities
 from support.requirements import missing, needs_root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked(fork_server: None) -> None:
+    """Fork the project's commands."""
+
+
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Testbed]:
     """A testbed, shared by all tests; nothing of it may be left in the end."""

@@ -22,6 +22,7 @@ from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
 
 from scistream.protocol.address import Address
+from support.programs import executed_programs
 from support.requirements import needs
 from support.waiting import PATIENCE, until
 
@@ -187,6 +188,16 @@ def packets_from_lan(testbed: Testbed, gateway: str) -> int:
     with netns.inside(testbed.namespace(gateway)):
         lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
     return next(int(line.split()[2]) for line in lines if line.split()[0] == "lan0:")
+
+
+def test_a_forked_command_is_where_an_executed_one_is(testbed: Testbed) -> None:
+    ports = "import pathlib; print(pathlib.Path('/proc/self/net/tcp').read_text())"
+    script = [sys.executable, "-c", f"import os; print(os.stat('/proc/self/ns/net').st_ino); {ports}"]
+    with closing(testbed.listen("user", "127.0.0.1")):
+        forked = testbed.exec("user", script).stdout
+        with executed_programs():
+            assert testbed.exec("user", script).stdout == forked
+        assert testbed.exec("pgw", script).stdout != forked
 
 
 def test_two_testbeds_are_up_at_once_and_nothing_is_left_of_one_that_went_down(testbed: Testbed) -> None:
