@@ -1,4 +1,4 @@
-"""The command `s2uc`: ask for a stream, wait for it, look at it, release it."""
+"""The command `s2uc`: its options, its help, and the client that its commands run with."""
 
 from __future__ import annotations
 
@@ -22,24 +22,12 @@ from scistream.os_process import keep_secrets
 from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_PROBE_SECONDS, Role
 from scistream.s2uc.client import Client, arguments_of, default_config
-from scistream.s2uc.commands import (
-    Output,
-    RequestOptions,
-    attach_stream,
-    clock_time,
-    failure_in_json,
-    list_at,
-    parse_listen_ports,
-    read_file,
-    release_at,
-    release_stream,
-    request_stream,
-    show_status,
-    show_status_at,
-    wait_for_stream,
-)
+from scistream.s2uc.commands import attach_stream, release_at, release_stream, request_stream, wait_for_stream
 from scistream.s2uc.history import StreamHistory
+from scistream.s2uc.options import OutputOptions, RequestOptions, parse_listen_ports, read_file
+from scistream.s2uc.output import clock_time, failure_in_json
 from scistream.s2uc.settings import S2UCConfig
+from scistream.s2uc.show import list_at, show_status, show_status_at
 from scistream.shared_settings import DEFAULT_RATE, trust_of
 from scistream.tables import Columns, short_uids
 from scistream.tls.expiry import expiring_soon
@@ -54,7 +42,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class _Credentials:
-    """What the options say; the configuration file fills in the rest."""
+    """The certificates that the options name. The configuration file gives those that the options leave out."""
 
     config: Path | None = None
     certificate: Path | None = None
@@ -63,24 +51,29 @@ class _Credentials:
     insecure: bool = False
 
     def client(self, reactor: Any) -> Client:
-        """:raises ConfigError: if neither the options nor the file name certificates."""
+        """Make a client with these certificates.
+
+        :raises ConfigError: if neither the options nor the configuration file name certificates.
+        """
         file = self._file()
         settings = load(file, S2UCConfig) if self.config is not None or file.exists() else S2UCConfig()
         insecure = self.insecure or settings.insecure
         arguments = arguments_of(settings, file) | {"insecure": insecure}
         arguments |= {name: given for name in ("certificate", "key", "authorities") if (given := getattr(self, name))}
-        vouched_for = arguments["authorities"] or arguments["facilities"]
-        if not insecure and not (arguments["certificate"] and arguments["key"] and vouched_for):
+        authorities = arguments["authorities"] or arguments["facilities"]
+        if not insecure and not (arguments["certificate"] and arguments["key"] and authorities):
             raise ConfigError(
                 f"no certificates: name certificate, key and authorities in {file}, or give --certificate, --key and "
-                "--authority (only on loopback, for a trial, --insecure does without)"
+                "--authority (only for a test on loopback: --insecure needs none)"
             )
         return Client(**arguments, reactor=reactor)
 
     def _file(self) -> Path:
-        """The configuration file, which need not be there; an empty one if no folder has it and none is needed.
+        """Return the configuration file, which need not exist.
 
-        :raises ConfigError: if a folder has to be known, and is not.
+        If the user's configuration folder is unknown and the options name all certificates, return an empty file.
+
+        :raises ConfigError: if the folder is unknown and the options leave something out.
         """
         try:
             return self.config or default_config()
@@ -90,31 +83,34 @@ class _Credentials:
             raise
 
     def warnings(self) -> list[str]:
-        """What of the user's own files expires soon; files that cannot be read are no matter here."""
+        """Return warnings about the user's own certificate files that expire soon.
+
+        Files that cannot be read are left out: a command that needs them reports the reason.
+        """
         try:
             file = self._file()
             settings = load(file, S2UCConfig)
             if settings.insecure or not settings.certificate:
                 return []
-            trusts = [trust_of(settings, file)]
-            for one in settings.facilities:
-                only_its_own = msgspec.structs.replace(settings, authorities=one.authorities, crl=one.crl)
-                trusts.append(trust_of(only_its_own, file))
-            found = [expiring_soon("your", trust) for trust in trusts if trust.authorities]
+            files = [trust_of(settings, file)]
+            for facility in settings.facilities:
+                of_facility = msgspec.structs.replace(settings, authorities=facility.authorities, crl=facility.crl)
+                files.append(trust_of(of_facility, file))
+            found = [expiring_soon("your", each) for each in files if each.authorities]
             return list(dict.fromkeys(warning for warnings in found for warning in warnings))
         except (ConfigError, CertificateError):
             return []
 
 
-def _note(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Keeps an option wherever it stands, before the subcommand or after it."""
+def _store_in(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Return a callback that stores an option in `_Credentials`, whether it stands before the subcommand or after."""
 
-    def noted(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+    def store(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
         credentials = ctx.ensure_object(_Credentials)
         if value:
             setattr(credentials, field, value)
 
-    return noted
+    return store
 
 
 def _credential_options(command: F) -> F:
@@ -124,8 +120,8 @@ def _credential_options(command: F) -> F:
             "--insecure",
             is_flag=True,
             expose_value=False,
-            callback=_note("insecure"),
-            help="Plain TCP, on loopback only, in place of certificates.",
+            callback=_store_in("insecure"),
+            help="Use plain TCP without certificates; on loopback only.",
         ),
         click.option(
             "--authority",
@@ -133,32 +129,36 @@ def _credential_options(command: F) -> F:
             type=path,
             multiple=True,
             expose_value=False,
-            callback=_note("authorities"),
-            help="An authority of the facilities (PEM); may be repeated.",
+            callback=_store_in("authorities"),
+            help="A certificate authority of the facilities (PEM file); may be repeated.",
         ),
         click.option(
-            "--key", type=path, expose_value=False, callback=_note("key"), help="The key of your certificate (PEM)."
+            "--key",
+            type=path,
+            expose_value=False,
+            callback=_store_in("key"),
+            help="The private key of your certificate (PEM file).",
         ),
         click.option(
             "--certificate",
             type=path,
             expose_value=False,
-            callback=_note("certificate"),
-            help="Your certificate (PEM).",
+            callback=_store_in("certificate"),
+            help="Your certificate (PEM file).",
         ),
         click.option(
             "--config",
             type=path,
             expose_value=False,
-            callback=_note("config"),
-            help="Where the certificates are named [default: ~/.config/scistream/s2uc.toml].",
+            callback=_store_in("config"),
+            help="The file that names your certificates [default: ~/.config/scistream/s2uc.toml].",
         ),
     ):
         command = option(command)
     return command
 
 
-_LAST_LINE = click.option("--json", "as_json", is_flag=True, help="A JSON line at the end in place of text.")
+_JSON_RESULT = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 def _ports_by_side(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[Role, list[int]]:
@@ -174,8 +174,9 @@ _LISTEN_PORT = click.option(
     multiple=True,
     metavar="SIDE=PORTS",
     callback=_ports_by_side,
-    help="The ports that the gateways of a side listen on, one for each channel: cons=5075, cons=5075-5078, prod=5100. "
-    "For programs that tell each other port numbers; what a facility does not grant refuses the request.",
+    help="Ask for certain ports: cons=5075, cons=5075-5078 or prod=5100, one port for each channel. The gateways of "
+    "that side listen on them. For programs that tell each other port numbers. If a facility does not grant a port, "
+    "the request fails.",
 )
 
 # -- the command
@@ -184,34 +185,37 @@ _LISTEN_PORT = click.option(
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(scistream.__version__, prog_name="s2uc")
 @click.option(
-    "--req-file", type=click.Path(path_type=Path, dir_okay=False), help="Do what a JSON file says (REQ, REL)."
+    "--req-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read a request (REQ) or a release (REL) from a JSON file and carry it out.",
 )
-@click.option("-v", "--verbose", count=True, help="Log what happens; -vv logs all.")
+@click.option("-v", "--verbose", count=True, help="Log events to standard error; -vv also logs debug messages.")
 @_credential_options
 @click.pass_context
 def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     """Stream from a program at one facility to a program at another.
 
     \b
-    Ask two facilities for a stream, give each application its join string, wait:
+    Request a stream from two facilities, and get a join string for each application:
         s2uc request --prod anl.example:5000 --cons ornl.example:5000 --num-conn 4 --rate 10Gbit
-    Find out the day before whether all that it needs is there:
+    Test the path beforehand:
         s2uc probe --prod anl.example:5000 --cons ornl.example:5000 --num-conn 4 --rate 10Gbit
     Later, from any terminal:
         s2uc list
         s2uc status UID
         s2uc release UID
-    If the terminal of a request was lost before it streamed:
+    If the terminal of a request was lost before the stream was ready:
         s2uc attach UID
 
-    A UID may be shortened to its beginning. The applications say Hello with `appctrl`.
-    Exit status: 0 done; 1 the stream or a facility failed; 2 wrong usage or configuration.
+    A UID may be shortened to its first characters. Applications join a stream with `appctrl`.
+
+    Exit status: 0 success; 1 the stream or a facility failed; 2 wrong usage or configuration.
     """
     keep_secrets()
     start_logging(verbose)
     if req_file is not None:
         if ctx.invoked_subcommand is not None:
-            raise click.UsageError("--req-file does it all: no further command goes with it")
+            raise click.UsageError("--req-file cannot be combined with a command: leave one of them out")
         _run_file(ctx.obj, req_file)
     elif ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -227,23 +231,25 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    help="Of the whole stream, each way: 10Gbit, 500Mbit, or plain Mbit/s. It is reserved, and it is the limit "
-    f"[default: {format_rate(DEFAULT_RATE)}].",
+    help="The rate of the whole stream in each direction: 10Gbit, 500Mbit, or a number of Mbit/s. The facilities "
+    f"reserve it, and the stream gets no more [default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option("--uid", type=click.UUID, help="The stream's UUID [default: a new one].")
 @click.option(
     "--expires",
     type=TIME,
-    help="How long it lives at most: 30m, 8h, 2d [default: as the facilities have it; the shorter of the two counts].",
+    help="End the stream after this time: 30m, 8h, 2d [default: the shorter of the facilities' own defaults].",
 )
-@click.option("--label", help="A name for people; the facilities see it.")
+@click.option("--label", help="A name for the stream; the facilities see it.")
 @_LISTEN_PORT
-@click.option("--json", "as_json", is_flag=True, help="JSON lines in place of text: one when reserved, one at the end.")
-@click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object when both sides have reserved, and one at the end."
+)
+@click.option("--timeout", type=TIME, help="Release the stream if it is not streaming after this time.")
 @click.option(
     "--join-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the join strings to DIR/UID.prod and DIR/UID.cons, of mode 0600, in place of printing them.",
+    help="Write the join strings to the files DIR/UID.prod and DIR/UID.cons (mode 0600) instead of printing them.",
 )
 @_credential_options
 @click.pass_context
@@ -261,25 +267,25 @@ def request(
     timeout: float | None,
     join_dir: Path | None,
 ) -> None:
-    """Ask for a stream and wait until it streams.
+    """Request a stream and wait until it streams.
 
-    Prints the stream's uid, what both sides listen on and the two join strings as soon as both facilities have
-    reserved: paste each where that side's application starts. Ctrl-C releases both sides. When it streams, this
-    command ends and the stream goes on.
+    As soon as both facilities have reserved, the command prints the stream's uid, the listeners of both sides, and
+    the two join strings: paste each where that side's application starts. When both sides stream, the command ends
+    and the stream continues. Before that, Ctrl-C releases both sides.
     """
-    wishes = RequestOptions(
+    options = RequestOptions(
         str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports
     )
-    output = Output(as_json, timeout, join_dir)
-    _finish(ctx.obj, lambda client: request_stream(client, wishes, output), wishes.uid, as_json=as_json)
+    output = OutputOptions(as_json, timeout, join_dir)
+    _finish(ctx.obj, lambda client: request_stream(client, options, output), options.uid, as_json=as_json)
 
 
 @main.command()
 @click.argument("uid")
 @click.option(
-    "--at", type=ADDRESS, help="End what this S2CS has of it, and nothing else: of any user's, for an administrator."
+    "--at", type=ADDRESS, help="Release this S2CS's side only. An administrator may name a stream of any user."
 )
-@_LAST_LINE
+@_JSON_RESULT
 @_credential_options
 @click.pass_context
 def release(ctx: click.Context, uid: str, at: Address | None, as_json: bool) -> None:
@@ -291,26 +297,27 @@ def release(ctx: click.Context, uid: str, at: Address | None, as_json: bool) -> 
 
 @main.command()
 @click.argument("uid")
-@_LAST_LINE
+@_JSON_RESULT
 def forget(uid: str, as_json: bool) -> None:
-    """Take a stream out of the list, without asking its facilities.
+    """Remove a stream from your list only.
 
-    For one that can be released no more, since a facility is gone for good. What it holds there ends when it expires.
+    The facilities are not asked. This is for a stream that cannot be released because a facility is gone for good. Its
+    ports and capacity are given back when it expires.
     """
-    memory = StreamHistory()
+    history = StreamHistory()
     try:
         with failure_in_json(uid, as_json):
-            known = memory.find(uid, changes=True)
-            memory.remove(known.uid)
+            stream = history.find(uid, changes=True)
+            history.remove(stream.uid)
     except ConfigError as problem:
         refuse(problem)
-    click.echo(json.dumps({"uid": known.uid, "state": "Forgotten"}) if as_json else f"forgotten {known.uid}")
+    click.echo(json.dumps({"uid": stream.uid, "state": "Forgotten"}) if as_json else f"forgotten {stream.uid}")
 
 
 @main.command()
 @click.argument("uid")
-@click.option("--timeout", type=TIME, help="Give up waiting after this time; the stream is left as it is.")
-@_LAST_LINE
+@click.option("--timeout", type=TIME, help="Stop waiting after this time; the stream is left as it is.")
+@_JSON_RESULT
 @_credential_options
 @click.pass_context
 def wait(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
@@ -320,29 +327,35 @@ def wait(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> 
 
 @main.command()
 @click.argument("uid")
-@click.option("--timeout", type=TIME, help="Give up, and release, if it does not stream by then.")
-@_LAST_LINE
+@click.option("--timeout", type=TIME, help="Release the stream if it is not streaming after this time.")
+@_JSON_RESULT
 @_credential_options
 @click.pass_context
 def attach(ctx: click.Context, uid: str, timeout: float | None, as_json: bool) -> None:
-    """Go on with a request whose `s2uc` was lost, from wherever the stream stands, until it streams."""
-    _finish(ctx.obj, lambda client: attach_stream(client, uid, Output(as_json, timeout)), uid, as_json=as_json)
+    """Continue a request whose terminal was lost.
+
+    The command waits until the stream streams, like `s2uc request`, and Ctrl-C releases both sides. Join strings are
+    not stored: the applications need those that `s2uc request` printed.
+    """
+    _finish(ctx.obj, lambda client: attach_stream(client, uid, OutputOptions(as_json, timeout)), uid, as_json=as_json)
 
 
 @main.command()
 @click.argument("uid", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@_JSON_RESULT
 @click.option(
     "--at",
     type=ADDRESS,
-    help="What this S2CS has of the stream UID, and nothing else: of any user's, for its administrator.",
+    help="Ask this S2CS only, about the stream UID. An administrator may name a stream of any user.",
 )
 @_credential_options
 @click.pass_context
 def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | None) -> None:
-    """Ask the facilities for the state and the figures of a stream, or of all that are remembered.
+    """Show what the facilities report about your streams.
 
-    With --at one facility tells all that it knows of one stream: owner, gateways, addresses, figures.
+    Without a UID it shows the state of every stream in your list. With a UID it also shows traffic and faults of each
+    channel. With --at it shows everything that one facility knows of the stream: owner, gateways, addresses and
+    channels.
     """
     if at is not None:
         if uid is None:
@@ -360,7 +373,7 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    help="As for a request: it is reserved for the probe, and no more than that is measured "
+    help="The rate to reserve for the probe, as for a request; no more than that is measured "
     f"[default: {format_rate(DEFAULT_RATE)}].",
 )
 @click.option(
@@ -368,10 +381,10 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     type=click.FloatRange(1, MAX_PROBE_SECONDS),
     default=timing.PROBE_DATA,
     show_default=True,
-    help="How long test data flows each way.",
+    help="How long test data flows in each direction, in seconds.",
 )
 @_LISTEN_PORT
-@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end in place of text.")
+@_JSON_RESULT
 @_credential_options
 @click.pass_context
 def probe(
@@ -384,15 +397,14 @@ def probe(
     listen_ports: dict[Role, list[int]],
     as_json: bool,
 ) -> None:
-    """Try out, the day before, what a stream between two facilities will need.
+    """Test the path between two facilities, without applications.
 
-    Reaches both S2CS, asks both for a stream of one minute, has their gateways send each other test data, and
-    releases. No application takes part. A line for each check says ok or FAILED, and what to do; `-` stands before
-    what could not be tried. Exit status 0 if all is ok, 1 if not.
+    The probe connects to both S2CS, reserves a stream for one minute, lets the gateways send each other test data,
+    and releases the stream. Each check prints a line: `ok`, or `FAILED` with the reason and what to do, or `-` if it
+    could not be tried. The exit status is 0 if every check is ok, and 1 otherwise.
     """
 
     async def work(client: Client) -> int:
-        tell = None if as_json else click.echo
         report = await client.probe(
             prod=str(prod),
             cons=str(cons),
@@ -400,7 +412,7 @@ def probe(
             rate=rate,
             seconds=seconds,
             listen_ports=listen_ports,
-            tell=tell,
+            tell=None if as_json else click.echo,
         )
         if as_json:
             click.echo(json.dumps({"ok": report.ok, **msgspec.to_builtins(report)}))
@@ -410,14 +422,19 @@ def probe(
 
 
 @main.command("list")
-@click.option("--json", "as_json", is_flag=True, help="A JSON list.")
-@click.option("--at", type=ADDRESS, help="Ask this S2CS for all that live there: of all users, for an administrator.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option(
+    "--at",
+    type=ADDRESS,
+    help="Ask this S2CS for the streams there instead. An administrator sees those of all users.",
+)
 @_credential_options
 @click.pass_context
 def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
-    """Show the streams that this user has asked for and not released, without asking the facilities.
+    """List the streams that you have not released.
 
-    On standard error it also warns of certificates of this user that expire soon.
+    The list is kept on this machine; the facilities are asked only with --at. Warnings about your certificates that
+    expire soon go to standard error.
     """
     if at is not None:
         _finish(ctx.obj, lambda client: list_at(client, str(at), as_json), as_json=as_json)
@@ -434,13 +451,15 @@ def list_streams(ctx: click.Context, as_json: bool, at: Address | None) -> None:
     if not streams:
         click.echo("no streams")
         return
-    short = short_uids([one.uid for one in streams])
+    short = short_uids([stream.uid for stream in streams])
     table = Columns(
-        "uid", "producer side", "consumer side", "ch", "Mbit/s", "asked for", "expires", "label", whole=("asked for",)
+        "uid", "producer side", "consumer side", "ch", "Mbit/s", "requested", "expires", "label", whole=("requested",)
     )
-    for one in streams:
-        times = (clock_time(one.asked_at), clock_time(one.expires_at) if one.expires_at is not None else "")
-        table.add(short[one.uid], one.prod, one.cons, str(one.num_conn), f"{one.rate:g}", *times, one.label or "")
+    for stream in streams:
+        requested = clock_time(stream.asked_at)
+        expires = clock_time(stream.expires_at) if stream.expires_at is not None else ""
+        sides, channels, label = (stream.prod, stream.cons), str(stream.num_conn), stream.label or ""
+        table.add(short[stream.uid], *sides, channels, f"{stream.rate:g}", requested, expires, label)
     table.show()
 
 
@@ -453,10 +472,10 @@ Work = Callable[[Client], Coroutine[Any, Any, int]]
 def _finish(credentials: _Credentials, work: Work, uid: str | None = None, *, as_json: bool = False) -> NoReturn:
     """Run the work with a client and end the process with its exit status.
 
-    :param uid: the stream that a line of JSON is about, if there is no client.
+    :param uid: the stream to name in the JSON failure, if the client cannot be made.
     """
 
-    async def whole(reactor: Any) -> int:
+    async def with_client(reactor: Any) -> int:
         with failure_in_json(uid, as_json):
             client = credentials.client(reactor)
         try:
@@ -464,18 +483,17 @@ def _finish(credentials: _Credentials, work: Work, uid: str | None = None, *, as
         finally:
             await client.close()
 
-    sys.exit(run(whole))
+    sys.exit(run(with_client))
 
 
 def _run_file(credentials: _Credentials, file: Path) -> NoReturn:
     try:
-        wishes = read_file(file)
+        command = read_file(file)
     except ConfigError as problem:
         refuse(problem)
-    if isinstance(wishes, RequestOptions):
-        _finish(credentials, lambda client: request_stream(client, wishes, Output()))
-    uid = wishes
-    _finish(credentials, lambda client: release_stream(client, uid))
+    if isinstance(command, RequestOptions):
+        _finish(credentials, lambda client: request_stream(client, command, OutputOptions()))
+    _finish(credentials, lambda client: release_stream(client, command))
 
 
 if __name__ == "__main__":

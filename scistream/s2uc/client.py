@@ -1,10 +1,10 @@
-"""The library of S2UC: ask two facilities for a stream, wait until it streams, release it.
+"""The library of S2UC: request a stream from two facilities, wait until it streams, release it.
 
-Works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`)::
+It works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`)::
 
     async with Client(certificate=..., key=..., authorities=[...]) as client:
         stream = await client.request(prod="anl.example:5000", cons="ornl.example:5000", num_conn=4)
-        hand_out(stream.join["PROD"], stream.join["CONS"])
+        start_jobs(stream.join["PROD"], stream.join["CONS"])
         await stream.provisioned()
         ...
         await stream.release()
@@ -45,23 +45,33 @@ from scistream.units import parse_rate
 
 
 class Facility(NamedTuple):
-    """The authorities of a facility (PEM), and lists of revoked certificates (PEM): one for each of them, or none."""
+    """The certificate authorities that vouch for one facility.
+
+    :param authorities: files of authorities (PEM), one or more.
+    :param crl: files of revocation lists (PEM): one for each of these authorities, or none at all.
+    """
 
     authorities: Sequence[Path | str]
     crl: Sequence[Path | str] = ()
 
 
 class Client:
-    """A user of facilities, with lasting links to their S2CS.
+    """A user's client, with persistent links to the S2CS of each facility that it talks to.
 
-    :param certificate: the user's certificate chain (PEM), its `key`, and the `authorities` of the facilities.
-    :param crl: lists of revoked certificates (PEM), one for each of these authorities, or none.
-    :param insecure: plain TCP, on loopback only, in place of certificates.
-    :param facilities: for single facilities, by HOST:PORT of their S2CS, the authorities to trust in place of
-        `authorities`.
-    :param reactor: the reactor; by default the one that runs where the client is first used. A client that was first
-        used in an asyncio event loop belongs to that loop.
-    :param remember: keep each stream in the list of `s2uc list` and the other commands until it is released.
+    Use it in ``async with``, or await `close` at the end.
+
+    :param certificate: file with the user's certificate chain (PEM).
+    :param key: file with the private key of that certificate (PEM).
+    :param authorities: files of the authorities that vouch for the facilities (PEM).
+    :param crl: files of revocation lists (PEM): one for each of `authorities`, or none at all.
+    :param insecure: use plain TCP without certificates; on loopback only.
+    :param facilities: authorities for single facilities, by HOST:PORT of their S2CS; they replace `authorities` there.
+    :param reactor: the Twisted reactor; by default the one that runs when the client is first used. A client that is
+        first used in an asyncio event loop belongs to that loop.
+    :param remember: keep each requested stream in the user's list, for ``s2uc list`` and the other commands, until it
+        is released.
+    :raises StreamError: `not-authenticated`, if certificates are missing and `insecure` is not set; `bad-message`, if
+        an address in `facilities` is not valid or is named twice.
     """
 
     _log = Logger()
@@ -82,22 +92,22 @@ class Client:
         self._finds_reactor = reactor is None
         self._loop: Any = None
         self._remembers = remember
-        self._unclosed: weakref.finalize[..., Client] | None = None
-        self._trust: CertificateFiles | None = None
+        self._unclosed_warning: weakref.finalize[..., Client] | None = None
+        self._certificates: CertificateFiles | None = None
         self._facilities: dict[Address, CertificateFiles] = {}
         if not insecure:
             if certificate is None or key is None or not (authorities or facilities):
                 raise StreamError(
                     "not-authenticated",
-                    "no certificates: give certificate, key and authorities, or on loopback insecure",
+                    "no certificates: pass certificate, key and authorities, or insecure=True on loopback",
                 )
-            self._trust = _trust(certificate, key, Facility(authorities, crl))
+            self._certificates = _certificate_files(certificate, key, Facility(authorities, crl))
             try:
-                for address, facility_ in (facilities or {}).items():
-                    place = one_form(Address.parse(address))
-                    if place in self._facilities:
-                        raise ValueError(f"{address} is named twice among the facilities, in two forms: leave one")
-                    self._facilities[place] = _trust(certificate, key, facility_)
+                for text, facility in (facilities or {}).items():
+                    address = one_form(Address.parse(text))
+                    if address in self._facilities:
+                        raise ValueError(f"{text} is named twice among the facilities, in two forms: leave one out")
+                    self._facilities[address] = _certificate_files(certificate, key, facility)
             except ValueError as wrong:
                 raise StreamError("bad-message", str(wrong)) from None
         self._servers: dict[Address, Server] = {}
@@ -106,22 +116,27 @@ class Client:
     def from_config(cls, path: Path | str | None = None, *, reactor: Any = None, remember: bool = True) -> Client:
         """Make a client with the certificates that a configuration file names.
 
-        :param path: the file; ``~/.config/scistream/s2uc.toml`` if not given, as for the command.
-        :raises ConfigError: if it cannot be read, is wrong, or names no certificates.
+        :param path: the file; by default ``~/.config/scistream/s2uc.toml``, as for the command.
+        :param reactor: as for `Client`, and so is `remember`.
+        :raises ConfigError: if the file cannot be read, has a wrong setting, or names no certificates.
         """
         file = Path(path) if path is not None else default_config()
         settings = load(file, S2UCConfig)
-        there = (settings.certificate, settings.key, settings.authorities or settings.facilities)
-        if not settings.insecure and not all(there):
-            missing = ("certificate", "key", "authorities")[[*map(bool, there)].index(False)]
-            raise ConfigError(f"{file}: {missing}: names no certificates: set certificate, key, and authorities")
+        needed = {
+            "certificate": settings.certificate,
+            "key": settings.key,
+            "authorities": settings.authorities or settings.facilities,
+        }
+        missing = [name for name, value in needed.items() if not value]
+        if missing and not settings.insecure:
+            raise ConfigError(f"{file}: {missing[0]}: not set: a client needs certificate, key, and authorities")
         return cls(**arguments_of(settings, file), reactor=reactor, remember=remember)
 
     @property
     def reactor(self) -> Any:
-        """What its links run in.
+        """The reactor in which the links run.
 
-        :raises StreamError: `wrong-state`, if it belongs to another event loop than the one this is called in.
+        :raises StreamError: `wrong-state`, if the client belongs to another event loop than the running one.
         """
         if self._finds_reactor:
             loop = current_loop()
@@ -130,8 +145,8 @@ class Client:
             elif loop is not self._loop and loop is not None:
                 raise StreamError(
                     "wrong-state",
-                    "this Client belongs to another event loop (or to Twisted's reactor), where it was used first: "
-                    "make a Client for each event loop",
+                    "this Client was first used in another event loop (or in Twisted's reactor) and belongs to it: "
+                    "make one Client for each event loop",
                 )
         return self._reactor
 
@@ -155,80 +170,91 @@ class Client:
         label: str | None = None,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
     ) -> Requested:
-        """Ask both facilities for a stream; the result is there when both have reserved.
+        """Request a stream from both facilities. Await the result: it is a `Stream` once both have reserved.
 
-        :param prod: HOST:PORT of the S2CS at the producer's facility; `cons`: at the consumer's.
-        :param num_conn: channels, 1 to 1024.
-        :param rate: of the whole stream, in each direction: Mbit/s, or text such as ``10Gbit``.
-        :param uid: a UUID; made if not given.
-        :param expires: seconds that the stream lives at most; the facilities decide if not given, and the shorter of
-            their two answers counts (`Stream.seconds_left`).
-        :param hello_timeout: seconds that the facilities wait for the applications; theirs to choose if not given.
-        :param app_from: networks that applications may connect from.
-        :param listen_ports: for ``"CONS"``, ``"PROD"`` or both: the ports that the listeners of that side's gateways
-            shall have, one for each channel. At the consumer's side it is what the application connects to; at the
-            producer's side, what the other gateway connects to. A port that a facility does not grant refuses the
-            request.
+        If the wait is cancelled, or the client is closed before the result was awaited, the stream is released::
 
-        If the wait for the stream is cancelled, or the client is closed before the stream was awaited, it is released.
+            stream = await client.request(prod="anl.example:5000", cons="ornl.example:5000", num_conn=4, rate="10Gbit")
 
-        :raises StreamError: the refusal of a side; the other side is released then. Also `bad-message`, for a
-            wrong argument.
+        :param prod: HOST:PORT of the S2CS at the producer's facility.
+        :param cons: HOST:PORT of the S2CS at the consumer's facility.
+        :param num_conn: number of channels, 1 to 1024.
+        :param rate: rate of the whole stream in each direction: Mbit/s, or text such as ``"10Gbit"``.
+        :param uid: UUID of the stream; by default a new one.
+        :param expires: seconds after which the stream ends. By default each facility chooses, and the stream ends at
+            the earlier time (`Stream.seconds_left`).
+        :param hello_timeout: seconds that the facilities wait for the applications; by default each facility chooses.
+        :param app_from: networks from which applications may connect, such as ``["192.0.2.0/24"]``; by default those
+            of the facility's own settings.
+        :param label: a name for people; the facilities see it.
+        :param listen_ports: for ``"CONS"``, ``"PROD"`` or both, the ports on which the gateways of that side listen,
+            one for each channel. The application connects to those at the consumer's side; the consumer's gateways
+            connect to those at the producer's side. If a facility does not grant a port, the request fails.
+        :raises StreamError: if a side refuses or fails; the other side is released. `bad-message`, if an argument is
+            wrong.
         :raises ConfigError: if the stream cannot be added to the user's list.
-        :raises CertificateError: if the user's files of certificates cannot be used.
+        :raises CertificateError: if the user's certificate files cannot be used.
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _checked_uid(uid or str(uuid.uuid4()))
-            wishes = StreamRequest(
+            request = StreamRequest(
                 num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label), listen_ports or {}
             )
-            wishes.check(uid)
+            request.check(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
         stream = Stream(self, uid, servers)
         try:
-            self._remember(uid, servers, wishes, stream._effects)
-            return Requested(stream, stream._effects.request(wishes).addCallback(lambda _: stream))
+            self._remember(uid, servers, request, stream._effects)
+            return Requested(stream, stream._effects.request(request).addCallback(lambda _: stream))
         except BaseException:
             stream._effects.machine.release()
             raise
 
     @cached_property
-    def _memory(self) -> StreamHistory:
+    def _history(self) -> StreamHistory:
         return StreamHistory()
 
-    def _remember(self, uid: str, servers: dict[Role, Address], wishes: StreamRequest, effects: ClientStream) -> None:
-        """Write a stream down before anybody hears of it, and strike it out when it is known to be over everywhere."""
+    def _remember(self, uid: str, servers: dict[Role, Address], request: StreamRequest, effects: ClientStream) -> None:
+        """Add a stream to the user's list before it is requested; remove it when both sides have released it."""
         if not self._remembers:
             return
         now = time.time()
-        known = RememberedStream(
+        remembered = RememberedStream(
             uid=uid,
             prod=str(servers[PROD]),
             cons=str(servers[CONS]),
-            num_conn=wishes.num_conn,
-            rate=wishes.rate,
+            num_conn=request.num_conn,
+            rate=request.rate,
             asked_at=now,
-            expires_at=None if wishes.expires is None else now + wishes.expires,
-            label=wishes.label,
+            expires_at=None if request.expires is None else now + request.expires,
+            label=request.label,
         )
-        if self._memory.add(known):
+        if self._history.add(remembered):
             effects.on_reserved = lambda: self._note_end(uid, effects.seconds_left)
-            effects.on_released = lambda: self._forget(uid)
+            effects.on_released = lambda: self._note_release(uid)
 
     def _note_end(self, uid: str, seconds_left: float) -> None:
         try:
-            self._memory.note_end(uid, time.time() + seconds_left)
+            self._history.note_end(uid, time.time() + seconds_left)
         except ConfigError as problem:
-            self._log.warn("stream {uid} stays in the list without its end: {problem}", uid=uid, problem=problem)
+            self._log.warn(
+                "the time at which stream {uid} ends cannot be noted in the user's list: {problem}",
+                uid=uid,
+                problem=problem,
+            )
 
-    def _forget(self, uid: str) -> None:
+    def _note_release(self, uid: str) -> None:
         try:
             if self._remembers:
-                self._memory.note_release(uid)
+                self._history.note_release(uid)
         except ConfigError as problem:
-            self._log.warn("stream {uid} is released, and stays in the list: {problem}", uid=uid, problem=problem)
+            self._log.warn(
+                "stream {uid} is released but cannot be removed from the user's list: {problem}",
+                uid=uid,
+                problem=problem,
+            )
 
     def probe(
         self,
@@ -241,22 +267,26 @@ class Client:
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
         tell: Callable[[Check], None] | None = None,
     ) -> Awaitable[Report]:
-        """Find out whether a stream can be had, and what passes between the gateways: they send each other test data.
+        """Test whether a stream can be set up, and how fast the gateways can send each other test data.
 
-        It holds ports and capacity like a stream, for a minute at most, and releases them at its end.
+        The probe reserves ports and capacity like a stream, for one minute at most, and releases them at its end.
 
-        :param rate: Mbit/s, as for `request`; no more than that is measured.
-        :param seconds: how long test data flows each way.
-        :param listen_ports: as for `request`: whether each facility grants these ports is found out, too.
-        :param tell: called with each check as soon as it is made.
-        :raises StreamError: `bad-message`, for a wrong argument; what goes wrong otherwise is in the report.
+        :param prod: HOST:PORT of the S2CS at the producer's facility.
+        :param cons: HOST:PORT of the S2CS at the consumer's facility.
+        :param num_conn: number of channels, 1 to 1024.
+        :param rate: rate to reserve, as for `request`; no more than that is measured.
+        :param seconds: how long test data flows in each direction.
+        :param listen_ports: as for `request`: the report says whether each facility grants these ports.
+        :param tell: called with each check as soon as its result is known.
+        :returns: the report. Every failure of a facility or of the path is in it.
+        :raises StreamError: `bad-message`, if an argument is wrong.
         """
         try:
             addresses = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             probing = Probing(
                 self.reactor,
                 addresses,
-                self._trust_at,
+                self._certificates_for,
                 num_conn=num_conn,
                 rate=_mbit(rate),
                 seconds=seconds,
@@ -268,101 +298,123 @@ class Client:
         return Awaitable(Deferred.fromCoroutine(probing.run()))
 
     def streams_at(self, s2cs: str) -> Awaitable[list[StreamStatus]]:
-        """List the streams at an S2CS that this user may see: their own, and for an administrator of the facility all.
+        """List the streams at an S2CS: the user's own, or all if the user is an administrator of the facility.
 
-        :param s2cs: its HOST:PORT.
-        :raises StreamError: if it does not answer, or refuses.
+        :param s2cs: HOST:PORT of the S2CS.
+        :raises StreamError: if the S2CS does not answer, or refuses.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.streams_at(self._reached(s2cs))))
+        return Awaitable(Deferred.fromCoroutine(admin.streams_at(self._dialer_to(s2cs))))
 
     def stream_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Ask one S2CS about a stream of this user or, as an administrator of the facility, of any user.
 
-        :raises StreamError: if it does not answer, or refuses, or has no such stream.
+        :param s2cs: HOST:PORT of the S2CS.
+        :param uid: the whole UUID.
+        :returns: the status of each side of the stream that is at this S2CS.
+        :raises StreamError: if the S2CS does not answer, refuses, or has no such stream; `bad-message`, if `uid` is
+            not a UUID.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._reached(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._dialer_to(s2cs), _uid_of(uid))))
 
     def release_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Release one S2CS's side of a stream of this user or, as an administrator of the facility, of any user.
 
-        :returns: what it had of it.
-        :raises StreamError: if it does not answer, or refuses.
+        :param s2cs: HOST:PORT of the S2CS.
+        :param uid: the whole UUID.
+        :returns: the status of each side that was released, as it was before.
+        :raises StreamError: if the S2CS does not answer, refuses, or has no such stream; `bad-message`, if `uid` is
+            not a UUID.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.release_at(self._reached(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.release_at(self._dialer_to(s2cs), _uid_of(uid))))
 
     def reason_at(self, s2cs: str) -> str:
-        """Say why an S2CS that was asked cannot be reached, in words for a person; empty if it can be."""
+        """Say why an S2CS cannot be reached, as a sentence for a person; empty if it can be, or was never asked.
+
+        :param s2cs: HOST:PORT of the S2CS.
+        """
         return self._server(Address.parse(s2cs)).dialer.outbox.reason
 
-    def _reached(self, s2cs: str) -> Dialer:
+    def _dialer_to(self, s2cs: str) -> Dialer:
         try:
-            link = self._server(Address.parse(s2cs)).dialer
+            dialer = self._server(Address.parse(s2cs)).dialer
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
-        if not link.running:
-            link.startService()
-        return link
+        if not dialer.running:
+            dialer.startService()
+        return dialer
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
-        """Return a stream that was asked for earlier, perhaps by another process, to look at it or release it."""
+        """Return a stream that was requested earlier, perhaps by another process, to check, attach or release it.
+
+        :param uid: the whole UUID.
+        :param prod: HOST:PORT of the S2CS at the producer's facility.
+        :param cons: HOST:PORT of the S2CS at the consumer's facility.
+        :raises StreamError: `bad-message`, if an argument is wrong.
+        """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _checked_uid(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
         stream = Stream(self, uid, servers, remembered=True)
-        stream._effects.on_released = lambda: self._forget(uid)
+        stream._effects.on_released = lambda: self._note_release(uid)
         return stream
 
     @property
     def warnings(self) -> dict[str, list[str]]:
-        """What the facilities have said, in their last answers to Status, of certificates that expire soon.
+        """Warnings of the facilities about certificates that expire soon, by HOST:PORT of the S2CS.
 
-        By the address of the S2CS; those that have said nothing are left out.
+        They come with the answers to `Stream.status`; an S2CS without warnings is left out.
         """
         return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 
     def close(self) -> Awaitable[None]:
-        """Close the links once releases under way are done. A stream that was handed out goes on without the client."""
+        """Close the links as soon as no release is in progress.
+
+        Streams whose request was awaited continue without the client; the others are released.
+        """
         return Awaitable(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
-        held = {effects for server in self._servers.values() for effects in server.streams}
-        for effects in held:
-            if not effects.handed_out:
-                effects.machine.release()
-        for effects in held:
-            if effects.core.state == "Releasing":
-                await effects.when_ended()
+        streams = {stream for server in self._servers.values() for stream in server.streams}
+        for ended in [stream.client_closes() for stream in streams]:
+            await ended
         await gatherResults([server.dialer.stopService() for server in self._servers.values()])
         self._servers.clear()
-        if self._unclosed is not None:
-            self._unclosed.detach()
-            self._unclosed = None
+        if self._unclosed_warning is not None:
+            self._unclosed_warning.detach()
+            self._unclosed_warning = None
         if self._finds_reactor and self._reactor is not None:
             leave(self._reactor)
             self._reactor = None
 
-    def _trust_at(self, address: Address) -> CertificateFiles | None:
-        """Who vouches for a facility: the authorities that are named for it alone, or those for all others."""
-        trust = self._facilities.get(one_form(address), self._trust)
-        if trust is not None and not trust.authorities:
+    def _certificates_for(self, address: Address) -> CertificateFiles | None:
+        """Return the user's certificate with the authorities for one facility; None for plain TCP.
+
+        :raises StreamError: `not-authenticated`, if no authorities are named for this facility or for all.
+        """
+        files = self._facilities.get(one_form(address), self._certificates)
+        if files is not None and not files.authorities:
             raise StreamError(
                 "not-authenticated",
                 f"no authority vouches for {address}: name its authorities under [[facilities]], or in `authorities`",
             )
-        return trust
+        return files
 
     def _server(self, address: Address) -> Server:
-        if self._unclosed is None:
-            self._unclosed = weakref.finalize(self, _warn_unclosed)
+        if self._unclosed_warning is None:
+            self._unclosed_warning = weakref.finalize(self, _warn_unclosed)
         if address not in self._servers:
-            self._servers[address] = Server(dialer(self.reactor, address, str(address), self._trust_at(address)))
+            files = self._certificates_for(address)
+            self._servers[address] = Server(dialer(self.reactor, address, str(address), files))
         return self._servers[address]
 
 
 class Stream:
-    """One stream, as its user sees it. Made by `Client.request`, or by `Client.remembered`."""
+    """A stream, made by `Client.request` or `Client.remembered`.
+
+    Sides are named by their role, ``"PROD"`` or ``"CONS"``.
+    """
 
     def __init__(self, client: Client, uid: str, servers: dict[Role, Address], *, remembered: bool = False) -> None:
         self.uid = uid
@@ -371,82 +423,82 @@ class Stream:
 
     @property
     def state(self) -> str:
-        """The state of the stream's machine, as the protocol names it."""
+        """The state, as the protocol names it: Reserving, Reserved, Provisioning, Updating, Streaming, ..."""
         return self._effects.core.state
 
     @property
     def waits_for(self) -> str:
-        """While it does not stream yet: who or what is missing, in words for a person."""
+        """What is missing before the stream streams or is released, to complete the sentence "waiting for ..."."""
         return self._effects.waits_for()
 
     @property
     def was_reached(self) -> bool:
-        """Whether any side may have heard of the stream."""
+        """True if any side may know of the stream."""
         return bool(self._effects.core.reached)
 
     @property
     def unknown_at(self) -> dict[Role, Address]:
-        """Once it is released: the sides that had no stream of this user with this uid, so that nothing ended there."""
+        """After a release: the S2CS of each side that had no stream of this user with this uid."""
         return {role: self.servers[role] for role in self.servers if role in self._effects.core.unknown_at}
 
     @property
     def generation(self) -> int:
-        """The generation of the targets that were set last; 0 before the first time."""
+        """The generation of the targets that were set last; 0 before any were set."""
         return self._effects.core.generation
 
     @property
     def connection_map(self) -> dict[str, str]:
-        """Each listener of both sides with its target; empty before ProdApp's Hello."""
+        """The target of each listener, for the listeners of both sides; empty before ProdApp's Hello."""
         return self._effects.connection_map
 
     @property
     def listeners(self) -> dict[Role, list[str]]:
-        """What the gateways of each side that has reserved listen on, one for each channel.
+        """The HOST:PORT on which the gateways of each side listen, one for each channel, in order.
 
-        The consumer's application connects to those of ``"CONS"``, the consumer's gateways to those of ``"PROD"``.
-        Empty for a stream that was asked for elsewhere, before `attach`.
+        The consumer's application connects to those of ``"CONS"``, the consumer's gateways to those of ``"PROD"``. A
+        side that has not reserved is left out, and so are both sides of a remembered stream before `attach`.
         """
         return self._effects.listeners
 
     @property
     def unused_listeners(self) -> list[str]:
-        """Listeners of ProdApp that no channel leads to, since it has more than the stream has channels."""
+        """The listeners of ProdApp that no channel leads to, since ProdApp has more than the stream has channels."""
         return self._effects.unused_listeners
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the stream expires: the shorter of what both facilities granted.
+        """Seconds until the stream expires: the shorter of the times that both facilities have granted.
 
-        0 before both have reserved, and for a stream that was asked for elsewhere.
+        0 before both have reserved, and for a remembered stream before `attach`.
         """
         return self._effects.seconds_left
 
     @property
     def process_seconds(self) -> float:
-        """The time that the protocol took: from REQ to the last RESP, less the wait for ProdApp's Hello."""
+        """Seconds that the protocol took from REQ to the last RESP, without the wait for ProdApp's Hello."""
         return self._effects.reserve_seconds + self._effects.provision_seconds
 
     @property
     def join(self) -> dict[Role, str]:
-        """The join string of each side's application; a secret. Good once both sides have reserved.
+        """The join string for the application of each side. They are secrets, valid once both sides have reserved.
 
-        Empty for a stream that was asked for elsewhere: only who asked knows them.
+        Empty for a remembered stream: join strings are not stored.
         """
         self._effects.handed_out = True
         return self._effects.join_strings()
 
     def attach(self) -> Awaitable[None]:
-        """Go on with a stream that `Client.remembered` gave, from wherever it stands.
+        """Continue a stream that `Client.remembered` returned, in whatever state it is.
 
         If its targets are not set at both sides, they are set under a higher generation as soon as ProdApp has said
-        Hello. The `join` strings of a stream that was asked for elsewhere are not known here.
+        Hello. Await `provisioned` after this.
 
-        :raises StreamError: if a side does not answer, or the stream is over at one side; the other is released then.
+        :raises StreamError: if a side does not answer, or the stream is over at one side. The other side is released.
         """
         return Awaitable(Deferred.fromCoroutine(self._effects.attach()))
 
     def provisioned(self) -> Awaitable[dict[str, str]]:
-        """Wait until both sides stream; gives the connection map.
+        """Wait until both sides stream, and return the connection map: the target of each listener.
 
         :raises StreamError: if the stream fails or is released first.
         """
@@ -455,36 +507,38 @@ class Stream:
     def release(self) -> Awaitable[None]:
         """End the stream at both sides.
 
-        :raises StreamError: naming a side that did not confirm within 30 s; it releases by itself when the
-            stream expires.
+        :raises StreamError: if a side has not confirmed within 60 s; the message names the side. That side releases
+            by itself when the stream expires.
         """
         self._effects.machine.release()
         return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_released()))
 
     def abandon(self) -> None:
-        """Wait no longer for a release: what has not confirmed it goes on by itself, and `release` names it."""
+        """Stop waiting for a release. The pending `release` then fails and names the sides that have not confirmed."""
         self._effects.abandon()
 
     def fail(self, error: StreamError) -> None:
-        """End the stream at both sides because of this; what waits for it fails with it."""
+        """End the stream at both sides with this error. Everything that waits for the stream fails with it."""
         self._effects.machine.failed(error)
 
     def sides(self) -> Awaitable[tuple[dict[Role, StreamStatus], dict[Role, StreamError]]]:
-        """What each side says of the stream now, as far as it can be reached within seconds; and why another does not.
+        """Return the status of each side that can be reached within 5 s, and the reason for each that cannot.
 
-        A side that does not know it is in neither.
+        A side that does not know the stream is in neither.
         """
         return Awaitable(Deferred.fromCoroutine(self._effects.sides()))
 
     def ended(self) -> Awaitable[None]:
         """Wait until the stream is over.
 
-        :raises StreamError: if it ended otherwise than by `release`.
+        :raises StreamError: if the stream has failed or expired, that is if it was not ended by `release`.
         """
         return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_ended()))
 
     def status(self) -> Awaitable[dict[Role, StreamStatus]]:
-        """What each side says of the stream now; a side that does not know it is left out.
+        """Return the status of each side as its facility reports it now.
+
+        A side that does not know the stream is left out.
 
         :raises StreamError: if a side does not answer, or refuses.
         """
@@ -492,7 +546,10 @@ class Stream:
 
 
 class Requested(Awaitable[Stream]):
-    """A stream that was asked for: await it to have it reserved. `stream` can be released before that."""
+    """A requested stream. Await it to get the `Stream` once both sides have reserved.
+
+    :ivar stream: the same stream, which can be released before both sides have reserved.
+    """
 
     def __init__(self, stream: Stream, deferred: Deferred[Stream]) -> None:
         super().__init__(deferred)
@@ -500,7 +557,7 @@ class Requested(Awaitable[Stream]):
 
     @property
     def deferred(self) -> Deferred[Stream]:
-        """The result, for code that handles Deferreds itself and owns the stream from then on."""
+        """The result as a Deferred. Code that takes it owns the stream and has to release it."""
         self._taken()
         return super().deferred
 
@@ -513,15 +570,15 @@ class Requested(Awaitable[Stream]):
 
 
 def default_config() -> Path:
-    """``$XDG_CONFIG_HOME/scistream/s2uc.toml``, or the like below ``~/.config``.
+    """Return ``$XDG_CONFIG_HOME/scistream/s2uc.toml``, with ``~/.config`` if the variable is not set.
 
-    :raises ConfigError: if there is no such folder.
+    :raises ConfigError: if neither the variable nor the home folder is usable.
     """
     return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
 
 
 def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
-    """What a configuration file says, as arguments of `Client`."""
+    """Return the settings of a configuration file as keyword arguments of `Client`."""
 
     def paths(names: Sequence[str]) -> tuple[Path, ...]:
         return tuple(resolve_path(file, name) for name in names)
@@ -536,8 +593,8 @@ def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
     }
 
 
-def _trust(certificate: Path | str, key: Path | str, facility_: Facility) -> CertificateFiles:
-    authorities, crl = (tuple(map(Path, files)) for files in facility_)
+def _certificate_files(certificate: Path | str, key: Path | str, facility: Facility) -> CertificateFiles:
+    authorities, crl = (tuple(map(Path, files)) for files in facility)
     return CertificateFiles(Path(certificate), Path(key), authorities, crl)
 
 
@@ -554,12 +611,15 @@ def _mbit(rate: float | str) -> float:
 
 
 def _encodable(label: str | None) -> str | None:
-    """A label as the protocol can carry it: bytes of a command line that are no UTF-8 become question marks."""
+    """Return the label with question marks for bytes of the command line that are not valid UTF-8."""
     return label if label is None else label.encode(errors="replace").decode()
 
 
 def _uid_of(text: str) -> str:
-    """:raises StreamError: `bad-message`, if it is none."""
+    """Return a uid in canonical form.
+
+    :raises StreamError: `bad-message`, if the text is not a UUID.
+    """
     try:
         return _checked_uid(text)
     except ValueError as wrong:
@@ -570,4 +630,4 @@ def _checked_uid(text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise ValueError(f"uid {text!r} is no UUID: leave it out and one is made") from None
+        raise ValueError(f"uid {text!r} is not a UUID: correct it, or leave it out to get a new one") from None

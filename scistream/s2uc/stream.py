@@ -1,7 +1,7 @@
-"""What carries out the decisions of a stream's machine at S2UC, and tells those who wait for it.
+"""Carry out what the machine of a stream decides, and report to the callers that wait for the stream.
 
-`ClientStream` belongs to one stream; a `Server` is one S2CS as a client sees it. The library's own face,
-`Client` and `Stream`, is in client.py.
+A `ClientStream` belongs to one stream, and a `Server` is one S2CS. The public classes of the library, `Client` and
+`Stream`, are in client.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError, gatherResults, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -45,19 +45,22 @@ from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.state_machines import data_of, guarded, trace
 
 SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
-"""How messages to people call a role."""
+"""The words for each role in messages to people."""
 
 
 def check_sides(listen_ports: Mapping[Role, Sequence[int]]) -> None:
-    """:raises ValueError: if ports are asked for at what is no side of a stream."""
+    """Check the keys of `listen_ports`.
+
+    :raises ValueError: if a key is not a role.
+    """
     for role in listen_ports:
         if role not in SIDE:
-            raise ValueError(f"listen_ports: {role!r} is no side of a stream: write {PROD!r} or {CONS!r}")
+            raise ValueError(f"listen_ports: {role!r} is not a side of a stream: write {PROD!r} or {CONS!r}")
 
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """What a user asked for; what each field means is said at `Client.request`."""
+    """A user's request. `Client.request` documents the fields."""
 
     num_conn: int
     rate: float
@@ -68,7 +71,7 @@ class StreamRequest:
     listen_ports: Mapping[Role, Sequence[int]] = field(default_factory=dict)
 
     def req(self, uid: str, role: Role, app_key: str) -> Req:
-        """The REQ to one side."""
+        """Return the REQ for one side."""
         return Req(
             uid=uid,
             role=role,
@@ -84,9 +87,9 @@ class StreamRequest:
         )
 
     def check(self, uid: str) -> None:
-        """See whether the protocol can carry it.
+        """Check that the protocol allows every value.
 
-        :raises ValueError: if a value is out of the range that the protocol allows.
+        :raises ValueError: if a value is out of range or of a wrong type.
         """
         check_sides(self.listen_ports)
         try:
@@ -99,11 +102,11 @@ class StreamRequest:
 
 
 class ClientStream:
-    """Carries out what the machine of one stream decides.
+    """The effects of one stream's machine.
 
-    :param addresses: of the S2CS of each side.
-    :param server_at: gives the lasting link to the S2CS at an address.
-    :param remembered: the stream was asked for earlier: it can be released and looked at.
+    :param addresses: the address of the S2CS of each side.
+    :param server_at: returns the server at an address.
+    :param remembered: the stream was requested earlier: it can be checked, released or attached.
     """
 
     log = Logger()
@@ -119,74 +122,77 @@ class ClientStream:
     ) -> None:
         self.uid = uid
         self._guarded = guarded(self, self.log, self._failed, uid)
-        """The same; what the machine, the servers and the answers call is called by it."""
+        """This object behind a guard: whatever the machine, the servers and answers call is called through it."""
         self.core = Core(self._guarded, uid)
         if remembered:
             self.core.reached = {PROD, CONS}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
         trace(self.machine, self.log, party="s2uc", uid=uid)
         self._was_remembered = remembered
-        self._follows = not remembered  # what the sides say moves the machine
+        self._follows = not remembered  # messages of the sides are inputs of the machine
         self.connection_map: dict[str, str] = {}
         self.unused_listeners: list[str] = []
         self.reserve_seconds = 0.0
         self.provision_seconds = 0.0
         self.handed_out = remembered
-        """Whether anybody outside has the stream, to release it. What nobody has is released with the client."""
+        """True if the user has the stream and can release it. Otherwise it is released when the client closes."""
         self.on_reserved: Callable[[], None] = _nothing
-        """Called when both sides have reserved, before anybody else hears of it."""
+        """Called when both sides have reserved, before the caller of `request` gets the stream."""
         self.on_released: Callable[[], None] = _nothing
-        """Called when the stream is over and no side may still hold any of it."""
+        """Called when the stream is over and both sides have released it."""
         self._reactor = reactor
         self._addresses = addresses
         self._app_keys: dict[Role, str] = {} if remembered else {PROD: new_app_key(), CONS: new_app_key()}
-        self._asking: dict[Role, Deferred[Resp]] = {}
-        self._looking: dict[Role, Deferred[Resp]] = {}
+        self._pending_commands: dict[Role, Deferred[Resp]] = {}
+        self._pending_status: dict[Role, Deferred[Resp]] = {}
         self._reserved: list[Deferred[None]] = []
         self._streaming: list[Deferred[dict[str, str]]] = []
         self._ended: list[Deferred[None]] = []
-        self._started = 0.0
-        self._wish: float | None = None
-        self._told: list[str] | None = None
-        """Where ProdApp listens by the last word of its facility, while that waits for the time between two updates."""
-        self._ends: dict[Role, float] = {}
-        """When the life is over that each facility has granted."""
+        self._started_at = 0.0
+        self._requested_life: float | None = None
+        self._pending_listeners: list[str] | None = None
+        """The newest listeners of ProdApp, if they came too soon after the last update and wait for their turn."""
+        self._ends_at: dict[Role, float] = {}
+        """When the stream ends at each facility, in the reactor's time."""
         self._servers = {role: server_at(address) for role, address in addresses.items()}
         for server in self._servers.values():
             server.add(self._guarded)
 
-    def request(self, wishes: StreamRequest) -> Deferred[None]:
-        """Ask both sides; fires when both have reserved. Cancelling it releases."""
-        commands = {role: wishes.req(self.uid, role, key) for role, key in self._app_keys.items()}
+    def request(self, request: StreamRequest) -> Deferred[None]:
+        """Request the stream from both sides.
+
+        :returns: fires when both sides have reserved. Cancelling it releases the stream.
+        """
+        commands = {role: request.req(self.uid, role, key) for role, key in self._app_keys.items()}
         waiting: Deferred[None] = Deferred(self._request_cancelled)
         self._reserved.append(waiting)
-        self._started = self._reactor.seconds()
-        self._wish = wishes.expires
+        self._started_at = self._reactor.seconds()
+        self._requested_life = request.expires
         self.machine.request(commands)
         return waiting
 
     async def attach(self) -> None:
-        """Learn from both sides where the stream is, and go on from there; a half of a stream is released.
+        """Continue the stream from the state that both sides report. If one side is over, release the other.
 
-        :raises StreamError: if a side does not answer, or the stream is over there, or is released meanwhile.
+        :raises StreamError: if a side does not answer, or the stream is over at a side, or is released meanwhile.
         """
         deadline = self._reactor.seconds() + timing.ANSWER
         sides = await self.status()
         while any(side.state in ("Reserving", "Updating") for side in sides.values()):
             if self._reactor.seconds() > deadline:
                 raise StreamError(
-                    "timeout", f"a side is in the middle of an operation for {timing.ANSWER:g} s: try later"
+                    "timeout", f"a side is still Reserving or Updating after {timing.ANSWER:g} s: try again later"
                 )
             await deferLater(self._reactor, timing.STATE_LOOK)
             sides = await self.status()
         for role in (PROD, CONS):
             if role not in sides or sides[role].state in ("Releasing", "Released"):
                 self.machine.failed(self._why_over(role, sides.get(role)))
-        if self.core.state in ("Releasing", "Released"):  # because of that, or by `release` meanwhile
+        if self.core.state in ("Releasing", "Released"):  # a side is over, or the user has released the stream
             await self.when_ended()
             self.check_ended()
             raise self._why_ended()
-        self._take_up(sides)
+        self._adopt_state(sides)
 
     def _why_over(self, role: Role, side: StreamStatus | None) -> StreamError:
         if side is None:
@@ -194,7 +200,7 @@ class ClientStream:
         last = side.last_error or LastError(code="wrong-state", msg="it was released")
         return StreamError.heard(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
 
-    def _take_up(self, sides: dict[Role, StreamStatus]) -> None:
+    def _adopt_state(self, sides: dict[Role, StreamStatus]) -> None:
         core = self.core
         for role, side in sides.items():
             core.answers[role] = Resp(
@@ -202,7 +208,7 @@ class ClientStream:
             )
         core.generation = max(side.generation for side in sides.values())
         now = self._reactor.seconds()
-        self._ends = {role: now + side.seconds_left for role, side in sides.items()}
+        self._ends_at = {role: now + side.seconds_left for role, side in sides.items()}
         app = sides[PROD].app_listeners
         try:
             maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app) if app else None
@@ -225,66 +231,67 @@ class ClientStream:
 
     @property
     def listeners(self) -> dict[Role, list[str]]:
-        """What each side that has reserved listens on, one for each channel."""
+        """The listeners of each side that has reserved, one for each channel."""
         return {role: list(answer.listeners or []) for role, answer in self.core.answers.items()}
 
     def waits_for(self) -> str:
-        """What is missing before the stream goes on, in words for a person."""
+        """Return what is missing before the stream continues, to complete the sentence "waiting for ..."."""
         sides = []
-        for role, asked in [*self._asking.items(), *self._looking.items()]:
-            if not asked.called:
+        for role, answer in [*self._pending_commands.items(), *self._pending_status.items()]:
+            if not answer.called:
                 reason = self._servers[role].dialer.outbox.reason
                 sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {reason}" if reason else ""))
         return " and ".join(sides) or ("the release" if self.core.state == "Releasing" else "ProdApp's Hello")
 
     def roles_at(self, server: Server) -> list[Role]:
-        """The sides of this stream that a server keeps."""
-        return [role for role, one in self._servers.items() if one is server]
+        """Return the sides of this stream at a server."""
+        return [role for role, each in self._servers.items() if each is server]
 
     def join_strings(self) -> dict[Role, str]:
-        """The join string of each side; none of a stream that was asked for elsewhere."""
+        """Return the join string of each side; empty for a remembered stream."""
         return {
             role: str(Join(self.uid, key, self._addresses[role], role, self._servers[role].authority))
             for role, key in self._app_keys.items()
         }
 
     def _failed(self, effect: str, _error: StreamError) -> None:
-        """An effect has raised, or hearing an answer has: end the stream, in a way that nothing can hold up."""
+        """End the stream after a method of this class has raised, in a way that no further failure can block."""
         error = StreamError("gateway-failed", f"s2uc itself failed ({effect}), so the stream is released: see its log")
         if effect == "ended" or self.core.state == "Released":
             self.core.error = self.core.error or error
             self._tell_ended()
         elif self.core.state == "Releasing":
-            self._reactor.callLater(0, self._give_up_unasked, error)
-        elif self._follows:  # a stream that is only looked at goes on
+            self._reactor.callLater(0, self._give_up_unanswered, error)
+        elif self._follows:  # a failure while a stream is only checked does not end it
             self.machine.failed(error)
 
-    def _give_up_unasked(self, error: StreamError) -> None:
-        """Wait for no side from which no answer about a release can come any more."""
+    def _give_up_unanswered(self, error: StreamError) -> None:
+        """Stop waiting for each side that can no longer answer REL."""
         release = data_of(self.machine, Release)
         for role in list(release.pending_sides) if release is not None else ():
-            asked = self._asking.get(role)
-            if asked is None or asked.called:
+            answer = self._pending_commands.get(role)
+            if answer is None or answer.called:
                 self.machine.side_refused(role, error)
 
     # -- Effects
 
     def ask(self, role: Role, command: Command) -> None:
-        earlier = self._asking.pop(role, None)
+        """Send a command to a side, in place of any earlier one that is not answered yet."""
+        earlier = self._pending_commands.pop(role, None)
         if earlier is not None:
             earlier.cancel()
         server = self._servers[role]
         if isinstance(command, Rel) and not self._follows:
-            asked = server.ask_if_reached(command, timing.ANSWER)
+            answer = server.ask_if_reached(command, timing.ANSWER)
         else:
-            asked = server.dialer.ask(command, timing.ANSWER)
-        self._asking[role] = asked
+            answer = server.dialer.ask(command, timing.ANSWER)
+        self._pending_commands[role] = answer
         timeout = timing.RELEASE if isinstance(command, Rel) else timing.WORK
-        asked.addTimeout(timeout, self._reactor, lambda *_: _still_working(command, timeout))
-        asked.addCallbacks(self._guarded._answered, self._guarded._refused, (command,), {}, (role,))
+        answer.addTimeout(timeout, self._reactor, lambda *_: _still_working(command, timeout))
+        answer.addCallbacks(self._guarded._command_answered, self._guarded._command_failed, (command,), {}, (role,))
 
-    def _answered(self, answer: Resp, command: Command) -> None:
-        """A final answer: what a facility has granted is what it was asked for, or the stream has failed."""
+    def _command_answered(self, answer: Resp, command: Command) -> None:
+        """Take a final answer. A facility that has not granted what it was asked for fails the stream."""
         assert command.role is not None
         if isinstance(command, Req):
             count = len(answer.listeners or [])
@@ -292,27 +299,29 @@ class ClientStream:
                 msg = f"its facility has granted {count} listeners for {command.num_conn} channels"
                 self.machine.failed(StreamError("gateway-failed", f"{SIDE[command.role]} side: {msg}"))
                 return
-            if (refused := _ports_not_granted(command, answer.listeners or [])) is not None:
-                self.machine.failed(StreamError("no-ports", f"{SIDE[command.role]} side: {refused}"))
+            if (reason := _ports_not_granted(command, answer.listeners or [])) is not None:
+                self.machine.failed(StreamError("no-ports", f"{SIDE[command.role]} side: {reason}"))
                 return
         self.machine.side_answered(command.role, answer)
 
     def abandon(self) -> None:
-        """The user waits no longer for the sides that have not confirmed a release."""
+        """Stop waiting for the sides that have not confirmed a release."""
         release = data_of(self.machine, Release)
         for role in list(release.pending_sides) if release is not None else ():
             self.forget(role)
-            self.machine.side_refused(role, StreamError("timeout", "nobody waited for it"))
+            self.machine.side_refused(role, StreamError("timeout", "s2uc stopped waiting"))
 
     def forget(self, role: Role) -> None:
-        asked = self._asking.pop(role, None)
-        if asked is not None:
-            asked.cancel()
+        """Send no further command to a side."""
+        answer = self._pending_commands.pop(role, None)
+        if answer is not None:
+            answer.cancel()
 
     def provision(self, generation: int) -> None:
-        self._started = self._reactor.seconds()
+        """Make the connection map and the credentials of a generation."""
+        self._started_at = self._reactor.seconds()
         if generation > MAX_GENERATION:
-            msg = f"a facility speaks of generation {generation - 1}, and there is none after it: ask for a new stream"
+            msg = f"a facility reports generation {generation - 1}, which is the last one: request a new stream"
             self.machine.failed(StreamError("gateway-failed", msg))
             return
         listeners = self.listeners
@@ -342,30 +351,36 @@ class ClientStream:
         )
 
     def _shorter_life(self, role: Role) -> float | None:
-        """What to tell a side whose facility has granted more than the other one, so that both end together."""
+        """Return the seconds left, for a side whose facility has granted more than the other, or else None.
+
+        With it both sides end at the same time.
+        """
         left = self.seconds_left
-        return left if 0 < left < self._ends[role] - self._reactor.seconds() - timing.SAME_END else None
+        return left if 0 < left < self._ends_at[role] - self._reactor.seconds() - timing.SAME_END else None
 
     @property
     def seconds_left(self) -> float:
-        """How long the stream still lives, by the word of both facilities: the shorter of the two counts."""
-        return float(max(0.0, min(self._ends.values(), default=0.0) - self._reactor.seconds()))
+        """Seconds until the stream ends at the facility that ends it first; 0 if that is unknown."""
+        return float(max(0.0, min(self._ends_at.values(), default=0.0) - self._reactor.seconds()))
 
     def reserved(self) -> None:
+        """Give the stream to the caller of `request`."""
         for role, answer in self.core.answers.items():
-            granted = [life for life in (answer.expires, self._wish) if life is not None]
-            self._ends[role] = self._started + min(granted, default=MAX_LIFE)
+            granted = [life for life in (answer.expires, self._requested_life) if life is not None]
+            self._ends_at[role] = self._started_at + min(granted, default=MAX_LIFE)
         self.on_reserved()
-        self.reserve_seconds = self._reactor.seconds() - self._started
-        for waiting in _emptied(self._reserved):
+        self.reserve_seconds = self._reactor.seconds() - self._started_at
+        for waiting in _take_all(self._reserved):
             waiting.callback(None)
 
     def streaming(self) -> None:
-        self.provision_seconds = self._reactor.seconds() - self._started
-        for waiting in _emptied(self._streaming):
+        """Give the connection map to everyone who waits for it."""
+        self.provision_seconds = self._reactor.seconds() - self._started_at
+        for waiting in _take_all(self._streaming):
             waiting.callback(self.connection_map)
 
     def ended(self) -> None:
+        """Report the end to everyone who waits for the stream."""
         for server in self._servers.values():
             server.remove(self._guarded)
         if not self.core.not_released and not self.is_unknown:
@@ -373,16 +388,17 @@ class ClientStream:
         self._tell_ended()
 
     def _tell_ended(self) -> None:
-        for reserved in _emptied(self._reserved):
+        for reserved in _take_all(self._reserved):
             reserved.errback(Failure(self._why_ended()))
-        for streaming in _emptied(self._streaming):
+        for streaming in _take_all(self._streaming):
             streaming.errback(Failure(self._why_ended()))
-        for ended in _emptied(self._ended):
+        for ended in _take_all(self._ended):
             ended.callback(None)
 
-    # -- those who wait
+    # -- callers that wait
 
     def when_streaming(self) -> Deferred[dict[str, str]]:
+        """Return a Deferred that fires with the connection map when both sides stream."""
         waiting: Deferred[dict[str, str]] = Deferred(self._forget)
         if self.core.state == "Streaming":
             waiting.callback(self.connection_map)
@@ -393,12 +409,19 @@ class ClientStream:
         return waiting
 
     def when_ended(self) -> Deferred[None]:
+        """Return a Deferred that fires when the stream is over."""
         waiting: Deferred[None] = Deferred(self._forget)
         if self.core.state == "Released":
             waiting.callback(None)
         else:
             self._ended.append(waiting)
         return waiting
+
+    def client_closes(self) -> Deferred[None]:
+        """Release the stream if the user does not have it; fire when no release is in progress."""
+        if not self.handed_out:
+            self.machine.release()
+        return self.when_ended() if self.core.state == "Releasing" else succeed(None)
 
     def _request_cancelled(self, cancelled: Deferred[Any]) -> None:
         self._forget(cancelled)
@@ -411,12 +434,17 @@ class ClientStream:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether a stream that was asked for earlier is over, and no side had one of this user to release: it may be
-        there all the same, of another user or under another certificate of hers."""
+        """True for a remembered stream of which no side had anything to release.
+
+        The facilities may have it all the same, if it was requested with another certificate.
+        """
         return self._was_remembered and self.core.unknown_at == set(self._servers)
 
     def check_released(self) -> None:
-        """:raises StreamError: if a side has not confirmed the release."""
+        """Check that the stream was released at both sides.
+
+        :raises StreamError: if a side has not confirmed the release.
+        """
         for role, error in self.core.not_released.items():
             raise StreamError(
                 error.code,
@@ -425,7 +453,10 @@ class ClientStream:
             )
 
     def check_ended(self) -> None:
-        """:raises StreamError: if the stream ended otherwise than by a release."""
+        """Check that the stream has ended by a release.
+
+        :raises StreamError: if it has failed, or a side has not confirmed the release.
+        """
         if self.core.error is not None:
             raise self.core.error
         self.check_released()
@@ -435,74 +466,78 @@ class ClientStream:
 
     # -- from the servers
 
-    def _refused(self, failure: Failure, role: Role) -> None:
+    def _command_failed(self, failure: Failure, role: Role) -> None:
         failure.trap(StreamError, CancelledError)
         error = failure.value
         closed_by_us = not self._servers[role].dialer.running
         if isinstance(error, StreamError) and not (error.code == "shutting-down" and closed_by_us):
             self.machine.side_refused(role, error)
 
-    def heard(self, server: Server, message: ProdLstn | Error) -> None:
-        """ProdLstn, or the news that a side has failed: from the server that keeps that side, and no other."""
+    def message_received(self, server: Server, message: ProdLstn | Error) -> None:
+        """Take a ProdLstn, or an ERROR that says that a side has failed. Only the server of that side may send it."""
         if not self._follows or message.role not in self.roles_at(server):
             return
         if isinstance(message, ProdLstn):
-            self._prod_lstn(message.listeners)
+            self._note_listeners(message.listeners)
         elif message.role is not None:
             self.machine.failed(StreamError.heard(message.code, f"{SIDE[message.role]} side: {message.msg}"))
 
-    def _prod_lstn(self, listeners: list[str]) -> None:
-        """Pass on where ProdApp listens: at once, or only the last word of several that come within a second."""
-        left = self._started + timing.BETWEEN_TARGETS - self._reactor.seconds() if self.core.generation else 0.0
-        if left <= 0 and self._told is None:
+    def _note_listeners(self, listeners: list[str]) -> None:
+        """Give ProdApp's listeners to the machine: at once, or the newest ones when a second has passed since."""
+        left = self._started_at + timing.BETWEEN_TARGETS - self._reactor.seconds() if self.core.generation else 0.0
+        if left <= 0 and self._pending_listeners is None:
             self.machine.prod_lstn(listeners)
             return
-        if self._told is None:
-            self._reactor.callLater(left, self._guarded._tell_listeners)
-        self._told = listeners
+        if self._pending_listeners is None:
+            self._reactor.callLater(left, self._guarded._apply_pending_listeners)
+        self._pending_listeners = listeners
 
-    def _tell_listeners(self) -> None:
-        listeners, self._told = self._told, None
+    def _apply_pending_listeners(self) -> None:
+        listeners, self._pending_listeners = self._pending_listeners, None
         if listeners is not None:
             self.machine.prod_lstn(listeners)
 
     def link_up(self, server: Server) -> None:
-        """A server can be reached: what it says may have changed meanwhile."""
+        """Note that a server can be reached, and ask what may have changed meanwhile."""
+        self.reached(server)
+        self.poll(server)
+
+    def reached(self, server: Server) -> None:
+        """Note that a server can be reached, so that it may know of the stream from now on."""
         for role in self.roles_at(server):
             self.machine.reached(role)
-        self.look(server)
 
     def link_failed_permanently(self, server: Server, reason: str) -> None:
-        """A server cannot be reached with the certificates that are there."""
+        """Fail the stream, since a server cannot be reached with the user's certificates."""
         for role in self.roles_at(server) if self._follows else ():
             if self.core.state != "Releasing":
                 where = f"{SIDE[role]} side at {self._addresses[role]}"
                 self.machine.failed(StreamError("not-authenticated", f"{where}: {reason}"))
-            if role not in self.core.answers:  # it has never let our REQ in
+            if role not in self.core.answers:  # it has never accepted a link, so it cannot have reserved
                 self.forget(role)
                 self.machine.side_refused(role, StreamError("unknown-uid", reason))
 
-    def look(self, server: Server) -> None:
-        """Ask for the state of a stream that rests: a lost ProdLstn or a lost ERROR comes this way."""
+    def poll(self, server: Server) -> None:
+        """Ask for the state of a stream on which no operation is pending, in case a ProdLstn or an ERROR was lost."""
         if self._follows and self.core.state in ("Reserved", "Streaming"):
             for role in self.roles_at(server):
-                asked = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
-                heard = self._guarded
-                asked.addCallbacks(heard._looked, heard._looked_in_vain, (role,), {}, (role,))
+                answer = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
+                guarded_self = self._guarded
+                answer.addCallbacks(guarded_self._status_answered, guarded_self._status_failed, (role,), {}, (role,))
 
-    def _looked(self, answer: Resp, role: Role) -> None:
+    def _status_answered(self, answer: Resp, role: Role) -> None:
         for status in self._of_side(answer, role):
             if status.state in ("Releasing", "Released"):
                 last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
                 self._lost(role, StreamError.heard(last.code, last.msg))
             elif role == PROD and status.app_listeners:
-                self._prod_lstn(status.app_listeners)
+                self._note_listeners(status.app_listeners)
 
     def _of_side(self, answer: Resp, role: Role) -> list[StreamStatus]:
-        """What a facility says of the side that it keeps. It has no say in any other."""
+        """Return what a facility reports about its own side; what it reports about the other is ignored."""
         return [status for status in answer.streams or [] if (status.uid, status.role) == (self.uid, role)]
 
-    def _looked_in_vain(self, failure: Failure, role: Role) -> None:
+    def _status_failed(self, failure: Failure, role: Role) -> None:
         failure.trap(StreamError, CancelledError)
         if isinstance(failure.value, StreamError) and failure.value.code == "unknown-uid":
             self._lost(role, failure.value)
@@ -512,26 +547,29 @@ class ClientStream:
             self.machine.failed(StreamError(error.code, f"{SIDE[role]} side: {error.msg}"))
 
     async def status(self) -> dict[Role, StreamStatus]:
-        """What each side says of the stream now."""
-        asked = [self._status_of(role, self._servers[role].dialer.ask) for role in self._servers]
+        """Return what each side reports about the stream now; a side that does not know it is left out.
+
+        :raises StreamError: if a side does not answer, or refuses.
+        """
+        questions = [self._status_of(role, self._servers[role].dialer.ask) for role in self._servers]
         try:
-            answers = await gatherResults(asked, consumeErrors=True)
+            answers = await gatherResults(questions, consumeErrors=True)
         except FirstError as first:
             raise cast(StreamError, first.subFailure.value) from None
         return {status.role: status for answer in answers for status in answer}
 
     async def sides(self) -> tuple[dict[Role, StreamStatus], dict[Role, StreamError]]:
-        """What each side that can be reached within seconds says of the stream, and why others say nothing."""
-        asked = [self._status_of(role, self._servers[role].ask_if_reached) for role in self._servers]
+        """Return what each side that can be reached reports, and the error of each that cannot."""
+        questions = [self._status_of(role, self._servers[role].ask_if_reached) for role in self._servers]
         answers: dict[Role, StreamStatus] = {}
-        reasons: dict[Role, StreamError] = {}
-        for role, (_, result) in zip(self._servers, await DeferredList(asked, consumeErrors=True), strict=True):
+        failures: dict[Role, StreamError] = {}
+        for role, (_, result) in zip(self._servers, await DeferredList(questions, consumeErrors=True), strict=True):
             if isinstance(result, Failure):
                 result.trap(StreamError)
-                reasons[role] = cast(StreamError, result.value)
+                failures[role] = cast(StreamError, result.value)
             else:
                 answers |= {status.role: status for status in result}
-        return answers, reasons
+        return answers, failures
 
     def _status_of(
         self, role: Role, ask: Callable[[Command, float | None], Deferred[Resp]]
@@ -547,18 +585,18 @@ class ClientStream:
             self._servers[role].warnings = answer.warnings or []
             return self._of_side(answer, role)
 
-        asked = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
-        self._looking[role] = asked
-        return asked.addCallbacks(answered, refused)
+        answer = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
+        self._pending_status[role] = answer
+        return answer.addCallbacks(answered, refused)
 
 
 def _ports_not_granted(request: Req, listeners: Sequence[str]) -> str | None:
-    """What a facility has granted in place of the ports that were asked for, as a sentence."""
-    for asked, listener in zip(request.listen_ports or (), listeners, strict=False):
-        if Address.parse(listener).port != asked:
+    """Return a sentence about the first requested port that a facility has not granted; None if it granted all."""
+    for port, listener in zip(request.listen_ports or (), listeners, strict=False):
+        if Address.parse(listener).port != port:
             return (
-                f"port {asked} was asked for, and its facility has granted {listener}: its SciStream is of a version "
-                "that knows of no listen ports. Have it upgraded, or ask for none"
+                f"port {port} was requested, and its facility has granted {listener} instead: its version of SciStream "
+                "does not support listen ports. Ask its operator to upgrade, or request no ports"
             )
     return None
 
@@ -569,14 +607,14 @@ def _still_working(command: Command, seconds: float) -> NoReturn:
 
 
 def _nothing() -> None:
-    """Nobody asked to hear of it."""
+    """Do nothing."""
 
 
 W = TypeVar("W")
 
 
-def _emptied(waiters: list[W]) -> list[W]:
-    """Take all out of a list: what they do may put others in."""
+def _take_all(waiters: list[W]) -> list[W]:
+    """Empty a list and return what was in it. Callbacks may then add to the list again."""
     taken = list(waiters)
     waiters.clear()
     return taken

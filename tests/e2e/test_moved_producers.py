@@ -58,7 +58,7 @@ def test_a_producer_that_comes_before_its_stream_is_complete_is_told_who_has_to_
         attaching = world.start_s2uc("attach", requested.uid)
         world.cons_listeners(requested.join[CONS])
         said = attaching.end().stderr
-        assert "join strings are not kept: if the applications do not have theirs, release the stream" in said
+        assert "join strings are not stored: if the applications do not have theirs, release this stream" in said
         said = world.s2uc("attach", requested.uid).stderr
         assert "join strings" not in said, "both applications have theirs"
         assert "Hello" not in said, "nothing is waited for"

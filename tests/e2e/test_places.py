@@ -138,7 +138,7 @@ def test_a_gateway_that_stands_still_is_named_others_go_on_and_it_comes_back_wit
         _, consumer, producer = by_gateway[other.name]
         data = noise(4 * 2**20)
         with stopped(still):
-            sentence = re.compile(rf"gateway {still.name}: not heard by its S2CS for \d+ s", re.MULTILINE)
+            sentence = re.compile(rf"gateway {still.name}: has not answered its S2CS for \d+ s", re.MULTILINE)
             until(
                 lambda: sentence.search(world.s2uc("status", halted.uid).stdout),
                 world.centre.server.words,

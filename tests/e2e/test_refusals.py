@@ -185,7 +185,7 @@ def test_join_strings_that_cannot_be_written_are_a_refusal_and_both_sides_are_re
 def test_an_s2cs_that_is_down_is_named_with_its_address_and_the_other_side_released(world: World) -> None:
     nobody = f"{HOST}:{free_ports()}"
     line = refused_request(world, "--rate", "100Mbit", "--timeout", "2s", cons=nobody)
-    assert line.startswith("error: timeout: it does not stream after 2 s")
+    assert line.startswith("error: timeout: not streaming after 2 s")
     assert f"the consumer side at {nobody}" in line
     assert "refused" in line
     assert "producer" not in line

@@ -48,7 +48,7 @@ def test_a_gateway_whose_name_is_unknown_at_the_start_is_named_and_the_others_se
 
 def test_status_says_since_when_a_gateway_that_was_killed_is_not_heard(world: World) -> None:
     (gateway,) = world.lab.gateways
-    sentence = re.compile(rf"^{SIDE[PROD]}, gateway {gateway.name}: not heard by its S2CS for \d+ s", re.MULTILINE)
+    sentence = re.compile(rf"^{SIDE[PROD]}, gateway {gateway.name}: has not answered its S2CS for \d+ s", re.MULTILINE)
     stream = world.request(1, "100Mbit")
     assert not sentence.search(world.s2uc("status", stream.uid).stdout)
     gateway.kill()

@@ -118,13 +118,13 @@ def _send_once() -> None:
 
 @mutation("the user's client does not look for a ProdLstn that was lost", "A", "life", 1, 0, "lose")
 def _miss_prod_lstn() -> None:
-    looked = ClientStream._looked
+    looked = ClientStream._status_answered
 
     def blind(self: Any, answer: Any, role: Any) -> None:
         if self.core.state != "Reserved":
             looked(self, answer, role)
 
-    ClientStream._looked = blind  # type: ignore[method-assign]
+    ClientStream._status_answered = blind  # type: ignore[method-assign]
 
 
 @mutation("ConsApp is told to connect once only", "A", "life", 1, 0, "break")
@@ -229,14 +229,14 @@ def _resume_too_late() -> None:
 
 @mutation("a user's client that comes back begins to count generations anew", "A", "life", 0, 1, "crash")
 def _count_anew() -> None:
-    take_up = ClientStream._take_up
+    adopt_state = ClientStream._adopt_state
 
     def forgetful(self: Any, sides: Any) -> None:
         for role in (PROD, CONS):
             sides[role] = _without_generation(sides[role])
-        take_up(self, sides)
+        adopt_state(self, sides)
 
-    ClientStream._take_up = forgetful  # type: ignore[method-assign]
+    ClientStream._adopt_state = forgetful  # type: ignore[method-assign]
 
 
 def _without_generation(status: Any) -> Any:

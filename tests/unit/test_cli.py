@@ -21,8 +21,8 @@ from scistream.config import ConfigError
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS
-from scistream.s2uc.commands import RequestOptions, read_file
 from scistream.s2uc.history import RememberedStream, StreamHistory
+from scistream.s2uc.options import RequestOptions, read_file
 
 COMMANDS = {
     "s2uc": scistream.s2uc.cli.main,
@@ -99,7 +99,12 @@ def test_every_option_has_a_help_text() -> None:
 def test_the_help_of_request_shows_an_example_and_the_defaults() -> None:
     assert "s2uc request --prod anl.example:5000" in say("s2uc --help").output
     shown = " ".join(say("s2uc request --help").output.split())
-    for part in ("[default: 1Gbit]", "default: as the facilities have it", "--join-dir", "Ctrl-C releases both sides"):
+    for part in (
+        "[default: 1Gbit]",
+        "default: the shorter of the facilities",
+        "--join-dir",
+        "Ctrl-C releases both sides",
+    ):
         assert part in shown
 
 
@@ -207,7 +212,7 @@ def test_a_second_release_says_that_the_stream_is_already_released(length: int) 
     ("text", "named"),
     [
         ("{", "truncated"),
-        ("[]", "no JSON object: write {"),
+        ("[]", "not a JSON object: write {"),
         ('{"cmd": "GO"}', "cmd"),
         ('{"cmd": "REQ", "cons": "b.example:1"}', "prod"),
         (

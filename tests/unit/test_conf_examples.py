@@ -17,7 +17,7 @@ from scistream.pki.authority import init_authority
 from scistream.s2cs.policy.file import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2cs.settings import S2CSConfig, ServerLimits
 from scistream.s2ds.settings import GatewayLimits, S2DSConfig
-from scistream.s2uc.commands import read_file
+from scistream.s2uc.options import read_file
 from scistream.s2uc.settings import S2UCConfig
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from scistream.cli_support import report
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, LastError, StreamStatus
-from scistream.s2uc import cli, commands
+from scistream.s2uc import cli, show
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.probe_side import Check
 
@@ -37,7 +37,7 @@ def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stdout", shown)
     side = StreamStatus(uid=UID, role=PROD, state="Released", last_error=LastError(code="timeout", msg=HOSTILE))
     known = RememberedStream(uid=UID, prod="a:1", cons="b:1", num_conn=1, rate=1.0, asked_at=0.0, expires_at=4e9)
-    commands._print_status([known], {UID: {PROD: side, CONS: side}}, {UID: {}})
+    show._print_status([known], {UID: {PROD: side, CONS: side}}, {UID: {}})
     assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
     assert "\x1b[2J" not in shown.getvalue()
     assert "\u202e" not in shown.getvalue()

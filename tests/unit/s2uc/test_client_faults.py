@@ -15,7 +15,17 @@ from scistream.s2uc.machine import Effects
 from scistream.s2uc.stream import ClientStream
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
-HEARING = ["_answered", "_refused", "_looked", "_looked_in_vain", "heard", "link_up", "look", "roles_at"]
+HEARING = [
+    "_command_answered",
+    "_command_failed",
+    "_status_answered",
+    "_status_failed",
+    "message_received",
+    "link_up",
+    "poll",
+    "reached",
+    "roles_at",
+]
 """What is called when a server says something, or its link changes."""
 
 LIFE = 400.0

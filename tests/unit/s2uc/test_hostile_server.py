@@ -21,10 +21,10 @@ from twisted.python.failure import Failure
 
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError
-from scistream.s2uc import admin, commands
+from scistream.s2uc import admin, commands, show
 from scistream.s2uc.client import Client
-from scistream.s2uc.commands import Output, RequestOptions
 from scistream.s2uc.history import RememberedStream, StreamHistory
+from scistream.s2uc.options import OutputOptions, RequestOptions
 
 UID = "12345678-1234-4234-8234-123456789abc"
 OTHER = "12345678-9999-4234-8234-123456789abc"
@@ -86,7 +86,7 @@ def side(**fields: Any) -> dict[str, Any]:
 
 
 def listing(client: Client) -> Coroutine[Any, Any, int]:
-    return commands.list_at(client, AT["prod"], False)
+    return show.list_at(client, AT["prod"], False)
 
 
 def test_a_list_that_goes_on_and_on_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_stub_of_a_uid_is_refused_before_anything_is_done(uid: str) -> None:
     for work in (
         lambda client: commands.release_at(client, AT["prod"], uid),
         lambda client: commands.release_stream(client, uid),
-        lambda client: commands.attach_stream(client, uid, Output()),
+        lambda client: commands.attach_stream(client, uid, OutputOptions()),
     ):
         problem, servers = run(lambda command: [answer(command, streams=[side()])], work)
         assert isinstance(problem, ConfigError)
@@ -146,7 +146,7 @@ def test_a_stub_of_a_uid_is_refused_before_anything_is_done(uid: str) -> None:
 
 def requesting(client: Client) -> Coroutine[Any, Any, int]:
     wishes = RequestOptions(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
-    return commands.request_stream(client, wishes, Output(timeout=200.0))
+    return commands.request_stream(client, wishes, OutputOptions(timeout=200.0))
 
 
 def test_a_wrong_number_of_listeners_is_told_in_a_sentence() -> None:
@@ -200,7 +200,7 @@ def test_interim_answers_do_not_go_beyond_the_user_s_time(monkeypatch: pytest.Mo
     client = Client(insecure=True, reactor=network)
     wishes = RequestOptions(AT["prod"], AT["cons"], 1, 100.0, 3600.0, UID, None)
     ended: list[Any] = []
-    work = commands.request_stream(client, wishes, Output(timeout=10.0))
+    work = commands.request_stream(client, wishes, OutputOptions(timeout=10.0))
     Deferred.fromCoroutine(work).addBoth(ended.append)
     network.until(lambda: bool(ended), within=16.0)
     assert ended[0].value.code == "timeout"
@@ -300,11 +300,11 @@ def as_lines(command: dict[str, Any], reply: tuple[str, dict[str, Any]]) -> list
 
 WORKS: dict[str, Callable[[Client], Coroutine[Any, Any, int]]] = {
     "request": requesting,
-    "attach": lambda client: commands.attach_stream(client, UID, Output(timeout=60.0)),
-    "attach without a time": lambda client: commands.attach_stream(client, UID, Output(timeout=200.0)),
+    "attach": lambda client: commands.attach_stream(client, UID, OutputOptions(timeout=60.0)),
+    "attach without a time": lambda client: commands.attach_stream(client, UID, OutputOptions(timeout=200.0)),
     "wait": lambda client: commands.wait_for_stream(client, UID, 60.0),
-    "status": lambda client: commands.show_status(client, UID, False),
-    "status at": lambda client: commands.show_status_at(client, AT["prod"], UID, False),
+    "status": lambda client: show.show_status(client, UID, False),
+    "status at": lambda client: show.show_status_at(client, AT["prod"], UID, False),
     "list at": listing,
     "release": lambda client: commands.release_stream(client, UID),
     "release at": lambda client: commands.release_at(client, AT["prod"], UID[:8]),
