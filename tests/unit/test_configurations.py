@@ -389,7 +389,7 @@ def test_a_facility_is_vouched_for_by_its_own_authorities_however_its_address_is
     for_all = {"certificate": "ada.pem", "key": "ada.key", "authorities": ["ca.pem"], "facilities": [own]}
     file = users_files / "s2uc.toml"
     file.write_text(with_tables(for_all))
-    trust = Client.from_config(file, reactor=MemoryNetwork())._trust_at(Address.parse(asked))
+    trust = Client.from_config(file, reactor=MemoryNetwork())._certificates_for(Address.parse(asked))
     assert trust is not None
     (authority,) = trust.authorities
     assert authority.name == ("ca.pem" if asked.startswith("other") else "own.pem")

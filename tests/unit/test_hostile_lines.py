@@ -214,7 +214,7 @@ def test_the_highest_generation_of_all_has_none_after_it_and_the_stream_is_relea
         for prefix in (b"", b"C"):
             client.hear([prefix + answer(seq="$SEQ", state="Released")])
         assert client.earlier.state == "Released"
-        assert "none after it" in str(client.earlier._effects.core.error)
+        assert "which is the last one" in str(client.earlier._effects.core.error)
 
 
 @pytest.mark.parametrize("odd", [{"generation": 2**64}, {"generation": -1}, {"app_listeners": ["nonsense"]}])

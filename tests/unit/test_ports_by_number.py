@@ -237,8 +237,11 @@ def test_a_gateway_of_an_older_version_is_not_asked_for_a_port_by_number(world: 
 def test_an_s2cs_that_grants_another_port_since_it_is_older_is_refused_and_released(world: World) -> None:
     world.cons.control.__class__ = OldControlServer
     msg = refused(world, listen_ports={CONS: [LAN + 3]})
-    assert f"consumer side: port {LAN + 3} was asked for, and its facility has granted {HOST}:" in msg
-    assert "of a version that knows of no listen ports. Have it upgraded, or ask for none" in msg
+    assert f"consumer side: port {LAN + 3} was requested, and its facility has granted {HOST}:" in msg
+    assert (
+        "its version of SciStream does not support listen ports. Ask its operator to upgrade, or request no ports"
+        in msg
+    )
     assert world.both_are("released")
     assert world.both_are_empty()
 
@@ -260,7 +263,7 @@ def test_a_gateway_that_grants_another_port_than_it_was_asked_for_fails_the_stre
         ({"num_conn": 2, "listen_ports": {CONS: [LAN, LAN]}}, f"port {LAN} is named twice"),
         ({"listen_ports": {CONS: [0]}}, "listen_ports"),
         ({"listen_ports": {CONS: [65536]}}, "listen_ports"),
-        ({"listen_ports": {"cons": [LAN]}}, "'cons' is no side of a stream: write 'PROD' or 'CONS'"),
+        ({"listen_ports": {"cons": [LAN]}}, "'cons' is not a side of a stream: write 'PROD' or 'CONS'"),
     ],
     ids=str,
 )
