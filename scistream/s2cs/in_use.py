@@ -121,9 +121,8 @@ class OwnerUse:
             self._sums[role] -= rate
             self._both -= uid in self._rates[_other(role)]
 
-    def beside(self, key: StreamKey, roles: Collection[Role]) -> tuple[int, float]:
-        """Return how many streams the owner has in these roles beside the one of `key`, and the Mbit/s of all ends in
-        these roles but that of `key`."""
+    def excluding(self, key: StreamKey, roles: Collection[Role]) -> tuple[int, float]:
+        """Return the number of streams and the total Mbit/s of the owner in these roles, without the stream `key`."""
         uid, role = key
         streams = sum(len(self._rates[one]) for one in set(roles))
         if len(set(roles)) > 1:

@@ -111,17 +111,17 @@ def reserved(world: World, *options: str, num_conn: int = 1, rate: str = "100Mbi
 def test_the_log_says_which_policy_is_in_force(world: World) -> None:
     count = MANY + len(LIMITS) + 2
     assert (
-        f"policy {world.folder / 'policy.toml'}: {count} rules, and nothing else is allowed" in world.lab.server.words()
+        f"policy {world.folder / 'policy.toml'}: {count} rules; everything else is refused" in world.lab.server.words()
     )
-    assert "no policy: every user of a trusted authority may ask for streams" in world.centre.server.words()
+    assert "no policy: every user of a trusted authority may request streams" in world.centre.server.words()
 
 
 # -- limits
 
 TOO_MUCH: list[tuple[str, list[str], str, str]] = [
-    ("rate", [], "101Mbit", "allows at most 100 Mbit/s a stream, and 101 was asked"),
+    ("rate", [], "101Mbit", "allows at most 100 Mbit/s per stream, but 101 was requested"),
     ("total", [], "151Mbit", "allows at most 150 Mbit/s over all streams"),
-    ("channels", ["--num-conn", "3"], "100Mbit", "allows at most 2 channels a stream, and 3 were asked"),
+    ("channels", ["--num-conn", "3"], "100Mbit", "allows at most 2 channels per stream, but 3 were requested"),
     ("life", ["--expires", "61m"], "100Mbit", "allows a life of at most 1h, and 61m was asked"),
 ]
 JUST_ENOUGH = {"channels": ["--num-conn", "2"], "life": ["--expires", "1h"]}
@@ -148,7 +148,7 @@ def test_a_role_that_a_rule_does_not_have_is_refused_by_its_name(world: World) -
 def test_a_stream_too_many_is_refused_until_another_is_released(world: World) -> None:
     user = as_user(world, "streams")
     with reserved(world, *user):
-        assert "`limit-streams` allows at most 1 streams at once, and there are 1" in refusal(world, *user)
+        assert "`limit-streams` allows at most 1 streams at once, and 1 exist" in refusal(world, *user)
         with reserved(world, *as_user(world, "somebody")):
             pass
     with reserved(world, *user):
@@ -282,7 +282,7 @@ def test_the_same_address_from_another_authority_has_neither_the_rights_nor_the_
     first, other = as_user(world, "namesake"), as_user(world, "namesake", "visitors")
     with reserved(world, *first, num_conn=2) as requested:
         line = refusal(world, *other)
-        assert "`visitors` allows at most 10 Mbit/s a stream, and 100 was asked" in line
+        assert "`visitors` allows at most 10 Mbit/s per stream, but 100 was requested" in line
         assert lists(world, other) == {}
         refused = world.s2uc("release", "--at", world.lab.s2cs, requested.uid, *other, check=False)
         assert refused.returncode == 1

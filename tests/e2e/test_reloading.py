@@ -304,7 +304,7 @@ def test_a_policy_without_a_rule_lets_nobody_ask_and_is_warned_of(world: World, 
     empty = tmp_path / "policy.toml"
     empty.write_bytes(b"")
     with changed(world.lab.server, policy=str(empty)) as log:
-        assert f"policy {empty} has no rule, so nobody may ask for a stream" in log
+        assert f"policy {empty} has no rules, so every request is refused" in log
         assert asked(world)["code"] == "not-authorized"
 
 

@@ -174,7 +174,7 @@ def test_without_a_rule_an_identity_has_so_many_streams_and_others_have_theirs(c
     refused = here.outcome(a_req(UIDS[2], PROD, rate=1.0))
     assert (refused.code, refused.msg) == (
         "no-capacity",
-        "2 streams of yours are here, and one identity may have 2 at once (`streams_per_identity`): release one first",
+        "you have 2 live streams here, and one identity may have 2 at once (`streams_per_identity`): release one first",
     )
     assert here.outcome(a_req(UIDS[3], PROD, rate=1.0), bob=True).state == "Listening"
     assert here.outcome(Rel(uid=UIDS[1], role=PROD, seq=UNSENT)).state == "Released"
@@ -197,7 +197,7 @@ def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable
         assert here.outcome(a_req(uid, PROD, rate=90_000.0)).code == "no-capacity", "what is refused counts, too"
     refused = here.outcome(a_req(UIDS[3], PROD, rate=1.0))
     assert refused.code == "no-capacity"
-    assert "3 new streams were asked for within a minute" in refused.msg
+    assert "3 new streams were requested within a minute" in refused.msg
     assert here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).state == "Listening"
     here.lab.world.network.run(61.0)
     assert here.outcome(a_req(UIDS[3], PROD, rate=1.0)).state == "Listening"

@@ -174,9 +174,14 @@ def everything(uid: str | None = None) -> Status:
             {"rate": "200Mbit"},
             {"rate": 200.0},
             {"rate": 201.0},
-            "allows at most 200 Mbit/s a stream, and 201 was asked",
+            "allows at most 200 Mbit/s per stream, but 201 was requested",
         ),
-        ({"num_conn": 2}, {"num_conn": 2}, {"num_conn": 3}, "allows at most 2 channels a stream, and 3 were asked"),
+        (
+            {"num_conn": 2},
+            {"num_conn": 2},
+            {"num_conn": 3},
+            "allows at most 2 channels per stream, but 3 were requested",
+        ),
         ({"expires": "2h"}, {"expires": 7200.0}, {"expires": 7260.0}, "a life of at most 2h, and 121m was asked"),
         ({"total_rate": "1Gbit"}, {"rate": 1000.0}, {"rate": 1001.0}, "at most 1000 Mbit/s over all streams"),
     ],
@@ -215,14 +220,14 @@ def test_streams_at_once_are_counted_by_identity_and_come_back_with_a_release(la
     lab.has(rule("*@lab.example", streams=2))
     first, _ = lab.request(), lab.request(BOB)
     lab.request()
-    assert "rule 1 `beamline` allows at most 2 streams at once, and there are 2: release one first" in lab.refusal()
+    assert "rule 1 `beamline` allows at most 2 streams at once, and 2 exist: release one first" in lab.refusal()
     lab.world.result(first.release().deferred)
     lab.request()
 
 
 def test_both_ends_at_one_facility_are_one_stream_and_two_rates(lab: Lab) -> None:
     lab.has(rule(streams=1, total_rate="199Mbit"))
-    assert "with those that there are 200 was asked" in lab.refusal(cons=PROD_S2CS)
+    assert "with the existing ones 200 was requested" in lab.refusal(cons=PROD_S2CS)
     lab.has(rule(streams=1, total_rate="200Mbit"))
     lab.request(cons=PROD_S2CS)
     assert "at most 1 streams at once" in lab.refusal(cons=PROD_S2CS)
@@ -231,7 +236,7 @@ def test_both_ends_at_one_facility_are_one_stream_and_two_rates(lab: Lab) -> Non
 def test_rates_of_live_streams_add_up(lab: Lab) -> None:
     lab.has(rule(total_rate="300Mbit"))
     first = lab.request(rate=200.0)
-    assert "with those that there are 301 was asked" in lab.refusal(rate=101.0)
+    assert "with the existing ones 301 was requested" in lab.refusal(rate=101.0)
     lab.request(rate=100.0)
     lab.world.result(first.release().deferred)
     lab.request(rate=200.0)
@@ -542,7 +547,7 @@ def test_a_used_up_day_ends_the_streams_of_its_owner_and_refuses_new_ones(lab: L
     carry(lab, second, 10)
     assert lab.control.ledger.usage_today(owner_of(ADA)) == 2**20
     assert lab.world.state("s2cs", PROD, first.uid) == lab.world.state("s2cs", PROD, second.uid) == "listening"
-    assert "rule 1 `beamline` allows 1M a day, and 1M have gone over" in lab.refusal()
+    assert "rule 1 `beamline` allows 1M per day, and 1M were carried today" in lab.refusal()
 
     carry(lab, second, 1)
     for one in ended:

@@ -1,1 +1,1 @@
-"""Who may do what at this facility."""
+"""The policy of a facility: its rules, the identities they apply to, and the decisions on commands."""

@@ -1,7 +1,7 @@
-"""The policy of an S2CS at work: what it is asked before a command of a user or an application has any effect.
+"""Authorization: apply the policy of an S2CS to the commands of users and applications.
 
-`Authorizer` is asked once for each command, and knows the streams by their records alone. Its answer, a `Grant`, is all
-that the command needs to know of the policy while it is carried out.
+The server asks `Authorizer` once for each command, before the command has any effect. The answer, a `Grant`, holds
+everything that carrying out the command needs from the policy. Streams are known here by their records only.
 """
 
 from __future__ import annotations
@@ -32,34 +32,37 @@ _log = Logger()
 
 
 def policy_of(config: S2CSConfig, config_file: Path) -> Policy | None:
-    """The policy that the settings of an S2CS name; None if they name none. Says in the log what it has found.
+    """Load the policy that the settings of an S2CS name, and log a summary of it. Return None if they name none.
 
-    :raises ConfigError: if it cannot be used.
-    :raises CertificateError: if the files of `authorities` cannot be.
+    :param config_file: relative paths start at its folder.
+    :raises ConfigError: if the policy cannot be used.
+    :raises CertificateError: if the files of `authorities` cannot be used.
     """
     if not config.policy:
-        _log.info("no policy: every user of a trusted authority may ask for streams, within longest_expires")
+        _log.info("no policy: every user of a trusted authority may request streams, within longest_expires")
         return None
     file = resolve_path(config_file, config.policy)
     policy = load_policy(file)
-    _log.info("policy {file}: {count} rules, and nothing else is allowed", file=str(file), count=len(policy.rules))
+    _log.info("policy {file}: {count} rules; everything else is refused", file=str(file), count=len(policy.rules))
     if not policy.rules:
         _log.warn(
-            "policy {file} has no rule, so nobody may ask for a stream: was it written whole? Without `policy` in the "
-            "configuration every user of a trusted authority may",
+            "policy {file} has no rules, so every request is refused: check that the file is complete, or remove "
+            "`policy` from the configuration to let every user of a trusted authority request streams",
             file=str(file),
         )
-    for issuer in sorted(policy.issuers - _trusted(config, config_file)):
+    for issuer in sorted(policy.issuers - _trusted_issuers(config, config_file)):
         _log.warn(
-            "policy {file}: issuer {issuer} is not in `authorities`: nobody comes from it", file=file, issuer=issuer
+            "policy {file}: issuer {issuer} is not in `authorities`, so its rules apply to nobody",
+            file=file,
+            issuer=issuer,
         )
     return policy
 
 
-def _trusted(config: S2CSConfig, config_file: Path) -> set[str]:
-    """The issuers that users can come from.
+def _trusted_issuers(config: S2CSConfig, config_file: Path) -> set[str]:
+    """Return the issuers of certificates that the S2CS accepts from users.
 
-    :raises CertificateError: if their files cannot be used.
+    :raises CertificateError: if a file of `authorities` cannot be used.
     """
     if config.insecure:
         return {NO_CERTIFICATES}
@@ -68,14 +71,14 @@ def _trusted(config: S2CSConfig, config_file: Path) -> set[str]:
 
 
 def owner_of(identity: Identity) -> str:
-    """The owner that somebody is, in the form that records keep."""
+    """Return an identity in the form in which records keep the owner of a stream."""
     if identity == PLAIN_IDENTITY:
         return identity.name
     return f"{canonical(identity.name)} ({identity.issuer})"
 
 
 def identity_of(owner: str) -> Identity:
-    """The other way round."""
+    """Return the identity of an owner, which is in the form of `owner_of`."""
     name, found, issuer = owner.rpartition(" (")
     return Identity(issuer.removesuffix(")"), name) if found else Identity(PLAIN_IDENTITY.issuer, owner)
 
@@ -84,12 +87,12 @@ def identity_of(owner: str) -> Identity:
 class Grant:
     """The answer of the policy to one command.
 
-    :param caller: who asks, in the form that records keep; None for an application.
-    :param is_administrator: whether the caller may see, update and release the streams of all.
+    :param caller: the sender of the command, in the form of `owner_of`; None for an application.
+    :param is_administrator: whether the caller may see, update and release the streams of all users.
     :param decision: whether the owner of the stream may have such streams, and by which rule; None without a policy.
-    :param life: how many seconds a new stream may live.
-    :param refusal: why a new stream may not be had.
-    :param is_probe: whether the stream has no program that could be reached.
+    :param life: the life that a new stream is granted, in seconds.
+    :param refusal: why a new stream is refused.
+    :param is_probe: whether the stream is a probe, which connects to no program.
     """
 
     caller: str | None
@@ -100,16 +103,16 @@ class Grant:
     is_probe: bool = False
 
     def shows(self, record: Record) -> bool:
-        """Return whether the caller may see, update and release a stream: as its owner, or as an administrator."""
+        """Return True if the caller may see, update and release a stream: as its owner, or as an administrator."""
         return record.owner == self.caller or self.is_administrator
 
     @property
     def allows_role(self) -> bool:
-        """Whether streams of this role may be had at all."""
+        """Whether the caller may have streams of this role at all."""
         return self.decision is None or self.decision.allowed
 
     def check(self) -> None:
-        """Refuse what may not be had, or what may not be had any more since the policy has changed.
+        """Raise the refusal of a new stream, or of an existing one that the policy no longer allows.
 
         :raises StreamError: naming the rule.
         """
@@ -119,9 +122,9 @@ class Grant:
             self.decision.enforce()
 
     def check_targets(self, targets: Iterable[str]) -> None:
-        """Refuse addresses at which ProdApp of the stream may not listen.
+        """Refuse addresses on which ProdApp of the stream may not listen.
 
-        :raises StreamError: `target-refused`, or `not-authorized` if the owner may have no such streams any more.
+        :raises StreamError: `target-refused`, or `not-authorized` if the owner may no longer have such streams.
         """
         self.check()
         rule = self.decision.rule if self.decision is not None else None
@@ -130,12 +133,11 @@ class Grant:
 
 
 class Authorizer:
-    """Who may do what at this S2CS.
+    """Decide who may do what at this S2CS.
 
-    :param policy: None lets every user of a trusted authority ask, within `longest_expires`. May be replaced at any
-        time: what streams have already goes on; what is asked from then on is held to the new one.
-    :param used_today: how many bytes the streams of an owner have carried since midnight UTC.
-    :param seconds: tells the time.
+    :param policy: None lets every user of a trusted authority request streams, within `longest_expires`.
+    :param used_today: returns how many bytes the streams of an owner have carried since midnight UTC.
+    :param seconds: returns the monotonic time.
     """
 
     def __init__(
@@ -147,12 +149,12 @@ class Authorizer:
     ) -> None:
         self._used_today = used_today
         self._seconds = seconds
-        self._asked: dict[str, tuple[float, int]] = {}
-        """When the minute of each owner began, the earliest first, and how many new streams were asked for in it."""
+        self._request_counts: dict[str, tuple[float, int]] = {}
+        """For each owner, when the current minute began and how many new streams were requested in it, oldest first."""
         self.put_in_force(config, policy)
 
     def put_in_force(self, config: S2CSConfig, policy: Policy | None) -> None:
-        """Hold what is asked from now on to these settings and this policy."""
+        """Apply these settings and this policy to commands from now on. Live streams keep what they were granted."""
         self.policy = policy
         self._usual_life = parse_seconds(config.expires)
         self._longest_life = parse_seconds(config.longest_expires)
@@ -165,12 +167,12 @@ class Authorizer:
         record: Record | None = None,
         use: OwnerUse | None = None,
     ) -> Grant:
-        """Ask the policy about a command of a user: once, with one answer for all that the command may lead to.
+        """Return the answer of the policy to a command of a user. A REQ for a new stream is counted.
 
-        :param caller: who sends it, in the form that records keep.
-        :param record: the stream that is there under the name that the command gives; not for a new one.
-        :param use: with a REQ for a new stream: the live streams of the caller. The request is counted.
-        :raises StreamError: `no-capacity`, if the caller has asked for too many new streams within a minute.
+        :param caller: the sender of the command, in the form of `owner_of`.
+        :param record: the stream that the command names; None if it does not exist.
+        :param use: the live streams of the caller, for a REQ for a new stream.
+        :raises StreamError: `no-capacity`, if the caller has requested too many new streams within a minute.
         """
         if isinstance(command, Req) and record is None:
             return self._new_stream(caller, command, use or OwnerUse())
@@ -182,7 +184,7 @@ class Authorizer:
         return grant
 
     def of_stream(self, record: Record) -> Grant:
-        """Ask the policy about a stream that is there, for its application or for the S2CS itself."""
+        """Return what the policy says about an existing stream, for its application or for the S2CS itself."""
         is_probe = record.request is not None and record.request.protocol == "probe"
         if self.policy is None:
             return Grant(None, is_probe=is_probe)
@@ -196,33 +198,33 @@ class Authorizer:
             return Grant(owner, refusal=refusal)
 
     def _count_request(self, owner: str) -> None:
-        """Count a request for a new stream, whatever comes of it.
+        """Count a request for a new stream, even if it is refused later.
 
-        :raises StreamError: `no-capacity`, if the owner has asked for too many within a minute.
+        :raises StreamError: `no-capacity`, if the owner has requested too many within a minute.
         """
-        now, most = self._seconds(), self._limits.requests_per_minute
-        while self._asked and now - next(iter(self._asked.values()))[0] >= timing.REQUEST_WINDOW:
-            del self._asked[next(iter(self._asked))]
-        began, count = self._asked.setdefault(owner, (now, 0))
+        now, most, counts = self._seconds(), self._limits.requests_per_minute, self._request_counts
+        while counts and now - next(iter(counts.values()))[0] >= timing.REQUEST_WINDOW:
+            del counts[next(iter(counts))]
+        began, count = counts.setdefault(owner, (now, 0))
         if count >= most:
             raise StreamError(
                 "no-capacity",
-                f"{most} new streams were asked for within a minute, and one identity may ask for no more "
-                f"(`requests_per_minute`): ask again in {began + timing.REQUEST_WINDOW - now:.0f} s",
+                f"{most} new streams were requested within a minute, which is the limit for one identity "
+                f"(`requests_per_minute`): try again in {began + timing.REQUEST_WINDOW - now:.0f} s",
             )
-        self._asked[owner] = began, count + 1
+        counts[owner] = began, count + 1
 
     def _life(self, owner: str, request: Req, use: OwnerUse) -> float:
-        """Return for how many seconds a new stream may be had.
+        """Return the life that a new stream is granted, in seconds.
 
-        :raises StreamError: `not-authorized`, naming the rule.
+        :raises StreamError: `not-authorized`, naming the rule; `no-capacity` if the owner has too many streams.
         """
         if request.expires is not None:
-            self._check_facility(request.expires)
+            self._check_longest_life(request.expires)
         if self.policy is None:
             self._check_streams(request, use)
             return request.expires or min(self._usual_life, self._longest_life)
-        asked = RequestedStream(
+        requested = RequestedStream(
             request.role,
             request.rate,
             request.num_conn,
@@ -233,34 +235,37 @@ class Authorizer:
         identity = identity_of(owner)
         decision = self.policy.rule_for(identity, request.role)
         decision.enforce()
-        assert decision.rule is not None, "an allowance comes from a rule"
-        streams, rate = use.beside((request.uid, request.role), decision.rule.roles)
-        standing = CurrentUsage(streams, rate, self._used_today(owner))
-        decision.rule.decide(asked, standing).enforce()
+        assert decision.rule is not None, "only a rule can allow a request"
+        streams, rate = use.excluding((request.uid, request.role), decision.rule.roles)
+        usage = CurrentUsage(streams, rate, self._used_today(owner))
+        decision.rule.decide(requested, usage).enforce()
         if decision.rule.streams is None:
             self._check_streams(request, use)
         longest = min(self._longest_life, decision.rule.expires or self._longest_life)
         return request.expires or min(self._usual_life, longest)
 
-    def _check_facility(self, life: float) -> None:
+    def _check_longest_life(self, life: float) -> None:
         if life > self._longest_life:
             raise StreamError(
                 "not-authorized",
-                f"asked for a stream of {life:.0f} s, and this facility allows {self._longest_life:.0f} s at most",
+                f"a life of {life:.0f} s was requested, but this facility allows at most {self._longest_life:.0f} s",
             )
 
     def _check_streams(self, request: Req, use: OwnerUse) -> None:
-        """:raises StreamError: `no-capacity`, if there is no rule that says it and the owner has enough streams."""
-        there, _ = use.beside((request.uid, request.role), (PROD, CONS))
-        if there >= self._limits.streams_per_identity:
+        """Refuse a new stream of an owner that has as many as `streams_per_identity` allows.
+
+        :raises StreamError: `no-capacity`.
+        """
+        existing, _ = use.excluding((request.uid, request.role), (PROD, CONS))
+        if existing >= self._limits.streams_per_identity:
             raise StreamError(
                 "no-capacity",
-                f"{there} streams of yours are here, and one identity may have {self._limits.streams_per_identity} at "
-                "once (`streams_per_identity`): release one first",
+                f"you have {existing} live streams here, and one identity may have {self._limits.streams_per_identity} "
+                "at once (`streams_per_identity`): release one first",
             )
 
     def overdrawn(self, record: Record) -> str | None:
-        """Why a live stream has to end: its owner has used up what the rule allows for a day."""
+        """Return why a live stream must end because its owner has exceeded `bytes_per_day`, or None."""
         if self.policy is None:
             return None
         rule = self.policy.rule_for(identity_of(record.owner), record.role).rule

@@ -1,4 +1,4 @@
-"""The command `scistream policy check`: what a policy file says, and what it would decide."""
+"""The command `scistream policy check`: check a policy file, and try out its decisions."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from scistream.units import format_rate, format_seconds
 
 @click.group()
 def policy() -> None:
-    """Look at the policy of an S2CS: the file that `policy` names in s2cs.toml."""
+    """Inspect the policy of an S2CS: the file that `policy` in s2cs.toml names."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What would be decided for one role."""
+    """The decision that the policy would make for one role."""
 
     role: Role
     decision: Decision
 
     def line(self) -> str:
-        """For a person."""
+        """Return the decision as a line for a person."""
         if not self.decision.allowed:
             return f"{self.role}: refused ({self.decision.code}): {self.decision.reason}"
         rule = self.decision.rule
@@ -44,7 +44,7 @@ class Verdict:
         return f"{self.role}: {self.decision.reason}{longest}"
 
     def fields(self) -> dict[str, Any]:
-        """For a program."""
+        """Return the decision as a JSON object for a program."""
         rule = self.decision.rule
         return {
             "role": self.role,
@@ -58,36 +58,39 @@ class Verdict:
 
 @policy.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--as", "name", metavar="IDENTITY", help="Who asks: the e-mail address or URI in the certificate.")
+@click.option("--as", "name", metavar="IDENTITY", help="The user: the e-mail address or URI in the certificate.")
 @click.option(
-    "--issuer", help="By whose word: sha256:..., or the file of the authority [default: the only one in FILE]."
+    "--issuer",
+    help="Issuer of the user's certificate: sha256:..., or the authority's file [default: the only issuer in FILE].",
 )
 @click.option(
     "--role",
     type=click.Choice([*ROLES, "both"], case_sensitive=False),
     default="both",
     show_default=True,
-    help="As what.",
+    help="Side of the stream that the user requests.",
 )
 @click.option(
     "--rate",
     type=RATE,
     default=DEFAULT_RATE,
     metavar="RATE",
-    help=f"Of the whole stream [default: {format_rate(DEFAULT_RATE)}].",
+    help=f"Rate of the whole stream [default: {format_rate(DEFAULT_RATE)}].",
 )
-@click.option("--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Channels.")
-@click.option("--expires", type=TIME, help="How long it shall live [default: as the facility has it].")
-@click.option("--target", "targets", multiple=True, help="HOST:PORT where ProdApp listens; may be repeated.")
+@click.option(
+    "--num-conn", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Number of channels."
+)
+@click.option("--expires", type=TIME, help="Life of the stream [default: the facility's].")
+@click.option("--target", "targets", multiple=True, help="HOST:PORT on which ProdApp listens; may be repeated.")
 @click.option(
     "--listen-port",
     "listen_ports",
     type=click.IntRange(1, 65535),
     multiple=True,
-    help="A port that is asked for by number; may be repeated.",
+    help="A port that is requested by number; may be repeated.",
 )
-@click.option("--streams", type=click.IntRange(0), default=0, help="How many streams there are already.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--streams", type=click.IntRange(0), default=0, help="Number of live streams that the user already has.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -103,15 +106,16 @@ def check(
     streams: int,
     as_json: bool,
 ) -> None:
-    """Say what the policy FILE allows; with --as, whether it allows somebody something, and by which rule.
+    """Show what the policy FILE allows; with --as, whether it would allow a request, and by which rule.
 
-    Nothing is asked of a running S2CS, whose own bounds (`longest_expires`, the capacity, `app_networks`) come on top.
-    Exit status: 0 it is sound, or what was asked is allowed; 1 it is refused; 2 the file or the usage is wrong.
+    No running S2CS is asked; its own limits (`longest_expires`, capacity, `app_networks`) apply in addition.
+    Exit status: 0 the file is valid, or the request is allowed; 1 the request is refused; 2 the file or the usage is
+    wrong.
     """
     try:
         found = load_policy(file)
         if name is None:
-            _refuse_questions(ctx)
+            _refuse_request_options(ctx)
             _explain(file, found, as_json)
             return
         identity = Identity(_issuer(file, found, issuer), name)
@@ -120,36 +124,42 @@ def check(
     except (ConfigError, ValueError) as problem:
         refuse(problem)
     verdicts = [
-        Verdict(one, _decide(found, identity, asked, CurrentUsage(streams), targets))
+        Verdict(one, _decide(found, identity, request, CurrentUsage(streams), targets))
         for one in ROLES
-        for asked in [RequestedStream(one, rate, num_conn, expires, listen_ports=listen_ports)]
+        for request in [RequestedStream(one, rate, num_conn, expires, listen_ports=listen_ports)]
         if role.upper() in (one, "BOTH")
     ]
-    _tell(found, identity, verdicts, as_json)
+    _print_verdicts(found, identity, verdicts, as_json)
     sys.exit(0 if all(one.decision.allowed for one in verdicts) else 1)
 
 
-def _refuse_questions(ctx: click.Context) -> None:
-    """What somebody may do is not to be mistaken for the file being sound."""
+def _refuse_request_options(ctx: click.Context) -> None:
+    """Refuse options of a request without --as: exit status 0 would look as if the request were allowed.
+
+    :raises UsageError: naming --as.
+    """
     for option in ("issuer", "role", "rate", "num_conn", "expires", "targets", "listen_ports", "streams"):
         if ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError("that asks what somebody may do: say who, with --as")
+            raise click.UsageError("options of a request need --as, which names the user")
 
 
 def _decide(
-    found: Policy, identity: Identity, asked: RequestedStream, standing: CurrentUsage, targets: tuple[str, ...]
+    found: Policy, identity: Identity, request: RequestedStream, usage: CurrentUsage, targets: tuple[str, ...]
 ) -> Decision:
-    decision = found.decide(identity, asked, standing)
-    if decision.allowed and asked.role == PROD and targets:
-        return found.decide_targets(identity, asked.role, targets)
+    decision = found.decide(identity, request, usage)
+    if decision.allowed and request.role == PROD and targets:
+        return found.decide_targets(identity, request.role, targets)
     return decision
 
 
 def _issuer(file: Path, found: Policy, text: str | None) -> str:
-    """:raises ValueError: if there is a choice, or what was chosen cannot be used."""
+    """Return the issuer that --issuer names, or the only one of the file.
+
+    :raises ValueError: if --issuer is needed and not given, or cannot be used.
+    """
     if text is None:
         if len(found.issuers) != 1:
-            raise ValueError(f"{file} names {len(found.issuers)} issuers: say which with --issuer")
+            raise ValueError(f"{file} names {len(found.issuers)} issuers: choose one with --issuer")
         return next(iter(found.issuers))
     try:
         return read_issuer(Path("here"), text)
@@ -157,7 +167,7 @@ def _issuer(file: Path, found: Policy, text: str | None) -> str:
         raise ValueError(f"--issuer: {wrong}") from None
 
 
-def _tell(found: Policy, identity: Identity, verdicts: list[Verdict], as_json: bool) -> None:
+def _print_verdicts(found: Policy, identity: Identity, verdicts: list[Verdict], as_json: bool) -> None:
     is_administrator = found.is_administrator(identity)
     if as_json:
         whole = {
@@ -172,7 +182,7 @@ def _tell(found: Policy, identity: Identity, verdicts: list[Verdict], as_json: b
     for one in verdicts:
         click.echo(one.line())
     if is_administrator:
-        click.echo(f"{identity.name} is an administrator: may see, update and release the streams of others")
+        click.echo(f"{identity.name} is an administrator: may see, update and release the streams of all users")
 
 
 def _explain(file: Path, found: Policy, as_json: bool) -> None:
@@ -184,10 +194,10 @@ def _explain(file: Path, found: Policy, as_json: bool) -> None:
         administrators = [{"issuer": issuer, "identities": list(names)} for issuer, names in found.administrators]
         click.echo(json.dumps({"sound": True, "rules": rules, "administrators": administrators}))
         return
-    click.echo(
-        f"{file}: sound, {len(found.rules)} rule{'s' * (len(found.rules) != 1)}; what none of them allows is refused"
-    )
+    click.echo(f"{file}: valid, {len(found.rules)} rule{'s' * (len(found.rules) != 1)}; everything else is refused")
     for rule, issuer, names in found.rules:
         click.echo(f"{rule}: {', '.join(names)} of {issuer}: {rule.in_words()}")
     for issuer, names in found.administrators:
-        click.echo(f"administrators: {', '.join(names)} of {issuer}: may see, update and release the streams of others")
+        click.echo(
+            f"administrators: {', '.join(names)} of {issuer}: may see, update and release the streams of all users"
+        )

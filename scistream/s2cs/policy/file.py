@@ -1,8 +1,8 @@
-"""The policy of a facility: which identity may ask an S2CS for what. Values only; no I/O but reading the file.
+"""The policy file of a facility: which identity may request what from an S2CS. The only I/O is reading the file.
 
-Nothing is allowed that no rule allows. Rules that name an identity exactly come before those for its whole e-mail
-domain, which then do not count; among either, the one with the role that is asked for decides. No two rules speak of
-the same identity and role, so the order of the file decides nothing.
+A request is refused unless a rule allows it. If any rule names the identity exactly, rules for its e-mail domain are
+ignored; of the remaining rules, the one for the requested role decides. Two rules must not cover the same identity and
+role, so the order of rules in the file does not matter.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ROLES: tuple[Role, ...] = get_args(Role)
 WAN_SECURITY = ("encrypt",)
 
 NO_CERTIFICATES = "none"
-"""The issuer of those who come by plain TCP: only where the S2CS is `insecure`, for a trial."""
+"""The issuer of users that connect over plain TCP, which only an S2CS with `insecure` accepts."""
 
 _ISSUER = re.compile(r"sha256:[0-9a-f]{64}")
 _MOST_TEXT = 200
 
 
 class _PolicySection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all sections of the file share."""
+    """The base of all sections of the file: an unknown key is an error."""
 
 
 class RuleSection(_PolicySection, frozen=True, kw_only=True):
@@ -60,35 +60,38 @@ class RuleSection(_PolicySection, frozen=True, kw_only=True):
     listen_ports: str = UNLIMITED
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
-        for key, parse in _RULE_VALUES.items():
+        """Yield the problems of the values."""
+        for key, parse in _RULE_PARSERS.items():
             yield from unless(parse, getattr(self, key), key)
-        yield from unless(_some, self.identities, "identities")
+        yield from unless(_not_empty, self.identities, "identities")
 
     def rule(self, number: int) -> Rule:
-        """The rule, of values with which nothing is wrong."""
-        return Rule(number, **{key: parse(getattr(self, key)) for key, parse in _RULE_VALUES.items()})
+        """Return the rule that this section describes. The section must have no problems.
+
+        :param number: the position of the section in the file, from 1.
+        """
+        return Rule(number, **{key: parse(getattr(self, key)) for key, parse in _RULE_PARSERS.items()})
 
 
 class AdministratorSection(_PolicySection, frozen=True, kw_only=True):
-    """One section [[administrators]]: who may see, update and release the streams of others."""
+    """One section [[administrators]]: who may see, update and release the streams of all users."""
 
     issuer: str
     identities: list[str]
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
-        yield from unless(_some, self.identities, "identities")
+        """Yield the problems of the values."""
+        yield from unless(_not_empty, self.identities, "identities")
 
 
 class PolicyFile(_PolicySection, frozen=True, kw_only=True):
-    """All that may stand in policy.toml."""
+    """The content of policy.toml."""
 
     rules: list[RuleSection] = field(default_factory=list)
     administrators: list[AdministratorSection] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values; issuers and what rules are to each other are looked at by `load_policy`."""
+        """Yield the problems of each section. `load_policy` checks issuers, and rules against each other."""
         for number, rule in enumerate(self.rules):
             yield from below(f"rules[{number}]", rule.problems())
         for number, administrators in enumerate(self.administrators):
@@ -96,45 +99,51 @@ class PolicyFile(_PolicySection, frozen=True, kw_only=True):
 
 
 class Policy:
-    """Who may do what. Made by `load_policy`.
+    """The rules and administrators of a policy file, as read by `load_policy`.
 
-    :param rules: in the order of the file, each with the issuer and the identities that it speaks of.
+    :param rules: in the order of the file, each with its issuer and identities.
     """
 
     def __init__(self, rules: Iterable[tuple[Rule, str, Sequence[str]]] = ()) -> None:
         self.rules: list[tuple[Rule, str, Sequence[str]]] = []
         self.administrators: list[tuple[str, Sequence[str]]] = []
         self.issuers: set[str] = set()
-        """Those that the file names: whoever comes from another one is allowed nothing."""
+        """All issuers in the file. Users certified by any other issuer are refused."""
         self._rules: Index[Rule] = Index()
         self._administrators: Index[str] = Index()
         for rule, issuer, identities in rules:
             self.add(rule, issuer, identities)
 
     def add(self, rule: Rule, issuer: str, identities: Sequence[str]) -> None:
-        """:raises ValueError: if an identity is none, or an earlier rule speaks of it and of the same role."""
+        """Add a rule for identities under one issuer.
+
+        :raises ValueError: if an identity is not valid, or an earlier rule covers it for the same role.
+        """
         for text in dict.fromkeys(identities):
-            known = self._rules.at(issuer, text)
-            for other in known:
+            earlier = self._rules.entries(issuer, text)
+            for other in earlier:
                 if set(other.roles) & set(rule.roles) or not other.roles or not rule.roles:
-                    raise ValueError(f"{other} speaks of {text!r} already: only one rule may, for one role")
-            known.append(rule)
+                    raise ValueError(f"{other} already covers {text!r}: write one rule per identity and role")
+            earlier.append(rule)
         self.rules.append((rule, issuer, identities))
         self.issuers.add(issuer)
 
     def add_administrators(self, issuer: str, identities: Sequence[str]) -> None:
-        """:raises ValueError: if an identity is none."""
+        """Add administrators under one issuer.
+
+        :raises ValueError: if an identity is not valid.
+        """
         self.administrators.append((issuer, identities))
         for text in identities:
-            self._administrators.at(issuer, text).append(text)
+            self._administrators.entries(issuer, text).append(text)
         self.issuers.add(issuer)
 
     def is_administrator(self, identity: Identity) -> bool:
-        """Whether somebody may see, update and release the streams of others."""
+        """Return True if `identity` may see, update and release the streams of all users."""
         return bool(self._administrators.find(identity))
 
     def rule_for(self, identity: Identity, role: Role) -> Decision:
-        """Whether any rule lets somebody have streams of this role, and which."""
+        """Decide whether `identity` may have streams of this role at all, and by which rule."""
         rules = self._rules.find(identity)
         rule = next((rule for rule in rules if role in rule.roles), None)
         if rule is not None:
@@ -142,15 +151,18 @@ class Policy:
         if not rules:
             return Decision(False, f"no rule of this facility's policy is for {identity}: ask its operator")
         allowed = " and ".join(f"{rule} allows {'the role ' if rule.roles else ''}{_roles(rule)}" for rule in rules)
-        return Decision(False, f"{allowed}, and {role} was asked", rules[0])
+        return Decision(False, f"{allowed}, but {role} was requested", rules[0])
 
-    def decide(self, identity: Identity, asked: RequestedStream, standing: CurrentUsage) -> Decision:
-        """Whether somebody may have a stream."""
-        decision = self.rule_for(identity, asked.role)
-        return decision.rule.decide(asked, standing) if decision.allowed and decision.rule else decision
+    def decide(self, identity: Identity, request: RequestedStream, usage: CurrentUsage) -> Decision:
+        """Decide whether `identity` may have a new stream.
+
+        :param usage: what the user already has, without the requested stream.
+        """
+        decision = self.rule_for(identity, request.role)
+        return decision.rule.decide(request, usage) if decision.allowed and decision.rule else decision
 
     def decide_targets(self, identity: Identity, role: Role, targets: Iterable[str]) -> Decision:
-        """Whether ProdApp of somebody's stream may listen at these addresses."""
+        """Decide whether ProdApp of a stream that `identity` owns may listen on these addresses."""
         decision = self.rule_for(identity, role)
         return decision.rule.decide_targets(targets) if decision.allowed and decision.rule else decision
 
@@ -162,8 +174,8 @@ def _roles(rule: Rule) -> str:
 def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
-    :raises ConfigError: if it, or a certificate that it names, cannot be used: a sentence for each problem, with the
-        file, the rule by its number and the key.
+    :raises ConfigError: if the file or a certificate named in it cannot be used. The message has a line for each
+        problem, with the file, the number of the rule and the key.
     """
     file, found = read(path, PolicyFile)
     policy = Policy()
@@ -174,7 +186,7 @@ def load_policy(path: Path) -> Policy:
         place = f"rules[{number - 1}]"
         first = names.setdefault(section.name, number)
         if first != number and section.name:
-            found.append(SettingProblem((f"{place}.name",), f"rule {first} has it already: give each its own"))
+            found.append(SettingProblem((f"{place}.name",), f"already the name of rule {first}: choose another one"))
         if place not in broken:
             found += _added(place, section, partial(policy.add, section.rule(number)), issuers)
     for number, one in enumerate(file.administrators):
@@ -191,7 +203,7 @@ def _added(
     add: Callable[[str, Sequence[str]], None],
     issuers: _Issuers,
 ) -> Iterator[SettingProblem]:
-    """Add what a section says to the policy; what stands in the way."""
+    """Add a section to the policy. Yield the problems that prevent it."""
     try:
         issuer = issuers.read(section.issuer)
     except ValueError as wrong:
@@ -201,7 +213,7 @@ def _added(
 
 
 def _numbered(problem: SettingProblem, file: PolicyFile) -> str:
-    """A problem under the number and the name of its rule, as rules are called elsewhere."""
+    """Return a problem as text, with the number and name of its rule in place of the index."""
     match = re.match(r"(rules|administrators)\[(\d+)\]\.?(.*)", problem.keys[0])
     if match is None:
         return str(problem)
@@ -212,17 +224,19 @@ def _numbered(problem: SettingProblem, file: PolicyFile) -> str:
 
 
 def read_issuer(folder_of: Path, text: str) -> str:
-    """The issuer that a setting or an option names: `sha256:...`, an authority's file, or `none`.
+    """Return the issuer that a setting or an option names: `sha256:...`, an authority's file, or `none`.
 
-    :param folder_of: the policy file; relative paths start at its folder.
-    :raises ValueError: with a sentence.
+    :param folder_of: a file; relative paths start at its folder.
+    :raises ValueError: if `text` is not a fingerprint and not a certificate file that can be read.
     """
     if text == NO_CERTIFICATES or _ISSUER.fullmatch(text):
         return text
     if text.startswith("sha256:"):
-        raise ValueError(f"{text!r} is no fingerprint: after sha256: come 64 digits of 0-9a-f, or name a file")
+        raise ValueError(
+            f"{text!r} is not a fingerprint: write sha256: and 64 lowercase hexadecimal digits, or name a file"
+        )
     if not text:
-        raise ValueError("it is empty: name the file of the authority, or write sha256:...")
+        raise ValueError("is empty: name the file of the authority, or write sha256:...")
     try:
         return issuer_name(load_authority(resolve_path(folder_of, text), "issuer"))
     except CertificateError as problem:
@@ -230,14 +244,14 @@ def read_issuer(folder_of: Path, text: str) -> str:
 
 
 class _Issuers:
-    """The issuers of one file; each certificate is read once."""
+    """The issuers of one policy file. Each certificate is read once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, str] = {}
 
     def read(self, text: str) -> str:
-        """:raises ValueError: with a sentence."""
+        """Return the issuer that `text` names, as `read_issuer` does."""
         if text not in self._known:
             self._known[text] = read_issuer(self._path, text)
         return self._known[text]
@@ -245,13 +259,13 @@ class _Issuers:
 
 def _name(text: str) -> str:
     if not text.strip() or len(text) > _MOST_TEXT or not text.isprintable():
-        raise ValueError(f"{text!r} is no name: give 1 to {_MOST_TEXT} printable characters")
+        raise ValueError(f"{text!r} is not a valid name: use 1 to {_MOST_TEXT} printable characters")
     return text
 
 
-def _some(identities: list[str]) -> list[str]:
+def _not_empty(identities: list[str]) -> list[str]:
     if not identities:
-        raise ValueError("name at least one, as ada@example.org, scistream:user:ada or *@example.org")
+        raise ValueError("is empty: name at least one, like ada@example.org, scistream:user:ada or *@example.org")
     return identities
 
 
@@ -275,11 +289,11 @@ def _count(most: int, value: int | str) -> int | None:
     if value == UNLIMITED:
         return None
     if not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"{value!r} is out of range: a number from 1 to {most}, or {UNLIMITED}")
+        raise ValueError(f"{value!r} is out of range: write a number from 1 to {most}, or {UNLIMITED}")
     return value
 
 
-_RULE_VALUES: dict[str, Callable[[Any], Any]] = {
+_RULE_PARSERS: dict[str, Callable[[Any], Any]] = {
     "name": _name,
     "roles": partial(_each_of, ROLES),
     "rate": partial(_limit, parse_rate),
@@ -292,4 +306,4 @@ _RULE_VALUES: dict[str, Callable[[Any], Any]] = {
     "listen_ports": partial(_limit, parse_chosen_ports),
     "targets": lambda texts: tuple(map(Target.parse, texts)),
 }
-"""How the values of a rule's section are read."""
+"""The parser for each key of a section [[rules]]."""

@@ -1,4 +1,4 @@
-"""Whom a policy speaks of: identities under an issuer, exact or all of an e-mail domain, found in one step. No I/O."""
+"""Identities in a policy: exact names, or all e-mail addresses of a domain, under one issuer. No I/O."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s*]+", re.ASCII)
 
 
 def canonical(name: str) -> str:
-    """A name in the form by which it is compared: the domain of an e-mail address in lower case, all else as it is."""
+    """Return the form of a name that is compared: the domain of an e-mail address in lower case, the rest unchanged."""
     email = _EMAIL.fullmatch(name)
     return f"{email[1]}@{email[2].lower()}" if email else name
 
 
 def domain_of(name: str) -> str | None:
-    """The domain, in lower case, of a plain e-mail address; None of a URI, of a quoted or of any odder address."""
+    """Return the domain of a plain e-mail address in lower case, or None for a URI or an address with quotes."""
     email = _EMAIL.fullmatch(name)
     return email[2].lower() if email else None
 
 
 class Index(Generic[T]):
-    """What is said of identities; all of it is found with two look-ups, however much it is."""
+    """Entries by identity, found with at most two dictionary lookups."""
 
     def __init__(self) -> None:
         self._exact: dict[Identity, list[T]] = {}
         self._domains: dict[Identity, list[T]] = {}
 
-    def at(self, issuer: str, text: str) -> list[T]:
-        """What is said of `text`, an exact identity or ``*@domain``: a list to look at and to add to.
+    def entries(self, issuer: str, text: str) -> list[T]:
+        """Return the entries for `text`, as a list that the caller may extend.
 
-        :raises ValueError: with a sentence, if `text` is neither.
+        :param text: an exact identity, or ``*@domain``.
+        :raises ValueError: naming `text`, if it is neither.
         """
         pattern = _PATTERN.fullmatch(text)
         if pattern:
             return self._domains.setdefault(Identity(issuer, pattern[1].lower()), [])
         if "*" in text:
-            raise ValueError(f"{text!r} has a star: it stands for all of one e-mail domain only, as in *@example.org")
+            raise ValueError(f"{text!r}: a star can only stand for all addresses of one domain, as in *@example.org")
         if not _EMAIL.fullmatch(text) and not _URI.fullmatch(text):
             raise ValueError(
                 f"{text!r} is neither an e-mail address nor a URI: write ada@example.org, scistream:user:ada or "
@@ -55,7 +56,7 @@ class Index(Generic[T]):
         return self._exact.setdefault(Identity(issuer, canonical(text)), [])
 
     def find(self, identity: Identity) -> Sequence[T]:
-        """What is said of an identity: by its exact name if anything is, or else of its domain."""
+        """Return the entries for an identity: those for its exact name if there are any, otherwise its domain's."""
         exact = self._exact.get(Identity(identity.issuer, canonical(identity.name)))
         if exact is not None:
             return exact

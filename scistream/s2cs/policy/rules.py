@@ -1,4 +1,4 @@
-"""What one rule of a policy allows, and the sentence with which it refuses. No I/O."""
+"""One rule of a policy: what it allows, and the reason that it gives for a refusal. No I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z", re.ASCII)
 
 @dataclass(frozen=True)
 class Target:
-    """Addresses that ProdApp may listen on: a network, and the first and the last port."""
+    """Addresses on which ProdApp may listen: a network, and an inclusive range of ports."""
 
     network: Network
     first_port: int = 1
@@ -27,13 +27,13 @@ class Target:
     def parse(cls, text: str) -> Target:
         """Read ``192.0.2.0/24``, ``192.0.2.7:5000``, ``192.0.2.0/24:5000-5010`` or ``[2001:db8::/32]:5000``.
 
-        :raises ValueError: with a sentence that names the text.
+        :raises ValueError: naming `text` and what is wrong with it.
         """
         network, ports = text, ""
         if text.startswith("["):
             network, closed, ports = text[1:].partition("]")
             if not closed or (ports and not ports.startswith(":")):
-                raise ValueError(f"{text!r} is no target: write it like [2001:db8::/32]:5000-5010")
+                raise ValueError(f"{text!r} is not a valid target: write it like [2001:db8::/32]:5000-5010")
             ports = ports[1:] or "1-65535"
         elif text.count(":") == 1:
             network, _, ports = text.partition(":")
@@ -42,11 +42,13 @@ class Target:
         match = _PORTS.match(ports)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= 65535:
-            raise ValueError(f"{text!r} has the ports {ports!r}: write one, or two like 5000-5010, from 1 to 65535")
+            raise ValueError(
+                f"{text!r}: invalid ports {ports!r}: write one port, or a range like 5000-5010, from 1 to 65535"
+            )
         return cls(parse_network(network), first, last)
 
     def has(self, address: Address) -> bool:
-        """Whether it is one of these. A name never is: nobody knows yet where it leads."""
+        """Return True if `address` is allowed. A host name never is, because what it resolves to is not known."""
         numeric = address.numeric
         return (
             numeric is not None
@@ -67,7 +69,7 @@ ANYWHERE = (Target.parse("0.0.0.0/0"), Target.parse("::/0"))
 
 @dataclass(frozen=True)
 class RequestedStream:
-    """What a REQ asks for. `rate` is in Mbit/s, `life` in seconds, None if it does not say."""
+    """The parts of a REQ that a rule can limit: `rate` in Mbit/s, `life` in seconds or None if not given."""
 
     role: Role
     rate: float
@@ -79,7 +81,7 @@ class RequestedStream:
 
 @dataclass(frozen=True)
 class CurrentUsage:
-    """What somebody has at this S2CS already, beside what is asked: live streams, their Mbit/s, bytes of this day."""
+    """What a user already has at this S2CS: live streams, their total rate in Mbit/s, and bytes carried today."""
 
     streams: int = 0
     rate: float = 0.0
@@ -88,10 +90,11 @@ class CurrentUsage:
 
 @dataclass(frozen=True)
 class Decision:
-    """Allowed, or refused, and why.
+    """A decision of the policy, with its reason.
 
     :param reason: a sentence that names the rule.
-    :param rule: the rule that decided; None if none speaks of the identity.
+    :param rule: the rule that decided; None if no rule applies to the identity.
+    :param code: the error code of a refusal.
     """
 
     allowed: bool
@@ -100,22 +103,27 @@ class Decision:
     code: ErrorCode = "not-authorized"
 
     def enforce(self) -> None:
-        """:raises StreamError: if it is a refusal."""
+        """Raise the refusal, if this is one.
+
+        :raises StreamError: with `code` and `reason`, unless the decision is to allow.
+        """
         if not self.allowed:
             raise StreamError(self.code, self.reason)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What those of whom it speaks may do. None is no limit.
+    """What the identities of one rule may do. A limit that is None does not apply.
 
-    :param number: its place in the file, from 1.
-    :param rate: Mbit/s of one stream; `total_rate` of all streams of one identity together.
-    :param streams: at once, of one identity.
-    :param expires: the longest life of a stream, in seconds.
-    :param bytes_per_day: of one identity, in both directions together, from midnight to midnight UTC.
+    :param number: the position of the rule in the file, from 1.
+    :param rate: most Mbit/s of one stream.
+    :param total_rate: most Mbit/s of all streams of one identity together.
+    :param num_conn: most channels of one stream.
+    :param streams: most live streams of one identity.
+    :param expires: longest life of a stream, in seconds.
+    :param bytes_per_day: most bytes of one identity from midnight to midnight UTC, both directions together.
     :param targets: where ProdApp may listen.
-    :param listen_ports: ranges of the ports that may be asked for by number; none, if it is empty.
+    :param listen_ports: ranges of the ports that may be requested by number; an empty tuple allows none.
     """
 
     number: int
@@ -134,36 +142,42 @@ class Rule:
     def __str__(self) -> str:
         return f"rule {self.number} `{self.name}`"
 
-    def decide(self, asked: RequestedStream, standing: CurrentUsage) -> Decision:
-        """Whether a stream may be had."""
-        for limit in self._exceeded(asked, standing):
+    def decide(self, request: RequestedStream, usage: CurrentUsage) -> Decision:
+        """Decide whether a user may have a new stream.
+
+        :param usage: what the user already has, without the requested stream.
+        """
+        for limit in self._exceeded(request, usage):
             return Decision(False, f"{self} allows {limit}", self)
         return Decision(True, f"allowed by {self}", self)
 
-    def _exceeded(self, asked: RequestedStream, standing: CurrentUsage) -> Iterator[str]:
-        if _above(asked.rate, self.rate):
-            yield f"at most {self.rate:g} Mbit/s a stream, and {asked.rate:g} was asked"
-        if _above(asked.num_conn, self.num_conn):
-            yield f"at most {self.num_conn} channels a stream, and {asked.num_conn} were asked"
-        if asked.life is not None and self.expires is not None and asked.life > self.expires:
-            yield f"a life of at most {format_seconds(self.expires)}, and {format_seconds(asked.life)} was asked"
-        if asked.wan_security not in self.wan_security:
-            yield f"the WAN security {_listed(self.wan_security)}, and {asked.wan_security} was asked"
-        for port in asked.listen_ports if self.listen_ports is not None else ():
+    def _exceeded(self, request: RequestedStream, usage: CurrentUsage) -> Iterator[str]:
+        if _above(request.rate, self.rate):
+            yield f"at most {self.rate:g} Mbit/s per stream, but {request.rate:g} was requested"
+        if _above(request.num_conn, self.num_conn):
+            yield f"at most {self.num_conn} channels per stream, but {request.num_conn} were requested"
+        if request.life is not None and self.expires is not None and request.life > self.expires:
+            yield f"a life of at most {format_seconds(self.expires)}, but {format_seconds(request.life)} was requested"
+        if request.wan_security not in self.wan_security:
+            yield f"WAN security {_listed(self.wan_security)}, but {request.wan_security} was requested"
+        for port in request.listen_ports if self.listen_ports is not None else ():
             if not is_in(port, self.listen_ports or ()):
-                yield f"the listen ports {in_words(self.listen_ports or ()) or 'none'}, and {port} was asked"
-        if self.streams is not None and standing.streams + 1 > self.streams:
-            yield f"at most {self.streams} streams at once, and there are {standing.streams}: release one first"
-        if self.total_rate is not None and _above(standing.rate + asked.rate, self.total_rate):
+                yield f"listen ports {in_words(self.listen_ports or ()) or 'none'}, but {port} was requested"
+        if self.streams is not None and usage.streams + 1 > self.streams:
+            yield f"at most {self.streams} streams at once, and {usage.streams} exist: release one first"
+        if self.total_rate is not None and _above(usage.rate + request.rate, self.total_rate):
             yield (
-                f"at most {self.total_rate:g} Mbit/s over all streams, and with those that there are "
-                f"{standing.rate + asked.rate:g} was asked"
+                f"at most {self.total_rate:g} Mbit/s over all streams, but with the existing ones "
+                f"{usage.rate + request.rate:g} was requested"
             )
-        if self.bytes_per_day is not None and standing.bytes_today >= self.bytes_per_day:
-            yield self._used_up(standing.bytes_today)
+        if self.bytes_per_day is not None and usage.bytes_today >= self.bytes_per_day:
+            yield self._used_up(usage.bytes_today)
 
     def decide_volume(self, bytes_today: int) -> Decision:
-        """Whether what has gone over this day lets a stream go on."""
+        """Decide whether a live stream may go on.
+
+        :param bytes_today: bytes that all streams of its owner have carried since midnight UTC.
+        """
         if self.bytes_per_day is not None and bytes_today > self.bytes_per_day:
             return Decision(False, f"{self} allows {self._used_up(bytes_today)}", self)
         return Decision(True, f"allowed by {self}", self)
@@ -171,36 +185,36 @@ class Rule:
     def _used_up(self, bytes_today: int) -> str:
         assert self.bytes_per_day is not None
         return (
-            f"{format_size(self.bytes_per_day)} a day, and {format_size(bytes_today)} have gone over: it begins anew "
-            "at midnight UTC"
+            f"{format_size(self.bytes_per_day)} per day, and {format_size(bytes_today)} were carried today: the count "
+            "starts again at midnight UTC"
         )
 
     def decide_targets(self, targets: Iterable[str]) -> Decision:
-        """Whether ProdApp may listen there.
+        """Decide whether ProdApp may listen on these addresses.
 
-        :param targets: addresses as the protocol writes them.
+        :param targets: addresses in the form of the protocol.
         """
         for text in targets:
             if not any(target.has(Address.parse(text)) for target in self.targets):
                 where = ", ".join(map(str, self.targets)) or "none"
-                return Decision(False, f"{self} allows the targets {where}, and not {text}", self, "target-refused")
+                return Decision(False, f"{self} allows the targets {where}, but not {text}", self, "target-refused")
         return Decision(True, f"allowed by {self}", self)
 
     def in_words(self) -> str:
-        """All that it allows, for a person."""
+        """Describe everything that the rule allows, for a person."""
         if not self.roles:
-            return "may not ask for any stream"
-        facts = [f"may ask for {' and '.join(self.roles)}"]
-        facts.append(f"{self.rate:g} Mbit/s a stream" if self.rate is not None else "any rate")
+            return "may not request any stream"
+        facts = [f"may request {' and '.join(self.roles)}"]
+        facts.append(f"{self.rate:g} Mbit/s per stream" if self.rate is not None else "any rate")
         if self.total_rate is not None:
             facts.append(f"{self.total_rate:g} Mbit/s over all streams")
-        facts.append(f"{self.num_conn} channels a stream" if self.num_conn is not None else "any number of channels")
+        facts.append(f"{self.num_conn} channels per stream" if self.num_conn is not None else "any number of channels")
         facts.append(f"{self.streams} streams at once" if self.streams is not None else "any number of streams")
         facts.append(
-            f"for {format_seconds(self.expires)}" if self.expires is not None else "for as long as the facility lets"
+            f"for {format_seconds(self.expires)}" if self.expires is not None else "for as long as the facility allows"
         )
         if self.bytes_per_day is not None:
-            facts.append(f"{format_size(self.bytes_per_day)} a day")
+            facts.append(f"{format_size(self.bytes_per_day)} per day")
         facts.append(f"WAN security {_listed(self.wan_security)}")
         if self.listen_ports is not None:
             facts.append(f"listen ports {in_words(self.listen_ports) or 'none'} by number")

@@ -63,4 +63,4 @@ def test_what_an_owner_has_beside_a_stream_is_the_sum_over_the_others(
             use.put(one, rate)
     others = {one: rate for one, rate in held.items() if one != key and one[1] in wanted}
     streams = {uid for uid, _ in others} - {key[0]}
-    assert use.beside(key, wanted) == (len(streams), math.fsum(others.values()))
+    assert use.excluding(key, wanted) == (len(streams), math.fsum(others.values()))

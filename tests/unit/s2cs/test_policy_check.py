@@ -47,10 +47,10 @@ def test_a_sound_file_is_told_in_plain_words(file: Path) -> None:
     done = check(file)
     assert done.exit_code == 0
     first, rule, administrators = done.output.splitlines()
-    assert first == f"{file}: sound, 1 rule; what none of them allows is refused"
+    assert first == f"{file}: valid, 1 rule; everything else is refused"
     assert rule == (
-        f"rule 1 `beamline-7`: ada@lab.example of {LAB}: may ask for PROD, 5000 Mbit/s a stream, 4 channels a stream, "
-        "2 streams at once, for 8h, WAN security encrypt, listen ports 5075-5078 by number, a producer at "
+        f"rule 1 `beamline-7`: ada@lab.example of {LAB}: may request PROD, 5000 Mbit/s per stream, "
+        "4 channels per stream, 2 streams at once, for 8h, WAN security encrypt, listen ports 5075-5078 by number, a producer at "
         "10.1.0.0/16:7000"
     )
     assert administrators.startswith("administrators: operator@lab.example of ")
@@ -67,13 +67,17 @@ def test_a_sound_file_is_told_to_a_program(file: Path) -> None:
     [
         ([], 0, "PROD: allowed by rule 1 `beamline-7` for at most 8h"),
         (["--rate", "5Gbit"], 0, "PROD: allowed by"),
-        (["--rate", "5001Mbit"], 1, "rule 1 `beamline-7` allows at most 5000 Mbit/s a stream, and 5001 was asked"),
-        (["--num-conn", "5"], 1, "allows at most 4 channels a stream, and 5 were asked"),
+        (
+            ["--rate", "5001Mbit"],
+            1,
+            "rule 1 `beamline-7` allows at most 5000 Mbit/s per stream, but 5001 was requested",
+        ),
+        (["--num-conn", "5"], 1, "allows at most 4 channels per stream, but 5 were requested"),
         (["--expires", "9h"], 1, "allows a life of at most 8h, and 9h was asked"),
         (["--streams", "1"], 0, "PROD: allowed by"),
-        (["--streams", "2"], 1, "allows at most 2 streams at once, and there are 2"),
+        (["--streams", "2"], 1, "allows at most 2 streams at once, and 2 exist"),
         (["--listen-port", "5075", "--listen-port", "5078"], 0, "PROD: allowed by"),
-        (["--listen-port", "5075", "--listen-port", "5079"], 1, "the listen ports 5075-5078, and 5079 was asked"),
+        (["--listen-port", "5075", "--listen-port", "5079"], 1, "listen ports 5075-5078, but 5079 was requested"),
         (["--target", "10.1.2.3:7000"], 0, "PROD: allowed by"),
         (["--target", "10.1.2.3:7000", "--target", "10.2.2.3:7000"], 1, "and not 10.2.2.3:7000"),
         (["--target", "lab.example:7000"], 1, "and not lab.example:7000"),
@@ -119,7 +123,7 @@ def test_the_issuer_may_be_left_out_if_there_is_only_one_or_named_by_its_file(fi
     assert check(file, *ada, "--issuer", str(authority)).exit_code == 1
     file.write_text(POLICY + POLICY.split("[[admin")[0].replace(LAB, another).replace("beamline-7", "visitors"))
     done = check(file, *ada)
-    assert (done.exit_code, done.output) == (2, f"error: {file} names 2 issuers: say which with --issuer\n")
+    assert (done.exit_code, done.output) == (2, f"error: {file} names 2 issuers: choose one with --issuer\n")
     assert "`visitors`" in check(file, *ada, "--issuer", str(authority)).output
     assert "`beamline-7`" in check(file, *ada, "--issuer", LAB).output
 
@@ -131,8 +135,8 @@ def test_the_issuer_may_be_left_out_if_there_is_only_one_or_named_by_its_file(fi
         (["--as", "ada@lab.example", "--issuer", "nowhere.pem"], "nowhere.pem is not there"),
         (["--as", "ada@lab.example", "--target", "lab.example"], "'lab.example' has no port"),
         (["--as", "ada@lab.example", "--rate", "lots"], "'lots' is no rate"),
-        (["--rate", "10Gbit"], "say who, with --as"),
-        (["--role", "PROD"], "say who, with --as"),
+        (["--rate", "10Gbit"], "which names the user"),
+        (["--role", "PROD"], "which names the user"),
     ],
 )
 def test_wrong_usage_ends_with_status_2(file: Path, arguments: list[str], words: str) -> None:
