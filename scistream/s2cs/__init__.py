@@ -1,1 +1,1 @@
-"""S2CS, the control server of a facility: keeps the streams' records and commands its gateways."""
+"""S2CS, the control server of a facility: it keeps the records of streams and commands the gateways."""

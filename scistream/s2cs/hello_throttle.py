@@ -1,8 +1,8 @@
-"""Hellos with a wrong key: counted, and answered late where there are many.
+"""Throttle Hellos with a wrong key: the more of them there are, the later they are answered.
 
-Counted are those from one address and those for one stream. Late is the answer to a wrong one alone: a right key is
-answered at once, from wherever it comes, so nobody can shut an application out by guessing at its stream. A uid that
-nobody has asked for is treated just as a wrong key is, so that the two cannot be told apart.
+Hellos with a wrong key are counted for each address and for each stream. A Hello with the right key is always answered
+at once, so guessing keys cannot lock an application out. A Hello for an unknown uid is treated like one with a wrong
+key, so that a client cannot tell the two apart.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from scistream.links.link import Link
 from scistream.protocol.messages import Hello
 
 AT_ONCE = 3
-"""So many wrong ones are answered at once."""
+"""Hellos with a wrong key that are answered without a delay."""
 MOST_COUNTS = 10_000
 
 _HIGHEST = 1000.0
 
 
 class WrongKeys:
-    """The wrong Hellos of one S2CS.
+    """The Hellos with a wrong key at one S2CS.
 
     :param reactor: an `IReactorTime`.
     """
@@ -36,11 +36,11 @@ class WrongKeys:
         self._late: dict[Link, IDelayedCall] = {}
 
     def has(self, link: Link) -> bool:
-        """Whether this link has said a wrong one, and waits for its answer."""
+        """Return True if this link has sent a wrong key and still waits for the answer."""
         return link in self._late
 
     def refuse(self, link: Link, hello: Hello, why: str) -> None:
-        """Answer a wrong one, sooner or later, and close its link."""
+        """Refuse a Hello with a wrong key and close its link, after a delay if there were many."""
         from_place = self._count("from", place_of(link.host))
         for_stream = self._count("for", hello.uid, hello.role)
         delay = doubling(
@@ -48,7 +48,7 @@ class WrongKeys:
         )
         link.note(
             "refused a Hello with a wrong key",
-            f"for {hello.uid} ({hello.role}); lately {round(from_place)} from that address were wrong, and "
+            f"for {hello.uid} ({hello.role}); recent wrong keys: {round(from_place)} from that address, "
             f"{round(for_stream)} for that stream; answered after {delay:g} s",
         )
         link.distrust("a Hello with a wrong key")
@@ -58,13 +58,13 @@ class WrongKeys:
             self._answer(link, hello, why)
 
     def forget(self, link: Link) -> None:
-        """The link is gone."""
+        """Drop the answer to a link that is down."""
         late = self._late.pop(link, None)
         if late is not None and late.active():
             late.cancel()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Drop all answers that are still to be sent."""
         for link in list(self._late):
             self.forget(link)
 
@@ -74,7 +74,7 @@ class WrongKeys:
         link.close()
 
     def _count(self, *key: str) -> float:
-        """One more; gives how many there were lately."""
+        """Count one more wrong key. Return how many there were recently, older ones counting less."""
         count = self._counts.setdefault(key, DecayingCounter())
         self._counts.move_to_end(key)
         if len(self._counts) > MOST_COUNTS:

@@ -1,7 +1,7 @@
-"""What the live streams of an S2CS hold, of each gateway and for each owner. No I/O.
+"""How many ports and how much rate the live streams of an S2CS use, for each gateway and each owner. No I/O.
 
-The sums are kept up to date as streams come, change and go, so that a new request costs the same however many streams
-there are. Rates are added as fractions: what is taken away again leaves no rounding behind.
+The sums are updated as streams come, change and go, so the cost of a new request does not depend on the number of
+streams. Rates are added as fractions, so that subtracting one leaves no rounding error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOTHING = Fraction(0)
 
 
 class Taken(NamedTuple):
-    """What one stream holds on a gateway: a number of ports, and Mbit/s.
+    """What one stream uses on a gateway: a number of ports, and Mbit/s.
 
     :param lent: the numbers of these ports, as far as they are known.
     """
@@ -29,12 +29,12 @@ class Taken(NamedTuple):
 
 
 def is_counted(record: Record) -> bool:
-    """Return whether a stream holds anything: it was asked for, and is not released."""
+    """Return True if a stream uses ports and rate: it has a request, and is not released."""
     return record.request is not None and record.state != "Released"
 
 
 def taken_by(record: Record, gateway: str) -> Taken:
-    """Return what a counted stream holds on a gateway of its plan."""
+    """Return what a counted stream uses on a gateway of its plan."""
     assert record.request is not None
     channels = len(record.plan[gateway])
     rate = record.request.rate * channels / record.request.num_conn
@@ -42,7 +42,7 @@ def taken_by(record: Record, gateway: str) -> Taken:
 
 
 class GatewayUse:
-    """What streams hold on one gateway."""
+    """What streams use on one gateway."""
 
     def __init__(self) -> None:
         self._taken: dict[Hashable, Taken] = {}
@@ -51,37 +51,37 @@ class GatewayUse:
         self._lent: Counter[int] = Counter()
         self._range = range(0)
         self._outside = 0
-        """How many of the lent ports are outside `_range`."""
+        """Number of lent ports outside `_range`."""
 
     @property
     def rate(self) -> float:
-        """The Mbit/s that are held."""
+        """The Mbit/s in use."""
         return float(self._rate)
 
     @property
     def lent(self) -> Counter[int]:
-        """The numbers of the ports that are held; they change as streams come and go."""
+        """The numbers of the ports in use. The counter changes as streams come and go."""
         return self._lent
 
     def ports_of(self, room: GatewayCapacity) -> int:
-        """Return how many ports are held of the range from which the gateway chooses."""
+        """Return how many ports are in use of the range from which the gateway chooses ports itself."""
         if room.first_port is None:
             return self._ports
-        chosen_from = range(room.first_port, room.first_port + room.ports)
-        if chosen_from != self._range:
-            self._range = chosen_from
-            self._outside = sum(count for port, count in self._lent.items() if port not in chosen_from)
+        own_range = range(room.first_port, room.first_port + room.ports)
+        if own_range != self._range:
+            self._range = own_range
+            self._outside = sum(count for port, count in self._lent.items() if port not in own_range)
         return self._ports - self._outside
 
     def put(self, stream: Hashable, taken: Taken) -> None:
-        """Note what a stream holds, in place of what it has held before."""
+        """Set what a stream uses, replacing what was set before."""
         if self._taken.get(stream) != taken:
             self.drop(stream)
             self._taken[stream] = taken
             self._add(taken, 1)
 
     def drop(self, stream: Hashable) -> None:
-        """Note that a stream holds nothing any more. Idempotent."""
+        """Remove a stream. Idempotent."""
         taken = self._taken.pop(stream, None)
         if taken is not None:
             self._add(taken, -1)
@@ -97,16 +97,19 @@ class GatewayUse:
 
 
 class OwnerUse:
-    """The streams that one owner has. Both ends of one stream here are one stream, and two rates: each is reserved."""
+    """The live streams of one owner.
+
+    A stream with both ends at this S2CS counts as one stream, but its rate counts twice, since each end reserves it.
+    """
 
     def __init__(self) -> None:
         self._rates: dict[Role, dict[str, Fraction]] = {"CONS": {}, "PROD": {}}
         self._sums: dict[Role, Fraction] = {"CONS": NOTHING, "PROD": NOTHING}
         self._both = 0
-        """How many streams have both ends here."""
+        """Number of streams with both ends here."""
 
     def put(self, key: StreamKey, rate: float) -> None:
-        """Note the Mbit/s of one end of a stream, in place of what was noted before."""
+        """Set the Mbit/s of one end of a stream, replacing what was set before."""
         self.drop(key)
         uid, role = key
         self._rates[role][uid] = Fraction(rate)
@@ -114,7 +117,7 @@ class OwnerUse:
         self._both += uid in self._rates[_other(role)]
 
     def drop(self, key: StreamKey) -> None:
-        """Note that the owner has this end no more. Idempotent."""
+        """Remove one end of a stream. Idempotent."""
         uid, role = key
         rate = self._rates[role].pop(uid, None)
         if rate is not None:
@@ -127,11 +130,11 @@ class OwnerUse:
         streams = sum(len(self._rates[one]) for one in set(roles))
         if len(set(roles)) > 1:
             streams -= self._both
-        is_there = any(uid in self._rates[one] for one in roles)
+        is_counted = any(uid in self._rates[one] for one in roles)
         rate = sum((self._sums[one] for one in set(roles)), NOTHING)
         if role in roles:
             rate -= self._rates[role].get(uid, NOTHING)
-        return streams - is_there, float(rate)
+        return streams - is_counted, float(rate)
 
 
 def _other(role: Role) -> Role:

@@ -1,4 +1,4 @@
-"""The live streams of an S2CS, found by key, owner, link, gateway or page, without a look at all the others."""
+"""The live streams of an S2CS, indexed by key, owner, link and gateway, and in the order of pages of Status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _OfOwner:
 
 
 class _AtGateway:
-    """The streams that may hold something on one gateway, and what they hold there."""
+    """The streams that may use ports of one gateway, and how much they use there."""
 
     def __init__(self) -> None:
         self.streams: dict[StreamKey, ServerStream] = {}
@@ -28,7 +28,7 @@ class _AtGateway:
 
 
 class LiveStreams(dict[StreamKey, ServerStream]):
-    """The live streams by key. They are put in by `add` and taken out by `remove`, and in no other way."""
+    """The live streams by key. Only `add` and `remove` may change the dictionary."""
 
     def __init__(self, streams: Iterable[ServerStream] = ()) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class LiveStreams(dict[StreamKey, ServerStream]):
             self.add(held)
 
     def add(self, held: ServerStream) -> None:
-        """Put in a stream that has begun."""
+        """Add a stream that has begun."""
         key = held.record.key
         self[key] = held
         self._pages.add(key)
@@ -50,7 +50,7 @@ class LiveStreams(dict[StreamKey, ServerStream]):
         self.note_use(held)
 
     def remove(self, held: ServerStream) -> None:
-        """Take out a stream that is over. One that is not here, or whose key another one has now, changes nothing."""
+        """Remove a stream that is over. Do nothing if the stream is not here, or if another one has its key now."""
         key, owner = held.record.key, held.record.owner
         if self.get(key) is not held:
             return
@@ -66,10 +66,10 @@ class LiveStreams(dict[StreamKey, ServerStream]):
         self._pages.remove(key)
         del self[key]
 
-    # -- what they hold
+    # -- usage
 
     def note_use(self, held: ServerStream) -> None:
-        """Count what a stream holds by its record. To be called whenever the record may say something new of it."""
+        """Count what a stream uses, by its record. Call this whenever the record changes."""
         record = held.record
         if self.get(record.key) is not held:
             return
@@ -88,46 +88,46 @@ class LiveStreams(dict[StreamKey, ServerStream]):
             if not self._at_gateway[name].streams:
                 del self._at_gateway[name]
         for name in names:
-            there = self._at_gateway.setdefault(name, _AtGateway())
-            there.streams[key] = held
-            there.use.put(key, taken_by(held.record, name))
+            at_gateway = self._at_gateway.setdefault(name, _AtGateway())
+            at_gateway.streams[key] = held
+            at_gateway.use.put(key, taken_by(held.record, name))
         self._gateways[key] = set(names)
 
     def use_of_gateway(self, name: str) -> GatewayUse:
-        """Return what all streams hold on a gateway."""
+        """Return what all streams together use on a gateway."""
         return self._at_gateway[name].use if name in self._at_gateway else GatewayUse()
 
     def use_of_owner(self, owner: str) -> OwnerUse:
-        """Return what an owner has."""
+        """Return the usage of an owner."""
         return self._of_owner[owner].use if owner in self._of_owner else OwnerUse()
 
-    # -- who is concerned
+    # -- lookup
 
     def of_owner(self, owner: str, after: str = "") -> Iterator[ServerStream]:
-        """Yield the streams of an owner that come after a page key, in the order of their pages."""
+        """Yield the streams of an owner that come after a page key, in the order of pages."""
         if owner in self._of_owner:
             yield from map(self.__getitem__, self._of_owner[owner].pages.after(after))
 
     def after(self, page_key: str) -> Iterator[ServerStream]:
-        """Yield all streams that come after a page key, in the order of their pages."""
+        """Yield all streams that come after a page key, in the order of pages."""
         yield from map(self.__getitem__, self._pages.after(page_key))
 
     def at_gateway(self, name: str) -> list[ServerStream]:
-        """Return the streams that may hold something on a gateway."""
+        """Return the streams that may use ports of a gateway."""
         return list(self._at_gateway[name].streams.values()) if name in self._at_gateway else []
 
     def note_link(self, held: ServerStream, link: Link) -> None:
-        """Note that somebody speaks of a stream on a link."""
+        """Note that a link has sent a command about a stream."""
         key = held.record.key
         if self.get(key) is held:
             self._links.setdefault(key, set()).add(link)
             self._of_link.setdefault(link, {})[key] = held
 
     def of_link(self, link: Link) -> list[ServerStream]:
-        """Return the streams that somebody has spoken of on a link."""
+        """Return the streams about which a link has sent commands."""
         return list(self._of_link.get(link, {}).values())
 
     def forget_link(self, link: Link) -> None:
-        """Note that a link is down."""
+        """Remove a link that is down from the index."""
         for key in self._of_link.pop(link, {}):
             self._links[key].discard(link)

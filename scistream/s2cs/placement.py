@@ -1,4 +1,4 @@
-"""The pool: which gateways an S2CS has, and how the channels of a stream are spread over them. No I/O."""
+"""Placement: how the channels of a stream are spread over the gateways of the pool. No I/O."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from scistream.protocol.port_ranges import Ranges, already_lent, is_in, not_to_c
 from scistream.s2cs.in_use import GatewayUse
 
 _ROUNDING = 1e-6
-
-
 _MOST_NAMED = 4
-"""Gateways that a refusal names."""
+"""Gateways that a refusal names at most."""
 
 
 @dataclass(frozen=True)
 class GatewayState:
-    """What a gateway can still take: free ports of its range, and Mbit/s each way.
+    """What a gateway can still take: the number of free ports, and the free Mbit/s in each direction.
 
-    :param chosen: ranges of the ports that may be asked for by number; None for a gateway that knows of no such thing.
-    :param lent: the ports that streams have already.
+    :param chosen: ranges of the ports that may be requested by number; None for a gateway of an older version.
+    :param lent: the ports that streams already use.
     """
 
     name: str
@@ -34,23 +32,30 @@ class GatewayState:
     lent: Collection[int] = ()
 
     def channels(self, rate_each: float, *, by_number: bool = False) -> int:
-        """How many channels of that rate it can take; of those whose ports are asked for, as far as the rate goes."""
+        """Return how many channels the gateway can take.
+
+        :param rate_each: Mbit/s of one channel.
+        :param by_number: the ports are requested by number, so only the rate limits the channels.
+        """
         ports = math.inf if by_number else float(self.ports)
-        return int(max(0.0, min(ports, self.rate / rate_each + _ROUNDING, float(MAX_CHANNELS))))  # it may be infinite
+        return int(max(0.0, min(ports, self.rate / rate_each + _ROUNDING, float(MAX_CHANNELS))))  # no int of infinity
 
     def refusal(self, port: int) -> str | None:
-        """Why a stream that asks for this port does not get it here, or None."""
+        """Return why this gateway cannot grant a port that is requested by number, or None if it can."""
         if self.chosen is None:
-            return f"port {port} was asked for, and its version of SciStream grants none by number: have it upgraded"
+            return (
+                f"port {port} was requested, but this gateway's version of SciStream cannot grant ports by number: "
+                "upgrade it"
+            )
         if not is_in(port, self.chosen):
             return not_to_choose(port, self.chosen)
         return already_lent(port) if port in self.lent else None
 
 
 def gateway_state(name: str, room: GatewayCapacity, *uses: GatewayUse) -> GatewayState:
-    """What is left of a gateway's room.
+    """Return what is left of a gateway's capacity.
 
-    :param uses: what is held there: by the live streams, and by those that are nobody's here.
+    :param uses: what streams use there: the live streams, and streams of which the S2CS has no record.
     """
     ports = room.ports - sum(use.ports_of(room) for use in uses)
     rate = room.rate - sum(use.rate for use in uses)
@@ -60,12 +65,13 @@ def gateway_state(name: str, room: GatewayCapacity, *uses: GatewayUse) -> Gatewa
 def place_channels(
     members: Iterable[GatewayState], num_conn: int, rate: float, listen_ports: Sequence[int] | None = None
 ) -> dict[str, list[int]]:
-    """Give each channel to a gateway, as evenly as their room allows.
+    """Assign each channel to a gateway, as evenly as the free capacity allows.
 
-    :param rate: of the whole stream, in Mbit/s.
-    :param listen_ports: the port that each channel shall have; None leaves them to the gateways.
-    :returns: for each gateway that gets any, its channels.
-    :raises StreamError: `gateway-failed`, `no-ports` or `no-capacity`; then nothing is taken.
+    :param members: the gateways that can be reached.
+    :param rate: Mbit/s of the whole stream.
+    :param listen_ports: the requested port of each channel; None lets the gateways choose.
+    :returns: the channels of each gateway that gets any.
+    :raises StreamError: `gateway-failed`, `no-ports` or `no-capacity`.
     """
     pool = list(members)
     if not pool:
@@ -85,16 +91,16 @@ def place_channels(
 
 
 def _place_by_number(pool: list[GatewayState], listen_ports: Sequence[int], rate: float) -> dict[str, list[int]]:
-    """Give each channel to a gateway that can have its port; those with the least choice come first."""
+    """Assign each channel to a gateway that can grant its port, starting with the channels with the fewest choices."""
     num_conn = len(listen_ports)
-    granting = [[one.name for one in pool if one.refusal(port) is None] for port in listen_ports]
-    for port, names in zip(listen_ports, granting, strict=True):
+    candidates = [[one.name for one in pool if one.refusal(port) is None] for port in listen_ports]
+    for port, names in zip(listen_ports, candidates, strict=True):
         if not names:
             raise StreamError("no-ports", _refusals(pool, port))
     left = {one.name: one.channels(rate / num_conn, by_number=True) for one in pool}
     plan: dict[str, list[int]] = {one.name: [] for one in pool}
-    for channel in sorted(range(num_conn), key=lambda channel: (len(granting[channel]), channel)):
-        names = [name for name in granting[channel] if left[name]]
+    for channel in sorted(range(num_conn), key=lambda channel: (len(candidates[channel]), channel)):
+        names = [name for name in candidates[channel] if left[name]]
         if not names:
             raise _no_capacity(pool, num_conn, rate)
         name = min(names, key=lambda name: (len(plan[name]), -left[name], name))
@@ -106,7 +112,10 @@ def _place_by_number(pool: list[GatewayState], listen_ports: Sequence[int], rate
 def spares(
     members: Iterable[GatewayState], plan: Mapping[str, Sequence[int]], listen_ports: Sequence[int], rate: float
 ) -> dict[str, list[str]]:
-    """For each gateway of a plan, those outside it that could take its place if another program has a port there."""
+    """Return, for each gateway of a plan, the other gateways that could replace it if it cannot grant its ports.
+
+    A port may be in use there by another program, which only the gateway itself can find out.
+    """
     rate_each = rate / len(listen_ports)
     others = [one for one in members if one.name not in plan]
     return {
@@ -121,7 +130,7 @@ def spares(
 
 
 def _refusals(pool: list[GatewayState], port: int) -> str:
-    """Why no gateway grants a port."""
+    """Return why no gateway can grant a port."""
     named = "; ".join(f"gateway {one.name}: {one.refusal(port)}" for one in pool[:_MOST_NAMED])
     return f"{named}; and {len(pool) - _MOST_NAMED} more" if len(pool) > _MOST_NAMED else named
 
@@ -130,7 +139,8 @@ def _refusal(pool: list[GatewayState], num_conn: int, rate: float) -> StreamErro
     ports = sum(max(one.ports, 0) for one in pool)
     if ports < num_conn:
         return StreamError(
-            "no-ports", f"asked for {num_conn} channels, and {ports} ports are free: ask for fewer, or later"
+            "no-ports",
+            f"{num_conn} channels were requested, but {ports} ports are free: request fewer, or try again later",
         )
     return _no_capacity(pool, num_conn, rate)
 
@@ -139,6 +149,6 @@ def _no_capacity(pool: list[GatewayState], num_conn: int, rate: float) -> Stream
     free = " + ".join(f"{max(one.rate, 0.0):g}" for one in pool)
     return StreamError(
         "no-capacity",
-        f"asked for {num_conn} x {rate / num_conn:g} = {rate:g} Mbit/s, and {free} Mbit/s are free "
-        "(a channel is on one gateway): ask for less, or later",
+        f"{num_conn} x {rate / num_conn:g} = {rate:g} Mbit/s were requested, but {free} Mbit/s are free "
+        "(a channel cannot be split over gateways): request a lower rate, or try again later",
     )

@@ -1,5 +1,6 @@
-"""The record of a stream at an S2CS, and what follows from the record: the parts of a command for each gateway,
-and whether a request or a connection map fits it. No I/O.
+"""The record of a stream at an S2CS, and what is computed from the record alone. No I/O.
+
+This includes the part of a command for each gateway, and checks of requests and connection maps.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from scistream.protocol.messages import (
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
-    """What an S2CS keeps of a stream, in memory and in its store. Nothing in it is secret.
+    """What an S2CS keeps about a stream, in memory and in its store. Nothing in a record is secret.
 
-    `plan` says which channels each gateway holds, `boots` in which run of it; `life` is how many seconds were
-    granted at REQ. `generation` is the owner's number of the targets, and `own_updates` counts how often this S2CS has
-    asked gateways for others by itself; `is_own_update` says that it is not known whether all of them have the ones
-    that it has asked for last. Deadlines are wall-clock seconds since the epoch, since they must survive a restart; so
-    is `started_at`, when its first targets came into force.
+    `plan` has the channels of each gateway, and `boots` the boot of each gateway that reserved them; `life` is the
+    granted life in seconds. `generation` is the owner's number of the targets in force. `own_updates` counts the
+    updates of targets that this S2CS has made itself, and `is_own_update` is true while it is not known whether all
+    gateways have carried out the last of them. `app_listeners` and `other_addresses` are what ProdApp said in its
+    Hello. Times and deadlines are seconds since the epoch, since they must survive a restart; `started_at` is when the
+    first targets came into force.
     """
 
     uid: str
@@ -63,16 +65,16 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> StreamKey:
-        """(uid, role), by which streams are told apart."""
+        """The identity of the stream at this S2CS: (uid, role)."""
         return self.uid, self.role
 
     @property
     def revision(self) -> int:
-        """The highest number under which gateways were asked for targets that this S2CS or its owner has set."""
+        """The generation under which gateways were last sent targets, by the owner or by this S2CS."""
         return self.generation + self.own_updates
 
     def may_be_held_by(self, gateway: str, now: float) -> bool:
-        """Return True if a gateway may have ports and capacity for this stream, as far as the S2CS can know.
+        """Return True if a gateway may still have ports and capacity reserved for this stream.
 
         :param now: seconds since the epoch.
         """
@@ -80,7 +82,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
 
 
 def ports_at(record: Record, gateway: str) -> list[int]:
-    """Return the ports that a stream has on a gateway, or has asked it for, as far as they are known."""
+    """Return the ports of a stream on a gateway: those it has, or else those that were requested by number."""
     channels = record.plan.get(gateway, [])
     known = [record.listeners[channel] for channel in channels if channel in record.listeners]
     if not known and record.request is not None and record.request.listen_ports is not None:
@@ -89,13 +91,13 @@ def ports_at(record: Record, gateway: str) -> list[int]:
 
 
 def wrong_port(request: Req, channels: Iterable[int], listeners: Iterable[str]) -> str | None:
-    """Return what a gateway has granted in place of a port that was asked for, as the end of a sentence, or None."""
+    """Return how the ports that a gateway granted differ from the requested ones, as a predicate, or None."""
     if request.listen_ports is None:
         return None
     for channel, listener in zip(channels, listeners, strict=True):
         asked = request.listen_ports[channel]
         if Address.parse(listener).port != asked:
-            return f"listens on {listener} where port {asked} was asked for"
+            return f"listens on {listener}, but port {asked} was requested"
     return None
 
 
@@ -105,7 +107,7 @@ def ordered_listeners(record: Record) -> list[str]:
 
 
 def content_of(command: UpdateTargets) -> str:
-    """Return a digest of an UpdateTargets, which tells a repetition from another command of the same generation."""
+    """Return a digest of an UpdateTargets, to tell a repetition from another command of the same generation."""
     digest = hashlib.sha256(command.data_conn_key.encode())
     for listener, target in sorted(command.connection_map.items()):
         digest.update(f"\n{listener}>{target}".encode())
@@ -134,7 +136,7 @@ def _fields(request: Req) -> tuple[Any, ...]:
 
 
 def reservation_for(record: Record, request: Req, channels: list[int]) -> ReqListeners:
-    """Return the part of a request that one gateway is asked to reserve."""
+    """Return the command that asks one gateway to reserve its part of a stream."""
     return ReqListeners(
         uid=request.uid,
         role=request.role,
@@ -154,7 +156,7 @@ def reservation_for(record: Record, request: Req, channels: list[int]) -> ReqLis
 def update_for_gateway(record: Record, gateway: str, command: UpdateTargets, revision: int) -> UpdateTargets:
     """Return the part of an UpdateTargets for one gateway.
 
-    :param revision: its generation at the gateway, above that of any earlier one.
+    :param revision: the generation for the gateway, higher than in any earlier command.
     """
     held = {record.listeners[channel] for channel in record.plan[gateway]}
     targets = {there for here, there in command.connection_map.items() if here in held}
@@ -171,11 +173,11 @@ def update_for_gateway(record: Record, gateway: str, command: UpdateTargets, rev
 
 
 def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
-    """Return the code and the sentence that refuse a connection map, or None if it fits the stream."""
-    mine = set(record.listeners.values())
-    stranger = next((listener for listener in connection_map if listener not in mine), None)
-    if stranger is not None:
-        return "bad-message", f"field connection_map: {stranger} is no listener of this stream"
+    """Return the code and reason with which a connection map is refused, or None if it fits the stream."""
+    own = set(record.listeners.values())
+    unknown = next((listener for listener in connection_map if listener not in own), None)
+    if unknown is not None:
+        return "bad-message", f"field connection_map: {unknown} is not a listener of this stream"
     missing = next((listener for listener in ordered_listeners(record) if listener not in connection_map), None)
     if missing is not None:
         return "bad-message", f"field connection_map: listener {missing} has no target"
@@ -183,37 +185,40 @@ def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[Erro
         offered = set(record.app_listeners)
         refused = next((target for target in connection_map.values() if target not in offered), None)
         if refused is not None:
-            return "target-refused", f"target {refused} is not among the addresses that ProdApp said Hello with"
+            return "target-refused", f"target {refused} is not among the listeners in the Hello of ProdApp"
     return None
 
 
 def map_to_producer(record: Record) -> dict[str, str]:
-    """Return the connection map of the producer's side: its channels lead to the listeners of ProdApp in turn."""
+    """Return a connection map for the producer's side that assigns the listeners of ProdApp to channels in turn."""
     app = record.app_listeners
     return {here: app[number % len(app)] for number, here in enumerate(ordered_listeners(record))}
 
 
 def spare_listeners(record: Record) -> list[str]:
-    """Return the listeners of ProdApp beyond the number of channels that the map in force does not lead to."""
+    """Return the listeners of ProdApp that no channel leads to because there are more listeners than channels."""
     if record.request is None:
         return []
     return [one for one in record.app_listeners[record.request.num_conn :] if one not in record.connection_map.values()]
 
 
 def whole_probe(parts: Sequence[ProbeResult | None]) -> ProbeResult:
-    """Return one result for what the gateways of a pool have measured at the same time, each with its own channels."""
-    found = [part for part in parts if part is not None]
-    failed = next((part for part in found if part.state == "failed"), None)
+    """Combine the results of a probe from all gateways, which measure their own channels at the same time.
+
+    :param parts: the result of each gateway; None for a gateway that has none yet.
+    """
+    known = [part for part in parts if part is not None]
+    failed = next((part for part in known if part.state == "failed"), None)
     if failed is not None:
         return failed
-    if len(found) < len(parts) or any(part.state == "running" for part in found):
+    if len(known) < len(parts) or any(part.state == "running" for part in known):
         return ProbeResult(state="running")
     return ProbeResult(
         state="done",
-        connect_ms=max((part.connect_ms for part in found), default=0.0),
-        rtt_ms=max((part.rtt_ms for part in found), default=0.0),
-        mbit_to_consumer=sum(part.mbit_to_consumer for part in found),
-        mbit_to_producer=sum(part.mbit_to_producer for part in found),
-        bytes=sum(part.bytes for part in found),
-        bytes_right=all(part.bytes_right for part in found),
+        connect_ms=max((part.connect_ms for part in known), default=0.0),
+        rtt_ms=max((part.rtt_ms for part in known), default=0.0),
+        mbit_to_consumer=sum(part.mbit_to_consumer for part in known),
+        mbit_to_producer=sum(part.mbit_to_producer for part in known),
+        bytes=sum(part.bytes for part in known),
+        bytes_right=all(part.bytes_right for part in known),
     )

@@ -68,7 +68,7 @@ from scistream.s2cs.placement import GatewayState, gateway_state, place_channels
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, owner_of, policy_of
 from scistream.s2cs.record import Record
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
-from scistream.s2cs.start import unmake
+from scistream.s2cs.start import remove_new_file
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED, Store
 from scistream.s2cs.store.ledger import Ledger
 from scistream.s2cs.store.lock import StoreLock
@@ -174,7 +174,7 @@ class ControlServer(Service):
             opened.callback(lock.release)
             for new in (file, audit):
                 if new is not None and not os.path.lexists(new):
-                    opened.callback(unmake, new)
+                    opened.callback(remove_new_file, new)
             store = Store(file)
             opened.callback(store.close)
             self._refuse_orphans(self.config, store.load(live=True))

@@ -1,4 +1,4 @@
-"""Settings of an S2CS."""
+"""The settings of an S2CS, as read from s2cs.toml."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from scistream.units import parse_life, parse_seconds
 
 
 class ServerLimits(Limits, frozen=True, kw_only=True):
-    """The limits of an S2CS, and what one user may take of a facility if no rule of its policy sets another limit."""
+    """The limits of an S2CS: of its control links, and of what one user may request from the facility."""
 
     streams_per_identity: Count = 100
     requests_per_minute: Count = 1000
 
 
 class GatewaySettings(SettingsSection, frozen=True, kw_only=True):
-    """One S2DS of the pool: a name for logs, and where it listens for its controller."""
+    """One S2DS of the pool: its name in logs, and the address at which it accepts its controller."""
 
     name: str
     address: str
@@ -40,7 +40,7 @@ _USUAL_LIFE = "24h"
 
 
 class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
-    """The settings of an S2CS; times as text (``1h``)."""
+    """The settings of an S2CS; times are text, such as ``1h``."""
 
     gateways: list[GatewaySettings]
     listen: str = "127.0.0.1:5000"
@@ -60,24 +60,24 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield the problems of the values."""
         yield from unless(Address.parse, self.listen, "listen")
         yield from plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
         if not self.gateways:
-            yield SettingProblem(("gateways",), "name at least one, as a section [[gateways]] with name and address")
+            yield SettingProblem(("gateways",), "add at least one section [[gateways]] with name and address")
         for number, gateway in enumerate(self.gateways):
             if not gateway.name.strip() or not gateway.name.isprintable():
-                why = f"{gateway.name!r} is no name that a log could show: give the gateway one, as dtn1"
+                why = f"{gateway.name!r} is not a printable name: choose one such as dtn1"
                 yield SettingProblem((f"gateways[{number}].name",), why)
         names = [gateway.name for gateway in self.gateways]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield SettingProblem(
-                ("gateways",), f"{names.count(name)} of them have the name {name!r}: give each its own"
+                ("gateways",), f"{names.count(name)} gateways have the name {name!r}: give each a name of its own"
             )
         yield from self._addresses_problems()
         if not self.audit:
-            yield SettingProblem(("audit",), "is empty; allowed are 'auto', 'journal', 'none', and the name of a file")
+            yield SettingProblem(("audit",), "is empty: write 'auto', 'journal', 'none' or the name of a file")
         for key in ("expires", "longest_expires", "hello_timeout"):
             yield from unless(parse_life, getattr(self, key), key)
         if self.release_broken_after:
@@ -93,13 +93,13 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
         yield from trust_problems(self, "certificate", "key", "authorities", "controller")
 
     def _addresses_problems(self) -> Iterator[SettingProblem]:
-        taken = {address_or_none(self.listen): "listen"}
+        keys = {address_or_none(self.listen): "listen"}
         for number, gateway in enumerate(self.gateways):
             key = f"gateways[{number}].address"
             yield from unless(Address.parse, gateway.address, key)
             yield from plain_problems(self.insecure, gateway.address, key)
-            place = address_or_none(gateway.address)
-            other = taken.setdefault(place, key) if place is not None else key
+            address = address_or_none(gateway.address)
+            other = keys.setdefault(address, key) if address is not None else key
             if other != key:
-                why = f"{gateway.address!r} is the address of {other} too: each gateway is a place of its own"
+                why = f"{gateway.address!r} is also the address of {other}: give each an address of its own"
                 yield SettingProblem((key, other), why)

@@ -1,4 +1,4 @@
-"""Checks before an S2CS starts: whether this machine can give it what its settings ask for."""
+"""Checks before an S2CS starts: whether its settings can work on this machine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from scistream.s2cs.audit.sinks import audit_file
 from scistream.s2cs.settings import S2CSConfig
 from scistream.shared_settings import resolve_path
 
-_BESIDE_STORE = ("", ".lock", "-wal", "-shm", "-journal")
-"""Endings that are added to the name of the store to name the files that belong to it."""
+_STORE_SUFFIXES = ("", ".lock", "-wal", "-shm", "-journal")
+"""Suffixes of the files that belong to the store, after the name of the store."""
 
 
 def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingProblem]:
-    """Yield what the settings ask for and this machine does not have.
+    """Yield the settings that cannot work on this machine.
 
-    :param config_file: where the settings came from: relative paths start there.
+    :param config_file: the file of the settings; relative paths start at its folder.
     """
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
     state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
-    if state:  # the place of the audit trail may follow from it
+    if state:  # with `audit = "auto"` the path of the audit trail depends on it
         return
     audit = audit_file(config.audit, config_file, resolve_path(config_file, config.state))
     if audit is not None:
@@ -37,36 +37,39 @@ def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingP
 
 
 def _check_file(path: Path) -> None:
-    """:raises ValueError: if there is something of this name that is no file, or no file can have it."""
+    """Check that a file can be written and read at `path`.
+
+    :raises ValueError: if `path` is a folder or a special file.
+    """
     if not path.name or path.name == ".." or path.is_dir():
-        raise ValueError(f"{path} is a folder, and no file can be there: name a file in it")
+        raise ValueError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file, and nothing that is written there could be read again")
+        raise ValueError(f"{path} is not a regular file, so it cannot be read back: name another file")
 
 
 def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[SettingProblem]:
-    """Which settings name a file that is written, and that something else needs."""
+    """Yield the settings that would make the S2CS write over a file that it reads, or over its own store."""
     store = resolve_path(config_file, config.state).resolve()
-    mine = {_identity(store.with_name(store.name + ending)): "state" for ending in _BESIDE_STORE}
-    if audit is not None and mine.setdefault(_identity(audit), "audit") != "audit":
+    written = {_identity(store.with_name(store.name + suffix)): "state" for suffix in _STORE_SUFFIXES}
+    if audit is not None and written.setdefault(_identity(audit), "audit") != "audit":
         yield SettingProblem(("audit", "state"), f"{audit} is a file of the store (state): name another one")
     for key, path in (
         ("", config_file),
         *((key, resolve_path(config_file, name)) for key, name in _files_read(config)),
     ):
-        writer = mine.get(_identity(path))
+        writer = written.get(_identity(path))
         if writer is not None:
             yield SettingProblem(
-                (writer, *([key] if key else [])), f"{path} is {_needed_as(key)}, and would be written over"
+                (writer, *([key] if key else [])), f"{path} is {_purpose(key)}, and would be overwritten"
             )
 
 
-def _needed_as(key: str) -> str:
+def _purpose(key: str) -> str:
     return f"the file that {key} names" if key else "the configuration file itself"
 
 
 def _files_read(config: S2CSConfig) -> Iterator[tuple[str, str]]:
-    """The setting and the name of each file that is read."""
+    """Yield the setting and the name of each file that the S2CS reads."""
     if config.policy:
         yield "policy", config.policy
     for prefix, section in (("", config), ("controller.", config.controller)):
@@ -77,7 +80,7 @@ def _files_read(config: S2CSConfig) -> Iterator[tuple[str, str]]:
 
 
 def _identity(path: Path) -> object:
-    """Return a value that is equal for two paths if they lead to the same file."""
+    """Return a value that is equal for two paths if they name the same file."""
     try:
         found = path.stat()
     except OSError:
@@ -85,7 +88,7 @@ def _identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def unmake(file: Path) -> None:
-    """Remove a file that a start has made which was refused after that."""
+def remove_new_file(file: Path) -> None:
+    """Remove a file that a failed start has created. A file that cannot be removed stays."""
     with suppress(OSError):
         file.unlink()

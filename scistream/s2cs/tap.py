@@ -14,12 +14,12 @@ class Options(DaemonOptions[S2CSConfig]):
     """Run an S2CS, the control server of a facility."""
 
     config_type = S2CSConfig
-    optFlags = (("release-unknown", None, "Release what the gateways hold and the store has no record of."),)
-    synopsis = "[options]\n\nRuns the control server (S2CS) of a facility. Its controller is named in the file."
+    optFlags = (("release-unknown", None, "Release streams on the gateways of which the store has no record."),)
+    synopsis = "[options]\n\nRuns the control server (S2CS) of a facility."
 
 
 def makeService(options: Options) -> Service:
-    """The service, set up and not started."""
+    """Return the S2CS as a service that is not started yet."""
     config = options.config
     return make_daemon(
         options,

@@ -1,7 +1,7 @@
-"""Requests that come before it is known what the gateways of the pool have to promise.
+"""Requests that arrive before the S2CS knows the capacity of all its gateways.
 
-That is so for a moment after an S2CS is started, and while a gateway comes back. Such a request waits for a bounded
-time, and there is a bound on how many wait.
+This happens for a moment after the S2CS starts, and while a gateway reconnects. Such requests wait for a limited time,
+and only a limited number of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from scistream.protocol.messages import Req, Role
 from scistream.s2cs.record import same_request
 
 MOST_EARLY = 1000
-"""Requests that wait at the same time."""
+"""Requests that may wait at the same time."""
 MOST_EARLY_OF_OWNER = 100
-"""The same of one owner."""
+"""Requests of one owner that may wait at the same time."""
 
 
 class _Early(NamedTuple):
@@ -29,14 +29,14 @@ class _Early(NamedTuple):
 
     link: Link
     request: Req
-    over: IDelayedCall
+    timer: IDelayedCall
 
 
 class EarlyRequests:
     """The requests that wait, by owner and stream.
 
     :param reactor: an `IReactorTime`.
-    :param go_on: is called once for each request, when all gateways are known or its time is over.
+    :param go_on: called once for each request, when all gateways are known or its time to wait is over.
     """
 
     def __init__(self, reactor: Any, go_on: Callable[[Link, Req], None]) -> None:
@@ -49,10 +49,11 @@ class EarlyRequests:
         return len(self._waiting)
 
     def add(self, owner: str, link: Link, request: Req) -> tuple[Link, Req] | None:
-        """Let a request wait; gives the command of the same owner and stream whose place it takes, which then needs an
-        answer, unless the two are repetitions of each other.
+        """Let a request wait, in place of an earlier one of the same owner for the same stream.
 
-        :raises StreamError: `no-capacity` if too many wait already.
+        Return that earlier request if it differs and still has a link: the caller must refuse it.
+
+        :raises StreamError: `no-capacity` if too many requests already wait.
         """
         key = owner, request.uid, request.role
         earlier = self._waiting.get(key)
@@ -60,32 +61,32 @@ class EarlyRequests:
         if earlier is None and (of_owner >= MOST_EARLY_OF_OWNER or len(self._waiting) >= MOST_EARLY):
             raise StreamError(
                 "no-capacity",
-                f"this S2CS does not know its gateways yet, and {len(self._waiting)} requests wait for them, "
-                f"{of_owner} of them yours: ask again in a few seconds",
+                f"this S2CS is still waiting for its gateways, and so are {len(self._waiting)} requests, "
+                f"{of_owner} of them yours: try again in a few seconds",
             )
-        # A repetition waits no longer than the first one would have.
-        over = self._reactor.callLater(timing.EARLY_REQUEST, self._over, key) if earlier is None else earlier.over
+        # A repetition keeps the deadline of the first request.
+        timer = self._reactor.callLater(timing.EARLY_REQUEST, self._over, key) if earlier is None else earlier.timer
         self._take(key)
-        self._waiting[key] = _Early(link, request, over)
+        self._waiting[key] = _Early(link, request, timer)
         self._of_owner[owner] += 1
         if earlier is None or not earlier.link.is_up or same_request(request, earlier.request):
             return None
         return earlier.link, earlier.request
 
     def go_on(self) -> None:
-        """All gateways are known."""
+        """Let all requests go on, because all gateways are known."""
         for key in list(self._waiting):
             self._over(key)
 
     def stop(self) -> None:
-        """Let none of them go on."""
+        """Drop all requests."""
         for early in self._waiting.values():
-            early.over.cancel()
+            early.timer.cancel()
         self._waiting = {}
         self._of_owner.clear()
 
     def _take(self, key: tuple[str, str, Role]) -> _Early | None:
-        """Take out a request that waits, if it is there."""
+        """Remove and return a request that waits, or return None if there is none."""
         early = self._waiting.pop(key, None)
         if early is not None:
             self._of_owner[key[0]] -= 1
@@ -95,7 +96,7 @@ class EarlyRequests:
 
     def _over(self, key: tuple[str, str, Role]) -> None:
         early = self._take(key)
-        assert early is not None, "its timer runs only while it waits"
-        if early.over.active():
-            early.over.cancel()
+        assert early is not None, "the timer of a request runs only while the request waits"
+        if early.timer.active():
+            early.timer.cancel()
         self._go_on(early.link, early.request)

@@ -514,7 +514,7 @@ def test_wrong_keys_are_counted_and_slowed_down_and_the_right_one_is_answered_at
         assert sides[CONS]["wrong_hellos"] == 6
         assert "wrong_hellos" not in sides[PROD]
         assert "Hellos with a wrong key: 6" in world.s2uc("status", requested.uid).stdout
-    assert "lately 1 from that address were wrong, and 1 for that stream" in server.words()
+    assert "recent wrong keys: 1 from that address, 1 for that stream" in server.words()
 
 
 # -- no descriptors left

@@ -160,10 +160,10 @@ def test_both_sides_say_why_they_refuse_a_stream(world: World) -> None:
     assert verdicts(lines) == ["ok", "ok", "ok", "FAILED", "FAILED", "-", "ok"]
     for side in ("producer", "consumer"):
         refused = line_of(lines, f"{side}'s facility")
-        assert "refuses the stream (no-capacity): asked for 1 x 200000 = 200000 Mbit/s" in refused
-        assert refused.endswith("ask for less, or later")
+        assert "refuses the stream (no-capacity): 1 x 200000 = 200000 Mbit/s were requested" in refused
+        assert refused.endswith("request a lower rate, or try again later")
     lines = probe(world, "--num-conn", "9", status=1)
-    assert "(no-ports): asked for 9 channels, and 8 ports are free" in line_of(lines, "producer's facility")
+    assert "(no-ports): 9 channels were requested, but 8 ports are free" in line_of(lines, "producer's facility")
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -200,7 +200,7 @@ def test_capacity_that_one_side_lacks_fails_that_side_and_releases_the_other(fre
     with world.unchanged():
         lines = probe(world, "--rate", "2Gbit", status=1)
         assert verdicts(lines) == ["ok", "ok", "ok", "FAILED", "ok", "-", "ok"]
-        assert "(no-capacity): asked for 1 x 2000 = 2000 Mbit/s, and 1000 Mbit/s are free" in lines[3]
+        assert "(no-capacity): 1 x 2000 = 2000 Mbit/s were requested, but 1000 Mbit/s are free" in lines[3]
         assert verdicts(probe(world, "--rate", "900Mbit", status=0)) == OK_EVERYWHERE
 
 

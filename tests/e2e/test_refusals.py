@@ -134,7 +134,7 @@ def test_a_hello_with_a_wrong_join_string_is_refused_and_starts_no_program(
 def test_more_ports_than_a_side_has_are_refused_and_the_other_side_keeps_nothing(world: World) -> None:
     line = refused_request(world, "--num-conn", "5", "--rate", "100Mbit")
     assert line.startswith("error: no-ports: consumer side: ")
-    assert "asked for 5 channels, and 4 ports are free" in line
+    assert "5 channels were requested, but 4 ports are free" in line
 
     with reserved(world, 4):
         assert {side: len(ports) for side, ports in world.footprint().ports.items()} == {
@@ -142,7 +142,7 @@ def test_more_ports_than_a_side_has_are_refused_and_the_other_side_keeps_nothing
             "centre-s2ds-0": 4,
         }
         line = refused_request(world, "--num-conn", "1", "--rate", "100Mbit")
-        assert "asked for 1 channels, and 0 ports are free" in line
+        assert "1 channels were requested, but 0 ports are free" in line
 
 
 def test_more_rate_than_a_side_has_is_refused_and_the_other_side_keeps_nothing(world: World) -> None:

@@ -319,7 +319,7 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
         (S2CS.replace(":5001", ""), "gateways[0].address: '127.0.0.1' has no port"),
         (
             S2CS + S2CS.replace("insecure = true", "").replace("5001", "5002"),
-            "gateways: 2 of them have the name 'dtn1'",
+            "gateways: 2 gateways have the name 'dtn1'",
         ),
         ("insecure = true\ngateways = []", "gateways: name at least one"),
         ('expires = "never"' + S2CS, "expires: 'never' is no time"),
@@ -526,7 +526,7 @@ CONTRADICTIONS: list[tuple[Any, str, str, str]] = [
     (S2CSConfig, "limits.unproven_per_address = 513", "limits.unproven_per_address", "links_per_address, 512"),
     (S2CSConfig, 'expires = "8d"', "expires", "longer than longest_expires, '7d'"),
     (S2CSConfig, 'expires = "2h"\nlongest_expires = "1h"', "expires", "longer than longest_expires, '1h'"),
-    (S2CSConfig, 'listen = "127.0.0.1:5001"', "gateways[0].address", "is the address of listen too"),
+    (S2CSConfig, 'listen = "127.0.0.1:5001"', "gateways[0].address", "is also the address of listen"),
 ]
 
 
@@ -550,7 +550,7 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_one_gateway_under_two_names_is_refused_however_its_address_is_written(tmp_path: Path, other: str) -> None:
     text = f'{S2CS}[[gateways]]\nname = "dtn2"\naddress = "{other}"\n'
     assert problem(tmp_path, text, S2CSConfig).startswith(
-        f"gateways[1].address: {other!r} is the address of gateways[0].address too"
+        f"gateways[1].address: {other!r} is also the address of gateways[0].address"
     )
     load(written(tmp_path, text.replace(':5001"\n[[', ':5002"\n[[')), S2CSConfig)
 

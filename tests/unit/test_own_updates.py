@@ -256,5 +256,5 @@ def test_other_addresses_that_the_policy_allows_no_more_go_to_no_gateway(
 def test_software_that_does_not_know_of_own_updates_refuses_the_store(tmp_path: Path) -> None:
     file = tmp_path / "s2cs.sqlite"
     Store(file).close()
-    with pytest.raises(StoreError, match="schema version 4, and this software knows 3"):
+    with pytest.raises(StoreError, match="schema version 4, but this version of SciStream knows 3"):
         Store(file, STEPS[:3])

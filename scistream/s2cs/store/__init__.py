@@ -1,1 +1,1 @@
-"""What an S2CS keeps on disk: streams, books, and the tools that look at them."""
+"""The database of an S2CS: records of streams, usage accounting, and the commands that read them."""

@@ -1,4 +1,4 @@
-"""The commands `scistream store`: for the operator of an S2CS."""
+"""The commands `scistream store`, for the operator of an S2CS."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from scistream.units import spoken_seconds
 
 @click.group()
 def store() -> None:
-    """Look at the store of an S2CS: the file that `state` names in s2cs.toml."""
+    """Inspect the store of an S2CS: the file that `state` in s2cs.toml names."""
 
 
 @store.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def check(file: Path, as_json: bool) -> None:
-    """Say whether the store FILE is sound, and what streams live in it.
+    """Check the store FILE for damage, and list its live streams.
 
-    Nothing is changed, and the S2CS may go on running. Exit status: 0 it is sound, 1 it has problems, 2 it cannot be
-    read.
+    Nothing is changed, and the S2CS may keep running. Exit status: 0 the store is sound, 1 it has problems, 2 it cannot
+    be read.
     """
     try:
         found = check_store(file)
@@ -41,12 +41,12 @@ def check(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(in_json(file, found)))
         sys.exit(1 if found.problems else 0)
     for line in in_words(file, found, time.time()):
-        click.echo(printable(line))  # owners are named as others wish, and a damaged file may hold anything
+        click.echo(printable(line))  # users choose their own names, and a damaged file may contain anything
     sys.exit(1 if found.problems else 0)
 
 
 def in_json(file: Path, found: Findings) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the result of a check as a JSON object."""
     facts = ("uid", "role", "owner", "state", "expires_at")
     return {
         "file": str(file),
@@ -60,7 +60,7 @@ def in_json(file: Path, found: Findings) -> dict[str, Any]:
 
 
 def in_words(file: Path, found: Findings, now: float) -> list[str]:
-    """What was found, a line each.
+    """Return the result of a check as lines of text.
 
     :param now: seconds since the epoch.
     """
@@ -70,11 +70,11 @@ def in_words(file: Path, found: Findings, now: float) -> list[str]:
     lines.append(f"live streams: {len(found.live)}{f' ({states})' if states else ''}")
     for record in sorted(found.live, key=_order):
         lines.append(f"  {record.state:<10} {record.role} {record.uid} of {record.owner}, {_end(record, now)}")
-    lines.append(f"released streams, remembered for a day: {found.released}")
+    lines.append(f"released streams, kept for a day: {found.released}")
     lines += [f"PROBLEM: {problem.what}" for problem in found.problems]
     lines += [f"What to do: {remedy}" for remedy in dict.fromkeys(problem.remedy for problem in found.problems)]
     if not found.problems:
-        lines.append("the store is sound: SQLite finds no damage, and each record can be read and agrees with its row")
+        lines.append("the store is sound: SQLite reports no damage, and all records are readable and consistent")
     return lines
 
 
@@ -82,8 +82,8 @@ def _version(version: int) -> str:
     if version == SCHEMA_VERSION:
         return f"schema version {version}"
     if version > SCHEMA_VERSION:
-        return f"schema version {version}, of a newer software"
-    return f"schema version {version}, brought to {SCHEMA_VERSION} when its S2CS starts"
+        return f"schema version {version}, of a newer version of SciStream"
+    return f"schema version {version}, upgraded to {SCHEMA_VERSION} when its S2CS starts"
 
 
 def _order(record: Record) -> tuple[int, str, str]:
@@ -97,8 +97,8 @@ def _end(record: Record, now: float) -> str:
         return f"expires in {spoken_seconds(left)}"
     if record.state == "Releasing":
         waits_for = ", ".join(record.plan) or "nothing"
-        return f"expired {spoken_seconds(-left)} ago: it waits for {waits_for} to confirm the release"
-    return f"EXPIRED {spoken_seconds(-left)} ago: its S2CS releases it as soon as it runs"
+        return f"expired {spoken_seconds(-left)} ago, waiting for {waits_for} to confirm the release"
+    return f"EXPIRED {spoken_seconds(-left)} ago: the S2CS releases it when it next runs"
 
 
 def _count(number: int, what: str) -> str:

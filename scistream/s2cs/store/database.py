@@ -1,10 +1,10 @@
-"""The store: the records of an S2CS's streams, and what they have carried, in SQLite, called directly.
+"""The store: the records of streams at an S2CS, and what the streams have carried, in SQLite.
 
-Write-ahead logging makes a record safe against the death of the process at any instant. One row a
-stream, keyed by (uid, role), with the record as JSON beside what a person may want to select by. The
-books of `ledger.py` are two tables: `heard`, what each gateway has told last of a stream, and `usage`,
-what was booked on each day, which outlives the records. Each table is bounded for each owner: a file
-that has once been as large as a busy day makes it uses its pages again.
+The store is called directly, without a thread. Write-ahead logging makes a record safe if the process dies at any time.
+There is one row per stream, keyed by (uid, role), with the record as JSON beside columns for queries by a person. The
+tables `heard` and `usage` belong to `ledger.py`: `heard` has the last report of each gateway about each stream, and
+`usage` the totals of each day, which outlive the records. Each table is limited for each owner, and SQLite reuses free
+pages, so the file does not grow beyond the size of a busy day.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from scistream.protocol.messages import Role, StreamKey
 from scistream.s2cs.record import Record
 
 MOST_RELEASED = 1000
-"""Released streams of one owner that are remembered."""
+"""Released streams of one owner that the store keeps."""
 MOST_EARLY_RELEASES = 100
-"""Releases of one owner that are remembered though nobody has asked for the stream: each may have overtaken its
-request, and anybody with a certificate can send any number."""
+"""Releases of unknown streams of one owner that the store keeps. A REL may overtake its REQ; the limit is there because
+any user can send any number of them."""
 
 
 MOST_BOOKED = 1000
-"""Streams of one owner that the books of a day tell apart; all others of the day have one row for each role."""
+"""Streams of one owner with a row of their own in the usage of a day; all others share one row for each role."""
 MOST_DAYS = 400
-"""Days that the books keep: the last ones on which anything was booked, whatever the clock has said meanwhile."""
+"""Days with usage that the store keeps: the latest ones on which anything was booked."""
 
 
 class StoreError(ConfigError):
-    """The store cannot be opened; the message is a sentence that names the file and the reason."""
+    """The store cannot be opened; the message names the file and the reason."""
 
 
 Step = Callable[[sqlite3.Connection], None]
-"""Brings the tables of a store from one version to the next, inside a transaction: no `executescript`, no COMMIT."""
+"""Upgrades the tables from one version to the next, inside a transaction: no `executescript`, no COMMIT."""
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
-    """Version 1, from nothing."""
+    """Create version 1 in an empty database."""
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise sqlite3.DatabaseError("it is a database of something else")
+        raise sqlite3.DatabaseError("it is the database of another program")
     db.execute(
         """
         CREATE TABLE stream (
@@ -67,7 +67,7 @@ def _make_tables(db: sqlite3.Connection) -> None:
 
 
 def _make_books(db: sqlite3.Connection) -> None:
-    """Version 2: what streams have carried."""
+    """Upgrade to version 2: what streams have carried."""
     db.execute(
         """
         CREATE TABLE heard (
@@ -100,8 +100,10 @@ def _make_books(db: sqlite3.Connection) -> None:
 
 
 def _make_identity(db: sqlite3.Connection) -> None:
-    """Version 3: the store has a random name, which gateways keep with what is reserved. Releases of streams that
-    nobody has asked for are kept by owner, and what is over is found without a look at what lives."""
+    """Upgrade to version 3: a random name of the store, early releases by owner, and indexes of released streams.
+
+    Gateways keep the name of the store with each reservation.
+    """
     db.execute("CREATE TABLE identity (id TEXT NOT NULL)")
     db.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(16),))
     db.execute(
@@ -123,17 +125,19 @@ def _make_identity(db: sqlite3.Connection) -> None:
 
 
 def _count_own_updates(_db: sqlite3.Connection) -> None:
-    """Version 4: records count the targets that the S2CS has set by itself, and software that does not know of that
-    would use a number again that gateways have had."""
+    """Upgrade to version 4: records count the updates of targets that the S2CS has made itself.
+
+    The tables do not change. The new version keeps out older software, which would reuse generations.
+    """
 
 
 STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own_updates)
-"""The step at index n leads from version n to n + 1. A step that was ever released is not changed any more."""
+"""The step at index n upgrades version n to n + 1. Never change a step that was part of a release."""
 SCHEMA_VERSION = len(STEPS)
 
 
 class Counts(NamedTuple):
-    """What was carried: bytes each way, connections accepted, and those of them that ended abnormally."""
+    """What was carried: bytes in each direction, accepted connections, and connections that were reset."""
 
     bytes_to_consumer: int = 0
     bytes_to_producer: int = 0
@@ -145,7 +149,7 @@ NO_COUNTS = Counts()
 
 
 class Booking(NamedTuple):
-    """What a gateway has told of a stream, in all, and what of it is news."""
+    """A report of a gateway about a stream: its totals, and the difference to the last report that was booked."""
 
     uid: str
     role: Role
@@ -153,16 +157,16 @@ class Booking(NamedTuple):
     owner: str
     boot: str
     counts: Counts
-    news: Counts
+    difference: Counts
 
 
 class Store:
-    """The records of one S2CS, and its books.
+    """The records of one S2CS, and the usage of its users.
 
-    :param path: the database file; made, with mode 0600, if it is not there, and brought up to date if it is older.
-    :param steps: how it is brought up to date.
-    :raises StoreError: if it cannot be opened or brought up to date, or a newer version of the software wrote it. It
-        is then as it was.
+    :param path: the database file. It is created with mode 0600 if it does not exist, and upgraded if it is older.
+    :param steps: the steps of the upgrade.
+    :raises StoreError: if the file cannot be opened or upgraded, or was written by a newer version of SciStream. The
+        file is then left unchanged.
     """
 
     log = Logger()
@@ -197,12 +201,12 @@ class Store:
         version = self._version()
         if version > known:
             raise StoreError(
-                f"state: the store {self._path} has schema version {version}, and this software knows {known}: "
-                "upgrade the software or set `state` to another file"
+                f"state: the store {self._path} has schema version {version}, but this version of SciStream knows "
+                f"{known}: upgrade SciStream, or set `state` to another file"
             )
 
     def _upgrade(self, steps: Sequence[Step]) -> None:
-        """Take the steps that are missing, all of them or none."""
+        """Run the steps that are missing: all of them or none."""
         if self._version() == len(steps):
             return
         self._db.execute("BEGIN IMMEDIATE")
@@ -217,22 +221,26 @@ class Store:
             self._db.execute("ROLLBACK")
             raise
         if first:
-            self.log.info("the store {path} is now of schema version {version}", path=self._path, version=version)
+            self.log.info("upgraded the store {path} to schema version {version}", path=self._path, version=version)
 
     def _read_id(self, version: int) -> str:
-        """The name that the store got when it was made: of the store itself, so a copy has the same one."""
+        """Return the random name that the store got when it was created. A copy of the store has the same name."""
         if version < STEPS.index(_make_identity) + 1:
             return ""
         ids = self._db.execute("SELECT id FROM identity").fetchall()
         if len(ids) != 1 or not re.fullmatch(r"[0-9a-f]{32}", str(ids[0][0])):
-            raise sqlite3.DatabaseError(f"its table identity has {len(ids)} rows, and not one name of 32 digits")
+            raise sqlite3.DatabaseError(
+                f"its table identity has {len(ids)} rows, not one row with 32 hexadecimal digits"
+            )
         return str(ids[0][0])
 
     def save(self, record: Record) -> None:
-        """Write a record. That of a new stream is safe against the death of the machine, too, before anything is
-        reserved for it: what a gateway holds of this store and the store does not know, is younger than the store.
+        """Write a record.
 
-        :raises StreamError: `no-capacity` if it cannot be written.
+        The record of a new stream is synced to disk before a gateway reserves anything for it. So if a gateway has a
+        stream of this store that the store does not know, the store is an older copy.
+
+        :raises StreamError: `no-capacity` if the record cannot be written.
         """
         row = (record.uid, record.role, record.owner, record.state, record.released_at, msgspec.json.encode(record))
         try:
@@ -245,12 +253,12 @@ class Store:
     def _cannot_be_written(self, problem: sqlite3.Error) -> StreamError:
         error = StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}")
         self._unwritable.has_come(
-            f"{error.msg}. No new stream is taken until it can: make room. What streams carry is booked later"
+            f"{error.msg}. Until it can, new streams are refused and usage is not recorded: free disk space"
         )
         return error
 
     def _written(self) -> None:
-        self._unwritable.is_over(f"the store {self._path} is written again")
+        self._unwritable.is_over(f"the store {self._path} can be written again")
 
     def _sync(self, how: str) -> None:
         if how != self._syncs:
@@ -258,9 +266,9 @@ class Store:
             self._syncs = how
 
     def load(self, *, live: bool = False) -> list[Record]:
-        """All records.
+        """Return all records, ordered by uid and role.
 
-        :param live: leave out those of streams that are released.
+        :param live: leave out released streams.
         :raises StoreError: if a record cannot be read.
         """
         where = "WHERE state != 'Released'" if live else ""
@@ -271,9 +279,9 @@ class Store:
             raise StoreError(f"state: the store {self._path} cannot be read: {problem}") from None
 
     def find(self, key: StreamKey) -> Record | None:
-        """One record, if there is one.
+        """Return the record of a stream, or None if there is none.
 
-        :raises StreamError: `no-capacity` if it cannot be read.
+        :raises StreamError: `no-capacity` if the store cannot be read.
         """
         try:
             row = self._db.execute("SELECT record FROM stream WHERE uid = ? AND role = ?", key).fetchone()
@@ -282,17 +290,22 @@ class Store:
             raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
 
     def forget(self, key: StreamKey) -> None:
-        """Remove a record; one that cannot be removed now goes at the next start. What was booked stays."""
+        """Remove a record. If that fails, the record is removed at the next start. Booked usage stays."""
         try:
             self._db.execute("DELETE FROM heard WHERE uid = ? AND role = ?", key)
             self._db.execute("DELETE FROM stream WHERE uid = ? AND role = ?", key)
         except sqlite3.Error:
             return
 
-    # -- what is over
+    # -- released streams
 
     def forget_old(self, before: float) -> None:
-        """Remove what was released before a time; what cannot be removed now goes later. What was booked stays."""
+        """Remove the records of streams released before a time. If that fails, a later call removes them.
+
+        Booked usage stays.
+
+        :param before: seconds since the epoch.
+        """
         self._remove(f"WHERE {_OVER} AND released_at < ?", (before,))
         try:
             self._db.execute("DELETE FROM early_release WHERE released_at < ?", (before,))
@@ -300,7 +313,7 @@ class Store:
             return
 
     def keep_newest(self, owner: str, most: int) -> None:
-        """Remember no more released streams of an owner than that."""
+        """Remove all but the `most` latest released streams of an owner."""
         newest = (
             f"SELECT released_at FROM stream WHERE {_OVER} AND owner = ? ORDER BY released_at DESC LIMIT 1 OFFSET ?"
         )
@@ -314,10 +327,11 @@ class Store:
             return
 
     def note_early_release(self, owner: str, key: StreamKey, now: float, most: int) -> None:
-        """Somebody has released a stream that she has not asked for: a request of it that is still on its way comes too
-        late. Of each owner the newest ones are remembered.
+        """Note that an owner has released an unknown stream, so that a REQ that arrives later is refused.
 
-        :raises StreamError: `no-capacity` if it cannot be written.
+        :param now: seconds since the epoch.
+        :param most: how many of these notes to keep for each owner; the oldest are removed.
+        :raises StreamError: `no-capacity` if the store cannot be written.
         """
         try:
             self._db.execute("INSERT OR REPLACE INTO early_release VALUES (?, ?, ?, ?)", (owner, *key, now))
@@ -330,9 +344,9 @@ class Store:
             raise self._cannot_be_written(problem) from None
 
     def was_released_early(self, owner: str, key: StreamKey) -> bool:
-        """Whether a request of this owner comes too late.
+        """Return True if the owner has released this stream before requesting it.
 
-        :raises StreamError: `no-capacity` if it cannot be read.
+        :raises StreamError: `no-capacity` if the store cannot be read.
         """
         select = "SELECT 1 FROM early_release WHERE owner = ? AND uid = ? AND role = ?"
         try:
@@ -340,12 +354,12 @@ class Store:
         except sqlite3.Error as problem:
             raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
 
-    # -- the books
+    # -- usage
 
     def load_heard(self) -> dict[tuple[str, Role, str], tuple[str, Counts]]:
-        """What each gateway has told last of each live stream, in which run of it, by (uid, role, gateway).
+        """Return the boot and the totals of the last report about each live stream, by (uid, role, gateway).
 
-        :raises StoreError: if it cannot be read.
+        :raises StoreError: if the store cannot be read.
         """
         try:
             rows = self._db.execute(
@@ -356,9 +370,10 @@ class Store:
         return {(uid, role, gateway): (boot, Counts(*counts)) for uid, role, gateway, boot, *counts in rows}
 
     def book(self, day: str, bookings: Iterable[Booking]) -> None:
-        """Note what was told, and add the news to that day: all of it, or nothing.
+        """Write reports of gateways, and add their differences to the usage of a day: all of them or none.
 
-        :raises StreamError: `no-capacity` if it cannot be written.
+        :param day: as YYYY-MM-DD.
+        :raises StreamError: `no-capacity` if the store cannot be written.
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -366,7 +381,7 @@ class Store:
             for one in bookings:
                 self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
                 uid = self._booked_as(day, one)
-                self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.news[:3]))
+                self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.difference[:3]))
             if is_first:
                 self._db.execute(_FORGET_DAYS, (MOST_DAYS - 1,))
             self._db.execute("COMMIT")
@@ -377,7 +392,7 @@ class Store:
         self._written()
 
     def _booked_as(self, day: str, one: Booking) -> str:
-        """The uid of the row that takes a stream's bytes of a day: its own, or that of all streams without one."""
+        """Return the uid of the usage row for a stream: its own, or "" for the row shared beyond the limit."""
         row = "SELECT 1 FROM usage WHERE day = ? AND owner = ? AND uid = ? AND role = ?"
         if self._db.execute(row, (day, one.owner, one.uid, one.role)).fetchone() is not None:
             return one.uid
@@ -385,9 +400,9 @@ class Store:
         return one.uid if self._db.execute(count, (day, one.owner)).fetchone()[0] < MOST_BOOKED else ""
 
     def bytes_on(self, day: str, owner: str) -> int:
-        """Bytes of an owner's streams on a day, both ways together.
+        """Return the bytes of an owner's streams on a day, both directions together.
 
-        :raises StreamError: `no-capacity` if it cannot be read.
+        :raises StreamError: `no-capacity` if the store cannot be read.
         """
         try:
             return int(self._db.execute(_BYTES, (day, owner)).fetchone()[0])
@@ -395,14 +410,14 @@ class Store:
             raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         self._db.close()
 
 
 _OVER = "state = 'Released'"
 _HEAR = "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 MOST_COUNT = 2**62
-"""No sum in the store goes beyond: SQLite's integers end soon after."""
+"""The limit of sums in the store, below the largest integer of SQLite."""
 _ADD = f"""
     INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
         bytes_to_consumer = min({MOST_COUNT}, bytes_to_consumer + excluded.bytes_to_consumer),
@@ -417,7 +432,7 @@ _FORGET_DAYS = """
 
 
 def saturating(column: str) -> str:
-    """SQL for the sum of a column, which stops at `MOST_COUNT`: SQLite's own fails beyond 2^63."""
+    """Return SQL for the sum of a column, limited to `MOST_COUNT`. SQLite's own `sum` fails beyond 2^63."""
     return f"CAST(min({MOST_COUNT}, total({column})) AS INTEGER)"
 
 

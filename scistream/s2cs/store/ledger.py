@@ -1,8 +1,8 @@
 """The ledger of an S2CS: how many bytes each stream has carried, and each identity on each day (UTC).
 
-Gateways tell the figures of a stream since it was reserved there. The ledger remembers in the store what it has heard
-last and books the difference on the day on which it hears it: so nothing is counted twice, whoever restarts, and what
-could not be written is in the next difference.
+Gateways report the totals of a stream since it was reserved there. The ledger keeps the last report of each gateway in
+the store, and books the difference to the next report on the day on which that report arrives. So nothing is counted
+twice when a server restarts, and a difference that could not be written is part of the next one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from scistream.protocol.messages import ChannelFigures, Role
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import NO_COUNTS, Booking, Counts, Store
 
-_Place = tuple[str, Role, str]
+_Source = tuple[str, Role, str]
 """Where figures come from: uid, role, gateway."""
 _MOST = 2**60
-_TIMES_THE_RATE = 2.0
-"""A gateway keeps a stream's rate, so what it tells above this is no measurement."""
-_AT_ONCE = 2**30
-"""Bytes that may have gone over before the rate bound them, and clocks that differ a little."""
-_CONNECTIONS_A_SECOND = 100_000
+_MOST_TIMES_RATE = 2.0
+"""A gateway enforces the rate of a stream, so a report of more than this multiple of it is not plausible."""
+_BYTES_ALLOWANCE = 2**30
+"""Bytes allowed beyond the rate: for bursts, and for clocks that differ a little."""
+_MOST_CONNECTIONS_PER_SECOND = 100_000
 
 
 class Implausible(NamedTuple):
-    """What a gateway has told that cannot be: the bytes of both directions and connections, and what is possible."""
+    """Figures that a gateway cannot have measured: bytes in both directions and connections, and the possible bytes."""
 
     bytes_to_consumer: int
     bytes_to_producer: int
@@ -39,7 +39,7 @@ class Implausible(NamedTuple):
 
 @dataclass(frozen=True)
 class Total:
-    """What a stream has carried, over its gateways; at least that unless it is `complete`."""
+    """What a stream has carried on all its gateways. Unless `complete`, it may have carried more."""
 
     bytes_to_consumer: int
     bytes_to_producer: int
@@ -49,102 +49,110 @@ class Total:
 
 
 class Ledger:
-    """The books of one S2CS.
+    """The ledger of one S2CS.
 
-    :param wall: seconds since the epoch.
+    :param wall: returns the seconds since the epoch.
     :raises StoreError: if the store cannot be read.
     """
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:
         self._store = store
         self._wall = wall
-        self._written: dict[_Place, tuple[str, Counts]] = store.load_heard()
+        self._written: dict[_Source, tuple[str, Counts]] = store.load_heard()
         self._heard = dict(self._written)
-        self._due: dict[_Place, str] = {}
-        self._final: set[_Place] = set()
-        self._closed: set[_Place] = set()
+        self._due: dict[_Source, str] = {}
+        """The sources with figures that are not written yet, and the owners of their streams."""
+        self._final: set[_Source] = set()
+        self._closed: set[_Source] = set()
 
     def hear(
         self, record: Record, gateway: str, boot: str, figures: Iterable[ChannelFigures], age: float
     ) -> Implausible | None:
-        """A gateway has told the figures of a stream; `write` books them. Figures of another run of it, which has
-        nothing of this stream, and figures that are older than what is known, change nothing. Neither do figures that
-        the stream's rate does not allow: these are given back.
+        """Take figures of a stream from a gateway; `write` books them later.
 
-        :param age: seconds since the stream was asked for.
+        Figures from another boot than the one that reserved the stream are ignored, and so are figures below those
+        that are already known. Return figures that the rate of the stream does not allow; they are ignored, too.
+
+        :param age: seconds since the stream was requested.
         """
         if record.boots.get(gateway, boot) != boot:
             return None
-        told = _summed(figures)
-        refused = _implausible(record, gateway, told, age)
+        reported = _summed(figures)
+        refused = _implausible(record, gateway, reported, age)
         if refused is not None:
             return refused
-        place = (record.uid, record.role, gateway)
-        before, known = self._heard.get(place, (boot, NO_COUNTS))
-        if before != boot:
+        source = (record.uid, record.role, gateway)
+        known_boot, known = self._heard.get(source, (boot, NO_COUNTS))
+        if known_boot != boot:
             known = NO_COUNTS
-        now = Counts(*map(max, known, told))
-        if now != NO_COUNTS and self._heard.get(place) != (boot, now):
-            self._heard[place] = (boot, now)
-            self._due[place] = record.owner
+        now = Counts(*map(max, known, reported))
+        if now != NO_COUNTS and self._heard.get(source) != (boot, now):
+            self._heard[source] = (boot, now)
+            self._due[source] = record.owner
         return None
 
     def hear_last(
         self, record: Record, gateway: str, boot: str | None, figures: Iterable[ChannelFigures] | None, age: float
     ) -> Implausible | None:
-        """A gateway has released a stream, and has told its last figures, or has never had any of it (None)."""
-        reserved_in = record.boots.get(gateway)
+        """Take the last figures of a stream from a gateway that has released it, and write them.
+
+        :param boot: the boot of the gateway; None if it does not know the stream.
+        :param figures: None if the gateway does not know the stream.
+        :returns: figures that the rate of the stream does not allow, as in `hear`.
+        """
+        reserving_boot = record.boots.get(gateway)
         refused = None
         if figures is not None and boot is not None:
             refused = self.hear(record, gateway, boot, figures, age)
-        if refused is None and (reserved_in is None or (figures is not None and boot == reserved_in)):
+        if refused is None and (reserving_boot is None or (figures is not None and boot == reserving_boot)):
             self._final.add((record.uid, record.role, gateway))
         self.write()
         return refused
 
     def write(self) -> None:
-        """Book all that was heard since the last time; what cannot be written now is booked later."""
+        """Write the figures taken since the last call. If that fails, the next call tries again."""
         due = [
-            _booking(place, owner, self._heard[place], self._written.get(place)) for place, owner in self._due.items()
+            _booking(source, owner, self._heard[source], self._written.get(source))
+            for source, owner in self._due.items()
         ]
         if not due:
             return
         try:
             self._store.book(_day(self._wall()), due)
-        except StreamError:  # the store has told it
+        except StreamError:  # the store has logged it
             return
-        for place in self._due:
-            self._written[place] = self._heard[place]
+        for source in self._due:
+            self._written[source] = self._heard[source]
         self._due = {}
         self._drop(self._closed)
         self._closed = set()
 
     def total(self, record: Record) -> Total:
-        """What is known of a stream's bytes."""
-        places = [(record.uid, record.role, gateway) for gateway in record.plan]
-        known = [self._heard[place][1] for place in places if place in self._heard]
+        """Return what a stream has carried so far."""
+        sources = [(record.uid, record.role, gateway) for gateway in record.plan]
+        known = [self._heard[source][1] for source in sources if source in self._heard]
         summed = _added(known)
-        return Total(*summed, complete=self._final.issuperset(places))
+        return Total(*summed, complete=self._final.issuperset(sources))
 
     def usage_today(self, owner: str) -> int:
-        """Bytes of an owner's streams since midnight UTC, both ways together.
+        """Return the bytes of an owner's streams since midnight UTC, both directions together.
 
-        :param owner: as records keep it.
-        :raises StreamError: if the store cannot be read.
+        :param owner: in the form in which records keep it.
+        :raises StreamError: `no-capacity` if the store cannot be read.
         """
         return self._store.bytes_on(_day(self._wall()), owner)
 
     def close(self, record: Record) -> None:
-        """A stream is over: nothing of it is heard any more. What could not be written of it is kept until it can."""
-        places = {(record.uid, record.role, gateway) for gateway in record.plan}
-        self._final -= places
-        self._closed |= places & self._due.keys()
-        self._drop(places - self._due.keys())
+        """Forget a stream that is over. Figures that could not be written yet are kept until they are."""
+        sources = {(record.uid, record.role, gateway) for gateway in record.plan}
+        self._final -= sources
+        self._closed |= sources & self._due.keys()
+        self._drop(sources - self._due.keys())
 
-    def _drop(self, places: Iterable[_Place]) -> None:
-        for place in places:
-            self._written.pop(place, None)
-            self._heard.pop(place, None)
+    def _drop(self, sources: Iterable[_Source]) -> None:
+        for source in sources:
+            self._written.pop(source, None)
+            self._heard.pop(source, None)
 
 
 def _summed(figures: Iterable[ChannelFigures]) -> Counts:
@@ -153,28 +161,29 @@ def _summed(figures: Iterable[ChannelFigures]) -> Counts:
 
 
 def _added(rows: Sequence[tuple[int, ...]]) -> Counts:
-    """Sums that stop at a bound, beyond which the store could not keep them."""
+    """Return the sum of each column, limited to what the store can keep."""
     return Counts(*(min(sum(column), _MOST) for column in zip(*rows, strict=True))) if rows else NO_COUNTS
 
 
-def _implausible(record: Record, gateway: str, told: Counts, age: float) -> Implausible | None:
+def _implausible(record: Record, gateway: str, reported: Counts, age: float) -> Implausible | None:
     if record.request is None or gateway not in record.plan:
         return None
     share = record.request.rate * len(record.plan[gateway]) / record.request.num_conn
     seconds = max(0.0, age) + timing.FIGURES_GRACE
-    most = int(share * 1e6 / 8 * seconds * _TIMES_THE_RATE) + _AT_ONCE
+    most = int(share * 1e6 / 8 * seconds * _MOST_TIMES_RATE) + _BYTES_ALLOWANCE
     if (
-        max(told.bytes_to_consumer, told.bytes_to_producer) <= most
-        and told.connections <= _CONNECTIONS_A_SECOND * seconds
+        max(reported.bytes_to_consumer, reported.bytes_to_producer) <= most
+        and reported.connections <= _MOST_CONNECTIONS_PER_SECOND * seconds
     ):
         return None
-    return Implausible(*told[:3], most)
+    return Implausible(*reported[:3], most)
 
 
-def _booking(place: _Place, owner: str, now: tuple[str, Counts], before: tuple[str, Counts] | None) -> Booking:
+def _booking(source: _Source, owner: str, now: tuple[str, Counts], before: tuple[str, Counts] | None) -> Booking:
     boot, counts = now
     known = before[1] if before is not None and before[0] == boot else NO_COUNTS
-    return Booking(*place, owner, boot, counts, Counts(*(new - old for new, old in zip(counts, known, strict=True))))
+    difference = Counts(*(new - old for new, old in zip(counts, known, strict=True)))
+    return Booking(*source, owner, boot, counts, difference)
 
 
 def _day(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""The lock of a store: one S2CS has it, for the life of its process.
+"""The lock of a store, which lets only one S2CS at a time use it.
 
-It stands on a file of its own beside the store, since SQLite's locks on the store last for a transaction only.
+The lock is on a separate file beside the store, because SQLite's own locks last for one transaction only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from scistream.s2cs.store.database import StoreError
 
 
 class StoreLock:
-    """Held from when it is made until `release`, or until the process ends in any way.
+    """The lock of one store, held until `release` or until the process ends for any reason.
 
     :param store: the file of the store, which need not exist yet.
-    :raises StoreError: if another process has it, or the lock's file cannot be made.
+    :raises StoreError: if another process has the lock, or the lock file cannot be created.
     """
 
     log = Logger()
@@ -38,19 +38,21 @@ class StoreLock:
             holder = holder_of(os.read(self._file, 32))
             os.close(self._file)
             raise StoreError(
-                f"state: the store {store} is in use by another S2CS{holder}: stop that one first, or set `state` to "
-                "a file of its own"
+                f"state: the store {store} is in use by another S2CS{holder}: stop that S2CS first, or set `state` to "
+                "another file"
             ) from None
         except OSError as problem:
             self.log.warn(
-                "{path} cannot be locked ({reason}): nothing but care keeps a second S2CS from the same store",
+                "{path} cannot be locked ({reason}): make sure that no second S2CS uses the same store",
                 path=str(self.path),
                 reason=problem.strerror,
             )
 
     def note_holder(self) -> None:
-        """Write this process's number into the file, for whoever comes second; a daemon has another one once it runs in
-        the background."""
+        """Write the process id into the lock file, for the error message of a second S2CS.
+
+        Call this after the daemon has moved to the background, which changes the process id.
+        """
         try:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
@@ -58,7 +60,7 @@ class StoreLock:
             self.log.warn("{path} cannot be written: {reason}", path=str(self.path), reason=problem.strerror)
 
     def release(self) -> None:
-        """Let another process have it. The file stays: removing it could take it from whoever has it by then."""
+        """Release the lock. The file stays: another process may have locked it by the time it would be removed."""
         if self._file >= 0:
             os.close(self._file)
         self._file = -1

@@ -1,5 +1,6 @@
-"""The command `scistream usage`: how many bytes each identity has moved, day by day, from the store of an S2CS. Reads
-only, also beside a running S2CS.
+"""The command `scistream usage`: how many bytes each identity has moved on each day, from the store of an S2CS.
+
+The store is opened read-only, so the command may be used while the S2CS runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _KEYS = {"day": ("day",), "identity": ("owner",), "both": ("day", "owner")}
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes and connections of a day, an identity, or both; the other is None. A stream counts where it moved any."""
+    """Bytes and connections of one day, one identity, or both; `day` or `identity` is None if not grouped by it.
+
+    `streams` counts the streams that moved any bytes.
+    """
 
     day: str | None
     identity: str | None
@@ -38,11 +42,12 @@ class Usage:
 
 
 def read_usage(path: Path, since: str | None, until: str | None, by: str) -> list[Usage]:
-    """What was booked, in order of day and identity.
+    """Return the recorded usage, ordered by day and identity.
 
-    :param since: the first day, and `until` the last, as YYYY-MM-DD; None sets no bound.
+    :param since: the first day, as YYYY-MM-DD; None for the first one there is.
+    :param until: the last day, as YYYY-MM-DD; None for the last one there is.
     :param by: `day`, `identity` or `both`.
-    :raises StoreUnreadableError: if the file cannot be read as a store, or has no books.
+    :raises StoreUnreadableError: if the file cannot be read as a store, or its schema version has no usage.
     """
     keys = _KEYS[by]
     order = ", ".join(keys)
@@ -61,11 +66,12 @@ def _refuse_other_versions(path: Path, db: sqlite3.Connection) -> None:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version < 2:
         raise StoreUnreadableError(
-            f"{path} has schema version {version}, which counts no bytes: its S2CS adds that as it starts"
+            f"{path} has schema version {version}, which has no usage: start its S2CS once to upgrade it"
         )
     if version > SCHEMA_VERSION:
         raise StoreUnreadableError(
-            f"{path} has schema version {version}, and this software knows {SCHEMA_VERSION}: upgrade it"
+            f"{path} has schema version {version}, but this version of SciStream knows {SCHEMA_VERSION}: upgrade "
+            "SciStream"
         )
 
 
@@ -77,20 +83,22 @@ def _usage(keys: dict[str, str], counts: Sequence[int]) -> Usage:
 
 @click.command()
 @click.argument("file", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--since", type=_DATE, metavar="DATE", help="The first day, as 2026-01-31.")
+@click.option("--since", type=_DATE, metavar="DATE", help="The first day, such as 2026-01-31.")
 @click.option("--until", type=_DATE, metavar="DATE", help="The last day.")
-@click.option("--by", type=click.Choice(list(_KEYS)), default="both", show_default=True, help="What gets a line each.")
-@click.option("--json", "as_json", is_flag=True, help="Exact numbers, as a JSON list.")
+@click.option(
+    "--by", type=click.Choice(list(_KEYS)), default="both", show_default=True, help="Group the lines by this."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print exact numbers, as a JSON list.")
 def usage(file: Path, since: datetime | None, until: datetime | None, by: str, as_json: bool) -> None:
     """Show how much each identity has moved on each day (UTC).
 
-    STORE is the file that `state` names in s2cs.toml; nothing in it is changed, and the S2CS may go on running. It is
-    behind by 15 seconds at most. A stream with both sides at this facility counts twice: both sides carry its bytes.
+    STORE is the file that `state` in s2cs.toml names. Nothing in it is changed, and the S2CS may keep running. The
+    numbers are at most 15 seconds old. A stream with both sides at this facility counts twice, once for each side.
 
     Exit status: 0 done, 2 the store cannot be read.
     """
     if since is not None and until is not None and since > until:
-        raise click.BadParameter("it is before --since", param_hint="--until")
+        raise click.BadParameter("is before --since", param_hint="--until")
     try:
         rows = read_usage(file, _day(since), _day(until), by)
     except StoreUnreadableError as problem:
@@ -100,7 +108,7 @@ def usage(file: Path, since: datetime | None, until: datetime | None, by: str, a
     elif rows:
         _table(rows, by).show()
     else:
-        click.echo("nothing was moved")
+        click.echo("no bytes were moved")
 
 
 def _day(date: datetime | None) -> str | None:
@@ -113,14 +121,12 @@ def _table(rows: list[Usage], by: str) -> Columns:
     for row in rows:
         keys = [getattr(row, name) or "" for name in names]
         table.add(*keys, str(row.streams), *_moved([row]))
-    table.add("in all", *[""] * len(names), *_moved(rows))
+    table.add("total", *[""] * len(names), *_moved(rows))
     return table
 
 
 def _moved(rows: list[Usage]) -> tuple[str, str, str]:
-    """Bytes to consumers and to producers, and connections, of all these rows."""
-    to_consumer, to_producer = (sum(getattr(row, f"bytes_to_{whom}") for row in rows) for whom in _WHOM)
+    """Return the bytes to consumers and to producers, and the connections, of all these rows together."""
+    to_consumer = sum(row.bytes_to_consumer for row in rows)
+    to_producer = sum(row.bytes_to_producer for row in rows)
     return spoken_size(to_consumer), spoken_size(to_producer), str(sum(row.connections for row in rows))
-
-
-_WHOM = ("consumer", "producer")

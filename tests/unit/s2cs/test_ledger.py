@@ -280,7 +280,7 @@ def test_a_store_of_version_1_is_brought_up_to_date_with_its_live_streams_and_co
     old.close()
     ran = CliRunner().invoke(main, ["usage", str(path)])
     assert ran.exit_code == 2
-    assert "has schema version 1, which counts no bytes: its S2CS adds that as it starts" in ran.output
+    assert "has schema version 1, which has no usage: start its S2CS once to upgrade it" in ran.output
     books = Books(path)
     assert books.store.load() == [a_record(role=CONS), a_record()]
     books.hear(a_record(), *figures(100))
@@ -299,10 +299,10 @@ def tampered(path: Path) -> Iterator[sqlite3.Connection]:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("UPDATE usage SET bytes_to_consumer = -1", "its table usage has a row that counts less than nothing"),
-        ("UPDATE heard SET reset = 'many'", "its table heard has a row that counts less than nothing, or no number"),
-        ("UPDATE usage SET day = 'today'", "its table usage has 'today' in place of a day"),
-        ("DROP TABLE heard", "its table heard is not as it should be"),
+        ("UPDATE usage SET bytes_to_consumer = -1", "its table usage has a row with a count that is negative"),
+        ("UPDATE heard SET reset = 'many'", "its table heard has a row with a count that is negative or not a number"),
+        ("UPDATE usage SET day = 'today'", "its table usage has 'today' where a day should be"),
+        ("DROP TABLE heard", "its table heard does not have the expected columns"),
     ],
 )
 def test_store_check_finds_books_that_no_s2cs_would_keep(books: Books, damage: str, words: str) -> None:
@@ -411,14 +411,14 @@ def test_it_can_be_narrowed_and_summed_up(month: Books, options: tuple[str, ...]
 
 def test_an_empty_span_is_said_in_words(month: Books) -> None:
     ran = CliRunner().invoke(main, ["usage", str(month.path), "--until", "2026-03-13"])
-    assert (ran.exit_code, ran.output) == (0, "nothing was moved\n")
+    assert (ran.exit_code, ran.output) == (0, "no bytes were moved\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--since", "14 March"), "14 March"),
-        (("--since", "2026-03-15", "--until", "2026-03-14"), "it is before --since"),
+        (("--since", "2026-03-15", "--until", "2026-03-14"), "is before --since"),
         (("--by", "week"), "week"),
     ],
 )
@@ -442,7 +442,7 @@ def test_a_store_of_a_newer_software_is_not_guessed_at(books: Books) -> None:
         db.execute("PRAGMA user_version = 99")
     ran = CliRunner().invoke(main, ["usage", str(books.path)])
     assert ran.exit_code == 2
-    assert "has schema version 99, and this software knows" in ran.output
+    assert "has schema version 99, but this version of SciStream knows" in ran.output
 
 
 def test_an_audit_trail_in_place_of_a_store_is_called_one(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_an_audit_trail_in_place_of_a_store_is_called_one(tmp_path: Path) -> Non
     for command in (["usage", str(trail)], ["store", "check", str(trail)]):
         ran = CliRunner().invoke(main, command)
         assert ran.exit_code == 2
-        assert "is no store: it holds lines of JSON, as an audit trail does" in ran.output
+        assert "is not a store: it contains lines of JSON, like an audit trail" in ran.output
         assert "backup" not in ran.output
 
 

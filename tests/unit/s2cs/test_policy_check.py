@@ -50,8 +50,8 @@ def test_a_sound_file_is_told_in_plain_words(file: Path) -> None:
     assert first == f"{file}: valid, 1 rule; everything else is refused"
     assert rule == (
         f"rule 1 `beamline-7`: ada@lab.example of {LAB}: may request PROD, 5000 Mbit/s per stream, "
-        "4 channels per stream, 2 streams at once, for 8h, WAN security encrypt, listen ports 5075-5078 by number, a producer at "
-        "10.1.0.0/16:7000"
+        "4 channels per stream, 2 streams at once, for 8h, WAN security encrypt, listen ports 5075-5078 by number, "
+        "a producer at 10.1.0.0/16:7000"
     )
     assert administrators.startswith("administrators: operator@lab.example of ")
 

@@ -377,7 +377,7 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
             [],
         ),
         (RULE + RULE.replace('"a"', '"b"'), "rule 2 `b`: identities: rule 1 `a` speaks of '*@lab.example' already", []),
-        (RULE.replace('"a"', '" "'), "rule 1 ` `: name: ' ' is no name", []),
+        (RULE.replace('"a"', '" "'), "rule 1 ` `: name: ' ' is not a valid name", []),
         ('[[administrators]]\nissuer = "none"\nidentities = ["ada"]', "administrators 1: identities: 'ada'", []),
         (
             '[[administrators]]\nissuer = 3\nidentities = ["ada"]',

@@ -702,7 +702,7 @@ def test_a_map_names_all_listeners_of_the_stream_and_no_other(role: Role) -> Non
     assert second in too_few.msg
     too_many = answered_after(rig, rig.update(connection_map={first: target, second: target, "a:1": target}))
     assert too_many.code == "bad-message"
-    assert "a:1 is no listener" in too_many.msg
+    assert "a:1 is not a listener" in too_many.msg
     assert rig.state == "Ready"
 
 

@@ -185,7 +185,7 @@ def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(t
     told, over = lines
     assert "cannot be written: database or disk is full" in told
     assert "make room" in told
-    assert over.endswith("is written again; times that it failed: 1000")
+    assert over.endswith("can be written again; times that it failed: 1000")
 
 
 def test_a_trouble_that_comes_and_goes_is_told_once_a_minute_with_all_times() -> None:

@@ -102,8 +102,8 @@ def test_a_sound_store_is_told_with_its_live_streams_by_state(file: Path) -> Non
         f"  Listening  PROD {uid_of(2)} of ada, expires in 3 hours",
         f"  Streaming  PROD {uid_of(1)} of ada, expires in 3 hours",
         f"  Streaming  CONS {uid_of(2)} of ada, expires in 3 hours",
-        "released streams, remembered for a day: 1",
-        "the store is sound: SQLite finds no damage, and each record can be read and agrees with its row",
+        "released streams, kept for a day: 1",
+        "the store is sound: SQLite reports no damage, and all records are readable and consistent",
     ]
     assert "the store is sound" in check(file, 0)
 
@@ -113,8 +113,8 @@ def test_live_streams_that_have_expired_are_pointed_out_and_no_problem(file: Pat
     waiting = record(2, state="Releasing", expires_at=NOW - 7200)
     filled(file, late, waiting)
     lines = in_words(file, check_store(file), NOW)
-    assert lines[2].endswith("of ada, EXPIRED 10 minutes ago: its S2CS releases it as soon as it runs")
-    assert lines[3].endswith("of ada, expired 2 hours ago: it waits for dtn1 to confirm the release")
+    assert lines[2].endswith("of ada, EXPIRED 10 minutes ago: the S2CS releases it when it next runs")
+    assert lines[3].endswith("of ada, expired 2 hours ago, waiting for dtn1 to confirm the release")
     assert "EXPIRED" in check(file, 0)
 
 
@@ -161,7 +161,7 @@ def test_a_row_that_does_not_agree_with_its_record_is_named_with_both(file: Path
     with tampered(file) as db:
         db.execute(f"UPDATE stream SET {column} = ?", (value,))
     said = check(file, 1)
-    assert f"its row has {column} {value!r}, and its record {getattr(record(1), column)!r}" in said
+    assert f"its row has {column} {value!r}, but its record has {getattr(record(1), column)!r}" in said
 
 
 def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
     half.listeners = {}
     filled(file, strange, empty, half, record(4))
     said = check(file, 1)
-    assert f"{uid_of(1)} (PROD): its state 'Idle' is no state of a stream" in said
+    assert f"{uid_of(1)} (PROD): its state 'Idle' is not a state of a stream" in said
     assert f"{uid_of(2)} (PROD): it is Streaming, and its record does not say what was asked for" in said
     assert f"{uid_of(3)} (PROD): it is Streaming with 0 listeners for 1 channels" in said
     assert said.count("PROBLEM") == 3
@@ -196,7 +196,7 @@ def test_damage_to_the_file_is_found(file: Path) -> None:
     data[last + 100 : last + 3000] = bytes(2900)
     file.write_bytes(data)
     said = check(file, 1)
-    assert "PROBLEM: SQLite finds the file damaged: " in said
+    assert "PROBLEM: SQLite reports damage: " in said
     assert "What to do: Stop the S2CS, keep a copy of the file" in said
 
 
@@ -205,14 +205,14 @@ def test_a_store_of_a_newer_software_is_a_problem_and_its_records_are_left_alone
     with tampered(file) as db:
         db.execute("PRAGMA user_version = 9")
     said = check(file, 1)
-    assert f"its schema version is 9, and this software knows {SCHEMA_VERSION}" in said
-    assert "What to do: Use the software that wrote it, or a newer one." in said
+    assert f"its schema version is 9, but this version of SciStream knows {SCHEMA_VERSION}" in said
+    assert "What to do: Use the version of SciStream that wrote the file, or a newer one." in said
 
 
 def test_a_database_of_something_else_is_a_problem(file: Path) -> None:
     with tampered(file) as db:
         db.execute("CREATE TABLE songs (title TEXT)")
-    assert "no S2CS made it" in check(file, 1)
+    assert "but not of an S2CS" in check(file, 1)
 
 
 def test_a_file_that_is_no_database_is_not_there_or_is_a_folder_cannot_be_read(file: Path) -> None:
@@ -259,7 +259,7 @@ def test_an_older_store_is_brought_up_to_date_step_by_step_with_its_records(file
             (uid_of(1), "here"),
             (uid_of(2), "here"),
         ]
-    with pytest.raises(StoreError, match=f"schema version {known + 3}, and this software knows {known}"):
+    with pytest.raises(StoreError, match=f"schema version {known + 3}, but this version of SciStream knows {known}"):
         Store(file)
     assert version_of(file) == known + 3
 
@@ -284,7 +284,7 @@ def test_a_database_of_something_else_is_not_made_a_store(file: Path) -> None:
     with tampered(file) as db:
         db.execute("CREATE TABLE songs (title TEXT)")
     before = contents(file.parent)
-    with pytest.raises(StoreError, match="it is a database of something else"):
+    with pytest.raises(StoreError, match="it is the database of another program"):
         Store(file)
     assert version_of(file) == 0
     assert set(contents(file.parent)) == set(before)
