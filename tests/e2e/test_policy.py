@@ -122,7 +122,7 @@ TOO_MUCH: list[tuple[str, list[str], str, str]] = [
     ("rate", [], "101Mbit", "allows at most 100 Mbit/s per stream, but 101 was requested"),
     ("total", [], "151Mbit", "allows at most 150 Mbit/s over all streams"),
     ("channels", ["--num-conn", "3"], "100Mbit", "allows at most 2 channels per stream, but 3 were requested"),
-    ("life", ["--expires", "61m"], "100Mbit", "allows a life of at most 1h, and 61m was asked"),
+    ("life", ["--expires", "61m"], "100Mbit", "allows a life of at most 1h, but 61m was requested"),
 ]
 JUST_ENOUGH = {"channels": ["--num-conn", "2"], "life": ["--expires", "1h"]}
 
@@ -139,8 +139,8 @@ def test_more_than_a_rule_allows_is_refused_by_its_name(
 
 
 def test_a_role_that_a_rule_does_not_have_is_refused_by_its_name(world: World) -> None:
-    assert "`limit-roles` allows the role CONS, and PROD was asked" in refusal(world, *as_user(world, "roles"))
-    assert "`limit-nothing` allows nothing, and PROD was asked" in refusal(world, *as_user(world, "nothing"))
+    assert "`limit-roles` allows the role CONS, but PROD was requested" in refusal(world, *as_user(world, "roles"))
+    assert "`limit-nothing` allows nothing, but PROD was requested" in refusal(world, *as_user(world, "nothing"))
     with reserved(world, *as_user(world, "somebody")):
         pass
 
@@ -168,7 +168,7 @@ def test_a_producer_elsewhere_than_its_rule_allows_is_refused_at_its_hello(world
             ended = world.prod(requested.join[PROD], [target], ["true"]).end(status=1)
             (line,) = ended.stderr.splitlines()
             assert line.startswith("error: target-refused: ")
-            assert f"`limit-targets` allows the targets {HOST}/32:{TARGET_PORT}, and not {target}" in line
+            assert f"`limit-targets` allows the targets {HOST}/32:{TARGET_PORT}, but not {target}" in line
             assert requested.state(PROD) == "Listening"
         with socket.create_server((HOST, TARGET_PORT)):
             world.prod(requested.join[PROD], [f"{HOST}:{TARGET_PORT}"]).end()

@@ -169,7 +169,7 @@ def everything(uid: str | None = None) -> Status:
     ("limits", "allowed", "refused", "words"),
     [
         ({"roles": ["PROD"]}, {}, None, ""),
-        ({"roles": ["CONS"]}, None, {}, "allows the role CONS, and PROD was asked"),
+        ({"roles": ["CONS"]}, None, {}, "allows the role CONS, but PROD was requested"),
         (
             {"rate": "200Mbit"},
             {"rate": 200.0},
@@ -182,7 +182,7 @@ def everything(uid: str | None = None) -> Status:
             {"num_conn": 3},
             "allows at most 2 channels per stream, but 3 were requested",
         ),
-        ({"expires": "2h"}, {"expires": 7200.0}, {"expires": 7260.0}, "a life of at most 2h, and 121m was asked"),
+        ({"expires": "2h"}, {"expires": 7200.0}, {"expires": 7260.0}, "a life of at most 2h, but 121m was requested"),
         ({"total_rate": "1Gbit"}, {"rate": 1000.0}, {"rate": 1001.0}, "at most 1000 Mbit/s over all streams"),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_hello_from_elsewhere_than_the_rule_s_targets_is_refused_and_changes_n
         assert intruder.error is not None
         assert intruder.error.code == "target-refused"
         assert (
-            f"rule 1 `beamline` allows the targets {HOST}/32:7000-7001, and not {listeners[-1]}" in intruder.error.msg
+            f"rule 1 `beamline` allows the targets {HOST}/32:7000-7001, but not {listeners[-1]}" in intruder.error.msg
         )
         assert lab.world.state("s2cs", PROD) == "listening"
         assert lab.world.network.programs == []

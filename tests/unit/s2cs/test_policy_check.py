@@ -73,14 +73,14 @@ def test_a_sound_file_is_told_to_a_program(file: Path) -> None:
             "rule 1 `beamline-7` allows at most 5000 Mbit/s per stream, but 5001 was requested",
         ),
         (["--num-conn", "5"], 1, "allows at most 4 channels per stream, but 5 were requested"),
-        (["--expires", "9h"], 1, "allows a life of at most 8h, and 9h was asked"),
+        (["--expires", "9h"], 1, "allows a life of at most 8h, but 9h was requested"),
         (["--streams", "1"], 0, "PROD: allowed by"),
         (["--streams", "2"], 1, "allows at most 2 streams at once, and 2 exist"),
         (["--listen-port", "5075", "--listen-port", "5078"], 0, "PROD: allowed by"),
         (["--listen-port", "5075", "--listen-port", "5079"], 1, "listen ports 5075-5078, but 5079 was requested"),
         (["--target", "10.1.2.3:7000"], 0, "PROD: allowed by"),
-        (["--target", "10.1.2.3:7000", "--target", "10.2.2.3:7000"], 1, "and not 10.2.2.3:7000"),
-        (["--target", "lab.example:7000"], 1, "and not lab.example:7000"),
+        (["--target", "10.1.2.3:7000", "--target", "10.2.2.3:7000"], 1, "but not 10.2.2.3:7000"),
+        (["--target", "lab.example:7000"], 1, "but not lab.example:7000"),
     ],
 )
 def test_what_would_be_decided_is_told_with_the_rule_that_decides(
@@ -100,7 +100,7 @@ def test_both_roles_are_looked_at_unless_one_is_named(file: Path) -> None:
     assert done.exit_code == 1
     prod, cons = done.output.splitlines()
     assert prod.startswith("PROD: allowed")
-    assert cons == "CONS: refused (not-authorized): rule 1 `beamline-7` allows the role PROD, and CONS was asked"
+    assert cons == "CONS: refused (not-authorized): rule 1 `beamline-7` allows the role PROD, but CONS was requested"
     whole = json.loads(check(file, "--as", "ada@lab.example", "--json").output)
     assert [(one["role"], one["allowed"], one["rule"]["name"]) for one in whole["decisions"]] == [
         ("PROD", True, "beamline-7"),
@@ -131,7 +131,7 @@ def test_the_issuer_may_be_left_out_if_there_is_only_one_or_named_by_its_file(fi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--as", "ada@lab.example", "--issuer", "sha256:1"], "error: --issuer: 'sha256:1' is no fingerprint"),
+        (["--as", "ada@lab.example", "--issuer", "sha256:1"], "error: --issuer: 'sha256:1' is not a fingerprint"),
         (["--as", "ada@lab.example", "--issuer", "nowhere.pem"], "nowhere.pem is not there"),
         (["--as", "ada@lab.example", "--target", "lab.example"], "'lab.example' has no port"),
         (["--as", "ada@lab.example", "--rate", "lots"], "'lots' is no rate"),

@@ -140,7 +140,7 @@ def test_an_exact_rule_for_one_role_leaves_nothing_of_the_domain_s_rule_for_the_
     policy = Policy([(a_rule(1), LAB, ["*@lab.example"]), (a_rule(2, (PROD,)), LAB, ["ada@lab.example"])])
     assert policy.decide(ADA, asking(PROD), NOTHING_YET).reason == "allowed by rule 2 `rule-2`"
     refused = policy.decide(ADA, asking(CONS), NOTHING_YET)
-    assert (refused.allowed, refused.reason) == (False, "rule 2 `rule-2` allows the role PROD, and CONS was asked")
+    assert (refused.allowed, refused.reason) == (False, "rule 2 `rule-2` allows the role PROD, but CONS was requested")
     assert policy.decide(Identity(LAB, "bob@lab.example"), asking(CONS), NOTHING_YET).allowed
 
 
@@ -149,14 +149,14 @@ def test_two_rules_may_share_an_identity_in_different_roles() -> None:
     policy = Policy([*rules, (a_rule(2, (CONS,), rate=2000.0), LAB, ["ada@lab.example"])])
     assert "rule 1" in policy.decide(ADA, asking(PROD), NOTHING_YET).reason
     assert policy.decide(ADA, asking(CONS), NOTHING_YET).allowed
-    with pytest.raises(ValueError, match="`rule-1` speaks of 'ada@LAB"):
+    with pytest.raises(ValueError, match="`rule-1` already covers 'ada@LAB"):
         Policy([*rules, (a_rule(2), LAB, ["ada@LAB.example"])])
 
 
 def test_a_rule_with_no_role_bars_somebody() -> None:
     policy = Policy([(a_rule(1), LAB, ["*@lab.example"]), (a_rule(2, ()), LAB, ["ada@lab.example"])])
     refused = policy.decide(ADA, asking(), NOTHING_YET)
-    assert (refused.allowed, refused.reason) == (False, "rule 2 `rule-2` allows nothing, and PROD was asked")
+    assert (refused.allowed, refused.reason) == (False, "rule 2 `rule-2` allows nothing, but PROD was requested")
 
 
 def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
@@ -174,7 +174,7 @@ def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
 @pytest.mark.parametrize(
     ("limits", "allowed", "refused", "words"),
     [
-        ({"rate": 5000.0}, asking(rate=5000.0), asking(rate=5001.0), ["at most 5000 Mbit/s", "5001 was asked"]),
+        ({"rate": 5000.0}, asking(rate=5000.0), asking(rate=5001.0), ["at most 5000 Mbit/s", "5001 was requested"]),
         (
             {"listen_ports": [(5075, 5075), (5100, 5101)]},
             asking(num_conn=3, listen_ports=[5101, 5075, 5100]),
@@ -182,9 +182,9 @@ def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
             ["listen ports 5075, 5100-5101", "5076 was requested"],
         ),
         ({"listen_ports": []}, asking(), asking(listen_ports=[5075]), ["listen ports none, but 5075 was requested"]),
-        ({"num_conn": 4}, asking(num_conn=4), asking(num_conn=5), ["at most 4 channels", "5 were asked"]),
-        ({"expires": 7200.0}, asking(life=7200.0), asking(life=7201.0), ["at most 2h", "7201s was asked"]),
-        ({}, asking(), asking(wan_security="none"), ["WAN security encrypt", "none was asked"]),
+        ({"num_conn": 4}, asking(num_conn=4), asking(num_conn=5), ["at most 4 channels", "5 were requested"]),
+        ({"expires": 7200.0}, asking(life=7200.0), asking(life=7201.0), ["at most 2h", "7201s was requested"]),
+        ({}, asking(), asking(wan_security="none"), ["WAN security encrypt", "none was requested"]),
         ({"total_rate": 1000.0}, asking(rate=1000.0), asking(rate=1001.0), ["at most 1000 Mbit/s over all", "1001"]),
     ],
 )
@@ -202,18 +202,18 @@ def test_a_limit_allows_what_it_says_and_refuses_more(
 @pytest.mark.parametrize(
     ("limits", "allowed", "refused", "words"),
     [
-        ({"streams": 2}, CurrentUsage(1), CurrentUsage(2), ["at most 2 streams at once", "there are 2"]),
+        ({"streams": 2}, CurrentUsage(1), CurrentUsage(2), ["at most 2 streams at once", "2 exist"]),
         (
             {"total_rate": 3000.0},
             CurrentUsage(2, 2000.0),
             CurrentUsage(3, 2000.5),
-            ["at most 3000 Mbit/s", "3000.5 was asked"],
+            ["at most 3000 Mbit/s", "3000.5 was requested"],
         ),
         (
             {"bytes_per_day": 2**40},
             CurrentUsage(0, 0.0, 2**40 - 1),
             CurrentUsage(0, 0.0, 2**40),
-            ["1T a day", "1T have gone"],
+            ["1T per day", "1T were carried"],
         ),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_target_is_a_network_and_ports(text: str, inside: list[str], outside: 
         assert not target.has(Address.parse(address)), address
     decision = a_rule(7, targets=(target,)).decide_targets([*inside, outside[0]])
     assert (decision.allowed, decision.code) == (False, "target-refused")
-    assert decision.reason == f"rule 7 `rule-7` allows the targets {target}, and not {outside[0]}"
+    assert decision.reason == f"rule 7 `rule-7` allows the targets {target}, but not {outside[0]}"
     assert a_rule(7, targets=(target,)).decide_targets(inside).allowed
 
 
@@ -366,9 +366,9 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
         (RULE + 'targets = ["lab"]', "rule 1 `a`: targets: 'lab' is no network", []),
         (RULE + 'listen_ports = "pva"', "rule 1 `a`: listen_ports: 'pva' is no list of ports", ["unlimited"]),
         (RULE.replace("PROD", "prod"), "rule 1 `a`: roles: 'prod' is not allowed; allowed are PROD, CONS", []),
-        (RULE.replace("*@lab.example", "lab*"), "rule 1 `a`: identities: 'lab*' has a star", ["*@example.org"]),
+        (RULE.replace("*@lab.example", "lab*"), "rule 1 `a`: identities: 'lab*': a star can only", ["*@example.org"]),
         (RULE.replace('["*@lab.example"]', "[]"), "rule 1 `a`: identities: name at least one", []),
-        (RULE.replace("none", "sha256:abc"), "rule 1 `a`: issuer: 'sha256:abc' is no fingerprint", ["64"]),
+        (RULE.replace("none", "sha256:abc"), "rule 1 `a`: issuer: 'sha256:abc' is not a fingerprint", ["64"]),
         (RULE.replace("none", "nowhere.pem"), "rule 1 `a`: issuer: ", ["nowhere.pem is not there"]),
         (RULE.replace("none", "policy.toml"), "rule 1 `a`: issuer: ", ["holds no certificates"]),
         (
@@ -376,7 +376,7 @@ def test_an_empty_file_allows_nothing(tmp_path: Path) -> None:
             "rule 2 `a`: name: already the name of rule 1: choose another one",
             [],
         ),
-        (RULE + RULE.replace('"a"', '"b"'), "rule 2 `b`: identities: rule 1 `a` speaks of '*@lab.example' already", []),
+        (RULE + RULE.replace('"a"', '"b"'), "rule 2 `b`: identities: rule 1 `a` already covers '*@lab.example'", []),
         (RULE.replace('"a"', '" "'), "rule 1 ` `: name: ' ' is not a valid name", []),
         ('[[administrators]]\nissuer = "none"\nidentities = ["ada"]', "administrators 1: identities: 'ada'", []),
         (

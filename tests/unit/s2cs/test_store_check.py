@@ -125,7 +125,7 @@ def test_an_empty_store_is_sound(file: Path) -> None:
 
 def test_a_file_that_the_s2cs_has_only_just_made_is_sound(file: Path) -> None:
     file.touch()
-    assert f"schema version 0, brought to {SCHEMA_VERSION} when its S2CS starts" in check(file, 0)
+    assert f"schema version 0, upgraded to {SCHEMA_VERSION} when its S2CS starts" in check(file, 0)
 
 
 def test_a_store_is_looked_at_while_its_s2cs_runs_and_writes(file: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_record_that_no_s2cs_would_write_is_named(file: Path) -> None:
     filled(file, strange, empty, half, record(4))
     said = check(file, 1)
     assert f"{uid_of(1)} (PROD): its state 'Idle' is not a state of a stream" in said
-    assert f"{uid_of(2)} (PROD): it is Streaming, and its record does not say what was asked for" in said
+    assert f"{uid_of(2)} (PROD): it is Streaming, but its record has no request" in said
     assert f"{uid_of(3)} (PROD): it is Streaming with 0 listeners for 1 channels" in said
     assert said.count("PROBLEM") == 3
 

@@ -36,7 +36,8 @@ def test_a_second_process_is_refused_with_the_file_and_the_holder_until_that_one
         assert holder.stdout.readline() == "has it\n"
         with pytest.raises(StoreError) as refused:
             StoreLock(store)
-        assert f"the store {store} is in use by another S2CS, process {holder.pid}: stop that S2CS" in str(refused.value)
+        expected = f"the store {store} is in use by another S2CS, process {holder.pid}: stop that S2CS"
+        assert expected in str(refused.value)
         holder.send_signal(signal.SIGKILL)
         holder.wait(30)
     StoreLock(store).release()
