@@ -1,4 +1,4 @@
-"""One gateway of an S2CS's pool: its lasting link, what room it has, and what it last said of its streams."""
+"""One gateway of the pool: its link, its capacity, and its last report about its streams."""
 
 from __future__ import annotations
 
@@ -30,45 +30,54 @@ from scistream.protocol.messages import (
 from scistream.s2cs.in_use import GatewayUse, Taken
 
 PAGE = 20
-"""Streams that a gateway is asked for at a time."""
+"""Streams on one page of a gateway's Status."""
 MOST_STREAMS = 65535
-"""A stream has a port of its own at least, so no gateway has more."""
+"""Streams that a gateway can have: each needs at least one port of its own."""
 MOST_RELEASES = 1000
-"""Streams that live here no more, and that a gateway is asked to release at the same time."""
+"""Streams without a live record that a gateway is asked to release at the same time."""
 MOST_NAMED = 20
-"""Streams without a record that one line of the log names."""
-MOST_ASKED = 32
-"""Users who wait for fresh figures of a gateway at the same time: whoever asks often shall not keep it busy."""
+"""Streams without a record that one log line names."""
+MOST_FIGURES_REQUESTS = 32
+"""Requests for fresh figures that a gateway has to answer at the same time, so that users cannot keep it busy."""
 
 
 class GatewayListener(Protocol):
-    """Who hears what a gateway says."""
+    """The server that receives the reports of a gateway."""
 
     def figures_heard(
         self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]
     ) -> dict[StreamKey, list[ChannelFigures]]:
-        """What streams have carried there since they were reserved; gives what of it can be."""
+        """Take what streams have carried on a gateway since they were reserved. Return the plausible figures."""
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
-        """Why connections of streams were reset there."""
+        """Take the reasons for which connections of streams were reset on a gateway."""
 
     def gateway_settled(self) -> None:
-        """A gateway has said what it holds, or cannot be reached."""
+        """Note that a gateway has reported its streams and capacity, or cannot be reached."""
 
     def held_by(self, gateway: str) -> Collection[StreamKey]:
-        """The streams that this gateway must know of."""
+        """Return the streams that a gateway must know."""
 
     def channels_held_by(self, gateway: str, key: StreamKey) -> Collection[int]:
-        """The channels that this gateway has of one of them; none of any other stream."""
+        """Return the channels of a stream that a gateway must have; empty for a stream that it need not know."""
 
     def gateway_knows(
         self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
-        """What the gateway says of all its streams; `expected` is what `held_by` gave when it was asked."""
+        """Compare all streams of a gateway with the records.
+
+        :param expected: the result of `held_by` when the gateway was asked.
+        :param known: the streams that the gateway has reported.
+        """
 
 
 class GatewayLink:
-    """One S2DS of the pool: its link, what room it has, and what it said of its streams last."""
+    """One S2DS of the pool: its link, its capacity, and its last report about its streams.
+
+    :param server: receives the reports.
+    :param name: the name of the gateway in the configuration.
+    :param link: dials the gateway.
+    """
 
     log = Logger()
 
@@ -80,60 +89,65 @@ class GatewayLink:
         self.dialer.on_down = self._down
         self.dialer.on_poll = self._compare
         self.settled = False
-        """Whether it is known if there is a gateway and what room it has; not while that is being found out."""
+        """Whether the S2CS knows the capacity of the gateway, or that it cannot be reached."""
         self.room: GatewayCapacity | None = None
-        """None as long as that is not known, and while the gateway is silent."""
+        """The capacity of the gateway; None while it is not known, and while the gateway is silent."""
         self._networks: tuple[Network, ...] | None = None
-        """Where ProdApp's listeners may be for this gateway; None if it has not said."""
+        """The networks in which the gateway connects to ProdApp; None if it has not reported any."""
         self._is_silent = False
         self._dialled_since: float = link.clock.seconds()
         self._was_heard = False
         self._silent_since: float | None = self._dialled_since
-        """Since when there has been no link to it, or no answer; None while it answers."""
-        self._is_asked = False
-        """For all its streams, page by page: once at a time."""
+        """When the gateway was last heard, if it does not answer; None while it answers."""
+        self._is_paging = False
+        """Whether pages of Status are being requested: once at a time."""
         self._releasing: set[StreamKey] = set()
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
         self.broken: dict[StreamKey, list[BrokenChannel]] = {}
-        self._asked = 0
+        self._figures_requests = 0
         self.strangers: dict[StreamKey, Taken] = {}
         """Streams on the gateway of which the S2CS has no record."""
         self.strangers_use = GatewayUse()
-        """What these streams hold there."""
+        """What these streams use on the gateway."""
         self.is_compared = False
-        """Whether it has once been looked at whole since this process was started."""
+        """Whether all its streams have been compared with the records since this process started."""
 
     @property
     def silent_seconds(self) -> float | None:
-        """For how long the gateway has not been heard; None while it answers."""
+        """For how many seconds the gateway has not answered; None while it answers."""
         return None if self._silent_since is None else max(0.0, self.dialer.clock.seconds() - self._silent_since)
 
     @property
     def answers(self) -> bool:
-        """Whether there is a link to it, on which it has answered what it was asked last."""
+        """Whether the gateway is connected and has answered the last request."""
         return self.dialer.link is not None and self._silent_since is None and self.room is not None
 
     @property
     def keeps_credentials(self) -> bool:
-        """Whether it takes targets without credentials; an older one has no `chosen_ports` and refuses them."""
+        """Whether the gateway accepts targets without credentials; older versions, without `chosen_ports`, do not."""
         return self.room is not None and self.room.chosen_ports is not None
 
     def fetch_figures(self, uid: str | None) -> Deferred[None]:
-        """Ask for the figures of a stream, or of all; fires when they are here or too long in coming, and at once if
-        too many have been asked for: what is known must do then."""
-        if self.dialer.link is None or self._asked >= MOST_ASKED:
+        """Ask the gateway for fresh figures.
+
+        The result fires when they have arrived or the gateway is too slow, and at once if the gateway is not connected
+        or too many requests wait: then the last figures must do.
+
+        :param uid: a stream; None for all streams.
+        """
+        if self.dialer.link is None or self._figures_requests >= MOST_FIGURES_REQUESTS:
             return succeed(None)
-        self._asked += 1
-        asked = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), timing.GATEWAY_FIGURES)
+        self._figures_requests += 1
+        answered = self.dialer.ask(Status(uid=uid, role=None, seq=UNSENT), timing.GATEWAY_FIGURES)
         return (
-            asked.addBoth(self._no_longer_asked)
+            answered.addBoth(self._figures_request_done)
             .addCallbacks(self._note_figures, self._no_figures)
             .addErrback(self._failed)
         )
 
     def check_targets(self, targets: Iterable[str]) -> None:
-        """Whether this gateway connects to these, as far as it has said where ProdApp's listeners may be.
+        """Check that the gateway connects to these targets, if it has reported its networks.
 
         :param targets: numeric addresses.
         :raises StreamError: `target-refused`.
@@ -147,41 +161,46 @@ class GatewayLink:
                 raise StreamError(
                     "target-refused",
                     f"{text} is outside the networks that gateway {self.name} connects to ({where}): listen on an "
-                    "address inside them, or have the operator add its network to `app_networks`",
+                    "address inside them, or ask the operator to add its network to `app_networks`",
                 )
 
     def release(self, key: StreamKey, store: str | None) -> None:
-        """Release what the gateway holds of a stream that lives here no more. One that waits for its answer already is
-        not asked for again, and when there are very many the rest has its turn at a later comparison."""
+        """Ask the gateway to release a stream that has no live record here.
+
+        Do nothing if the gateway is already asked to release it, or has too many streams to release: the next
+        comparison tries again.
+
+        :param store: the name of the store under which the gateway has reserved.
+        """
         if key in self._releasing or len(self._releasing) >= MOST_RELEASES:
             return
         self._releasing.add(key)
         uid, role = key
-        asked = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT, store=store), None)
-        asked.addErrback(_no_answer).addBoth(lambda _: self._releasing.discard(key))
+        answered = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT, store=store), None)
+        answered.addErrback(_no_answer).addBoth(lambda _: self._releasing.discard(key))
 
     def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
-        """Remember the streams here of which the S2CS has no record, and say so once of each."""
-        news = [key for key in strangers if key not in self.strangers]
+        """Note the streams on the gateway of which the S2CS has no record. Log each of them once."""
+        new = [key for key in strangers if key not in self.strangers]
         for key in self.strangers.keys() - strangers.keys():
             self.strangers_use.drop(key)
         for key, taken in strangers.items():
             self.strangers_use.put(key, taken)
         self.strangers = strangers
-        if news:
-            named = ", ".join(f"{uid} ({role})" for uid, role in news[:MOST_NAMED])
+        if new:
+            named = ", ".join(f"{uid} ({role})" for uid, role in new[:MOST_NAMED])
             self.log.warn(
-                "gateway {gateway} holds {count} streams that this S2CS has no record of, and leaves them alone: "
-                "{named}{rest}. Either another S2CS uses this gateway, or `state` names another or an older store than "
-                "the one under which they were reserved. `twistd s2cs --release-unknown` releases them",
+                "gateway {gateway} has {count} streams of which this S2CS has no record; they are left alone: "
+                "{named}{rest}. Either another S2CS uses this gateway, or `state` names another store than the one "
+                "under which they were reserved, or an older copy of it. `twistd s2cs --release-unknown` releases them",
                 gateway=self.name,
-                count=len(news),
+                count=len(new),
                 named=named,
-                rest=" and others" if len(news) > MOST_NAMED else "",
+                rest=" and others" if len(new) > MOST_NAMED else "",
             )
 
     def _up(self) -> None:
-        self.log.info("gateway {gateway} is there", gateway=self.name)
+        self.log.info("gateway {gateway} is connected", gateway=self.name)
         self.settled = self.room is not None
         self._compare()
 
@@ -193,7 +212,7 @@ class GatewayLink:
             self._settle()
 
     def _has_had_time(self) -> bool:
-        """Whether a gateway that was started together with this S2CS would be there by now."""
+        """Return True if a gateway that was started together with this S2CS would be connected by now."""
         return self.dialer.clock.seconds() - self._dialled_since >= timing.EARLY_REQUEST
 
     def _answered(self) -> None:
@@ -208,35 +227,35 @@ class GatewayLink:
         self._server.gateway_settled()
 
     def _compare(self) -> None:
-        """Ask for all streams, page by page."""
-        if not self._is_asked:
+        """Ask the gateway for all its streams, page by page, and compare them with the records."""
+        if not self._is_paging:
             self._next_page(set(self._server.held_by(self.name)), {}, "")
 
     def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
-        self._is_asked = True
+        self._is_paging = True
         command = Status(uid=None, role=None, seq=UNSENT, after=after or None, limit=PAGE)
-        asked = self.dialer.ask(command, timing.GATEWAY_STATUS)
-        asked.addCallbacks(self._page, self._no_page, (expected, known, after))
+        answered = self.dialer.ask(command, timing.GATEWAY_STATUS)
+        answered.addCallbacks(self._page, self._no_page, (expected, known, after))
 
     def _no_page(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
-        self._is_asked = False
+        self._is_paging = False
         error = failure.value
         is_late = isinstance(error, StreamError) and error.code == "timeout"
         if is_late:
             self._has_been_silent(timing.GATEWAY_STATUS)
         if is_late and self.dialer.link is not None and not self._is_silent:
-            self.log.warn("gateway {gateway} gets no new stream until it answers", gateway=self.name)
+            self.log.warn("gateway {gateway} does not answer: it gets no new streams until it does", gateway=self.name)
             self._is_silent, self.room = True, None
         self._settle()
 
     def _page(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
         self._answered()
-        self._is_asked = False
+        self._is_paging = False
         for status in answer.streams or []:
             known[status.uid, status.role] = status
-        if not _can_be(answer, known, after):
-            self.log.error("gateway {gateway} gives pages of streams that cannot be: ignored", gateway=self.name)
+        if not _is_valid_page(answer, known, after):
+            self.log.error("gateway {gateway} sent an invalid page of streams, which is ignored", gateway=self.name)
             self.room = None
             self._settle()
         elif answer.more is not None:
@@ -245,7 +264,7 @@ class GatewayLink:
             try:
                 self._hear_all(answer, expected, known)
             except Exception:
-                self.log.failure("What gateway {gateway} says could not be taken in", gateway=self.name)
+                self.log.failure("cannot process the report of gateway {gateway}", gateway=self.name)
             self._settle()
 
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
@@ -261,10 +280,10 @@ class GatewayLink:
         self.is_compared = True
 
     def _failed(self, failure: Failure) -> None:
-        self.log.failure("What gateway {gateway} says could not be taken in", failure=failure, gateway=self.name)
+        self.log.failure("cannot process the report of gateway {gateway}", failure=failure, gateway=self.name)
 
-    def _no_longer_asked(self, outcome: Resp | Failure) -> Resp | Failure:
-        self._asked -= 1
+    def _figures_request_done(self, outcome: Resp | Failure) -> Resp | Failure:
+        self._figures_requests -= 1
         return outcome
 
     def _no_figures(self, failure: Failure) -> None:
@@ -277,26 +296,26 @@ class GatewayLink:
         self._hear(answer.boot or "", answer.streams or [])
 
     def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
-        """Note what streams have carried; a gateway has no say in any that is not on it."""
-        heard, resets = {}, {}
+        """Take the figures of streams. Those of channels that this gateway does not have are ignored."""
+        figures, resets = {}, {}
         for status in streams:
             key = (status.uid, status.role)
             channels = self._server.channels_held_by(self.name, key)
             if channels:
-                told = {one.channel: one for one in status.figures if one.channel in channels}
-                heard[key] = list(told.values())
+                by_channel = {one.channel: one for one in status.figures if one.channel in channels}
+                figures[key] = list(by_channel.values())
                 self.broken[key] = [one for one in status.broken if one.channel in channels]
                 resets[key] = [one for one in status.resets if one.channel in channels]
                 if status.probe is not None:
                     self.probes[key] = status.probe
-        self.figures.update(self._server.figures_heard(self.name, boot, heard))
+        self.figures.update(self._server.figures_heard(self.name, boot, figures))
         self._server.resets_heard(self.name, resets)
 
 
-def _can_be(page: Resp, known: Collection[StreamKey], after: str) -> bool:
-    """Whether pages that go on like this have an end; what a gateway says takes no memory without end."""
-    goes_on = page.more is None or (page.more > after and len(page.more) <= MAX_PAGE_KEY)
-    return goes_on and len(page.streams or []) <= PAGE and len(known) <= MOST_STREAMS
+def _is_valid_page(page: Resp, known: Collection[StreamKey], after: str) -> bool:
+    """Return True if a page is within limits and its key advances, so that paging ends and its memory is bounded."""
+    advances = page.more is None or (page.more > after and len(page.more) <= MAX_PAGE_KEY)
+    return advances and len(page.streams or []) <= PAGE and len(known) <= MOST_STREAMS
 
 
 def _no_answer(failure: Failure) -> None:

@@ -116,7 +116,7 @@ def restart(daemon: Daemon, facility: Facility) -> None:
     daemon.wait_until_ready()
     links = 1 if daemon is not facility.server else len(facility.gateways)
     until(
-        lambda: facility.server.words()[mark:].count(" is there") >= links,
+        lambda: facility.server.words()[mark:].count(" is connected") >= links,
         lambda: f"{facility.server.name} and its gateways have not met:\n{facility.server.words()[mark:]}",
     )
 

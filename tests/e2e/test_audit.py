@@ -416,7 +416,7 @@ def test_while_the_trail_cannot_be_written_no_new_stream_is_taken_and_the_others
             for _ in range(2):
                 refused = world.s2uc("request", *between, check=False)
                 assert refused.returncode == 1
-                assert "the audit trail of this S2CS cannot be written, so it takes no new stream" in refused.stderr
+                assert "this S2CS cannot write its audit trail, so it accepts no new streams" in refused.stderr
                 assert_same(before, world.footprint)
             assert world.lab.server.words().count(f"AUDIT: {trail} cannot be written") == 1
             exchange(stream, detector)
@@ -429,7 +429,7 @@ def test_while_the_trail_cannot_be_written_no_new_stream_is_taken_and_the_others
             (end,) = [event for event in events if kinds([event]) == ["end"] and event.uid == stream.uid]
             assert end.bytes_to_consumer == len(OUT)
             assert [event.cmd for event in events if kinds([event]) == ["refused"]].count("REQ") == 2
-            assert "is written again; lines lost: 0" in world.lab.server.words()
+            assert "can be written again; lines lost: 0" in world.lab.server.words()
         disk.clear()
 
 

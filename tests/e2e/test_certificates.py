@@ -183,7 +183,7 @@ def test_a_revoked_controller_is_refused_at_its_gateway_and_its_successor_obeyed
             asked.exchange.wait_for_more()
         start = len(server.words())
         reload(server)
-        said(server, "is there", start)
+        said(server, "is connected", start)
         with to(gateway, world.lab, kept) as link:
             assert link.hear() is None
         with to(gateway, world.lab, controller_of(world.lab)) as link:
@@ -208,7 +208,7 @@ def test_a_revoked_gateway_gets_no_stream_from_its_s2cs_until_it_has_a_new_certi
             asked.exchange.wait_for_more()
         start = len(server.words())
         reload(gateway)
-        said(server, "is there", start)
+        said(server, "is connected", start)
         request = a_request()
         with to(server, world.lab, ada(world)) as link:
             assert link.ask("REQ", **request)["state"] == "Listening"
@@ -518,7 +518,7 @@ def test_a_gateway_enrols_by_request_sign_and_install_and_is_reached(world: Worl
     server.start()
     server.wait_until_ready()
     world.centre.wait_for_links()
-    said(server, "is there", start)
+    said(server, "is connected", start)
     with to(gateway, world.centre, controller_of(world.centre)) as link:
         assert serial_shown(link) == x509.load_pem_x509_certificate(fresh[0]).serial_number
     with world.request():

@@ -355,7 +355,7 @@ def test_a_gateway_with_streams_stays_and_one_without_goes_and_comes_again(fresh
     server.file.write_text(whole)
     start = len(server.words())
     reload(server)
-    until(lambda: f"gateway {second.name} is there" in said_since(server, start), server.words)
+    until(lambda: f"gateway {second.name} is connected" in said_since(server, start), server.words)
     with flowing(world, 2) as stream:
         assert len(second.ports_in_use()) > 0
         stream.exchange.wait_for_more()

@@ -201,7 +201,7 @@ def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable
     assert here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).state == "Listening"
     here.lab.world.network.run(61.0)
     assert here.outcome(a_req(UIDS[3], PROD, rate=1.0)).state == "Listening"
-    assert set(here.lab.control.authorizer._asked) == {owner_of(ADA)}, "minutes that have passed are forgotten"
+    assert set(here.lab.control.authorizer._request_counts) == {owner_of(ADA)}, "minutes that have passed are forgotten"
 
 
 @settings(max_examples=15)

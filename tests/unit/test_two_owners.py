@@ -77,9 +77,9 @@ def test_a_second_s2cs_leaves_the_streams_of_the_first_one_alone_and_says_so_onc
     world.network.run(100.0)
     assert world.both_are("streaming")
     (line,) = [line for line in warned if NOBODYS in line]
-    assert f"gateway dtn holds 1 streams that this S2CS has no record of, and leaves them alone: {stream.uid}" in line
+    assert f"gateway dtn has 1 streams of which this S2CS has no record; they are left alone: {stream.uid}" in line
     (told,) = status_of(world, SECOND_PORT).warnings or []
-    assert "the gateway dtn holds 1 streams that this S2CS has no record of" in told
+    assert "gateway dtn has 1 streams of which this S2CS has no record" in told
     assert stream.uid not in told
     assert status_of(world, PROD_PORT).warnings is None
 

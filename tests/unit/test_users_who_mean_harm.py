@@ -17,7 +17,7 @@ from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Rel, Req, Resp, Role, Status
-from scistream.s2cs.gateway import MOST_ASKED
+from scistream.s2cs.gateway import MOST_FIGURES_REQUESTS
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
 from scistream.s2cs.store.database import MOST_RELEASED
@@ -108,7 +108,7 @@ def test_many_who_ask_for_figures_do_not_keep_a_gateway_busy_and_all_are_answere
         if is_silent:
             world.network.mute(PROD_PORT + 1)
         asked: list[Deferred[Resp]] = [
-            link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0) for _ in range(5 * MOST_ASKED)
+            link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0) for _ in range(5 * MOST_FIGURES_REQUESTS)
         ]
         most = 0
 
@@ -118,18 +118,18 @@ def test_many_who_ask_for_figures_do_not_keep_a_gateway_busy_and_all_are_answere
             return all(one.called for one in asked)
 
         world.network.until(are_answered, within=5.0)
-        assert MOST_ASKED <= most <= MOST_ASKED + 1, "one may be the S2CS's own"
+        assert MOST_FIGURES_REQUESTS <= most <= MOST_FIGURES_REQUESTS + 1, "one may be the S2CS's own"
         assert {world.result(one).state for one in asked} == {"Streaming"}
     world.network.unmute(PROD_PORT + 1)
     world.network.run(30.0)
     assert len(gateway.dialer.outbox) == 0
-    assert gateway._asked == 0
+    assert gateway._figures_requests == 0
 
 
 def test_a_question_that_fails_makes_room_for_the_next(world: World, link: Dialer) -> None:
     gateway = next(iter(world.prod.control.gateways.values()))
     stream = world.stream()
-    for _ in range(2 * MOST_ASKED):
+    for _ in range(2 * MOST_FIGURES_REQUESTS):
         world.network.mute(PROD_PORT + 1)
         answered = link.ask(Status(uid=stream.uid, role=PROD, seq=UNSENT), 30.0)
         world.network.run(0.01)
@@ -138,7 +138,7 @@ def test_a_question_that_fails_makes_room_for_the_next(world: World, link: Diale
         assert world.result(answered).state == "Streaming"
     with pytest.raises(StreamError):
         world.result(link.ask(Status(uid=str(uuid4()), role=PROD, seq=UNSENT), 30.0))
-    assert gateway._asked == 0
+    assert gateway._figures_requests == 0
 
 
 # -- many streams

@@ -1,1 +1,1 @@
-"""The audit trail: events, where they are written, and when."""
+"""The audit trail: its events, when they are written, and where."""

@@ -1,7 +1,7 @@
-"""The schema of the audit trail: one Struct for each kind of line. docs/audit.rst explains every field, and a test
-holds the two together. Nothing secret is a field: no key, no join string, no certificate.
+"""The schema of the audit trail: one Struct for each kind of line.
 
-A change that readers must know of raises `SCHEMA`.
+docs/audit.rst explains every field, and a test compares the two. No field is secret: there are no keys, join strings or
+certificates in the trail. Increment `SCHEMA` with every change that programs reading the trail must know of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMA: Final = 1
 
 
 class _Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
-    """What all lines say: when (RFC 3339, UTC), in which form, and which S2CS wrote it, by its `listen`."""
+    """The fields of all lines: the time (RFC 3339, UTC), the schema, and the `listen` of the S2CS that wrote it."""
 
     time: str
     schema: Literal[1]
@@ -26,7 +26,7 @@ class _Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
 
 class _StreamEvent(_Event, frozen=True, kw_only=True):
-    """Which stream, which side of it this facility has, and who owns it, by whose word."""
+    """The fields of all lines about a stream: its uid, the side at this facility, and its owner with the issuer."""
 
     uid: str
     role: Role
@@ -35,7 +35,7 @@ class _StreamEvent(_Event, frozen=True, kw_only=True):
 
 
 class ServerStartEvent(_Event, frozen=True, kw_only=True, tag="server-start"):
-    """The S2CS serves from now on."""
+    """The S2CS has started."""
 
     version: str
     gateways: list[str]
@@ -44,13 +44,13 @@ class ServerStartEvent(_Event, frozen=True, kw_only=True, tag="server-start"):
 
 
 class ServerStopEvent(_Event, frozen=True, kw_only=True, tag="server-stop"):
-    """The S2CS ends in order; its streams go on."""
+    """The S2CS has stopped cleanly; its streams go on."""
 
     streams: int
 
 
 class LinkRefusedEvent(_Event, frozen=True, kw_only=True, tag="link-refused"):
-    """A link was refused by the listener, before or without a message of the protocol."""
+    """The listener has refused a link before any message of the protocol."""
 
     address: str
     reason: str
@@ -58,7 +58,7 @@ class LinkRefusedEvent(_Event, frozen=True, kw_only=True, tag="link-refused"):
 
 
 class RequestEvent(_StreamEvent, frozen=True, kw_only=True, tag="request"):
-    """A new stream is asked for. What became of it is in the lines after this one."""
+    """A user has requested a new stream. Later lines say what became of it."""
 
     address: str
     num_conn: int
@@ -85,7 +85,7 @@ class RefusedEvent(_Event, frozen=True, kw_only=True, tag="refused"):
 
 
 class BadLineEvent(_Event, frozen=True, kw_only=True, tag="bad-line"):
-    """What was said is no message of the protocol, or none that is for that link."""
+    """A link has sent a line that is not a message of the protocol, or not one that is allowed on this link."""
 
     address: str
     identity: str | None
@@ -97,7 +97,7 @@ class BadLineEvent(_Event, frozen=True, kw_only=True, tag="bad-line"):
 
 
 class HelloEvent(_StreamEvent, frozen=True, kw_only=True, tag="hello"):
-    """An application has proven itself, on a new link or with other listeners than before."""
+    """An application has said Hello with the right key, on a new link or with other listeners than before."""
 
     address: str
     listeners: list[str]
@@ -105,7 +105,7 @@ class HelloEvent(_StreamEvent, frozen=True, kw_only=True, tag="hello"):
 
 
 class StartEvent(_StreamEvent, frozen=True, kw_only=True, tag="start"):
-    """The stream's first targets are in force: bytes can flow from now on."""
+    """The first targets of the stream are in force, so bytes can flow."""
 
     generation: int
     gateways: list[str]
@@ -113,7 +113,7 @@ class StartEvent(_StreamEvent, frozen=True, kw_only=True, tag="start"):
 
 
 class TargetsEvent(_StreamEvent, frozen=True, kw_only=True, tag="targets"):
-    """Later targets are in force in place of the earlier ones."""
+    """New targets of the stream have replaced the earlier ones."""
 
     generation: int
     gateways: list[str]
@@ -132,7 +132,7 @@ class ResetsEvent(_StreamEvent, frozen=True, kw_only=True, tag="resets"):
 
 
 class ImplausibleFiguresEvent(_StreamEvent, frozen=True, kw_only=True, tag="implausible-figures"):
-    """A gateway has told figures of the stream that its rate does not allow; they are not counted."""
+    """A gateway has reported figures that the rate of the stream does not allow; they are not counted."""
 
     gateway: str
     bytes_to_consumer: int
@@ -142,7 +142,7 @@ class ImplausibleFiguresEvent(_StreamEvent, frozen=True, kw_only=True, tag="impl
 
 
 class ReleaseEvent(_StreamEvent, frozen=True, kw_only=True, tag="release"):
-    """Somebody who may has asked for the stream's end."""
+    """The owner or an administrator has released the stream."""
 
     address: str
     by: str | None
@@ -150,7 +150,7 @@ class ReleaseEvent(_StreamEvent, frozen=True, kw_only=True, tag="release"):
 
 
 class EndEvent(_StreamEvent, frozen=True, kw_only=True, tag="end"):
-    """Nothing of the stream is left at this facility."""
+    """The stream has ended, and nothing of it is left at this facility."""
 
     label: str | None
     num_conn: int
@@ -167,7 +167,7 @@ class EndEvent(_StreamEvent, frozen=True, kw_only=True, tag="end"):
 
 
 class LinesLostEvent(_Event, frozen=True, kw_only=True, tag="lines-lost"):
-    """The trail could not be written for so long that lines were dropped."""
+    """Lines were dropped because the trail could not be written for too long."""
 
     count: int
 
@@ -180,7 +180,7 @@ KINDS: tuple[type[Any], ...] = Event.__args__
 
 
 def line_of(event: Event) -> str:
-    """An event as JSON, on one line and in ASCII alone, whatever text of others is in it."""
+    """Return an event as one line of JSON in ASCII. Text from users is escaped."""
     return json.dumps(msgspec.to_builtins(event), ensure_ascii=True, separators=(",", ":"))
 
 
@@ -188,9 +188,9 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Event)
 
 
 def read_line(line: str | bytes) -> Event:
-    """The event of a line.
+    """Return the event of a line.
 
-    :raises msgspec.ValidationError: if the line is not as the schema says.
+    :raises msgspec.ValidationError: if the line does not match the schema.
     """
     event: Event = _decoder.decode(line)
     return event

@@ -1,4 +1,4 @@
-"""Where the lines of the audit trail go: a file of their own, or the journal of systemd."""
+"""The destinations of the audit trail: a file, or the journal of systemd."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _NOTICE = 5
 
 
 class Sink(Protocol):
-    """Takes whole lines, in order."""
+    """A destination of lines, which it writes whole and in order."""
 
     @property
     def name(self) -> str:
-        """How messages to people call it."""
+        """The name of the destination in log messages."""
 
     def write(self, line: str) -> None:
-        """Keep a line, given without its end.
+        """Write a line, given without a newline: all of it or nothing.
 
-        :raises OSError: if it cannot be kept; then nothing of it is.
+        :raises OSError: if the line cannot be written.
         """
 
     def reopen(self) -> None:
-        """What it writes to may be another one now.
+        """Open the destination again, because it may have been replaced.
 
-        :raises OSError: if that cannot be opened.
+        :raises OSError: if it cannot be opened.
         """
 
     def close(self) -> None:
-        """No line comes after this."""
+        """Close the destination."""
 
 
 class FileSink:
-    """A file that only grows. Moved away by logrotate it is made anew at the next line, with mode 0600.
+    """A file that is only appended to. If it is moved away, the next line creates a new one with mode 0600.
 
-    :raises ConfigError: if it cannot be opened.
+    :raises ConfigError: if the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class FileSink:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The path of the file."""
         return str(self._path)
 
     def write(self, line: str) -> None:
@@ -66,20 +66,20 @@ class FileSink:
         data = line.encode("ascii") + b"\n"
         before = os.fstat(self._file).st_size
         if before and os.pread(self._file, 1, before - 1) != b"\n":
-            data = b"\n" + data  # whoever wrote last did not come to the end
+            data = b"\n" + data  # the last line is incomplete: its writer was interrupted
         written = os.write(self._file, data)
         if written < len(data):
             os.ftruncate(self._file, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def reopen(self) -> None:
-        """Open what has this name now."""
+        """Open the file that has this path now."""
         opened = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.close()
         self._file = opened
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
@@ -92,7 +92,7 @@ class FileSink:
 
 
 class JournalSink:
-    """The journal of this machine, in its native protocol; `journalctl -t scistream-audit -o cat` shows the lines.
+    """The systemd journal of this machine; `journalctl -t scistream-audit -o cat` shows the lines.
 
     :raises ConfigError: if there is no journal.
     """
@@ -111,18 +111,18 @@ class JournalSink:
 
     @property
     def name(self) -> str:
-        """The journal."""
+        """The name of the journal in log messages."""
         return "the journal"
 
     def write(self, line: str) -> None:
-        """Send an entry; one that is too large for a datagram goes as a sealed file in memory."""
+        """Send a line to the journal: as a datagram, or as a sealed memory file if it is too large for one."""
         entry = f"MESSAGE={line}\nPRIORITY={_NOTICE}\nSYSLOG_IDENTIFIER=scistream-audit\n".encode("ascii")
         try:
             self._send(entry)
         except OSError as problem:
             if problem.errno not in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.ENOENT):
                 raise
-            self.reopen()  # the journal was restarted
+            self.reopen()  # the journal has restarted
             self._send(entry)
 
     def _send(self, entry: bytes) -> None:
@@ -144,28 +144,28 @@ class JournalSink:
             os.close(file)
 
     def reopen(self) -> None:
-        """Find the journal that is there now."""
-        again = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        again.setblocking(False)
+        """Connect to the journal again."""
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        opened.setblocking(False)
         try:
-            again.connect(str(self._address))
+            opened.connect(str(self._address))
         except OSError:
-            again.close()
+            opened.close()
             raise
         self.close()
-        self._socket = again
+        self._socket = opened
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the socket."""
         with suppress(OSError):
             self._socket.close()
 
 
 def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:
-    """Return the file of the audit trail; None if the trail goes to the journal, or is not kept.
+    """Return the file of the audit trail; None if the trail goes to the journal or is not kept.
 
     :param setting: `auto`, `journal`, `none`, or a file.
-    :param store: the file of the store, beside which `auto` lies.
+    :param store: the file of the store; with `auto` the trail is beside it.
     """
     if setting in ("journal", "none"):
         return None
@@ -173,10 +173,10 @@ def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:
 
 
 def open_sink(setting: str, file: Path | None) -> Sink | None:
-    """Open the audit trail that the setting `audit` in s2cs.toml names; None if no trail is kept.
+    """Open the destination that the setting `audit` in s2cs.toml names. Return None if no trail is kept.
 
     :param file: the result of `audit_file` for this setting.
-    :raises ConfigError: if it cannot be opened.
+    :raises ConfigError: if the destination cannot be opened.
     """
     if file is not None:
         return FileSink(file)

@@ -1,9 +1,8 @@
-"""The audit trail of an S2CS: who asked for what, from where, what became of it, and how many bytes it carried.
+"""The audit trail of an S2CS: who requested what, from where, what became of it, and how many bytes it carried.
 
-`AuditTrail` writes the lines that concern the server, `StreamTrail` those of one stream; the server and
-`ServerStream` tell them what happens. A line that cannot be written waits in memory and is written as soon as it can
-be, and no new stream is taken meanwhile: a facility must be able to say who has streamed what. Streams that are there
-go on.
+`AuditTrail` writes the lines about the server, and `StreamTrail` those about one stream. A line that cannot be written
+waits in memory until it can. Meanwhile new streams are refused, because a facility must be able to say who has streamed
+what; existing streams go on.
 """
 
 from __future__ import annotations
@@ -46,27 +45,27 @@ from scistream.s2cs.store.ledger import Implausible, Total
 from scistream.tls.verify import Identity
 
 MAX_WAITING_BYTES = 2**20
-"""Lines that wait in memory; those above it are counted, and dropped."""
+"""Size of the lines that may wait in memory. Further lines are dropped and counted."""
 MOST_IN_WINDOW = 20
-"""Refusals of one kind, by one identity or from one address without one, and Hellos and new targets of one stream, that
-get a line of their own in each window."""
+"""Lines in each window about refusals of one kind for one identity (or one address without an identity), about Hellos
+of one stream, and about new targets of one stream."""
 MOST_OF_IDENTITY = 200
-"""Lines about refusals that each identity gets in each window, whatever their kinds."""
+"""Lines in each window about all refusals of one identity."""
 MOST_OF_STRANGERS = 1000
-"""Lines about refusals that all strangers together get in each window, whatever their addresses."""
+"""Lines in each window about all refusals of clients without an identity."""
 MOST_ADDRESSES = 4096
 MOST_RESETS_IN_WINDOW = 10
-"""Lines about resets that each stream gets in each window."""
+"""Lines in each window about resets of one stream."""
 MOST_RESETS = 256
-"""Reasons of resets of one stream of which it is known what was told."""
+"""Reasons of resets of one stream whose counts are kept."""
 
 
 class AuditTrail:
     """The trail of one S2CS.
 
-    :param sink: where lines go; None keeps no trail.
-    :param server: what the S2CS listens on, for each line.
-    :param wall: seconds since the epoch.
+    :param sink: the destination of lines; None keeps no trail.
+    :param server: the address on which the S2CS listens, which is in each line.
+    :param wall: returns the seconds since the epoch.
     """
 
     log = Logger()
@@ -81,18 +80,18 @@ class AuditTrail:
         self._is_failing = False
         self._refusals: dict[Hashable, _Window] = {}
         self._late: set[StreamTrail] = set()
-        """The streams with lines that wait for the end of a window."""
+        """The streams with events that were left out of the current window."""
 
     # -- the server
 
     def started(self, gateways: list[str], streams: int, insecure: bool) -> None:
-        """The S2CS serves from now on."""
+        """Record that the S2CS has started."""
         if self._sink is None:
-            self.log.warn("audit is 'none': nobody will be able to say who has streamed what")
+            self.log.warn("audit is 'none': there will be no record of who has streamed what")
         self._emit(ServerStartEvent, version=__version__, gateways=gateways, streams=streams, insecure=insecure)
 
     def stopped(self, streams: int) -> None:
-        """The S2CS ends."""
+        """Record that the S2CS stops, and close the trail."""
         self._end_windows(all_of_them=True)
         for stream in list(self._late):
             stream.end_windows(all_of_them=True)
@@ -112,8 +111,9 @@ class AuditTrail:
     def answered(
         self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
     ) -> None:
-        """A command is answered: called where each answer leaves, so that no line about one is written elsewhere.
+        """Record the answer to a command, if it is a refusal or answers a Hello.
 
+        :param cmd: the name of the command.
         :param stream: the trail of the stream that the command was for, if it reached one.
         """
         if isinstance(answer, Error):
@@ -122,7 +122,7 @@ class AuditTrail:
             stream.greeted(link)
 
     def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
-        """A command was refused."""
+        """Record that a command was refused."""
         address, host = _address(link)
         identity, issuer = _peer(link)
         self._emit_refusal(
@@ -140,7 +140,10 @@ class AuditTrail:
         )
 
     def bad_line(self, link: Link, uid: str | None, reason: str, closed: bool) -> None:
-        """What was said is no message, or none for that link, which is `closed` for it or stays."""
+        """Record a line that is not a message, or not one that is allowed on its link.
+
+        :param closed: whether the link was closed because of it.
+        """
         address, host = _address(link)
         identity, issuer = _peer(link)
         self._emit_refusal(
@@ -156,9 +159,9 @@ class AuditTrail:
         )
 
     def request(self, link: Link, request: Req, owner: str) -> None:
-        """A new stream is asked for.
+        """Record a request for a new stream.
 
-        :raises StreamError: `no-capacity` if that cannot be written down: the stream must not be taken then.
+        :raises StreamError: `no-capacity` if the trail cannot be written; the stream must then be refused.
         """
         identity, issuer = split_owner(owner)
         self._emit(
@@ -177,35 +180,38 @@ class AuditTrail:
             label=request.label,
         )
         if self._is_failing:
-            why = "the audit trail of this S2CS cannot be written, so it takes no new stream: tell its operator"
+            why = "this S2CS cannot write its audit trail, so it accepts no new streams: tell its operator"
             raise StreamError("no-capacity", why)
 
-    # -- of streams
+    # -- streams
 
     def of_stream(self, kind: type[Any], record: Record, **fields: Any) -> None:
-        """Something has happened to a stream."""
+        """Record an event of a stream."""
         identity, issuer = split_owner(record.owner)
         self._emit(kind, uid=record.uid, role=record.role, identity=identity, issuer=issuer, **fields)
 
     # -- writing
 
     def flush(self) -> None:
-        """Write what waits, and what was left out of the last window. To be called now and then."""
+        """Write the lines that wait, and the events that were left out of windows that are over.
+
+        To be called from time to time.
+        """
         self._end_windows()
         for stream in list(self._late):
             stream.end_windows()
         self._write_waiting()
 
     def note_late(self, stream: StreamTrail) -> None:
-        """A stream has lines that wait for the end of a window."""
+        """Note that a stream has events that were left out of the current window."""
         self._late.add(stream)
 
     def forget_late(self, stream: StreamTrail) -> None:
-        """Note that a stream has no uncounted lines any more."""
+        """Note that a stream has no such events any more."""
         self._late.discard(stream)
 
     def reopen(self) -> None:
-        """The file may have been moved away: at SIGHUP."""
+        """Open the destination again, because it may have been replaced. Called at SIGHUP."""
         if self._sink is None:
             return
         try:
@@ -220,10 +226,10 @@ class AuditTrail:
             self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
 
     def _emit_refusal(self, who: Identity | None, key: Hashable, kind: type[Any], **fields: Any) -> None:
-        """Whoever knocks again and again must not fill the disk: what is above the measure is only counted.
+        """Write a line about a refusal, or only count it if there were too many, so that refusals cannot fill the disk.
 
-        :param who: whose refusals are bounded together; all without an identity are.
-        :param key: the kind, and who or from where.
+        :param who: the identity whose refusals share a limit; None for all clients without one.
+        :param key: the kind of refusal together with its identity or address.
         """
         if self._sink is None:
             return
@@ -237,7 +243,7 @@ class AuditTrail:
         if window.is_full:
             window.leave_out(event)
             return
-        for each in {group, window}:  # one and the same for newcomers, once there are too many
+        for each in {group, window}:  # they are the same object if there are too many windows
             each.written += 1
         self._write(event)
 
@@ -247,7 +253,7 @@ class AuditTrail:
         return self._refusals.setdefault(key, _Window(self.wall(), most))
 
     def _end_windows(self, *, all_of_them: bool = False) -> None:
-        """They are in the order of their beginning. A clock that was set back ends them, too."""
+        """Write the last event that was left out of each window that is over. The dictionary has the oldest first."""
         now = self.wall()
         while self._refusals:
             key, window = next(iter(self._refusals.items()))
@@ -283,7 +289,7 @@ class AuditTrail:
             self._failed(problem)
             return
         if self._is_failing:
-            self.log.info("AUDIT: {sink} is written again; lines lost: {lost}", sink=sink.name, lost=self._lost)
+            self.log.info("AUDIT: {sink} can be written again; lines lost: {lost}", sink=sink.name, lost=self._lost)
         self._is_failing, self._lost = False, 0
 
     def _failed(self, problem: OSError) -> None:
@@ -291,14 +297,14 @@ class AuditTrail:
             self._is_failing = True
             assert self._sink is not None
             self.log.error(
-                "AUDIT: {sink} cannot be written: {reason}. No new stream is taken until it can: make room",
+                "AUDIT: {sink} cannot be written: {reason}. New streams are refused until it can: free disk space",
                 sink=self._sink.name,
                 reason=problem.strerror,
             )
 
 
 class _Window:
-    """Events that share one bound: so many lines a minute are written, and the other events are counted."""
+    """Events that share one limit: the first lines of a minute are written, and further events are only counted."""
 
     def __init__(self, began: float, most: int) -> None:
         self._began = began
@@ -306,28 +312,28 @@ class _Window:
         self.written = 0
         self.left_out = 0
         self.last: Any = None
-        """The last one that was left out."""
+        """The last event that was left out."""
 
     @property
     def is_full(self) -> bool:
-        """Whether no more lines are to be written."""
+        """Whether the window has all its lines."""
         return self.written >= self._most
 
     def is_over(self, now: float) -> bool:
-        """Whether its minute has passed. A clock that was set back ends it, too."""
+        """Return True if the minute has passed, or the clock was set back."""
         return not 0 <= now - self._began < timing.AUDIT_WINDOW
 
-    def leave_out(self, what: Any) -> None:
-        """Count one that gets no line."""
+    def leave_out(self, event: Any) -> None:
+        """Count an event that gets no line."""
         self.left_out += 1
-        self.last = what
+        self.last = event
 
 
 class StreamTrail:
-    """What the trail says of one stream, each thing once.
+    """The lines of the trail about one stream. Nothing is written twice.
 
-    :param carried: gives what is known of its bytes.
-    :param restored: it was in the store when the S2CS started.
+    :param carried: returns what the stream has carried so far.
+    :param restored: whether the stream was read from the store when the S2CS started.
     """
 
     def __init__(self, audit: AuditTrail, record: Record, carried: Callable[[], Total], *, restored: bool) -> None:
@@ -346,7 +352,7 @@ class StreamTrail:
         self._resets_seen = 0
 
     def greeted(self, link: Link) -> None:
-        """A Hello was answered: a line, unless it says what the last one from this link has said."""
+        """Record a Hello that was accepted, unless it repeats the last one from this link."""
         record = self._record
         if (link, record.app_listeners) != (self._greeted_on, self._greeted_with):
             self._greeted_on, self._greeted_with = link, list(record.app_listeners)
@@ -354,7 +360,7 @@ class StreamTrail:
             self._emit_bounded(HelloEvent, address=address, listeners=self._greeted_with)
 
     def _emit_bounded(self, kind: type[Any], **fields: Any) -> None:
-        """Write a line of a kind that users and applications can cause again and again, or count it."""
+        """Write a line of a kind that users and applications can cause repeatedly, or only count it."""
         now = self._audit.wall()
         if kind in self._windows and self._windows[kind].is_over(now):
             self.end_windows()
@@ -367,7 +373,7 @@ class StreamTrail:
             self._audit.of_stream(kind, self._record, **fields)
 
     def end_windows(self, *, all_of_them: bool = False) -> None:
-        """Write the last line of those that were left out in a minute that has passed, with their number."""
+        """Write the last event that was left out of each window that is over, with the number of the others."""
         now = self._audit.wall()
         for kind, window in list(self._windows.items()):
             if all_of_them or window.is_over(now):
@@ -378,8 +384,10 @@ class StreamTrail:
             self._audit.forget_late(self)
 
     def resets_heard(self, gateway: str, resets: list[ResetReason]) -> None:
-        """Connections were reset: a line for each reason of which there are more now, up to a few each minute. The
-        others wait for the next minute, with the count that they have by then."""
+        """Record resets of connections: a line for each reason whose count has grown, up to a few each minute.
+
+        The others wait for the next minute, and are written with the count that they have by then.
+        """
         if self._has_ended:
             return
         for one in resets:
@@ -402,27 +410,27 @@ class StreamTrail:
                 ResetsEvent, self._record, gateway=gateway, channel=channel, cause=cause, reason=reason, count=count
             )
 
-    def implausible(self, gateway: str, told: Implausible) -> None:
-        """A gateway has told figures that cannot be: said once of each."""
+    def implausible(self, gateway: str, figures: Implausible) -> None:
+        """Record figures that a gateway cannot have measured: once for each gateway."""
         if gateway not in self._implausible and not self._has_ended:
             self._implausible.add(gateway)
             self._audit.log.warn(
-                "gateway {gateway} tells more bytes of {uid} ({role}) than its rate allows: they are not counted",
+                "gateway {gateway} reports more bytes for {uid} ({role}) than its rate allows: they are not counted",
                 gateway=gateway,
                 uid=self._record.uid,
                 role=self._record.role,
             )
-            self._audit.of_stream(ImplausibleFiguresEvent, self._record, gateway=gateway, **told._asdict())
+            self._audit.of_stream(ImplausibleFiguresEvent, self._record, gateway=gateway, **figures._asdict())
 
     def release_asked(self, link: Link) -> None:
-        """Somebody who may has asked for its end."""
+        """Record that the owner or an administrator has released the stream."""
         if self._record.state not in ("Releasing", "Released"):
             address, _ = _address(link)
             by, by_issuer = _peer(link)
             self._audit.of_stream(ReleaseEvent, self._record, address=address, by=by, by_issuer=by_issuer)
 
     def saved(self) -> None:
-        """The record is written down: it may say something new."""
+        """Record new targets, if the record that was just written has any."""
         record = self._record
         if record.state == "Streaming" and record.revision != self._revision:
             kind = TargetsEvent if self._revision else StartEvent
@@ -431,7 +439,7 @@ class StreamTrail:
             self._emit_bounded(kind, generation=record.revision, gateways=gateways, targets=targets)
 
     def ended(self) -> None:
-        """Nothing of it is left. Said before it is written down: a crash in between repeats it and loses nothing."""
+        """Record the end of the stream. Call this before writing the record: a crash then cannot lose the line."""
         if self._has_ended:
             return
         self._has_ended = True
@@ -458,19 +466,19 @@ class StreamTrail:
 
 
 def split_owner(owner: str) -> tuple[str, str | None]:
-    """Identity and issuer of an owner, as records keep it."""
+    """Return the identity and the issuer of an owner, which is in the form that records keep."""
     name, bracket, issuer = owner.rpartition(" (")
     return (name, issuer.removesuffix(")")) if bracket and owner.endswith(")") else (owner, None)
 
 
 def _peer(link: Link) -> tuple[str | None, str | None]:
-    """Identity and issuer of the certificate that the peer has shown, if any."""
+    """Return the identity and the issuer of the peer's certificate, if it has one."""
     peer = link.peer
     return (peer.name, peer.issuer) if peer is not None else (None, None)
 
 
 def _address(link: Link) -> tuple[str, str]:
-    """Where the peer of a link is, and what counts as one address of those who knock."""
+    """Return the address of a link's peer, and the host or network that counts as one address for limits."""
     address = link.address
     return address, place_of(address.rpartition(":")[0].strip("[]"))
 
