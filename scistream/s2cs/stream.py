@@ -1,4 +1,4 @@
-"""What carries out the decisions of a stream's machine at S2CS: the store, the gateways, links and timers."""
+"""Carry out the decisions of a stream's machine at an S2CS: in the store, on gateways and links, and with timers."""
 
 from __future__ import annotations
 
@@ -47,37 +47,35 @@ from scistream.state_machines import data_of, guarded, trace
 
 
 class ServedFacility(Protocol):
-    """What a stream needs of the server that keeps it."""
+    """The parts of the server that a stream uses."""
 
     reactor: Any
     wall: Callable[[], float]
     store: Store
     ledger: Ledger
     audit: AuditTrail
+    authorizer: Authorizer
     unwritten: set[StreamKey]
-    """The streams whose record in the store is not as it should be: written as soon as there is room."""
+    """The streams whose last record could not be written. The server writes them again later."""
 
     def forget(self, held: ServerStream) -> None:
-        """A stream of which nothing was ever written."""
+        """Remove a stream of which nothing was ever written, so that its uid is free again."""
 
     def use_changed(self, held: ServerStream) -> None:
-        """Count what a stream holds once more, since its record may say something new of it."""
+        """Update what a stream uses, because its record may have changed."""
 
     def ended(self, held: ServerStream) -> None:
-        """A stream is over, and written down: the store answers for it from now on."""
-
-    authorizer: Authorizer
+        """Remove a stream that is released and written. From now on it is answered for from the store."""
 
     def answer(
         self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
     ) -> None:
-        """Send the answer to a command, and write the line of the audit trail that belongs to it."""
+        """Send the answer to a command, and record it in the audit trail."""
 
     def check_targets(self, record: Record, addresses: list[str], grant: Grant) -> None:
-        """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
+        """Check that the policy, the pool and its gateways let ProdApp of a stream listen on these addresses.
 
-        :param grant: what the policy has answered.
-        :raises StreamError: if it may not.
+        :raises StreamError: if they do not.
         """
 
     @property
@@ -86,7 +84,10 @@ class ServedFacility(Protocol):
 
 
 class ServerStream:
-    """One stream of this S2CS; the `Effects` of its machine."""
+    """One stream of an S2CS, with the `Effects` of its machine.
+
+    :param restored: whether the record was read from the store.
+    """
 
     log = Logger()
 
@@ -104,41 +105,44 @@ class ServerStream:
         self.wrong_hellos = 0
         self._owner_links: set[Link] = set()
         self._resets: dict[str, tuple[float, list[ResetReason]]] = {}
-        """What each gateway has said of resets last, and when that was."""
+        """The resets that each gateway reported last, and when it did."""
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
         self._asking: dict[str, Deferred[Resp]] = {}
         self._may_hold = set(record.plan) if restored else set()
-        """The gateways that have been asked for anything, and so may hold something."""
+        """The gateways that were sent any command, and so may have something reserved."""
         self._asked_to_release: set[str] = set()
         self._carried = -1
+        """Bytes that the stream had carried at the last comparison with a gateway."""
         self._carried_since = 0.0
-        """How many bytes the stream had carried at the last comparison with a gateway, and since when it is so many."""
+        """When the stream had first carried so many bytes."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
         self._next_own_update = 0.0
-        self._asks_again: IDelayedCall | None = None
-        # From here on the wall clock may jump as it likes.
+        self._release_retry: IDelayedCall | None = None
+        # Deadlines are monotonic while the process runs, so that a change of the wall clock does not move them.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
 
     # -- effects
 
     def _failed(self, effect: str, error: StreamError) -> None:
-        """An effect has raised: end the stream, in a way that nothing can hold up."""
-        self._server.use_changed(self)  # which `save` may have failed to say
+        """End the stream, because an effect has raised."""
+        self._server.use_changed(self)  # `save` may have failed before it did so
         if effect == "save":
             self._server.unwritten.add(self.record.key)
         if effect == "ask" and self.record.state == "Releasing":
-            self._ask_unasked_later()
+            self._retry_release_later()
         self.machine.fault(error)
 
-    def _ask_unasked_later(self) -> None:
-        """A gateway could not be asked to release: try once more at once, and then again and again. The stream is not
-        called released before, unless the gateway has let go of it by itself, at the end of its life."""
-        if self._asks_again is None or not self._asks_again.active():
-            seconds = 0.0 if self._asks_again is None else timing.RELEASE_AGAIN
-            self._asks_again = self._server.reactor.callLater(seconds, self._ask_unasked)
+    def _retry_release_later(self) -> None:
+        """Try again to send REL to the gateways to which it could not be sent: at once, and then at intervals.
 
-    def _ask_unasked(self) -> None:
+        Until then the stream is not released, unless its life ends: then the gateways release it themselves.
+        """
+        if self._release_retry is None or not self._release_retry.active():
+            seconds = 0.0 if self._release_retry is None else timing.RELEASE_AGAIN
+            self._release_retry = self._server.reactor.callLater(seconds, self._retry_release)
+
+    def _retry_release(self) -> None:
         release = data_of(self.machine, Release)
         for gateway in sorted(release.pending_gateways - self._asked_to_release) if release is not None else ():
             if gateway in self._may_hold and self._seconds_left_on_gateways() > 0:
@@ -147,6 +151,7 @@ class ServerStream:
                 self.machine.gateway_released(gateway)
 
     def save(self, record: Record) -> bool:
+        """Write the record, with the time of a first start or release. Return False if that failed."""
         if record.state == "Released" and not record.released_at:
             record.released_at = self._server.wall()
         if record.state == "Streaming" and not record.started_at:
@@ -156,7 +161,7 @@ class ServerStream:
         self._server.use_changed(self)
         try:
             self._server.store.save(record)
-        except StreamError:  # the store has told it
+        except StreamError:  # the store has logged it
             self._server.unwritten.add(record.key)
             return False
         self._server.unwritten.discard(record.key)
@@ -166,15 +171,17 @@ class ServerStream:
         return True
 
     def forget(self, record: Record) -> None:
+        """Remove a stream of which nothing was ever written."""
         self.trail.ended()
         self._server.forget(self)
 
     def ask(self, gateway: str, command: Command) -> None:
+        """Send a command to a gateway, in place of an earlier one that still waits for its answer."""
         earlier = self._asking.pop(gateway, None)
         if earlier is not None:
             earlier.cancel()
-        known = self._server.gateways.get(gateway)
-        if known is None:
+        gateway_link = self._server.gateways.get(gateway)
+        if gateway_link is None:
             self._no_such_gateway(gateway, command)
             return
         releasing = isinstance(command, Rel)
@@ -182,21 +189,21 @@ class ServerStream:
         if isinstance(command, ReqListeners | UpdateTargets | Rel):
             command = msgspec.structs.replace(command, store=self._server.store.id)
         self._may_hold.add(gateway)
-        asked = known.dialer.ask(command, None if releasing or is_own_update else timing.GATEWAY_ANSWER)
-        self._asking[gateway] = asked
+        answered = gateway_link.dialer.ask(command, None if releasing or is_own_update else timing.GATEWAY_ANSWER)
+        self._asking[gateway] = answered
         if releasing:
             self._asked_to_release.add(gateway)
-            asked.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
+            answered.addCallbacks(self._rel_answered, self._rel_refused, (gateway,), {}, (gateway,))
         else:
-            asked.addCallbacks(self._answered, self._refused, (gateway,), {}, (gateway,))
+            answered.addCallbacks(self._answered, self._refused, (gateway,), {}, (gateway,))
 
     def _no_such_gateway(self, gateway: str, command: Command) -> None:
         if isinstance(command, Rel):
             seconds = self._seconds_left_on_gateways()
-            if seconds > 0:  # it cannot be asked, and lets go by itself when the stream's life is over
+            if seconds > 0:  # the gateway releases the stream itself when its life is over
                 self.log.error(
-                    "gateway {gateway} is not in the configuration and may hold stream {uid} for {seconds} s more: "
-                    "the stream is not released before, unless the gateway is put back and the S2CS started again",
+                    "gateway {gateway} is not in the configuration, but may hold stream {uid} for another {seconds} s: "
+                    "to release the stream earlier, add the gateway to the configuration and restart the S2CS",
                     gateway=gateway,
                     uid=self.record.uid,
                     seconds=round(seconds),
@@ -210,7 +217,7 @@ class ServerStream:
             self.machine.gateway_refused(gateway, StreamError("gateway-failed", msg))
 
     def _seconds_left_on_gateways(self) -> float:
-        """For how long a gateway that cannot be asked may hold what it has of this stream."""
+        """Return for how many seconds a gateway may hold this stream if it is not told to release it."""
         return float(self._expires_at + timing.HELD_LONGER - self._server.reactor.seconds())
 
     def _answered(self, answer: Resp, gateway: str) -> None:
@@ -240,20 +247,23 @@ class ServerStream:
         error = failure.value
         if isinstance(error, StreamError) and error.code != "shutting-down":
             if error.code != "unknown-uid":
-                self.log.warn("gateway {gateway} on REL: {reason}", gateway=gateway, reason=error.msg)
+                self.log.warn("gateway {gateway} refused REL: {reason}", gateway=gateway, reason=error.msg)
             try:
                 self._server.ledger.hear_last(self.record, gateway, None, None, self.age)
             finally:
                 self.machine.gateway_released(gateway)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
+        """Send the answer to a command, and record it in the audit trail."""
         self._server.answer(caller.link, caller.cmd, self.record.role, message, self.trail)
 
     def tell_owner(self, message: ProdLstn | Error) -> None:
+        """Send a message on all links on which the owner has sent a command about this stream."""
         for link in self._owner_links:
             link.send(message)
 
     def tell_application(self, message: StartConn | Error) -> None:
+        """Send a message to the application, if its link is up. StartConn is repeated until it is answered."""
         if self.app_link is None:
             return
         if isinstance(message, Error):
@@ -263,6 +273,7 @@ class ServerStream:
             self.app_outbox.ask(message, None).addErrback(_application_gone)
 
     def start_timers(self, record: Record) -> None:
+        """Start the timers for the end of the stream's life and for the first Hello."""
         reactor, now = self._server.reactor, self._server.wall()
         self._timers = [
             reactor.callLater(self._seconds_left(), self.machine.expired),
@@ -270,6 +281,7 @@ class ServerStream:
         ]
 
     def shorten_life(self, record: Record, seconds: float) -> None:
+        """End the stream in `seconds` from now, unless it ends earlier."""
         excess = self._seconds_left() - seconds
         if excess > 0:
             record.life -= excess
@@ -279,15 +291,20 @@ class ServerStream:
                 self._timers[0].reset(seconds)
 
     def stop_timers(self) -> None:
+        """Stop all timers of the stream."""
         timers, self._timers = self._timers, []
-        for timer in (*timers, self._asks_again, self._targets_timer):
+        for timer in (*timers, self._release_retry, self._targets_timer):
             if timer is not None and timer.active():
                 timer.cancel()
 
     def await_targets(self) -> None:
+        """Start the timer after which this S2CS sets targets itself. There is no need to wait without an owner's link.
+
+        Updates by this S2CS keep a minimum interval.
+        """
         self._stop_awaiting_targets()
-        left = max(0.0, self._next_own_update - self._server.reactor.seconds())
-        seconds = timing.OWNER_SETS_TARGETS if self.has_owner_link() else left
+        until_next = max(0.0, self._next_own_update - self._server.reactor.seconds())
+        seconds = timing.OWNER_SETS_TARGETS if self.has_owner_link() else until_next
         self._targets_timer = self._server.reactor.callLater(seconds, self._targets_overdue)
 
     def _stop_awaiting_targets(self) -> None:
@@ -295,7 +312,7 @@ class ServerStream:
             self._targets_timer.cancel()
 
     def _targets_overdue(self) -> None:
-        """Set targets when each gateway of the stream can be asked: one that cannot goes on with those that it has."""
+        """Set targets if all gateways of the stream answer; otherwise try again later, and keep the old targets."""
         pool = [self._server.gateways.get(name) for name in self.record.plan]
         if all(gateway is not None and gateway.answers for gateway in pool):
             self._next_own_update = self._server.reactor.seconds() + timing.BETWEEN_OWN_UPDATES
@@ -304,18 +321,19 @@ class ServerStream:
             self._targets_timer = self._server.reactor.callLater(timing.OWNER_SETS_TARGETS, self._targets_overdue)
 
     def _own_update_problem(self) -> StreamError | None:
-        """Why this S2CS cannot lead the stream to where ProdApp listens, if it cannot."""
+        """Return why this S2CS cannot set targets for the current listeners of ProdApp, or None if it can."""
         for name in self.record.plan:
             if not self._server.gateways[name].keeps_credentials:
                 return StreamError(
-                    "gateway-failed", f"gateway {name} runs older software, which takes new targets only from the user"
+                    "gateway-failed",
+                    f"gateway {name} runs an older version of SciStream, with which only the user can set new targets",
                 )
         grant = self._server.authorizer.of_stream(self.record)
         self.keep_allowed_addresses(grant)
         return self._target_problem(self.record.app_listeners, grant)
 
     def keep_allowed_addresses(self, grant: Grant) -> None:
-        """Forget the other addresses of ProdApp's names that the policy, the pool or a gateway allows no more."""
+        """Forget the other addresses of ProdApp that the policy, the pool or a gateway no longer allows."""
         record = self.record
         allowed = {
             listener: [one for one in others if self._target_problem([one], grant) is None]
@@ -331,30 +349,34 @@ class ServerStream:
         return None
 
     def has_owner_link(self) -> bool:
+        """Return True if the owner has a link on which it has sent a command about this stream."""
         return bool(self._owner_links)
 
     # -- for the server
 
     def note_owner_link(self, link: Link, owner: str) -> None:
-        """The owner has spoken of this stream on this link: news of it goes there."""
+        """Note a link on which a command about this stream came. If it is the owner's, it gets news of the stream."""
         if owner == self.record.owner:
             self._owner_links.add(link)
 
     def release(self, caller: Caller, owner: str) -> None:
-        """REL: by the owner, or by an administrator, who is named to the owner and to the application."""
+        """Take REL from the owner or an administrator. The owner and the application are told who the administrator is.
+
+        :param owner: the sender of the command.
+        """
         record = self.record
         self.trail.release_asked(caller.link)
-        is_told = owner != record.owner and record.state not in ("Releasing", "Released")
-        if is_told:
+        by_administrator = owner != record.owner and record.state not in ("Releasing", "Released")
+        if by_administrator:
             msg = f"the stream was released by {identity_of(owner).name}, an administrator of this facility"
             record.last_error = LastError(code="wrong-state", msg=msg[:MAX_TEXT])
         self.machine.rel(caller)
-        if is_told and record.last_error is not None:
-            told = record.last_error
-            self.tell_owner(Error(uid=record.uid, role=record.role, code=told.code, msg=told.msg))
+        if by_administrator and record.last_error is not None:
+            error = record.last_error
+            self.tell_owner(Error(uid=record.uid, role=record.role, code=error.code, msg=error.msg))
 
     def note_application(self, link: Link) -> None:
-        """The application said Hello on this link: StartConn goes there."""
+        """Note the link on which the application has said Hello. StartConn is sent on the latest one."""
         if self.app_link is not link:
             self._drop_application()
             self.app_link = link
@@ -362,6 +384,7 @@ class ServerStream:
             self.app_outbox.link_up(link)
 
     def link_lost(self, link: Link) -> None:
+        """Note that a link of the owner or the application is down."""
         self._owner_links.discard(link)
         if self.app_link is link:
             self._drop_application()
@@ -371,12 +394,12 @@ class ServerStream:
         self.app_outbox.close(StreamError("timeout", "the application's link is gone"))
 
     def hear_resets(self, gateway: str, resets: list[ResetReason]) -> None:
-        """A gateway tells why connections of the stream were reset there."""
+        """Take the reasons for which connections of the stream were reset on a gateway."""
         self._resets[gateway] = (self._server.reactor.seconds(), resets)
         self.trail.resets_heard(gateway, resets)
 
-    def _told_resets(self) -> list[ResetReason]:
-        """The same of all gateways, the newest first."""
+    def _all_resets(self) -> list[ResetReason]:
+        """Return the latest resets on all gateways, newest first, with those by strangers last."""
         now = self._server.reactor.seconds()
         aged = [
             msgspec.structs.replace(one, seconds_ago=round(one.seconds_ago + now - heard, 1))
@@ -386,17 +409,17 @@ class ServerStream:
         return sorted(aged, key=lambda one: (one.cause == "stranger", one.seconds_ago))[:MAX_RESETS]
 
     def is_held_by(self, gateway: str) -> bool:
-        """Whether this gateway has reserved for this stream, and was not seen to release it."""
+        """Return True if a gateway has reserved for this stream, and is not known to have released it."""
         record = self.record
         return gateway in record.plan and record.state not in ("Reserving", "Released")
 
     def is_of_another_boot(self, gateway: str, boot: str) -> bool:
-        """Whether what this gateway held of this stream went down with an earlier run of it."""
+        """Return True if a gateway has restarted since it reserved for this stream, and so has lost the reservation."""
         record = self.record
         return record.state != "Released" and record.boots.get(gateway, boot) != boot
 
     def hear_figures(self, gateway: str, boot: str, figures: Iterable[ChannelFigures]) -> bool:
-        """What the stream has carried on a gateway, which is booked; False if that cannot be."""
+        """Book what the stream has carried on a gateway. Return False if the figures are not plausible."""
         refused = self._server.ledger.hear(self.record, gateway, boot, figures, self.age)
         if refused is not None:
             self.trail.implausible(gateway, refused)
@@ -404,11 +427,11 @@ class ServerStream:
 
     @property
     def age(self) -> float:
-        """Seconds since the stream was asked for."""
+        """Seconds since the stream was requested."""
         return float(self._server.reactor.seconds() - self._expires_at + self.record.life)
 
     def status(self) -> StreamStatus:
-        """This stream, for an answer to Status."""
+        """Return this stream for an answer to Status."""
         record = self.record
         return StreamStatus(
             uid=record.uid,
@@ -429,40 +452,41 @@ class ServerStream:
             last_error=record.last_error,
             probe=self._probe(),
             wrong_hellos=self.wrong_hellos,
-            resets=self._told_resets(),
+            resets=self._all_resets(),
             broken=self._broken(),
             silent=self._silent(),
             listen_ports=record.request.listen_ports if record.request is not None else None,
         )
 
     def _silent(self) -> dict[str, float]:
-        """The gateways of the stream that do not answer, and for how many seconds they have not."""
+        """Return the gateways of the stream that do not answer, and for how many seconds they have not answered."""
         if self.record.state == "Released":
             return {}
-        gateways = [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
-        told = {gateway.name: gateway.silent_seconds for gateway in gateways}
-        return {name: round(seconds, 1) for name, seconds in told.items() if seconds is not None}
+        silent = {gateway.name: gateway.silent_seconds for gateway in self._gateways()}
+        return {name: round(seconds, 1) for name, seconds in silent.items() if seconds is not None}
+
+    def _gateways(self) -> list[GatewayLink]:
+        """Return the gateways of the stream that are in the pool."""
+        return [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
 
     def _seconds_left(self) -> float:
         left: float = self._expires_at - self._server.reactor.seconds()
         return max(0.0, left)
 
     def _figures(self) -> list[ChannelFigures]:
-        figures: list[ChannelFigures] = []
-        for name in self.record.plan:
-            gateway = self._server.gateways.get(name)
-            if gateway is not None:
-                figures += gateway.figures.get(self.record.key, [])
+        figures = [one for gateway in self._gateways() for one in gateway.figures.get(self.record.key, [])]
         return sorted(figures, key=lambda one: one.channel)
 
     def _broken(self) -> list[BrokenChannel]:
-        gateways = [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
-        told = [one for gateway in gateways for one in gateway.broken.get(self.record.key, [])]
-        return sorted(told, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
+        broken = [one for gateway in self._gateways() for one in gateway.broken.get(self.record.key, [])]
+        return sorted(broken, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
 
     def stuck(self) -> BrokenChannel | None:
-        """The channel that has been broken for longest, if any is, and for how long the stream has carried no byte
-        either. To be asked at each comparison with a gateway; None while nobody knows what another one carries."""
+        """Return the channel that has been broken for longest, or None if no channel is broken.
+
+        Its `seconds` are how long the channel has been broken and the stream has carried no bytes. Call this after each
+        comparison with a gateway. The result is None while a gateway of the stream does not answer.
+        """
         now = self._server.reactor.seconds()
         carried = sum(one.bytes_to_consumer + one.bytes_to_producer for one in self._figures())
         if carried != self._carried:
@@ -474,12 +498,11 @@ class ServerStream:
         return None
 
     def _probe(self) -> ProbeResult | None:
-        """What a probe has found, over all gateways of the consumer's side; nothing for any other stream."""
+        """Return the result of a probe, if this is the consumer's side of one: all its gateways together."""
         record = self.record
         if record.request is None or record.request.protocol != "probe" or record.role != CONS:
             return None
-        gateways = [self._server.gateways[name] for name in record.plan if name in self._server.gateways]
-        return whole_probe([gateway.probes.get(record.key) for gateway in gateways])
+        return whole_probe([gateway.probes.get(record.key) for gateway in self._gateways()])
 
 
 def _application_gone(failure: Failure) -> None:
