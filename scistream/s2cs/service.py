@@ -1,7 +1,7 @@
-"""S2CS as a Twisted service: one listener for users and applications, a lasting link to each gateway.
+"""The S2CS as a Twisted service: a listener for users and applications, and a link to each gateway.
 
-`ControlServer` authenticates and hands commands to the machine of the stream that they name; each
-stream has a `ServerStream` that carries out what its machine decides; `GatewayLink` is one S2DS of the pool.
+`ControlServer` authenticates the senders of commands and passes each command to the machine of its stream. A
+`ServerStream` carries out what the machine of one stream decides, and a `GatewayLink` is one S2DS of the pool.
 """
 
 from __future__ import annotations
@@ -84,15 +84,15 @@ from scistream.units import parse_seconds
 
 MAX_PAGE_BYTES = 150_000
 MOST_NAMED = 10
-"""Streams that one sentence names."""
+"""Streams that one error message names."""
 _FIXED = ("listen", "state", "audit", "insecure")
-"""The settings that a restart is needed for: the process has the files and the port open."""
+"""The settings that only a restart can change, because the process has the port and the files open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
-_TAKES = "an S2CS takes REQ, UpdateTargets, REL, Status and Hello"
+_COMMANDS = "an S2CS accepts REQ, UpdateTargets, REL, Status and Hello"
 _REFUSED_HELLO = (
-    "no stream here waits for that application with that key: it was released, or has expired, or the join "
-    "string is for the other side or another facility. Ask for a new join string."
+    "no stream here expects this application with this key: the stream was released or has expired, or the join string "
+    "is for the other side or another facility. Get a new join string."
 )
 
 
@@ -100,14 +100,14 @@ class ControlServer(Service):
     """An S2CS.
 
     :param reactor: the reactor, with monotonic timers.
-    :param config: the settings, checked.
-    :param config_file: where they came from: relative paths start there.
-    :param wall: seconds since the epoch, for deadlines that outlive this process.
-    :param problems: what is known to be wrong already.
-    :param release_unknown: what a gateway holds when it is first seen, and the store has no record of, is released.
-    :raises CertificateError: if the certificates are not usable.
-    :raises ConfigError: if the policy is not usable.
-    :raises StoreError: if the store is not usable.
+    :param config: the settings, without problems.
+    :param config_file: the file of the settings; relative paths start at its folder.
+    :param wall: returns the seconds since the epoch, for deadlines that outlive this process.
+    :param problems: problems that were found before, to be raised together with those found here.
+    :param release_unknown: release streams of which the store has no record, when a gateway first reports them.
+    :raises CertificateError: if the certificates cannot be used.
+    :raises ConfigError: if the policy cannot be used.
+    :raises StoreError: if the store cannot be used.
     :raises StreamError: if it would serve or dial plain TCP beyond loopback.
     """
 
@@ -140,7 +140,7 @@ class ControlServer(Service):
             policy = policy_of(config, config_file)
         store = resolve_path(config_file, config.state)
         lock = None
-        if store.exists():  # otherwise a start that is refused would leave a file behind
+        if store.exists():  # otherwise a failed start would leave a lock file behind
             with problems.of_step():
                 lock = StoreLock(store)
         problems.raise_if_any()
@@ -162,11 +162,12 @@ class ControlServer(Service):
         self._early = EarlyRequests(reactor, self._early_over)
 
     def _open_files(self, file: Path, lock: StoreLock | None) -> tuple[StoreLock, Store, Sink | None]:
-        """The lock, the store and where the audit trail goes.
+        """Open the lock, the store and the destination of the audit trail.
 
-        :param file: of the store; `lock` is its lock if the store was there before.
-        :raises ConfigError: if any of it cannot be had; what was made of the others is removed again, but for the
-            file of the lock.
+        :param file: the file of the store.
+        :param lock: the lock of the store, if the store already exists.
+        :raises ConfigError: if any of them cannot be opened. Files that were created are removed again, except for the
+            lock file.
         """
         audit = audit_file(self.config.audit, self._config_file, file)
         with ExitStack() as opened:
@@ -183,13 +184,18 @@ class ControlServer(Service):
             return lock, store, sink
 
     def _gateway(self, settings: GatewaySettings) -> GatewayLink:
-        """:raises StreamError: if it would be dialled over plain TCP beyond loopback."""
+        """Return the link to a gateway of the configuration.
+
+        :raises StreamError: if the gateway would be dialled over plain TCP beyond loopback.
+        """
         address = Address.parse(settings.address)
         return GatewayLink(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
 
     def _refuse_orphans(self, config: S2CSConfig, records: Iterable[Record]) -> None:
-        """:raises ConfigError: if a gateway that may hold a stream is not in the configuration: nobody could tell
-        the gateway that the stream is over."""
+        """Refuse a configuration without a gateway that may hold a stream, because the stream could not be released.
+
+        :raises ConfigError: naming the gateways and their streams.
+        """
         pool, now = {one.name for one in config.gateways}, self.wall()
         orphans: dict[str, list[str]] = {}
         for record in records:
@@ -199,7 +205,7 @@ class ControlServer(Service):
         problems = [
             f"gateways: {name!r} is missing, and may hold {len(streams)} stream{'s' if len(streams) > 1 else ''}: "
             f"{', '.join(sorted(streams)[:MOST_NAMED])}{' and others' if len(streams) > MOST_NAMED else ''}. Put it "
-            "back, and take it out when they are released (s2uc release) or have expired"
+            "back, and remove it when they are released (s2uc release) or have expired"
             for name, streams in sorted(orphans.items())
         ]
         raise_if_any(self._config_file, problems)
@@ -207,9 +213,12 @@ class ControlServer(Service):
     # -- the service
 
     def startService(self) -> None:
+        """Listen, take up the streams of the store again, and dial the gateways."""
         self._lock.note_holder()
         if self.config.insecure:
-            self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine is every owner")
+            self.log.warn(
+                "INSECURE: control links are plain TCP on loopback; every user of this machine is every owner"
+            )
         self._port = self._listener.open(lambda: self, self._admission_controller)
         self._restore()
         super().startService()
@@ -225,7 +234,7 @@ class ControlServer(Service):
         )
 
     def stopService(self) -> Deferred[Any]:
-        """Close links and timers; the streams go on, and are taken up again at the next start."""
+        """Close all links and files. The streams go on, and the next start takes them up again."""
         super().stopService()
         self._watch.stop()
         for held in self.streams.values():
@@ -251,15 +260,14 @@ class ControlServer(Service):
         return sum(held.record.state != "Released" for held in self.streams.values())
 
     def reload(self, config: S2CSConfig) -> Change:
-        """Put new settings in force, and read certificates, keys, authorities, CRLs and the policy again: all of them,
-        or nothing changes.
+        """Apply new settings, and read certificates, keys, authorities, CRLs and the policy again.
 
-        Users and gateways that are not believed any more lose their links; streams go on. Gateways may come, and those
-        that have no stream may go.
+        Either everything is applied, or nothing changes. Users and gateways whose certificates are no longer accepted
+        lose their links; streams go on. Gateways may be added, and those that hold no stream may be removed.
 
-        :raises ConfigError: with a line for each thing that is not usable.
+        :raises ConfigError: with a line for each problem.
         """
-        # Everything is read and made before anything changes: what raises leaves all as it was.
+        # Read and create everything before changing anything, so that an exception changes nothing.
         pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)
         merged, change = merge(self._config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
@@ -293,35 +301,37 @@ class ControlServer(Service):
         return change
 
     def _change_pool(self, pool: dict[str, GatewayLink]) -> None:
-        """Let gateways come, which are dialled, and go."""
+        """Dial the gateways that are new in the pool, and hang up on those that are not in it any more."""
         before, self.gateways = self.gateways, pool
         self._pool_addresses.set_control(_control_addresses(self.config))
         for name, gateway in before.items():
             if name not in pool:
-                self.log.info("gateway {gateway} was taken out of the pool", gateway=name)
+                self.log.info("gateway {gateway} was removed from the pool", gateway=name)
                 self._pool_addresses.forget(name)
                 gateway.dialer.stopService()
         for name, gateway in pool.items():
             if name not in before and self.running:
                 gateway.dialer.startService()
-        self.gateway_settled()  # it may have been the one that others waited for
+        self.gateway_settled()  # requests may have waited for a gateway that was removed
 
     def _all_credentials(self) -> dict[str, ReloadableCredentials]:
         named = {"server": self._listener.credentials, "controller": self._to_gateways}
         return {name: credentials for name, credentials in named.items() if credentials is not None}
 
     def _warnings(self, link: Link) -> list[str] | None:
-        """What expires soon, for a user who asks: of this facility, and her own certificate; and what is amiss with the
-        gateways."""
-        found = [_strangers_told(gateway) for gateway in self.gateways.values() if gateway.strangers]
+        """Return the warnings for a user, or None if there are none.
+
+        They are about certificates of this facility and of the user that expire soon, and unknown streams on gateways.
+        """
+        warnings = [_strangers_warning(gateway) for gateway in self.gateways.values() if gateway.strangers]
         if not self._all_credentials():
-            return found or None
-        found += self._watch.warnings()
+            return warnings or None
+        warnings += self._watch.warnings()
         for gateway in self.gateways.values():
-            whose = f"the certificate of the gateway {gateway.name}"
-            found += self._watch.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
-        found += self._watch.of_peer(link, "your own certificate", "have it renewed by your facility")
-        return found or None
+            whose = f"the certificate of gateway {gateway.name}"
+            warnings += self._watch.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
+        warnings += self._watch.of_peer(link, "your own certificate", "ask your facility to renew it")
+        return warnings or None
 
     def _restore(self) -> None:
         self._forget_old()
@@ -334,11 +344,11 @@ class ControlServer(Service):
         self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
 
     def use_changed(self, held: ServerStream) -> None:
-        """Count what a stream holds once more, since its record may say something new of it."""
+        """Update what a stream uses, because its record may have changed."""
         self.streams.note_use(held)
 
     def ended(self, held: ServerStream) -> None:
-        """A stream is over, and written down: the store answers for it from now on."""
+        """Remove a stream that is released and written. From now on it is answered for from the store."""
         self.ledger.close(held.record)
         for gateway in self.gateways.values():
             gateway.figures.pop(held.record.key, None)
@@ -348,24 +358,24 @@ class ControlServer(Service):
         self.streams.remove(held)
 
     def _find(self, key: StreamKey) -> ServerStream | None:
-        """A stream that is here, or was here within a day.
+        """Return a live stream, or one that was released within a day, or None.
 
         :raises StreamError: `no-capacity` if the store cannot be read.
         """
-        record = self.store.find(key)  # in any case, so that the time of an answer does not tell what is there
+        record = self.store.find(key)  # always, so that the time of an answer does not reveal whether a stream exists
         if key in self.streams or record is None:
             return self.streams.get(key)
         return ServerStream(self, record, restored=True)
 
     def forget(self, held: ServerStream) -> None:
-        """A stream of which nothing was ever written: its uid is free again."""
+        """Remove a stream of which nothing was ever written, so that its uid is free again."""
         self.unwritten.discard(held.record.key)
         self.store.forget(held.record.key)
         self.ledger.close(held.record)
         self.streams.remove(held)
 
     def _write_again(self) -> None:
-        """Write what could not be written when it happened."""
+        """Write the records that could not be written before."""
         for key in list(self.unwritten):
             held = self.streams.get(key)
             if held is None:
@@ -376,12 +386,14 @@ class ControlServer(Service):
     # -- LinkOwner
 
     def link_up(self, link: Link) -> None:
+        """Take a new link, and note the identity of its certificate if it has one."""
         self._links.add(link)
         link.on_bad_line = partial(self.audit.bad_line, link)
         if link.peer is not None:
             link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
     def link_down(self, link: Link, reason: Failure) -> None:
+        """Forget a link, also one that was refused before it was up."""
         if link.refusal is not None or (link not in self._links and isinstance(reason.value, SSL.Error)):
             self.audit.link_refused(link, explain(reason))
         log_refusal(link, reason)
@@ -389,15 +401,16 @@ class ControlServer(Service):
         if link not in self._links:
             return
         self._links.remove(link)
-        if link.is_stranger:  # no stream has anything to do with it, and there may be very many of either
+        if link.is_stranger:  # no stream has such a link, and there may be very many of them
             return
         for held in self.streams.of_link(link):
             held.link_lost(link)
         self.streams.forget_link(link)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
+        """Take the answer of an application to StartConn."""
         if link.is_stranger:
-            self._misused(link, "an answer to nothing")
+            self._misused(link, "an answer without a command")
             return
         if answer.uid is None:
             asked = self.streams.of_link(link)
@@ -408,8 +421,9 @@ class ControlServer(Service):
                 return
 
     def message_received(self, link: Link, message: Message) -> None:
+        """Carry out a command, and answer it."""
         if self._wrong_keys.has(link):
-            self._misused(link, "more after a wrong key")
+            self._misused(link, "another message after a wrong key")
             return
         self._take(link, message, partial(self._carry_out, link, message))
 
@@ -419,10 +433,10 @@ class ControlServer(Service):
         elif isinstance(message, Req | UpdateTargets | Rel | Status):
             self._from_user(link, message)
         elif not isinstance(message, Resp | Error):
-            raise StreamError("not-authorized", _TAKES)
+            raise StreamError("not-authorized", _COMMANDS)
 
     def _take(self, link: Link, message: Message, carry_out: Callable[[], None]) -> None:
-        """Do what a message asks for, and answer whatever comes of it."""
+        """Carry out a message. If that fails, answer with the error."""
         try:
             carry_out()
         except StreamError as error:
@@ -431,10 +445,10 @@ class ControlServer(Service):
             if link.peer is None and not isinstance(message, Hello):
                 link.misused(f"{command_name(message)} without a certificate")
         except Exception:
-            # Whoever waits for an answer gets one, whatever goes wrong here.
+            # The sender waits for an answer, so a bug here must not prevent one.
             self.log.failure("{cmd} of {uid} failed", cmd=command_name(message), uid=message.uid)
             if not isinstance(message, Resp | Error):
-                msg = "this S2CS failed by a fault of its own: tell its operator, who finds it in the log"
+                msg = "internal error of this S2CS: ask its operator to look into its log"
                 self._refuse(link, message, "no-capacity", msg)
 
     def _misused(self, link: Link, why: str) -> None:
@@ -444,9 +458,10 @@ class ControlServer(Service):
     def answer(
         self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
     ) -> None:
-        """Send the answer to a command, and write the line of the audit trail that belongs to it.
+        """Send the answer to a command, and record it in the audit trail.
 
-        :param cmd: the name of the command, and `role` the side of the stream that it names, if it names one.
+        :param cmd: the name of the command.
+        :param role: the side of the stream that the command names, if any.
         :param stream: the trail of the stream that the command was for, if it reached one.
         """
         self.audit.answered(link, cmd, role, answer, stream)
@@ -474,12 +489,13 @@ class ControlServer(Service):
             held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif self.store.was_released_early(owner, (request.uid, request.role)):
             raise StreamError(
-                "wrong-state", f"stream {request.uid} was released before it was asked for: choose another uid"
+                "wrong-state", f"stream {request.uid} was released before it was requested: choose another uid"
             )
         elif waits and not self._is_settled():
             earlier = self._early.add(owner, link, request)
             if earlier is not None:
-                self._refuse(*earlier, "wrong-state", f"stream {request.uid} was asked for again before the answer")
+                msg = f"stream {request.uid} was requested again, with other fields, before this request was answered"
+                self._refuse(*earlier, "wrong-state", msg)
         else:
             self._new_stream(link, owner, request, is_free=held is None)
 
@@ -487,8 +503,8 @@ class ControlServer(Service):
         return all(gateway.settled for gateway in self.gateways.values())
 
     def _early_over(self, link: Link, request: Req) -> None:
-        """A request has waited for the gateways for long enough: it gets what there is."""
-        if link.is_up:  # otherwise its sender repeats it, unless she was revoked meanwhile
+        """Carry out a request that has waited for the gateways, with the gateways that are known by now."""
+        if link.is_up:  # otherwise its sender repeats it on a new link, unless the certificate was revoked meanwhile
             self._take(link, request, partial(self._req, link, _user(link), request, waits=False))
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
@@ -500,7 +516,7 @@ class ControlServer(Service):
         hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
         plan = place_channels(members, request.num_conn, request.rate, request.listen_ports)
-        if not is_free:  # said last, to somebody who could have had it
+        if not is_free:  # checked last, so that only a user who could have the stream learns that the uid is in use
             raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
             uid=request.uid,
@@ -530,7 +546,7 @@ class ControlServer(Service):
         grant = self.authorizer.authorise(command, owner, held.record if held is not None else None)
         if held is None or not grant.shows(held.record):
             if isinstance(command, Rel) and grant.allows_role:
-                with suppress(StreamError):  # a full disk, on which nothing new is reserved either
+                with suppress(StreamError):  # if the disk is full, a late REQ is refused anyway
                     self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise _none_of_yours(command.uid)
         self._note_owner_link(held, link, owner)
@@ -544,7 +560,10 @@ class ControlServer(Service):
             held.release(caller, owner)
 
     def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
-        """:raises StreamError: `target-refused`, if any is an address of the pool itself."""
+        """Refuse targets that are addresses of the pool itself.
+
+        :raises StreamError: `target-refused`.
+        """
         other = self.streams.get((record.uid, PROD)) if record.role == CONS else None
         problem = self._pool_addresses.problem(targets, other.record.listeners.values() if other is not None else ())
         if problem is not None:
@@ -564,12 +583,12 @@ class ControlServer(Service):
             chosen.sort(key=_page_key)
         else:
             after = command.after or ""
-            seen = self.streams.after(after) if grant.is_administrator else self.streams.of_owner(owner, after)
-            of_role = (held for held in seen if command.role in (None, held.record.role))
+            visible = self.streams.after(after) if grant.is_administrator else self.streams.of_owner(owner, after)
+            of_role = (held for held in visible if command.role in (None, held.record.role))
             chosen = list(islice(of_role, command.limit + 1))
         page = [held for held in chosen if _page_key(held) > (command.after or "")]
-        asked = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
-        DeferredList(asked).addCallback(lambda _: self._answer_status(link, command, page))
+        fetching = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
+        DeferredList(fetching).addCallback(lambda _: self._answer_status(link, command, page))
 
     def _note_owner_link(self, held: ServerStream, link: Link, owner: str) -> None:
         held.note_owner_link(link, owner)
@@ -612,9 +631,8 @@ class ControlServer(Service):
             if held is not None:
                 held.wrong_hellos += 1
             refusal = _refusal(hello, "not-authorized", _REFUSED_HELLO)
-            self.audit.answered(
-                link, command_name(hello), hello.role, refusal
-            )  # now, though the answer may leave later
+            # Recorded now, though the answer may be sent later.
+            self.audit.answered(link, command_name(hello), hello.role, refusal)
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
         link.prove(None)
@@ -623,7 +641,7 @@ class ControlServer(Service):
         if hello.role == PROD and hello.listeners != held.record.app_listeners:
             grant.check_targets(hello.listeners or [])
         self._refuse_pool(held.record, hello.listeners or [])
-        is_probe = request is not None and request.protocol == "probe"  # of which no listener is ever dialled
+        is_probe = request is not None and request.protocol == "probe"  # gateways do not dial the listener of a probe
         for name in held.record.plan if not is_probe else ():
             if name in self.gateways:
                 self.gateways[name].check_targets(hello.listeners or [])
@@ -633,22 +651,22 @@ class ControlServer(Service):
         held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
     def _choose_addresses(self, record: Record, hello: Hello, grant: Grant) -> Hello:
-        """Leave out what no gateway would dial of the addresses of each name; the first that is left is the listener.
+        """Drop the addresses of each listener that must not be dialled; the first remaining one becomes the listener.
 
-        A listener of which nothing is left stays, to be refused with its reason.
+        A listener without a remaining address is kept, so that it is refused later with the reason.
         """
-        listeners, left = [], {}
+        listeners, remaining = [], {}
         for listener in hello.listeners or ():
             others = (hello.other_addresses or {}).get(listener)
             usable = [one for one in (listener, *others) if self._is_target(record, one, grant)] if others else []
-            usable.sort(key=lambda one: one not in record.app_listeners)  # a name may give its addresses in any order
+            usable.sort(key=lambda one: one not in record.app_listeners)  # a lookup may return them in another order
             listeners.append(usable[0] if usable else listener)
             if len(usable) > 1:
-                left[usable[0]] = usable[1:]
-        return msgspec.structs.replace(hello, listeners=listeners or None, other_addresses=left or None)
+                remaining[usable[0]] = usable[1:]
+        return msgspec.structs.replace(hello, listeners=listeners or None, other_addresses=remaining or None)
 
     def _is_target(self, record: Record, address: str, grant: Grant) -> bool:
-        """Whether ProdApp may listen at an address; what is known of the stream already is not looked at again."""
+        """Return True if ProdApp may listen on an address. Addresses that the record already has are allowed."""
         if address in record.app_listeners or any(address in others for others in record.other_addresses.values()):
             return True
         try:
@@ -658,10 +676,9 @@ class ControlServer(Service):
         return True
 
     def check_targets(self, record: Record, addresses: list[str], grant: Grant) -> None:
-        """Whether ProdApp of a stream may listen at these, by the policy, the pool and its gateways.
+        """Check that the policy, the pool and its gateways let ProdApp of a stream listen on these addresses.
 
-        :param grant: what the policy has answered.
-        :raises StreamError: if it may not.
+        :raises StreamError: if they do not.
         """
         grant.check_targets(addresses)
         self._refuse_pool(record, addresses)
@@ -674,42 +691,46 @@ class ControlServer(Service):
     def figures_heard(
         self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]
     ) -> dict[StreamKey, list[ChannelFigures]]:
-        """Book what streams have carried; gives what of it can be."""
-        believed = {}
-        for key, told in figures.items():
+        """Book what streams have carried. Return the figures that are plausible."""
+        plausible = {}
+        for key, reported in figures.items():
             held = self.streams.get(key)
-            if held is not None and held.hear_figures(gateway, boot, told):
-                believed[key] = told
+            if held is not None and held.hear_figures(gateway, boot, reported):
+                plausible[key] = reported
         self.ledger.write()
-        return believed
+        return plausible
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
-        """Note why connections were reset."""
-        for key, told in resets.items():
+        """Take the reasons for which connections of streams were reset on a gateway."""
+        for key, reported in resets.items():
             held = self.streams.get(key)
             if held is not None:
-                held.hear_resets(gateway, told)
+                held.hear_resets(gateway, reported)
 
     def gateway_settled(self) -> None:
-        """A gateway has said what it holds, or cannot be reached: requests that came early may go on."""
+        """Let requests that came early go on, if all gateways are now known or cannot be reached."""
         if self._is_settled():
             self._early.go_on()
 
     def held_by(self, gateway: str) -> set[StreamKey]:
-        """The streams that this gateway must know of: reserved, and not seen to be released."""
+        """Return the streams that a gateway must know: those that it has reserved and is not known to have released."""
         return {held.record.key for held in self.streams.at_gateway(gateway) if held.is_held_by(gateway)}
 
     def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
-        """The channels that this gateway has of one of them; none of any other stream."""
+        """Return the channels of a stream that a gateway must have; empty for a stream that it need not know."""
         held = self.streams.get(key)
         return held.record.plan[gateway] if held is not None and held.is_held_by(gateway) else []
 
     def gateway_knows(
         self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
-        """Compare what a gateway holds with the records: protocol section 7.6.
+        """Compare all streams of a gateway with the records.
 
-        :param expected: what `held_by` gave when the gateway was asked.
+        Streams that the gateway has lost are ended here, and streams that are over are released there: protocol section
+        7.6.
+
+        :param expected: the result of `held_by` when the gateway was asked.
+        :param known: the streams that the gateway has reported.
         """
         self._pool_addresses.learn(gateway.name, gateway.room)
         self._write_again()
@@ -717,21 +738,21 @@ class ControlServer(Service):
         for held in self.streams.at_gateway(gateway.name):
             key = held.record.key
             if held.is_of_another_boot(gateway.name, boot):
-                held.machine.gateway_lost(gateway.name, "was restarted, and what it held of this stream is gone")
+                held.machine.gateway_lost(gateway.name, "it has restarted and lost this stream")
             elif held.record.state == "Releasing":
-                continue  # the answer to REL, which is still to come, brings the last figures
+                continue  # the answer to REL is still to come, with the last figures
             elif key in expected and (key not in known or known[key].state in ("Releasing", "Released")):
-                held.machine.gateway_lost(gateway.name, "has released this stream by itself")
+                held.machine.gateway_lost(gateway.name, "it has released this stream by itself")
         self._look_at_others(gateway, known)
         self._end_overdrawn(set(known))
         self._end_broken(set(known))
 
     def _look_at_others(self, gateway: GatewayLink, known: dict[StreamKey, StreamStatus]) -> None:
-        """See what a gateway holds beside the streams that it should hold.
+        """Deal with streams on a gateway that it should not hold.
 
-        What the store knows to be over is released. What it has no record of was reserved by another S2CS, or under
-        another or a younger store, since a record is written before anything is reserved: it stays, unless the operator
-        wants it released.
+        A stream that is over according to the store is released. A record is written before anything is reserved, so a
+        stream without a record was reserved by another S2CS, under another store, or under a newer copy of this one: it
+        is left alone, unless the operator has asked for its release.
         """
         strangers: dict[StreamKey, Taken] = {}
         for key, status in known.items():
@@ -741,9 +762,9 @@ class ControlServer(Service):
             record = held.record if held is not None else None
             if record is not None and status.store in (None, self.store.id):
                 if gateway.name not in record.plan or record.state == "Released":
-                    self._release_other(gateway, status, "it is over")
+                    self._release_other(gateway, status, "the stream is over")
             elif self._release_unknown and not gateway.is_compared:
-                self._release_other(gateway, status, "no record of it, and --release-unknown was given")
+                self._release_other(gateway, status, "there is no record of it, and --release-unknown was given")
             else:
                 lent = tuple(Address.parse(listener).port for listener in status.listeners)
                 strangers[key] = Taken(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
@@ -760,7 +781,7 @@ class ControlServer(Service):
         gateway.release((status.uid, status.role), status.store)
 
     def _end_overdrawn(self, carried: set[StreamKey]) -> None:
-        """End the streams whose owner has used up what the policy allows for a day."""
+        """End the streams whose owner has exceeded `bytes_per_day` of the policy."""
         for key in carried:
             held = self.streams.get(key)
             reason = self.authorizer.overdrawn(held.record) if held is not None else None
@@ -768,7 +789,7 @@ class ControlServer(Service):
                 held.machine.forbidden(reason)
 
     def _end_broken(self, carried: set[StreamKey]) -> None:
-        """End the streams over which nothing has got to the other side for longer than the operator allows."""
+        """End the streams with a channel that has been broken for longer than `release_broken_after`."""
         if not self.config.release_broken_after:
             return
         most = parse_seconds(self.config.release_broken_after)
@@ -777,8 +798,8 @@ class ControlServer(Service):
             broken = held.stuck() if held is not None else None
             if held is not None and broken is not None and broken.seconds >= most:
                 msg = (
-                    f"channel {broken.channel} was broken, and the stream carried nothing, for {broken.seconds:.0f} s, "
-                    f"and this facility releases it after {most:.0f} s (`release_broken_after`): {broken.reason}"
+                    f"channel {broken.channel} was broken and the stream carried no bytes for {broken.seconds:.0f} s: "
+                    f"this facility releases such streams after {most:.0f} s (`release_broken_after`): {broken.reason}"
                 )
                 held.machine.fault(StreamError("timeout", msg))
 
@@ -794,7 +815,10 @@ def _refusal(command: Command | ProdLstn, code: ErrorCode, msg: str) -> Error:
 def _pool_to_keep(
     in_force: list[GatewaySettings], new: list[GatewaySettings]
 ) -> tuple[list[GatewaySettings], list[str]]:
-    """Return the pool to put in force, in which no gateway has moved, and the keys of those that move in the file."""
+    """Return the new pool with the addresses that are in force, and the keys of the addresses that differ in the file.
+
+    A gateway keeps its address until the S2CS restarts.
+    """
     known = {gateway.name: gateway for gateway in in_force}
     pool = [known.get(gateway.name, gateway) for gateway in new]
     return pool, [f"gateways.{gateway.name}.address" for gateway in new if gateway not in pool]
@@ -803,7 +827,7 @@ def _pool_to_keep(
 def _none_of_yours(uid: str) -> StreamError:
     return StreamError(
         "unknown-uid",
-        f"no stream {uid} of yours is here: it was asked for elsewhere, with another certificate, or never",
+        f"you have no stream {uid} here: it was requested at another S2CS, with another certificate, or never",
     )
 
 
@@ -811,22 +835,22 @@ def _control_addresses(config: S2CSConfig) -> list[str]:
     return [config.listen, *(one.address for one in config.gateways)]
 
 
-def _strangers_told(gateway: GatewayLink) -> str:
+def _strangers_warning(gateway: GatewayLink) -> str:
     return (
-        f"the gateway {gateway.name} holds {len(gateway.strangers)} streams that this S2CS has no record of, and keeps "
+        f"gateway {gateway.name} has {len(gateway.strangers)} streams of which this S2CS has no record, and keeps "
         "their ports and capacity until they expire: the log of the S2CS names them, and its operator can release them "
         "with `twistd s2cs --release-unknown`"
     )
 
 
 def _user(link: Link) -> str:
-    """The owner that the peer of a link is, in the form that records keep.
+    """Return the user at the other end of a link, in the form in which records keep the owner.
 
-    :raises StreamError: if it is nobody, or a controller, which is no user.
+    :raises StreamError: if the peer has no certificate, or the certificate of a controller.
     """
     peer: Identity | None = link.peer
     if peer is None:
-        raise StreamError("not-authenticated", "this needs a client certificate; without one only Hello is understood")
+        raise StreamError("not-authenticated", "this command needs a client certificate; only Hello needs none")
     if peer.name.startswith("scistream:controller:"):
-        raise StreamError("not-authorized", f"{peer.name} is a controller's certificate, not a user's")
+        raise StreamError("not-authorized", f"{peer.name} is the certificate of a controller, not of a user")
     return owner_of(peer)

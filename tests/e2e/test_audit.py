@@ -308,7 +308,7 @@ def test_lines_that_are_no_message_are_told_with_who_said_them_and_which_one_clo
         (line,) = refused_by(
             world.lab, lambda: stranger.send(b'{"cmd":"RESP","uid":null,"seq":1,"state":"","msg":""}\n')
         )
-        assert (line.reason, line.closed) == ("an answer to nothing", False)
+        assert (line.reason, line.closed) == ("an answer without a command", False)
 
 
 # -- whoever is killed

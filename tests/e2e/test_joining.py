@@ -162,7 +162,7 @@ run(main)
         ("bad-message", "localhost:7000: gateways do not look up"),
         ("bad-message", "'7000'"),
         ("target-refused", "203.0.113.5"),
-        ("not-authorized", "no stream here waits for that application"),
+        ("not-authorized", "no stream here expects this application"),
     ]
     for error, (code, part) in zip(errors, parts, strict=True):
         assert error["code"] == code, error

@@ -29,5 +29,5 @@ def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
         until(lambda: "consumer, channel 0: broken for " in status_after_an_attempt(), lambda: said[-1], 90.0)
         assert stream.requested.state(CONS) == "Streaming"
         until(lambda: "Streaming" not in status_after_an_attempt(), lambda: said[-1], 90.0)
-        assert "timeout: channel 0 was broken, and the stream carried nothing, for " in " ".join(said[-1].split())
+        assert "timeout: channel 0 was broken and the stream carried no bytes for " in " ".join(said[-1].split())
         assert stream.requested.state(CONS) == "Released"

@@ -347,7 +347,7 @@ def test_a_gateway_with_streams_stays_and_one_without_goes_and_comes_again(fresh
 
     rewrite(server, without(second.name))
     log = reload(server)
-    assert f"gateway {second.name} was taken out of the pool" in log
+    assert f"gateway {second.name} was removed from the pool" in log
     with world.request(2, "100Mbit"):
         assert len(first.ports_in_use()) == 2
         assert not second.ports_in_use()

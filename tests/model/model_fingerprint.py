@@ -157,7 +157,9 @@ class Painter:
             links.get(id(one.app_link)),
             self._outbox(one.app_outbox),
             tuple(sorted([links.get(id(link), ()) for link in one._owner_links])),
-            tuple([timer.label for timer in (*one._timers, one._release_retry) if timer is not None and timer.active()]),
+            tuple(
+                [timer.label for timer in (*one._timers, one._release_retry) if timer is not None and timer.active()]
+            ),
         )
 
     def _user(self, user: Any) -> tuple[Any, ...]:

@@ -510,7 +510,7 @@ def test_a_stream_that_is_broken_for_long_is_released_if_the_facility_says_so(la
     if setting:
         error = lab.world.refusal(ended)
         assert error.code == "timeout"
-        assert "producer side: channel 0 was broken, and the stream carried nothing" in error.msg
+        assert "producer side: channel 0 was broken and the stream carried no bytes" in error.msg
         assert "the other gateway was not reached" in error.msg
     else:
         lab.world.result(stream.release().deferred)

@@ -252,7 +252,7 @@ def test_a_gateway_that_grants_another_port_than_it_was_asked_for_fails_the_stre
     gateway.ports.reserve_chosen = lambda host, ports, barred=(): reserve(host, len(ports), barred)  # type: ignore[method-assign]
     error = world.refusal(world.ask(listen_ports={CONS: [LAN + 3]}))
     assert error.code == "gateway-failed"
-    assert f"listens on {HOST}:{LAN} where port {LAN + 3} was asked for" in error.msg
+    assert f"listens on {HOST}:{LAN}, but port {LAN + 3} was requested" in error.msg
     assert world.both_are_empty()
 
 
