@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2CS. It does no I/O, and asks its `Effects` for what it wants done.
+"""The machine of one stream at an S2CS. It does no I/O: its `Effects` carry out what it decides.
 
 ======================================= ====================================== =============
 state                                   input                                  next
@@ -25,14 +25,14 @@ Releasing, Released                     REL                                    s
 any                                     any other command                      same
 ======================================= ====================================== =============
 
-Ready, Streaming and Released are idle: the stream rests there between operations.
+In Ready, Streaming and Released no operation is in progress.
 
-Targets are overdue when ProdApp has said Hello with other listeners and the owner's client sends no UpdateTargets for
-them. The machine then sets the targets of its own side by itself, under the credentials that are in force. An
-UpdateTargets that arrives meanwhile waits for that, and is carried out afterwards.
+Targets are overdue when ProdApp has said Hello with other listeners and the owner's client has not sent UpdateTargets
+for them in time. The machine then sets the targets of its own side, under the credentials that are in force. An
+UpdateTargets that arrives meanwhile is postponed until that is done.
 
-Where the store cannot be written, no promise is made: a REQ ends as by an ERROR, and leaves nothing behind; a Hello and
-an UpdateTargets are refused and change nothing. A release goes on all the same.
+If the store cannot be written, a REQ fails and leaves nothing behind, and a Hello or an UpdateTargets is refused and
+changes nothing. A release goes on.
 """
 
 from __future__ import annotations
@@ -76,59 +76,66 @@ from scistream.state_machines import SAME, begin_in, build, data_of, on, wrong_s
 
 
 class Effects(Protocol):
-    """What the machine wants done. No effect raises: one that does all the same comes back as `fault`.
+    """What the machine can do outside itself. No effect raises: an exception becomes the input `fault`.
 
-    No effect calls the machine before it returns, except through inputs that Automat postpones.
+    No effect calls the machine before it returns, except through inputs that Automat queues.
     """
 
     def save(self, record: Record) -> bool:
         """Write the record. Return False if that failed."""
 
     def forget(self, record: Record) -> None:
-        """Forget a stream of which nothing was ever written or reserved, so that it can be asked for anew."""
+        """Remove a stream of which nothing was ever written or reserved, so that its uid is free again."""
 
     def ask(self, gateway: str, command: Command) -> None:
-        """Send a command to a gateway, in place of any earlier one about this stream that still waits there.
+        """Send a command to a gateway, in place of an earlier one about this stream that still waits for its answer.
 
-        The answer comes back as `gateway_answered`, `gateway_refused` or `gateway_released`.
+        The answer arrives as `gateway_answered`, `gateway_refused` or `gateway_released`.
         """
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         """Answer a command."""
 
     def tell_owner(self, message: ProdLstn | Error) -> None:
-        """Send to the links on which the owner has spoken of this stream."""
+        """Send a message on all links on which the owner has sent a command about this stream."""
 
     def tell_application(self, message: StartConn | Error) -> None:
-        """Send to the application that said Hello, if its link is still there."""
+        """Send a message to the application that said Hello, if its link is up."""
 
     def start_timers(self, record: Record) -> None:
-        """Give the inputs `expired` and `hello_timeout` when the record's deadlines come."""
+        """Start timers that give the inputs `expired` and `hello_timeout` at the deadlines of the record."""
 
     def shorten_life(self, record: Record, seconds: float) -> None:
-        """End the stream in so many seconds, unless it ends earlier already."""
+        """End the stream in `seconds` from now, unless it ends earlier."""
 
     def stop_timers(self) -> None:
         """Stop all timers of the stream."""
 
     def await_targets(self) -> None:
-        """Give the input `targets_overdue` after the time that a client has to set targets for ProdApp's new listeners.
+        """Start the timer that gives the input `targets_overdue`.
 
-        Give it at once if no client of the owner has a link here.
+        Until then the owner's client has time to set targets for the new listeners of ProdApp. The input comes at once
+        if no client of the owner has a link here.
         """
 
     def has_owner_link(self) -> bool:
-        """Return True if a client of the owner that has spoken of this stream has a link here."""
+        """Return True if the owner has a link here on which it has sent a command about this stream."""
 
 
 class Stream(Protocol):
-    """The inputs of the machine. An input returns nothing, and raises in no state."""
+    """The inputs of the machine. Inputs return nothing and never raise."""
 
     def req(self, caller: Caller, request: Req, owner: str, plan: Mapping[str, list[int]]) -> None:
-        """Take REQ from an authenticated user; `plan` spreads the channels over gateways if the stream is new."""
+        """Take REQ from an authenticated user.
+
+        :param plan: the channels of each gateway, if the stream is new.
+        """
 
     def hello(self, caller: Caller, listeners: list[str]) -> None:
-        """Take a Hello with the right `app_key`; `listeners` is empty for a consumer."""
+        """Take a Hello with the right `app_key`.
+
+        :param listeners: where ProdApp listens; empty for a consumer.
+        """
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
         """Take UpdateTargets from the owner."""
@@ -140,75 +147,76 @@ class Stream(Protocol):
         """Take a gateway's RESP to ReqListeners or UpdateTargets."""
 
     def gateway_refused(self, gateway: str, error: StreamError) -> None:
-        """Take a gateway's ERROR to ReqListeners or UpdateTargets, or note that it has not answered in time."""
+        """Take a gateway's ERROR to ReqListeners or UpdateTargets, or a timeout of its answer."""
 
     def gateway_released(self, gateway: str) -> None:
-        """Note that a gateway has nothing of this stream any more: it answered REL, or does not know the uid."""
+        """Note that a gateway has released this stream: it answered REL, or does not know the uid."""
 
     def gateway_lost(self, gateway: str, why: str) -> None:
-        """Note that a gateway has started anew, or has no such stream, so that what it held of the stream is gone."""
+        """End the stream, because a gateway has lost its reservation: it has restarted, or does not know the stream."""
 
     def expired(self) -> None:
-        """End the stream, since its life is over."""
+        """End the stream, because its life is over."""
 
     def forbidden(self, why: str) -> None:
-        """End the stream, since the facility's policy forbids it; `why` is a sentence that names the rule."""
+        """End the stream, because the facility's policy no longer allows it; `why` names the rule."""
 
     def fault(self, error: StreamError) -> None:
-        """End the stream, since an effect has failed by a fault of this S2CS, or nothing reaches the other side."""
+        """End the stream, because an effect has raised, or the other side is out of reach for too long."""
 
     def hello_timeout(self) -> None:
-        """End the stream if no application has said Hello in time, or nobody has used the stream."""
+        """End the stream if no application has said Hello in time, or no targets were set in time."""
 
     def targets_overdue(self, problem: StreamError | None = None) -> None:
-        """Set targets for ProdApp's new listeners, since the owner's client has not.
+        """Set targets for the new listeners of ProdApp, because the owner's client has not done so in time.
 
-        :param problem: why this S2CS may not set them either.
+        :param problem: why this S2CS must not set them itself.
         """
 
     def _reserved(self) -> None:
-        """Go on, since all gateways have reserved."""
+        """Continue after all gateways have reserved."""
 
     def _hello_counts(self, caller: Caller | None) -> None:
-        """Let a Hello count that is noted; without a caller it was answered before."""
+        """Become ready, because a Hello was noted; the caller is None if the Hello was answered before."""
 
     def _carry_out(self, caller: Caller | None, command: UpdateTargets) -> None:
-        """Carry out an UpdateTargets that has passed its checks; without a caller it is this machine's own."""
+        """Carry out an UpdateTargets that has passed its checks; the caller is None if this machine has made it."""
 
     def _armed(self) -> None:
-        """Go on, since all gateways have armed."""
+        """Continue after all gateways have armed their channels."""
 
     def _back_to_listening(self) -> None:
-        """Go back, since all gateways refused the targets, or none was asked."""
+        """Return to Listening, because all gateways refused the targets, or none was asked."""
 
     def _back_to_ready(self) -> None:
-        """Go back, since all gateways refused the targets, or none was asked."""
+        """Return to Ready, because all gateways refused the targets, or none was asked."""
 
     def _back_to_streaming(self) -> None:
-        """Go back, since all gateways refused the targets, or none was asked; the old map stays."""
+        """Return to Streaming with the old targets, because all gateways refused the new ones, or none was asked."""
 
     def _fail(self, error: StreamError, callers: Sequence[Caller] = ()) -> None:
-        """End the stream, which cannot go on; `callers` waited for what has failed, and are refused."""
+        """End the stream because of an error, with which `callers` are refused."""
 
     def _released(self) -> None:
-        """Go on, since no gateway has anything of the stream."""
+        """Continue after all gateways have released the stream."""
 
 
 @dataclass
 class Core:
-    """What all states of the machine share: the record, and what was told and seen of ProdApp."""
+    """The data that all states of the machine share."""
 
     effects: Effects
     record: Record
     spares: dict[str, list[str]] = field(default_factory=dict)
-    """Gateways that could take the place of one that cannot have the ports that are asked for by number."""
+    """For each gateway, others that could replace it if it cannot grant the ports that are requested by number."""
     other_addresses: dict[str, list[str]] = field(default_factory=dict)
-    """The other addresses that the Hello has which is being heard."""
+    """The other addresses in the Hello that is being handled."""
     has_moved: bool = False
     """ProdApp has said Hello with other listeners since targets were last set."""
     listeners_told: list[str] = field(default_factory=list)
+    """The listeners in the last ProdLstn to the owner."""
     unwritten: bool = False
-    """The REQ could not be written down, so nothing of the stream is."""
+    """The REQ could not be written, so the store has nothing of the stream."""
 
     @property
     def state(self) -> str:
@@ -222,21 +230,24 @@ class Core:
     # -- answers
 
     def resp(self, caller: Caller, msg: str, **fields: Any) -> None:
-        """Answer with the state that the stream is in."""
+        """Answer a command with RESP and the current state."""
         self.effects.answer(caller, Resp(uid=self.record.uid, seq=caller.seq, state=self.state, msg=msg, **fields))
 
     def refuse(self, caller: Caller, code: ErrorCode, msg: str) -> None:
-        """Answer with an ERROR."""
+        """Answer a command with ERROR."""
         self.effects.answer(caller, Error(uid=self.record.uid, seq=caller.seq, code=code, msg=msg))
 
     def refuse_wrong_state(self, caller: Caller, what: str) -> None:
-        """Answer that the state does not allow the command that `what` names."""
+        """Answer that the current state does not allow a command.
+
+        :param what: the name of the command.
+        """
         record = self.record
         why = f" after {record.last_error.code}: {record.last_error.msg}" if record.last_error is not None else ""
         self.refuse(caller, "wrong-state", wrong_state(record.uid, self.state + why, _ALLOWS[self.state], what))
 
     def answer_with_state(self, caller: Caller, msg: str) -> None:
-        """Answer with the state that the stream is in, and with all that a REQ asks for if it is there."""
+        """Answer a command with the current state, and with listeners and certificate requests if all are known."""
         record = self.record
         if record.request is not None and len(record.listeners) == record.request.num_conn:
             listeners, csr = ordered_listeners(record), "".join(record.csr.values())
@@ -247,24 +258,24 @@ class Core:
     # -- the record
 
     def save(self) -> bool:
-        """Write the record with the state that was entered, before anybody is told. Return False if that failed."""
+        """Write the record, before any message about its new state is sent. Return False if that failed."""
         return self.unwritten or self.effects.save(self.record)
 
     # -- gateways
 
     def ask_all(self, commands: Iterable[tuple[str, Command]]) -> None:
-        """Send each gateway its command."""
+        """Send its command to each gateway."""
         for gateway, command in commands:
             self.effects.ask(gateway, command)
 
     def tell_producer_listeners(self) -> None:
-        """Tell the owner where ProdApp listens."""
+        """Send the listeners of ProdApp to the owner."""
         record = self.record
         self.listeners_told = list(record.app_listeners)
         self.effects.tell_owner(ProdLstn(uid=record.uid, role=record.role, listeners=record.app_listeners))
 
     def tell_consumer_to_connect(self) -> None:
-        """Tell ConsApp the listeners of its side."""
+        """Send the listeners of the consumer's side to ConsApp."""
         record = self.record
         listeners = ordered_listeners(record)
         self.effects.tell_application(StartConn(uid=record.uid, role=record.role, seq=UNSENT, listeners=listeners))
@@ -287,17 +298,16 @@ _ALLOWS = {
 
 @dataclass
 class Operation:
-    """The data of Reserving, Updating and Releasing.
-
-    The waiting callers get an answer when the operation is over; the pending gateways have not answered yet.
-    """
+    """The data of Reserving, Updating and Releasing."""
 
     waiting_callers: list[Caller]
+    """They are answered when the operation is done."""
     pending_gateways: set[str]
+    """They have not answered yet."""
 
     @property
     def all_callers(self) -> list[Caller]:
-        """Every caller that is still to be answered."""
+        """All callers that have not been answered yet."""
         return self.waiting_callers
 
 
@@ -307,31 +317,30 @@ class Reservation(Operation):
 
     refusals: dict[str, StreamError] = field(default_factory=dict)
     hello_is_overdue: bool = False
-    """The Hello timer has run out meanwhile."""
+    """The Hello timer has run out during the operation."""
 
 
 @dataclass
 class Update(Operation):
-    """The data of Updating.
-
-    `command` is being carried out; `is_own` is true of a command that no caller has sent, since this S2CS has made it;
-    `before` is the state that the update began in, and that it leads back to if all gateways refuse.
-    """
+    """The data of Updating."""
 
     command: UpdateTargets
+    """The command that is being carried out."""
     is_own: bool
+    """This S2CS has made the command itself, so no caller waits for it."""
     before: str
+    """The state in which the update began, and to which it returns if all gateways refuse."""
     refusals: dict[str, StreamError] = field(default_factory=dict)
     put_back: set[str] = field(default_factory=set)
-    """Gateways that get the old targets again, since others have refused the new ones of this machine's own update."""
+    """Gateways that are sent the old targets again, because others have refused the new ones of an own update."""
     postponed: list[tuple[Caller, UpdateTargets]] = field(default_factory=list)
-    """What the owner's client has sent while the machine was setting targets by itself; repetitions of one command."""
+    """Commands from the owner's client during an own update: repetitions of one command."""
     hello_is_overdue: bool = False
-    """The Hello timer has run out meanwhile."""
+    """The Hello timer has run out during the operation."""
 
     @property
     def all_callers(self) -> list[Caller]:
-        """Every caller that is still to be answered."""
+        """All callers that have not been answered yet."""
         return self.waiting_callers + [caller for caller, _ in self.postponed]
 
 
@@ -373,7 +382,7 @@ def _begin(stream: Stream, core: Core, caller: Caller, request: Req, owner: str,
 
 
 _STORE_FULL = "the store of this S2CS cannot be written"
-_NO_NEW_STREAM = StreamError("no-capacity", f"{_STORE_FULL}, so it takes no new stream: tell its operator")
+_NO_NEW_STREAM = StreamError("no-capacity", f"{_STORE_FULL}, so it accepts no new streams: tell its operator")
 
 
 def _req_while_reserving(
@@ -404,13 +413,11 @@ def _answer_req_again(core: Core, caller: Caller, request: Req, owner: str) -> N
     if _is_request_of(record, request, owner):
         core.answer_with_state(caller, f"stream is {record.state}")
     else:
-        core.refuse(
-            caller, "uid-in-use", f"stream {record.uid} is there already, with other fields: choose another uid"
-        )
+        core.refuse(caller, "uid-in-use", f"stream {record.uid} already exists with other fields: choose another uid")
 
 
 def _is_request_of(record: Record, request: Req, owner: str) -> bool:
-    """Return True if the stream's owner repeats the request that it was asked for with."""
+    """Return True if this is a repetition of the owner's request for the stream."""
     return owner == record.owner and same_request(request, record.request)
 
 
@@ -433,7 +440,7 @@ def _one_reserved(stream: Stream, core: Core, reservation: Reservation, gateway:
     if gateway not in reservation.pending_gateways:
         return
     if len(listeners) != len(channels) or not answer.csr or not answer.boot:
-        msg = f"gateway {gateway} gave {len(listeners)} listeners for {len(channels)} channels"
+        msg = f"gateway {gateway} granted {len(listeners)} listeners for {len(channels)} channels"
         stream._fail(StreamError("gateway-failed", msg))
         return
     assert record.request is not None
@@ -473,7 +480,7 @@ def _not_reserved(stream: Stream, core: Core, reservation: Reservation, gateway:
 
 
 def _ask_spare(stream: Stream, core: Core, reservation: Reservation, gateway: str) -> None:
-    """Ask another gateway for what one could not grant, and so does not hold."""
+    """Ask another gateway for the ports that this one could not grant."""
     record = core.record
     assert record.request is not None
     spare, *others = core.spares.pop(gateway)
@@ -481,14 +488,14 @@ def _ask_spare(stream: Stream, core: Core, reservation: Reservation, gateway: st
     core.spares[spare] = others
     channels = record.plan[spare] = record.plan.pop(gateway)
     reservation.pending_gateways = (reservation.pending_gateways - {gateway}) | {spare}
-    if core.save():  # written before it is asked, so that nothing is reserved that nobody knows of
+    if core.save():  # before the gateway is asked, so that it reserves nothing of which there is no record
         core.effects.ask(spare, reservation_for(record, record.request, channels))
     else:
         stream._fail(_NO_NEW_STREAM)
 
 
 def _from_gateway(gateway: str, error: StreamError) -> StreamError:
-    """Return what a gateway has refused with, as the stream's users are told."""
+    """Return the error of a gateway in the form in which users see it: with the name of the gateway."""
     known: tuple[ErrorCode, ...] = ("no-ports", "no-capacity", "target-refused")
     code: ErrorCode = error.code if error.code in known else "gateway-failed"
     return StreamError(code, f"gateway {gateway}: {error.msg}")
@@ -498,17 +505,18 @@ def _from_gateway(gateway: str, error: StreamError) -> StreamError:
 
 
 def _remember_hello(core: Core, caller: Caller, listeners: list[str], leads_to: str | None = None) -> bool:
-    """Note a Hello. Return False if it could not be written down, and so was refused.
+    """Note a Hello in the record. Return False if the record could not be written, so that the Hello was refused.
 
     :param leads_to: the state that is entered next, which is written together with the Hello.
     """
     record = core.record
     known = (record.greeted, record.app_listeners, record.other_addresses)
     record.greeted, record.app_listeners, record.other_addresses = True, list(listeners), dict(core.other_addresses)
-    is_news = leads_to is not None or known != (True, record.app_listeners, record.other_addresses)
-    if is_news and not core.effects.save(structs.replace(record, state=leads_to or record.state)):
+    is_new = leads_to is not None or known != (True, record.app_listeners, record.other_addresses)
+    if is_new and not core.effects.save(structs.replace(record, state=leads_to or record.state)):
         record.greeted, record.app_listeners, record.other_addresses = known
-        core.refuse(caller, "no-capacity", f"{_STORE_FULL}, so this Hello is not noted: tell its operator, come again")
+        msg = f"{_STORE_FULL}, so this Hello was not recorded: tell its operator, and try again"
+        core.refuse(caller, "no-capacity", msg)
         return False
     if record.role == PROD and (listeners != known[1] or _as_sets(record.other_addresses) != _as_sets(known[2])):
         core.has_moved = True
@@ -520,27 +528,27 @@ def _as_sets(addresses: dict[str, list[str]]) -> dict[str, set[str]]:
 
 
 def _welcome(core: Core, caller: Caller, *, is_updated: bool = False) -> None:
-    """Answer a Hello that is noted, with the state that it has led to.
+    """Answer a Hello that was noted.
 
-    :param is_updated: the stream has targets, and gets others.
+    :param is_updated: the stream already has targets, which are being replaced.
     """
     record = core.record
     if record.state != "Streaming" and not is_updated:
-        msg = "welcome"  # an application controller shows its user what goes beyond this word
+        msg = "welcome"  # an application controller shows its user only what follows this word
         if record.state == "Ready" and record.role == PROD and not core.effects.has_owner_link():
             msg += (
-                "; the stream is not complete yet: the user who asked for it has to join both sides with "
+                "; the stream is not complete yet: the user who requested it has to join both sides with "
                 f"`s2uc attach {record.uid}`"
             )
     elif core.has_moved or (is_updated and record.role == PROD):
-        msg = "welcome; new connections lead to these listeners as soon as the gateways have the new targets"
+        msg = "welcome; new connections will go to these listeners as soon as the gateways have the new targets"
     else:
         msg = "welcome"
     core.resp(caller, msg + _spare(record))
 
 
 def _spare(record: Record) -> str:
-    """Return what an answer says of listeners of ProdApp that no channel leads to."""
+    """Return the part of an answer that names listeners of ProdApp to which no channel leads, or ""."""
     spare = spare_listeners(record)
     if not spare or record.request is None:
         return ""
@@ -565,7 +573,7 @@ def _first_hello(stream: Stream, core: Core, caller: Caller, listeners: list[str
 
 
 def _become_ready(stream: Stream, core: Core, caller: Caller | None) -> None:
-    if caller is not None:  # and the state is written
+    if caller is not None:  # `_first_hello` has written the state
         _welcome(core, caller)
     else:
         core.save()
@@ -592,7 +600,7 @@ def _hello_when_streaming(stream: Stream, core: Core, caller: Caller, listeners:
 
 
 def _tell_of_producer(core: Core) -> None:
-    """Tell the owner of ProdApp's listeners that are news, and see that new connections get there."""
+    """Send new listeners of ProdApp to the owner, and wait for targets to them."""
     if core.record.app_listeners != core.listeners_told:
         core.tell_producer_listeners()
     if core.has_moved and core.state == "Streaming":
@@ -604,7 +612,7 @@ def _hello_too_late(stream: Stream, core: Core, caller: Caller, listeners: list[
 
 
 def _hello_timed_out(stream: Stream, core: Core) -> None:
-    stream._fail(StreamError("timeout", "no application used the stream in time: its Hello timer ran out"))
+    stream._fail(StreamError("timeout", "no application used the stream before its Hello timer ran out"))
 
 
 def _hello_timed_out_while_reserving(stream: Stream, core: Core, reservation: Reservation) -> None:
@@ -625,14 +633,17 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
     problem = map_problem(record, command.connection_map)
     if problem is not None:
         core.refuse(caller, *problem)
-    elif not command.data_conn_key:  # which would tell gateways to keep the credentials that they have
-        core.refuse(caller, "bad-message", "field data_conn_key: it is empty, and has to be a bundle of certificates")
+    elif not command.data_conn_key:  # without it gateways keep the credentials that they have
+        core.refuse(caller, "bad-message", "field data_conn_key: is empty, but must be a bundle of certificates")
     else:
         stream._carry_out(caller, command)
 
 
 def _repeats_update(core: Core, caller: Caller, command: UpdateTargets) -> bool:
-    """Answer an UpdateTargets that is not news: protocol section 7.4."""
+    """Answer an UpdateTargets that is not newer than the one in force: protocol section 7.4.
+
+    Return False if the command is newer, and so was not answered.
+    """
     record = core.record
     if command.generation > record.generation:
         return False
@@ -662,11 +673,11 @@ def _update_again(stream: Stream, core: Core, update: Update, caller: Caller, co
         earlier = update.postponed[0][1] if update.postponed else command
         update.postponed.append((caller, earlier))
         waiting = ", ".join(sorted(update.pending_gateways))
-        msg = f"generation {command.generation} is carried out as soon as {waiting} has answered"
+        msg = f"generation {command.generation} will be carried out as soon as {waiting} has answered"
         core.answer_with_state(caller, msg)
     else:
-        being = update.command.generation
-        core.refuse_wrong_state(caller, f"generation {command.generation} while {being} is being carried out")
+        current = update.command.generation
+        core.refuse_wrong_state(caller, f"generation {command.generation} while {current} is being carried out")
 
 
 def _version(command: UpdateTargets) -> tuple[int, str]:
@@ -683,7 +694,7 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller | None, command
     core.has_moved = False
     record.is_own_update = update.is_own
     if update.is_own:
-        record.own_updates += 1  # written before a gateway gets it: no number is ever used twice
+        record.own_updates += 1  # written before it is sent, so that no number is used twice
     if not core.save():
         _RETURN[update.before](stream)
         return
@@ -743,7 +754,7 @@ def _update_answered(stream: Stream, core: Core, update: Update, gateway: str) -
 
 
 def _put_back(core: Core, update: Update) -> None:
-    """Give the old targets back to the gateways that have the new ones, since the others have refused those."""
+    """Send the old targets to the gateways that have accepted the new ones, because others have refused them."""
     record = core.record
     update.put_back = record.plan.keys() - update.refusals.keys()
     update.pending_gateways = set(update.put_back)
@@ -769,18 +780,18 @@ def _stream(stream: Stream, core: Core, update: Update) -> None:
     if command.expires is not None:
         core.effects.shorten_life(record, command.expires)
     record.connection_map = dict(command.connection_map)
-    if not core.save() and not update.is_own:  # of its own the store has what a restart needs
+    if not core.save() and not update.is_own:  # after an own update, the store already has what a restart needs
         error = StreamError("no-capacity", f"{_STORE_FULL}, so it cannot keep this stream: tell its operator")
         stream._fail(error, update.all_callers)
         return
     for caller in update.waiting_callers:
         core.answer_with_state(caller, f"generation {record.generation} is in force{_spare(record)}")
-    _tell_what_hello_brought(core)
+    _answer_hello_during_update(core)
     _carry_out_postponed(stream, update)
 
 
-def _tell_what_hello_brought(core: Core) -> None:
-    """Do after an update what a Hello has asked for that came during the update."""
+def _answer_hello_during_update(core: Core) -> None:
+    """Send what a Hello that came during the update asks for: StartConn or ProdLstn."""
     record = core.record
     if record.role == CONS and record.greeted and record.state == "Streaming":
         core.tell_consumer_to_connect()
@@ -789,7 +800,7 @@ def _tell_what_hello_brought(core: Core) -> None:
 
 
 def _carry_out_postponed(stream: Stream, update: Update) -> None:
-    """Look at the commands that came while the machine was setting targets by itself."""
+    """Handle the commands that came during an own update."""
     for caller, command in update.postponed:
         stream.update_targets(caller, command)
 
@@ -797,16 +808,16 @@ def _carry_out_postponed(stream: Stream, update: Update) -> None:
 def _return(stream: Stream, core: Core, update: Update) -> None:
     core.record.is_own_update = bool(update.put_back & update.refusals.keys())
     core.save()
-    why = _why_not_updated(update)
+    reason = _why_not_updated(update)
     for caller in update.waiting_callers:
-        core.refuse(caller, why.code, why.msg)
+        core.refuse(caller, reason.code, reason.msg)
     if update.is_own:
-        core.effects.tell_application(_still_leads(core.record, why.msg))
-    elif core.record.role == PROD and why.code == "target-refused":
-        core.effects.tell_application(_news(core.record, why))  # who said where to listen can mend it
+        core.effects.tell_application(_still_leads(core.record, reason.msg))
+    elif core.record.role == PROD and reason.code == "target-refused":
+        core.effects.tell_application(_news(core.record, reason))  # ProdApp can listen elsewhere
     if not update.is_own and _leads_elsewhere(core.record):
         core.has_moved = True
-    _tell_what_hello_brought(core)
+    _answer_hello_during_update(core)
     _carry_out_postponed(stream, update)
     if core.state == "Listening" and core.record.greeted:
         stream._hello_counts(None)
@@ -815,32 +826,35 @@ def _return(stream: Stream, core: Core, update: Update) -> None:
 
 
 def _still_leads(record: Record, why: str) -> Error:
-    """Return the news that ProdApp's listeners are not used. Its code says that the stream goes on: no end has it."""
+    """Return the message to ProdApp that its new listeners are not used.
+
+    The code is `target-refused`, which is never used for the end of a stream, so ProdApp knows that the stream goes on.
+    """
     targets = ", ".join(sorted(set(record.connection_map.values())))
     msg = (
-        f"new connections still lead to {targets[:1000]}, and not to where ProdApp listens now: {why[:500]}. The user "
-        f"who asked for the stream can set its targets with `s2uc attach {record.uid}`"
+        f"new connections still go to {targets[:1000]}, not to the listeners of ProdApp: {why[:500]}. The user who "
+        f"requested the stream can set its targets with `s2uc attach {record.uid}`"
     )
     return _news(record, StreamError("target-refused", msg))
 
 
 def _why_not_updated(update: Update) -> StreamError:
     for gateway, error in update.refusals.items():
-        why = _from_gateway(gateway, error)
-        return StreamError("bad-message", why.msg) if error.code == "bad-message" else why
-    return StreamError("no-capacity", f"{_STORE_FULL}, so the old targets stay: tell its operator")
+        reason = _from_gateway(gateway, error)
+        return StreamError("bad-message", reason.msg) if error.code == "bad-message" else reason
+    return StreamError("no-capacity", f"{_STORE_FULL}, so the old targets stay in force: tell its operator")
 
 
 def _leads_elsewhere(record: Record) -> bool:
-    """Return True if a channel leads to where ProdApp does not listen any more."""
+    """Return True if a channel leads to an address on which ProdApp no longer listens."""
     return record.role == PROD and not set(record.connection_map.values()) <= set(record.app_listeners)
 
 
-# -- the end
+# -- release and failure
 
 
 def _release_all(stream: Stream, core: Core) -> None:
-    """Ask every gateway to release what it holds."""
+    """Ask all gateways to release the stream."""
     record = core.record
     core.effects.stop_timers()
     core.save()
@@ -860,10 +874,10 @@ def _rel_meanwhile(stream: Stream, core: Core, operation: Operation, caller: Cal
 def _released_by_owner(stream: Stream, core: Core, waiting_callers: list[Caller]) -> None:
     _release_all(stream, core)
     for other in waiting_callers:
-        core.refuse(other, "wrong-state", "the stream was released meanwhile")
-    by_another = core.record.last_error
-    gone = by_another.msg if by_another is not None else "the stream was released by its owner"
-    core.effects.tell_application(_news(core.record, StreamError("released", gone)))
+        core.refuse(other, "wrong-state", "the stream was released before this command was carried out")
+    by_administrator = core.record.last_error
+    msg = by_administrator.msg if by_administrator is not None else "the stream was released by its owner"
+    core.effects.tell_application(_news(core.record, StreamError("released", msg)))
 
 
 def _failed(stream: Stream, core: Core, error: StreamError, callers: Sequence[Caller] = ()) -> None:
@@ -874,9 +888,9 @@ def _failed(stream: Stream, core: Core, error: StreamError, callers: Sequence[Ca
         core.refuse(caller, code, msg)
     if not callers:
         core.effects.tell_owner(_news(record, error))
-    # To an application `target-refused` says that its stream goes on.
-    told = StreamError("gateway-failed", msg) if code == "target-refused" else error
-    core.effects.tell_application(_news(record, told))
+    # For an application, `target-refused` means that its stream goes on.
+    end = StreamError("gateway-failed", msg) if code == "target-refused" else error
+    core.effects.tell_application(_news(record, end))
 
 
 def _failed_meanwhile(
@@ -938,7 +952,7 @@ def _rel_of_released(stream: Stream, core: Core, caller: Caller) -> None:
 
 
 def _rel_of_nothing(stream: Stream, core: Core, caller: Caller) -> None:
-    core.refuse(caller, "unknown-uid", f"no stream {core.record.uid} was ever asked for here")
+    core.refuse(caller, "unknown-uid", f"no stream {core.record.uid} was ever requested here")
 
 
 # -- the states and the table
@@ -993,7 +1007,7 @@ _machine = build(
         on(Updating, Stream._back_to_listening, Listening, _return),
         on(Updating, Stream._back_to_ready, Ready, _return),
         on(Updating, Stream._back_to_streaming, Streaming, _return),
-        # the end
+        # release and failure
         on((Listening, Ready, Streaming), Stream.rel, Releasing, _rel),
         on(Reserving, Stream.rel, Releasing, _rel_meanwhile),
         on(Updating, Stream.rel, Releasing, _rel_meanwhile),
@@ -1035,15 +1049,15 @@ _machine = build(
 
 
 def new_stream(core: Core) -> Stream:
-    """Make the machine of a stream that nobody has asked for yet."""
+    """Make the machine of a new stream, which has no request yet."""
     return _machine(core)
 
 
 def restored_stream(core: Core) -> Stream:
-    """Make the machine of a stream found in the store after a restart.
+    """Make the machine of a stream that was read from the store after a restart.
 
-    One that was in the middle of something cannot know how that ended: it is put into Reserving, from which
-    `resume` releases it. Only targets that the S2CS was setting by itself can be set once more.
+    If an operation was in progress, its result is not known. The machine then begins in Reserving, and `resume`
+    releases the stream. Only an own update of targets can be repeated instead.
     """
     record = core.record
     if record.state == "Updating" and record.is_own_update:
@@ -1057,7 +1071,7 @@ def restored_stream(core: Core) -> Stream:
 
 
 def resume(stream: Stream, core: Core) -> None:
-    """Go on after a restart: start the timers of a stream that rests, end one that was in the middle."""
+    """Go on with a stream after a restart: start its timers, or release it if an operation was in progress."""
     record = core.record
     if record.state in ("Listening", "Ready", "Streaming"):
         core.listeners_told = list(record.app_listeners)
@@ -1070,5 +1084,5 @@ def resume(stream: Stream, core: Core) -> None:
     elif record.state == "Releasing":
         _release_all(stream, core)
     elif record.state != "Released":
-        msg = "the S2CS was restarted in the middle of an operation: ask for a new stream"
+        msg = "the S2CS was restarted during an operation on this stream: request a new stream"
         stream._fail(StreamError("gateway-failed", msg))

@@ -69,7 +69,7 @@ def test_a_request_on_a_full_disk_is_refused_and_its_uid_can_be_asked_for_when_t
     for _ in range(3):
         said = refused(world, *within)
         assert "no-capacity" in said
-        assert f"{CANNOT}, so it takes no new stream: tell its operator" in said
+        assert f"{CANNOT}, so it accepts no new streams: tell its operator" in said
         assert_same(before, world.footprint)
         assert uid not in {key[0] for key in world.lab.states()}
         is_sound(world)
@@ -95,7 +95,7 @@ def test_a_hello_on_a_full_disk_is_refused_and_comes_through_when_there_is_room(
     request = world.request()
     disk.fill()
     ended = world.prod(request.join["PROD"], [address_of(program)]).end(status=1)
-    assert f"{CANNOT}, so this Hello is not noted" in ended.stderr
+    assert f"{CANNOT}, so this Hello was not recorded" in ended.stderr
     assert request.state("PROD") == "Listening"
     disk.clear()
     world.prod(request.join["PROD"], [address_of(program)]).end()

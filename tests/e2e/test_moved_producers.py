@@ -52,7 +52,7 @@ def test_a_producer_that_comes_before_its_stream_is_complete_is_told_who_has_to_
         ended = world.prod(join, [address_of(used), address_of(spare)]).end()
         (said,) = ended.stderr.splitlines()
         assert said == (
-            "appctrl: the stream is not complete yet: the user who asked for it has to join both sides with "
+            "appctrl: the stream is not complete yet: the user who requested it has to join both sides with "
             f"`s2uc attach {requested.uid}`; not used, since the stream has 1 channel: {address_of(spare)}"
         )
         attaching = world.start_s2uc("attach", requested.uid)
@@ -67,4 +67,6 @@ def test_a_producer_that_comes_before_its_stream_is_complete_is_told_who_has_to_
 def test_a_producer_that_moves_is_told_when_new_connections_lead_to_it(world: World) -> None:
     with listeners(2) as (first, other), world.stream([address_of(first)]) as stream:
         (said,) = world.prod(stream.requested.join[PROD], [address_of(other)]).end().stderr.splitlines()
-        assert said == "appctrl: new connections lead to these listeners as soon as the gateways have the new targets"
+        assert (
+            said == "appctrl: new connections will go to these listeners as soon as the gateways have the new targets"
+        )

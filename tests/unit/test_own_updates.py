@@ -109,7 +109,7 @@ def test_an_older_gateway_is_not_asked_for_what_it_does_not_know(world: World) -
     assert held_by(world).record.state == "Streaming"
     assert heard == []
     assert targets_in_force(world) == {str(DETECTOR)}
-    (said,) = [note for note in application.notes if "still lead to" in note]
+    (said,) = [note for note in application.notes if "still go to" in note]
     assert f"gateway {gateway.name} runs older software" in said
     assert f"`s2uc attach {stream.uid}`" in said
     assert "the stream goes on" in said
@@ -144,7 +144,7 @@ def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_sa
     narrow(world, tmp_path, "192.0.2.0/24")
     world.network.unmute(PROD_PORT + 2)
     world.network.run(3 * timing.GATEWAY_ANSWER)
-    assert len([note for note in application.notes if "still lead to" in note]) == 1
+    assert len([note for note in application.notes if "still go to" in note]) == 1
     assert not application.finished.called
     if link == "breaks":
         restart_control(world)
@@ -163,7 +163,7 @@ def test_a_producer_is_told_once_when_new_connections_will_lead_to_its_listeners
     _, application = moves_while_silent(world, PROD_PORT + 1)
     restart_control(world)  # the controller says Hello once more
     world.network.run(5.0)
-    said = "new connections lead to these listeners as soon as the gateways have the new targets"
+    said = "new connections will go to these listeners as soon as the gateways have the new targets"
     assert [note for note in application.notes if "listeners" in note or "not used" in note] == [said]
 
 

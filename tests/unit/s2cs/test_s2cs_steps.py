@@ -151,7 +151,7 @@ def test_a_gateway_that_reserves_too_little_has_failed(count: int) -> None:
     rig.answers(count=count)
     error = answered(rig.news(), seq)
     assert error.code == "gateway-failed"
-    assert f"dtn1 gave {count} listeners for 2 channels" in error.msg
+    assert f"dtn1 granted {count} listeners for 2 channels" in error.msg
 
 
 def test_an_equal_req_is_answered_with_the_present_state_and_again_when_it_is_done() -> None:
@@ -378,7 +378,7 @@ def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: 
     assert rig.state == "Streaming"
     (told,) = told_application(rig.news())
     assert told.code == "target-refused", "the code of what does not end a stream"
-    assert f"new connections still lead to {APP[0]}" in told.msg
+    assert f"new connections still go to {APP[0]}" in told.msg
     assert f"`s2uc attach {UID}`" in told.msg
     rig.machine.targets_overdue()
     assert rig.state == "Streaming", "nothing is tried again without another Hello"
@@ -404,7 +404,7 @@ def test_targets_that_only_some_gateways_take_are_put_back_there(why: StreamErro
     assert rig.state == "Streaming"
     (told,) = told_application(rig.news())
     assert told.code == "target-refused", "the code of what does not end a stream"
-    assert f"new connections still lead to {APP[0]}" in told.msg
+    assert f"new connections still go to {APP[0]}" in told.msg
     rig.update()
     assert {command.generation for command in asked(rig.news(), UpdateTargets).values()} == {4}
     rig.answers()
