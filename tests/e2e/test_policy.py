@@ -203,8 +203,8 @@ def test_a_day_s_volume_that_is_used_up_ends_the_stream_and_refuses_the_next(wor
     status = json.loads(world.s2uc("status", requested.uid, *user, "--json").stdout)["streams"][requested.uid]
     for side in status.values():
         assert side["last_error"]["code"] == "not-authorized"
-        assert "`limit-volume` allows 1M a day" in side["last_error"]["msg"]
-    assert "`limit-volume` allows 1M a day" in refusal(world, *user)
+        assert "`limit-volume` allows 1M per day" in side["last_error"]["msg"]
+    assert "`limit-volume` allows 1M per day" in refusal(world, *user)
     world.s2uc("release", requested.uid, *user)
 
 

@@ -141,7 +141,7 @@ def test_a_restart_of_a_gateway_leaves_what_was_heard_last_as_a_lower_bound(worl
     world.network.run(30.0)
     (end,) = told(world.prod, "end")
     assert (end.bytes_to_consumer, end.complete, end.code) == (1000, False, "gateway-failed")
-    assert end.reason.startswith(f"gateway dtn{at}: was restarted")
+    assert end.reason.startswith(f"gateway dtn{at}: it has restarted")
     assert booked(world.prod) == {"1970-01-01": 1000}
 
 

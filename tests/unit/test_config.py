@@ -321,7 +321,7 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
             S2CS + S2CS.replace("insecure = true", "").replace("5001", "5002"),
             "gateways: 2 gateways have the name 'dtn1'",
         ),
-        ("insecure = true\ngateways = []", "gateways: name at least one"),
+        ("insecure = true\ngateways = []", "gateways: add at least one section"),
         ('expires = "never"' + S2CS, "expires: 'never' is no time"),
         ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is no time"),
         ('hello_timeout = "0s"' + S2CS, "hello_timeout: '0s' is out of range"),

@@ -110,7 +110,7 @@ def test_an_older_gateway_is_not_asked_for_what_it_does_not_know(world: World) -
     assert heard == []
     assert targets_in_force(world) == {str(DETECTOR)}
     (said,) = [note for note in application.notes if "still go to" in note]
-    assert f"gateway {gateway.name} runs older software" in said
+    assert f"gateway {gateway.name} runs an older version of SciStream" in said
     assert f"`s2uc attach {stream.uid}`" in said
     assert "the stream goes on" in said
     assert not any("not used" in note for note in application.notes), "they are not too many"

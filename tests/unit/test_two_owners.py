@@ -21,7 +21,7 @@ from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 
 SECOND_PORT = 5900
-NOBODYS = "no record of"
+NOBODYS = "has no record"
 
 
 @pytest.fixture

@@ -391,7 +391,7 @@ def test_the_table_has_a_line_for_each_day_and_identity_and_their_sum(month: Boo
     assert words[0] == ["DAY", "IDENTITY", "ISSUER", "STREAMS", "TO", "CONSUMERS", "TO", "PRODUCERS", "CONNECTIONS"]
     assert ["2026-03-14", "ada@lab.example", "sha256:11", "1", "1", "GB", "10", "B", "1"] in words
     assert ["2026-03-16", "[red]bob?", "sha256:22", "1", "500", "B", "0", "B", "1"] in words
-    assert ["in", "all", "3", "GB", "10", "B", "4"] in words
+    assert ["total", "3", "GB", "10", "B", "4"] in words
 
 
 @pytest.mark.parametrize(

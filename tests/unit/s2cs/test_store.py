@@ -184,7 +184,7 @@ def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(t
     store.close()
     told, over = lines
     assert "cannot be written: database or disk is full" in told
-    assert "make room" in told
+    assert "free disk space" in told
     assert over.endswith("can be written again; times that it failed: 1000")
 
 

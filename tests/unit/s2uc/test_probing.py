@@ -159,7 +159,7 @@ def test_a_gateway_that_restarts_in_the_middle_fails_the_probe_with_its_name(wor
     world.cons.gateways[0] = world.cons._gateway(CONS_PORT + 1, (CONS_PORT + 1) * 10)
     report = world.result(asking, within=30.0)
     assert verdicts(report)[-2:] == [("wan", False), ("release", True)]
-    assert f"gateway dtn{CONS_PORT + 1}: was restarted" in report.checks[-2].text
+    assert f"gateway dtn{CONS_PORT + 1}: it has restarted" in report.checks[-2].text
     assert world.both_are_empty()
 
 
