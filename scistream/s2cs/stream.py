@@ -38,7 +38,8 @@ from scistream.protocol.messages import (
 )
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.gateway import GatewayLink
-from scistream.s2cs.machine import Core, Release, Stream, new_stream, restored_stream
+from scistream.s2cs.machine import new_stream, restored_stream
+from scistream.s2cs.machine_core import Core, Release, Stream
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, identity_of
 from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.store.database import Store

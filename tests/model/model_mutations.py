@@ -19,9 +19,12 @@ from scistream.links.outbox import Outbox
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Rel
 from scistream.s2cs import machine as s2cs_machine
+from scistream.s2cs import machine_core
 from scistream.s2cs import stream as s2cs_effects
-from scistream.s2cs.machine import Core as S2CSCore
+from scistream.s2cs.machine_core import Core as S2CSCore
 from scistream.s2cs.service import ControlServer
+from scistream.s2cs.steps import release as s2cs_release
+from scistream.s2cs.steps import targets as s2cs_targets
 from scistream.s2ds import machine as s2ds_machine
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.stream import GatewayStream
@@ -81,7 +84,7 @@ def _reserve_twice() -> None:
 
 @mutation("an S2CS and its gateways take a lower generation", "E", "new targets", 1, 0, "again late")
 def _take_lower_generations() -> None:
-    s2cs_machine._repeats_update = lambda core, caller, command: False
+    s2cs_targets._repeats_update = lambda core, caller, command: False
 
     def _consider_update(stream: Any, core: Any, caller: Any, command: Any) -> None:
         stream._carry_out(caller, command)
@@ -150,7 +153,7 @@ def _forget_to_release() -> None:
         waiting = [] if isinstance(cause, StreamError) else [cause]
         return Release(waiting, set(core.record.plan))  # type: ignore[name-defined]  # noqa: F821
 
-    _becomes(s2cs_machine._release, _release)
+    _becomes(machine_core.begin_release, _release)
 
 
 @mutation("an S2CS gives REL up", "B", "life", 0, 1, "silence")
@@ -205,7 +208,7 @@ def _answer_first() -> None:
             core.resp(caller, _GONE)  # type: ignore[name-defined]  # noqa: F821
         core.save()
 
-    _becomes(s2cs_machine._gone, _gone)
+    _becomes(s2cs_release.released, _gone)
 
 
 @mutation("an S2CS does not notice that a gateway has started anew", "A", "life", 0, 1, "crash")

@@ -22,7 +22,7 @@ from model_world import SCENARIOS, stores
 
 from scistream.links.outbox import Caller
 from scistream.protocol.messages import PROD, LastError, Req, UpdateTargets
-from scistream.s2cs.machine import Core, Reservation, Update
+from scistream.s2cs.machine_core import Core, Reservation, Update
 from scistream.s2cs.record import Record
 
 OTHERS = [

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from scistream import timing
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Command, Role
-from scistream.s2cs.machine import Effects
+from scistream.s2cs.machine_core import Effects
 from scistream.s2cs.stream import ServerStream
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))

@@ -119,16 +119,22 @@ def test_the_protocol_does_no_input_or_output(path: Path) -> None:
 
 
 MACHINES = sorted(ROOT.rglob("machine.py"))
+PARTS = [ROOT / "s2cs" / "machine_core.py", *sorted((ROOT / "s2cs" / "steps").glob("*.py"))]
+"""Files that machines are made of beside their tables."""
 
 
-@pytest.mark.parametrize("path", MACHINES, ids=name_of)
-def test_a_machine_does_no_input_or_output(path: Path) -> None:
+def test_each_party_has_a_machine_and_the_parts_of_machines_are_there() -> None:
     assert len(MACHINES) == len(PARTIES)
+    assert {path.name for path in PARTS} >= {"machine_core.py", "hello.py", "release.py", "request.py", "targets.py"}
+
+
+@pytest.mark.parametrize("path", [*MACHINES, *PARTS], ids=name_of)
+def test_a_machine_does_no_input_or_output(path: Path) -> None:
     found = imports(path)
     assert within(found, "socket", "sqlite3", "time", "asyncio", "threading", "OpenSSL") == set()
 
 
-@pytest.mark.parametrize("path", [*MACHINES, ROOT / "state_machines.py"], ids=name_of)
+@pytest.mark.parametrize("path", [*MACHINES, *PARTS, ROOT / "state_machines.py"], ids=name_of)
 def test_a_machine_imports_nothing_of_twisted_but_types(path: Path) -> None:
     assert within(imported(without_types(path.read_text()), "scistream", top_only=False), "twisted") == set()
 
@@ -148,9 +154,9 @@ def test_an_import_for_types_only_is_told_from_one_that_runs() -> None:
     assert within(imported(without_types(code), "scistream", top_only=False), "twisted") == set()
 
 
-@pytest.mark.parametrize("path", MACHINES, ids=name_of)
+@pytest.mark.parametrize("path", [*MACHINES, *PARTS], ids=name_of)
 def test_a_machine_imports_nothing_that_stands_above_it(path: Path) -> None:
-    party = name_of(path).rpartition(".")[0]
+    party = f"scistream.{room(name_of(path))}"
     rooms_above = ["service", "client", "cli", "controller", "stream", "gateway", "tap", "store"]
     assert within(imports(path), *(f"{party}.{above}" for above in rooms_above)) == set()
     own = within(imports(path), "scistream")

@@ -13,7 +13,8 @@ from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Command, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
-from scistream.s2cs.machine import Core, Stream, new_stream
+from scistream.s2cs.machine import new_stream
+from scistream.s2cs.machine_core import Core, Stream
 from scistream.s2cs.record import Record
 from scistream.state_machines import state_of
 

@@ -13,7 +13,7 @@ from stream_at_s2cs import BAD_KEY, LIVE, NO_PORTS, OTHER_APP, REFUSED, SILENT, 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Resp, Role
 from scistream.s2cs import machine as s2cs
-from scistream.s2cs.machine import Stream, Update
+from scistream.s2cs.machine_core import Stream, Update
 from scistream.state_machines import data_of
 
 [TABLE] = tables_of(s2cs.__doc__)

@@ -39,7 +39,8 @@ from scistream.protocol.messages import (
     StartConn,
     UpdateTargets,
 )
-from scistream.s2cs.machine import Core, restored_stream, resume
+from scistream.s2cs.machine import restored_stream, resume
+from scistream.s2cs.machine_core import Core
 
 ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 

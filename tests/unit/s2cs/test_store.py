@@ -60,7 +60,7 @@ def test_what_was_saved_is_there_after_the_process_was_killed(tmp_path: Path) ->
 import os, signal, sys
 from pathlib import Path
 from scistream.logs import Lasting
-from scistream.s2cs.machine import Record
+from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import Store
 store = Store(Path(sys.argv[1]))
 for number in range(50):
