@@ -27,7 +27,7 @@ from scistream.protocol.messages import (
     StreamKey,
     StreamStatus,
 )
-from scistream.s2cs.in_use import GatewayUse, Taken
+from scistream.s2cs.in_use import GatewayUse, StreamUse
 
 PAGE = 20
 """Streams on one page of a gateway's Status."""
@@ -61,7 +61,7 @@ class GatewayListener(Protocol):
     def channels_held_by(self, gateway: str, key: StreamKey) -> Collection[int]:
         """Return the channels of a stream that a gateway must have; empty for a stream that it need not know."""
 
-    def gateway_knows(
+    def compare_streams(
         self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
         """Compare all streams of a gateway with the records.
@@ -106,9 +106,9 @@ class GatewayLink:
         self.probes: dict[StreamKey, ProbeResult] = {}
         self.broken: dict[StreamKey, list[BrokenChannel]] = {}
         self._figures_requests = 0
-        self.strangers: dict[StreamKey, Taken] = {}
+        self.unknown_streams: dict[StreamKey, StreamUse] = {}
         """Streams on the gateway of which the S2CS has no record."""
-        self.strangers_use = GatewayUse()
+        self.unknown_use = GatewayUse()
         """What these streams use on the gateway."""
         self.is_compared = False
         """Whether all its streams have been compared with the records since this process started."""
@@ -179,14 +179,14 @@ class GatewayLink:
         answered = self.dialer.ask(Rel(uid=uid, role=role, seq=UNSENT, store=store), None)
         answered.addErrback(_no_answer).addBoth(lambda _: self._releasing.discard(key))
 
-    def note_strangers(self, strangers: dict[StreamKey, Taken]) -> None:
+    def note_unknown_streams(self, unknown_streams: dict[StreamKey, StreamUse]) -> None:
         """Note the streams on the gateway of which the S2CS has no record. Log each of them once."""
-        new = [key for key in strangers if key not in self.strangers]
-        for key in self.strangers.keys() - strangers.keys():
-            self.strangers_use.drop(key)
-        for key, taken in strangers.items():
-            self.strangers_use.put(key, taken)
-        self.strangers = strangers
+        new = [key for key in unknown_streams if key not in self.unknown_streams]
+        for key in self.unknown_streams.keys() - unknown_streams.keys():
+            self.unknown_use.drop(key)
+        for key, use in unknown_streams.items():
+            self.unknown_use.put(key, use)
+        self.unknown_streams = unknown_streams
         if new:
             named = ", ".join(f"{uid} ({role})" for uid, role in new[:MOST_NAMED])
             self.log.warn(
@@ -276,7 +276,7 @@ class GatewayLink:
         if self._is_silent:
             self.log.info("gateway {gateway} answers again", gateway=self.name)
             self._is_silent = False
-        self._server.gateway_knows(self, answer.boot or "", expected, known)
+        self._server.compare_streams(self, answer.boot or "", expected, known)
         self.is_compared = True
 
     def _failed(self, failure: Failure) -> None:

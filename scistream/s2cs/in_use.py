@@ -17,7 +17,7 @@ from scistream.s2cs.record import Record, ports_at
 NOTHING = Fraction(0)
 
 
-class Taken(NamedTuple):
+class StreamUse(NamedTuple):
     """What one stream uses on a gateway: a number of ports, and Mbit/s.
 
     :param lent: the numbers of these ports, as far as they are known.
@@ -33,19 +33,19 @@ def is_counted(record: Record) -> bool:
     return record.request is not None and record.state != "Released"
 
 
-def taken_by(record: Record, gateway: str) -> Taken:
+def stream_use(record: Record, gateway: str) -> StreamUse:
     """Return what a counted stream uses on a gateway of its plan."""
     assert record.request is not None
     channels = len(record.plan[gateway])
     rate = record.request.rate * channels / record.request.num_conn
-    return Taken(channels, rate, tuple(ports_at(record, gateway)))
+    return StreamUse(channels, rate, tuple(ports_at(record, gateway)))
 
 
 class GatewayUse:
     """What streams use on one gateway."""
 
     def __init__(self) -> None:
-        self._taken: dict[Hashable, Taken] = {}
+        self._streams: dict[Hashable, StreamUse] = {}
         self._ports = 0
         self._rate = NOTHING
         self._lent: Counter[int] = Counter()
@@ -73,23 +73,23 @@ class GatewayUse:
             self._outside = sum(count for port, count in self._lent.items() if port not in own_range)
         return self._ports - self._outside
 
-    def put(self, stream: Hashable, taken: Taken) -> None:
+    def put(self, stream: Hashable, use: StreamUse) -> None:
         """Set what a stream uses, replacing what was set before."""
-        if self._taken.get(stream) != taken:
+        if self._streams.get(stream) != use:
             self.drop(stream)
-            self._taken[stream] = taken
-            self._add(taken, 1)
+            self._streams[stream] = use
+            self._add(use, 1)
 
     def drop(self, stream: Hashable) -> None:
         """Remove a stream. Idempotent."""
-        taken = self._taken.pop(stream, None)
-        if taken is not None:
-            self._add(taken, -1)
+        use = self._streams.pop(stream, None)
+        if use is not None:
+            self._add(use, -1)
 
-    def _add(self, taken: Taken, sign: int) -> None:
-        self._ports += sign * taken.ports
-        self._rate += sign * Fraction(taken.rate)
-        for port in taken.lent:
+    def _add(self, use: StreamUse, sign: int) -> None:
+        self._ports += sign * use.ports
+        self._rate += sign * Fraction(use.rate)
+        for port in use.lent:
             self._lent[port] += sign
             if not self._lent[port]:
                 del self._lent[port]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from scistream.links.link import Link
 from scistream.paging import PageOrder
 from scistream.protocol.messages import StreamKey
-from scistream.s2cs.in_use import GatewayUse, OwnerUse, is_counted, taken_by
+from scistream.s2cs.in_use import GatewayUse, OwnerUse, is_counted, stream_use
 from scistream.s2cs.stream import ServerStream
 
 
@@ -38,23 +38,23 @@ class LiveStreams(dict[StreamKey, ServerStream]):
         self._of_link: dict[Link, dict[StreamKey, ServerStream]] = {}
         self._links: dict[StreamKey, set[Link]] = {}
         self._pages = PageOrder()
-        for held in streams:
-            self.add(held)
+        for stream in streams:
+            self.add(stream)
 
-    def add(self, held: ServerStream) -> None:
+    def add(self, stream: ServerStream) -> None:
         """Add a stream that has begun."""
-        key = held.record.key
-        self[key] = held
+        key = stream.record.key
+        self[key] = stream
         self._pages.add(key)
-        self._of_owner.setdefault(held.record.owner, _OfOwner()).pages.add(key)
-        self.note_use(held)
+        self._of_owner.setdefault(stream.record.owner, _OfOwner()).pages.add(key)
+        self.note_use(stream)
 
-    def remove(self, held: ServerStream) -> None:
+    def remove(self, stream: ServerStream) -> None:
         """Remove a stream that is over. Do nothing if the stream is not here, or if another one has its key now."""
-        key, owner = held.record.key, held.record.owner
-        if self.get(key) is not held:
+        key, owner = stream.record.key, stream.record.owner
+        if self.get(key) is not stream:
             return
-        self._note_gateways(held, ())
+        self._note_gateways(stream, ())
         del self._gateways[key]
         of_owner = self._of_owner[owner]
         of_owner.pages.remove(key)
@@ -68,20 +68,20 @@ class LiveStreams(dict[StreamKey, ServerStream]):
 
     # -- usage
 
-    def note_use(self, held: ServerStream) -> None:
+    def note_use(self, stream: ServerStream) -> None:
         """Count what a stream uses, by its record. Call this whenever the record changes."""
-        record = held.record
-        if self.get(record.key) is not held:
+        record = stream.record
+        if self.get(record.key) is not stream:
             return
         if record.request is not None and is_counted(record):
             self._of_owner[record.owner].use.put(record.key, record.request.rate)
-            self._note_gateways(held, record.plan.keys())
+            self._note_gateways(stream, record.plan.keys())
         else:
             self._of_owner[record.owner].use.drop(record.key)
-            self._note_gateways(held, ())
+            self._note_gateways(stream, ())
 
-    def _note_gateways(self, held: ServerStream, names: Collection[str]) -> None:
-        key = held.record.key
+    def _note_gateways(self, stream: ServerStream, names: Collection[str]) -> None:
+        key = stream.record.key
         for name in self._gateways.get(key, set()).difference(names):
             self._at_gateway[name].use.drop(key)
             del self._at_gateway[name].streams[key]
@@ -89,8 +89,8 @@ class LiveStreams(dict[StreamKey, ServerStream]):
                 del self._at_gateway[name]
         for name in names:
             at_gateway = self._at_gateway.setdefault(name, _AtGateway())
-            at_gateway.streams[key] = held
-            at_gateway.use.put(key, taken_by(held.record, name))
+            at_gateway.streams[key] = stream
+            at_gateway.use.put(key, stream_use(stream.record, name))
         self._gateways[key] = set(names)
 
     def use_of_gateway(self, name: str) -> GatewayUse:
@@ -116,12 +116,12 @@ class LiveStreams(dict[StreamKey, ServerStream]):
         """Return the streams that may use ports of a gateway."""
         return list(self._at_gateway[name].streams.values()) if name in self._at_gateway else []
 
-    def note_link(self, held: ServerStream, link: Link) -> None:
+    def note_link(self, stream: ServerStream, link: Link) -> None:
         """Note that a link has sent a command about a stream."""
-        key = held.record.key
-        if self.get(key) is held:
+        key = stream.record.key
+        if self.get(key) is stream:
             self._links.setdefault(key, set()).add(link)
-            self._of_link.setdefault(link, {})[key] = held
+            self._of_link.setdefault(link, {})[key] = stream
 
     def of_link(self, link: Link) -> list[ServerStream]:
         """Return the streams about which a link has sent commands."""

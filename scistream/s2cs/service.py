@@ -58,10 +58,11 @@ from scistream.protocol.messages import (
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit.sinks import Sink, audit_file, open_sink
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.early_requests import EarlyRequests
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
 from scistream.s2cs.hello_throttle import WrongKeys
-from scistream.s2cs.in_use import Taken
+from scistream.s2cs.in_use import StreamUse
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.machine import resume
 from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
@@ -73,7 +74,6 @@ from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED, St
 from scistream.s2cs.store.ledger import Ledger
 from scistream.s2cs.store.lock import StoreLock
 from scistream.s2cs.stream import ServerStream
-from scistream.s2cs.tombstones import EarlyRequests
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import resolve_path, trust_of
 from scistream.tls.expiry import ExpiryWatch
@@ -237,8 +237,8 @@ class ControlServer(Service):
         """Close all links and files. The streams go on, and the next start takes them up again."""
         super().stopService()
         self._watch.stop()
-        for held in self.streams.values():
-            held.stop_timers()
+        for stream in self.streams.values():
+            stream.stop_timers()
         self._wrong_keys.stop()
         self._early.stop()
         self._admission_controller.stop()
@@ -257,7 +257,7 @@ class ControlServer(Service):
         self._lock.release()
 
     def _live(self) -> int:
-        return sum(held.record.state != "Released" for held in self.streams.values())
+        return sum(stream.record.state != "Released" for stream in self.streams.values())
 
     def reload(self, config: S2CSConfig) -> Change:
         """Apply new settings, and read certificates, keys, authorities, CRLs and the policy again.
@@ -279,7 +279,7 @@ class ControlServer(Service):
         with problems.of_step():
             policy = policy_of(merged, self._config_file)
         with problems.of_step():
-            self._refuse_orphans(merged, [held.record for held in self.streams.values()])
+            self._refuse_orphans(merged, [stream.record for stream in self.streams.values()])
         pool = {}
         for one in merged.gateways:
             with problems.of_step():
@@ -323,7 +323,7 @@ class ControlServer(Service):
 
         They are about certificates of this facility and of the user that expire soon, and unknown streams on gateways.
         """
-        warnings = [_strangers_warning(gateway) for gateway in self.gateways.values() if gateway.strangers]
+        warnings = [_unknown_streams_warning(gateway) for gateway in self.gateways.values() if gateway.unknown_streams]
         if not self._all_credentials():
             return warnings or None
         warnings += self._watch.warnings()
@@ -343,19 +343,19 @@ class ControlServer(Service):
     def _forget_old(self) -> None:
         self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
 
-    def use_changed(self, held: ServerStream) -> None:
+    def use_changed(self, stream: ServerStream) -> None:
         """Update what a stream uses, because its record may have changed."""
-        self.streams.note_use(held)
+        self.streams.note_use(stream)
 
-    def ended(self, held: ServerStream) -> None:
+    def ended(self, stream: ServerStream) -> None:
         """Remove a stream that is released and written. From now on it is answered for from the store."""
-        self.ledger.close(held.record)
+        self.ledger.close(stream.record)
         for gateway in self.gateways.values():
-            gateway.figures.pop(held.record.key, None)
-            gateway.probes.pop(held.record.key, None)
-            gateway.broken.pop(held.record.key, None)
-        self.store.keep_newest(held.record.owner, MOST_RELEASED)
-        self.streams.remove(held)
+            gateway.figures.pop(stream.record.key, None)
+            gateway.probes.pop(stream.record.key, None)
+            gateway.broken.pop(stream.record.key, None)
+        self.store.keep_newest(stream.record.owner, MOST_RELEASED)
+        self.streams.remove(stream)
 
     def _find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None.
@@ -367,20 +367,20 @@ class ControlServer(Service):
             return self.streams.get(key)
         return ServerStream(self, record, restored=True)
 
-    def forget(self, held: ServerStream) -> None:
+    def forget(self, stream: ServerStream) -> None:
         """Remove a stream of which nothing was ever written, so that its uid is free again."""
-        self.unwritten.discard(held.record.key)
-        self.store.forget(held.record.key)
-        self.ledger.close(held.record)
-        self.streams.remove(held)
+        self.unwritten.discard(stream.record.key)
+        self.store.forget(stream.record.key)
+        self.ledger.close(stream.record)
+        self.streams.remove(stream)
 
     def _write_again(self) -> None:
         """Write the records that could not be written before."""
         for key in list(self.unwritten):
-            held = self.streams.get(key)
-            if held is None:
+            stream = self.streams.get(key)
+            if stream is None:
                 self.unwritten.discard(key)
-            elif not held.core.effects.save(held.record):
+            elif not stream.core.effects.save(stream.record):
                 return
 
     # -- LinkOwner
@@ -403,8 +403,8 @@ class ControlServer(Service):
         self._links.remove(link)
         if link.is_stranger:  # no stream has such a link, and there may be very many of them
             return
-        for held in self.streams.of_link(link):
-            held.link_lost(link)
+        for stream in self.streams.of_link(link):
+            stream.link_lost(link)
         self.streams.forget_link(link)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
@@ -415,9 +415,9 @@ class ControlServer(Service):
         if answer.uid is None:
             asked = self.streams.of_link(link)
         else:
-            asked = [held for role in ROLES if (held := self.streams.get((answer.uid, role))) is not None]
-        for held in asked:
-            if held.app_link is link and held.app_outbox.answered(answer):
+            asked = [stream for role in ROLES if (stream := self.streams.get((answer.uid, role))) is not None]
+        for stream in asked:
+            if stream.app_link is link and stream.app_outbox.answered(answer):
                 return
 
     def message_received(self, link: Link, message: Message) -> None:
@@ -482,11 +482,11 @@ class ControlServer(Service):
             self._of_stream(link, owner, command)
 
     def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
-        held = self._find((request.uid, request.role))
-        if held is not None and held.record.owner == owner:
-            self.authorizer.authorise(request, owner, held.record).check()
-            self._note_owner_link(held, link, owner)
-            held.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
+        stream = self._find((request.uid, request.role))
+        if stream is not None and stream.record.owner == owner:
+            self.authorizer.authorise(request, owner, stream.record).check()
+            self._note_owner_link(stream, link, owner)
+            stream.machine.req(Caller(link, request.seq, "REQ"), request, owner, {})
         elif self.store.was_released_early(owner, (request.uid, request.role)):
             raise StreamError(
                 "wrong-state", f"stream {request.uid} was released before it was requested: choose another uid"
@@ -497,7 +497,7 @@ class ControlServer(Service):
                 msg = f"stream {request.uid} was requested again, with other fields, before this request was answered"
                 self._refuse(*earlier, "wrong-state", msg)
         else:
-            self._new_stream(link, owner, request, is_free=held is None)
+            self._new_stream(link, owner, request, is_free=stream is None)
 
     def _is_settled(self) -> bool:
         return all(gateway.settled for gateway in self.gateways.values())
@@ -526,38 +526,38 @@ class ControlServer(Service):
             expires_at=self.wall() + life,
             hello_by=self.wall() + hello,
         )
-        held = ServerStream(self, record)
-        self.streams.add(held)
-        self._note_owner_link(held, link, owner)
+        stream = ServerStream(self, record)
+        self.streams.add(stream)
+        self._note_owner_link(stream, link, owner)
         if request.listen_ports is not None:
-            held.core.spares = spares(members, plan, request.listen_ports, request.rate)
-        held.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
+            stream.core.spares = spares(members, plan, request.listen_ports, request.rate)
+        stream.machine.req(Caller(link, request.seq, "REQ"), request, owner, plan)
 
     def _members(self) -> list[GatewayState]:
         return [
-            gateway_state(name, gateway.room, self.streams.use_of_gateway(name), gateway.strangers_use)
+            gateway_state(name, gateway.room, self.streams.use_of_gateway(name), gateway.unknown_use)
             for name, gateway in self.gateways.items()
             if gateway.room is not None and gateway.dialer.link is not None
         ]
 
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
-        held = self._find(key)
-        grant = self.authorizer.authorise(command, owner, held.record if held is not None else None)
-        if held is None or not grant.shows(held.record):
+        stream = self._find(key)
+        grant = self.authorizer.authorise(command, owner, stream.record if stream is not None else None)
+        if stream is None or not grant.shows(stream.record):
             if isinstance(command, Rel) and grant.allows_role:
                 with suppress(StreamError):  # if the disk is full, a late REQ is refused anyway
                     self.store.note_early_release(owner, key, self.wall(), MOST_EARLY_RELEASES)
             raise _none_of_yours(command.uid)
-        self._note_owner_link(held, link, owner)
+        self._note_owner_link(stream, link, owner)
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             grant.check_targets(command.connection_map.values() if command.role == PROD else ())
-            self._refuse_pool(held.record, command.connection_map.values())
-            held.keep_allowed_addresses(grant)
-            held.machine.update_targets(caller, command)
+            self._refuse_pool(stream.record, command.connection_map.values())
+            stream.keep_allowed_addresses(grant)
+            stream.machine.update_targets(caller, command)
         else:
-            held.release(caller, owner)
+            stream.release(caller, owner)
 
     def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
         """Refuse targets that are addresses of the pool itself.
@@ -575,34 +575,34 @@ class ControlServer(Service):
         grant = self.authorizer.authorise(command, owner)
         if command.uid is not None:
             named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
-            chosen = [held for held in named if held is not None and grant.shows(held.record)]
+            chosen = [stream for stream in named if stream is not None and grant.shows(stream.record)]
             if not chosen:
                 raise _none_of_yours(command.uid)
-            for held in chosen:
-                self._note_owner_link(held, link, owner)
+            for stream in chosen:
+                self._note_owner_link(stream, link, owner)
             chosen.sort(key=_page_key)
         else:
             after = command.after or ""
             visible = self.streams.after(after) if grant.is_administrator else self.streams.of_owner(owner, after)
-            of_role = (held for held in visible if command.role in (None, held.record.role))
+            of_role = (stream for stream in visible if command.role in (None, stream.record.role))
             chosen = list(islice(of_role, command.limit + 1))
-        page = [held for held in chosen if _page_key(held) > (command.after or "")]
+        page = [stream for stream in chosen if _page_key(stream) > (command.after or "")]
         fetching = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
         DeferredList(fetching).addCallback(lambda _: self._answer_status(link, command, page))
 
-    def _note_owner_link(self, held: ServerStream, link: Link, owner: str) -> None:
-        held.note_owner_link(link, owner)
-        self.streams.note_link(held, link)
+    def _note_owner_link(self, stream: ServerStream, link: Link, owner: str) -> None:
+        stream.note_owner_link(link, owner)
+        self.streams.note_link(stream, link)
 
     def _gateways_of(self, page: list[ServerStream]) -> list[GatewayLink]:
-        names = {name for held in page if held.record.state != "Released" for name in held.record.plan}
+        names = {name for stream in page if stream.record.state != "Released" for name in stream.record.plan}
         return [self.gateways[name] for name in sorted(names) if name in self.gateways]
 
     def _answer_status(self, link: Link, command: Status, page: list[ServerStream]) -> None:
         streams: list[StreamStatus] = []
         size = 0
-        for held in page[: command.limit]:
-            status = held.status()
+        for stream in page[: command.limit]:
+            status = stream.status()
             size += 400 + len(status.csr) + 200 * len(status.listeners)
             if streams and size > MAX_PAGE_BYTES:
                 break
@@ -623,32 +623,32 @@ class ControlServer(Service):
     # -- applications
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        held = self._find((hello.uid, hello.role))
-        request = held.record.request if held is not None else None
+        stream = self._find((hello.uid, hello.role))
+        request = stream.record.request if stream is not None else None
         known = request.app_key_hash if request is not None else "0" * 64
         given = hashlib.sha256(hello.app_key.encode()).hexdigest()
-        if not hmac.compare_digest(known, given) or held is None:
-            if held is not None:
-                held.wrong_hellos += 1
+        if not hmac.compare_digest(known, given) or stream is None:
+            if stream is not None:
+                stream.wrong_hellos += 1
             refusal = _refusal(hello, "not-authorized", _REFUSED_HELLO)
             # Recorded now, though the answer may be sent later.
             self.audit.answered(link, command_name(hello), hello.role, refusal)
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
         link.prove(None)
-        grant = self.authorizer.of_stream(held.record)
-        hello = self._choose_addresses(held.record, hello, grant)
-        if hello.role == PROD and hello.listeners != held.record.app_listeners:
+        grant = self.authorizer.of_stream(stream.record)
+        hello = self._choose_addresses(stream.record, hello, grant)
+        if hello.role == PROD and hello.listeners != stream.record.app_listeners:
             grant.check_targets(hello.listeners or [])
-        self._refuse_pool(held.record, hello.listeners or [])
+        self._refuse_pool(stream.record, hello.listeners or [])
         is_probe = request is not None and request.protocol == "probe"  # gateways do not dial the listener of a probe
-        for name in held.record.plan if not is_probe else ():
+        for name in stream.record.plan if not is_probe else ():
             if name in self.gateways:
                 self.gateways[name].check_targets(hello.listeners or [])
-        held.note_application(link)
-        held.core.other_addresses = hello.other_addresses or {}
-        self.streams.note_link(held, link)
-        held.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
+        stream.note_application(link)
+        stream.core.other_addresses = hello.other_addresses or {}
+        self.streams.note_link(stream, link)
+        stream.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
 
     def _choose_addresses(self, record: Record, hello: Hello, grant: Grant) -> Hello:
         """Drop the addresses of each listener that must not be dialled; the first remaining one becomes the listener.
@@ -694,8 +694,8 @@ class ControlServer(Service):
         """Book what streams have carried. Return the figures that are plausible."""
         plausible = {}
         for key, reported in figures.items():
-            held = self.streams.get(key)
-            if held is not None and held.hear_figures(gateway, boot, reported):
+            stream = self.streams.get(key)
+            if stream is not None and stream.hear_figures(gateway, boot, reported):
                 plausible[key] = reported
         self.ledger.write()
         return plausible
@@ -703,9 +703,9 @@ class ControlServer(Service):
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
         """Take the reasons for which connections of streams were reset on a gateway."""
         for key, reported in resets.items():
-            held = self.streams.get(key)
-            if held is not None:
-                held.hear_resets(gateway, reported)
+            stream = self.streams.get(key)
+            if stream is not None:
+                stream.hear_resets(gateway, reported)
 
     def gateway_settled(self) -> None:
         """Let requests that came early go on, if all gateways are now known or cannot be reached."""
@@ -714,14 +714,14 @@ class ControlServer(Service):
 
     def held_by(self, gateway: str) -> set[StreamKey]:
         """Return the streams that a gateway must know: those that it has reserved and is not known to have released."""
-        return {held.record.key for held in self.streams.at_gateway(gateway) if held.is_held_by(gateway)}
+        return {stream.record.key for stream in self.streams.at_gateway(gateway) if stream.is_held_by(gateway)}
 
     def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
         """Return the channels of a stream that a gateway must have; empty for a stream that it need not know."""
-        held = self.streams.get(key)
-        return held.record.plan[gateway] if held is not None and held.is_held_by(gateway) else []
+        stream = self.streams.get(key)
+        return stream.record.plan[gateway] if stream is not None and stream.is_held_by(gateway) else []
 
-    def gateway_knows(
+    def compare_streams(
         self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
     ) -> None:
         """Compare all streams of a gateway with the records.
@@ -735,31 +735,31 @@ class ControlServer(Service):
         self._pool_addresses.learn(gateway.name, gateway.room)
         self._write_again()
         self.audit.flush()
-        for held in self.streams.at_gateway(gateway.name):
-            key = held.record.key
-            if held.is_of_another_boot(gateway.name, boot):
-                held.machine.gateway_lost(gateway.name, "it has restarted and lost this stream")
-            elif held.record.state == "Releasing":
+        for stream in self.streams.at_gateway(gateway.name):
+            key = stream.record.key
+            if stream.is_of_another_boot(gateway.name, boot):
+                stream.machine.gateway_lost(gateway.name, "it has restarted and lost this stream")
+            elif stream.record.state == "Releasing":
                 continue  # the answer to REL is still to come, with the last figures
             elif key in expected and (key not in known or known[key].state in ("Releasing", "Released")):
-                held.machine.gateway_lost(gateway.name, "it has released this stream by itself")
-        self._look_at_others(gateway, known)
+                stream.machine.gateway_lost(gateway.name, "it has released this stream by itself")
+        self._treat_unexpected_streams(gateway, known)
         self._end_overdrawn(set(known))
         self._end_broken(set(known))
 
-    def _look_at_others(self, gateway: GatewayLink, known: dict[StreamKey, StreamStatus]) -> None:
+    def _treat_unexpected_streams(self, gateway: GatewayLink, known: dict[StreamKey, StreamStatus]) -> None:
         """Deal with streams on a gateway that it should not hold.
 
         A stream that is over according to the store is released. A record is written before anything is reserved, so a
         stream without a record was reserved by another S2CS, under another store, or under a newer copy of this one: it
         is left alone, unless the operator has asked for its release.
         """
-        strangers: dict[StreamKey, Taken] = {}
+        unknown_streams: dict[StreamKey, StreamUse] = {}
         for key, status in known.items():
             if status.state in ("Releasing", "Released"):
                 continue
-            held = self._find(key) if key not in self.streams else self.streams[key]
-            record = held.record if held is not None else None
+            stream = self._find(key) if key not in self.streams else self.streams[key]
+            record = stream.record if stream is not None else None
             if record is not None and status.store in (None, self.store.id):
                 if gateway.name not in record.plan or record.state == "Released":
                     self._release_other(gateway, status, "the stream is over")
@@ -767,8 +767,8 @@ class ControlServer(Service):
                 self._release_other(gateway, status, "there is no record of it, and --release-unknown was given")
             else:
                 lent = tuple(Address.parse(listener).port for listener in status.listeners)
-                strangers[key] = Taken(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
-        gateway.note_strangers(strangers)
+                unknown_streams[key] = StreamUse(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
+        gateway.note_unknown_streams(unknown_streams)
 
     def _release_other(self, gateway: GatewayLink, status: StreamStatus, why: str) -> None:
         self.log.warn(
@@ -783,10 +783,10 @@ class ControlServer(Service):
     def _end_overdrawn(self, carried: set[StreamKey]) -> None:
         """End the streams whose owner has exceeded `bytes_per_day` of the policy."""
         for key in carried:
-            held = self.streams.get(key)
-            reason = self.authorizer.overdrawn(held.record) if held is not None else None
-            if held is not None and reason is not None:
-                held.machine.forbidden(reason)
+            stream = self.streams.get(key)
+            reason = self.authorizer.overdrawn(stream.record) if stream is not None else None
+            if stream is not None and reason is not None:
+                stream.machine.forbidden(reason)
 
     def _end_broken(self, carried: set[StreamKey]) -> None:
         """End the streams with a channel that has been broken for longer than `release_broken_after`."""
@@ -794,18 +794,18 @@ class ControlServer(Service):
             return
         most = parse_seconds(self.config.release_broken_after)
         for key in carried:
-            held = self.streams.get(key)
-            broken = held.stuck() if held is not None else None
-            if held is not None and broken is not None and broken.seconds >= most:
+            stream = self.streams.get(key)
+            broken = stream.longest_broken_channel() if stream is not None else None
+            if stream is not None and broken is not None and broken.seconds >= most:
                 msg = (
                     f"channel {broken.channel} was broken and the stream carried no bytes for {broken.seconds:.0f} s: "
                     f"this facility releases such streams after {most:.0f} s (`release_broken_after`): {broken.reason}"
                 )
-                held.machine.fault(StreamError("timeout", msg))
+                stream.machine.fault(StreamError("timeout", msg))
 
 
-def _page_key(held: ServerStream) -> str:
-    return page_key(held.record.key)
+def _page_key(stream: ServerStream) -> str:
+    return page_key(stream.record.key)
 
 
 def _refusal(command: Command | ProdLstn, code: ErrorCode, msg: str) -> Error:
@@ -835,9 +835,10 @@ def _control_addresses(config: S2CSConfig) -> list[str]:
     return [config.listen, *(one.address for one in config.gateways)]
 
 
-def _strangers_warning(gateway: GatewayLink) -> str:
+def _unknown_streams_warning(gateway: GatewayLink) -> str:
+    count = len(gateway.unknown_streams)
     return (
-        f"gateway {gateway.name} has {len(gateway.strangers)} streams of which this S2CS has no record, and keeps "
+        f"gateway {gateway.name} has {count} streams of which this S2CS has no record, and keeps "
         "their ports and capacity until they expire: the log of the S2CS names them, and its operator can release them "
         "with `twistd s2cs --release-unknown`"
     )

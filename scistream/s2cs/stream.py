@@ -59,13 +59,13 @@ class ServedFacility(Protocol):
     unwritten: set[StreamKey]
     """The streams whose last record could not be written. The server writes them again later."""
 
-    def forget(self, held: ServerStream) -> None:
+    def forget(self, stream: ServerStream) -> None:
         """Remove a stream of which nothing was ever written, so that its uid is free again."""
 
-    def use_changed(self, held: ServerStream) -> None:
+    def use_changed(self, stream: ServerStream) -> None:
         """Update what a stream uses, because its record may have changed."""
 
-    def ended(self, held: ServerStream) -> None:
+    def ended(self, stream: ServerStream) -> None:
         """Remove a stream that is released and written. From now on it is answered for from the store."""
 
     def answer(
@@ -482,7 +482,7 @@ class ServerStream:
         broken = [one for gateway in self._gateways() for one in gateway.broken.get(self.record.key, [])]
         return sorted(broken, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
 
-    def stuck(self) -> BrokenChannel | None:
+    def longest_broken_channel(self) -> BrokenChannel | None:
         """Return the channel that has been broken for longest, or None if no channel is broken.
 
         Its `seconds` are how long the channel has been broken and the stream has carried no bytes. Call this after each

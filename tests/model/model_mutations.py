@@ -213,10 +213,10 @@ def _answer_first() -> None:
 
 @mutation("an S2CS does not notice that a gateway has started anew", "A", "life", 0, 1, "crash")
 def _ignore_boots() -> None:
-    def gateway_knows(self: Any, gateway: Any, boot: str, expected: Any, known: Any) -> None:
+    def compare_streams(self: Any, gateway: Any, boot: str, expected: Any, known: Any) -> None:
         """Whatever it says."""
 
-    ControlServer.gateway_knows = gateway_knows  # type: ignore[method-assign]
+    ControlServer.compare_streams = compare_streams  # type: ignore[method-assign]
 
 
 @mutation("an S2CS that was restarted takes what it was releasing for released", "B", "life", 0, 1, "crash inside")

@@ -314,7 +314,7 @@ def test_a_page_that_was_not_asked_for_like_this_is_ignored(odd: dict[str, Any])
 def test_streams_that_nobody_knows_are_left_alone_and_counted_once_however_often_a_gateway_names_them() -> None:
     with party(GatewayAtControlServer) as server:
         server.hear([page(*numbered(3)), b"!15", page(*numbered(3))])
-        assert set(server.false.strangers) == {(uid, PROD) for uid in numbered(3)}
+        assert set(server.false.unknown_streams) == {(uid, PROD) for uid in numbered(3)}
         assert not said(server, Rel)
 
 

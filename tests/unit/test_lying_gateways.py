@@ -60,7 +60,7 @@ def test_rates_beyond_all_bounds_that_a_gateway_tells_of_others_only_leave_it_wi
     for holding in gateway._holdings.values():
         holding._rate = 1.7e308
     lab.world.network.run(20.0)
-    assert len(lab.control.gateways["dtn5001"].strangers) == 3
+    assert len(lab.control.gateways["dtn5001"].unknown_streams) == 3
     assert lab.refused(ADA, a_req(UIDS[5])).code == "no-capacity"
     assert lab.world.crashes == []
 
@@ -105,7 +105,7 @@ def test_a_fault_while_a_gateway_is_heard_is_logged_and_the_gateway_settles(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = lab.world
-    monkeypatch.setattr(type(lab.control), "gateway_knows", lambda *_: 1 // 0)
+    monkeypatch.setattr(type(lab.control), "compare_streams", lambda *_: 1 // 0)
     world.result(world.prod.control.stopService())
     world.prod.control = lab.control = world.prod.start_control()
     world.network.run(5.0)

@@ -30,7 +30,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
-from scistream.s2cs.in_use import is_counted, taken_by
+from scistream.s2cs.in_use import is_counted, stream_use
 from scistream.s2cs.policy.authorizer import identity_of
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
@@ -103,7 +103,7 @@ class Facility:
         streams = self.control.streams
         counted = [held.record for held in streams.values() if is_counted(held.record)]
         for name in self.control.gateways:
-            taken = [taken_by(record, name) for record in counted if name in record.plan]
+            taken = [stream_use(record, name) for record in counted if name in record.plan]
             use = streams.use_of_gateway(name)
             assert use.rate == math.fsum(one.rate for one in taken)
             assert use.ports_of(GatewayCapacity(ports=8, rate=1.0)) == sum(one.ports for one in taken)

@@ -11,7 +11,7 @@ from test_whole_protocol import World
 from scistream import timing
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, Req
-from scistream.s2cs.tombstones import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
+from scistream.s2cs.early_requests import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
 
 
 def restart_without_gateway(world: World) -> Any:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Role, StreamKey
-from scistream.s2cs.in_use import GatewayUse, OwnerUse, Taken
+from scistream.s2cs.in_use import GatewayUse, OwnerUse, StreamUse
 
 rates = st.floats(0.0, 1e7)
 streams = st.integers(0, 5)
-taken = st.builds(Taken, st.integers(1, 3), rates, st.lists(st.integers(5000, 5010), max_size=3).map(tuple))
+taken = st.builds(StreamUse, st.integers(1, 3), rates, st.lists(st.integers(5000, 5010), max_size=3).map(tuple))
 rooms = st.builds(
     lambda first, ports: GatewayCapacity(ports=ports, rate=1e6, first_port=first),
     st.none() | st.integers(4998, 5008),
@@ -22,10 +22,10 @@ rooms = st.builds(
 
 @given(st.lists(st.tuples(streams, st.none() | taken, rooms)))
 def test_what_a_gateway_has_given_out_is_the_sum_over_its_streams(
-    steps: list[tuple[int, Taken | None, GatewayCapacity]],
+    steps: list[tuple[int, StreamUse | None, GatewayCapacity]],
 ) -> None:
     use = GatewayUse()
-    held: dict[int, Taken] = {}
+    held: dict[int, StreamUse] = {}
     for stream, what, room in steps:
         if what is None:
             held.pop(stream, None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, GatewayCapacity, Req
-from scistream.s2cs.in_use import GatewayUse, Taken, is_counted, taken_by
+from scistream.s2cs.in_use import GatewayUse, StreamUse, is_counted, stream_use
 from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
 from scistream.s2cs.record import Record
 
@@ -108,11 +108,11 @@ def use_of(name: str, held: list[Record]) -> GatewayUse:
     use = GatewayUse()
     for number, one in enumerate(held):
         if is_counted(one) and name in one.plan:
-            use.put(number, taken_by(one, name))
+            use.put(number, stream_use(one, name))
     return use
 
 
-def use_of_strangers(*taken: Taken) -> GatewayUse:
+def use_of_strangers(*taken: StreamUse) -> GatewayUse:
     use = GatewayUse()
     for number, one in enumerate(taken):
         use.put(number, one)
@@ -176,7 +176,7 @@ def test_chosen_ports_outside_the_range_take_none_of_it() -> None:
     assert set(found.lent) == {5075, 5100}
     granted = record(2, 100.0, {"a": [0, 1]})
     granted.listeners = {0: "192.0.2.1:5103", 1: "192.0.2.1:5104"}
-    found = gateway_state("a", room, use_of("a", [granted]), use_of_strangers(Taken(1, 1.0, (5076,))))
+    found = gateway_state("a", room, use_of("a", [granted]), use_of_strangers(StreamUse(1, 1.0, (5076,))))
     assert set(found.lent) == {5103, 5104, 5076}
     assert found.ports == 6
 
