@@ -28,6 +28,8 @@ from model_world import SCENARIOS, USER, Scenario, Stores, World, folder_for_sto
 Faults = tuple[tuple[int, Fault], ...]
 
 MOST_STEPS = 4000
+RUNS_BETWEEN_COLLECTIONS = 50
+"""A worker collects garbage after so many runs: a collection takes as long as half a run."""
 _MASK = (1 << 64) - 1
 
 
@@ -349,13 +351,18 @@ def _work(chunk: tuple[int, int, list[Task]]) -> tuple[list[Task], Counts]:
     branches: list[Task] = []
     for index, task in enumerate(tasks):
         number = (depth << 56) | ((first + index + 1) << 24)
-        for count, branch in enumerate(explorer.run(task, number)):
+        for count, branch in enumerate(_run(task, number)):
             if depth and explorer.left(branch.path) == (0, 0):
-                explorer.run(branch, number + count + 1)
+                _run(branch, number + count + 1)
             else:
                 branches.append(branch)
-        gc.collect()
     return branches, explorer.counts
+
+
+def _run(task: Task, number: int) -> list[Task]:
+    if _explorer.counts.runs % RUNS_BETWEEN_COLLECTIONS == 0:
+        gc.collect()
+    return _explorer.run(task, number)
 
 
 # -- in words

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Iterator
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -20,7 +22,16 @@ from scistream.protocol.errors import StreamError
 LEFT_OUT = frozenset({"seq", "msg", "effects"})
 """Names of fields that do not matter, wherever they are."""
 
-_readers: dict[type, Callable[[Any], Any]] = {}
+
+class _Readers(dict[type, Callable[[Any], Any]]):
+    """How values of a type are read, found out when the first of them is met."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        found = self[kind] = _reader_of(kind)
+        return found
+
+
+_readers = _Readers()
 _known: dict[int, tuple[Any, int]] = {}
 MOST_KNOWN = 100_000
 
@@ -30,12 +41,10 @@ def read(value: Any) -> Any:
 
     :raises TypeError: if it is, or has in it, something of a kind that nothing is known of.
     """
-    reader = _readers.get(type(value))
-    if reader is None:
-        reader = _readers[type(value)] = _reader_of(type(value))
-    return reader(value)
+    return _readers[type(value)](value)
 
 
+@cache
 def fields_of(kind: type) -> tuple[str, ...]:
     """Return the names of all fields of a class that matter; none if it has no fields."""
     names: tuple[str, ...] = ()
@@ -56,30 +65,35 @@ def _reader_of(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, StreamError):
         return lambda value: value.code
     if issubclass(kind, list | tuple):
-        return lambda value: tuple([read(one) for one in value])
+        return lambda value: tuple([_readers[type(one)](one) for one in value])
     if issubclass(kind, dict):
         return lambda value: tuple([(read(key), read(one)) for key, one in value.items()])
     if issubclass(kind, set | frozenset):
         return lambda value: tuple(sorted([read(one) for one in value], key=repr))
-    if issubclass(kind, msgspec.Struct) and kind.__struct_config__.frozen:
-        return lambda value: _remembered(value, kind)
     if issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind):
-        return lambda value: _read_fields(value, kind)
+        reader = _fields_reader(kind)
+        if issubclass(kind, msgspec.Struct) and kind.__struct_config__.frozen:
+            return lambda value: _remembered(value, reader)
+        return reader
     raise TypeError(f"it is not known what matters of a {kind.__name__}: say so here, or leave its field out")
 
 
-def _read_fields(value: Any, kind: type) -> tuple[Any, ...]:
-    return (kind.__name__, *[read(getattr(value, name)) for name in fields_of(kind)])
+def _fields_reader(kind: type) -> Callable[[Any], Any]:
+    names = fields_of(kind)
+    if len(names) < 2:
+        return lambda value: (kind.__name__, *[read(getattr(value, name)) for name in names])
+    fields = attrgetter(*names)
+    return lambda value: (kind.__name__, *[_readers[type(one)](one) for one in fields(value)])
 
 
-def _remembered(value: Any, kind: type) -> int:
+def _remembered(value: Any, reader: Callable[[Any], Any]) -> int:
     """Read a value that never changes, once."""
     known = _known.get(id(value))
     if known is not None and known[0] is value:
         return known[1]
     if len(_known) > MOST_KNOWN:
         _known.clear()
-    found = hash(_read_fields(value, kind))
+    found = hash(reader(value))
     _known[id(value)] = (value, found)
     return found
 

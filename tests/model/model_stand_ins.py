@@ -22,12 +22,15 @@ from twisted.logger import Logger, LogLevel
 
 import scistream.links.dialer
 import scistream.links.tls_links
+import scistream.protocol.messages
 import scistream.s2cs.service
 import scistream.s2ds.service
+import scistream.s2ds.settings
 import scistream.s2ds.stream
 import scistream.s2uc.stream
+from scistream import resources
 from scistream.links.link import Link
-from scistream.protocol.address import Address
+from scistream.protocol.address import Address, parse_network
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Role, StreamKey
 from scistream.s2cs.record import Record
@@ -224,6 +227,10 @@ _init_link = Link.__init__
 
 
 _parse = cache(Address.parse)
+_parse_network = cache(parse_network)
+_memory = cache(resources.memory)
+_tcp_memory = cache(resources.tcp_memory)
+_processors = cache(resources.processors)
 _searched = Automaton.outputForInput
 
 
@@ -257,6 +264,9 @@ def installed() -> Iterator[None]:
         (scistream.s2ds.service, "ListenPorts", ModelPorts),
         (scistream.s2ds.service, "Elements", ModelElements),
         (scistream.s2ds.service, "secrets", types.SimpleNamespace(token_hex=_boot)),
+        (scistream.s2ds.settings, "memory", _memory),
+        (scistream.s2ds.settings, "tcp_memory", _tcp_memory),
+        (scistream.s2ds.settings, "processors", _processors),
         (scistream.s2ds.service, "raise_descriptor_limit", lambda: None),
         (scistream.s2ds.stream, "StreamSecret", ModelSecret),
         (scistream.s2uc.stream, "issue_credentials", model_credentials),
@@ -267,6 +277,7 @@ def installed() -> Iterator[None]:
         (Logger, "emit", _emit),
         (Automaton, "outputForInput", _looked_up),
         (Address, "parse", staticmethod(_parse)),
+        (scistream.protocol.messages, "parse_network", _parse_network),
     ]
     before = [(where, name, where.__dict__.get(name, _ABSENT)) for where, name, _ in replaced]
     state = random.getstate()
