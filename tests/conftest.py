@@ -42,6 +42,12 @@ def fork_server() -> Iterator[None]:
         yield
 
 
+def pytest_collection_finish() -> None:
+    """Keep modules and tests, which stay to the end, out of all garbage collections: most of their time went there."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _descriptors_closed() -> Iterator[None]:
     """Fail the last test of a file whose tests leave descriptors open: hundreds of files share one process."""

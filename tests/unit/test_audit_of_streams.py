@@ -93,8 +93,10 @@ def test_bytes_are_booked_while_a_stream_lives_and_the_last_ones_with_its_end(wo
 
 
 def test_a_stream_over_midnight_is_booked_on_both_days(world: World) -> None:
+    world.network.jump(86400.0 - 200.0)
+    world.network.run(60.0)
     stream = world.stream(expires=2 * 86400.0)
-    world.network.run(86400.0 - 100.0)
+    world.network.run(86400.0 - 100.0 - world.network.seconds())
     carry(world.prod, stream, PROD, 5)
     world.network.run(200.0)
     carry(world.prod, stream, PROD, 7)

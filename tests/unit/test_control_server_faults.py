@@ -64,7 +64,8 @@ def test_a_fault_in_any_effect_of_a_control_server_at_any_time_ends_the_stream_a
         world.application(stream.join[CONS], "analysis")
         whatever(world, stream.provisioned().deferred, 40)
         whatever(world, stream.release().deferred, 40)
-    world.network.run(500)  # whatever became of it, its time is over
+    world.network.jump(440)  # whatever became of it, its time is over
+    world.network.run(60)
     for facility in (world.prod, world.cons):
         assert {held.record.state for held in facility.control.streams.values()} <= {"Released"}
     assert world.both_are_empty()

@@ -76,7 +76,8 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     elif not any("has not confirmed the release" in str(one) for one in told):
         world.network.run(5)
         assert world.both_are_empty()
-    world.network.run(LIFE + 60)
+    world.network.jump(LIFE)
+    world.network.run(60)
     assert world.both_are_empty()
     assert bool(faults) == any(number in which for number in range(len(calls)))
     kinds = [fault["effect"] for fault in faults]
