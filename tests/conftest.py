@@ -62,7 +62,7 @@ def _descriptors_closed() -> Iterator[None]:
 
 
 def _descriptors() -> set[tuple[int, str]]:
-    """The open descriptors of this process and what each is of; without its leases of ports, which it keeps."""
+    """Return the open descriptors of this process and their kinds, without its leases of ports, which it keeps."""
     found: set[tuple[int, str]] = set()
     if not OPEN.exists():
         return found  # gateways run on Linux alone, and so do the tests that open many

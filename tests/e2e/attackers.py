@@ -21,7 +21,7 @@ from scistream.protocol.address import Address
 
 @contextmanager
 def many_descriptors() -> Iterator[None]:
-    """This process may open thousands meanwhile."""
+    """Let this process open thousands of descriptors meanwhile."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -31,12 +31,12 @@ def many_descriptors() -> Iterator[None]:
 
 
 def connection(address: Address, source: str) -> socket.socket:
-    """A TCP connection from that address."""
+    """Open a TCP connection from `source`."""
     return socket.create_connection(address, timeout=TIMEOUT, source_address=(source, 0))
 
 
 def client_hello(protocol: str = "scistream/1") -> bytes:
-    """The first flight of a TLS client that offers this protocol."""
+    """Return the first flight of a TLS client that offers `protocol`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols([protocol])
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -43,7 +43,7 @@ def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
 
 @pytest.fixture
 def fresh_world(linux: None, tmp_path: Path) -> Iterator[Callable[..., World]]:
-    """Makes a world for one test: ``fresh_world(lab={"gateways": 2})``."""
+    """Return a function that makes a world for one test: ``fresh_world(lab={"gateways": 2})``."""
     with ExitStack() as worlds:
 
         def make(**options: Any) -> World:
@@ -56,14 +56,14 @@ def fresh_world(linux: None, tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 @pytest.fixture
 def nothing_left(world: World) -> Iterator[None]:
-    """What the test does leaves nothing behind in any daemon of the world: no descriptor, port, stream, or memory."""
+    """Check that the test leaves no descriptor, port, stream or memory behind in any daemon of the world."""
     with world.unchanged():
         yield
 
 
 @pytest_twisted.async_yield_fixture
 async def make(linux: None) -> AsyncIterator[Callable[..., Any]]:
-    """Makes streams over two gateways of the test's own, see `gateways`; nothing stays behind or fails unnoticed."""
+    """Return a function that makes streams over two gateways of the test (see `gateways`); check what they leave."""
     from gateways import streams
 
     async with streams() as make_one:

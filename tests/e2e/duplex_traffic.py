@@ -27,7 +27,7 @@ _PATTERNS: dict[tuple[str, int], bytes] = {}
 
 
 def _pattern(sender: str, channel: int) -> bytes:
-    """What an application says on a channel, over and over: of no pattern, and its like on no other channel."""
+    """Return what an application repeats on a channel: random bytes that differ from those of every other channel."""
     key = sender, channel
     if key not in _PATTERNS:
         once = noise(_PERIOD, seed=2 * channel + (sender == "producer"))
@@ -56,7 +56,7 @@ class End:
         self._hears = _pattern("consumer" if side == "producer" else "producer", channel)
 
     def interest(self) -> int:
-        """What a selector is to wait for."""
+        """Return the events that a selector has to wait for."""
         reading = 0 if self.ended else selectors.EVENT_READ
         return reading | (selectors.EVENT_WRITE if self._sending else 0)
 

@@ -80,13 +80,12 @@ class Cell(NamedTuple):
         return CONS if self.victim.startswith("consumer") else PROD
 
     def __str__(self) -> str:
-        """The name of its test."""
+        """Return the name of its test."""
         return f"{self.victim}-{self.step}-{self.back}"
 
 
 def hold_a_stream(world: World, uid: str) -> Program:
-    """A program of the user that asks for a stream by the library and waits for its end, saying in lines what it
-    sees."""
+    """Start a program that requests a stream with the library, waits for its end, and reports its progress in lines."""
     users = world.folder / "users"
     files = [users / "ada.pem", users / "ada.key", *(each.authority for each in world.facilities)]
     return world.start(sys.executable, "-c", _HOLD, world.lab.s2cs, world.centre.s2cs, uid, *map(str, files))
@@ -127,7 +126,7 @@ def both_are(world: World, uid: str, state: str) -> bool:
 
 
 def states(world: World, uid: str) -> tuple[str, str]:
-    """The state of a stream in the stores of both sides; one that is not there is as good as Released."""
+    """Return the state of a stream in the stores of both sides; a missing stream counts as Released."""
     return (
         world.lab.states().get((uid, "PROD"), "Released"),
         world.centre.states().get((uid, "CONS"), "Released"),
@@ -135,7 +134,7 @@ def states(world: World, uid: str) -> tuple[str, str]:
 
 
 def story(world: World, uid: str) -> str:
-    """What all daemons have logged of a stream and of their links, for the report of a failure."""
+    """Return what all daemons logged about a stream and about their links, for the report of a failure."""
     parts = []
     for daemon in world.daemons:
         lines = daemon.words().splitlines()
@@ -277,8 +276,7 @@ class Life:
         self._started.append(app)
 
     def _is_settled(self) -> bool:
-        """Look after the user and the applications; whether the consumer has been told where to connect, or it is all
-        over."""
+        """Check the user and the applications; return True if the consumer knows where to connect, or all is over."""
         self._tend()
         if self._gave_up:
             return True
@@ -443,7 +441,7 @@ class Life:
 
 
 def _next_line(program: Program) -> str | None:
-    """The next line of a program, or None if it has ended without one."""
+    """Return the next line of a program, or None if it has ended without one."""
     line = ""
 
     def is_there() -> bool:
@@ -458,7 +456,7 @@ def _next_line(program: Program) -> str | None:
 
 
 def _of_session(leader: int) -> list[int]:
-    """The processes of a session."""
+    """Return the processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -476,7 +474,7 @@ def a_full_stream_can_be_had(world: World) -> None:
 
 
 def nothing_is_left(world: World, before: Footprint) -> None:
-    """The daemons hold what they held before, all can be had again, and no process of a program is left."""
+    """Check that the daemons hold what they held before, that all of it is free, and that no process is left."""
     assert_same(before, world.footprint)
     a_full_stream_can_be_had(world)
     assert_same(before, world.footprint)

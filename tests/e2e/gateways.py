@@ -171,7 +171,7 @@ class Side:
         return all(member.ready for member in self.elements._members)
 
     def relays(self) -> list[relay.Relay]:
-        """What is open on its first channel."""
+        """Return the open relays of the first channel."""
         (here,) = self.elements._members
         return list(here._element._streams[self.uid, self.role].channels[0].relays)  # type: ignore[attr-defined]
 
@@ -217,7 +217,7 @@ class Stream:
         return self._keep(self.app.accept()[0])
 
     async def pair(self, channel: int = 0) -> tuple[socket.socket, socket.socket]:
-        """A connection: ConsApp's end and ProdApp's."""
+        """Return the two ends of a new connection: ConsApp's and ProdApp's."""
         await self.ready()
         consumer, producer = await both(lambda: self.connect(channel), self.accept)
         return consumer, producer
@@ -252,7 +252,7 @@ class Stream:
 
 @contextlib.asynccontextmanager
 async def streams() -> AsyncIterator[Callable[..., Stream]]:
-    """Makes streams, closes them, and sees to it that nothing stays behind or failed unnoticed."""
+    """Return a function that makes streams; close them, and check for leftovers and unnoticed failures."""
     failures: list[Any] = []
     made: list[Stream] = []
     readers, writers, calls = (set(found()) for found in (_readers, _writers, _calls))

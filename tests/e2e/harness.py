@@ -44,7 +44,7 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
 
 
 def listen(host: str = HOST) -> socket.socket:
-    """A listener of a ProdApp on a free port."""
+    """Open a listener of a ProdApp on a free port."""
     sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
     sock.settimeout(PATIENCE)
     return sock
@@ -56,14 +56,14 @@ def address_of(sock: socket.socket) -> str:
 
 
 def accept(listener: socket.socket) -> socket.socket:
-    """The next connection."""
+    """Accept the next connection."""
     sock, _ = listener.accept()
     sock.settimeout(PATIENCE)
     return sock
 
 
 def connect(listener: str) -> socket.socket:
-    """A connection of a ConsApp."""
+    """Open a connection of a ConsApp."""
     address = Address.parse(listener)
     return socket.create_connection((address.host, address.port), timeout=PATIENCE)
 
@@ -79,7 +79,7 @@ def is_reset(listener: str, limit: float = PATIENCE) -> bool:
 
 
 def noise(count: int, seed: int = 0) -> bytes:
-    """The same `count` bytes each time, of no pattern."""
+    """Return `count` random bytes, the same for each call with one seed."""
     return random.Random(seed).randbytes(count)
 
 
@@ -92,7 +92,7 @@ def receive(sock: socket.socket) -> bytes:
 
 
 def receive_exactly(sock: socket.socket, count: int) -> bytes:
-    """That many bytes, and no end before."""
+    """Receive `count` bytes; fail if the connection ends before."""
     data = b""
     while len(data) < count:
         part = sock.recv(count - len(data))
@@ -102,7 +102,7 @@ def receive_exactly(sock: socket.socket, count: int) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """What two heaps of bytes are compared by: shorter in a failure's report."""
+    """Return the digest of `data`: comparing digests keeps the report of a failure short."""
     return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()}"
 
 
@@ -110,7 +110,7 @@ def sha256(data: bytes) -> str:
 
 
 def free_ports(count: int = 1, host: str = HOST) -> int:
-    """The first of so many free ports in a row, of those that this test process alone uses."""
+    """Return the first of `count` consecutive free ports that only this test process uses."""
     return leased.take(count, host)
 
 
@@ -189,7 +189,7 @@ class Streaming:
         return self.requested.uid
 
     def connect(self, channel: int = 0) -> socket.socket:
-        """A connection of the consumer."""
+        """Open a connection of the consumer."""
         return connect(self.listeners[channel])
 
 
@@ -221,7 +221,7 @@ class Requested:
         self.world.s2uc("release", self.uid)
 
     def start_release(self) -> Program:
-        """The same, without waiting for it."""
+        """Start a release without waiting for it."""
         self._released = True
         return self.world.start_s2uc("release", self.uid)
 
@@ -353,7 +353,7 @@ class World:
     def stream(
         self, listen: Sequence[str], num_conn: int = 1, rate: str = "10Gbit", **between: Facility
     ) -> Iterator[Streaming]:
-        """A stream to a program that listens there already; released at the end, unless that has been done."""
+        """Request a stream to a program that already listens; release it at the end, unless that has been done."""
         with self.request(num_conn, rate, **between) as requested:
             consumer, producer = self.cons(requested.join["CONS"]), self.prod(requested.join["PROD"], listen)
             requested.streaming()
@@ -363,7 +363,7 @@ class World:
     # What it takes up
 
     def footprint(self) -> Footprint:
-        """What all daemons hold now."""
+        """Return what all daemons hold now."""
         return Footprint(
             descriptors={each.name: sum(map(open_descriptors, each.processes())) for each in self.daemons},
             ports={each.name: each.ports_in_use() for facility in self.facilities for each in facility.gateways},
@@ -375,7 +375,7 @@ class World:
 
     @contextmanager
     def unchanged(self) -> Iterator[Footprint]:
-        """What happens inside leaves nothing behind in any daemon."""
+        """Check that the block leaves nothing behind in any daemon."""
         before = self.footprint()
         yield before
         assert_same(before, self.footprint)
@@ -393,7 +393,7 @@ def _listeners(consumer: Program) -> list[str]:
 
 
 def refused_request(world: World, *options: str, prod: str = "", cons: str = "") -> str:
-    """The one line of a request that fails, besides what it waits for; ``s2uc`` remembers no more than before."""
+    """Return the error line of a request that fails; check that ``s2uc`` remembers no more than before."""
     between = ["--prod", prod or world.lab.s2cs, "--cons", cons or world.centre.s2cs]
     remembered = world.remembered.all()
     ended = world.start_s2uc("request", *between, *options).end(status=1)

@@ -44,8 +44,9 @@ class Task:
 
 
 def beside(**wishes: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a test of the arguments `world` and those of its parameters run beside the others of its file, which needs a
-    fixture `lanes`.
+    """Let a test run side by side with the others of its file, which needs a fixture `lanes`.
+
+    The test takes `world` and the arguments of its parameters.
 
     :param wishes: how its world differs from the usual, as `World` takes it.
     """
@@ -132,7 +133,7 @@ class Lanes:
         return task.result.result(0)
 
     def new_folder(self) -> Path:
-        """A folder for a world."""
+        """Make a folder for a world."""
         with self._naming:
             self._worlds += 1
             folder = self._folder / f"world-{self._worlds}"
@@ -191,6 +192,6 @@ class _Lane:
 
 
 def _where(thread: threading.Thread | None) -> str:
-    """The stack of a thread, for a person."""
+    """Return the stack of a thread, as text."""
     frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
     return "".join(traceback.format_stack(frame)) if frame is not None else "(its thread has ended)"

@@ -75,7 +75,7 @@ class HandMade:
         assert answer["state"] == "Streaming", answer
 
     def try_targets(self, connection_map: dict[str, str]) -> dict[str, object]:
-        """The same, with other targets; the answer, whatever it is."""
+        """Try to set other targets; return the answer, even if it is a refusal."""
         authority = Signer()
         own, usage = (producer_name(self.uid), SERVER) if self.role == PROD else (consumer_name(self.uid), CLIENT)
         public_key = self._csr.public_key()
@@ -127,14 +127,14 @@ class HandMade:
         return consumer_name(self.uid) if self.role == PROD else producer_name(self.uid)
 
     def of_other_side(self, signer: Signer | None = None, name: str = "", **validity: object) -> Chain:
-        """What the gateway at the other side would show, or nearly so."""
+        """Return the chain that the gateway of the other side would present, with the given deviations."""
         usage = CLIENT if self.role == PROD else SERVER
         names = [x509.DNSName(name or self.of_other_side_name)]
         return (signer or self.authority).sign(names, usage, **validity)  # type: ignore[arg-type]
 
 
 def context(chain: Chain | None, *, server: bool = False, newest: int = SSL.TLS1_3_VERSION) -> SSL.Context:
-    """The context of a gateway that shows this, and takes whatever the other one shows."""
+    """Return the context of a gateway that presents `chain`, and accepts every certificate of the other one."""
     made = SSL.Context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
     made.set_max_proto_version(newest)
     made.set_verify(SSL.VERIFY_NONE)
@@ -148,7 +148,7 @@ def context(chain: Chain | None, *, server: bool = False, newest: int = SSL.TLS1
 
 
 def trusting(made: SSL.Context, *authorities: x509.Certificate) -> SSL.Context:
-    """The same, that also asks for a certificate and takes those of these authorities."""
+    """Change a context so that it requests a certificate and accepts those of `authorities`."""
     store = made.get_cert_store()
     assert store is not None
     for authority in authorities:

@@ -77,7 +77,7 @@ class RawLink:
         self.send(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
 
     def hear(self) -> dict[str, Any] | None:
-        """The next message; None at the end of the link, however it ends."""
+        """Return the next message, or None when the link has ended in any way."""
         try:
             line = self._lines.readline()
         except (ssl.SSLError, ConnectionResetError):
@@ -162,7 +162,7 @@ class Signer:
 
     @classmethod
     def of(cls, folder: Path) -> Signer:
-        """An authority of `scistream pki`."""
+        """Return the authority in a folder of `scistream pki`."""
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
         return cls(x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes()), key)
 
@@ -175,8 +175,9 @@ class Signer:
         begins: timedelta = -HOUR,
         ends: timedelta = HOUR,
     ) -> Chain:
-        """A certificate for these names and this use, and the signer's own; `usage` None makes an authority.
+        """Issue a certificate for these names and this use, and return it with the signer's own.
 
+        :param usage: None makes an authority.
         :param begins: from now on; `ends` likewise.
         """
         key = ec.generate_private_key(ec.SECP256R1())
@@ -187,7 +188,7 @@ class Signer:
 
 
 def self_signed(names: Sequence[x509.GeneralName], usage: x509.ObjectIdentifier) -> Chain:
-    """A certificate that vouches for itself."""
+    """Return a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     return Chain((_certificate("itself", key.public_key(), None, key, names, usage),), key)
 

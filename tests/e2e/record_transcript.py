@@ -125,7 +125,7 @@ class Recorder:
 
 
 def _first_line(link: socket.socket) -> bytes:
-    """The first line, and not a byte more; all there is if the link ends before."""
+    """Return the first line and not a byte more, or everything before the end of the link."""
     line = b""
     while not line.endswith(b"\n") and (byte := link.recv(1)):
         line += byte
@@ -152,7 +152,7 @@ class _Run:
         self._env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"} | settings
 
     def step(self, words: str) -> None:
-        """What is said from now on belongs to this."""
+        """Begin a step: it contains all lines from now on."""
         self._marks.append((len(self.said), words))
 
     def steps(self) -> Iterator[Step]:
@@ -163,7 +163,7 @@ class _Run:
             yield Step(words, [one for one in self.said[begin:end] if one in kept])
 
     def heard(self, receiver: str, cmd: str, state: str | None = None) -> Said | None:
-        """The first such message, if it has come."""
+        """Return the first matching message if it has arrived."""
         for one in list(self.said):
             message = one.message
             if (one.receiver, message["cmd"]) == (receiver, cmd) and state in (None, message.get("state")):
@@ -171,7 +171,7 @@ class _Run:
         return None
 
     def wait_for(self, receiver: str, cmd: str, state: str | None = None) -> Said:
-        """The same, as soon as it has come."""
+        """Wait for the first matching message and return it."""
         what = f"{receiver} has not heard {cmd}"
         found: Said = until(lambda: self.heard(receiver, cmd, state), lambda: f"{what}: {self.said}", _PATIENCE)
         return found
@@ -211,7 +211,7 @@ class _Run:
 
 
 def _once(said: Sequence[Said]) -> list[Said]:
-    """The lines without repeated commands and their answers, and without Status but for the first on a link."""
+    """Return the lines without repeated commands and their answers, and only the first Status of each link."""
     commands: dict[tuple[int, str, str], set[str]] = {}
     left_out: dict[tuple[int, str, str], set[int]] = {}
     kept = []
@@ -282,7 +282,7 @@ def _carry_some_bytes(program: socket.socket, listener: str) -> None:
 
 
 def as_page(steps: Sequence[Step]) -> str:
-    """What the page has of it."""
+    """Return the steps as the page shows them."""
     parts = []
     for number, step in enumerate(steps, 1):
         lines = "\n".join(f"    {one}" for one in step.said)
@@ -295,7 +295,7 @@ _LINE = re.compile(r"    (\S+) > (\S+)  (\{.*\})")
 
 
 def from_page(page: str) -> list[Said]:
-    """The lines that the page has, in its order."""
+    """Return the lines of the page, in order."""
     begin, end = page.index(".. begin transcript\n"), page.index(".. end transcript\n")
     found = (_LINE.fullmatch(line) for line in page[begin:end].splitlines())
     return [Said(0, *match.groups()) for match in found if match is not None]

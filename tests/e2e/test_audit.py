@@ -1,5 +1,7 @@
-"""The audit trail of installed daemons: each line as documented, bytes as they were sent, nothing secret anywhere, and
-`scistream usage` that adds up to what was sent whoever is killed meanwhile.
+"""The audit trail of installed daemons.
+
+Each line is as documented, bytes are as sent, and nothing secret is anywhere. `scistream usage` adds up to what was
+sent, even if daemons are killed meanwhile.
 """
 
 from __future__ import annotations
@@ -182,7 +184,7 @@ def test_a_stream_that_expires_ends_with_that_and_all_its_bytes(world: World, de
 
 
 def refused_by(facility: Facility, act: Callable[[], object]) -> list[Any]:
-    """The lines about refusals that come of it; at least one does."""
+    """Return the audit lines about refusals that `act` causes; check that there is at least one."""
     before = len(lines_of(facility))
 
     def new() -> list[Any]:
@@ -210,7 +212,7 @@ def test_a_wrong_hello_is_told_with_where_it_came_from_and_not_with_its_key(worl
         assert len(of_stream(world.centre, join.uid, only="hello")) == 1
 
 
-def test_what_another_user_is_refused_is_told_with_her_name(world: World) -> None:
+def test_a_refusal_of_another_user_is_recorded_with_their_name(world: World) -> None:
     name = f"eve-{uuid4()}@lab.example"
     eve = issue(world.folder / "users", "user", name)
     with reserved(world) as requested, to_s2cs(world, eve) as link:
@@ -244,7 +246,7 @@ def test_a_request_that_is_refused_is_told_as_asked_and_with_the_reason(world: W
         assert kinds(of_stream(world.lab, fine["uid"])) == ["request", "release", "end"]
 
 
-def test_who_fails_at_the_listener_is_told_with_the_reason(world: World, tmp_path: Path) -> None:
+def test_a_failure_at_the_listener_is_recorded_with_the_reason(world: World, tmp_path: Path) -> None:
     init_authority(tmp_path / "elsewhere", "Elsewhere")
     stranger = issue(tmp_path / "elsewhere", "user", "ada")
 
@@ -280,7 +282,7 @@ def test_who_fails_at_the_listener_is_told_with_the_reason(world: World, tmp_pat
     assert len(lines_of(world.lab)) == before
 
 
-def test_lines_that_are_no_message_are_told_with_who_said_them_and_which_one_closed_the_link(world: World) -> None:
+def test_invalid_lines_are_recorded_with_their_sender_and_the_one_that_closed_the_link(world: World) -> None:
     name = f"mallory-{uuid4()}@lab.example"
     mallory = issue(world.folder / "users", "user", name)
     uid = str(uuid4())

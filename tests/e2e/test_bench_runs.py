@@ -65,7 +65,7 @@ def lives(pid: int) -> bool:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts runs of a benchmark whose peers are here; none outlives the test."""
+    """Return a function that starts a benchmark whose peers are installed; stop those that are left at the end."""
     lacking = peers.missing(["haproxy", "iperf3", "nginx", "stunnel"])
     if lacking:
         missing(f"not installed: {' '.join(lacking)}")

@@ -99,7 +99,7 @@ def controller_of(facility: Facility) -> Issued:
 
 @contextmanager
 def a_fresh_certificate_afterwards(pki: Path, kind: Any, name: str, *san: str) -> Iterator[None]:
-    """What a test has revoked is issued anew at its end, under the same files."""
+    """Issue the certificate that a test revokes again at its end, under the same file names."""
     try:
         yield
     finally:
@@ -122,7 +122,7 @@ def with_new_links(facility: Facility) -> None:
 # -- revoked
 
 
-def test_a_revoked_user_is_refused_at_an_s2cs_and_the_link_that_she_has_is_closed(world: World) -> None:
+def test_a_revoked_user_is_refused_at_an_s2cs_and_existing_links_are_closed(world: World) -> None:
     users = world.folder / "users"
     eve = issue(users, "user", f"eve-{uuid4()}@lab.example")
     with to(world.lab.server, world.lab, eve) as hers, to(world.lab.server, world.lab, ada(world)) as ours:
@@ -374,8 +374,11 @@ def test_a_link_ends_when_the_certificate_does_that_it_was_made_with(world: Worl
     said(daemon, "a link that was made with a certificate which has ended", start)
 
     def is_refused_in_the_handshake() -> bool:
-        """For OpenSSL it lasts to the end of its last second, by a clock that is milliseconds late: until then the link
-        is made, told why it ends, and closed."""
+        """Return True if the handshake fails.
+
+        For OpenSSL a certificate lasts to the end of its last second, by a clock that is milliseconds late: until then
+        the link is made, told why it ends, and closed.
+        """
         with to(daemon, world.lab, short) as again:
             answer = again.hear()
             if answer is None:

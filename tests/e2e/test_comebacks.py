@@ -98,7 +98,7 @@ def test_programs_and_users_whose_servers_come_back_are_no_strangers_and_lose_no
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill])
 @pytest.mark.parametrize("which", ["producer's gateway", "consumer's gateway"])
-def test_programs_whose_gateway_comes_back_hear_of_the_end_and_none_is_a_stranger(
+def test_programs_whose_gateway_comes_back_are_notified_of_the_end_and_none_is_a_stranger(
     world: World, which: str, end: Callable[[Daemon], None]
 ) -> None:
     with a_crowd(world) as crowd:

@@ -158,7 +158,7 @@ def test_tls_1_2_is_not_spoken(listener: Listener) -> None:
 
 
 @pytest.mark.parametrize("alpn", [[], ["h2"], ["scistream/2"], ["scistream"], ["scistream/10", "http/1.1"]])
-def test_who_does_not_offer_our_protocol_is_served_nothing(listener: Listener, alpn: list[str]) -> None:
+def test_a_client_that_does_not_offer_our_protocol_is_served_nothing(listener: Listener, alpn: list[str]) -> None:
     assert not listener.serves(listener.welcome, alpn=alpn)
     assert listener.serves(listener.welcome, alpn=[*alpn, "scistream/1"])
 

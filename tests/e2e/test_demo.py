@@ -69,12 +69,12 @@ class Run:
         return found
 
     def find(self, start: str, part: str = "") -> int:
-        """The pid of the first process whose command line starts so and has that part, or 0."""
+        """Return the pid of the first process whose command line starts with `start` and contains `part`, or 0."""
         found = (pid for pid, line in self.descendants().items() if line.startswith(start) and part in line)
         return next(found, 0)
 
     def wait_until_streaming(self) -> None:
-        """The consumer is started when the stream is there."""
+        """Wait until the consumer has been started, which means that the stream is there."""
         self.wait_for(lambda: self.find(CONSUMER))
 
     def wait_for(self, what: Callable[[], object], seconds: float = DEADLINE) -> None:

@@ -68,7 +68,7 @@ def consume(*listeners: str, env: dict[str, str] | None = None) -> tuple[int, di
 
 
 def frames_of(connection: socket.socket) -> Iterator[bytes]:
-    """The frames that come on a connection, found by their length field alone."""
+    """Yield the frames that arrive on a connection, found only by their length field."""
     with connection.makefile("rb") as reader:
         while header := reader.read(HEADER):
             yield header + reader.read(int.from_bytes(header[20:24], "big"))
@@ -76,7 +76,7 @@ def frames_of(connection: socket.socket) -> Iterator[bytes]:
 
 @contextmanager
 def meddler(target: str, meddle: Meddling, end_with_reset: bool = False) -> Iterator[str]:
-    """A TCP proxy for one connection, which changes the row of frames on its way to the consumer."""
+    """Run a TCP proxy for one connection, which changes the sequence of frames on its way to the consumer."""
     host, port = target.split(":")
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(DEADLINE)

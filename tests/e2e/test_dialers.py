@@ -39,7 +39,7 @@ HERE = x509.IPAddress(ip_address(HOST))
 
 
 def right(pki: Path) -> Chain:
-    """The control: of the facility's authority, for the host that is dialled, valid now."""
+    """Return the valid chain: from the facility's authority, for the right host, valid now."""
     return Signer.of(pki).sign([HERE], SERVER)
 
 
@@ -80,7 +80,7 @@ WRONG_HOST = f"The far end should be {HOST}, and its certificate is for elsewher
 
 
 def welcome(heard: Message) -> list[Message]:
-    """What an S2CS says to a Hello when the other side is there already."""
+    """Answer a Hello as an S2CS whose other side is already there."""
     if heard["cmd"] != "Hello":
         return []
     uid = {"uid": heard["uid"]}
@@ -109,7 +109,7 @@ def hello(world: World, join: Join, command: list[str]) -> Program:
         (expired, "expired"),
     ],
 )
-def test_appctrl_tells_its_key_to_nobody_but_who_has_the_pinned_authority_s_word(
+def test_appctrl_sends_its_key_only_to_a_server_of_the_pinned_authority(
     world: World, tmp_path: Path, role: Role, make: Callable[[Path], Chain], words: str
 ) -> None:
     started = tmp_path / "started"
@@ -159,7 +159,7 @@ EACH_WRONG = pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 
 
 def no_room(heard: Message) -> list[Message]:
-    """What an S2CS says that has no ports, and so nothing to release."""
+    """Answer as an S2CS that has no free ports, and so nothing to release."""
     about = {"uid": heard["uid"], "seq": heard["seq"], "msg": "none for you"}
     if heard["cmd"] == "REL":
         return [{"cmd": "RESP", **about, "state": "Released"}]
@@ -184,7 +184,7 @@ def test_s2uc_asks_a_false_s2cs_for_nothing_and_releases_the_other_side(
 
 @contextmanager
 def remembered(world: World, prod: str) -> Iterator[str]:
-    """The uid of a stream that `s2uc` believes it has asked for there."""
+    """Yield the uid of a stream that `s2uc` believes it has requested at `prod`."""
     uid = str(uuid4())
     known = RememberedStream(
         uid=uid, prod=prod, cons=world.centre.s2cs, num_conn=1, rate=1.0, asked_at=0.0, expires_at=9e9

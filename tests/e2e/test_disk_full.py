@@ -1,5 +1,6 @@
-"""The disk that holds an S2CS's store is full: what is asked for then is refused, nothing is half there, and all goes
-on when there is room. A tmpfs of its own is that disk.
+"""The disk that holds an S2CS's store is full.
+
+Requests are refused, nothing is half there, and all goes on when there is room. The disk is a tmpfs of the test.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def world(disk: Disk, tmp_path: Path) -> Iterator[World]:
-    """The store of the lab is on that disk, and nothing else."""
+    """Run a world in which only the store of the lab is on that disk."""
     folder = tmp_path / "world"
     folder.mkdir()
     store = disk.folder / "s2cs.sqlite"
@@ -48,7 +49,7 @@ def program() -> Iterator[socket.socket]:
 
 
 def refused(world: World, *options: str) -> str:
-    """What a request says that is refused."""
+    """Return the error of a request that is refused."""
     ended = world.s2uc("request", *options, check=False)
     assert ended.returncode == 1, ended
     return ended.stderr

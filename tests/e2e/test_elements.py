@@ -71,7 +71,7 @@ class Pairs:
             sock.close()
 
     def talk(self) -> None:
-        """A byte each way on every one."""
+        """Send a byte in each direction on every connection."""
         for consumer, producer in zip(self.consumers, self.producers, strict=True):
             for source, sink in ((consumer, producer), (producer, consumer)):
                 source.sendall(b"!")

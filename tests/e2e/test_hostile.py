@@ -98,7 +98,7 @@ def memory(world: World, daemon: Daemon) -> int:
 
 @pytest.fixture
 def flooded_server(world: World) -> None:
-    """An S2CS that has been through such floods: what its allocator keeps of them, it uses for the next."""
+    """Flood an S2CS in advance, so that its allocator reuses the memory of earlier floods."""
     before = world.footprint()
     for number in (12, 13):
         with half_open(world.lab.server.address, attackers(number, 25), 1000) as sockets:
@@ -198,7 +198,7 @@ def test_a_controller_gets_in_at_a_gateway_while_rubbish_pours_in_from_its_own_a
         pouring.result(PATIENCE)
 
 
-def test_who_sends_one_byte_a_second_is_cut_off_in_the_handshake_and_in_the_first_line(
+def test_a_peer_that_sends_one_byte_a_second_is_cut_off_in_the_handshake_and_the_first_line(
     world: World, nothing_left: None
 ) -> None:
     source = attackers(2, 1)[0]
@@ -343,7 +343,7 @@ def test_on_a_link_without_a_certificate_all_but_hello_counts_as_a_bad_line(worl
         assert link.hear() is None
 
 
-def test_one_identity_may_have_so_many_links_and_another_user_is_not_hindered(
+def test_links_of_one_identity_are_bounded_and_another_user_is_not_hindered(
     fresh_world: Callable[..., World],
 ) -> None:
     world = fresh_world(lab={"settings": {"limits": {"links_per_identity": 3}}})
@@ -386,7 +386,7 @@ def test_a_flood_of_commands_is_read_at_its_pace_and_nobody_waits_for_it(fresh_w
 
 @contextmanager
 def reserved_by_hand(link: RawLink, **wishes: Any) -> Iterator[dict[str, Any]]:
-    """A producer's side; the names of what it is."""
+    """Reserve a producer's side by hand; yield the fields that identify it."""
     name = {"uid": str(uuid4()), "role": PROD}
     answer = link.ask("REQ", **name, seq=1, rate=1.0, **wishes)
     assert answer["state"] == "Listening", answer
@@ -397,7 +397,7 @@ def reserved_by_hand(link: RawLink, **wishes: Any) -> Iterator[dict[str, Any]]:
             link.say("REL", **name, seq=2)
 
 
-def test_who_asks_much_and_reads_no_answer_fills_no_memory_and_gets_all_of_it_in_the_end(
+def test_a_peer_that_sends_many_commands_and_reads_no_answer_fills_no_memory_and_gets_all_answers(
     fresh_world: Callable[..., World],
 ) -> None:
     world = fresh_world(lab={"ports": 250})
@@ -432,7 +432,7 @@ def question(name: dict[str, Any], seq: int) -> bytes:
     return json.dumps({"cmd": "Status", **name, "seq": seq}).encode() + b"\n"
 
 
-def test_an_owner_who_never_reads_the_news_of_a_stream_is_cut_off_and_one_who_reads_is_not(
+def test_an_owner_who_never_reads_notifications_is_cut_off_and_one_who_reads_is_not(
     fresh_world: Callable[..., World],
 ) -> None:
     world = fresh_world()
@@ -522,7 +522,7 @@ def test_wrong_keys_are_counted_and_slowed_down_and_the_right_one_is_answered_at
 
 @contextmanager
 def few_descriptors(pid: int, spare: int) -> Iterator[None]:
-    """The process can open only so many more."""
+    """Limit the process to `spare` more descriptors meanwhile."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     most = open_descriptors(pid) + spare
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, before[1]))
@@ -565,7 +565,7 @@ def test_a_gateway_without_descriptors_says_so_and_goes_on_by_itself(world: Worl
 
 
 def cpu_seconds(daemon: Daemon) -> float:
-    """What it has computed so far."""
+    """Return the CPU time that it has used so far, in seconds."""
     with open(f"/proc/{daemon.pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -576,7 +576,7 @@ def cpu_seconds(daemon: Daemon) -> float:
 
 @pytest.fixture
 def flooded_gateway(world: World) -> None:
-    """The same for the producer's gateway."""
+    """Flood the producer's gateway in advance, for the same reason."""
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])
         before = world.footprint()
@@ -654,7 +654,9 @@ def is_reset(port: Address, source: str) -> bool:
         return True
 
 
-def test_who_comes_from_outside_the_networks_is_reset_at_once_on_wan_and_lan(fresh_world: Callable[..., World]) -> None:
+def test_connections_from_outside_the_networks_are_reset_at_once_on_wan_and_lan(
+    fresh_world: Callable[..., World],
+) -> None:
     only_us = {"app_networks": ["127.0.0.1/32"], "wan_networks": ["127.0.0.1/32"]}
     world = fresh_world(lab={"gateway": only_us}, centre={"gateway": only_us})
     (stranger,) = attackers(11, 1)

@@ -25,7 +25,7 @@ SIX = "::1"
 
 @pytest.fixture(scope="module")
 def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The producer's facility is on IPv6; its S2CS takes IPv4 at the same port."""
+    """Run a world whose producer's facility is on IPv6, and whose S2CS there accepts IPv4 on the same port."""
     needs_ipv6()
     limits = {"links_per_address": MOST_LINKS, "failures": MOST_FAILURES, "longest_refusal": "8s"}
     world = World(tmp_path_factory.mktemp("world"), lab={"host": SIX, "settings": {"limits": limits}})
@@ -45,7 +45,7 @@ def six(world: World) -> Address:
 
 @pytest.fixture
 def four(world: World) -> Address:
-    """The same listener, by IPv4."""
+    """Return the same listener's address in IPv4."""
     return Address(HOST, world.lab.server.address.port)
 
 
@@ -61,7 +61,7 @@ def is_served(world: World) -> bool:
     return answer is not None and answer["cmd"] == "RESP"
 
 
-def test_a_64_has_so_many_links_and_an_ipv4_address_at_the_same_listener_its_own(
+def test_links_of_a_64_are_bounded_and_an_ipv4_address_at_the_same_listener_has_its_own(
     world: World, six: Address, four: Address, nothing_left: None
 ) -> None:
     server = world.lab.server

@@ -36,7 +36,7 @@ def write_large_file(path: Path) -> str:
 
 
 def write_tree(root: Path) -> None:
-    """Some hundred files of many sizes, in folders, and a link."""
+    """Write some hundred files of many sizes in folders, and a link."""
     chance = random.Random(0)
     for number in range(300):
         folder = root / f"run-{number % 7}" / f"part-{number % 3}"
@@ -47,7 +47,7 @@ def write_tree(root: Path) -> None:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """What is in a tree: each file's digest, each link's target."""
+    """Return the contents of a tree: the digest of each file and the target of each link."""
     found = {}
     for path in root.rglob("*"):
         if path.is_symlink():

@@ -25,7 +25,7 @@ def stream(world: World) -> Iterator[Streaming]:
 
 
 def measure(world: World, stream: Streaming, *options: str) -> dict[str, Any]:
-    """The end of the report of an iperf3 client, once its connections have left no trace."""
+    """Return the end of an iperf3 client's report, once its connections have left no trace."""
     host, _, port = stream.listeners[0].rpartition(":")
     with world.unchanged():
         done = world.run("iperf3", "-c", host, "-p", port, "-t", "1", "--json", *options)

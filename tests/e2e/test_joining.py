@@ -130,7 +130,7 @@ for _ in range(3):
 
 
 @UNDER
-def test_whatever_is_wrong_is_a_stream_error_with_a_sentence(world: World, under: str) -> None:
+def test_every_fault_is_a_stream_error_with_a_sentence(world: World, under: str) -> None:
     script = """
 async def main():
     joins, listen = given["joins"], [given["listen"]]

@@ -17,7 +17,7 @@ TIMES = 20
 
 
 def all_that_comes(sock: socket.socket) -> bytes:
-    """What is received until a reset, which must come."""
+    """Receive until a reset, which must come; return what arrived before."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while part := sock.recv(MIB):

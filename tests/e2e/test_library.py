@@ -271,9 +271,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("runner", ["twisted", "asyncio"])
-def test_whatever_is_refused_is_a_stream_error_with_a_code_and_a_sentence(
-    world: World, tmp_path: Path, runner: str
-) -> None:
+def test_every_refusal_is_a_stream_error_with_a_code_and_a_sentence(world: World, tmp_path: Path, runner: str) -> None:
     script = """
 async def main():
     async with client() as one:
@@ -374,9 +372,7 @@ asyncio.run(main())
     program.end()
 
 
-def test_what_was_asked_for_and_not_handed_out_is_released_at_whatever_moment_it_is_given_up(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_request_that_is_given_up_at_any_moment_is_released(world: World, tmp_path: Path) -> None:
     script = """
 async def main():
     one = client()
@@ -419,7 +415,7 @@ asyncio.run(main())
     assert world.remembered.all() == []
 
 
-def test_a_client_made_outside_an_event_loop_works_in_the_first_one_and_names_the_trouble_in_another(
+def test_a_client_made_outside_an_event_loop_works_in_the_first_one_and_explains_why_not_in_another(
     world: World, tmp_path: Path
 ) -> None:
     script = """

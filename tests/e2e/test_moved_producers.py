@@ -45,7 +45,7 @@ def test_data_flows_to_where_a_program_that_came_back_listens_without_a_client_o
         assert {side["generation"] for side in sides().values()} == {1}, "both sides have what belongs together"
 
 
-def test_a_producer_that_comes_before_its_stream_is_complete_is_told_who_has_to_act(world: World) -> None:
+def test_a_producer_that_comes_before_its_stream_is_complete_is_told_what_it_waits_for(world: World) -> None:
     with listeners(2) as (used, spare), world.request(1, "100Mbit") as requested:
         requested.program.process.kill()
         join = requested.join[PROD]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def config(world: World, folder: Path, named: dict[str, Facility], others: list[Facility]) -> list[str]:
-    """The option for a configuration that names authorities for facilities, and others for all the rest."""
+    """Return the option for a configuration with named authorities for some facilities, and others for the rest."""
     users = world.folder / "users"
     lines = [f'certificate = "{users / "ada.pem"}"', f'key = "{users / "ada.key"}"']
     lines.append(f"authorities = {json.dumps([str(one.authority) for one in others])}")

@@ -48,7 +48,7 @@ class Listener:
     application: socket.socket | None = field(default=None)
 
     def ask(self, *options: str, certificate: bool = True) -> str:
-        """What s_client prints, until it is welcome, or refused, or the connection ends."""
+        """Return what s_client prints until it is welcome or refused, or the connection ends."""
         shown = ["-cert", str(self.shown.certificate), "-key", str(self.shown.key)] if certificate else []
         command = ["openssl", "s_client", "-connect", str(self.address), *self.options, *shown, *options]
         return _talk(command, self.say, (self.welcome, '"cmd":"ERROR"'))
@@ -101,7 +101,7 @@ def listener(request: pytest.FixtureRequest, world: World, tmp_path: Path, nothi
 
 @contextmanager
 def wan(world: World, folder: Path) -> Iterator[Listener]:
-    """The WAN listener of a stream, with an application that welcomes whoever comes through."""
+    """Yield the WAN listener of a stream whose application greets everyone that gets through."""
     with listen() as detector, HandMade(world, PROD, [address_of(detector)]) as stream:
         detector.settimeout(None)
         serving = threading.Thread(target=_welcome, args=(detector,), daemon=True)
@@ -194,7 +194,7 @@ def test_nothing_is_renegotiated(listener: Listener) -> None:
     assert "Secure Renegotiation IS NOT supported" in listener.ask()
 
 
-def test_a_self_signed_peer_is_refused_with_no_word_to_the_application(world: World, tmp_path: Path) -> None:
+def test_a_self_signed_peer_is_refused_and_the_application_sees_nothing(world: World, tmp_path: Path) -> None:
     key, certificate = tmp_path / "odd.key", tmp_path / "odd.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     subprocess.run(

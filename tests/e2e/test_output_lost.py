@@ -1,5 +1,7 @@
-"""Output that cannot be written, while real facilities hold something: nothing stays reserved, and nobody is shown a
-traceback."""
+"""Output that cannot be written while real facilities hold something.
+
+Nothing stays reserved, and no traceback is shown.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ HOW = ("closed", "full", "broken")
 def run(
     world: World, arguments: Sequence[str], spoilt: dict[int, str], program: str = "s2uc", join: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """A command whose standard descriptors are closed, full or broken."""
+    """Run a command with standard descriptors that are closed, full or broken."""
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_RDWR)
@@ -80,7 +82,7 @@ def test_a_request_whose_errors_nobody_can_read_goes_on(world: World, how: str, 
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_no_command_shows_a_traceback_whatever_of_its_output_is_lost(world: World, how: str) -> None:
+def test_no_command_shows_a_traceback_when_any_of_its_output_is_lost(world: World, how: str) -> None:
     between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
     with listen() as detector, world.stream([address_of(detector)]) as stream:
         looks = [
@@ -165,7 +167,7 @@ def test_files_of_join_strings_go_with_a_release_by_another_process(world: World
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_appctrl_ends_in_order_whatever_of_its_output_is_lost(world: World, how: str) -> None:
+def test_appctrl_ends_in_order_when_any_of_its_output_is_lost(world: World, how: str) -> None:
     with listen() as detector, world.request() as requested:
         told = ["prod", "--listen", address_of(detector)]
         silent = run(world, told, {0: "closed", 1: how, 2: how}, "appctrl", requested.join[PROD])
@@ -230,7 +232,7 @@ while running:
 
 
 @pytest.mark.parametrize("command", RESERVING)
-def test_whatever_descriptors_a_command_has_lost_nothing_that_it_has_asked_for_stays(
+def test_a_request_that_lost_any_descriptors_leaves_nothing_reserved(
     world: World, command: str, tmp_path: Path
 ) -> None:
     """A request to which no application comes gives up by itself, and a probe is done soon."""

@@ -39,7 +39,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def abort(port: Address, said: bytes, *, reset: bool) -> None:
-    """A connection that says so much of a handshake, or nothing, and ends."""
+    """Open a connection, send `said` as part of a handshake, and end it."""
     with socket.create_connection(port, timeout=PATIENCE) as sock:
         sock.sendall(said)
         if reset:

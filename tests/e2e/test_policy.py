@@ -1,5 +1,7 @@
-"""A facility whose policy has ten thousand rules: each limit refuses by the name of its rule, beside a control that
-succeeds; and whose streams an administrator, a plain user and a namesake may see and release.
+"""A facility whose policy has ten thousand rules.
+
+Each limit refuses with the name of its rule, beside a control that succeeds. Other tests check which streams an
+administrator, a plain user and a namesake may see and release.
 
 The daemons' descriptors, ports, live streams and memory are compared before and after each test (`nothing_left`).
 """
@@ -47,7 +49,7 @@ def section(kind: str, **fields: Any) -> str:
 
 
 def policy(visitors: Path) -> str:
-    """The file, beside the folder of the users' authority."""
+    """Write the policy file beside the folder of the users' authority."""
     rules: list[dict[str, Any]] = [
         {"name": f"filler-{n}", "identities": [f"*@d{n}.example"], "roles": ["PROD"]} for n in range(MANY)
     ]
@@ -65,7 +67,7 @@ def policy(visitors: Path) -> str:
 
 @pytest.fixture(scope="module")
 def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The producer's facility has the policy, and the consumer's has none; both trust a second authority."""
+    """Run a world where only the producer's facility has the policy, and both trust a second authority."""
     folder = tmp_path_factory.mktemp("world")
     visitors = init_authority(folder / "visitors", "Visitors").certificate
     trusting = {"authorities": [str(folder / "users/ca.pem"), str(visitors)]}
@@ -76,7 +78,7 @@ def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
 
 
 def as_user(world: World, name: str, authority: str = "users") -> list[str]:
-    """The options of a command that somebody of the lab gives."""
+    """Return the options of a command that the named user of the lab runs."""
     folder = world.folder / authority
     name = f"{name}@lab.example"
     files = Issued(folder / f"{name}.pem", folder / f"{name}.key")
@@ -86,7 +88,7 @@ def as_user(world: World, name: str, authority: str = "users") -> list[str]:
 
 
 def refusal(world: World, *options: str, rate: str = "100Mbit") -> str:
-    """The one line of a request that the policy refuses."""
+    """Return the error line of a request that the policy refuses."""
     with world.unchanged():
         between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
         ended = world.start_s2uc("request", *between, "--rate", rate, *options).end(status=1)
@@ -98,7 +100,7 @@ def refusal(world: World, *options: str, rate: str = "100Mbit") -> str:
 
 @contextmanager
 def reserved(world: World, *options: str, num_conn: int = 1, rate: str = "100Mbit") -> Iterator[Requested]:
-    """A stream that both sides have reserved, and that nobody uses; gone at the end, whatever has become of it."""
+    """Request a stream that both sides reserve and nobody uses; remove it at the end in any case."""
     requested = world.request(num_conn, rate, *options)
     try:
         yield requested
@@ -155,7 +157,7 @@ def test_a_stream_too_many_is_refused_until_another_is_released(world: World) ->
         pass
 
 
-def test_whom_no_rule_names_is_refused_though_the_facility_trusts_her_authority(world: World) -> None:
+def test_a_user_without_a_rule_is_refused_though_the_facility_trusts_their_authority(world: World) -> None:
     line = refusal(world, *as_user(world, "somebody", "visitors"))
     assert "no rule of this facility's policy is for somebody@lab.example (sha256:" in line
     with reserved(world, *as_user(world, "somebody")):
@@ -216,7 +218,7 @@ def states_of(world: World, uid: str) -> list[str]:
 
 
 def lists(world: World, user: list[str]) -> dict[str, str]:
-    """What `s2uc list --at` shows somebody of the lab: each stream and its owner."""
+    """Return what `s2uc list --at` shows to a user of the lab: each stream and its owner."""
     found = json.loads(world.s2uc("list", "--at", world.lab.s2cs, "--json", *user).stdout)
     return {one["uid"]: one["owner"] for one in found}
 

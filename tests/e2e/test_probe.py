@@ -16,7 +16,7 @@ from support.waiting import until
 
 
 def probe(world: World, *options: str, status: int, prod: str = "", cons: str = "") -> list[str]:
-    """The lines of a probe between the facilities of a world, which ends with this status."""
+    """Return the lines of a probe between the facilities of a world; check its exit status."""
     between = ["--prod", prod or world.lab.s2cs, "--cons", cons or world.centre.s2cs]
     ended = world.s2uc("probe", *between, "--seconds", "1", *options, check=False)
     assert ended.returncode == status, ended
@@ -25,7 +25,7 @@ def probe(world: World, *options: str, status: int, prod: str = "", cons: str = 
 
 
 def line_of(lines: list[str], about: str) -> str:
-    """The one line that begins with these words after its verdict."""
+    """Return the only line that begins with `about` after its verdict."""
     (found,) = [line for line in lines if line[8:].startswith(about)]
     return found
 
@@ -145,7 +145,7 @@ def test_a_facility_whose_authority_is_not_trusted_fails_and_the_other_is_tried_
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_user_whom_a_facility_does_not_know_is_told_so(world: World) -> None:
+def test_a_user_that_a_facility_does_not_know_is_told_so(world: World) -> None:
     stranger = world.lab.gateways[0].file.parent / "pki" / "lab-s2cs"
     options = ["--certificate", f"{stranger}.pem", "--key", f"{stranger}.key"]
     lines = probe(world, *options, status=1)
@@ -205,14 +205,14 @@ def test_capacity_that_one_side_lacks_fails_that_side_and_releases_the_other(fre
 
 
 def between_the_gateways(world: World, *options: str) -> str:
-    """What a probe says of the WAN where that is all that fails."""
+    """Return the reason of a probe in which only the WAN fails."""
     with world.unchanged():
         lines = probe(world, *options, status=1)
         assert verdicts(lines) == ["ok", "ok", "ok", "ok", "ok", "FAILED", "ok"]
     return lines[5]
 
 
-def test_a_producers_gateway_that_lets_the_other_not_in_is_named_with_the_setting(fresh_world: MakeWorld) -> None:
+def test_a_producers_gateway_that_refuses_the_other_is_named_with_the_setting(fresh_world: MakeWorld) -> None:
     world = fresh_world(lab={"gateway": {"wan_networks": ["192.0.2.0/24"]}})
     said = between_the_gateways(world)
     assert re.search(rf"no gateway was reached at {HOST}:\d+ from {HOST}\.", said)

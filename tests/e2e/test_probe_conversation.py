@@ -125,7 +125,7 @@ def held() -> tuple[int, int]:
 
 @pytest.fixture
 def bench() -> Iterator[Callable[..., Bench]]:
-    """Makes benches, and takes them down."""
+    """Return a function that makes benches; take them down at the end."""
     made: list[Bench] = []
 
     def make(*args: Any, **kwargs: Any) -> Bench:
@@ -138,7 +138,7 @@ def bench() -> Iterator[Callable[..., Bench]]:
 
 
 def damaged(after: int, *, to_producer: bool, how: Callable[[bytes], bytes]) -> Change:
-    """Changes the bytes of one direction once, when so many have passed."""
+    """Return a change that damages the bytes of one direction once, after `after` bytes."""
 
     def change(pipe: Pipe, data: bytes, this_way: bool) -> bytes:
         if this_way is to_producer and pipe.passed[this_way] <= after < pipe.passed[this_way] + len(data):

@@ -106,7 +106,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def greeting(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Greeting]:
-    """A stream whose producer may say Hello again and again."""
+    """Set up a stream whose producer can send Hello repeatedly."""
     folder = tmp_path_factory.mktemp("programs")
     with world.request() as requested:
         yield Greeting(world, requested, folder)
@@ -125,13 +125,13 @@ class Greeting:
         self.port = free_ports()
 
     def command(self, *program: str) -> list[str]:
-        """The command that starts this program."""
+        """Return the command that starts the program."""
         appctrl = str(self.world.programs / "appctrl")
         return [appctrl, "prod", "--join-file", str(self.join_file), "--listen", f"{HOST}:{self.port}", "--", *program]
 
     @contextmanager
     def running(self, *program: str) -> Iterator[subprocess.Popen[str]]:
-        """The program, started with appctrl in a session of its own; it has said that it is ready."""
+        """Start the program with appctrl in a session of its own; wait until it is ready."""
         with subprocess.Popen(
             self.command(*program),
             stdin=subprocess.DEVNULL,
@@ -149,7 +149,7 @@ class Greeting:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def keepers(self) -> list[int]:
-        """The processes that keep the link of one of these programs, or wait to become it."""
+        """Return the processes that keep the link of one of these programs, or wait to do so."""
         found = []
         for file in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
@@ -283,7 +283,7 @@ def test_the_rest_of_standard_input_is_the_program_s(greeting: Greeting) -> None
     assert (ended.returncode, ended.stdout) == (0, "the first\nthe second\n")
 
 
-def test_whoever_reads_what_the_program_writes_sees_its_end_when_the_program_closes_it(greeting: Greeting) -> None:
+def test_a_reader_of_the_program_s_output_sees_its_end_when_the_program_closes_it(greeting: Greeting) -> None:
     with greeting.running("sh", "-c", "echo ready; exec >&-; sleep 60") as process:
         assert process.stdout is not None
         assert process.stdout.read() == ""
@@ -336,7 +336,7 @@ class Terminal:
         self.said = ""
 
     def type(self, text: str) -> None:
-        """What somebody types."""
+        """Type `text` at the terminal."""
         assert self._master is not None
         os.write(self._master, text.encode())
 

@@ -37,7 +37,7 @@ bash -e after >after.log 2>&1 || { echo "what comes after ended with $?"; exit 1
 
 
 def commands(text: str) -> str:
-    """The lines that somebody types: those with a prompt, and the files that they write."""
+    """Return the lines that a user types: those with a prompt, and the files that they write."""
     typed: list[str] = []
     in_file = False
     for line in re.findall(r"^    (.*)$", text, re.MULTILINE):
@@ -48,7 +48,7 @@ def commands(text: str) -> str:
 
 
 def terminals() -> dict[str, str]:
-    """What is typed at each terminal of the section about a stream of one's own."""
+    """Return what is typed at each terminal of the section about a stream of one's own."""
     _, section = README.read_text().split("\nA stream of your own, in three terminals\n")
     section, _ = section.split("\nDocumentation\n")
     _, first, second, third = re.split(r"\*\*Terminal \d\*\*", section)
@@ -101,7 +101,7 @@ def test_the_commands_of_the_readme_do_what_it_says(linux: None, tmp_path: Path)
 
 
 def section(page: str, title: str) -> str:
-    """What stands under a title of a page, up to the next one."""
+    """Return the text under a title of a page, up to the next title."""
     _, rest = page.split(f"\n{title}\n---")
     return re.split(r"\n[^\n]+\n---", rest)[0]
 

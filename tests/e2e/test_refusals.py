@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The producer's facility has room that the consumer's has not: it has reserved when the other refuses."""
+    """Run a world where only the producer's facility has room: it reserves when the other one refuses."""
     small = {"ports": 4, "gateway": {"capacity": "1Gbit"}}
     with World(tmp_path_factory.mktemp("world"), centre=small) as world:
         yield world
@@ -69,7 +69,7 @@ def everything(seq: int = 1) -> dict[str, Any]:
 
 @contextmanager
 def reserved(world: World, num_conn: int = 1, rate: str = "100Mbit", *options: str) -> Iterator[Requested]:
-    """A stream that both sides have reserved; gone at the end, whatever has become of it."""
+    """Request a stream that both sides reserve; remove it at the end in any case."""
     requested = world.request(num_conn, rate, *options)
     try:
         yield requested
@@ -216,7 +216,7 @@ def test_another_controller_s_certificate_is_refused_by_a_gateway(world: World) 
         assert link.hear() is None
 
 
-def test_a_gateway_refuses_who_has_no_certificate_in_the_handshake(world: World) -> None:
+def test_a_gateway_refuses_a_peer_without_a_certificate_in_the_handshake(world: World) -> None:
     with to_s2ds(world, None) as link:
         assert link.hear() is None
     with to_s2ds(world, ada(world)) as link:
@@ -360,7 +360,7 @@ def test_a_line_that_is_too_long_closes_the_link(world: World) -> None:
 
 
 def credentials(uid: str) -> SSL.Context:
-    """What a consumer's gateway holds for a stream of this uid, under an authority of our own."""
+    """Return what a consumer's gateway holds for a stream with this uid, under an authority of the test."""
     secrets = {PROD: StreamSecret(), CONS: StreamSecret()}
     keys = issue_credentials(uid, 1, 3600.0, {role: secret.csr for role, secret in secrets.items()})
     return secrets[CONS].credentials(keys[CONS], uid, CONS).context()
@@ -377,7 +377,7 @@ def trusting_anybody(context: SSL.Context) -> SSL.Context:
     return context
 
 
-def test_who_dials_a_gateway_without_the_stream_s_credentials_reaches_no_application(world: World) -> None:
+def test_a_peer_without_the_stream_s_credentials_reaches_no_application(world: World) -> None:
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         wan = Address.parse(str(stream.requested.streaming()["connection_map"][stream.listeners[0]]))
         name = server_name(stream.uid, 0).encode()

@@ -35,7 +35,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def s2ds(pki: Path) -> dict[str, str]:
-    """The settings of an S2DS that starts, as TOML."""
+    """Return the settings of an S2DS that starts, as TOML."""
     first = leased.take(4)
     return {
         "listen": f'"127.0.0.1:{leased.take()}"',
@@ -48,7 +48,7 @@ def s2ds(pki: Path) -> dict[str, str]:
 
 
 def s2cs(pki: Path) -> dict[str, str]:
-    """The settings of an S2CS that starts, as TOML."""
+    """Return the settings of an S2CS that starts, as TOML."""
     files = f'certificate = "{pki / "s2cs.pem"}", key = "{pki / "s2cs.key"}", authorities = ["{pki / "ca.pem"}"]'
     return {
         "listen": f'"127.0.0.1:{leased.take()}"',
@@ -64,7 +64,7 @@ KINDS = {"s2ds": s2ds, "s2cs": s2cs}
 
 
 def insecure(settings: dict[str, str]) -> dict[str, str]:
-    """The same without certificates."""
+    """Return the settings without certificates."""
     without = {key: settings[key] for key in settings.keys() - {"certificate", "key", "authorities", "controller"}}
     return {**without, "insecure": "true"}
 
@@ -77,7 +77,7 @@ def write(folder: Path, kind: str, settings: dict[str, str]) -> Path:
 
 @contextlib.contextmanager
 def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[Program]:
-    """A server in the foreground; whatever happens, it is gone at the end.
+    """Run a server in the foreground; stop it at the end in any case.
 
     :param before: the command that starts it, if not this process.
     """
@@ -92,7 +92,7 @@ def started(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = 
 
 
 def refusals(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
-    """The lines on standard error of a server that does not start."""
+    """Return the lines on standard error of a server that does not start."""
     with started(folder, kind, *arguments, before=before) as server:
         said = server.end(status=2).stderr
     assert "Traceback" not in said
@@ -100,7 +100,7 @@ def refusals(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] =
 
 
 def refusal(folder: Path, kind: str, *arguments: str, before: tuple[str, ...] = ()) -> str:
-    """The one line on standard error of a server that does not start."""
+    """Return the only line on standard error of a server that does not start."""
     lines = refusals(folder, kind, *arguments, before=before)
     assert len(lines) == 1, lines
     return lines[0]
@@ -121,7 +121,7 @@ def refusal_of(folder: Path, kind: str, settings: dict[str, str]) -> str:
 
 
 def starts(folder: Path, kind: str, settings: dict[str, str]) -> None:
-    """The control of a refusal: with these settings it serves."""
+    """Check that a server starts with these settings, as the control of a refusal."""
     with started(folder, kind, "--config", str(write(folder, kind, settings))) as server:
         wait_until_it_serves(server, settings)
 
@@ -289,7 +289,7 @@ def test_a_range_of_ports_that_others_have_is_refused_and_a_part_of_it_is_not(tm
         starts(tmp_path, "s2ds", settings)
 
 
-def test_ports_below_1024_are_refused_to_who_may_not_have_them(tmp_path: Path, pki: Path) -> None:
+def test_ports_below_1024_are_refused_to_a_user_without_the_privilege(tmp_path: Path, pki: Path) -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 1024:
         pytest.skip("this system gives those ports to everybody")
     without_rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()

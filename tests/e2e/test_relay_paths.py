@@ -235,7 +235,7 @@ async def test_a_gateway_that_stops_leaves_no_pipe_open(linux: None, state: str)
 
 
 def pipes_open() -> set[str]:
-    """The pipes of this process."""
+    """Return the pipes of this process."""
     descriptors = [f"/proc/self/fd/{one}" for one in os.listdir("/proc/self/fd")]
     return {seen for one in descriptors if os.path.islink(one) and (seen := os.readlink(one)).startswith("pipe:")}
 
@@ -377,7 +377,7 @@ class Model:
         self.check(end, data)
 
     def check(self, end: int, data: bytes) -> None:
-        """It is what the other end has sent next; nothing is its end."""
+        """Check that `data` is what the other end sent next; empty data is the end."""
         at = self.got[end] % MIB
         assert data == (NOISE[at:] + NOISE)[: len(data)]
         self.got[end] += len(data)
@@ -490,7 +490,7 @@ async def test_a_gateway_that_never_gets_a_port_to_dial_from_tells_why(
 
 
 def spread(stream: Stream, word: int) -> list[int]:
-    """A figure of the stream's first channel at each element of the consumer's gateway."""
+    """Return a figure of the stream's first channel at each element of the consumer's gateway."""
     figures = stream.cons.elements._board
     return [figures.words[figures.row(0, element) + word] for element in range(2)]
 

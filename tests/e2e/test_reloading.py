@@ -42,7 +42,7 @@ def rewrite(daemon: Daemon, change: Callable[[dict[str, Any]], None]) -> None:
 
 @contextmanager
 def changed(daemon: Daemon, **settings: Any) -> Iterator[str]:
-    """A daemon that was reloaded with other settings, and what it has logged of that; as before at the end."""
+    """Reload a daemon with other settings; yield its log of the reload, and restore the settings at the end."""
     before = daemon.file.read_text()
     rewrite(daemon, lambda all_: all_.update(settings))
     try:
@@ -54,7 +54,7 @@ def changed(daemon: Daemon, **settings: Any) -> Iterator[str]:
 
 @contextmanager
 def not_reloaded(daemon: Daemon, change: Callable[[dict[str, Any]], None]) -> Iterator[str]:
-    """A daemon that refuses a change of its settings, and what it has logged of that; the file is as before then."""
+    """Reload a daemon with settings that it refuses; yield its log of the reload, and restore the file at once."""
     before = daemon.file.read_text()
     rewrite(daemon, change)
     try:
@@ -67,7 +67,7 @@ def not_reloaded(daemon: Daemon, change: Callable[[dict[str, Any]], None]) -> It
 
 
 def asked(world: World, **wishes: Any) -> dict[str, Any]:
-    """What the S2CS of the lab answers to a request; a stream that it grants is released again."""
+    """Return the answer of the lab's S2CS to a request; release the stream if it was granted."""
     request = {**a_request(), **wishes}
     with to(world.lab.server, world.lab, ada(world)) as link:
         answer = link.ask("REQ", **request)
@@ -174,7 +174,7 @@ def test_a_smaller_capacity_of_a_gateway_counts_for_new_streams_and_leaves_those
 
 
 def granted(world: World, rate: str) -> Requested | None:
-    """A stream of that rate; None where an S2CS refuses it by what it heard last of the capacity of its gateways."""
+    """Request a stream; return None if an S2CS refuses it by what it knew last of the capacity of its gateways."""
     try:
         return world.request(1, rate)
     except AssertionError as refused:
@@ -300,7 +300,7 @@ def test_a_broken_file_of_authorities_or_policy_leaves_those_in_force(world: Wor
                 good.write_bytes(whole)
 
 
-def test_a_policy_without_a_rule_lets_nobody_ask_and_is_warned_of(world: World, tmp_path: Path) -> None:
+def test_a_policy_without_a_rule_refuses_everybody_and_causes_a_warning(world: World, tmp_path: Path) -> None:
     empty = tmp_path / "policy.toml"
     empty.write_bytes(b"")
     with changed(world.lab.server, policy=str(empty)) as log:

@@ -1,5 +1,7 @@
-"""Why connections were reset reaches whoever can act: the user's status, the audit trail and the gateway's log, which
-stays short however many there are."""
+"""The reasons for resets reach everyone who can act on them.
+
+They are in the user's status, the audit trail and the gateway's log, which stays short however many there are.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def resets(world: World, uid: str) -> dict[str, list[ResetReason]]:
-    """What each side tells of a stream's resets."""
+    """Return the reasons for resets of a stream that each side reports."""
     sides = msgspec.json.decode(world.s2uc("status", uid, "--json").stdout)["streams"][uid]
     return {role: msgspec.convert(side.get("resets", []), list[ResetReason]) for role, side in sides.items()}
 
 
 def wait_for_reset(world: World, uid: str, role: str, cause: str, count: int = 1) -> ResetReason:
-    """The newest reason of a side, once it is of this kind and for so many."""
+    """Wait until the newest reason of a side has this cause and count; return it."""
 
     def newest() -> ResetReason | None:
         told = resets(world, uid)[role]
@@ -82,7 +84,7 @@ def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World
     assert f"uid={stream.uid} role=PROD connections reset so far: 1 (application): {refused}" in words
 
 
-def test_all_who_wait_for_a_prodapp_that_is_not_there_are_reset_together_and_later_ones_at_once(world: World) -> None:
+def test_all_connections_waiting_for_a_missing_prodapp_are_reset_together_and_later_ones_at_once(world: World) -> None:
     many = 50
 
     def seconds_until_all_are_reset(stream: Streaming) -> float:
@@ -129,7 +131,7 @@ def test_many_resets_are_few_lines_in_the_logs_of_both_gateways(world: World) ->
         assert 1 <= len(mine) <= 20, mine
 
 
-def test_a_user_hears_that_no_gateway_was_reached_and_the_log_says_why(world: World) -> None:
+def test_a_user_learns_that_no_gateway_was_reached_and_the_log_has_the_reason(world: World) -> None:
     with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
         world.lab.gateways[0].kill()
         try:

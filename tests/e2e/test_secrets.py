@@ -1,5 +1,7 @@
-"""Keys and join strings stay in the memory of those who need them: not in logs, stores, process lists, environments of
-children, core files, or the reach of other processes of the same user.
+"""Keys and join strings stay in the memory of those who need them.
+
+They are not in logs, stores, process lists, environments of children or core files, and out of reach of other
+processes of the same user.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def command_of(kind: str, tmp_path: Path) -> list[str]:
-    """A command that holds secrets; it runs until it is ended, or for half a minute."""
+    """Return a command that holds secrets; it runs until it is ended, or for half a minute."""
     port, nobody_there = free_ports(), free_ports()
     if kind == "ordinary":
         return ["sleep", "60"]
@@ -71,7 +73,7 @@ def command_of(kind: str, tmp_path: Path) -> list[str]:
 
 @contextmanager
 def running(kind: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command of that user; nothing but itself keeps it from writing core files into its folder."""
+    """Run the command as that user; only the command itself prevents core files in its folder."""
     join = Join(str(uuid4()), new_app_key(), Address(HOST, 9), CONS, None)
     process = subprocess.Popen(
         [sys.executable, "-c", UNPRIVILEGED, sys.executable, "-c", WITH_CORES, *command_of(kind, tmp_path)],
@@ -95,7 +97,7 @@ def as_user(command: Sequence[str], tmp_path: Path) -> subprocess.CompletedProce
 
 
 def sees(pid: int, file: str, tmp_path: Path) -> str:
-    """What another process of the same user gets when it opens a file of /proc."""
+    """Return what another process of the same user gets when it opens a file in /proc."""
     return as_user([sys.executable, "-c", SPY, f"/proc/{pid}/{file}"], tmp_path).stdout.strip()
 
 

@@ -37,7 +37,7 @@ FreshWorld = Callable[..., World]
 
 
 def carries(stream: Streaming, channel: int, listener: socket.socket, data: bytes = DATA) -> None:
-    """A channel leads to this listener, and carries the data there and, backwards, back, both at once."""
+    """Check that a channel leads to this listener, and carries `data` there and reversed back, both at once."""
     with stream.connect(channel) as consumer, accept(listener) as producer:
         _, _, there, back = together(
             lambda: speak(consumer, data),
@@ -70,7 +70,7 @@ def swallow(sock: socket.socket) -> int:
 
 
 def how_it_ends(job: Callable[[socket.socket], object], sock: socket.socket) -> object:
-    """What a job gives, or what it raises."""
+    """Return the result of a job, or the exception that it raises."""
     try:
         return job(sock)
     except OSError as problem:

@@ -20,7 +20,7 @@ AMOUNT = 64 * MIB
 
 
 def export_line(line: str) -> str:
-    """The join string of a line that a shell is to run."""
+    """Return the join string in a line for a shell."""
     word, setting = shlex.split(line)
     name, _, value = setting.partition("=")
     assert (word, name) == ("export", "SCISTREAM_JOIN")

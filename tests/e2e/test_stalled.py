@@ -34,7 +34,7 @@ def kernel_memory(sock: socket.socket) -> int:
 
 
 def held(stream: Stream) -> int:
-    """The same for all sockets of both gateways."""
+    """Return the kernel memory of all sockets of both gateways."""
     legs = [leg for side in (stream.prod, stream.cons) for relay in side.relays() for leg in relay._legs]
     return sum(kernel_memory(leg.sock) for leg in legs)
 
@@ -151,7 +151,7 @@ def test_a_stream_leaves_as_many_connections_to_others_as_it_has_and_its_user_le
 
 @contextlib.contextmanager
 def user(world: World, name: str) -> Iterator[None]:
-    """What is asked for meanwhile is asked for by another user."""
+    """Request as another user meanwhile."""
     config = world.folder / f"config-{name}"
     settings = config / "scistream" / "s2uc.toml"
     settings.parent.mkdir(parents=True)
@@ -249,7 +249,7 @@ def filled(producer: socket.socket) -> int:
 
 
 def accept_or_reset(detector: socket.socket, consumer: socket.socket) -> socket.socket:
-    """The connection that comes to the producer; ConnectionError if the consumer's is reset."""
+    """Accept the connection at the producer; raise ConnectionError if the consumer's is reset."""
     either = select.poll()
     for end in (detector, consumer):
         either.register(end, select.POLLIN)

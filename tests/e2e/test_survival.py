@@ -73,7 +73,7 @@ SIDES = {PROD: "producer", CONS: "consumer"}
 
 @pytest.fixture(scope="module")
 def lanes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, linux: None) -> Iterator[Lanes]:
-    """What runs the tests of this file beside each other."""
+    """Run the tests of this file side by side."""
     with lanes_of(request, tmp_path_factory.mktemp("lanes")) as lanes:
         yield lanes
 
@@ -119,7 +119,7 @@ class Asked:
 
 @contextmanager
 def flowing(world: World, channels: int = 1, rate: str = ONE, *options: str) -> Iterator[Asked]:
-    """A stream in which bytes flow both ways; released at the end, unless that has been done."""
+    """Request a stream and let bytes flow in both directions; release it at the end, unless that has been done."""
     with ExitStack() as opened:
         asked = Asked(world, opened, *options, channels=channels, rate=rate)
         asked.greet()
@@ -130,7 +130,7 @@ def flowing(world: World, channels: int = 1, rate: str = ONE, *options: str) -> 
 
 
 def sides_of(world: World, uid: str) -> dict[str, Any]:
-    """What `s2uc status` says of a stream."""
+    """Return what `s2uc status` reports of a stream."""
     sides: dict[str, Any] = json.loads(world.s2uc("status", uid, "--json").stdout)["streams"][uid]
     return sides
 
@@ -547,7 +547,7 @@ def hours_of(daemon: Daemon) -> list[float]:
 
 
 @beside()
-def test_a_wall_clock_that_jumps_by_hours_neither_ends_a_stream_nor_lets_it_live_for_ever(world: World) -> None:
+def test_a_wall_clock_that_jumps_by_hours_neither_ends_a_stream_nor_keeps_it_forever(world: World) -> None:
     with another_clock(world) as clock, ExitStack() as opened:
         before = world.footprint()
         long_one, short = Asked(world, opened, "--expires", "1h"), Asked(world, opened, "--expires", "25s")

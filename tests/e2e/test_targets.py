@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, linux: None) -> Iterator[World]:
-    """The producer's gateway lets itself be sent to one network, which has its own machine in it, and one beyond."""
+    """Run a world whose producer's gateway connects only to one network, which contains its machine and one beyond."""
     networks = {"app_networks": ["127.0.0.0/9", "::1/128"], "wan_networks": ["127.0.0.0/9"]}
     with World(tmp_path_factory.mktemp("world"), lab={"gateway": networks}, centre={"gateway": networks}) as world:
         yield world
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, linux: None) -> Iterator[Wor
 
 @contextmanager
 def producer(world: World, *offered: str) -> Iterator[tuple[HandMade, socket.socket]]:
-    """A producer's side that streams to a listener of the test's own; its Hello names these targets, too."""
+    """Set up a producer's side that streams to a listener of the test, and whose Hello also names `offered`."""
     with listen() as detector, HandMade(world, PROD, [address_of(detector)], hello=offered) as stream:
         yield stream, detector
 
@@ -192,7 +192,7 @@ def test_a_port_that_is_dialled_as_a_wan_listener_is_lent_to_no_application_whil
             return link.ask(cmd, uid=uid, role=role, seq=1, **fields)
 
     def lent(role: str, channels: int) -> list[str]:
-        """What listeners there are for so many channels; none if it is refused."""
+        """Return the listeners granted for so many channels; an empty list if the request is refused."""
         uid = str(uuid4())
         answer = ask("REQ", uid, role, num_conn=channels, rate=1.0, app_key_hash="0" * 64)
         if answer["cmd"] == "ERROR":

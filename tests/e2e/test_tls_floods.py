@@ -37,7 +37,7 @@ SLOW = 0.5
 
 
 async def hostile(stream: Stream) -> tuple[RecordClient, socket.socket]:
-    """A connection to the producer's gateway under the credentials of its stream, and ProdApp's end of it."""
+    """Open a connection to the producer's gateway with the credentials of its stream; return it and ProdApp's end."""
     context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
 
     def dial() -> RecordClient:
@@ -85,7 +85,7 @@ class Talk:
             self.longest = max(self.longest, time.monotonic() - begun)
 
     def until_done(self, job: Callable[[], object]) -> Callable[[], object]:
-        """The same job, at whose end the talk is over."""
+        """Return a job that runs `job`, and then ends the talk."""
 
         def run() -> object:
             try:
@@ -97,7 +97,7 @@ class Talk:
 
 
 def longest_hello(stream: Stream) -> bytes:
-    """The handshake message with which a consumer's gateway begins, as long as an extension can make it."""
+    """Return the first handshake message of a consumer's gateway, with the longest possible extension."""
     context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
     connection = SSL.Connection(context, None)
     connection.set_tlsext_host_name(server_name(stream.uid, 0).encode())
@@ -117,7 +117,7 @@ def longest_hello(stream: Stream) -> bytes:
 
 
 def cut(message: bytes, size: int) -> bytes:
-    """A message of the handshake in records of that size."""
+    """Return a handshake message in records of `size` bytes."""
     parts = [message[at : at + size] for at in range(0, len(message), size)]
     return b"".join(struct.pack("!BHH", HANDSHAKE, 0x0301, len(part)) + part for part in parts)
 
@@ -243,8 +243,7 @@ async def test_empty_records_between_bytes_leave_another_stream_its_turns(make: 
 
 
 async def hostile_producer(stream: Stream) -> tuple[RecordServer, socket.socket]:
-    """A producer's gateway of one's own, with the credentials of a stream, that the consumer's gateway has dialled; and
-    ConsApp's end of the connection."""
+    """Run a false producer's gateway with a stream's credentials; return it and ConsApp's end of the connection."""
     await stream.ready()
     context = stream.prod.secret.credentials(stream.bundles[PROD], stream.uid, PROD).context()
     listener = stream._keep(socket.create_server(("127.0.0.1", 0)))

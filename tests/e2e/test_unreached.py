@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @contextmanager
 def silent() -> Iterator[str]:
-    """A server that takes connections and never says anything."""
+    """Run a server that accepts connections and never sends anything."""
     with socket.create_server((HOST, 0)) as listener:
         yield f"{HOST}:{listener.getsockname()[1]}"
 
@@ -212,7 +212,7 @@ def test_a_stream_that_has_expired_leaves_the_list(world: World) -> None:
 
 
 def in_terminal(world: World, *arguments: str, columns: int = 80, env: dict[str, str] | None = None) -> list[str]:
-    """The lines that a command shows in a terminal of so many columns, without their ends."""
+    """Return the lines that a command shows in a terminal with so many columns, without their ends."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(

@@ -1,7 +1,8 @@
-"""Connect, from outside: who is let in at the WAN listener of a producer's gateway, and whom a consumer's gateway
-believes when it dials. The test is the user and the other gateway (`hand_made`), so it can sign what nobody else would.
+"""Who is let in at the WAN listener of a producer's gateway, and whom a consumer's gateway believes.
 
-Whoever is refused, the application behind never sees a connection, or a byte. Resumed sessions are in
+The test is the user and the other gateway (`manual_stream`), so it can sign certificates that nobody else would.
+
+When a peer is refused, the application behind never sees a connection, or a byte. Resumed sessions are in
 `test_openssl_client`.
 """
 
@@ -48,7 +49,7 @@ def reaches(stream: HandMade, detector: socket.socket, made: SSL.Context, name: 
 
 
 def is_let_in(stream: HandMade, detector: socket.socket) -> bool:
-    """The control: the other gateway as it should be."""
+    """Check that a gateway with the right credentials is let in, as the control."""
     return reaches(stream, detector, context(stream.of_other_side()))
 
 
@@ -187,13 +188,13 @@ def test_after_its_release_a_stream_s_port_is_closed(world: World) -> None:
 
 @contextmanager
 def fake_gateway(world: World) -> Iterator[tuple[HandMade, socket.socket]]:
-    """A consumer's side whose other gateway is the test."""
+    """Set up a consumer's side whose other gateway is the test."""
     with listen() as wan, HandMade(world, CONS, [address_of(wan)]) as stream:
         yield stream, wan
 
 
 def hears(stream: HandMade, wan: socket.socket, made: SSL.Context) -> bytes:
-    """What the fake gateway hears of what a consumer says; if it is nothing, the consumer has to see a reset."""
+    """Return what the fake gateway receives of a consumer's data; if nothing, check that the consumer is reset."""
     with connect(stream.listeners[0]) as analysis, accept(wan) as sock:
         analysis.sendall(b"secret of the consumer")
         connection = SSL.Connection(made, sock)
@@ -216,13 +217,13 @@ def _is_reset(sock: socket.socket) -> bool:
 
 
 def is_believed(stream: HandMade, wan: socket.socket) -> bool:
-    """The control."""
+    """Check that a gateway with the right credentials is believed, as the control."""
     right = trusting(context(stream.of_other_side(), server=True), stream.authority.certificate)
     return hears(stream, wan, right) == b"secret of the consumer"
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_a_producers_gateway_with_a_wrong_certificate_hears_nothing(
+def test_a_producers_gateway_with_a_wrong_certificate_receives_nothing(
     world: World, make: Callable[[HandMade], Chain | None]
 ) -> None:
     with fake_gateway(world) as (stream, wan):
@@ -230,7 +231,7 @@ def test_a_producers_gateway_with_a_wrong_certificate_hears_nothing(
         assert is_believed(stream, wan)
 
 
-def test_a_producers_gateway_of_another_channel_or_an_older_tls_hears_nothing(world: World) -> None:
+def test_a_producers_gateway_of_another_channel_or_an_older_tls_receives_nothing(world: World) -> None:
     with fake_gateway(world) as (stream, wan):
         other = stream.of_other_side(name=server_name(stream.uid, 1))
         assert hears(stream, wan, context(other, server=True)) == b""
@@ -240,7 +241,7 @@ def test_a_producers_gateway_of_another_channel_or_an_older_tls_hears_nothing(wo
         assert hears(stream, wan, exact) == b"secret of the consumer"
 
 
-def test_a_producers_gateway_with_the_credentials_of_an_old_generation_hears_nothing(world: World) -> None:
+def test_a_producers_gateway_with_the_credentials_of_an_old_generation_receives_nothing(world: World) -> None:
     with fake_gateway(world) as (stream, wan):
         old = context(stream.of_other_side(), server=True)
         assert hears(stream, wan, old) == b"secret of the consumer"

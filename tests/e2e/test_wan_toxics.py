@@ -121,7 +121,7 @@ class Toxic:
 
 @contextlib.contextmanager
 def toxic(stream: Stream, **how: object) -> Iterator[Toxic]:
-    """A stream whose gateways meet over such a relay."""
+    """Set up a stream whose gateways connect through such a relay."""
     between = Toxic(stream.prod.address(), **how)  # type: ignore[arg-type]
     stream.cons.arm(stream.bundles[CONS], [between.address])
     yield between
@@ -129,7 +129,7 @@ def toxic(stream: Stream, **how: object) -> Iterator[Toxic]:
 
 
 def until_the_end(sock: socket.socket) -> tuple[bytes, str]:
-    """What comes, and how it ends."""
+    """Return the data until the end of the connection, and how it ended."""
     data = b""
     try:
         while part := sock.recv(MIB):

@@ -17,7 +17,7 @@ PIP = ("--disable-pip-version-check", "--no-input", "--quiet")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """A program's standard output. It does not see how this test came by its modules."""
+    """Return a program's standard output; the program does not see this test's modules."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, cwd=cwd, env=alone, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{command} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -26,7 +26,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the commands of a new environment that has the wheel and what it needs, no more."""
+    """Return the folder of the commands in a new environment that has only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files beside what it reads
     source.mkdir()

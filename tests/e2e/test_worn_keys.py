@@ -17,7 +17,7 @@ from scistream.s2ds.relay import relay
 
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the log says of keys meanwhile, where connections are looked at often."""
+    """Yield the log lines about keys while connections are inspected often."""
     monkeypatch.setattr(timing, "SAMPLE", 0.2)
     lines: list[str] = []
 

@@ -42,7 +42,7 @@ def sockets(binding: str, connecting: str) -> Iterator[tuple[Any, Any, str]]:
 
 
 def message(number: int) -> bytes:
-    """The message of that number: its number, then some of the noise."""
+    """Return a message: its number, followed by a part of the noise."""
     return number.to_bytes(8, "big") + NOISE[: number * 37 % len(NOISE)]
 
 

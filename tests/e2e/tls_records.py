@@ -1,5 +1,6 @@
-"""An end of a TLS 1.3 connection that seals its own records: it can send what no library would, such as thousands of
-key updates.
+"""An end of a TLS 1.3 connection that seals its own records.
+
+It can send what no library would, such as thousands of key updates.
 
 The handshake is OpenSSL's; its key log gives the secret from which the keys of this end's records are derived as
 RFC 8446, section 7, says.
@@ -60,7 +61,7 @@ class _RecordEnd:
         self._count = TICKETS if name is None else 0
 
     def seal(self, kind: int, content: bytes) -> bytes:
-        """A record, under the keys of now."""
+        """Return a record under the current keys."""
         inner = content + bytes([kind])
         header = struct.pack("!BHH", APPLICATION_DATA, 0x0303, len(inner) + 16)
         nonce = (int.from_bytes(self._iv) ^ self._count).to_bytes(12)
@@ -68,7 +69,7 @@ class _RecordEnd:
         return header + self._aead.encrypt(nonce, inner, header)
 
     def key_update(self, message: bytes = KEY_UPDATE) -> bytes:
-        """A record with which this end goes over to its next keys."""
+        """Return a record with which this end switches to its next keys."""
         record = self.seal(HANDSHAKE, message)
         self._use(self._expand(self._secret, b"traffic upd", self._hash.digest_size))
         return record

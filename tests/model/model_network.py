@@ -233,7 +233,7 @@ class End:
 
     @property
     def other(self) -> End:
-        """The end that this one talks to."""
+        """Return the end that this one talks to."""
         return self.connection.server if self is self.connection.client else self.connection.client
 
     def write(self, data: bytes) -> None:

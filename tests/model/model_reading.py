@@ -1,5 +1,7 @@
-"""What matters of a value, as something that can be compared: records, what the states of machines share, the data of
-states, messages. It is derived from their types, so that a field that is added to one of them counts at once.
+"""The parts of a value that matter to the model, in a form that can be compared.
+
+It covers records, what the states of machines share, the data of states, and messages. It is derived from their types,
+so that a field that is added to one of them counts at once.
 
 What does not matter: floats, which are times and rates; the numbers of commands; sentences for people; the effects of
 a machine. A caller counts as one who waits: who that is depends on other parties, and `callers_in` finds them.

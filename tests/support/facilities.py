@@ -218,7 +218,7 @@ class Gateway(Daemon):
         until(ready, self.words)
 
     def ports_in_use(self) -> frozenset[int]:
-        """The ports of its range that a socket is bound to, whether it listens, is connected, or only reserves."""
+        """Return the ports of its range that a socket is bound to, listening, connected or only reserved."""
         mine = range(self.first_port, self.last_port + 1)
         seen = {sock.local for sock in self.machine.sockets(*HOLDING) if sock.local in mine}
         return frozenset(seen | {port for port in mine if not can_bind(self.host, port)})
@@ -285,7 +285,7 @@ class Facility:
         until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
 
     def states(self) -> dict[tuple[str, str], str]:
-        """The state of each stream in its store, by uid and role."""
+        """Return the state of each stream in its store, by uid and role."""
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=PATIENCE)) as store:
             rows = store.execute("SELECT uid, role, state FROM stream").fetchall()
         return {(uid, role): state for uid, role, state in rows}

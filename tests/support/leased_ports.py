@@ -43,7 +43,7 @@ class PortLease:
         raise AssertionError(f"no {count} free ports in a row: other programs, or other test runs, have them")
 
     def descriptors(self) -> set[int]:
-        """The descriptors of the leases."""
+        """Return the descriptors of the leases."""
         with self._lock:
             return {lease.fileno() for lease in self._leases.values()}
 
@@ -104,7 +104,7 @@ def _leased(block: int) -> socket.socket | None:
 
 
 def _blocks() -> list[int]:
-    """The first ports of all blocks there are."""
+    """Return the first ports of all blocks."""
     lowest, highest = _outgoing()
     every = range(_FIRST, _LAST - _BLOCK + 2, _BLOCK)
     outside = [block for block in every if block + _BLOCK <= lowest or block > highest]

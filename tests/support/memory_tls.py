@@ -114,7 +114,7 @@ def common_name(name: str) -> x509.Name:
 
 
 def self_signed_leaf(host: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A server's certificate that is nobody's authority and signs itself."""
+    """Return a server's self-signed certificate that is not an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
     certificate = (
@@ -172,7 +172,7 @@ def ca_without_crl_sign(directory: Path) -> None:
 
 
 def an_intermediate(above: Authority, name: str) -> Authority:
-    """An authority below another one."""
+    """Return an authority below another one."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
     certificate = (
@@ -191,7 +191,7 @@ def an_intermediate(above: Authority, name: str) -> Authority:
 
 
 def a_root(name: str) -> Authority:
-    """An authority that may have authorities below it."""
+    """Return an authority that may have authorities below it."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
     certificate = (
@@ -212,7 +212,7 @@ def a_root(name: str) -> Authority:
 def a_crl(
     authority: Authority, *revoked: x509.Certificate, left: timedelta = timedelta(days=1)
 ) -> x509.CertificateRevocationList:
-    """A CRL as any authority may make one."""
+    """Return a CRL such as any authority may issue."""
     now = datetime.now(UTC)
     builder = (
         x509.CertificateRevocationListBuilder()

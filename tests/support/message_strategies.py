@@ -151,7 +151,7 @@ statuses = st.builds(
 def for_applications_or_a_probe(
     kind: type[Any], expires: st.SearchStrategy[Any], **fields: st.SearchStrategy[Any]
 ) -> st.SearchStrategy[Any]:
-    """A request of either protocol: a probe says how long it takes, and does not live long."""
+    """Generate requests of both protocols: one for a probe has a duration and a short lifetime."""
     probe = {"protocol": st.just("probe"), "probe_seconds": above_zero(MAX_PROBE_SECONDS)}
     short = above_zero(PROBE_LIFE)
     return st.builds(kind, expires=expires, **fields) | st.builds(kind, expires=short, **probe, **fields)
@@ -329,7 +329,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def line(cmd: str, /, **fields: Any) -> bytes:
-    """The line of an example, with some fields changed; `...` leaves one out."""
+    """Return the line of an example with some fields changed; `...` leaves a field out."""
     content = {"cmd": cmd, **EXAMPLES[cmd], **fields}
     return json.dumps({name: value for name, value in content.items() if value is not ...}).encode()
 

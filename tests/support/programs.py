@@ -126,7 +126,7 @@ class Program:
         return self.process.pid
 
     def line(self, timeout: float = PATIENCE) -> str:
-        """The next line of its output that nobody has asked for yet."""
+        """Return the next line of its output."""
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
@@ -139,11 +139,11 @@ class Program:
         return not self._lines.empty() and self._lines.queue[0] is not None
 
     def peek(self) -> str:
-        """The line that is there, which stays the next one."""
+        """Return the next line of its output without consuming it."""
         return str(self._lines.queue[0])
 
     def next_line(self) -> str | None:
-        """The same, if it is there already."""
+        """Return the next line of its output if it is already there."""
         with suppress(queue.Empty):
             line = self._lines.get_nowait()
             if line is not None:

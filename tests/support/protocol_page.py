@@ -41,14 +41,14 @@ IN_LISTS: dict[str, Any] = {"network": get_args(get_args(messages.NetworkTexts)[
 
 @cache
 def doctree() -> nodes.document:
-    """The page as docutils reads it. Whatever docutils warns of is an error."""
+    """Return the page as docutils parses it; fail at any warning of docutils."""
     settings = {"halt_level": 2, "report_level": 2, "file_insertion_enabled": False}
     return publish_doctree(PAGE.read_text(), settings_overrides=settings)
 
 
 @cache
 def sections() -> dict[str, nodes.section]:
-    """The sections that have a number, by it."""
+    """Return the numbered sections, by number."""
     found: dict[str, nodes.section] = {}
     for section in doctree().findall(nodes.section):
         match = NUMBERED.match(section[0].astext() + " ")
@@ -59,20 +59,20 @@ def sections() -> dict[str, nodes.section]:
 
 
 def section_named(title: str) -> nodes.section:
-    """The section with this title, which is written without its number."""
+    """Return the section with this title, given without its number."""
     [found] = [one for one in sections().values() if NUMBERED.sub("", one[0].astext(), count=1) == title]
     return found
 
 
 def tables_in(section: nodes.section) -> Iterator[list[list[str]]]:
-    """The tables of a section and not of those below it: rows of cells, the header first."""
+    """Yield the tables of a section, without those of its subsections: rows of cells, the header first."""
     for child in section.children:
         for table in child.findall(nodes.table) if not isinstance(child, nodes.section) else ():
             yield [[cell.astext() for cell in row.children] for row in table.findall(nodes.row)]
 
 
 def table_of(title: str, *header: str) -> list[list[str]]:
-    """The rows of the one table of a section that has this header."""
+    """Return the rows of the only table of a section with this header."""
     [found] = [rows for rows in tables_in(section_named(title)) if rows[0] == list(header)]
     return found[1:]
 
@@ -81,13 +81,13 @@ def table_of(title: str, *header: str) -> list[list[str]]:
 
 
 def in_words(kind: inspect.Type, names: Mapping[str, Any] = NAMED) -> str:
-    """A type of the code as the page writes it, with the names that the page has."""
+    """Describe a type of the code as the page does, with the names that the page defines."""
     name = next((name for name, alias in names.items() if inspect.type_info(alias) == kind), None)
     return name or spelled_out(kind)
 
 
 def spelled_out(kind: inspect.Type) -> str:
-    """The same, for a type that may have a name itself."""
+    """Describe a type as the page does, even if the page has a name for it."""
     match kind:
         case inspect.UnionType():
             return " or ".join(in_words(one) for one in kind.types if not isinstance(one, inspect.NoneType))
@@ -150,7 +150,7 @@ def _plain(value: float) -> str:
 
 
 def left_out(field: inspect.Field) -> str:
-    """What the page says of a field that a message has not."""
+    """Return what the page says of a field that is left out of a message."""
     may_be_null = isinstance(field.type, inspect.UnionType) and field.type.includes_none
     if field.required:
         return "required; may be null" if may_be_null else "required"
@@ -162,7 +162,7 @@ def left_out(field: inspect.Field) -> str:
 
 
 def replaced(page: str, what: str, lines: str) -> str:
-    """The page with the lines between its comments that begin and end `what`."""
+    """Return the page with new lines between its comments that begin and end `what`."""
     begin, end = f".. begin {what}\n", f".. end {what}\n"
     assert page.count(begin) == page.count(end) == 1, f"the page has no one place for {what}"
     before, _, rest = page.partition(begin)

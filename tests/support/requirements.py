@@ -51,9 +51,10 @@ def needs_root(why: str) -> None:
 
 
 def unprivileged(folder: Path) -> list[str]:
-    """What to put before a command so that it runs without privileges in `folder`, which becomes its own.
+    """Return the words to put before a command so that it runs without privileges in `folder`, which becomes its own.
 
-    As a user of no rights; where that one cannot run this Python, as this process's user without any capability.
+    It runs as a user without rights or, if that user cannot run this Python, as the user of this process without any
+    capability.
     """
     if os.getuid() != 0:
         return []

@@ -31,7 +31,7 @@ def testbed() -> Iterator[Testbed]:
 
 @pytest.fixture
 def wan(testbed: Testbed) -> Iterator[Testbed]:
-    """The testbed, for a test that mistreats the WAN: it begins with one that is well, and leaves one behind."""
+    """Provide the testbed to a test that disturbs the WAN: check that it works before and after."""
     testbed.wan(clear=True)
     testbed.reseed(1)
     yield testbed

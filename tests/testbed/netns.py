@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def missing() -> str | None:
-    """What this machine or user lacks for a testbed; None if nothing."""
+    """Return what this machine or user lacks for a testbed, or None."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
@@ -58,7 +58,7 @@ def names() -> set[str]:
 
 @contextmanager
 def inside(name: str) -> Iterator[None]:
-    """This thread is in the namespace meanwhile: a socket or tun device made here belongs there for good."""
+    """Move this thread into the namespace meanwhile: a socket or tun device created here belongs to it permanently."""
     with open("/proc/thread-self/ns/net", "rb") as home, open(_FOLDER / name, "rb") as there:
         _enter(there.fileno())
         try:
@@ -74,7 +74,7 @@ def _enter(fd: int) -> None:
 
 
 def processes(namespaces: Iterable[str]) -> set[int]:
-    """The processes in any of these namespaces, those that have ended left out."""
+    """Return the live processes in any of these namespaces."""
     wanted = {(stat.st_dev, stat.st_ino) for stat in (os.stat(_FOLDER / name) for name in namespaces)}
     found = set()
     for entry in os.scandir("/proc"):

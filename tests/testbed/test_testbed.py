@@ -59,7 +59,7 @@ class Receiver:
         self._sock = sock
 
     def run(self) -> str:
-        """The SHA-256 of all."""
+        """Return the SHA-256 of everything received."""
         digest, buffer = hashlib.sha256(), bytearray(MIB)
         while got := self._sock.recv_into(buffer):
             digest.update(memoryview(buffer)[:got])
@@ -68,7 +68,7 @@ class Receiver:
 
 
 def how_it_ends(sock: socket.socket) -> str:
-    """What an application that reads gets to see in the end."""
+    """Return what an application that reads sees at the end."""
     try:
         Receiver(sock).run()
     except ConnectionResetError:
@@ -77,7 +77,7 @@ def how_it_ends(sock: socket.socket) -> str:
 
 
 def how_pushing_ends(sock: socket.socket) -> str:
-    """What an application that writes gets to see in the end."""
+    """Return what an application that writes sees at the end."""
     try:
         while True:
             sock.sendall(NOISE)
@@ -97,7 +97,7 @@ def background(*jobs: Callable[[], Any]) -> Iterator[list[Callable[[], Any]]]:
 def connected(
     testbed: Testbed, stream: Stream, listener: socket.socket
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connection through a stream: the consumer's end, and the producer's."""
+    """Open a connection through a stream; yield the consumer's end and the producer's."""
     target = stream.listeners[0]
     with closing(testbed.connect("clan", target.host, target.port)) as consumer:
         producer, _ = listener.accept()
@@ -108,7 +108,7 @@ def connected(
 
 @contextmanager
 def one_connection(testbed: Testbed, facilities: Facilities) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A stream with a connection through it."""
+    """Request a stream and open one connection through it."""
     with ExitStack() as opened:
         listener = opened.enter_context(closing(testbed.listen("plan", testbed.v4.plan)))
         stream = opened.enter_context(facilities.stream([address_of(listener)]))
@@ -163,7 +163,7 @@ def test_hosts_reach_their_neighbours_and_nobody_else(wan: Testbed, version: str
 
 
 @pytest.mark.parametrize("version", ["v4", "v6"])
-def test_gateways_forward_nothing_even_to_those_who_know_a_way(wan: Testbed, version: str) -> None:
+def test_gateways_forward_nothing_even_to_peers_that_know_a_way(wan: Testbed, version: str) -> None:
     v: Addresses = getattr(wan, version)
     routes = {
         "plan": f"{v.consumer_lan} via {v.pgw_lan}",
@@ -478,7 +478,7 @@ def test_a_transfer_goes_on_after_5_s_without_wan_and_all_bytes_arrive(wan: Test
     assert (wan.counters() - before).of("pgw", "cgw").delivered_bytes > amount - stood
 
 
-def test_a_cut_longer_than_the_patience_of_the_gateways_resets_both_applications(wan: Testbed) -> None:
+def test_a_cut_longer_than_the_wan_timeout_resets_both_applications(wan: Testbed) -> None:
     with ExitStack() as opened:
         facilities = opened.enter_context(Facilities(wan, port=6000, wan_timeout="3s"))
         listener = opened.enter_context(closing(wan.listen("plan", wan.v4.plan)))
@@ -507,7 +507,7 @@ def test_a_cut_longer_than_the_patience_of_the_gateways_resets_both_applications
             assert Receiver(consumer).run() == sent()
 
 
-def test_data_flows_on_while_the_user_is_cut_off_and_what_she_waits_for_follows(
+def test_data_flows_on_while_the_user_is_cut_off_and_pending_answers_follow(
     wan: Testbed, facilities: Facilities
 ) -> None:
     amount = 48 * MIB

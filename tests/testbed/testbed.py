@@ -79,7 +79,7 @@ def parse_time(text: str) -> float:
 
 
 def parse_share(text: str) -> float:
-    """A share from 0 to 1, from ``1%`` or ``0.01``.
+    """Parse a share from 0 to 1, from ``1%`` or ``0.01``.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
@@ -127,7 +127,7 @@ class Traffic:
         return _added(self.of(one, other), self.of(other, one), 1)
 
     def __sub__(self, before: Traffic) -> Traffic:
-        """What came in between."""
+        """Return the traffic since `before`."""
         return Traffic({names: _added(now, before.ways[names], -1) for names, now in self.ways.items()})
 
 
@@ -175,7 +175,7 @@ class Testbed:
 
     @classmethod
     def of_its_own(cls, **options: Any) -> Testbed:
-        """A testbed with an id that no other has."""
+        """Return a testbed with a unique id."""
         return cls(f"t{secrets.token_hex(3)}", **options)
 
     @classmethod
@@ -193,7 +193,7 @@ class Testbed:
         return FOLDER / self.id
 
     def namespace(self, host: str) -> str:
-        """The name of a host's network namespace.
+        """Return the name of a host's network namespace.
 
         :raises TestbedError: there is no such host.
         """
@@ -294,7 +294,7 @@ class Testbed:
             FOLDER.rmdir()
 
     def leftovers(self) -> list[str]:
-        """What there is of it on this machine: nothing, once it is down."""
+        """Return what is left of it on this machine: nothing after `down`."""
         there = sorted(set(self.namespaces) & netns.names())
         pids = [f"process {pid}" for pid in sorted(netns.processes(there))]
         return [*there, *pids, *([str(self.folder)] if self.folder.exists() else [])]
@@ -309,7 +309,7 @@ class Testbed:
     # Programs and sockets
 
     def command(self, host: str, argv: Sequence[str]) -> list[str]:
-        """What to run for a command on a host."""
+        """Return the command line that runs a command on a host."""
         return ["ip", "netns", "exec", self.namespace(host), *argv]
 
     def start(
@@ -337,7 +337,7 @@ class Testbed:
             self._programs.remove(program)
 
     def open_socket(self, host: str, kind: int = socket.SOCK_STREAM, like: str = "0.0.0.0") -> socket.socket:
-        """A socket of a host, for this process, of the IP version of `like`."""
+        """Open a socket of a host for this process, of the same IP version as `like`."""
         family = socket.AF_INET6 if ":" in like else socket.AF_INET
         with netns.inside(self.namespace(host)):
             sock = socket.socket(family, kind)
@@ -345,7 +345,7 @@ class Testbed:
         return sock
 
     def listen(self, host: str, address: str, port: int = 0) -> socket.socket:
-        """A TCP listener on a host."""
+        """Open a TCP listener on a host."""
         sock = self.open_socket(host, like=address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
@@ -353,7 +353,7 @@ class Testbed:
         return sock
 
     def connect(self, host: str, address: str, port: int, timeout: float = PATIENCE) -> socket.socket:
-        """A TCP connection from a host."""
+        """Open a TCP connection from a host."""
         sock = self.open_socket(host, like=address)
         sock.settimeout(timeout)
         try:
@@ -403,7 +403,7 @@ class Testbed:
         self._ask({"seed": seed})
 
     def counters(self) -> Traffic:
-        """What the WAN has carried, and what not."""
+        """Return what the WAN has carried and dropped."""
         return Traffic({(way.source, way.target): way.counters for way in self._ask({})})
 
     @property

@@ -22,11 +22,11 @@ class Addresses:
     user: str
 
     def at(self, network: str, address: str) -> str:
-        """An address with the length of its network, as an interface takes it."""
+        """Return an address with its prefix length, as interfaces need it."""
         return f"{address}/{ipaddress.ip_network(network).prefixlen}"
 
     def only(self, address: str) -> str:
-        """The network of this one address."""
+        """Return the network that contains only this address."""
         return str(ipaddress.ip_network(address))
 
 

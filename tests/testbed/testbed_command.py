@@ -42,7 +42,7 @@ class _Group(click.Group):
 @click.option("--id", default="0", show_default=True, help="Which testbed; there may be several at once.")
 @click.pass_context
 def main(ctx: click.Context, id: str) -> None:
-    """Two facilities, a WAN that can be mistreated, and a user, in network namespaces of this machine. Needs root.
+    """Create two facilities, a WAN with faults on demand, and a user, in network namespaces of this machine, as root.
 
     \b
         scistream-testbed up --facilities
@@ -51,7 +51,7 @@ def main(ctx: click.Context, id: str) -> None:
         scistream-testbed wan --delay 50ms --loss 1%
         scistream-testbed status
         scistream-testbed down
-    """
+    """  # noqa: D301  # click needs the character that \b stands for
     ctx.obj = Testbed(id, lasting=True)
 
 
@@ -106,7 +106,7 @@ def execute(testbed: Testbed, host: str, command: tuple[str, ...]) -> None:
 
 
 def _value(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """A callback that refuses what cannot be read."""
+    """Return a callback that refuses values that cannot be parsed."""
 
     def check(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
         try:
@@ -186,7 +186,7 @@ def _carried(ways: list[Way]) -> Table:
 
 
 def _treatment(settings: Settings) -> str:
-    """What differs from the usual."""
+    """Describe the settings that differ from the defaults."""
     usual = Settings()
     words = []
     for name in (one.name for one in fields(settings)):

@@ -42,7 +42,7 @@ class Place:
 
 
 def places(v: Addresses) -> tuple[Place, Place]:
-    """The producer's and the consumer's."""
+    """Return the places of the producer and of the consumer."""
     return (
         Place("pgw", v.producer_lan, v.pgw_lan, v.wan, v.pgw),
         Place("cgw", v.consumer_lan, v.cgw_lan, v.wan, v.cgw),
@@ -144,7 +144,7 @@ class Facilities:
 
     @contextmanager
     def stream(self, listen: Sequence[Address], num_conn: int = 1, rate: str = "5Gbit") -> Iterator[Stream]:
-        """A stream to a program that listens there, on the producer's LAN; released at the end."""
+        """Request a stream to a program that listens on the producer's LAN; release it at the end."""
         request = self.request(num_conn, rate)
         try:
             request.prod(listen).end()

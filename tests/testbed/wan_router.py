@@ -170,7 +170,7 @@ class Way:
             self._held.add(due, self, packet)
 
     def release(self, packet: bytes) -> None:
-        """A held packet is due."""
+        """Send a held packet that is due."""
         self._held_bytes -= len(packet)
         if self.settings.cut:
             self.counters.dropped_cut += 1
@@ -296,7 +296,7 @@ class Router:
 
 
 def _open_tun(namespace: str) -> int:
-    """A tun device in a namespace; it lives as long as its descriptor."""
+    """Open a tun device in a namespace; it exists as long as its descriptor."""
     with inside(namespace):
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", INTERFACE.encode(), _IFF_TUN | _IFF_NO_PI))

@@ -100,7 +100,7 @@ class FarEnd(Protocol):
         self.messages += map(decode, lines)
 
     def say(self, line: bytes) -> None:
-        """A line of its own."""
+        """Send a line of its own."""
         self.said.append(line)
         self.bad_lines += _is_bad(line)
         self.transport.write(line + b"\n")
@@ -109,12 +109,12 @@ class FarEnd(Protocol):
         self.closed = True
 
     def answered(self, field: str) -> Any:
-        """The value of a field in the last answer that has it."""
+        """Return the value of a field in the last answer that has the field."""
         answers = [message for message in self.messages if isinstance(message, Resp)]
         return next((value for answer in reversed(answers) if (value := getattr(answer, field))), None)
 
     def asked(self) -> int:
-        """The number of the last command."""
+        """Return the number of the last command."""
         commands = [message for message in self.messages if not isinstance(message, Resp | Error)]
         return next((number for one in reversed(commands) if (number := getattr(one, "seq", 0))), 1)
 
@@ -176,10 +176,10 @@ class Party(ABC):
 
     @abstractmethod
     def check_state(self) -> None:
-        """What this party promises of its own state."""
+        """Check the invariants of this party's own state."""
 
     def hear(self, script: Iterable[bytes]) -> None:
-        """The far side says all this; what must hold is looked at after each line."""
+        """Receive a script from the far side; check the invariants after each line."""
         for line in script:
             self.say(line)
             self.check()
@@ -199,7 +199,7 @@ class Party(ABC):
         self.network.run(SETTLE)
 
     def far(self, number: int) -> FarEnd | None:
-        """The latest link to one of the far sides."""
+        """Return the latest link to one of the far sides."""
         ends = self._far[number].ends
         return ends[-1] if ends else None
 
@@ -234,7 +234,7 @@ class Party(ABC):
             return "none"
 
     def check(self) -> None:
-        """What must hold, whatever was said."""
+        """Check what must hold after any input."""
         assert not self.crashes, self.crashes[0]
         ends = self.ends()
         count, size = sum(len(end.messages) for end in ends), sum(len(end.heard) for end in ends)
@@ -305,7 +305,7 @@ class DataServerParty(Party):
 
 
 def _listener(owner: Any, network: MemoryNetwork, peer: Identity | None) -> LinkFactory:
-    """A listener whose visitors are taken for this peer, as after a TLS handshake."""
+    """Return a listener whose peers are taken for `peer`, as after a TLS handshake."""
     return LinkFactory(lambda _: Link(owner, network, None, peer, accepted=True))
 
 
@@ -427,7 +427,7 @@ class GatewayAtControlServer(ControlServerParty):
         return [*super()._pool(), GatewaySettings(name="false", address=f"{HOST}:{FALSE_GATEWAY}")]
 
     def _admission(self) -> None:
-        """The far side is dialled."""
+        """Connect to the far side."""
 
     @property
     def false(self) -> PoolMember:

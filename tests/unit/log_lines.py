@@ -11,7 +11,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The lines that a log has got meanwhile; those of any level, as twistd writes them."""
+    """Yield the lines logged meanwhile, of any level, as twistd writes them."""
     lines: list[str] = []
 
     def observe(event: Any) -> None:

@@ -103,15 +103,15 @@ class MemoryNetwork(MemoryReactorClock):
         self._muted.add(port)
 
     def unmute(self, port: int) -> None:
-        """The end of `mute`; what was sent meanwhile is lost."""
+        """End `mute`; what was sent meanwhile is lost."""
         self._muted.discard(port)
 
     def close_listener(self, port: int) -> Any:
-        """Connections to this port are refused until `listeners` has it again; gives what listened there."""
+        """Refuse connections to this port until `listeners` has it again; return what listened there."""
         return self.listeners.pop(port)
 
     def arrives(self, link: Link, data: bytes, to_server: bool) -> bytes:
-        """What is left of these bytes on their way."""
+        """Return what is left of these bytes after their way."""
         if to_server and link.port in self._muted:
             return b""
         return b"".join(line for line in data.splitlines(keepends=True) if not self.lose(line))
@@ -158,7 +158,7 @@ class _ListeningPort:
         self._port = port
 
     def startListening(self) -> None:
-        """It does."""
+        """Do nothing: the port listens from the beginning."""
 
     def stopListening(self) -> None:
         """IListeningPort."""
@@ -203,7 +203,7 @@ class Link:
         self.port = port
 
     def other(self, end: End) -> End:
-        """The end that this one talks to."""
+        """Return the end that this one talks to."""
         return self.server if end is self.client else self.client
 
     def broken(self) -> None:
@@ -212,7 +212,7 @@ class Link:
             end.gone(ConnectionLost("the network was broken"))
 
     def forget(self) -> None:
-        """An end has lost it."""
+        """Note that an end has lost the connection."""
         if self in self.network.links:
             self.network.links.remove(self)
 
@@ -264,7 +264,7 @@ class End:
         self._link.network.callLater(0, self.gone, ConnectionLost("aborted"))
 
     def gone(self, why: Exception) -> None:
-        """The connection is no more."""
+        """Note that the connection is gone."""
         if self._open:
             self._open = False
             self._link.forget()
@@ -301,16 +301,16 @@ class Program:
         self._ended: Deferred[None] = Deferred()
 
     def start(self, listeners: Sequence[str]) -> None:
-        """It runs and does nothing."""
+        """Start, and do nothing else."""
         self.args = filled_in(self._command, listeners)
         self._network.programs.append(self)
 
     def ended(self, _reactor: Any) -> Deferred[None]:
-        """Fires when it is ended."""
+        """Return a Deferred that fires when the program has ended."""
         return self._ended
 
     def end(self) -> None:
-        """It exits."""
+        """Exit."""
         if not self._ended.called:
             self._ended.callback(None)
 

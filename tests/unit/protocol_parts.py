@@ -28,7 +28,7 @@ MACHINES: dict[str, tuple[str | None, int]] = {
 
 
 def state_table(party: str) -> str:
-    """The state table of a machine, as the page has it."""
+    """Return the state table of a machine, as the page shows it."""
     docstring, number = MACHINES[party]
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 45 40 15", ""]
     rows = [("State", "Input", "Next")]
@@ -39,14 +39,14 @@ def state_table(party: str) -> str:
 
 
 def link_targets(page: str) -> str:
-    """What makes links of the references to sections."""
+    """Return the lines that turn references to sections into links."""
     referred = {one.lower() for one in re.findall(r"`section\s+[\d.]+`_", page, re.IGNORECASE)}
     numbers = sorted({re.sub(r"[^\d.]", "", one) for one in referred}, key=lambda one: [*map(int, one.split("."))])
     return "".join(f".. _section {number}: protocol-{number}_\n" for number in numbers)
 
 
 def up_to_date(page: str) -> str:
-    """The page with everything in it that is derived from the code or from the page itself."""
+    """Return the page with all generated parts up to date."""
     for party in MACHINES:
         page = replaced(page, f"state table of {party}", state_table(party))
     return replaced(page, "link targets", link_targets(page))

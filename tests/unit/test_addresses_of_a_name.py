@@ -45,7 +45,7 @@ def hello(world: World, stream: Stream, listener: Address, *others: Address) -> 
 
 
 def dialled(world: World, stream: Stream) -> list[str]:
-    """What the producer's gateway dials for the only channel, in order."""
+    """Return what the producer's gateway dials for the only channel, in order."""
     update = world.prod.gateways[0].elements._streams[stream.uid, PROD].update
     assert update is not None
     return [update.targets[0], *update.other_addresses.get(0, [])]
@@ -101,7 +101,7 @@ def test_the_addresses_of_a_name_outlive_a_restart_of_the_s2cs(world: World) -> 
 
 
 @pytest.mark.parametrize("names", [4, 5, 770])
-def test_a_hello_names_few_other_addresses_whatever_it_has_of_names(names: int) -> None:
+def test_a_hello_names_few_other_addresses_however_many_its_names_have(names: int) -> None:
     listeners = list(map(str, named(names)))
     fields = {"cmd": "Hello", "uid": UID, "role": PROD, "seq": 1, "app_key": "k" * 43, "listeners": listeners}
     others = {one: [f"[::{number}]:1" for number in range(16)] for one in listeners}

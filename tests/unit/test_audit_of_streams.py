@@ -26,7 +26,7 @@ def pools(tmp_path: Path) -> Iterator[World]:
 
 
 def told(facility: Facility, *kinds: str) -> list[Any]:
-    """The lines of a facility's trail; of these kinds, if any are given."""
+    """Return the lines of a facility's audit trail; only those of `kinds`, if given."""
     lines = (facility._folder / "s2cs.audit.jsonl").read_text().splitlines()
     events = [read_line(line) for line in lines]
     return [event for event in events if not kinds or event.__struct_config__.tag in kinds]

@@ -1,5 +1,8 @@
-"""docs/audit.rst says of each line of the audit trail what the code has: the same kinds, fields and types, and examples
-that are lines. What the daemons really write is held to the same schema in tests/e2e/test_audit.py."""
+"""docs/audit.rst, held to the code.
+
+The page has the same kinds of lines, fields and types as the code, and its examples are valid lines.
+tests/e2e/test_audit.py checks what the daemons really write against the same schema.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 
 def sections() -> dict[str, str]:
-    """The text under each heading."""
+    """Return the text under each heading."""
     parts = re.split(r"^(\S.*)\n(?:-{3,}|={3,})\n", PAGE, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def documented(section: str) -> dict[str, str]:
-    """The type of each field in the table of a section."""
+    """Return the type of each field in the table of a section."""
     rows = re.findall(r"^   \* - ``(\w+)``\n     - (.+)\n     - \S", section, re.MULTILINE)
     return dict(rows)
 
 
 def in_words(kind: Any) -> str:
-    """A type as the page calls it."""
+    """Describe a type as the page does."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         (one,) = [each for each in arguments if each is not type(None)]

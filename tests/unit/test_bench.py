@@ -113,7 +113,7 @@ def test_results_are_written_as_promised_and_read_again(tmp_path: Path) -> None:
         assert "SciStream" in (tmp_path / "latest.svg").read_text()
 
 
-def test_the_plot_has_each_who_took_part_once() -> None:
+def test_the_plot_has_each_program_once() -> None:
     rows = [*some_rows(), paired("one hop plain, 1 connection", THROUGHPUT, "socat", [(9.0, 3.0)], None)]
     assert report.bars(rows, THROUGHPUT) == {
         "one hop plain, 1 connection": {"SciStream": 9.0, "nginx": 10.0, "socat": 3.0}
@@ -142,7 +142,7 @@ def test_the_works_and_what_they_reach_are_those_of_the_page() -> None:
             assert report.words(row)[5] in page
 
 
-def test_a_quick_run_leaves_out_only_peers_beside_whom_nothing_is_to_be_reached() -> None:
+def test_a_quick_run_leaves_out_only_peers_without_a_target() -> None:
     for work in all_works(3, 0):
         if isinstance(work, Comparison):
             wanted = {peer for reach in work.figures.values() for peer in reach}
@@ -241,7 +241,7 @@ def test_a_listener_is_seen_without_a_connection() -> None:
 
 @pytest.fixture
 def echo(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of an application of the benchmark, in a process of its own."""
+    """Run an application of the benchmark in a process of its own; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
     with subprocess.Popen(

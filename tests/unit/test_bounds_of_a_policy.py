@@ -141,7 +141,7 @@ class Crowd:
         self.lab.world.network.run(1.0)
 
     def outcome(self, command: Command, *, bob: bool = False) -> Any:
-        """The answer to a command, or the error that it ended in."""
+        """Return the answer to a command, or the error that it ended in."""
         outcome: list[Any] = []
         (self._bob if bob else self._ada).ask(command, 30.0).addBoth(outcome.append)
         self.lab.world.network.until(lambda: bool(outcome), within=31.0)
@@ -166,7 +166,7 @@ def crowd(tmp_path: Path) -> Iterator[Callable[..., Crowd]]:
         one.close()
 
 
-def test_without_a_rule_an_identity_has_so_many_streams_and_others_have_theirs(crowd: Callable[..., Crowd]) -> None:
+def test_without_a_rule_streams_of_an_identity_are_bounded_and_others_have_theirs(crowd: Callable[..., Crowd]) -> None:
     here = crowd(streams_per_identity=2)
     for uid in UIDS[:2]:
         assert here.outcome(a_req(uid, PROD, rate=1.0)).state == "Listening"
@@ -191,7 +191,7 @@ def test_a_rule_that_says_how_many_streams_takes_the_place_of_the_limit(crowd: C
     assert "`streams_per_identity`" in here.outcome(a_req(UIDS[4], PROD, rate=1.0), bob=True).msg
 
 
-def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable[..., Crowd]) -> None:
+def test_new_streams_of_an_identity_in_a_minute_are_bounded(crowd: Callable[..., Crowd]) -> None:
     here = crowd(requests_per_minute=3)
     for uid in UIDS[:3]:
         assert here.outcome(a_req(uid, PROD, rate=90_000.0)).code == "no-capacity", "what is refused counts, too"
@@ -206,7 +206,7 @@ def test_an_identity_may_ask_for_so_many_new_streams_in_a_minute(crowd: Callable
 
 @settings(max_examples=15)
 @given(st.lists(st.tuples(steps, st.integers(1, 30)), min_size=1, max_size=8))
-def test_whatever_a_user_commands_the_audit_trail_stays_short(
+def test_the_audit_trail_stays_short_under_any_commands_of_a_user(
     said: list[tuple[Callable[[Office], None], int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

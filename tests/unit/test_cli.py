@@ -486,7 +486,7 @@ def remembered(number: int = 0, uid: str = "") -> RememberedStream:
     )
 
 
-def test_the_memory_is_readable_by_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_memory_is_readable_by_its_user_alone_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         StreamHistory().add(remembered(1))

@@ -383,7 +383,7 @@ FAULTS: dict[str, list[str]] = {
         lambda chosen: {key: FAULTS[key][number % len(FAULTS[key])] for key, number in chosen.items()}
     )
 )
-def test_whatever_is_wrong_together_each_fault_has_one_line_of_its_own(
+def test_each_of_several_faults_has_one_line_of_its_own(
     tmp_path_factory: pytest.TempPathFactory, faults: dict[str, str]
 ) -> None:
     folder = tmp_path_factory.mktemp("faults")

@@ -106,7 +106,7 @@ class Configured(DataServerParty):
         """Nothing more than of every party."""
 
     def reserve(self, role: Role) -> None:
-        """A stream of one channel, as small as the gateway is."""
+        """Request a stream of one channel, as small as the gateway."""
         request = json.loads(SCRIPTS[DataServerParty][0][0])
         rate = parse_rate(self.config.capacity) / 2
         self.say(json.dumps({**request, "role": role, "channels": [0], "rate": rate}).encode())
@@ -184,7 +184,7 @@ LIMITS = st.dictionaries(
 
 
 def usually(good: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """What works, in two of three examples: of several such settings all have to work for a stream to be had."""
+    """Generate `good` in two of three examples: for a stream, several such settings must all work."""
     return st.one_of(st.just(good), st.just(good), others)
 
 
@@ -231,7 +231,7 @@ class Office:
         self.network.run(5.0)
 
     def say(self, command: Command) -> Resp | StreamError:
-        """What comes of a command; something does."""
+        """Return the outcome of a command; fail if there is none."""
         outcome: list[Any] = []
         self._link.ask(command, 60.0).addBoth(outcome.append)
         self.network.until(lambda: bool(outcome), within=70.0)
@@ -246,7 +246,7 @@ class Office:
         assert not self._crashes, self._crashes[0]
 
     def serve(self) -> None:
-        """A stream from its request to its release, or a refusal that names what refuses it."""
+        """Take a stream from its request to its release, or check that the refusal names its cause."""
         config = self.server.config
         about: dict[str, Any] = {"uid": UID, "role": PROD, "seq": UNSENT}
         answer = self.say(Req(**about, num_conn=1, rate=10.0, app_key_hash=hash_app_key(KEY)))

@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the streams of control servers log with a traceback."""
+    """Collect what the streams of control servers log with a traceback."""
     return logged_faults(monkeypatch, ServerStream)
 
 
@@ -40,7 +40,7 @@ def break_effect(patch: pytest.MonkeyPatch, role: Role, name: str, after: int, *
 
 
 def whatever(world: World, asked: Deferred[Any], within: float) -> Any:
-    """What comes of it, a refusal too; None if nothing comes in time."""
+    """Return the result or the refusal, or None if nothing arrives in time."""
     outcome: list[Any] = []
     asked.addBoth(outcome.append)
     for _ in range(int(within)):
@@ -120,7 +120,7 @@ def test_a_release_that_cannot_be_asked_for_takes_no_memory_without_end(
     assert len(faults) == 1
 
 
-def test_who_asked_for_what_failed_is_answered(
+def test_callers_of_a_failed_command_are_answered(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_effect(monkeypatch, PROD, "ask", 0, first=True)

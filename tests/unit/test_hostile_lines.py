@@ -48,8 +48,10 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 @pytest.fixture(autouse=True)
 def _nothing_of_other_tests() -> None:
-    """Let what earlier tests have left go now: a failure that nobody has taken is logged when its Deferred goes, and a
-    party here would count it as its own."""
+    """Collect what earlier tests have left.
+
+    A failure that nobody handled is logged when its Deferred is collected, and a party here would count it as its own.
+    """
     gc.collect()
 
 
@@ -65,14 +67,14 @@ def party(kind: type[AnyParty]) -> Iterator[AnyParty]:
 
 
 def states(one: Party) -> set[str]:
-    """What the party has answered about streams."""
+    """Return the states that the party has reported of streams."""
     return {message.state for end in one.ends() for message in end.messages if isinstance(message, Resp)}
 
 
 # -- the control: who means well is served
 
 
-def test_a_user_and_a_controller_who_mean_well_are_served() -> None:
+def test_a_legitimate_user_and_controller_are_served() -> None:
     with party(UserAtControlServer) as server:
         server.hear(SCRIPTS[UserAtControlServer][0])
         assert states(server) >= {"Listening", "Streaming", "Released"}
@@ -92,7 +94,7 @@ def test_an_s2cs_takes_what_a_gateway_says_of_the_streams_that_are_on_it() -> No
         assert told.fetchall() == [(9, 8)]
 
 
-def test_applications_and_a_user_who_are_answered_well_get_what_they_want() -> None:
+def test_applications_and_a_user_who_are_answered_correctly_succeed() -> None:
     with party(ApplicationAtControlServer) as server:
         server.hear(SCRIPTS[ApplicationAtControlServer][0])
         assert states(server) >= {"Ready"}
@@ -236,7 +238,7 @@ def test_a_rate_of_next_to_nothing_is_a_bad_message(rate: float) -> None:
         assert "rate" in refusal.msg
 
 
-def test_who_asks_for_the_other_role_of_a_uid_has_a_stream_of_his_own_until_it_is_over() -> None:
+def test_a_user_who_requests_the_other_role_of_a_uid_has_a_stream_of_their_own_until_it_is_over() -> None:
     with party(UserAtControlServer) as server:
         request = {**json.loads(SCRIPTS[UserAtControlServer][0][0]), "uid": OTHER_UID, "role": CONS}
         server.hear([json.dumps({**request, "expires": 50.0, "hello_timeout": 20.0}).encode()])
@@ -250,7 +252,7 @@ def test_who_asks_for_the_other_role_of_a_uid_has_a_stream_of_his_own_until_it_i
 
 
 def page(*uids: str, more: str | None = None, figures: int = 7, **room: Any) -> bytes:
-    """An answer to Status for all streams."""
+    """Return an answer to Status for all streams."""
     carried = [{"channel": channel, "bytes_to_consumer": figures} for channel in (0, 1, 900)]
     streams = [{"uid": uid, "role": PROD, "state": "Forwarding", "figures": carried} for uid in uids]
     return answer(
@@ -269,7 +271,7 @@ def numbered(count: int) -> list[str]:
 
 
 def said(server: GatewayAtControlServer, kind: type[AnyMessage]) -> list[AnyMessage]:
-    """What the S2CS has said to its false gateway."""
+    """Return what the S2CS has sent to its false gateway."""
     return [message for message in server._far[0].ends[-1].messages if isinstance(message, kind)]
 
 
@@ -318,7 +320,7 @@ def test_streams_that_nobody_knows_are_left_alone_and_counted_once_however_often
         assert not said(server, Rel)
 
 
-def test_a_stream_that_nobody_knows_is_released_once_at_the_operator_s_word_however_often_it_is_named() -> None:
+def test_an_unknown_stream_is_released_once_at_the_operator_s_request_however_often_it_is_reported() -> None:
     with party(GatewayAtControlServer) as server:
         server.server._release_unknown, server.false.is_compared = True, False  # as at a start with --release-unknown
         ask, asked = server.false.dialer.ask, []

@@ -23,7 +23,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path, *, top_only: bool = False) -> set[str]:
-    """The full names of all that a module imports; with `top_only` what is imported when it is."""
+    """Return the full names of everything that a module imports; with `top_only` only its imports at import time."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     return imported(path.read_text(), package, top_only=top_only)
 
@@ -140,7 +140,7 @@ def test_a_machine_imports_nothing_of_twisted_but_types(path: Path) -> None:
 
 
 def without_types(code: str) -> str:
-    """A module without its imports that only a type checker reads."""
+    """Return the code of a module without the imports that only a type checker reads."""
     tree = ast.parse(code)
     tree.body = [
         node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")

@@ -57,7 +57,7 @@ ALLOWED = {
 
 
 def waits(tree: ast.AST) -> Iterator[ast.Call]:
-    """The calls in a module that can wait without a limit."""
+    """Yield the calls in a module that can wait without a limit."""
     awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
     polls = {name for node in ast.walk(tree) if isinstance(node, ast.Assign) for name in _polls(node)}
     for node in ast.walk(tree):
@@ -66,7 +66,7 @@ def waits(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def _polls(node: ast.Assign) -> Iterator[str]:
-    """What is assigned a `select.poll`, whose own method `poll` waits, unlike that of a process."""
+    """Yield the names assigned a `select.poll`, whose method `poll` waits, unlike that of a process."""
     if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("select.poll", "select.epoll"):
         yield from map(ast.unparse, node.targets)
 

@@ -25,7 +25,7 @@ def logging_calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def texts(node: ast.expr) -> list[str]:
-    """What a format can be; a part that is made up at run time, of names of fields, is one that is always there."""
+    """Return the possible values of a format; a part made at run time, from names of fields, is always there."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

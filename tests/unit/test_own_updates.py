@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def left_alone(world: World) -> Stream:
-    """A stream over both gateways of a side, whose user's client has ended."""
+    """Return a stream over both gateways of a side, whose user's client has ended."""
     stream = world.stream(num_conn=4)
     world.result(world.client.close().deferred)
     return stream
@@ -57,7 +57,7 @@ def restart_control(world: World) -> None:
 
 
 def overheard(world: World, port: int) -> list[UpdateTargets]:
-    """The targets that one gateway of the producer's side is asked for from now on."""
+    """Return the list of targets that one gateway of the producer's side is asked for from now on."""
     heard: list[UpdateTargets] = []
     dialer = world.prod.control.gateways[f"dtn{port}"].dialer
     ask = dialer.ask
@@ -126,7 +126,7 @@ def release(world: World, stream: Stream) -> None:
 
 
 def moves_while_silent(world: World, port: int) -> tuple[Stream, Any]:
-    """A stream whose producer has begun to listen elsewhere while a gateway does not answer, and its application."""
+    """Return a stream whose producer now listens elsewhere while a gateway does not answer, and its application."""
     stream = left_alone(world)
     world.running[0].program.end()  # type: ignore[union-attr]
     world.network.mute(port)
@@ -137,7 +137,7 @@ def moves_while_silent(world: World, port: int) -> tuple[Stream, Any]:
 
 
 @pytest.mark.parametrize("link", ["stays", "breaks"])
-def test_a_producer_whose_new_listeners_are_not_used_hears_of_the_end_all_the_same(
+def test_a_producer_whose_new_listeners_are_not_used_is_notified_of_the_end(
     world: World, tmp_path: Path, link: str
 ) -> None:
     stream, application = moves_while_silent(world, PROD_PORT + 2)

@@ -114,7 +114,7 @@ class Lab:
         return self.world.result(self.ask(identity, **wishes))
 
     def refusal(self, identity: Identity = ADA, **wishes: Any) -> str:
-        """The sentence with which a stream is refused; it leaves nothing at either side."""
+        """Return the error message of a refused stream; check that neither side keeps anything."""
         before = self.world.prod.held(), self.world.cons.held(), self.live()
         error = self.world.refusal(self.ask(identity, **wishes))
         assert error.code == "not-authorized"
@@ -122,11 +122,11 @@ class Lab:
         return error.msg
 
     def live(self) -> list[Record]:
-        """What the store has of streams that are not released."""
+        """Return the records in the store of streams that are not released."""
         return [record for record in self.control.store.load() if record.state != "Released"]
 
     def link(self, identity: Identity) -> Dialer:
-        """A lasting link of somebody to the S2CS, to say what no library says."""
+        """Open a lasting link of a user to the S2CS, to send what no library sends."""
         link = dialer(As(self.world.network, identity), Address(HOST, PROD_PORT), "the S2CS", None)
         link.startService()
         return link
@@ -200,7 +200,7 @@ def test_a_request_over_a_limit_is_refused_by_the_name_of_its_rule(
     assert lab.world.both_are_empty()
 
 
-def test_whom_no_rule_names_is_refused(lab: Lab) -> None:
+def test_a_user_without_a_rule_is_refused(lab: Lab) -> None:
     lab.has(rule())
     for stranger in (BOB, IMPOSTOR):
         rows = lab.control.store.load()
@@ -326,7 +326,7 @@ def of_all_kinds(uid: str) -> list[Command]:
 
 @pytest.mark.parametrize("state", ["listening", "streaming", "released"])
 @pytest.mark.parametrize("number", range(len(of_all_kinds(UIDS[0]))))
-def test_a_user_hears_the_same_of_a_stream_that_is_another_s_and_of_one_that_is_not_there(
+def test_a_user_gets_the_same_answer_for_another_user_s_stream_and_for_a_missing_one(
     lab: Lab, state: str, number: int
 ) -> None:
     lab.has(rule("*@lab.example"))
@@ -347,7 +347,7 @@ def test_a_user_hears_the_same_of_a_stream_that_is_another_s_and_of_one_that_is_
     assert lab.world.state("s2cs", PROD, stream.uid) == state
 
 
-def test_a_client_never_calls_released_what_is_not_hers_and_forgets_nothing(lab: Lab) -> None:
+def test_a_client_never_reports_another_user_s_stream_as_released_and_forgets_nothing(lab: Lab) -> None:
     lab.has(rule("*@lab.example"))
     uid = lab.request().uid
     bob = lab.client(BOB).remembered(uid, prod=PROD_S2CS, cons=CONS_S2CS)
@@ -384,7 +384,7 @@ def test_the_domain_of_an_address_is_one_owner_s_however_it_is_written(lab: Lab)
     assert lab.say(Identity(LAB, "Ada@lab.example"), everything()).streams == [], "before the @ it matters"
 
 
-def test_an_administrator_sees_and_releases_a_stream_and_its_owner_hears_by_whom(lab: Lab) -> None:
+def test_an_administrator_sees_and_releases_a_stream_and_its_owner_is_told_who_did_it(lab: Lab) -> None:
     lab.has(rule("*@lab.example"), ADMINISTRATORS)
     stream = lab.request()
     bobs = lab.request(BOB)
@@ -410,7 +410,7 @@ def test_an_administrator_sees_and_releases_a_stream_and_its_owner_hears_by_whom
     assert lab.world.state("s2cs", PROD, bobs.uid) == "listening"
 
 
-def test_an_application_hears_that_an_administrator_has_released_its_stream(lab: Lab) -> None:
+def test_an_application_is_told_that_an_administrator_released_its_stream(lab: Lab) -> None:
     lab.has(rule(), ADMINISTRATORS)
     stream = lab.request(cons=PROD_S2CS)
     analysis = lab.world.application(stream.join[CONS])
@@ -479,7 +479,7 @@ def test_a_stream_that_a_later_policy_would_not_allow_goes_on_and_can_be_seen_an
 
 
 def carry(lab: Lab, stream: Stream, count: int) -> None:
-    """The producer's gateway has forwarded so much to the consumer, and the S2CS has heard of it."""
+    """Let the producer's gateway forward `count` bytes to the consumer, and the S2CS learn of it."""
     elements = lab.world.prod.gateways[0].elements
     [slot] = elements._streams[stream.uid, PROD].start.slots.values()
     elements._board.words[elements._board.row(slot, 0) + TO_CONSUMER] += count
@@ -487,7 +487,7 @@ def carry(lab: Lab, stream: Stream, count: int) -> None:
 
 
 def breaks(lab: Lab, stream: Stream, seconds: float) -> None:
-    """Connections of the producer's side fail over the WAN for so long, and none comes about."""
+    """Let all WAN connections of the producer's side fail for `seconds`."""
     holding = lab.world.prod.gateways[0]._holdings[stream.uid, PROD]
     for _ in range(int(seconds // 20)):
         holding.outages.failed(0, "the other gateway was not reached", 0)

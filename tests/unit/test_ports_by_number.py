@@ -1,5 +1,6 @@
-"""Ports that a stream asks for by number, through the whole protocol in memory. The parties are those of
-`test_whole_protocol`; each gateway lets the eight ports of its range be chosen.
+"""Ports that a stream requests by number, through the whole protocol in memory.
+
+The parties are those of `test_whole_protocol`; each gateway lets the eight ports of its range be chosen.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OTHER_DETECTOR = Address(HOST, 7001)
 
 @pytest.fixture
 def chosen_ports() -> str:
-    """What the gateways have as `chosen_ports`."""
+    """Return the `chosen_ports` of the gateways."""
     return ""
 
 
@@ -59,7 +60,7 @@ def ports_of(listeners: list[str]) -> list[int]:
 
 
 def refused(world: World, **wishes: Any) -> str:
-    """The sentence with which a stream is refused; what the gateways hold stays as it was."""
+    """Return the error message of a refused stream; check that the gateways hold what they held before."""
     before = world.prod.held(), world.cons.held()
     error = world.refusal(world.ask(**wishes))
     assert error.code == "no-ports"
@@ -149,7 +150,7 @@ def test_a_gateway_warns_at_its_start_of_ports_that_its_outgoing_connections_may
 
 
 @pytest.mark.parametrize("chosen_ports", ["5075, 5076"])
-def test_ports_outside_the_usual_range_are_lent_to_nobody_who_does_not_ask(world: World) -> None:
+def test_ports_outside_the_usual_range_are_lent_only_on_request(world: World) -> None:
     first = world.request(listen_ports={CONS: [5075]}, rate=1.0)
     others = [world.request(num_conn=count, rate=1.0) for count in (4, 3)]
     assert 5076 not in {port for one in others for port in ports_of(one.listeners[CONS])}

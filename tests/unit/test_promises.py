@@ -28,7 +28,7 @@ def named_in(text: str) -> set[str]:
 
 
 def section(page: str, title: str | None) -> str:
-    """What stands under a title, up to the next one; the whole page without one."""
+    """Return the text under a title, up to the next title, or the whole page without one."""
     if title is None:
         return page
     _, _, rest = page.partition(f"\n{title}\n")

@@ -123,7 +123,7 @@ def _fields(kind: Any) -> list[list[str]]:
 
 
 def _described(title: str, fields: list[str]) -> list[list[str]]:
-    """The table of fields in this section that begins with this field, without the meanings."""
+    """Return the table in this section whose fields begin with the first of `fields`, without the meanings."""
     found = [rows[1:] for rows in tables_in(section_named(title)) if tuple(rows[0]) == FIELDS]
     [table] = [rows for rows in found if [row[0] for row in rows] == fields]
     for name, _, _, meaning in table:
@@ -145,7 +145,7 @@ def test_no_message_is_left_out_of_the_first_table() -> None:
 
 
 def _objects() -> dict[str, Any]:
-    """The structs that fields of messages have, and those in these."""
+    """Return the structs that fields of messages contain, at any depth."""
     found: dict[str, Any] = {}
 
     def look(kind: inspect.Type) -> None:
@@ -197,7 +197,7 @@ def test_every_code_of_an_error_is_there_and_no_other() -> None:
 
 
 def _row(words: str, rows: dict[str, str]) -> str:
-    """The first cell of the one row that is, or else begins with, these words."""
+    """Return the first cell of the only row that equals these words or, failing that, begins with them."""
     [found] = [row for row in rows if row == words] or [row for row in rows if row.startswith(words)]
     return found
 
@@ -250,7 +250,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
 
 
 def _says(title: str, *words: object) -> None:
-    """The section has these words."""
+    """Check that the section contains these words."""
     text = " ".join(section_named(title).astext().split())
     for word in words:
         assert str(word) in text, f"{title} does not say {word!r}"
@@ -358,7 +358,7 @@ USAGES = {x509.ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", x509.ExtendedKeyUs
 
 
 def _profile(certificate: x509.Certificate) -> dict[str, str]:
-    """The extensions of a certificate in the words of the page; of some only that they are there."""
+    """Describe the extensions of a certificate as the page does; of some only that they are there."""
     found = {}
     for extension in certificate.extensions:
         name = extension.oid._name + (" (critical)" if extension.critical else "")

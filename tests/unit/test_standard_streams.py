@@ -59,7 +59,7 @@ def spoil(descriptor: int, how: str) -> None:
 
 
 def run(command_line: str, spoilt: dict[int, str]) -> tuple[int, str, str]:
-    """The exit status of a command, and what it said on its standard output and standard error."""
+    """Return the exit status of a command, its standard output and its standard error."""
     out, err = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -115,7 +115,7 @@ def test_a_wrong_option_is_refused_with_status_2_whether_or_not_anybody_can_be_t
 
 
 @given(st.fixed_dictionaries({}, optional={number: st.sampled_from(HOW) for number in (0, 1, 2)}))
-def test_a_command_ends_in_order_whatever_its_descriptors_are(spoilt: dict[int, str]) -> None:
+def test_a_command_ends_in_order_with_any_descriptors(spoilt: dict[int, str]) -> None:
     status, shown, said = run("s2uc list", spoilt)
     if 1 in spoilt:
         allowed = {PIPE_GONE if spoilt[1] == "broken" else 1}

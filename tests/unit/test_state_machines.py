@@ -88,7 +88,7 @@ class _State(NamedTuple):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 300), st.sampled_from([0.0, 1.0, 61.0])), max_size=20))
-def test_whatever_commands_a_machine_its_changes_are_few_lines_a_minute_and_none_is_uncounted(
+def test_changes_of_a_machine_are_few_lines_a_minute_and_none_is_uncounted(
     changes: list[tuple[str, int, float]],
 ) -> None:
     traced: list[Callable[..., None]] = []

@@ -49,7 +49,7 @@ def test_no_limit_is_below_nothing_and_what_is_doubled_has_room_for_it() -> None
     assert timing.TURN_LOOK < timing.LONGEST_TURN_LOOK < timing.TURN
 
 
-def test_who_waits_for_somebody_who_waits_gives_up_later() -> None:
+def test_an_outer_party_gives_up_later_than_an_inner_one() -> None:
     assert sum(timing.NAME_SERVER_TRIES) < timing.NAME_LOOK_UP < timing.TARGET_LOOK_UP < timing.GATEWAY_ANSWER
     assert timing.GATEWAY_ANSWER < timing.PROBE_UPDATE
     assert timing.GATEWAY_ANSWER < timing.ANSWER
@@ -58,7 +58,7 @@ def test_who_waits_for_somebody_who_waits_gives_up_later() -> None:
 
 
 def own_limits(tree: ast.Module) -> Iterator[str]:
-    """Times that a module names or writes itself."""
+    """Yield the times that a module defines or writes itself."""
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         name = target.id if isinstance(target, ast.Name) and is_number(getattr(node, "value", None)) else ""

@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def warned(world: World) -> Iterator[list[str]]:
-    """The warnings in the logs."""
+    """Yield the warnings in the logs."""
     said: list[str] = []
 
     def note(event: dict[str, Any]) -> None:

@@ -101,7 +101,9 @@ def test_releases_of_streams_that_nobody_asked_for_fill_no_store(
 # -- questions
 
 
-def test_many_who_ask_for_figures_do_not_keep_a_gateway_busy_and_all_are_answered(world: World, link: Dialer) -> None:
+def test_many_requests_for_statistics_do_not_keep_a_gateway_busy_and_all_are_answered(
+    world: World, link: Dialer
+) -> None:
     stream = world.stream()
     gateway = next(iter(world.prod.control.gateways.values()))
     for is_silent in (False, True):

@@ -99,7 +99,7 @@ class Facility:
         return [server.stopService() for server in self._started if server.running]
 
     def check_sums(self) -> None:
-        """What the S2CS has summed up of its live streams must be what a sum over their records gives."""
+        """Check that the sums that the S2CS keeps of its live streams equal the sums over their records."""
         streams = self.control.streams
         counted = [held.record for held in streams.values() if is_counted(held.record)]
         for name in self.control.gateways:
@@ -121,7 +121,7 @@ class Facility:
         return [(lent(one), one.capacity.total - one.capacity.free) for one in self.gateways if is_used(one)]
 
     def listening(self) -> list[int]:
-        """The reserved ports that accept connections by now."""
+        """Return the reserved ports that accept connections now."""
         given = [sock for one in self.gateways for sock in one.ports._given]
         return sorted(sock.getsockname()[1] for sock in given if sock.listens)  # type: ignore[attr-defined]
 
@@ -167,7 +167,7 @@ class World:
             self.crashes.append(event["log_failure"].getTraceback())
 
     def story(self, party: str, role: str = "", uid: str = "") -> list[str]:
-        """The states that a party's machine has been in, of the only stream if none is named."""
+        """Return the states that a party's machine has been in, for the only stream if none is named."""
         told = [states for (who, what, side), states in self._stories.items() if (who, side) == (party, role)
                 and uid in ("", what)]  # fmt: skip
         assert len(told) <= 1, f"{len(told)} streams at {party}: name one"
@@ -191,7 +191,7 @@ class World:
         return refused.value
 
     def request(self, **wishes: Any) -> Stream:
-        """A stream that both sides have reserved."""
+        """Request a stream that both sides reserve."""
         return self.result(self.ask(**wishes))
 
     def ask(self, **wishes: Any) -> Deferred[Stream]:
@@ -204,7 +204,7 @@ class World:
         return one
 
     def stream(self, **wishes: Any) -> Stream:
-        """A stream that streams, with a ProdApp that serves."""
+        """Set up a streaming stream with a ProdApp that serves."""
         stream = self.request(**wishes)
         self.application(stream.join[PROD], "detector")
         self.result(stream.provisioned().deferred)
@@ -439,7 +439,7 @@ def test_a_hello_with_a_listener_that_no_gateway_connects_to_is_refused_and_the_
 
 
 @pytest.mark.parametrize("key", ["", "no certificates", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"])
-def test_credentials_that_are_none_are_a_bad_message_and_change_nothing(pools: World, key: str) -> None:
+def test_unusable_credentials_are_a_bad_message_and_change_nothing(pools: World, key: str) -> None:
     world, stream = pools, pools.stream(num_conn=3)
     link = dialer(world.network, Address(HOST, PROD_PORT), "the S2CS", None)
     link.startService()
@@ -497,7 +497,7 @@ def test_a_lost_link_of_s2uc_in_the_middle_changes_nothing(world: World, where: 
     assert world.both_are_empty()
 
 
-def test_a_link_of_s2uc_lost_during_the_release_is_made_anew_and_the_release_confirmed(world: World) -> None:
+def test_a_link_of_s2uc_lost_during_the_release_reconnects_and_the_release_is_confirmed(world: World) -> None:
     stream = world.stream()
     releasing = stream.release().deferred
     world.network.until(lambda: world.state("s2cs", PROD) == "released")
@@ -507,7 +507,7 @@ def test_a_link_of_s2uc_lost_during_the_release_is_made_anew_and_the_release_con
     assert world.both_are_empty()
 
 
-def test_a_link_to_a_gateway_lost_in_the_middle_is_made_anew(world: World) -> None:
+def test_a_link_to_a_gateway_lost_in_the_middle_reconnects(world: World) -> None:
     asking = world.ask()
     world.network.until(lambda: world.state("s2ds", CONS) == "reserved")
     world.network.sever(CONS_PORT + 1)

@@ -19,12 +19,12 @@ HANDLERS = ["_up", "_down", "_heard", "_hello_if_answered", "_welcomed", "_refus
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What application controllers log with a traceback."""
+    """Collect what application controllers log with a traceback."""
     return logged_faults(monkeypatch, Controller)
 
 
 def live(world: World, role: Role) -> Application:
-    """A stream from its request to its release, whose link is cut once; the application of this side."""
+    """Take a stream from its request to its release, with one break of the link; return this side's application."""
     stream = world.request(expires=300.0)
     detector = world.application(stream.join[PROD], "detector")
     world.network.run(2)

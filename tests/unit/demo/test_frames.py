@@ -16,14 +16,14 @@ LENGTH = 50
 
 
 def made(count: int, channel: int = CHANNEL, length: int = LENGTH) -> list[bytes]:
-    """The frames of one channel, the final one last."""
+    """Return the frames of one channel, the final one last."""
     maker = FrameMaker(channel, length)
     frames = [bytes(maker.data(channel + turn * CHANNELS, length)) for turn in range(count)]
     return [*frames, bytes(maker.final())]
 
 
 def checked(data: bytes, chunk: int = 1 << 20, how: str = "closed") -> FrameChecker:
-    """A checker that has been given these bytes in chunks, and then the end."""
+    """Return a checker that has received these bytes in chunks, and then the end."""
     checker = FrameChecker(CHANNEL, CHANNELS)
     while data and not checker.finished:
         space = checker.space()

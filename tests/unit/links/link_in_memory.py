@@ -59,7 +59,7 @@ class SlowWire(Wire):
             self.producer.pauseProducing()
 
     def drained(self) -> None:
-        """The peer has read all."""
+        """Let the peer read everything."""
         self.clear()
         if self.is_full and self.producer is not None:
             self.is_full = False
@@ -98,14 +98,14 @@ class Peer:
         self.link.dataReceived(b"".join(line + b"\n" for line in lines))
 
     def reads(self) -> list[Message]:
-        """The lines that were written since it last read."""
+        """Return the messages that were written since it last read."""
         written = self.wire.value()
         self.wire.clear()
         assert written == b"" or written.endswith(b"\n")
         return [decode(line) for line in written.splitlines()]
 
     def goes(self) -> None:
-        """The connection ends, on both sides."""
+        """End the connection on both sides."""
         self.link.connectionLost(Failure(ConnectionDone()))
 
     @property

@@ -134,7 +134,7 @@ def test_a_full_listener_makes_room_at_the_expense_of_the_address_that_holds_mos
     assert not set(others) & set(listener.cut)
 
 
-def test_who_holds_most_of_a_full_listener_gets_no_more_of_it_at_once() -> None:
+def test_the_address_with_most_links_of_a_full_listener_gets_no_more_at_once() -> None:
     listener = Listener(unproven=4, unproven_per_address=4)
     listener.must_come(USER)
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_a_full_listener_makes_room_for_a_few_links_of_an_address_and_no_more() 
     assert len(listener.cut) == 5
 
 
-def test_a_listener_that_many_addresses_fill_lets_the_next_one_in_for_the_oldest() -> None:
+def test_a_listener_filled_by_many_addresses_replaces_the_oldest_link() -> None:
     listener = Listener(unproven=5)
     held = []
     for number in range(5):
@@ -264,7 +264,7 @@ def test_where_somebody_has_proved_himself_the_wait_stays_short() -> None:
         assert listener.seconds_until_open(USER) <= timing.FIRST_REFUSAL
 
 
-def test_a_gateway_s_controller_gets_in_whatever_else_comes_from_its_address() -> None:
+def test_a_gateway_s_controller_gets_in_despite_other_links_from_its_address() -> None:
     listener = Listener(known_refusal=0.0, failures=2, unproven=8, unproven_per_address=4)
     listener.must_come(USER).proven("the controller")
     for _ in range(50):

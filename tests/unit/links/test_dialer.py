@@ -63,7 +63,7 @@ class Caller:
         self.protocol: Any = None
 
     def accept(self) -> None:
-        """The server takes the connection that is being tried."""
+        """Let the server accept the pending connection."""
         factory, connecting = self.endpoint.attempts.pop()
         self.wire = Wire()
         self.protocol = factory.buildProtocol(self.wire.getPeer())
@@ -197,7 +197,7 @@ def test_a_bad_line_is_no_success(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("valid", [line("RESP"), line("ERROR"), line("ProdLstn"), line("ERROR", seq=...)])
-def test_a_valid_line_starts_the_delays_anew(caller: Caller, valid: bytes) -> None:
+def test_a_valid_line_resets_the_delays(caller: Caller, valid: bytes) -> None:
     for _ in range(6):
         caller.refuse()
         caller.delay()

@@ -53,7 +53,7 @@ class Listener:
         peer.goes()
 
     def refuses_certificate(self, sentence: str, reason: str) -> None:
-        """A handshake ends since the certificate of a stranger is refused."""
+        """End a handshake because the certificate of a stranger is refused."""
         admission = self.admission_controller.admit("10.0.0.1")
         assert admission is not None
         peer = Peer(plain_peer=None, authenticate=lambda _connection: None, admission=admission)
@@ -79,7 +79,9 @@ visitors = st.lists(
 
 
 @given(visitors)
-def test_whatever_strangers_do_at_a_listener_the_log_stays_short(visitors: list[tuple[int, str, int, float]]) -> None:
+def test_the_log_stays_short_under_any_actions_of_strangers_at_a_listener(
+    visitors: list[tuple[int, str, int, float]],
+) -> None:
     listener = Listener()
     with logged() as lines:
         for number, does, times, pause in visitors:

@@ -41,14 +41,14 @@ def user() -> Peer:
 
 
 def server() -> Peer:
-    """A server to which we have connected over TLS."""
+    """Return a server to which we have connected over TLS."""
     peer = Peer(accepted=False, authenticate=lambda _connection: "a server")
     peer.link.handshakeCompleted()
     return peer
 
 
 def padded(size: int, message: bytes = REL) -> bytes:
-    """A valid line of this many bytes."""
+    """Return a valid line of `size` bytes."""
     return message[:-1] + b" " * (size - len(message)) + b"}"
 
 
@@ -119,7 +119,7 @@ def test_a_peer_that_cannot_be_authenticated_is_cut_off_and_the_reason_reported(
 # -- messages
 
 
-def test_messages_go_to_the_owner_and_answers_to_the_one_who_waits_for_them() -> None:
+def test_messages_go_to_the_owner_and_answers_to_the_waiting_caller() -> None:
     peer = user()
     peer.says(REL, line("RESP"), line("ProdLstn"), line("ERROR"), line("Status"))
     assert [type(message) for message in peer.owner.messages] == [Rel, ProdLstn, Status]
@@ -242,7 +242,7 @@ def test_the_first_line_of_a_stranger_may_have_65536_bytes_and_no_more() -> None
     assert other.reads() == [Error(uid=None, code="bad-message", msg="a line has at most 65536 bytes")]
 
 
-def test_lines_of_a_stranger_stay_short_until_it_is_known_who_he_is() -> None:
+def test_lines_of_a_stranger_stay_short_until_it_is_authenticated() -> None:
     other = stranger()
     other.says(REL, padded(MAX_FIRST_LINE + 1))
     assert other.is_closed
@@ -291,7 +291,7 @@ class Curt(Owner):
         link.send(Error(uid=None, code="wrong-state", msg=""))
 
 
-def test_lines_that_wait_for_a_peer_who_does_not_read_cost_in_proportion_to_their_number() -> None:
+def test_lines_that_wait_for_a_peer_that_does_not_read_cost_in_proportion_to_their_number() -> None:
     def cost(count: int) -> float:
         taken = []
         for _ in range(3):
@@ -336,7 +336,7 @@ def test_a_stranger_that_says_no_line_in_10_seconds_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("first", [REL, b"rubbish"])
-def test_a_stranger_that_nobody_knows_after_10_seconds_is_cut_off_whatever_it_said(first: bytes) -> None:
+def test_a_stranger_that_is_not_authenticated_after_10_seconds_is_cut_off(first: bytes) -> None:
     peer = stranger()
     peer.clock.advance(9.9)
     peer.says(first)
@@ -347,7 +347,7 @@ def test_a_stranger_that_nobody_knows_after_10_seconds_is_cut_off_whatever_it_sa
     assert "nothing that lets it in in 10 s" in str(peer.owner.downs[0].value)
 
 
-def test_a_stranger_may_be_silent_once_it_is_known_who_he_is() -> None:
+def test_a_peer_may_be_silent_once_it_is_authenticated() -> None:
     peer = stranger()
     peer.says(REL)
     peer.link.prove(None)
@@ -367,7 +367,7 @@ def test_a_peer_that_is_known_may_be_silent(make: Callable[[], Peer]) -> None:
 # -- the end
 
 
-def test_the_owner_hears_once_that_the_link_is_gone_and_no_timer_is_left() -> None:
+def test_the_owner_is_told_once_that_the_link_is_gone_and_no_timer_is_left() -> None:
     for peer in (stranger(), user(), server(), Peer(authenticate=lambda _connection: "ada")):
         peer.goes()
         assert [reason.type for reason in peer.owner.downs] == [ConnectionDone]
@@ -523,7 +523,7 @@ def verbose_user() -> tuple[Peer, SlowWire]:
     return Peer(owner=Verbose(), wire=wire), wire
 
 
-def test_while_a_peer_does_not_read_no_command_of_it_is_carried_out_and_none_is_lost() -> None:
+def test_commands_of_a_peer_that_does_not_read_are_delayed_and_none_is_lost() -> None:
     peer, wire = verbose_user()
     heard = peer.owner.messages
     peer.says(*[line("REL", seq=number) for number in range(1, 101)])
@@ -639,7 +639,7 @@ def test_the_peer_s_address_is_known_for_logs() -> None:
     ),
     make=st.sampled_from([stranger, user, server]),
 )
-def test_whatever_comes_in_only_bad_lines_are_answered_and_nothing_is_raised(
+def test_only_bad_lines_are_answered_and_nothing_is_raised_on_any_input(
     chunks: list[bytes], make: Callable[[], Peer]
 ) -> None:
     peer = make()

@@ -100,7 +100,7 @@ def test_a_command_waits_for_a_link_and_is_sent_at_once_on_a_new_one() -> None:
     assert desk.link.times == [5]
 
 
-def test_repetition_starts_anew_on_a_new_link_and_stops_without_one() -> None:
+def test_repetition_restarts_on_a_new_link_and_stops_without_one() -> None:
     desk = Desk()
     desk.ask()
     desk.run(15)
@@ -203,7 +203,7 @@ def test_only_the_state_of_being_carried_out_keeps_a_command_waiting(cmd: str, s
 
 
 @pytest.mark.parametrize("cmd", WORKING)
-def test_an_answer_that_the_work_goes_on_renews_patience(cmd: str) -> None:
+def test_an_interim_answer_restarts_the_timeout(cmd: str) -> None:
     desk = Desk()
     asked = desk.ask(command(cmd), 5)
     for _ in range(10):
@@ -230,7 +230,7 @@ def test_a_command_that_is_being_carried_out_is_still_repeated_until_the_final_a
 # -- the end of waiting
 
 
-def test_giving_up_says_who_did_not_answer_what_in_which_time() -> None:
+def test_giving_up_names_the_peer_the_command_and_the_time() -> None:
     desk = Desk()
     desk.ask(REQ, 30)
     desk.clock.advance(29.9)
@@ -251,7 +251,7 @@ def test_giving_up_says_why_there_is_no_link() -> None:
     assert desk.results[0].msg == "dtn1 did not answer REL in 2.5 s: connection refused"
 
 
-def test_trouble_that_is_over_is_not_named() -> None:
+def test_a_problem_that_is_over_is_not_named() -> None:
     desk = Desk(connected=False)
     desk.outbox.link_down("connection refused")
     desk.reconnect()

@@ -34,7 +34,7 @@ def facility(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The user's own machine."""
+    """Return the user's own machine."""
     return tmp_path / "home"
 
 
@@ -224,7 +224,7 @@ def test_a_name_is_signed_once_and_then_renewed(facility: Path, home: Path) -> N
 
 
 def enrolled(facility: Path, home: Path) -> Path:
-    """What the facility has sent back."""
+    """Return what the facility has sent back."""
     csr = requested(home)
     assert run("sign", facility, csr, "--kind", "user", "--name", ADA)[0] == 0
     back = home / f"{ADA}.pem"
@@ -410,7 +410,7 @@ def openssl(*words: str | Path) -> None:
 
 
 def told(*words: str | Path) -> Any:
-    """The one JSON object of a command, which has no word beside it."""
+    """Return the only output of a command: one JSON object."""
     status, out, err = run(*words, "--json")
     assert (status, err) == (0, "")
     return json.loads(out)
@@ -438,7 +438,7 @@ def test_each_step_from_the_authority_to_the_list_of_the_revoked_is_told_in_json
     assert told("crl", directory)["crl"] == revoked["crl"] == str(directory / "crl.pem")
 
 
-def test_a_program_that_signs_says_whom_the_certificate_is_for(facility: Path, home: Path) -> None:
+def test_a_program_that_signs_names_the_subject_of_the_certificate(facility: Path, home: Path) -> None:
     csr = requested(home)
     status, out, err = run("sign", facility, csr, "--kind", "user", "--json")
     assert (status, out) == (2, "")

@@ -62,7 +62,7 @@ def test_an_authority_may_sign_leaf_certificates_and_nothing_else(directory: Pat
     authority.verify_directly_issued_by(authority)
 
 
-def test_private_keys_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_private_keys_belong_to_their_owner_alone_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         made = init_authority(tmp_path / "new" / "pki", "Open House")

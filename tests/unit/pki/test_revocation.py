@@ -44,7 +44,7 @@ def serials(directory: Path) -> set[int]:
 
 
 def openssl(*words: str | Path, status: int = 0) -> str:
-    """What the independent program says."""
+    """Return what the independent program prints."""
     needs("openssl")
     ended = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == status, ended

@@ -18,7 +18,7 @@ WHOLE = str(Join(UID, KEY, Address("door.example", 5000), PROD, "ab" * 32))
 
 
 def complaint(text: str) -> str:
-    """What is said of a spoilt join string; the key is not in it, not even a part of it."""
+    """Return the error for a damaged join string; check that it contains no part of the key."""
     with pytest.raises(ValueError, match="this is no join string: ") as refused:
         Join.parse(text)
     said = str(refused.value)

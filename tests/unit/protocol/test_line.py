@@ -18,7 +18,7 @@ KINDS = get_args(Message)
 
 
 def read(bad_line: bytes) -> Message | BadMessageError:
-    """What a line says, or why it says nothing; any other exception is a failure of the test."""
+    """Return the message in a line, or the error of a bad one; any other exception fails the test."""
     is_answer(bad_line)
     try:
         said: Message | BadMessageError = decode(bad_line)

@@ -248,7 +248,7 @@ class Twice(dict[str, Any]):
 
 
 def says_twice(said: Any, at: dict[str, Any]) -> Any:
-    """The same, but the object `at` in it says a field twice."""
+    """Return a copy in which the object `at` contains a field twice."""
     if isinstance(said, list):
         return [says_twice(one, at) for one in said]
     if not isinstance(said, dict):

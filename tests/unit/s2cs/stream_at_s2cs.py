@@ -157,7 +157,7 @@ class Rig:
         return caller.seq
 
     def answers(self, *gateways: str, boot: str = "b" * 32, count: int | None = None) -> None:
-        """These gateways answer ReqListeners or UpdateTargets; all, if none is named."""
+        """Let these gateways answer ReqListeners or UpdateTargets; all, if none is named."""
         for name in gateways or self.gateways:
             channels = self.plan[name][:count]
             listeners = [f"{name}.example:{5100 + channel}" for channel in channels]
@@ -169,7 +169,7 @@ class Rig:
             self.machine.gateway_refused(name, error)
 
     def confirm(self, *gateways: str) -> None:
-        """These gateways have released; all, if none is named."""
+        """Let these gateways confirm the release; all, if none is named."""
         for name in gateways or self.gateways:
             self.machine.gateway_released(name)
 
@@ -208,7 +208,7 @@ class Rig:
     # -- what it did
 
     def news(self) -> list[tuple[Any, ...]]:
-        """What was asked of the effects since this was last called."""
+        """Return the calls of effects since the last call of this method."""
         news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
         return news
 

@@ -95,7 +95,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """What is logged as an error, or as its end."""
+    """Yield what is logged as an error or as its end."""
     lines: list[str] = []
 
     def note(event: Any) -> None:
@@ -109,7 +109,7 @@ def said() -> Iterator[list[str]]:
 
 @contextmanager
 def no_file_over(size: int) -> Iterator[None]:
-    """The kernel lets no file of this process grow beyond: a write that does not fit is cut short, or fails."""
+    """Limit the size of this process's files meanwhile: a write beyond it is cut short or fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -121,7 +121,7 @@ def no_file_over(size: int) -> Iterator[None]:
 # -- lines
 
 
-def test_a_line_says_when_in_which_form_and_who_wrote_it(rig: Rig) -> None:
+def test_a_line_has_its_time_schema_and_server(rig: Rig) -> None:
     rig.trail.request(a_link(), a_request("beamline 7"), OWNER)
     (line,) = rig.text().splitlines()
     assert json.loads(line) == {
@@ -340,7 +340,7 @@ def test_a_folder_that_is_gone_is_a_trail_that_cannot_be_written(tmp_path: Path)
 # -- floods
 
 
-def test_who_knocks_again_and_again_gets_so_many_lines_and_one_with_the_rest(rig: Rig) -> None:
+def test_repeated_refusals_get_a_bounded_number_of_lines_and_one_with_the_rest(rig: Rig) -> None:
     rig.knock(times=1000)
     rig.knock("192.0.2.1")
     assert len(rig.events()) == MOST_IN_WINDOW + 1
@@ -369,7 +369,7 @@ def test_a_flood_from_everywhere_takes_up_bounded_memory_and_lines(rig: Rig) -> 
     assert rig.events()[-1].repeated == MOST_ADDRESSES + 1000 - MOST_OF_STRANGERS - 1
 
 
-def test_refusals_of_those_who_come_when_too_many_are_known_are_twenty_lines_together(rig: Rig) -> None:
+def test_refusals_of_peers_beyond_the_remembered_number_are_twenty_lines_together(rig: Rig) -> None:
     known = MOST_ADDRESSES // 2  # each has its own lines counted, and those of one kind
     for number in range(known + 100):
         user = Identity("sha256:00", f"user-{number}@lab.example")
@@ -426,7 +426,7 @@ def test_an_identity_has_the_lines_of_one_wherever_it_comes_from(rig: Rig) -> No
     assert len(rig.events()) == MOST_IN_WINDOW
 
 
-def test_a_user_who_is_refused_does_not_silence_another_one_at_the_same_address(rig: Rig) -> None:
+def test_refusals_of_one_user_do_not_silence_another_at_the_same_address(rig: Rig) -> None:
     eve = Identity("sha256:00", "eve@lab.example")
     for _ in range(MOST_IN_WINDOW + 5):
         rig.trail.refused(a_link(peer=eve), "REL", UID, PROD, "not-authorized", "not yours")
@@ -439,7 +439,7 @@ def test_a_user_who_is_refused_does_not_silence_another_one_at_the_same_address(
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
-    """Makes the socket of a journal at the same place, again and again."""
+    """Return a function that makes the socket of a journal at the same place each time."""
     made: list[socket.socket] = []
 
     def make() -> socket.socket:

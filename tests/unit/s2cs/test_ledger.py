@@ -192,7 +192,7 @@ def test_figures_that_no_gateway_could_mean_do_no_harm(books: Books) -> None:
         max_size=25,
     )
 )
-def test_the_days_add_up_to_what_flowed_whatever_happens_in_between(
+def test_the_days_add_up_to_what_flowed_despite_restarts(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
     books = Books(tmp_path_factory.mktemp("books") / "s2cs.sqlite")
@@ -227,7 +227,7 @@ def test_the_total_is_complete_when_each_gateway_has_told_its_last_figures(books
     assert books.days() == {"2026-03-14": 15}
 
 
-def test_a_gateway_that_has_started_anew_leaves_a_lower_bound(books: Books) -> None:
+def test_a_gateway_that_has_restarted_leaves_a_lower_bound(books: Books) -> None:
     record = a_record()
     books.hear(record, *figures(10))
     books.ledger.hear_last(record, "dtn1", None, None, AGE)

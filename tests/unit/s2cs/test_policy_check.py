@@ -108,7 +108,7 @@ def test_both_roles_are_looked_at_unless_one_is_named(file: Path) -> None:
     ]
 
 
-def test_whom_no_rule_names_is_refused_and_an_administrator_is_called_one(file: Path) -> None:
+def test_a_user_without_a_rule_is_refused_and_an_administrator_is_named_as_one(file: Path) -> None:
     done = check(file, "--as", "operator@lab.example")
     assert done.exit_code == 1
     assert "no rule of this facility's policy is for operator@lab.example" in done.output

@@ -49,7 +49,7 @@ def index_of(*texts: str, issuer: str = LAB) -> Index[str]:
 
 
 @given(LOCALS, DOMAINS, CASES, CASES)
-def test_an_address_is_found_whatever_the_case_of_its_domain(local: str, domain: str, one: Any, other: Any) -> None:
+def test_an_address_is_found_in_any_case_of_its_domain(local: str, domain: str, one: Any, other: Any) -> None:
     for text in (f"{local}@{one(domain)}", f"*@{one(domain)}"):
         assert index_of(text).find(Identity(LAB, f"{local}@{other(domain)}")) == [text]
         assert index_of(text).find(Identity(OTHER, f"{local}@{other(domain)}")) == ()
@@ -159,7 +159,7 @@ def test_a_rule_with_no_role_bars_somebody() -> None:
     assert (refused.allowed, refused.reason) == (False, "rule 2 `rule-2` allows nothing, but PROD was requested")
 
 
-def test_only_who_is_named_is_an_administrator_and_under_that_issuer() -> None:
+def test_only_named_identities_of_the_named_issuer_are_administrators() -> None:
     policy = Policy([(a_rule(), LAB, ["ada@lab.example"])])
     assert not policy.is_administrator(ADA)
     policy.add_administrators(LAB, ["ada@lab.example"])
@@ -424,7 +424,7 @@ def test_a_server_s_certificate_is_no_authority(tmp_path: Path) -> None:
     assert "not the certificate of one authority" in said
 
 
-def test_ten_thousand_rules_each_decide_for_whom_they_are(tmp_path: Path) -> None:
+def test_ten_thousand_rules_each_decide_for_their_own_identities(tmp_path: Path) -> None:
     sections = [
         f'[[rules]]\nname = "r{n}"\nissuer = "{LAB if n % 2 else OTHER}"\nroles = ["PROD"]\nrate = "{n}Mbit"\n'
         f'identities = ["{"*" if n % 3 else "user"}@d{n}.example"]\n'

@@ -313,7 +313,7 @@ def test_an_equal_hello_of_prod_app_is_only_answered_and_another_one_told(state:
 
 
 def moved(*listeners: str, gateways: int = 2) -> Rig:
-    """A producer's side that streams, whose ProdApp has come back with other listeners."""
+    """Return a streaming producer's side whose ProdApp has come back with other listeners."""
     rig = Rig(gateways=gateways).to("Streaming")
     rig.hello(list(listeners or OTHER_APP))
     rig.news()
@@ -354,7 +354,9 @@ def test_targets_of_the_owner_come_after_those_of_the_s2cs_itself_whenever_they_
 
 
 @pytest.mark.parametrize("end", [lambda rig: rig.rel(), lambda rig: rig.refuses(NO_PORTS)])
-def test_who_waits_for_his_targets_behind_those_of_the_s2cs_hears_of_the_end(end: Callable[[Rig], object]) -> None:
+def test_a_caller_whose_targets_wait_behind_those_of_the_s2cs_is_notified_of_the_end(
+    end: Callable[[Rig], object],
+) -> None:
     rig = moved(gateways=1)
     rig.machine.targets_overdue()
     waiting = rig.update()
@@ -372,7 +374,7 @@ def test_no_end_of_a_stream_has_the_code_that_tells_an_application_that_its_stre
 
 
 @pytest.mark.parametrize("why", [REFUSED, BAD_KEY])
-def test_prod_app_hears_who_can_set_targets_that_its_gateways_have_refused(why: StreamError) -> None:
+def test_prod_app_is_told_who_can_set_targets_that_its_gateways_have_refused(why: StreamError) -> None:
     rig = moved(gateways=1)
     rig.machine.targets_overdue()
     rig.refuses(why)
@@ -473,7 +475,7 @@ def test_a_hello_while_targets_of_a_running_stream_are_set_is_told_when_they_are
 
 
 @pytest.mark.parametrize(("has_owner", "is_told"), [(True, False), (False, True)])
-def test_a_first_hello_that_no_client_of_the_owner_hears_of_is_told_who_has_to_act(
+def test_a_first_hello_without_a_client_of_the_owner_is_told_that_the_user_has_to_attach(
     has_owner: bool, is_told: bool
 ) -> None:
     rig = Rig().to("Listening")
@@ -662,7 +664,7 @@ def test_a_generation_below_the_one_in_force_is_refused_and_that_one_named(role:
     assert rig.state == "Updating"
 
 
-def test_an_update_that_is_being_carried_out_may_be_repeated_and_all_who_asked_are_answered() -> None:
+def test_an_update_in_progress_may_be_repeated_and_all_callers_are_answered() -> None:
     rig = Rig().to("Ready")
     first = rig.update(generation=2)
     rig.news()
@@ -746,7 +748,7 @@ def test_rel_is_answered_when_all_gateways_have_confirmed_and_the_record_says_so
     assert answered(news, seq).state == "Released"
 
 
-def test_rel_refuses_those_who_wait_for_something_else() -> None:
+def test_rel_refuses_callers_that_wait_for_another_command() -> None:
     for state in ("Reserving", "Updating"):
         rig = Rig()
         waiting = rig.req() if state == "Reserving" else rig.to("Ready").update()
@@ -945,7 +947,7 @@ def test_wherever_the_store_fails_everybody_is_answered_and_all_ends_released(
 
 
 def restarted(state: str, role: Role = PROD, **fields: Any) -> Rig:
-    """A stream that was in this state when the S2CS stopped."""
+    """Return a stream that was in `state` when the S2CS stopped."""
     rig = Rig(role, gateways=2).to(state)
     for name, value in fields.items():
         setattr(rig.record, name, value)

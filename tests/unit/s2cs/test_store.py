@@ -188,7 +188,7 @@ def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(t
     assert over.endswith("can be written again; times that it failed: 1000")
 
 
-def test_a_trouble_that_comes_and_goes_is_told_once_a_minute_with_all_times() -> None:
+def test_a_recurring_failure_is_logged_once_a_minute_with_its_count() -> None:
     clock = Clock()
     reason = Lasting(Logger(), clock.seconds)
     with logged() as lines:

@@ -68,7 +68,7 @@ def tampered(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check(file: Path, status: int) -> str:
-    """What the command says; nothing beside the store is made or changed, nor the store itself."""
+    """Return the output of the command; check that it changes neither the store nor anything beside it."""
     before = contents(file.parent)
     ran = CliRunner().invoke(main, ["store", "check", str(file)])
     assert ran.exit_code == status, ran.output
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_database_is_not_there_or_is_a_folder_cannot_be_read(f
 
 
 def more(db: sqlite3.Connection) -> None:
-    """A step that a later version may bring."""
+    """Change the schema as a later version might."""
     db.execute("ALTER TABLE stream ADD COLUMN site TEXT NOT NULL DEFAULT 'here'")
 
 

@@ -46,7 +46,7 @@ def test_the_figures_of_a_channel_are_the_sums_over_its_elements(shared: SharedF
     assert shared.figures(0, 1).bytes_to_consumer == shared.figures(0, 3).bytes_to_consumer == 0
 
 
-def test_a_slot_that_is_cleared_says_nothing_of_who_had_it_before(shared: SharedFigures) -> None:
+def test_a_cleared_slot_keeps_nothing_of_its_former_owner(shared: SharedFigures) -> None:
     for slot in range(4):
         for element in range(2):
             shared.words[shared.row(slot, element) + shared_figures.TO_CONSUMER] = 1

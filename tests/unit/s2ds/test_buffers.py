@@ -23,7 +23,7 @@ def borrow(pipes: Pipes) -> Pipe:
     return pipe
 
 
-def test_a_buffer_comes_back_to_the_next_who_needs_one() -> None:
+def test_a_buffer_that_is_returned_is_reused() -> None:
     buffers = Buffers(1000, spare=1)
     first, second = buffers.borrow(), buffers.borrow()
     assert len(first.view) == 1000

@@ -76,7 +76,7 @@ class Machine:
         return self.holding.wan_listeners() if hasattr(self, "holding") else set()
 
     def released(self, _holding: GatewayStream) -> None:
-        """A server would forget it some day."""
+        """Do nothing, where a server would forget the stream later."""
 
     def close(self) -> None:
         self.holding._let_go()
@@ -145,7 +145,7 @@ def gateway() -> Iterator[Callable[..., Machine]]:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the streams of a gateway log with a traceback."""
+    """Collect what the streams of a gateway log with a traceback."""
     return logged_faults(monkeypatch, GatewayStream)
 
 
@@ -177,7 +177,7 @@ def test_a_fault_in_any_effect_at_any_time_ends_the_stream_and_leaves_nothing_re
 
 
 @pytest.mark.parametrize("name", ["bind", "arm"])
-def test_who_asked_for_what_failed_is_answered(
+def test_callers_of_a_failed_command_are_answered(
     gateway: Callable[..., Machine], faults: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     world = gateway()

@@ -16,7 +16,7 @@ CONTROL, LENT = 5001, [(5100, 5200), (5075, 5075)]
 
 
 def own_address() -> str:
-    """An address of this machine that other machines see; loopback where it has none."""
+    """Return an address of this machine that other machines can reach, or loopback if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("192.0.2.1", 9))

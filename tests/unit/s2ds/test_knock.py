@@ -23,7 +23,7 @@ class FromThatPort:
         return getattr(reactor, name)
 
 
-async def test_a_connection_to_itself_is_no_gateway_that_lets_one_in() -> None:
+async def test_a_connection_to_itself_does_not_count_as_an_accepting_gateway() -> None:
     target = Address("127.0.0.1", leased.take())
     from_elsewhere = await diagnose_connection(reactor, target)
     assert "refused" in from_elsewhere

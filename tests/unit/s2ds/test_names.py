@@ -187,7 +187,7 @@ class Rig:
         self.names = Names(self.clock, lambda address, own: _may_dial(made, address, own))
 
     def dials(self, target: str, own: frozenset[int] = frozenset()) -> list[list[str]]:
-        """What is dialled for a target, once that is known."""
+        """Return what is dialled for a target once its name is resolved."""
         found: list[list[str]] = []
         looking = Deferred.fromCoroutine(self.names.addresses(Address.parse(target), own))
         looking.addCallback(lambda addresses: found.append([str(address) for address in addresses]))
@@ -251,7 +251,7 @@ def test_what_was_known_of_a_name_has_to_do_while_nobody_answers_for_it() -> Non
     assert later == [["203.0.113.1:5100"]]
 
 
-def test_a_name_has_so_many_addresses_and_no_more() -> None:
+def test_addresses_of_a_name_are_bounded() -> None:
     rig = Rig()
     found = rig.dials("gateway.example:5100")
     rig.resolver.answer(*(f"203.0.113.{number}" for number in range(1, 200)))

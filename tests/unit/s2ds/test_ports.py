@@ -43,7 +43,7 @@ def test_each_socket_has_a_port_of_its_own_in_the_range(ports: ListenPorts) -> N
     assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
 
 
-def test_too_many_get_none_and_are_told_why(ports: ListenPorts) -> None:
+def test_too_many_connections_are_refused_with_the_reason(ports: ListenPorts) -> None:
     ports.reserve("127.0.0.1", 6)
     with pytest.raises(StreamError) as refused:
         ports.reserve("127.0.0.1", 3)
@@ -259,7 +259,7 @@ def choosing() -> Iterator[ListenPorts]:
 
 
 def refusal(ports: ListenPorts, *numbers: int, **barred: Any) -> str:
-    """The sentence; nothing is held after it that was not before."""
+    """Return the error message; check that no port is held that was not held before."""
     before = dict(ports._given), ports.free
     with pytest.raises(StreamError) as refused:
         ports.reserve_chosen("127.0.0.1", numbers, **barred)
@@ -276,7 +276,7 @@ def test_chosen_ports_come_in_the_order_in_which_they_were_asked_for(choosing: L
     assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
 
 
-def test_a_chosen_port_is_given_to_one_stream_at_a_time_whoever_asks(choosing: ListenPorts) -> None:
+def test_a_chosen_port_is_given_to_only_one_stream_at_a_time(choosing: ListenPorts) -> None:
     (sock,) = choosing.reserve_chosen("127.0.0.1", [FIRST + 6])
     assert "another stream has it" in refusal(choosing, FIRST + 1, FIRST + 6)
     choosing.release(sock)

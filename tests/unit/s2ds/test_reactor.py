@@ -77,7 +77,7 @@ def test_an_event_is_told_once_until_there_is_another(clock: MemoryReactorClock)
     ear.close()
 
 
-def test_news_of_a_descriptor_does_not_reach_who_has_it_now(clock: MemoryReactorClock) -> None:
+def test_a_late_event_of_a_descriptor_does_not_reach_its_next_owner(clock: MemoryReactorClock) -> None:
     poller = Poller(clock)
     ears = [Ear(poller), Ear(poller)]
     poller.doRead()
@@ -105,7 +105,7 @@ def test_news_of_a_descriptor_does_not_reach_who_has_it_now(clock: MemoryReactor
         ear.close()
 
 
-def test_those_who_go_on_take_turns(clock: MemoryReactorClock) -> None:
+def test_continuing_connections_take_turns(clock: MemoryReactorClock) -> None:
     poller = Poller(clock)
     seen: list[str] = []
     for name in "abc":

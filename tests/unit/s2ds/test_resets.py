@@ -48,7 +48,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[int, int, float]]) -> None:
+def test_lines_are_few_and_none_is_forgotten_under_any_events(steps: list[tuple[int, int, float]]) -> None:
     clock = Clock()
     told: list[tuple[int, int]] = []
     tally: Tally[int] = Tally(clock, lambda key, count, _last: told.append((key, count)), -1)
@@ -70,7 +70,7 @@ def test_whatever_happens_lines_are_few_and_none_is_forgotten(steps: list[tuple[
     assert clock.getDelayedCalls() == []
 
 
-def test_what_came_since_the_last_line_is_told_after_a_minute_and_then_begins_anew() -> None:
+def test_events_since_the_last_line_are_counted_after_a_minute_and_then_the_count_restarts() -> None:
     clock = Clock()
     told: list[tuple[str, int, str]] = []
     tally: Tally[str] = Tally(clock, lambda *words: told.append(words), "others")

@@ -124,7 +124,7 @@ class Rig:
         return self
 
     def news(self) -> list[tuple[Any, ...]]:
-        """What was asked of the effects since this was last called."""
+        """Return the calls of effects since the last call of this method."""
         news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
         return news
 
@@ -401,7 +401,7 @@ def test_a_generation_below_the_one_in_force_is_refused_and_that_one_named() -> 
     assert rig.state == "Updating"
 
 
-def test_an_update_that_is_being_carried_out_may_be_repeated_and_all_who_asked_are_answered() -> None:
+def test_an_update_in_progress_may_be_repeated_and_all_callers_are_answered() -> None:
     rig = Rig().to("Reserved")
     first = rig.update(generation=2)
     second = rig.update(generation=2)
@@ -467,7 +467,7 @@ def test_rel_of_a_stream_that_is_gone_gets_the_same_answer_as_the_first() -> Non
         assert rig.answer_to(again) == msgspec.structs.replace(said, seq=again)
 
 
-def test_the_answer_to_rel_has_the_last_figures_whoever_ended_the_stream() -> None:
+def test_the_answer_to_rel_has_the_last_figures_however_the_stream_ended() -> None:
     last = [ChannelFigures(channel=0, bytes_to_consumer=5, accepted=1)]
     rig = Rig().to("Forwarding")
     seq = rig.rel()

@@ -38,7 +38,7 @@ class Program:
 
 
 @given(st.integers(1, 300))
-def test_all_who_wait_are_refused_together_after_few_dials_and_later_ones_at_once(many: int) -> None:
+def test_all_waiting_connections_are_refused_together_after_few_attempts_and_later_ones_at_once(many: int) -> None:
     program = Program()
     for _ in range(many):
         program.connect()
@@ -51,7 +51,7 @@ def test_all_who_wait_are_refused_together_after_few_dials_and_later_ones_at_onc
 
 
 @given(st.integers(1, 300), st.integers(1, 99))
-def test_all_who_wait_are_joined_when_one_gets_in(many: int, tries: int) -> None:
+def test_all_waiting_connections_are_joined_when_one_gets_in(many: int, tries: int) -> None:
     program = Program()
     for _ in range(many):
         program.connect()
@@ -63,7 +63,7 @@ def test_all_who_wait_are_joined_when_one_gets_in(many: int, tries: int) -> None
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
-def test_who_leaves_takes_nobody_s_turn_with_him(leave: list[bool]) -> None:
+def test_a_connection_that_ends_takes_no_other_connection_s_turn(leave: list[bool]) -> None:
     program = Program()
     waits = [program.connect() for _ in leave]
     for one, leaves in zip(waits, leave, strict=True):

@@ -85,7 +85,7 @@ def test_busy_connections_share_a_rate_evenly_and_use_all_of_it(rate: float) -> 
 
 @pytest.mark.parametrize("rate", [20.0, 400.0])
 @pytest.mark.parametrize("spread", [(1, 3), (4, 1), (1, 1, 2)])
-def test_busy_connections_have_equal_parts_whatever_element_they_are_on(rate: float, spread: tuple[int, ...]) -> None:
+def test_busy_connections_have_equal_shares_on_any_element(rate: float, spread: tuple[int, ...]) -> None:
     clock = Clock()
     clock.advance(1000.0)
     figures = SharedFigures.create(1, len(spread))

@@ -53,7 +53,7 @@ def channel(elements: int) -> Iterator[Channel]:
 
 
 @given(st.permutations(range(1, 40)), st.integers(1, 4))
-def test_whatever_the_order_in_which_they_are_ready_they_are_dialled_by_number(ready: list[int], elements: int) -> None:
+def test_connections_are_dialled_by_number_in_any_order_of_readiness(ready: list[int], elements: int) -> None:
     with channel(elements) as made:
         for number in ready:
             made.come(number % elements, number)
@@ -130,7 +130,7 @@ class Member:
         self.numbers: list[int] = []
 
     def start(self) -> None:
-        """It is there."""
+        """Start, and do nothing else."""
 
     def stop(self) -> Deferred[None]:
         return succeed(None)

@@ -23,7 +23,7 @@ DEADLINE = 20.0
 
 @pytest.fixture
 def busy() -> Iterator[int]:
-    """A process that does nothing but work."""
+    """Run a process that only computes."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         yield process.pid
         process.kill()

@@ -51,7 +51,7 @@ def test_never_more_than_allowed_are_wide_and_none_waits_while_there_is_room(
     st.integers(FEWEST, 60),
     st.lists(st.tuples(st.booleans(), st.integers(0, len(OWNERS) - 1), st.integers(0, 30)), max_size=200),
 )
-def test_no_stream_and_no_user_has_all_large_windows_and_whoever_has_none_gets_one(
+def test_no_stream_and_no_user_has_all_large_windows_and_others_get_one(
     most: int, steps: list[tuple[bool, int, int]]
 ) -> None:
     everywhere = Windows(most)

@@ -33,12 +33,12 @@ LIFE = 400.0
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the streams of a user log with a traceback."""
+    """Collect what the streams of a user log with a traceback."""
     return logged_faults(monkeypatch, ClientStream)
 
 
 def settled(world: World, deferred: Any) -> Any:
-    """What comes of it, a refusal too: something does."""
+    """Return the result, or the refusal; fail if there is neither."""
     outcome: list[Any] = []
     deferred.addBoth(outcome.append)
     for _ in range(200):
@@ -85,7 +85,7 @@ def test_a_fault_in_any_effect_of_a_user_at_any_time_ends_the_operation_and_leav
     assert all(isinstance(fault["log_failure"].value, PlantedError) for fault in faults)
 
 
-def test_who_asked_is_told_that_the_program_itself_has_failed(
+def test_callers_are_told_that_the_program_itself_has_failed(
     world: World, faults: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_method(monkeypatch, ClientStream, "provision", first=True)

@@ -227,7 +227,7 @@ ERRORS = ["no-ports", "unknown-uid", "uid-in-use", "wrong-state", "timeout", "sh
 
 @st.composite
 def statuses(draw: st.DrawFn) -> dict[str, Any]:
-    """A stream as a server may describe it: mostly of the right form, and never of the right sense."""
+    """Generate descriptions of a stream by a server: mostly well-formed, never meaningful."""
     fields: dict[str, Any] = {
         "uid": draw(st.sampled_from([UID, UID, OTHER])),
         "role": draw(st.sampled_from(["PROD", "CONS"])),
@@ -313,7 +313,7 @@ WORKS: dict[str, Callable[[Client], Coroutine[Any, Any, int]]] = {
 
 @given(name=st.sampled_from(sorted(WORKS)), said=st.lists(replies(), min_size=1, max_size=6))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_whatever_a_server_answers_a_command_ends_in_a_sentence(
+def test_any_answer_of_a_server_ends_a_command_in_a_sentence(
     name: str, said: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed: list[str] = []

@@ -150,7 +150,7 @@ def test_files_of_join_strings_go_when_it_is_seen_that_their_stream_has_expired(
     assert not any(file.exists() for file in files)
 
 
-def test_no_other_file_is_removed_whatever_the_list_says(tmp_path: Path) -> None:
+def test_no_other_file_is_removed_even_if_the_list_names_it(tmp_path: Path) -> None:
     memory, files = with_files(tmp_path)
     precious = tmp_path / "thesis.prod"
     precious.write_text("of years")

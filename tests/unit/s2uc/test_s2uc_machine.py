@@ -79,7 +79,7 @@ class Rig:
             self.machine.side_refused(role, error)
 
     def made(self) -> None:
-        """The map and the credentials of the generation at hand are made."""
+        """Finish making the map and the credentials of the current generation."""
         self.machine.targets_made({role: self.update(role) for role in BOTH})
 
     def update(self, role: Role) -> UpdateTargets:
@@ -120,7 +120,7 @@ class Rig:
         return self
 
     def news(self) -> list[tuple[Any, ...]]:
-        """What was asked of the effects since this was last called."""
+        """Return the calls of effects since the last call of this method."""
         news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
         return news
 
@@ -502,7 +502,7 @@ def test_where_only_one_side_knows_the_uid_the_other_is_released() -> None:
     assert rig.state == "Released"
 
 
-def test_targets_that_a_new_hello_has_outdated_are_made_anew() -> None:
+def test_targets_that_a_new_hello_has_outdated_are_made_again() -> None:
     rig = Rig().to("Updating")
     rig.machine.prod_lstn(["10.0.0.9:7001"])
     rig.refuses(StreamError("target-refused", "not among the addresses of the Hello"), PROD)

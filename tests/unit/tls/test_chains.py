@@ -36,7 +36,7 @@ class Chain:
         self.pin = self.root.certificate.fingerprint(hashes.SHA256()).hex()
 
     def trust(self, *shown: x509.Certificate, authorities: Path | None = None) -> CertificateFiles:
-        """A server whose file has these certificates."""
+        """Return a server whose file has these certificates."""
         return CertificateFiles(*store(self.folder, shown, self.key), (authorities or self.anchor,))
 
     def is_pinned_by(self, credentials: ReloadableCredentials) -> bool:
@@ -79,7 +79,7 @@ def test_a_file_that_was_cut_is_not_taken_at_a_reload(chain: Chain) -> None:
 
 
 @given(chosen=st.lists(st.integers(0, 3), unique=True))
-def test_a_path_leads_upwards_in_whatever_order_the_others_are(chosen: list[int]) -> None:
+def test_a_path_leads_upwards_in_any_order_of_the_others(chosen: list[int]) -> None:
     others = [(*PATH[1:], *STRAYS)[number] for number in chosen]
     path, whole = path_upwards(PATH[0], others)
     assert path == PATH[: len(path)]

@@ -58,7 +58,7 @@ class Facility:
         return contexts.client_context(self.user.certificate, self.user.key, [self.ca])
 
     def serve(self, *chain: x509.Certificate, key: object) -> SSL.Context:
-        """A server with a chain that nobody here would issue."""
+        """Return a server with a chain that no tool here would issue."""
         certificate, key_file = store(self.directory, chain, key)  # type: ignore[arg-type]
         return contexts.server_context(certificate, key_file, [self.ca], client_certificate="optional")
 
@@ -252,7 +252,7 @@ def test_a_client_has_exactly_one_name(facility: Facility, names: list[x509.Gene
 
 
 def dialer(facility: Facility, *protocols: bytes, version: int = SSL.TLS1_3_VERSION) -> SSL.Context:
-    """A client of our authority that is not one of ours."""
+    """Return a client of our authority that is not one of ours."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.use_certificate_chain_file(str(facility.user.certificate))
     context.use_privatekey_file(str(facility.user.key))
@@ -491,7 +491,7 @@ def test_a_private_key_of_root_s_may_be_read_by_the_group_of_the_service(facilit
 
 
 def _as_nobody(key: Path) -> int:
-    """What becomes of reading the key in the service's group, as another user than its owner: 0 read, 3 refused."""
+    """Read the key as another user in the service's group; return 0 if that works, 3 if it is refused."""
     try:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)

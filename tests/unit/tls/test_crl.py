@@ -64,7 +64,7 @@ def test_a_revoked_client_is_refused_with_the_day_and_the_reason_and_another_is_
     assert join(without, lab.client(lab.ada)).done, "who names no CRL asks nobody"
 
 
-def test_a_revoked_server_is_refused_by_who_dials_it(lab: Lab) -> None:
+def test_a_revoked_server_is_refused_by_its_clients(lab: Lab) -> None:
     server = lab.server_credentials().context
     assert join(server, lab.client(lab.bob, lab.crl)).done
     revoke(lab.directory, HOST)
@@ -106,7 +106,7 @@ def test_an_authority_without_a_crl_among_others_with_one_is_named(lab: Lab, tmp
 
 
 def foreign(home: Lab, host: Lab) -> SSL.Context:
-    """A user of one facility who dials the other."""
+    """Return a user of one facility who connects to the other."""
     return contexts.client_context(home.ada.certificate, home.ada.key, [host.ca])
 
 
@@ -200,7 +200,7 @@ def test_a_chain_with_an_intermediate_of_another_authority_works_and_is_known_by
     assert found.name == "grace@uni.example"
 
 
-def test_with_an_intermediate_the_crl_that_counts_is_that_of_who_has_issued(lab: Lab, tmp_path: Path) -> None:
+def test_with_an_intermediate_the_crl_of_the_issuer_decides(lab: Lab, tmp_path: Path) -> None:
     chain = Chain(tmp_path / "chain")
     assert join(chain.server(lab, a_crl(chain.middle)), chain.client(lab)).done, "the root needs none"
     assert join(chain.server(lab, a_crl(chain.middle), a_crl(chain.root)), chain.client(lab)).done
@@ -226,7 +226,7 @@ def material_of(lab: Lab, *crl: Path) -> LoadedCertificates:
     return read_material(lab.server.certificate, lab.server.key, [lab.ca], crl)
 
 
-def test_a_path_that_was_verified_is_judged_anew(lab: Lab, tmp_path: Path) -> None:
+def test_a_verified_path_is_verified_again(lab: Lab, tmp_path: Path) -> None:
     def path(files: Issued) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(files.certificate.read_bytes())
 
@@ -240,7 +240,7 @@ def test_a_path_that_was_verified_is_judged_anew(lab: Lab, tmp_path: Path) -> No
     assert "not in `authorities`" in (material_of(elsewhere).refusal(path(lab.bob)) or "")
 
 
-def test_a_path_below_an_intermediate_is_judged_anew_too(lab: Lab, tmp_path: Path) -> None:
+def test_a_path_below_an_intermediate_is_verified_again_too(lab: Lab, tmp_path: Path) -> None:
     chain = Chain(tmp_path / "chain")
     path = [chain.leaf, chain.middle.certificate, chain.root.certificate]
 

@@ -130,7 +130,7 @@ def test_what_others_are_told_names_no_file(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in warning for warning in watched.watch.warnings())
 
 
-def test_a_user_is_told_of_her_own_files(tmp_path: Path) -> None:
+def test_a_user_is_warned_about_their_own_files(tmp_path: Path) -> None:
     init_authority(tmp_path / "pki", "Example")
     ada, bob = issue(tmp_path / "pki", "user", "ada"), issue(tmp_path / "pki", "user", "bob", days=50)
     authorities = (tmp_path / "pki" / "ca.pem",)

@@ -334,7 +334,7 @@ def request_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
 
 
 def forged() -> str:
-    """A request for a key that its sender does not have: one key inside, another one's signature."""
+    """Return a request with one key and the signature of another: its sender does not have the key."""
     der = bytearray(x509.load_pem_x509_csr(StreamSecret().csr.encode()).public_bytes(serialization.Encoding.DER))
     der[-1] ^= 1
     return pem(x509.load_der_x509_csr(bytes(der)))
