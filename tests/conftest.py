@@ -1,4 +1,4 @@
-"""For all tests; that it is here also lets them import the modules beside it."""
+"""Fixtures for all tests. This file also makes the modules in this folder importable."""
 
 from __future__ import annotations
 

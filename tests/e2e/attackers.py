@@ -1,4 +1,4 @@
-"""Those who connect and mean harm: sockets and links by hand, from any address of loopback.
+"""Attackers: sockets and links by hand, from any loopback address.
 
 127.0.0.0/8 is one machine, so a test can come from as many addresses as it likes.
 """

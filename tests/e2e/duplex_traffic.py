@@ -1,4 +1,4 @@
-"""Two applications that exchange bytes for as long as a test likes, and know at once when one of them is wrong."""
+"""Two applications that exchange bytes until a test stops them, and notice a wrong byte at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _pattern(sender: str, channel: int) -> bytes:
 
 
 class End:
-    """One end of a connection, which sends and receives until it is told that it is enough.
+    """One end of a connection, which sends and receives until it is stopped.
 
     `how` says how it ended: "whole" if all bytes were right and both directions ended in order, "reset" if the bytes
     until then were right, otherwise what was wrong.
@@ -98,7 +98,7 @@ class End:
 
 
 class Exchange:
-    """The producer, a listener for each channel, and, once it is told where to connect, the consumer.
+    """The producer, with a listener for each channel, and the consumer, once its addresses are known.
 
     Use it as a context manager: it closes everything at the end.
     """

@@ -1,4 +1,4 @@
-"""A server that is not what it seems: it listens where somebody dials, and keeps every byte that it can decrypt."""
+"""A false server: it listens in place of a real one, and keeps every byte that it can decrypt."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The life of a stream in which one process is killed, and what must be so afterwards.
+"""The life of a stream in which one process is killed, and what must hold afterwards.
 
-A `Cell` of the matrix says who is killed, at which step, and how it comes back. Its step is held by stopping a process
-that the step waits for, so that the kill comes surely then; or, with a source of chance, nothing is held and the kill
-comes at any instant around the step.
+A `Cell` of the matrix says who is killed, at which step, and how it comes back. A stopped process holds the
+step, so that the kill happens in it; with a source of chance, nothing is stopped and the kill happens at a random
+instant around the step.
 """
 
 from __future__ import annotations

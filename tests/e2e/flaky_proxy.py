@@ -1,4 +1,4 @@
-"""A relay for control links that a test can cut, as a network does that comes and goes."""
+"""A relay for control links that cuts them at random, like an unreliable network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PART = 64 * 1024
 
 
 class Cutter:
-    """Listens at `address`, relays each connection to a server, and cuts all that are open at random instants.
+    """A relay at `address` to a server, which cuts all open connections at random instants.
 
     Use it as a context manager.
 
-    :param server: where to.
-    :param between: the least and the most seconds from one cut to the next.
+    :param server: the address to which it relays.
+    :param between: the shortest and the longest time between two cuts, in seconds.
     """
 
     def __init__(self, server: Address, between: tuple[float, float], chance: random.Random) -> None:

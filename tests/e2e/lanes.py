@@ -1,4 +1,4 @@
-"""Runs the tests of a file beside each other: most of their time goes into waiting for time limits of the protocol.
+"""Run the tests of a file side by side, because most of their time is waiting for time limits of the protocol.
 
 A test that is marked by `beside` is a job. It runs in one of a few threads, in a world of its own, or in one that
 earlier jobs with the same wishes have left as they found it; what pytest calls in its place only waits for the result.
@@ -33,7 +33,7 @@ _LOOK_AGAIN = 0.2
 
 @dataclass(eq=False)
 class Task:
-    """A job, and, in time, its result."""
+    """A job and, later, its result."""
 
     job: Callable[[World], None]
     wishes: Mapping[str, Any]

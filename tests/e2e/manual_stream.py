@@ -1,4 +1,4 @@
-"""One side of a stream, made by hand: the test is its user, its application, and the gateway at the other side.
+"""One side of a stream, made by hand: the test is its user, its application, and the gateway on the other side.
 
 It speaks to the S2CS as `s2uc` would, but keeps the key of the stream's authority, so that it can sign credentials
 that no honest user would.

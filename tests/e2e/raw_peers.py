@@ -1,4 +1,4 @@
-"""What a test itself says to a daemon: control links by hand, WAN connections by hand, certificates of any kind."""
+"""Peers of a daemon, by hand: control links, WAN connections, and certificates of any kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = 60.0
 
 
 class RawLink:
-    """A control link that a test writes itself: TLS, and lines.
+    """A control link by hand: TLS, and lines.
 
     :param issued: the certificate to show, or None.
     :param source: the address that it comes from, if not any.
@@ -151,7 +151,7 @@ class Chain:
 
 
 class Signer:
-    """Whoever has a key can sign with it, whatever its own certificate says.
+    """A key that signs certificates, even if its own certificate does not allow that.
 
     :param certificate: in whose name.
     """

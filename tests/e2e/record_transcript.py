@@ -62,7 +62,7 @@ class Said:
 
 @dataclass
 class Recorder:
-    """Stands before a server and writes down what goes through. Its threads end with the links.
+    """A relay in front of a server that records what passes. Its threads end with the links.
 
     :ivar server: what the page calls the server.
     :ivar clients: what it calls who sends this command first on a link.

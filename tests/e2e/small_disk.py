@@ -1,4 +1,4 @@
-"""A file system of its own that is soon full: a tmpfs."""
+"""A small file system that is soon full: a tmpfs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications that come and go, and facilities that reload their configuration while much is going on."""
+"""Applications that come and go, and facilities that reload their configuration under load."""
 
 from __future__ import annotations
 

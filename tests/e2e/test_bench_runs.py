@@ -1,4 +1,4 @@
-"""``make bench`` as a user runs it, as little of it as there is: what it writes, and that nothing is left of it."""
+"""``make bench`` as a user runs it, as briefly as possible: what it writes, and that it leaves nothing behind."""
 
 from __future__ import annotations
 

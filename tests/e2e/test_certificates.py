@@ -1,7 +1,7 @@
-"""Certificates that come, change and are revoked while daemons run: each refusal beside a control that is let in.
+"""Certificates that appear, change and are revoked while daemons run: each refusal has a control that is accepted.
 
-The servers of both facilities, and the user, heed CRLs; a reload (SIGHUP) puts new files in force. Data is never
-disturbed by it.
+The servers of both facilities, and the user, check CRLs; a reload (SIGHUP) applies new files, and never disturbs
+data.
 """
 
 from __future__ import annotations

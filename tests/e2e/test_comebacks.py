@@ -1,4 +1,4 @@
-"""Parties that come back, each with peers that have done nothing wrong: none of those is held to be an intruder."""
+"""Parties that come back: none of their legitimate peers is treated as an intruder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOES_ON = "the program goes on"
 
 
 class Crowd:
-    """Streams that stream, each with two programs, and two whose users and consumers wait for a producer."""
+    """Several streaming streams with two programs each, and two whose users and consumers wait for a producer."""
 
     def __init__(self, world: World, opened: ExitStack) -> None:
         self.world = world

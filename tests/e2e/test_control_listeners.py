@@ -1,4 +1,4 @@
-"""Who is let in at the control listeners of an S2CS and of an S2DS: each wrong certificate beside a right one."""
+"""Which peers the control listeners of S2CS and S2DS accept: each wrong certificate beside a right one."""
 
 from __future__ import annotations
 

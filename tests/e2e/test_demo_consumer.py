@@ -1,6 +1,6 @@
-"""The demonstration's detector and consumer, real processes over loopback, with someone meddling in between.
+"""The demonstration's detector and consumer, as real processes over loopback, with a proxy that changes data.
 
-A check that never fails proves nothing: here the consumer is shown each fault that it exists to find.
+The consumer has to find each kind of fault that it checks for.
 """
 
 from __future__ import annotations

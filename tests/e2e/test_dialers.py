@@ -1,7 +1,7 @@
-"""Whom the programs that dial believe: appctrl and its pin, s2uc, and an S2CS towards its gateways.
+"""Which servers the clients accept: appctrl with its pinned authority, s2uc, and an S2CS towards its gateways.
 
-Each is led to a server that the test runs (`FalseServer`), which keeps all that it can decrypt: nothing may be said
-to it. The control differs in nothing but what is wrong.
+Each connects to a server of the test (`FalseServer`), which keeps everything that it can decrypt: no client may send
+it anything. The control differs only in the fault.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A dial to a port of this machine where nobody listens never ends in a connection of a socket with itself."""
+"""Connecting to an unused port of this machine never connects a socket to itself."""
 
 from __future__ import annotations
 

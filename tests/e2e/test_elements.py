@@ -1,4 +1,4 @@
-"""Elements as processes, at installed gateways: what they share, and what one takes with it when it dies."""
+"""Elements as processes, at installed gateways: what they share, and what is lost when one dies."""
 
 from __future__ import annotations
 

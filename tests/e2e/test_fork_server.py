@@ -1,4 +1,4 @@
-"""Forked commands do what executed ones do, and each thread that waits for a child learns of its end."""
+"""Forked commands behave like executed ones, and each thread that waits for a child learns of its end."""
 
 from __future__ import annotations
 

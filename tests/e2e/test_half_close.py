@@ -1,4 +1,4 @@
-"""A direction that ends well ends on the far side, and the other direction goes on."""
+"""A direction that ends in order ends on the far side as well, and the other direction stays open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Those who connect to use a server up: they are bounded, slowed down and cut off, and all others are served.
+"""Attackers that try to exhaust a server are bounded, slowed down and cut off, and all others are served.
 
 Each test has a legitimate user beside the attacker, and compares what the daemons hold before and after.
 Attackers come from addresses of their own, unless it is said that they share one with the user (127.0.0.1).

@@ -1,4 +1,4 @@
-"""Those who connect over IPv6 to use a server up: the addresses of a /64 count as one, IPv4 addresses one by one.
+"""Attackers over IPv6 that try to exhaust a server: the addresses of a /64 count as one, IPv4 addresses one by one.
 
 The S2CS listens on all addresses of both kinds. An IPv4 address comes to it mapped into IPv6, and counts alone.
 """

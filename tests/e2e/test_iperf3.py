@@ -1,4 +1,4 @@
-"""iperf3 in every direction that it knows, over one stream."""
+"""iperf3 in each of its directions, over one stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that run beside each other each get their result, whatever becomes of their worlds and threads."""
+"""Tests that run side by side each get their result, even if their worlds or threads fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was sent before a reset arrives, and bytes marked as urgent are bytes like others."""
+"""Data sent before a reset arrives, and urgent data is forwarded as ordinary data."""
 
 from __future__ import annotations
 

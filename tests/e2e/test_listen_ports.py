@@ -1,4 +1,4 @@
-"""Ports that are asked for by number: a protocol whose server tells clients its own port, and what is refused.
+"""Ports requested by number: a protocol whose server announces its own port, and refusals.
 
 The consumer's facility lets five ports be chosen. On one of them the producer's program listens, at another address.
 """

@@ -1,4 +1,4 @@
-"""One user asks for streams and releases them, thousands of times; another one notices nothing."""
+"""One user requests and releases streams thousands of times, and another user notices nothing."""
 
 from __future__ import annotations
 

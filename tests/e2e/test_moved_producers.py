@@ -1,4 +1,4 @@
-"""ProdApp comes back and listens elsewhere, when the user's client has long ended."""
+"""ProdApp comes back with other listeners after the user's client has ended."""
 
 from __future__ import annotations
 

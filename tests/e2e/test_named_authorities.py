@@ -1,4 +1,4 @@
-"""Facilities of two authorities: where the user's configuration says which one vouches for which, no other does."""
+"""Facilities of two authorities: if the user's configuration names those of a facility, no other is accepted."""
 
 from __future__ import annotations
 

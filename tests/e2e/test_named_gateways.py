@@ -1,4 +1,4 @@
-"""Gateways that are told by a name of several addresses."""
+"""Gateways that are named by a host name with several addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One side of a stream is released, and its user's client has long ended: the other side does not go on for a day."""
+"""One side of a stream is released without the user's client: the other side does not stay for a day."""
 
 from __future__ import annotations
 

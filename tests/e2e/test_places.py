@@ -1,4 +1,4 @@
-"""Places of a gateway after aborted handshakes and in a loop of gateways; and a gateway that stands still."""
+"""Connection slots of a gateway after aborted handshakes and in a loop of gateways; and a stopped gateway."""
 
 from __future__ import annotations
 

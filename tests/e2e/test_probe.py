@@ -1,4 +1,4 @@
-"""`s2uc probe`: which line says ok or FAILED where what is well or wrong, and that nothing is left of it."""
+"""`s2uc probe`: which lines say ok or FAILED in each situation, and that nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that appctrl starts, and whoever starts appctrl: neither notices that appctrl was there."""
+"""A program that appctrl starts, and the caller of appctrl: neither notices appctrl."""
 
 from __future__ import annotations
 

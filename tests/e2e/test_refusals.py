@@ -1,4 +1,4 @@
-"""What is refused, beside a control that is not: nobody gets what is not theirs, and nothing is left behind.
+"""Refusals, each with a control that succeeds: users get only what is theirs, and nothing is left behind.
 
 The daemons' descriptors, ports, live streams and memory are compared before and after each test (`nothing_left`).
 """

@@ -1,6 +1,6 @@
-"""Each way that bytes take through a relay: spliced or copied, plain or TLS, in the gateway's process or an element's.
+"""Each path of bytes through a relay: spliced or copied, plain or TLS, in the gateway's process or an element's.
 
-And what happens where the system refuses something, or an application stops, closes or resets in the middle.
+Tests also cover refusals of the system, and applications that stop, close or reset in the middle.
 """
 
 from __future__ import annotations

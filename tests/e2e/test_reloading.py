@@ -1,4 +1,4 @@
-"""A configuration file that is changed while its daemon runs: at SIGHUP all of it counts that can, or nothing does."""
+"""Configuration files that change while their daemon runs: SIGHUP applies all changes that it can, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams of other shapes: who comes when, how many channels, listeners and gateways, and how a stream ends."""
+"""Streams of other shapes: order of arrival, numbers of channels, listeners and gateways, and kinds of ends."""
 
 from __future__ import annotations
 

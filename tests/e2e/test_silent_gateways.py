@@ -1,4 +1,4 @@
-"""Gateways that are not there yet, or no more: requests wait a moment for them, and Status says what is so."""
+"""Gateways that are not there yet, or no longer: requests wait a moment for them, and Status reports them."""
 
 from __future__ import annotations
 

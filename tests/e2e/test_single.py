@@ -1,4 +1,4 @@
-"""One stream as its user handles it: two files for `s2uc`, `appctrl` beside each of two unchanged programs."""
+"""One stream as a user sets it up: two files for `s2uc`, and `appctrl` for each of two unmodified programs."""
 
 from __future__ import annotations
 

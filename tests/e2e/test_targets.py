@@ -1,4 +1,4 @@
-"""Where a gateway lets itself be sent, by a user who speaks to the S2CS by hand: each bad target beside a good one.
+"""Which targets a gateway accepts from a user who speaks to the S2CS by hand: each bad target beside a good one.
 
 A refusal leaves the targets as they were: the application goes on being reached.
 """

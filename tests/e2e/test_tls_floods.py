@@ -1,4 +1,4 @@
-"""A far gateway with the right credentials that sends much of nothing: it is bounded, and disturbs no other stream."""
+"""A far gateway with the right credentials that sends many empty records is bounded, and disturbs no other stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facilities that cannot be reached: what is said of it, how soon, and what is remembered."""
+"""Facilities that cannot be reached: the messages, how soon they come, and what is remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as it is handed out: built as a wheel, installed into an environment of its own, used from elsewhere."""
+"""The package as users get it: built as a wheel, installed into a new environment, used from another folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application controllers of both sides, as an S2CS may answer them."""
+"""The application controllers of both sides, with answers from an S2CS."""
 
 from fuzzing import fuzz_party, hostile_parties
 

@@ -1,4 +1,4 @@
-"""The codec: a line is a message, which its own line says again, or a bad message that can be answered."""
+"""The codec: a line is either a message that encodes to the same line, or a bad message that can be answered."""
 
 from fuzzing import fuzz
 

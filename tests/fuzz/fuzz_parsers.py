@@ -1,4 +1,4 @@
-"""What people and far sides write in short: addresses, join strings, networks, rates, configuration, connection maps.
+"""Short texts from people and far sides: addresses, join strings, networks, rates, configuration, connection maps.
 
 The first byte chooses the parser.
 """

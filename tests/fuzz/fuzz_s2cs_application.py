@@ -1,4 +1,4 @@
-"""S2CS, as anybody without a certificate may speak to it, beside streams that are not his."""
+"""S2CS, with input from a peer without a certificate, beside streams of others."""
 
 from fuzzing import fuzz_party, hostile_parties
 

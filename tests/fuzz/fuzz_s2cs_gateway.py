@@ -1,4 +1,4 @@
-"""S2CS, as one of its gateways may answer it, beside streams that are on another one."""
+"""S2CS, with answers from one of its gateways, beside streams on another gateway."""
 
 from fuzzing import fuzz_party, hostile_parties
 

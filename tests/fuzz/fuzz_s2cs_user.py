@@ -1,4 +1,4 @@
-"""S2CS, as a user with a certificate may speak to it, beside a stream of another user."""
+"""S2CS, with input from a user with a certificate, beside a stream of another user."""
 
 from fuzzing import fuzz_party, hostile_parties
 

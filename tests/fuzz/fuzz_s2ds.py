@@ -1,4 +1,4 @@
-"""S2DS, as its controller may speak to it."""
+"""S2DS, with input from its controller."""
 
 from fuzzing import fuzz_party, hostile_parties
 

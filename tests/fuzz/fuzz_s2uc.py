@@ -1,4 +1,4 @@
-"""S2UC, as the S2CS of two facilities may answer it."""
+"""S2UC, with answers from the S2CS of two facilities."""
 
 from fuzzing import fuzz_party, hostile_parties
 

@@ -42,7 +42,7 @@ _LEFT_ALONE = 60.0
 
 @dataclass
 class Counts:
-    """What became of one target."""
+    """The results of one target."""
 
     executions: int = 0
     coverage: int = 0

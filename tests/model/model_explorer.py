@@ -1,4 +1,4 @@
-"""The explorer: every run of a scenario in which no more than so much goes wrong, each run to its end.
+"""The explorer: every run of a scenario with a bounded number of faults, each run to its end.
 
 A run is named by its faults and the steps at which they happen; between them things happen in the order of
 `World.next`. A run is repeated from the beginning to get to its last fault, and goes on from there: in each state that
@@ -35,7 +35,7 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Task:
-    """A run that is still to be made.
+    """A run that remains to be made.
 
     :param before: the fingerprint of the state in which its last fault happens.
     """

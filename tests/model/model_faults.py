@@ -1,4 +1,4 @@
-"""What may go wrong in the model, where it is tried, and how it is done.
+"""The faults of the model: which exist, where they are tried, and how they are made.
 
 A fault is a tuple: its kind, then what it needs. It is tried where the event that would come next has something to
 do with it: damage to anything else would have the same effect before or after that event, and is tried there.

@@ -1,4 +1,4 @@
-"""A number that is the same for two states of the model that differ in nothing that matters.
+"""A number that is equal for two equivalent states of the model.
 
 What matters of records, machines and messages is derived from their types: see model_reading.py. What does not matter:
 how long ago anything was, how long recurring timers have still to run, how often something was tried, the numbers of

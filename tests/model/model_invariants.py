@@ -1,4 +1,4 @@
-"""What must hold in the model: the promises A to E of the protocol, and what they rest on.
+"""The invariants of the model: the promises A to E of the protocol, and their prerequisites.
 
 `in_every_state`, `at_rest` and `at_the_end` look at a world and give sentences about what is wrong with it;
 `on_write` looks at each line as it is sent, and `unchanged_by` at a world before and after a repetition.

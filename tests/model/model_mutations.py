@@ -1,4 +1,4 @@
-"""Faults planted in the project's code: the explorer is worth something only if it finds them.
+"""Faults planted in the project's code, which the explorer must find.
 
 Each is a mistake that people make in such protocols, and each does no harm as long as nothing goes wrong. They are
 planted in a process of their own and stay there: a worker of the explorer, which ends with its search.

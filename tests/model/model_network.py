@@ -157,7 +157,7 @@ class _ListeningPort:
 
 
 class Item:
-    """Something on its way.
+    """A message or event in transit.
 
     :ivar kind: ``dial`` to a port, a ``line``, the ``close`` of the other end, the loss of the own end (``gone``), or
         the answer to a name's ``lookup``.
@@ -292,7 +292,7 @@ def _address(port: int) -> IPv4Address:
 
 
 class Network:
-    """All that is on its way, and all that waits for its time.
+    """Everything in transit, and all timers.
 
     :ivar touched: the parties whose code was run since this was emptied.
     :ivar rewired: connections were made or have gone since this was set to False.

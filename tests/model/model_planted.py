@@ -1,4 +1,4 @@
-"""How planted faults are looked for."""
+"""The search for planted faults."""
 
 from __future__ import annotations
 

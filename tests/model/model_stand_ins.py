@@ -1,4 +1,4 @@
-"""What stands in for sockets, keys, chance and logs, so that a run of the model is quick and always the same.
+"""Test doubles for sockets, keys, random numbers and logs, which make a run of the model fast and reproducible.
 
 `installed` puts the stand-ins into the project's modules and takes them out again. Everything else that runs in the
 model is the project's own code.
@@ -47,7 +47,7 @@ class Now:
 
 
 class ModelEndpoint:
-    """Where a party dials, in place of a `HostnameEndpoint`."""
+    """The endpoint of a client, in place of a `HostnameEndpoint`."""
 
     def __init__(self, process: Process, _host: str, port: int, **_: Any) -> None:
         self._process = process

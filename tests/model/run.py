@@ -1,4 +1,4 @@
-"""Explores the whole protocol within wide bounds, then shows that it finds what is planted in the code.
+"""Explore the whole protocol within wide bounds, then check that planted faults are found.
 
 Progress goes to standard error; the last line, on standard output, is one JSON object. The exit status is 1 if a
 promise is broken, or if a planted fault does harm by itself or is not found by the promise that it breaks. About ten

@@ -1,4 +1,4 @@
-"""The whole protocol under small bounds: every run in which two messages or links, or one party, come to harm.
+"""The whole protocol within small bounds: every run with two faults of messages or links, or one of a party.
 
 `make model` explores wider bounds with the same code: see run.py.
 """

@@ -1,1 +1,1 @@
-"""What tests of more than one folder share."""
+"""Code that tests in several folders share."""

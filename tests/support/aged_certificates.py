@@ -1,4 +1,4 @@
-"""Certificates that have been there for a while: made anew by the authority in a folder, with other dates."""
+"""Old certificates: issued again by the authority in a folder, with other dates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts the project's commands in little time: forks them from a process that has imported all of their modules.
+"""Start the project's commands quickly: fork them from a process that has imported all their modules.
 
 The tests start thousands of processes and would spend most of their time on imports. A child runs what the installed
 command runs, from its entry point on, in a process and a session of its own, with files of its own.

@@ -22,7 +22,7 @@ CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 
 @dataclass
 class Joined:
-    """What became of a handshake: both ends, and the error that each saw, if any."""
+    """The result of a handshake: both ends, and the error that each saw, if any."""
 
     server: SSL.Connection
     client: SSL.Connection

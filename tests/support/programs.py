@@ -1,4 +1,4 @@
-"""Programs that tests run: what they say, how they end, and that none outlives the process that started it.
+"""Programs that tests run: their output and exit status. None outlives the process that started it.
 
 Programs are to be started in the main thread: the kernel ends them with the thread that started them.
 """

@@ -1,4 +1,4 @@
-"""The protocol reference, docs/protocol.rst, read so that tests can hold it against the code."""
+"""The protocol reference, docs/protocol.rst, parsed so that tests can compare it with the code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a test needs of the machine. Where it is missing the test is skipped.
+"""Requirements of a test. If the machine lacks one, the test is skipped.
 
-Where CI is set, the test fails instead, if what is missing can be installed.
+If CI is set and the missing program can be installed, the test fails instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The testbed does to the WAN what it says, and SciStream on it keeps what it promises."""
+"""The testbed disturbs the WAN as requested, and SciStream keeps its guarantees on it."""
 
 from __future__ import annotations
 

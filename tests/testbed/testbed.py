@@ -59,7 +59,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|)\Z")
 
 
 class TestbedError(Exception):
-    """A testbed cannot be made, or is not there; the message is a sentence for a person."""
+    """A testbed cannot be made, or does not exist; the message is readable."""
 
     __test__ = False  # pytest takes it for tests by its name
 

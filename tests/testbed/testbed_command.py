@@ -1,4 +1,4 @@
-"""The command ``scistream-testbed``, beside this file: a testbed for people."""
+"""The command ``scistream-testbed``, for using a testbed by hand."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ PORTS = 16
 
 @dataclass(frozen=True)
 class Place:
-    """Where a facility stands: its gateway's host, its networks, and the gateway's addresses in them."""
+    """The location of a facility: its gateway's host, its networks, and the gateway's addresses in them."""
 
     gateway: str
     lan: str

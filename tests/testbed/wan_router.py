@@ -1,4 +1,4 @@
-"""The WAN of a testbed: one process that carries IP packets between tun devices, and mistreats them as it is told.
+"""The WAN of a testbed: one process that forwards IP packets between tun devices, and disturbs them as configured.
 
 ``python wan_router.py --help`` says what it takes; `testbed` starts it. It routes by destination address, has a
 `Way` for each direction between two hosts, with settings and counters of its own, and takes commands as lines of JSON
@@ -79,7 +79,7 @@ class Counters:
 
 
 class Held:
-    """The packets that are on their way, by the time at which they arrive."""
+    """The packets in transit, by their arrival time."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Way, bytes]] = []

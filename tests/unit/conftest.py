@@ -1,4 +1,4 @@
-"""For all unit tests; that it is here also lets them import the modules beside it."""
+"""Fixtures for all unit tests. This file also makes the modules in this folder importable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each party alone, real, behind a link in memory to a far side that says what a test likes.
+"""Each party alone, over a link in memory to a far side that a test controls.
 
 A far side says a script: lines of bytes, in each of which `$SEQ`, `$CSR`, `$KEY` and `$LISTENER` stand for what this
 run has brought forth; a line that begins with `!` lets that many seconds pass, one that begins with `C` goes over the

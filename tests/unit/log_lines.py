@@ -1,4 +1,4 @@
-"""What the log gets while a test runs."""
+"""The lines that are logged while a test runs."""
 
 from __future__ import annotations
 

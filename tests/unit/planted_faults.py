@@ -1,4 +1,4 @@
-"""What tests of faults in a party have in common: a fault that nobody has thought of, and what the party logs of it."""
+"""Shared code of tests of faults in a party: an unexpected exception, and what the party logs about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 
 class PlantedError(Exception):
-    """What nobody has thought of, and no effect may raise."""
+    """An unexpected exception, which no effect may raise."""
 
 
 def logged_faults(patch: pytest.MonkeyPatch, party: type) -> list[Any]:

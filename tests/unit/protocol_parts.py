@@ -1,4 +1,4 @@
-"""What docs/protocol.rst has from the code, and from itself: `python tests/unit/protocol_parts.py` writes it anew."""
+"""The generated parts of docs/protocol.rst: `python tests/unit/protocol_parts.py` updates them."""
 
 from __future__ import annotations
 

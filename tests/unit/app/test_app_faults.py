@@ -1,4 +1,4 @@
-"""A fault anywhere in an application controller: it ends with the reason, logs it once, and waits for nothing."""
+"""A fault anywhere in an application controller ends it with the reason, is logged once, and leaves nothing waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration's frames: whatever happens to them on the way is found and named."""
+"""The demonstration's frames: every kind of damage is found and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may come in by a listener, in virtual time."""
+"""Admission at a listener, in virtual time."""
 
 from __future__ import annotations
 
@@ -392,7 +392,7 @@ HOSTS = [*(f"198.51.100.{number}" for number in range(4)), "2001:db8::1", "2001:
 
 
 class AnyVisits(RuleBasedStateMachine):
-    """Whatever comes and goes, the controller's counts are those of the links that are there."""
+    """The counts of the controller always equal the links that exist, in any sequence of events."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The lasting link of a party that dials: it reconnects for ever, and never too fast."""
+"""The lasting link of a client: it reconnects forever, and never too fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever connects to a listener cannot fill the log: what strangers do is counted, and told by count."""
+"""Strangers at a listener cannot fill the log: their actions are counted, and logged as counts."""
 
 from __future__ import annotations
 

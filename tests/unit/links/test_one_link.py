@@ -1,4 +1,4 @@
-"""One link over one connection: its limits, what it answers by itself, and how it ends."""
+"""One link over one connection: its limits, its own answers, and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dialler that meets itself has found nobody."""
+"""A client that connects to itself counts as refused."""
 
 from __future__ import annotations
 

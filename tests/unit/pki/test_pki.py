@@ -1,4 +1,4 @@
-"""What a facility's authority makes, what it refuses, and what the command line says of both."""
+"""What a facility's authority issues and refuses, and the messages of the command line."""
 
 from __future__ import annotations
 

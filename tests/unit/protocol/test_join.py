@@ -1,4 +1,4 @@
-"""Join strings that were spoilt on their way: what a person is told of them."""
+"""Damaged join strings: the error messages for users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that are a message, bytes that are none, and bytes that mean harm."""
+"""Valid lines, invalid lines, and malicious lines."""
 
 from __future__ import annotations
 

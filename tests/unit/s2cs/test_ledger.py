@@ -1,4 +1,4 @@
-"""What streams have carried: booked once, on the right day, whoever restarts; and `scistream usage` that shows it."""
+"""The bytes that streams have carried: counted once, on the right day, despite restarts; and `scistream usage`."""
 
 from __future__ import annotations
 

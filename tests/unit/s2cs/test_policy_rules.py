@@ -1,4 +1,4 @@
-"""The policy: whom a rule is for, what it bounds, what its file may say."""
+"""The policy: to whom a rule applies, what it limits, and the format of its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets that lead back to the gateway which would dial them."""
+"""Targets that lead back to the gateway itself."""
 
 from __future__ import annotations
 

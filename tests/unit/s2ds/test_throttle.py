@@ -1,4 +1,4 @@
-"""Whose turn it is when a stream's rate is used up."""
+"""The order of turns when a stream's rate is used up."""
 
 from __future__ import annotations
 
