@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.options import RequestOptions, read_file
+from support.programs import INSTALLED, Program
 
 COMMANDS = {
     "s2uc": scistream.s2uc.cli.main,
@@ -44,7 +46,7 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fork_server: None) -> None:
     """Nothing of this user's own; and no log observer that outlives a test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -61,18 +63,18 @@ def say(command_line: str, *more: str, given: str = "") -> Result:
     return CliRunner().invoke(COMMANDS[name], [*arguments, *more], input=given, prog_name=name)
 
 
-def run(command_line: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command_line: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own."""
     name, *arguments = command_line.split()
-    module = COMMANDS[name].callback.__module__  # type: ignore[union-attr]
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments, *more],
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return result_of([str(INSTALLED / name), *arguments, *more])
+
+
+def result_of(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in an empty folder, in which it must write nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Program(command, Path(folder) / "errors").end(60.0, status=None)
+        assert os.listdir(folder) == ["errors"]
+        return result
 
 
 # -- help
@@ -310,15 +312,9 @@ def test_v_counts_wherever_it_stands(options: str, lines: int) -> None:
         "def all(memory): log = Logger(); log.info('a little'); log.debug('all of it'); return known(memory)\n"
         "cli.StreamHistory.all = all; cli.main()"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *options.format("").split()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert ended.stdout == "no streams\n"
-    assert [part in ended.stderr for part in ("a little", "all of it")] == [lines >= 1, lines >= 2]
+    told = result_of([sys.executable, "-c", script, *options.format("").split()])
+    assert (told.returncode, told.stdout) == (0, "no streams\n")
+    assert [part in told.stderr for part in ("a little", "all of it")] == [lines >= 1, lines >= 2]
 
 
 def test_every_command_of_s2uc_that_tells_something_has_json() -> None:
