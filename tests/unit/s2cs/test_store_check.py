@@ -7,7 +7,6 @@ import hashlib
 import json
 import random
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from scistream.s2cs.record import Record
 from scistream.s2cs.store.check import check_store
 from scistream.s2cs.store.cli import in_words
 from scistream.s2cs.store.database import SCHEMA_VERSION, STEPS, Step, Store, StoreError
+from support.programs import Program
 
 NOW = 1_000_000.0
 KILLS = 20
@@ -309,20 +309,19 @@ while True:
 """
 
 
-def test_a_writer_that_is_killed_at_any_instant_leaves_a_store_that_opens_and_is_sound(file: Path) -> None:
+def test_a_writer_that_is_killed_at_any_instant_leaves_a_store_that_opens_and_is_sound(
+    file: Path, fork_server: None
+) -> None:
     chance = random.Random(20)
     for number in range(KILLS):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(file), str(number)], stdout=subprocess.PIPE, text=True
-        )
+        writer = Program([sys.executable, "-c", WRITER, str(file), str(number)], file.parent / "writer.log")
         try:
-            assert writer.stdout is not None
             if number % 4:  # every fourth is killed around its start
-                assert writer.stdout.readline() == "open\n"
-            time.sleep(chance.uniform(0, 0.15) if number % 4 else chance.uniform(0.2, 0.6))
+                assert writer.line() == "open"
+            time.sleep(chance.uniform(0, 0.15 if number % 4 else 0.05))
         finally:
-            writer.kill()
-            writer.communicate(timeout=60)
+            writer.process.kill()
+            writer.end(status=None)
         if file.exists():
             check(file, 0)
             store = Store(file)
