@@ -6,11 +6,15 @@ import errno
 import itertools
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+import scistream.s2ds.settings
+from scistream.resources import memory, processors, tcp_memory
 
 if TYPE_CHECKING:
     from test_whole_protocol import World
@@ -30,6 +34,15 @@ def _states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _own_memory(_states: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes to the list of streams of whoever runs it, and none sees another's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(next(_states)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _resources_read_once() -> Iterator[None]:
+    """Read once what this process may use of the machine, and not at each start of one of hundreds of gateways."""
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (memory, processors, tcp_memory):
+            patch.setattr(scistream.s2ds.settings, function.__name__, cache(function))
+        yield
 
 
 @pytest.fixture
