@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -9,6 +10,8 @@ from harness import World, address_of, listen
 
 from scistream.protocol.messages import CONS, PROD
 from support.waiting import until
+
+BETWEEN_ATTEMPTS = 1.0
 
 
 def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
@@ -21,6 +24,7 @@ def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
         said = []
 
         def status_after_an_attempt() -> str:
+            time.sleep(BETWEEN_ATTEMPTS)
             with suppress(OSError), stream.connect() as analysis:
                 analysis.recv(1)
             said.append(world.s2uc("status", stream.uid).stdout)

@@ -94,7 +94,7 @@ def test_no_command_shows_a_traceback_when_any_of_its_output_is_lost(world: Worl
             ["list", "--at", world.lab.s2cs],
             ["wait", stream.uid],
             ["attach", stream.uid],
-            ["probe", *between, "--seconds", "1"],
+            ["probe", *between, "--seconds", "1", "--rate", "100Mbit"],
         ]
         for arguments in looks:
             assert_says_a_line_at_most(run(world, arguments, {1: how}), how)
