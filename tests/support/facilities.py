@@ -149,7 +149,7 @@ class Daemon:
     def _is_ready(self) -> bool:
         assert self.program is not None
         assert self.program.process.poll() is None, f"{self.name} has ended:\n{self.words()}"
-        return TcpSocket(self.address.port, 0) in self.machine.sockets(LISTEN)
+        return any(sock.local == self.address.port for sock in self.machine.sockets(LISTEN))
 
     def stop(self) -> None:
         """End it in order."""
@@ -280,7 +280,7 @@ class Facility:
         ports = {gateway.address.port for gateway in self.gateways}
 
         def linked() -> bool:
-            return ports <= {sock.remote for sock in self.site.machine.sockets(ESTABLISHED)}
+            return ports <= {sock.local for sock in self.site.machine.sockets(ESTABLISHED) if sock.is_accepted}
 
         until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
 

@@ -22,16 +22,23 @@ _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _QUERY = struct.Struct("=BBBBI48x")
-_ANSWER = struct.Struct("!4xHH")
+_PORTS, _PORTS_AT = struct.Struct("!HH"), 4
+_INODE, _INODE_AT = struct.Struct("=I"), 68
 _MOST = 65536
 
 
 @dataclass(frozen=True)
 class TcpSocket:
-    """A socket: its port, and the port of its peer, which is 0 for a listener."""
+    """A socket.
+
+    :ivar local: its port.
+    :ivar remote: the port of its peer, 0 for a listener.
+    :ivar is_accepted: whether a process has it, not only the queue of a listener.
+    """
 
     local: int
     remote: int
+    is_accepted: bool
 
 
 def tcp_sockets(*states: int) -> list[TcpSocket]:
@@ -58,5 +65,6 @@ def _dump(kernel: socket.socket, family: int, states: int) -> list[TcpSocket]:
             if kind == _ERROR:
                 (number,) = struct.unpack_from("=i", answer, body)
                 raise OSError(-number, f"the kernel does not list its TCP sockets: {os.strerror(-number)}")
-            found.append(TcpSocket(*_ANSWER.unpack_from(answer, body)))
+            (inode,) = _INODE.unpack_from(answer, body + _INODE_AT)
+            found.append(TcpSocket(*_PORTS.unpack_from(answer, body + _PORTS_AT), inode != 0))
             start += (length + 3) & ~3
