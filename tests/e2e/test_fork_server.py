@@ -58,19 +58,20 @@ sys.exit(int(sys.argv[1]))
 """
 
 
+COMMANDS = [
+    [str(INSTALLED / "s2uc"), "release", "no-uid"],
+    [str(INSTALLED / "appctrl"), "prod", "--listen", "nowhere"],
+    [str(INSTALLED / "scistream"), "--version"],
+    [str(INSTALLED / "twistd"), "-n", "--pidfile=", "s2ds", "--config", "none.toml"],
+    [sys.executable, "-c", SCRIPT, "7"],
+]
+
+
 @pytest.mark.parametrize(
-    "command",
-    [
-        [str(INSTALLED / "s2uc"), "--version"],
-        [str(INSTALLED / "s2uc"), "release", "no-uid"],
-        [str(INSTALLED / "appctrl"), "prod", "--listen", "nowhere"],
-        [str(INSTALLED / "scistream"), "pki", "--help"],
-        [str(INSTALLED / "twistd"), "-n", "--pidfile=", "s2ds", "--config", "none.toml"],
-        [sys.executable, "-c", SCRIPT, "7"],
-    ],
-    ids=lambda command: Path(command[0]).name,
+    ("command", "closed"),
+    [*((command, ()) for command in COMMANDS), *((COMMANDS[-1], (number,)) for number in range(3))],
+    ids=lambda value: Path(value[0]).name if isinstance(value, list) else f"closed: {value}",
 )
-@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,)], ids=["all", "no input", "no output", "no errors"])
 def test_a_forked_command_does_what_an_executed_one_does(
     tmp_path: Path, command: list[str], closed: tuple[int, ...]
 ) -> None:
