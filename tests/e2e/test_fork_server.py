@@ -49,11 +49,13 @@ def test_all_threads_that_wait_for_one_child_learn_of_its_end() -> None:
 
 
 SCRIPT = """
-import os, sys
+import atexit, os, sys, threading, time
 print("out", sys.argv[1:], __name__, os.getcwd(), os.environ["MARK"])
 print("err", file=sys.stderr)
 print([type(each).__name__ for each in (sys.stdin, sys.stdout, sys.stderr)], sys.stdout and sys.stdout.isatty())
 os.fork() or os._exit(0)
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.1), print("in a thread"))).start()
 sys.exit(int(sys.argv[1]))
 """
 

@@ -6,6 +6,7 @@ command runs, from its entry point on, in a process and a session of its own, wi
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -21,7 +22,7 @@ import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 _MODULES = (
     "scistream.app.cli",
@@ -219,18 +220,22 @@ def _main() -> int:
         pid = os.fork()
         if not pid:
             orders.close()
-            return _become(order, files, me)
+            try:
+                _become(order, files, me)
+            except SystemExit as stop:
+                _leave(stop)
+                raise
         for file in files:
             os.close(file)
         orders.send(str(pid).encode())
 
 
-def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> int:
+def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> NoReturn:
     os.setsid()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        return 1
+        sys.exit(1)
     if order["namespace"] is not None:
         with open(f"/run/netns/{order['namespace']}") as namespace:
             if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
@@ -253,11 +258,28 @@ def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> int:
         sys.argv = ["-c", *command[3:]]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(command[2], "<string>", "exec"), main.__dict__)
-        return 0
+        sys.exit()
     sys.argv = command
     module, name = _ENTRIES[os.path.basename(command[0])]
-    getattr(importlib.import_module(module), name)()
-    return 0
+    sys.exit(getattr(importlib.import_module(module), name)())
+
+
+def _leave(stop: SystemExit) -> None:
+    """End as an interpreter does, without deleting all modules: that takes ten times as long as the fork.
+
+    Return if the interpreter has to say something first.
+    """
+    if not isinstance(stop.code, int | None):
+        return
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except OSError:
+        return
+    os._exit((stop.code or 0) & 0xFF)
 
 
 def _stream(descriptor: int, name: str, usual: io.TextIOWrapper) -> io.TextIOWrapper:
