@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The tests wait more than they work, so several files run at once. In the order of their names the longest ones, those
 # of the end-to-end tests, are first; by their numbers of tests they would be last, and the end would wait for one.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.
 	$(PYTEST) $(ARGS)
