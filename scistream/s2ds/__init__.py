@@ -1,1 +1,1 @@
-"""S2DS, the data server of a gateway node: owns ports, capacity and credentials, and forwards bytes."""
+"""S2DS, the data server of a gateway node: it owns ports, capacity and credentials, and forwards bytes."""

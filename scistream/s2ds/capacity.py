@@ -1,17 +1,19 @@
-"""How much a gateway has promised, and how fast a stream may go.
+"""What the streams of a gateway share: its capacity, and the limits on their connections and unread bytes.
 
-`Capacity` belongs to the initiator, which reserves from it when a stream is admitted; `TokenBucket`
-belongs to an element, one for each direction of a stream. Neither does any I/O or knows a clock of its own.
+The initiator reserves capacity when a stream is admitted, and applies the limits to new connections. Nothing here does
+input or output.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from scistream.protocol.errors import StreamError
-from scistream.s2ds.relay.token_bucket import SharedTokenStore
+from scistream.s2ds.settings import OWNER_SHARE
 
 
 class Capacity:
-    """The rate in Mbit/s that a gateway can carry, and what of it is promised to streams."""
+    """The rate in Mbit/s that a gateway can carry, and the part of it that is reserved for streams."""
 
     def __init__(self, total_mbit: float) -> None:
         self.total = total_mbit
@@ -19,24 +21,24 @@ class Capacity:
 
     @property
     def free(self) -> float:
-        """What can still be promised, in Mbit/s."""
+        """The rate that can still be reserved, in Mbit/s."""
         return max(0.0, self.total - self._reserved)
 
     def reserve(self, rate: float) -> None:
-        """Promise `rate` Mbit/s.
+        """Reserve `rate` Mbit/s.
 
-        :raises StreamError: ``no-capacity`` when that is more than is free.
+        :raises StreamError: ``no-capacity`` if less is free.
         """
         if self._reserved + rate > self.total + self._rounding:
             raise StreamError(
                 "no-capacity",
-                f"{rate:g} Mbit/s were asked for and {self.free:g} of this gateway's {self.total:g} Mbit/s are free: "
-                "ask for a lower rate, or wait until another stream ends",
+                f"{rate:g} Mbit/s requested, but {self.free:g} of this gateway's {self.total:g} Mbit/s are free: "
+                "request a lower rate, or wait until another stream ends",
             )
         self._reserved += rate
 
     def release(self, rate: float) -> None:
-        """Take back a promise of `rate` Mbit/s."""
+        """Return a reservation of `rate` Mbit/s."""
         self._reserved -= rate
         if self._reserved < self._rounding:
             self._reserved = 0.0
@@ -47,15 +49,28 @@ class Capacity:
 
 
 STREAM_SHARE = 50
-"""Percent of the connections, and of the unread bytes, that one stream has at most."""
+"""Percent of the connections, and of the unread bytes, that one stream may have."""
 
 
-USUAL = SharedTokenStore()
+@dataclass(frozen=True)
+class SharedLimits:
+    """Limits that all streams of a gateway share.
 
-
-def has_its_share(has: int, left: int, percent: int) -> bool:
-    """Whether so much is as much as one may have: this part of what one has and of what is left together.
-
-    Thus something is left for others, however many there are, and whoever has nothing may begin.
+    :param half_open: connections of one channel that are not yet joined to the other side.
+    :param connections: connections of all streams together; 0: as many as there are descriptors for.
+    :param unread: bytes of all streams together that wait in the gateway and its sockets; 0: no limit.
+    :param owner_share: percent of the connections, and of the unread bytes, that all streams of one user may have.
     """
-    return has > 0 and has * (100 - percent) >= left * percent
+
+    half_open: int = 64
+    connections: int = 0
+    unread: int = 0
+    owner_share: int = OWNER_SHARE
+
+
+def has_full_share(used: int, left: int, percent: int) -> bool:
+    """Return True if `used` is at least `percent` of `used` and `left` together.
+
+    Some of the resource is therefore always left for others, and whoever uses none of it may begin.
+    """
+    return used > 0 and used * (100 - percent) >= left * percent

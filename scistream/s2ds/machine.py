@@ -1,4 +1,4 @@
-"""The machine of one stream at an S2DS. It does no I/O, and asks its `Effects` for what it wants done.
+"""The machine of one stream at an S2DS. It does no input or output itself: its `Effects` do.
 
 ================================== ============================ ===========
 state                              input                        next
@@ -18,7 +18,7 @@ Releasing, Released                REL                          same
 any                                any other command            same
 ================================== ============================ ===========
 
-Reserved, Forwarding and Released are idle. Connections that are open at a re-map finish on the old target.
+Reserved, Forwarding and Released wait for a command. After new targets, open connections keep their old target.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ from scistream.state_machines import SAME, build, on, wrong_state
 
 
 class Effects(Protocol):
-    """What the machine wants done. No effect raises; its result comes back as an input."""
+    """The actions of the machine. No effect raises; its result comes back as an input."""
 
     def bind(self, request: ReqListeners) -> None:
-        """Reserve ports and capacity, all or none, and make a key; then give the input `bound` or `not_bound`."""
+        """Reserve all ports and the capacity, or nothing, and make a key; then give `bound` or `not_bound`."""
 
     def arm(self, command: UpdateTargets) -> None:
-        """Check targets and credentials and let the channels listen; then give the input `armed` or `not_armed`."""
+        """Check targets and credentials, and listen on the channels; then give `armed` or `not_armed`."""
 
     def close(self) -> None:
         """Close listeners, reset connections, return ports and capacity, and forget the key.
 
-        Then give the input `closed`, with the last figures of each channel.
+        Then give `closed` with the last figures of each channel.
         """
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         """Answer a command."""
 
     def start_timer(self, seconds: float) -> None:
-        """Give the input `expired` after so many seconds."""
+        """Give `expired` after `seconds`."""
 
     def shorten_life(self, seconds: float) -> None:
-        """Give the input `expired` after so many seconds, unless it is due earlier already."""
+        """Give `expired` after `seconds`, unless it is due earlier."""
 
     def stop_timer(self) -> None:
-        """Stop the timer of `expired`."""
+        """Cancel `expired`."""
 
 
 class Stream(Protocol):
@@ -79,19 +79,23 @@ class Stream(Protocol):
         """Take ReqListeners from the controller."""
 
     def bound(self, listeners: list[str], csr: str) -> None:
-        """Note that ports and capacity are reserved; `listeners` are what others are told, in order of the channels."""
+        """Note that ports and capacity are reserved.
+
+        :param listeners: the addresses to announce, in the order of the channels.
+        :param csr: the certificate request for the stream's key.
+        """
 
     def not_bound(self, error: StreamError) -> None:
-        """Note that nothing could be reserved, and nothing is."""
+        """Note that the reservation failed and nothing is reserved."""
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
         """Take UpdateTargets from the controller."""
 
     def armed(self) -> None:
-        """Note that the channels carry connections to their targets."""
+        """Note that the channels carry connections to the new targets."""
 
     def not_armed(self, error: StreamError) -> None:
-        """Note that the channels are as they were before.
+        """Note that the new targets were refused and the channels are unchanged.
 
         The stream goes on after `target-refused` and `bad-message`, and ends after any other error.
         """
@@ -103,27 +107,27 @@ class Stream(Protocol):
         """Note that the stream's life is over."""
 
     def failed(self, error: StreamError) -> None:
-        """End the stream, since an effect has failed by a fault of this gateway."""
+        """End the stream after a fault of this gateway in an effect."""
 
     def closed(self, figures: list[ChannelFigures]) -> None:
-        """Note that nothing of the stream is left but its last figures."""
+        """Note that all resources are released; `figures` are the last ones."""
 
     def _carry_out(self, caller: Caller, command: UpdateTargets) -> None:
-        """Carry out an UpdateTargets that is news."""
+        """Carry out an UpdateTargets with a new generation."""
 
     def _back_to_reserved(self) -> None:
-        """Go back, since the targets of the first UpdateTargets were refused."""
+        """Return to Reserved: the targets of the first UpdateTargets were refused."""
 
     def _back_to_forwarding(self) -> None:
-        """Go back, since the targets of a later UpdateTargets were refused: the old ones stay."""
+        """Return to Forwarding with the old targets: those of a later UpdateTargets were refused."""
 
     def _fail(self, error: StreamError) -> None:
-        """End the stream, which cannot go on."""
+        """End the stream."""
 
 
 @dataclass
 class Core:
-    """What all states of the machine share."""
+    """The data that all states of the machine share."""
 
     effects: Effects
     uid: str
@@ -140,11 +144,11 @@ class Core:
 
     @property
     def generation(self) -> int:
-        """The generation in force; 0 before the first."""
+        """The current generation; 0 before the first."""
         return self.current.generation if self.current is not None else 0
 
     def answer_with_state(self, caller: Caller, msg: str) -> None:
-        """Answer with the state that the stream is in, and with what was reserved, or carried when it is over."""
+        """Answer with the state of the stream and its listeners, or with its last figures once it is released."""
         fields: dict[str, Any] = {"listeners": self.listeners, "csr": self.csr} if self.listeners else {}
         if self.state == "Released":
             fields["figures"], fields["resets"] = self.figures, self.resets
@@ -153,7 +157,7 @@ class Core:
         )
 
     def answer_all_with_state(self, callers: Iterable[Caller], msg: str) -> None:
-        """Give all callers the answer of `answer_with_state`."""
+        """Answer each caller as `answer_with_state` does."""
         for caller in callers:
             self.answer_with_state(caller, msg)
 
@@ -162,7 +166,7 @@ class Core:
         self.effects.answer(caller, Error(uid=self.uid, seq=caller.seq, code=code, msg=msg))
 
     def refuse_wrong_state(self, caller: Caller, what: str) -> None:
-        """Answer that the state does not allow the command that `what` names."""
+        """Answer that the current state does not allow the command `what`."""
         self.refuse(caller, "wrong-state", wrong_state(self.uid, self.state, _ALLOWS[self.state], what))
 
     def refuse_all(self, callers: Iterable[Caller], error: StreamError) -> None:
@@ -253,13 +257,13 @@ def _req_again(stream: Stream, core: Core, caller: Caller, request: ReqListeners
     if _is_request_of(core, request):
         core.answer_with_state(caller, f"stream is {core.state}")
     else:
-        core.refuse(caller, "uid-in-use", f"stream {core.uid} is there already, with other fields")
+        core.refuse(caller, "uid-in-use", f"stream {core.uid} exists already, with other fields")
 
 
 def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
     if core.last_error is not None and _is_request_of(core, request):
         lost = StreamError.heard(core.last_error.code, core.last_error.msg)
-        core.refuse(caller, lost.code, lost.msg)  # the answer that was lost, again
+        core.refuse(caller, lost.code, lost.msg)  # repeat the answer: the caller may not have received it
     else:
         core.refuse_wrong_state(caller, "ReqListeners")
 
@@ -285,14 +289,14 @@ def _fields(request: ReqListeners) -> tuple[Any, ...]:
 
 
 def _consider_update(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:
-    """Carry out an UpdateTargets that is news, and answer any other: protocol section 7.4."""
+    """Carry out an UpdateTargets with a new generation, and answer any other: protocol section 7.4."""
     current = core.current
     if current is None or command.generation > current.generation:
         stream._carry_out(caller, command)
     elif _version(command) == _version(current):
         core.answer_with_state(caller, f"generation {core.generation} is in force")
     else:
-        msg = f"generation {command.generation} is not above {core.generation}, which is in force: send a higher one"
+        msg = f"generation {command.generation} must be above {core.generation}, which is in force: send a higher one"
         core.refuse(caller, "wrong-state", msg)
 
 
@@ -345,7 +349,7 @@ def _rel(stream: Stream, core: Core, caller: Caller) -> None:
 
 
 def _rel_meanwhile(stream: Stream, core: Core, operation: Operation, caller: Caller) -> None:
-    core.refuse_all(operation.waiting_callers, StreamError("wrong-state", "the stream was released meanwhile"))
+    core.refuse_all(operation.waiting_callers, StreamError("wrong-state", "the stream was released in the meantime"))
     _rel(stream, core, caller)
 
 
@@ -451,5 +455,5 @@ _machine = build(
 
 
 def new_stream(core: Core) -> Stream:
-    """Make the machine of a stream that the controller has not asked for yet."""
+    """Return a machine in the state Idle."""
     return _machine(core)

@@ -1,8 +1,7 @@
-"""Looking the names of other gateways up, without a thread: whoever names a server that does not answer keeps nobody
-else waiting.
+"""Look-ups of host names without threads, so that a name server that does not answer delays no other stream.
 
-`use_dns` is for the reactors of the initiator and of its elements. It asks /etc/hosts and the name servers of
-/etc/resolv.conf; search lists there are not used, since facilities tell each other whole names.
+`use_dns` is for the reactors of the initiator and of its elements. It reads /etc/hosts and asks the name servers in
+/etc/resolv.conf. Search lists are ignored, since facilities exchange fully qualified names.
 """
 
 from __future__ import annotations
@@ -30,26 +29,31 @@ from scistream import timing
 
 DATAGRAM_SIZE = 8192
 DATAGRAMS_A_TURN = 16
-"""Datagrams that are read from one socket before the reactor turns to other things."""
+"""The number of datagrams read from one socket before the reactor serves others."""
 
 
 def use_dns(reactor: Any, servers: list[tuple[str, int]] | None = None) -> None:
-    """Let a reactor look names up by itself.
+    """Make a reactor look names up with DNS, without threads.
 
-    :param servers: name servers, numeric; None for those of the system.
+    :param servers: numeric addresses and ports of name servers; None for those of the system.
     """
-    asked = client.Resolver(None if servers else "/etc/resolv.conf", servers, timing.NAME_SERVER_TRIES, _Quiet(reactor))
-    reactor.installNameResolver(_DnsResolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), asked])))
+    system = None if servers else "/etc/resolv.conf"
+    name_servers = client.Resolver(system, servers, timing.NAME_SERVER_TRIES, _QuietReactor(reactor))
+    reactor.installNameResolver(_DnsResolver(resolve.ResolverChain([hosts.Resolver("/etc/hosts"), name_servers])))
 
 
-class _Quiet:
-    """A reactor whose UDP sockets leave no lines in the log. Twisted's own log four lines for each question, and one
-    for each datagram that is no answer, and users of streams can cause any number of questions."""
+class _QuietReactor:
+    """A reactor whose UDP sockets do not log.
+
+    Twisted's UDP ports log four lines for each query, and one for each datagram that is not an answer. Users of streams
+    can cause any number of queries.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
     def listenUDP(self, port: int, protocol: Any, interface: str = "") -> DatagramSocket:
+        """Return a socket for one query."""
         return DatagramSocket(self._reactor, port, protocol, interface)
 
     def __getattr__(self, name: str) -> Any:
@@ -58,10 +62,10 @@ class _Quiet:
 
 @implementer(IReadDescriptor)
 class DatagramSocket:
-    """The socket of one question to a name server: as much of a transport as Twisted's protocol for that needs.
+    """The socket of one query to a name server, with the part of a UDP transport that Twisted's protocol needs.
 
     :param protocol: a `DNSDatagramProtocol`.
-    :raises CannotListenError: the system gives no socket, or not this port.
+    :raises CannotListenError: if the system gives no socket, or not this port.
     """
 
     def __init__(self, reactor: Any, port: int, protocol: Any, interface: str) -> None:
@@ -82,22 +86,25 @@ class DatagramSocket:
         reactor.addReader(self)
 
     def fileno(self) -> int:
+        """Return the descriptor of the socket; -1 after `stopListening`."""
         return self._sock.fileno()
 
     def logPrefix(self) -> str:
+        """Return the prefix of log lines."""
         return "names"
 
     def doRead(self) -> None:
+        """Pass on the answers that have arrived, up to a limit."""
         for _ in range(DATAGRAMS_A_TURN):
             try:
                 data, address = self._sock.recvfrom(DATAGRAM_SIZE)
-            except OSError:  # nothing has come, or the question is over
+            except OSError:  # no datagram is waiting, or the socket is closed
                 return
             if self._is_awaited(data):
                 self._protocol.datagramReceived(data, address[:2])
 
     def _is_awaited(self, data: bytes) -> bool:
-        """Return whether this is a whole answer to a question. Twisted would log each datagram that is not."""
+        """Return True if this is a complete answer to a query. Twisted would log any other datagram."""
         message = dns.Message()
         try:
             message.fromStr(data)
@@ -106,40 +113,40 @@ class DatagramSocket:
         return message.id in self._protocol.liveMessages
 
     def write(self, data: bytes, address: tuple[str, int]) -> None:
-        """Send a question. One that the system does not send gets no answer, and the next name server is asked."""
+        """Send a query. If the system does not send it, no answer arrives and the next name server is asked."""
         try:
             self._sock.sendto(data, address)
         except OSError:
             return
 
     def stopListening(self) -> None:
-        """The question is over."""
+        """Close the socket. Idempotent."""
         if self._sock.fileno() != -1:
             self._reactor.removeReader(self)
             self._sock.close()
             self._protocol.doStop()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends, or found the descriptor bad."""
+        """Close the socket, since the reactor ends or found the descriptor bad."""
         self.stopListening()
 
 
 @implementer(IHostResolution)
 class _DnsResolution:
-    """One lookup."""
+    """One look-up that can be cancelled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Report no addresses."""
         self.is_cancelled = True
 
 
 @implementer(IHostnameResolver)
 class _DnsResolver:
-    """Asks a resolver of `twisted.names` for both families at once."""
+    """A host name resolver that asks a resolver of `twisted.names` for IPv4 and IPv6 at once."""
 
     def __init__(self, chain: Any) -> None:
         self._chain = chain
@@ -152,11 +159,11 @@ class _DnsResolver:
         addressTypes: Sequence[type[IAddress]] | None = None,
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
-        """Tell the receiver each address; those of IPv6 come first, as usual."""
+        """Look up a name and report each address to the receiver, IPv6 addresses first."""
         resolution = _DnsResolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
 
-        def tell(found: list[str]) -> None:
+        def report(found: list[str]) -> None:
             if resolution.is_cancelled:
                 return
             for host in found:
@@ -166,38 +173,36 @@ class _DnsResolver:
             resolutionReceiver.resolutionComplete()
 
         if _is_numeric(hostName):
-            tell([hostName])
+            report([hostName])
             return resolution
-        if hostName.lower().rstrip(".") == "localhost":  # always this machine (RFC 6761), whatever the file says
-            tell(["::1", "127.0.0.1"])
+        if hostName.lower().rstrip(".") == "localhost":  # always this machine (RFC 6761), whatever /etc/hosts says
+            report(["::1", "127.0.0.1"])
             return resolution
         try:
             name = hostName.encode("idna")
-        except UnicodeError:  # no name that there could be
-            tell([])
+        except UnicodeError:  # not a possible host name
+            report([])
             return resolution
-        asking = [
-            Deferred.fromCoroutine(_asked(look_up, name))
+        lookups = [
+            Deferred.fromCoroutine(_addresses(look_up, name))
             for look_up in (self._chain.lookupIPV6Address, self._chain.lookupAddress)
         ]
-        DeferredList(asking).addCallback(lambda both: tell([host for _, found in both for host in found]))
+        DeferredList(lookups).addCallback(lambda both: report([host for _, found in both for host in found]))
         return resolution
 
 
-async def _asked(look_up: Any, name: bytes) -> list[str]:
-    """The addresses of one family; none if there are none, or nobody answers."""
+async def _addresses(look_up: Any, name: bytes) -> list[str]:
+    """Return the addresses of one family; none if the look-up fails."""
     try:
         answers, _, _ = await look_up(name, timing.NAME_SERVER_TRIES)
-    except Exception:  # of many kinds, and each means that there is no address
+    except Exception:  # of many types, each of which means that no address was found
         return []
-    return [one.payload.dottedQuad() if one.type == dns.A else _sixfold(one) for one in answers if _has_address(one)]
+    return [_address(answer) for answer in answers if answer.type in (dns.A, dns.AAAA)]
 
 
-def _has_address(answer: Any) -> bool:
-    return answer.type in (dns.A, dns.AAAA)
-
-
-def _sixfold(answer: Any) -> str:
+def _address(answer: Any) -> str:
+    if answer.type == dns.A:
+        return str(answer.payload.dottedQuad())
     return str(ip_address(answer.payload.address))
 
 
@@ -211,30 +216,35 @@ def _is_numeric(host: str) -> bool:
 
 @implementer(IResolutionReceiver)
 class Lookup:
-    """Gathers the addresses of a name; `finished` fires with them, or with none if there are none."""
+    """A receiver that collects the addresses of a name.
+
+    :ivar finished: fires with the addresses, which may be none.
+    """
 
     def __init__(self) -> None:
         self.finished: Deferred[list[str]] = Deferred()
         self._hosts: list[str] = []
 
     def resolutionBegan(self, resolutionInProgress: Any) -> None:
-        """The resolver has started."""
+        """Do nothing: the look-up has started."""
 
     def addressResolved(self, address: Any) -> None:
+        """Collect an address."""
         if address.host not in self._hosts and len(self._hosts) < MOST_ADDRESSES:
             self._hosts.append(address.host)
 
     def resolutionComplete(self) -> None:
-        if not self.finished.called:  # nobody waits any more
+        """Fire `finished`."""
+        if not self.finished.called:  # it may have timed out
             self.finished.callback(self._hosts)
 
 
 MOST_ADDRESSES = 16
-"""Addresses of one name that are looked at."""
+"""The number of addresses of one name that are used."""
 
 
 def look_up(reactor: Any, name: str, seconds: float) -> Deferred[list[str]]:
-    """The addresses of a name, numeric; none if there are none, or if nobody knows within that time."""
+    """Look up the numeric addresses of a name; fire with none if none are found within `seconds`."""
     lookup = Lookup()
     reactor.nameResolver.resolveHostName(lookup, name)
     return lookup.finished.addTimeout(seconds, reactor, _none)

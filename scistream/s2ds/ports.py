@@ -1,7 +1,7 @@
 """The ports of a gateway and the sockets that listen on them.
 
-`ListenPorts` gives out bound sockets to the initiator, which reserves them with a stream and arms them
-later; `ChannelListener` is how an armed one accepts. What becomes of an accepted connection is decided elsewhere.
+`ListenPorts` gives bound sockets to the initiator, which reserves them with a stream. A `ChannelListener` accepts
+connections on one of them once its channel is armed, and passes them on.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from scistream.shared_settings import parse_port_ranges
 BACKLOG = 1024
 
 KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
-"""Where the kernel tells which ports it gives to outgoing connections, whether over IPv4 or IPv6."""
+"""The kernel's settings that say which ports it gives to outgoing connections over IPv4 and IPv6."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class ListenPorts:
-    """The ports that a gateway lends to streams, each given out once at a time.
+    """The ports that a gateway lends to streams, each to one stream at a time.
 
-    :param first: the first port of the range that streams get their ports from; `last` is the last one.
-    :param chosen: ranges of the ports that a stream may ask for by number, both ends included. Those outside the first
-        range are given out to nobody else.
+    :param first: the first port of the range from which streams get their ports; `last` is the last one.
+    :param chosen: ranges of the ports that a stream may ask for by number, both ends included. Ports outside
+        `first`-`last` are only given to streams that ask for them.
     """
 
     def __init__(self, first: int, last: int, chosen: Sequence[tuple[int, int]] = ()) -> None:
@@ -48,34 +48,35 @@ class ListenPorts:
         self.last = last
         self.chosen = list(chosen)
         self.ranges = [(first, last), *self.chosen]
-        """All that may ever be lent; they may overlap."""
+        """All ranges of ports that may be lent; they may overlap."""
         lent = dict.fromkeys(port for low, high in self.ranges for port in range(low, high + 1))
         self._slots = {port: slot for slot, port in enumerate(lent)}
-        self._idle = dict.fromkeys(range(first, last + 1))  # in order of use, the longest unused first
+        self._idle = dict.fromkeys(range(first, last + 1))  # the least recently used first
         self._given: dict[socket.socket, int] = {}
         self._given_ports: set[int] = set()
 
     @property
     def free(self) -> int:
-        """How many ports this gateway has not given out."""
+        """The number of ports between `first` and `last` that are not lent."""
         return len(self._idle)
 
     @property
     def slots(self) -> int:
-        """How many ports there are, lent or not."""
+        """The number of ports, lent or not."""
         return len(self._slots)
 
     def slot(self, port: int) -> int:
-        """The place of a port among all, counted from 0."""
+        """Return the index of a port among all ports, counted from 0."""
         return self._slots[port]
 
     def reserve(self, host: str, count: int, barred: Container[int] = ()) -> list[socket.socket]:
-        """`count` sockets bound to the numeric address `host`, each on a port of its own, or none at all.
+        """Return `count` sockets bound to the numeric address `host`, each on a port of its own.
 
-        They do not listen: the kernel refuses connections until a `ChannelListener` is started.
+        The sockets do not listen: the kernel refuses connections until a `ChannelListener` is started.
 
-        :param barred: ports that will not do.
-        :raises StreamError: ``no-ports`` when too few are free, ``gateway-failed`` when the address cannot be used.
+        :param barred: ports that must not be used.
+        :raises StreamError: ``no-ports`` if too few are free, ``gateway-failed`` if the address cannot be used. No port
+            is reserved then.
         """
         with self._all_or_none() as bound:
             if count <= self.free:
@@ -85,10 +86,10 @@ class ListenPorts:
         return list(bound.values())
 
     def reserve_chosen(self, host: str, ports: Sequence[int], barred: Container[int] = ()) -> list[socket.socket]:
-        """Sockets bound to the numeric address `host` on these ports, in their order, or none at all.
+        """Return sockets bound to the numeric address `host` on the given ports, in their order.
 
-        :param barred: ports that will not do, since they are targets of streams.
-        :raises StreamError: as `reserve`, with a sentence that names the first port that cannot be had.
+        :param barred: ports that must not be used, since they are targets of streams.
+        :raises StreamError: as `reserve` does; the text names the first port that cannot be used.
         """
         for port in ports:
             self._refuse_choice(port, barred)
@@ -100,7 +101,10 @@ class ListenPorts:
         return list(bound.values())
 
     def _refuse_choice(self, port: int, barred: Container[int]) -> None:
-        """:raises StreamError: if this port is one that no stream may choose, or another one has it."""
+        """Check that a stream may choose this port.
+
+        :raises StreamError: ``no-ports`` if no stream may choose it, or another stream has it.
+        """
         if not is_in(port, self.chosen):
             raise StreamError("no-ports", not_to_choose(port, self.chosen))
         if port in self._given_ports or port in barred:
@@ -108,7 +112,7 @@ class ListenPorts:
 
     @contextmanager
     def _all_or_none(self) -> Iterator[dict[int, socket.socket]]:
-        """The sockets that are bound meanwhile, by port: given out at the end, or closed if anything is raised."""
+        """Yield a dict for sockets by port; lend them all at the end of the block, or close all if it raises."""
         bound: dict[int, socket.socket] = {}
         try:
             yield bound
@@ -122,7 +126,7 @@ class ListenPorts:
             self._given_ports.add(port)
 
     def release(self, sock: socket.socket) -> None:
-        """Close a socket that `reserve` gave out, and take its port back. Once is enough; twice does no harm."""
+        """Close a socket that `reserve` returned, and take its port back. Idempotent."""
         sock.close()
         port = self._given.pop(sock, None)
         if port is None:
@@ -139,31 +143,33 @@ class ListenPorts:
         bound: dict[int, socket.socket],
         barred: Container[int] = (),
     ) -> None:
-        """Bind more of these ports until there are `count`; those last that may only be waiting out TIME_WAIT."""
+        """Add sockets on these ports to `bound` until it has `count`; try ports that may be in TIME_WAIT last."""
         for reuse in (False, True):
             for port in ports:
                 if len(bound) == count:
                     return
                 if port not in bound and port not in barred:
-                    sock = self._bound(host, port, reuse=reuse)
+                    sock = self._bind_one(host, port, reuse=reuse)
                     if sock is not None:
                         bound[port] = sock
 
-    def _bound(self, host: str, port: int, *, reuse: bool) -> socket.socket | None:
-        """A socket bound to that port, or None if someone has the port already."""
-        return _bound(host, port, reuse)
+    def _bind_one(self, host: str, port: int, *, reuse: bool) -> socket.socket | None:
+        return _bind_one(host, port, reuse)
 
     def _too_few(self, host: str, count: int, found: int) -> StreamError:
         available = found if count <= self.free else self.free
         return StreamError(
             "no-ports",
-            f"{count} port(s) were asked for on {host} and {available} of the range {self.first}-{self.last} are free: "
-            "ask for fewer channels, wait until another stream ends, or have the range of this gateway widened",
+            f"{count} port(s) requested on {host}, but {available} of the range {self.first}-{self.last} are free: "
+            "request fewer channels, wait until another stream ends, or ask the gateway's operator for more ports",
         )
 
 
-def _bound(host: str, port: int, reuse: bool) -> socket.socket | None:
-    """A socket bound to that port, or None if someone has the port already."""
+def _bind_one(host: str, port: int, reuse: bool) -> socket.socket | None:
+    """Return a socket bound to this port, or None if the port is in use.
+
+    :raises StreamError: ``gateway-failed`` if the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -176,7 +182,7 @@ def _bound(host: str, port: int, reuse: bool) -> socket.socket | None:
         if reuse:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        # Off again: as long as this socket does not listen, another reuser could share its port.
+        # Turn SO_REUSEADDR off: until this socket listens, another socket with the option could bind the same port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as problem:
         sock.close()
@@ -187,9 +193,9 @@ def _bound(host: str, port: int, reuse: bool) -> socket.socket | None:
 
 
 def shared_with_connections(ranges: Ranges) -> list[tuple[int, int]]:
-    """Those of the ranges that have a port which the kernel may give to an outgoing connection.
+    """Return the ranges with a port that the kernel may give to an outgoing connection.
 
-    Where the kernel does not tell, there are none.
+    Return none if the kernel does not say which ports it uses.
     """
     try:
         low, high = map(int, (KERNEL_SETTINGS / "ip_local_port_range").read_text().split())
@@ -205,14 +211,15 @@ def shared_with_connections(ranges: Ranges) -> list[tuple[int, int]]:
 
 
 def _taken(host: str, port: int) -> StreamError:
-    has_it = f"port {port} was asked for, and another program of this gateway has it at {host}"
+    in_use = f"port {port} was requested, but another program on this gateway uses it at {host}"
     if shared_with_connections([(port, port)]):
         return StreamError(
             "no-ports",
-            f"{has_it}, or an outgoing connection of this gateway: choose a port that is outside "
-            "net.ipv4.ip_local_port_range there, or have its operator add the port to net.ipv4.ip_local_reserved_ports",
+            f"{in_use}, or an outgoing connection of this gateway: choose a port outside "
+            "net.ipv4.ip_local_port_range of the gateway, or ask its operator to add the port to "
+            "net.ipv4.ip_local_reserved_ports",
         )
-    return StreamError("no-ports", f"{has_it}: choose another port, or have that program moved")
+    return StreamError("no-ports", f"{in_use}: choose another port, or ask the gateway's operator to free this one")
 
 
 def _unusable(host: str, port: int, problem: OSError) -> StreamError:
@@ -220,19 +227,18 @@ def _unusable(host: str, port: int, problem: OSError) -> StreamError:
     return StreamError(
         "gateway-failed",
         f"this gateway cannot listen on {Address(host, port)}: {cause}; "
-        "look at `bind` in [lan] and [wan] of its configuration, at the port range, and at its limit of open files",
+        "check `bind` in [lan] and [wan] of its configuration, its port range and its limit of open files",
     )
 
 
 @implementer(IReadWriteDescriptor)
 class ChannelListener:
-    """Accepts connections on a bound socket from `start` until `stop`.
+    """A listener that accepts connections on a bound socket from `start` until `stop`.
 
-    When the process is out of descriptors, or has no room for more, connections wait in the kernel's queue until it
-    has.
+    While the process is out of descriptors, or `has_room` returns False, connections wait in the kernel's queue.
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
-    :param sock: a bound socket; it is closed by `stop`, so release its port after that.
+    :param sock: a bound socket, which `stop` closes. Release its port after that.
     """
 
     log = Logger()
@@ -250,21 +256,19 @@ class ChannelListener:
         on_accept: Callable[[socket.socket, tuple[Any, ...]], None],
         has_room: Callable[[], bool] | None = None,
     ) -> None:
-        """Listen; each connection goes to `on_accept` as (non-blocking socket, address of the peer).
+        """Listen, or replace the callables if this listener is started already.
 
-        Started once more, it only exchanges the callables.
-
-        :param has_room: tells whether one more may be accepted now; raises an OSError of `EXHAUSTED` where that is for
-            want of something.
-
-        :raises StreamError: ``gateway-failed`` when someone else listens there by now.
+        :param on_accept: called with each connection's non-blocking socket and the address of its peer.
+        :param has_room: returns whether another connection may be accepted now. It may raise an OSError in `EXHAUSTED`
+            if the process has run out of a resource.
+        :raises StreamError: ``gateway-failed`` if another program has started to listen there.
         """
         started, self._on_accept = self._on_accept is not None, on_accept
         self._has_room = has_room or _always
         if started:
             return
         try:
-            # Accepted connections inherit this; without it their TIME_WAIT would keep the port from being bound again.
+            # Accepted connections inherit this: otherwise the port could not be bound during their TIME_WAIT.
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.listen(BACKLOG)
         except OSError as problem:
@@ -274,7 +278,7 @@ class ChannelListener:
         self._reactor.addReader(self)
 
     def stop(self) -> None:
-        """Close the socket; connections that were not accepted are reset by the kernel. Idempotent."""
+        """Close the socket; the kernel resets connections that are not accepted yet. Idempotent."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -285,18 +289,21 @@ class ChannelListener:
     # IReadWriteDescriptor
 
     def fileno(self) -> int:
+        """Return the descriptor of the socket; -1 after `stop`."""
         return self._sock.fileno()
 
     def logPrefix(self) -> str:
+        """Return the prefix of log lines."""
         return "listener"
 
     def doRead(self) -> None:
+        """Accept the waiting connections, up to a limit."""
         for _ in range(ACCEPTS_A_TURN):
-            if self._sock.fileno() == -1:  # stopped by what it accepted
+            if self._sock.fileno() == -1:  # `on_accept` has stopped this listener
                 return
             try:
                 if not self._has_room():
-                    self._rest(timing.ROOM_LOOK)
+                    self._pause_for(timing.ROOM_LOOK)
                     return
                 sock, peer = self._sock.accept()
             except BlockingIOError:
@@ -304,35 +311,36 @@ class ChannelListener:
             except OSError as problem:
                 if problem.errno in EXHAUSTED:
                     self._shortage.begins(self._address, problem)
-                    self._rest(timing.ACCEPT_PAUSE)
+                    self._pause_for(timing.ACCEPT_PAUSE)
                     return
                 continue  # this one connection failed before it was accepted
             self._shortage.ends(self._address)
-            self._hand_on(sock, peer)
+            self._pass_on(sock, peer)
 
     def doWrite(self) -> None:
-        """Nothing: reached only by an event about another that had this descriptor before."""
+        """Do nothing: an event for an earlier owner of this descriptor can arrive here."""
 
     def connectionLost(self, _reason: Failure) -> None:
-        if self._sock.fileno() != -1:  # likewise
+        """Go on listening: the event was for an earlier owner of this descriptor."""
+        if self._sock.fileno() != -1:
             self._reactor.addReader(self)
 
-    def _hand_on(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+    def _pass_on(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
         assert self._on_accept is not None
         try:
             sock.setblocking(False)
-            # From here on a process that dies resets the connection instead of ending it cleanly.
+            # If this process dies, the kernel must reset the connection: a clean end would be a lie.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._on_accept(sock, peer)
         except Exception:
-            self.log.failure("A connection from {peer} could not be handed on", peer=peer)
+            self.log.failure("Failed to pass on a connection from {peer}", peer=peer)
             sock.close()
 
-    def _rest(self, seconds: float) -> None:
+    def _pause_for(self, seconds: float) -> None:
         self._reactor.removeReader(self)
-        self._pause = self._reactor.callLater(seconds, self._wake)
+        self._pause = self._reactor.callLater(seconds, self._resume)
 
-    def _wake(self) -> None:
+    def _resume(self) -> None:
         self._pause = None
         self._reactor.addReader(self)
 

@@ -1,7 +1,7 @@
-"""Why connections of a stream were reset, as a gateway keeps it for its users and tells it in its log.
+"""The reasons why connections of a stream were reset, for its users and for the gateway's log.
 
-`ResetLog` belongs to one stream (`stream.py`). Its elements report what they reset, and the initiator what it refuses
-itself. It is bounded in memory, in what it tells, and in the lines that it logs.
+A `ResetLog` belongs to one stream (`stream.py`). Elements report the connections that they reset, and the initiator
+those that it refuses. Memory, reports and log lines are bounded.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from scistream.logs import Tally
 from scistream.protocol.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
 
 MOST_KEPT = 64
-"""Reasons that are kept of one stream, all its channels together."""
+"""The number of reasons kept for one stream, over all its channels."""
 
 _LEVELS = {"wan": LogLevel.warn, "gateway": LogLevel.warn}
 
 
 @dataclass
 class _Kept:
-    """One reason of one channel."""
+    """The count of one reason on one channel, and when it last occurred."""
 
     count: int = 0
     last: float = 0.0
 
 
 class ResetLog:
-    """The reasons of one stream.
+    """The reset connections of one stream, counted by channel and reason.
 
     :param clock: an `IReactorTime`.
     """
@@ -45,23 +45,23 @@ class ResetLog:
         self._tally: Tally[tuple[Cause, str]] = Tally(clock, self._log, ("gateway", "other reasons"))
 
     def add(self, channel: int, cause: Cause, reason: str, count: int = 1, last: str = "") -> None:
-        """So many connections of a channel were reset.
+        """Count `count` connections of a channel that were reset for one reason.
 
-        :param reason: a sentence in which nothing is different for each connection.
-        :param last: what was special about the last one, for the log alone.
+        :param reason: a sentence that is the same for all connections reset for this reason.
+        :param last: details of the last connection, for the log only.
         """
         reason = reason[:MAX_REASON]
         key = channel, cause, reason
         kept = self._kept.pop(key, None) or _Kept()
         if len(self._kept) >= MOST_KEPT:
             self._forget_one()
-        self._kept[key] = kept  # at the end: they are in the order of their last time
+        self._kept[key] = kept  # at the end: the reasons are in the order in which they last occurred
         kept.count += count
         kept.last = self._clock.seconds()
         self._tally.add((cause, reason), count, f" ({last})" if last else "")
 
-    def told(self) -> list[ResetReason]:
-        """The last reasons, the newest first; strangers come after all others, whom they shall not hide."""
+    def latest(self) -> list[ResetReason]:
+        """Return the latest reasons, newest first; those of strangers come last, so that they hide no others."""
         now = self._clock.seconds()
         newest = list(self._kept.items())
         newest.reverse()
@@ -78,7 +78,7 @@ class ResetLog:
         ]
 
     def stop(self) -> None:
-        """Nothing more will come: log what is not logged yet."""
+        """Log the counts that are not logged yet."""
         self._tally.stop()
 
     def _forget_one(self) -> None:
@@ -101,7 +101,10 @@ class ResetLog:
 
 @dataclass
 class _Outage:
-    """Since when, until when at least, and why connections of a channel fail; how many had come about before."""
+    """A time in which connections of a channel fail: its start, the last failure, and its reason.
+
+    `joined` is the number of connections that the channel had joined before.
+    """
 
     since: float
     last: float
@@ -110,8 +113,9 @@ class _Outage:
 
 
 class Outages:
-    """The channels of one stream whose WAN fails. A connection that comes about ends an outage, and so does a time in
-    which none is tried.
+    """The channels of one stream whose connections over the WAN fail.
+
+    An outage ends when a connection is joined, or when none has been tried for some time.
 
     :param clock: an `IReactorTime`.
     """
@@ -121,9 +125,9 @@ class Outages:
         self._outages: dict[int, _Outage] = {}
 
     def failed(self, channel: int, reason: str, joined: int) -> None:
-        """A connection over the WAN has failed.
+        """Count a connection over the WAN that has failed.
 
-        :param joined: how many of the channel have come about so far.
+        :param joined: how many connections of the channel have been joined so far.
         """
         now = self._clock.seconds()
         outage = self._outages.get(channel)
@@ -131,8 +135,11 @@ class Outages:
             outage = self._outages[channel] = _Outage(now, now, reason, joined)
         outage.last, outage.reason = now, reason
 
-    def told(self, joined: Callable[[int], int]) -> list[BrokenChannel]:
-        """The channels that are broken now, those first that have been so for longest."""
+    def current(self, joined: Callable[[int], int]) -> list[BrokenChannel]:
+        """Return the channels that are broken now, the longest outage first.
+
+        :param joined: returns how many connections of a channel have been joined so far.
+        """
         now = self._clock.seconds()
         self._outages = {
             channel: outage for channel, outage in self._outages.items() if _goes_on(outage, joined(channel), now)

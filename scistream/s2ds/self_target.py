@@ -1,6 +1,6 @@
-"""Whether a target leads back to the gateway that would dial it: a loop, or a way to its control port from within.
+"""Detection of targets that lead back to the gateway itself: a loop, or a way into its control port.
 
-Asked by `stream.py` when targets are set. Sends nothing.
+`stream.py` uses it when targets are set, and elements use it when they dial. Nothing here sends a packet.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ _ANY_PORT = 9
 
 
 def is_own_address(target: Address, control: int, lent: Ranges, wan_listeners: Set[int], *, to_wan: bool) -> bool:
-    """Whether nobody but this gateway listens at a numeric target, or ever will.
+    """Return True if only this gateway can listen on `target`, so that connecting to it would loop.
 
-    :param control: the port that the controller speaks to.
-    :param lent: the ports that the gateway lends to streams.
-    :param wan_listeners: those that the same stream has as its WAN listeners now: one gateway may serve both ends. As
-        long as it has them as targets they are lent to nobody as LAN listeners: see `Holding.dials_here`.
-    :param to_wan: the target is to be another gateway's WAN listener; otherwise an application's.
+    :param control: the port on which this gateway listens for its controller.
+    :param lent: the ports that this gateway lends to streams.
+    :param wan_listeners: ports of the same stream's WAN listeners here, which are allowed since one gateway may serve
+        both sides of a stream. While they are targets, nobody gets them as LAN listeners: see
+        `GatewayStream.own_targets`.
+    :param to_wan: True if the target is another gateway's WAN listener; False if it is an application's.
     """
     if target.port != control and not is_in(target.port, lent):
         return False
@@ -39,7 +40,7 @@ def _is_this_machine(host: IPAddress) -> bool:
 
 
 def has_family_of(host: IPAddress) -> bool:
-    """Whether the system of this machine knows the family of an address: some have no IPv6."""
+    """Return True if this machine supports the address family of `host`: some have no IPv6."""
     try:
         socket.socket(_family_of(host), socket.SOCK_DGRAM).close()
     except OSError as problem:
@@ -52,8 +53,11 @@ def _family_of(host: IPAddress) -> int:
 
 
 def source_towards(host: IPAddress) -> str | None:
-    """The address that this machine has towards another one: towards one of its own, that address itself. None if no
-    way leads there, as to any address of a family that the system has not."""
+    """Return the source address that this machine would use towards `host`.
+
+    For an address of this machine that is `host` itself. Return None if there is no route, or if this machine does not
+    support the address family.
+    """
     if not has_family_of(host):
         return None
     with socket.socket(_family_of(host), socket.SOCK_DGRAM) as sock:

@@ -1,7 +1,7 @@
-"""The initiator of an S2DS as a Twisted service: it obeys one controller, and owns what streams hold here.
+"""The initiator of an S2DS as a Twisted service.
 
-`DataServer` takes commands; each stream has a `GatewayStream` that carries out what its machine decides:
-ports, capacity, the stream's key, listeners, and the elements that forward.
+`DataServer` takes commands from one controller and owns the ports, capacity and elements of the gateway. Each stream
+has a `GatewayStream`, which carries out what its machine decides.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ from scistream.protocol.messages import (
 )
 from scistream.protocol.port_ranges import in_words
 from scistream.reloading import Change, merge
-from scistream.s2ds.capacity import Capacity
+from scistream.s2ds.capacity import Capacity, SharedLimits
 from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.ports import ListenPorts, shared_with_connections
 from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.relay.token_bucket import SharedTokenStore
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.setup_problems import SetupProblems
@@ -65,24 +64,24 @@ from scistream.twistd import end_daemon
 from scistream.units import parse_rate, parse_seconds
 
 LAN_CONGESTION = "cubic"
-"""What suits a LAN: pacing, as bbr does it, costs a timer for each burst and gains nothing there."""
+"""The congestion control for a LAN. Pacing, as in bbr, costs a timer for each burst and gains nothing there."""
 MOST_RELEASED = 1000
-"""Released streams that are remembered, or as many as there are ports: an S2CS that was away asks for their figures."""
+"""The least number of released streams to remember: an S2CS that was away asks for their last figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 _FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout", "wan_cipher")
-"""The settings that sockets, elements and their streams were made with: a restart is needed to change one."""
+"""The settings that need a restart to change, since sockets, elements and streams were made with them."""
 
 
 class DataServer(Service):
     """An S2DS.
 
     :param reactor: the reactor, with monotonic timers.
-    :param config: the settings, checked.
-    :param config_file: where they came from: relative paths start there.
-    :param problems: what is known to be wrong already.
+    :param config: the checked settings.
+    :param config_file: the file of the settings; relative paths in it are relative to its folder.
+    :param problems: the problems that are known already.
     :raises CertificateError: if the certificates are not usable.
     :raises StreamError: if it would serve plain TCP beyond loopback.
-    :raises ConfigError: if this system has not what a setting names.
+    :raises ConfigError: if a setting names something that this system does not have.
     """
 
     log = Logger()
@@ -100,7 +99,7 @@ class DataServer(Service):
         with problems.of_step():
             settings = self._settings()
         problems.raise_if_any()
-        self._watch = ExpiryWatch(reactor, self._all_credentials(), time.time, self.log)
+        self._expiry = ExpiryWatch(reactor, self._all_credentials(), time.time, self.log)
         self._admission_controller = AdmissionController(
             reactor,
             config.limits.bounds,
@@ -118,27 +117,27 @@ class DataServer(Service):
             config.element_count,
             self.ports.slots,
             settings,
-            self._shared(),
+            self._limits(),
             self._note_reset,
             partial(end_daemon, reactor),
             in_order=config.order,
         )
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
-        self._holdings: dict[StreamKey, GatewayStream] = {}
+        self._streams: dict[StreamKey, GatewayStream] = {}
         self._live: dict[StreamKey, GatewayStream] = {}
-        """Those of them that hold something, or are about to."""
-        self._over: dict[StreamKey, GatewayStream] = {}
-        """The others, which only tell their last figures, in the order of their release."""
+        """The streams that are not released."""
+        self._ended: dict[StreamKey, GatewayStream] = {}
+        """The released streams, kept for their last figures, in the order of their release."""
         self._pages = PageOrder()
-        """The live ones, in the order in which Status tells them."""
+        """The keys of live streams, in the order in which Status lists them."""
         self.dialled: Counter[int] = Counter()
-        """The ports of this gateway that live streams have as their targets, or have had, and how many have."""
-        self._most_over = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
+        """For ports of this gateway that are or were targets of live streams: the number of these streams."""
+        self._most_ended = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
-    def _shared(self) -> SharedTokenStore:
+    def _limits(self) -> SharedLimits:
         config = self.config
-        return SharedTokenStore(
+        return SharedLimits(
             config.limits.half_open, config.most_connections, config.most_unread, config.limits.owner_share
         )
 
@@ -163,25 +162,28 @@ class DataServer(Service):
     # -- the service
 
     def startService(self) -> None:
+        """Start the elements and listen for the controller."""
         raise_descriptor_limit()
         if self.config.insecure:
-            self.log.warn("INSECURE: control links are plain TCP on loopback; anybody on this machine may command us")
+            self.log.warn(
+                "INSECURE: control links are plain TCP on loopback; any user of this machine can control this gateway"
+            )
         self._warn_of_shared_ports()
-        self._tell_budget()
+        self._log_budget()
         self._port = self._listener.open(lambda: self, self._admission_controller)
         self.elements.start()
         super().startService()
         if self._all_credentials():
-            self._watch.start()
+            self._expiry.start()
         self.log.info(
             "party=s2ds listens on {listen} for {controller}, boot {boot}",
             listen=self.config.listen,
-            controller=self.config.controller or "anybody on loopback",
+            controller=self.config.controller or "any user on loopback",
             boot=self.boot,
         )
 
-    def _tell_budget(self) -> None:
-        """Say what the streams have in all, and what it comes from: nobody can work it out from the settings alone."""
+    def _log_budget(self) -> None:
+        """Log the limits of all streams together and their source, which the settings alone do not show."""
         config = self.config
         by_files = self.elements.most_connections()
         source = "`connections` in [limits]" if config.limits.connections else "the memory of this machine"
@@ -189,8 +191,8 @@ class DataServer(Service):
             source = "the limit of open files (LimitNOFILE)"
         is_auto = config.limits.unread == "auto"
         self.log.info(
-            "all streams together have at most {connections} connections, by {source}, and {unread} MiB that wait for "
-            "programs to read them, by {unread_source}",
+            "limits of all streams together: {connections} connections (from {source}) and {unread} MiB waiting to be "
+            "read by programs (from {unread_source})",
             connections=min(by_files, config.most_connections),
             source=source,
             unread=config.most_unread // 2**20,
@@ -201,51 +203,52 @@ class DataServer(Service):
         shared = shared_with_connections(self.ports.chosen)
         if shared:
             self.log.warn(
-                "Streams may ask for ports {ports}, which this system gives to outgoing connections, too: while one "
-                "has the port, such a stream is refused. Set `chosen_ports` to ports outside "
+                "Streams may ask for ports {ports}, but this system also gives these ports to outgoing connections: a "
+                "stream is refused while such a connection uses its port. Set `chosen_ports` to ports outside "
                 "net.ipv4.ip_local_port_range, or add these ports to net.ipv4.ip_local_reserved_ports",
                 ports=in_words(shared),
             )
 
     def stopService(self) -> Deferred[Any]:
+        """Close all links and streams, and stop the elements; fire when no element is left."""
         super().stopService()
-        self._watch.stop()
+        self._expiry.stop()
         self._admission_controller.stop()
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None
         stopping: list[Deferred[Any]] = [maybeDeferred(port.stopListening)] if port is not None else []
-        for holding in self._holdings.values():
-            holding.close_all()  # what an element does not answer in time ends with it
+        for stream in self._streams.values():
+            stream.close_all()  # not awaited: connections end with their element at the latest
         stopping.append(self.elements.stop())
         return DeferredList(stopping)
 
     def reload(self, config: S2DSConfig) -> Change:
-        """Put new settings in force, and read certificates, keys, authorities and CRLs again: all, or nothing changes.
+        """Apply new settings, and read certificates, keys, authorities and CRLs again; on an error nothing changes.
 
-        A controller that is not believed any more loses its link; streams go on. Networks and limits count for what
-        comes from now on.
+        Close the link of a controller that is no longer accepted; streams go on. New networks and limits apply to later
+        connections and targets.
 
         :raises CertificateError: if a file is not usable.
-        :raises ConfigError: if the settings contradict those that need a restart to change.
+        :raises ConfigError: if the settings contradict the ones that need a restart to change.
         """
         merged, change = merge(self._config_file, self.config, config, _FIXED)
         all_credentials = self._all_credentials().values()
-        for put_in_force in [credentials.read(trust_of(merged, self._config_file)) for credentials in all_credentials]:
-            put_in_force()
+        for apply in [credentials.read(trust_of(merged, self._config_file)) for credentials in all_credentials]:
+            apply()
         self.config = merged
         self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
         self.capacity.total = parse_rate(merged.capacity)
         self._admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
-        self.elements.share(self._shared())
+        self.elements.set_limits(self._limits())
         if "wan_networks" in change.changed:
             self.elements.set_networks(list(merged.wan_networks))
         for credentials in all_credentials:
             close_refused(list(self._links), credentials)
         for link in list(self._links):
             if not self._is_controller(link):
-                self._turn_away(link)
-        self._watch.look()
+                self._refuse_link(link)
+        self._expiry.look()
         return change
 
     def _all_credentials(self) -> dict[str, ReloadableCredentials]:
@@ -254,8 +257,9 @@ class DataServer(Service):
     # -- LinkOwner
 
     def link_up(self, link: Link) -> None:
+        """Accept the controller's link, and close any other."""
         if not self._is_controller(link):
-            self._turn_away(link)
+            self._refuse_link(link)
             return
         self._links.add(link)
         link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
@@ -263,85 +267,87 @@ class DataServer(Service):
     def _is_controller(self, link: Link) -> bool:
         return bool(link.peer == PLAIN_IDENTITY or link.peer.name == self.config.controller)
 
-    def _turn_away(self, link: Link) -> None:
+    def _refuse_link(self, link: Link) -> None:
         link.note("refused a peer that is not its controller", str(link.peer))
-        msg = f"this gateway obeys its controller alone, and {link.peer.name} is not it"
+        msg = f"{link.peer.name} is not the controller of this gateway: check `controller` in its configuration"
         link.send(Error(uid=None, code="not-authorized", msg=msg))
         link.distrust("not our controller")
         link.close()
 
     def link_down(self, link: Link, reason: Failure) -> None:
+        """Forget a link, and log why it was refused if it was."""
         self._links.discard(link)
         log_refusal(link, reason)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
-        """Nothing is ever asked of a controller: an answer is noise."""
+        """Ignore an answer: a gateway sends its controller no commands."""
 
     def message_received(self, link: Link, message: Message) -> None:
+        """Carry out a command of the controller, or refuse it."""
         if isinstance(message, Status):
             self._answer_status(link, message)
         elif isinstance(message, ReqListeners | UpdateTargets | Rel):
             self._command(link, message)
         elif not isinstance(message, Resp | Error):
-            link.refuse(message, "not-authorized", "an S2DS takes ReqListeners, UpdateTargets, REL and Status")
+            link.refuse(message, "not-authorized", "an S2DS accepts ReqListeners, UpdateTargets, REL and Status only")
 
     def _command(self, link: Link, command: ReqListeners | UpdateTargets | Rel) -> None:
-        holding = self._holdings.get((command.uid, command.role))
-        if holding is None and isinstance(command, UpdateTargets):
+        stream = self._streams.get((command.uid, command.role))
+        if stream is None and isinstance(command, UpdateTargets):
             link.refuse(command, "unknown-uid", f"no stream {command.uid} is reserved here")
             return
-        if holding is not None and holding.is_of_another(command.store):
+        if stream is not None and stream.belongs_to_another(command.store):
             code: ErrorCode = "uid-in-use" if isinstance(command, ReqListeners) else "not-authorized"
-            link.refuse(command, code, f"stream {command.uid} was reserved here by another S2CS, and is not yours")
+            link.refuse(command, code, f"stream {command.uid} on this gateway belongs to another S2CS")
             return
-        if holding is None:
+        if stream is None:
             self._forget_old()
-            holding = self._holdings[command.uid, command.role] = GatewayStream(self, command)
-            if holding.released_at is None:
-                self._live[holding.key] = holding
-                self._pages.add(holding.key)
-            else:  # the release of what was never reserved here
-                self.released(holding)
+            stream = self._streams[command.uid, command.role] = GatewayStream(self, command)
+            if stream.released_at is None:
+                self._live[stream.key] = stream
+                self._pages.add(stream.key)
+            else:  # the release of a stream that was never reserved here
+                self.released(stream)
         caller = Caller(link, command.seq)
         if isinstance(command, ReqListeners):
-            holding.machine.req_listeners(caller, command)
+            stream.machine.req_listeners(caller, command)
         elif isinstance(command, UpdateTargets):
-            holding.machine.update_targets(caller, command)
+            stream.machine.update_targets(caller, command)
         else:
-            holding.machine.rel(caller)
+            stream.machine.rel(caller)
 
-    def released(self, holding: GatewayStream) -> None:
-        """A stream is over, and holds nothing any more: its last figures are remembered for some time."""
-        if self._live.pop(holding.key, None) is not None:
-            self._pages.remove(holding.key)
-        self._over[holding.key] = holding
+    def released(self, stream: GatewayStream) -> None:
+        """Keep a stream that is released for its last figures, for some time."""
+        if self._live.pop(stream.key, None) is not None:
+            self._pages.remove(stream.key)
+        self._ended[stream.key] = stream
         self._forget_old()
 
     def _forget_old(self) -> None:
         now = self.reactor.seconds()
-        while self._over:
-            key, oldest = next(iter(self._over.items()))
+        while self._ended:
+            key, oldest = next(iter(self._ended.items()))
             is_recent = oldest.released_at is None or now - oldest.released_at <= timing.REMEMBER_FIGURES
-            if is_recent and len(self._over) <= self._most_over:
+            if is_recent and len(self._ended) <= self._most_ended:
                 return
-            del self._over[key], self._holdings[key]
+            del self._ended[key], self._streams[key]
 
     def wan_listeners(self, uid: str) -> set[int]:
-        """The ports that a stream has here towards other gateways."""
-        holding = self._holdings.get((uid, PROD))
-        return holding.wan_listeners() if holding is not None else set()
+        """Return the ports of this gateway on which a stream listens for other gateways."""
+        stream = self._streams.get((uid, PROD))
+        return stream.wan_listeners() if stream is not None else set()
 
     def _note_reset(self, reset: Reset) -> None:
-        holding = self._holdings.get((reset.uid, reset.role))
-        if holding is not None:
-            holding.note_reset(reset)
+        stream = self._streams.get((reset.uid, reset.role))
+        if stream is not None:
+            stream.note_reset(reset)
 
-    def _room(self) -> GatewayCapacity:
-        told = (self.config.lan.bind, self.config.lan.told, self.config.wan.bind, self.config.wan.told)
+    def _gateway_capacity(self) -> GatewayCapacity:
+        lan, wan = self.config.lan, self.config.wan
         return GatewayCapacity(
             ports=self.ports.last - self.ports.first + 1,
             rate=parse_rate(self.config.capacity),
-            hosts=sorted(set(told) - {"0.0.0.0", "::"}),
+            hosts=sorted({lan.bind, lan.advertised, wan.bind, wan.advertised} - {"0.0.0.0", "::"}),
             first_port=self.ports.first,
             chosen_ports=self.ports.chosen,
         )
@@ -350,7 +356,7 @@ class DataServer(Service):
         after = command.after or ""
         if command.uid is not None:
             named: list[StreamKey] = [(command.uid, role) for role in ROLES]
-            keys: Iterator[StreamKey] = iter([key for key in named if key in self._holdings and page_key(key) > after])
+            keys: Iterator[StreamKey] = iter([key for key in named if key in self._streams and page_key(key) > after])
         else:
             keys = self._pages.after(after)
         chosen = list(islice((key for key in keys if command.role in (None, key[1])), command.limit + 1))
@@ -361,8 +367,8 @@ class DataServer(Service):
             "",
             f"{len(page)} streams",
             boot=self.boot,
-            room=self._room(),
+            room=self._gateway_capacity(),
             app_networks=self.config.app_networks,
-            streams=[self._holdings[key].status() for key in page],
+            streams=[self._streams[key].status() for key in page],
             more=more,
         )

@@ -29,27 +29,31 @@ from scistream.units import parse_rate, parse_seconds, parse_size
 
 MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
-"""What a connection is taken to need of the memory, half of which connections may have if no number of them is set."""
+"""The assumed memory of one connection. Without a setting, connections may use half of the memory."""
 WAN_CIPHERS = ("aes", "chacha20")
 OWNER_SHARE = 75
-"""Percent of what there is for others as well that the streams of one user have together at most."""
+"""Percent of a shared resource that all streams of one user may have."""
 
 
 def parse_elements(value: int | str, available: int | None = None) -> int:
-    """How many element processes: ``auto`` is one for each processor that this process may use, up to `MAX_ELEMENTS`.
+    """Return the number of element processes that the setting `elements` stands for.
 
-    :param available: how many processors that are, if it is known.
-    :raises ValueError: with a sentence that names the value and what is allowed.
+    ``auto`` is one for each processor that this process may use, up to `MAX_ELEMENTS`.
+
+    :param available: the number of processors; None: count them.
+    :raises ValueError: if the value is not allowed; the text says which values are.
     """
     if value == "auto":
         return min(available or processors(), MAX_ELEMENTS)
     if isinstance(value, str) or not 0 <= value <= MAX_ELEMENTS:
-        raise ValueError(f'{value!r}: write "auto", or a number from 0 (none: one process does all) to {MAX_ELEMENTS}')
+        raise ValueError(
+            f'{value!r}: write "auto", or a number from 0 (the main process carries the data) to {MAX_ELEMENTS}'
+        )
     return value
 
 
 class GatewayLimits(Limits, frozen=True, kw_only=True):
-    """The same for a gateway, and what the ports of its streams take."""
+    """The limits of a gateway: those of any control port, and those of its streams."""
 
     half_open: Count = 64
     connections: Annotated[int, Meta(ge=0)] = 0
@@ -58,7 +62,7 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
     controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield what is wrong with the values."""
         yield from super().problems()
         if self.unread != "auto":
             yield from unless(parse_size, self.unread, "unread")
@@ -67,71 +71,82 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
 
 
 def usual_unread(tcp: int, memory: int) -> int:
-    """How many bytes may wait at a gateway if no setting says it.
+    """Return how many bytes may wait at a gateway if the setting `unread` is "auto".
 
-    :param tcp: bytes that the kernel uses for TCP before it becomes sparing with them.
-    :param memory: bytes that this process may use, of which the kernel's buffers are a part.
+    :param tcp: bytes of memory that the kernel may use for TCP without pressure.
+    :param memory: bytes of memory that this process may use, the kernel's buffers included.
     """
     return max(1, min(tcp // 2, memory // 4))
 
 
 class LegSettings(SettingsSection, frozen=True, kw_only=True):
-    """One side of a gateway: the address that it binds, the one that it tells others, and what keeps its connections
-    from congesting the network ("auto": what suits and can be had; empty: what the system does)."""
+    """The settings of one side of a gateway: [lan] or [wan].
+
+    :ivar bind: the numeric address to bind.
+    :ivar advertise: the host to announce to others; empty: `bind`.
+    :ivar congestion: the congestion control of connections: a name, "auto", or empty for the system's.
+    """
 
     bind: str = "127.0.0.1"
     advertise: str = ""
     congestion: str = "auto"
 
     @property
-    def told(self) -> str:
-        """The host that others are told."""
+    def advertised(self) -> str:
+        """The host that is announced to others."""
         return self.advertise or self.bind
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield what is wrong with the values."""
         try:
             bound = ip_address(self.bind)
         except ValueError:
-            yield SettingProblem(("bind",), f"{self.bind!r} is no numeric address of this machine")
+            yield SettingProblem(("bind",), f"{self.bind!r} is not a numeric address: write one of this machine")
             return
         if bound.is_unspecified and not self.advertise:
-            why = f"needed when bind is {self.bind}: which address do others reach?"
+            why = f"needed if bind is {self.bind}: write the address at which others reach this gateway"
             yield SettingProblem(("advertise", "bind"), why)
             return
         if bound.is_multicast:
-            yield SettingProblem(("bind",), f"{self.bind!r} is an address of many machines: write one of this machine")
-        yield from unless(Address.parse, str(Address(self.told, 1)), "advertise")
-        told = numeric_address(self.told)
-        if told is None or not self.advertise:
+            yield SettingProblem(("bind",), f"{self.bind!r} is a multicast address: write an address of this machine")
+        yield from unless(Address.parse, str(Address(self.advertised, 1)), "advertise")
+        advertised = numeric_address(self.advertised)
+        if advertised is None or not self.advertise:
             return
-        if told.is_unspecified or told.is_multicast:
-            yield SettingProblem(
-                ("advertise",), f"{self.advertise!r} is no address of one machine: which one do others reach?"
-            )
-        elif told.version != bound.version:
+        if advertised.is_unspecified or advertised.is_multicast:
             why = (
-                f"{self.advertise!r} is an IPv{told.version} address, and bind, {self.bind!r}, takes connections over "
-                f"IPv{bound.version} only: write two of one kind"
+                f"{self.advertise!r} is not the address of a machine: write the one at which others reach this gateway"
+            )
+            yield SettingProblem(("advertise",), why)
+        elif advertised.version != bound.version:
+            why = (
+                f"{self.advertise!r} is an IPv{advertised.version} address, but bind, {self.bind!r}, accepts "
+                f"connections over IPv{bound.version} only: write two addresses of the same version"
             )
             yield SettingProblem(("advertise", "bind"), why)
-        elif told.is_loopback and not bound.is_loopback and not bound.is_unspecified:
-            why = f"{self.advertise!r} is on loopback, and bind, {self.bind!r}, is not: nobody reaches it by that"
+        elif advertised.is_loopback and not bound.is_loopback and not bound.is_unspecified:
+            why = (
+                f"{self.advertise!r} is a loopback address, but bind, {self.bind!r}, is not: write an address at which "
+                "others reach this gateway"
+            )
             yield SettingProblem(("advertise", "bind"), why)
 
     def networks_problem(self, texts: list[str]) -> str | None:
-        """Why nobody of some networks could ever connect to this side, or None."""
+        """Return why nobody in these networks could connect to this side, or None."""
         allowed = networks(texts)
-        bound, told = ip_address(self.bind), numeric_address(self.told)
+        bound, advertised = ip_address(self.bind), numeric_address(self.advertised)
         if not allowed:
-            return "is empty: nobody could ever connect"
+            return "is empty, so nobody could connect: name the networks of others"
         if all(network.version != bound.version for network in allowed):
-            return f"has no network of IPv{bound.version}, over which bind, {self.bind!r}, takes connections"
-        if told is not None and not told.is_loopback and all(network.is_loopback for network in allowed):
+            return (
+                f"has no IPv{bound.version} network, but bind, {self.bind!r}, accepts connections over "
+                f"IPv{bound.version} only: add one"
+            )
+        if advertised is not None and not advertised.is_loopback and all(network.is_loopback for network in allowed):
             key = "advertise" if self.advertise else "bind"
             return (
-                f"has nothing but loopback, and from there nobody comes to {self.told} ({key}): name the networks of "
-                "others"
+                f"has only loopback networks, but {self.advertised} ({key}) is not a loopback address: name the "
+                "networks of others"
             )
         return None
 
@@ -161,26 +176,26 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
 
     @property
     def most_connections(self) -> int:
-        """How many connections there may be of all streams together, whatever the limit of open files is."""
+        """The number of connections that all streams together may have, apart from the limit of open files."""
         return self.limits.connections or max(1, memory() // (2 * CONNECTION_BYTES))
 
     @property
     def most_unread(self) -> int:
-        """How many bytes of all streams together may wait in this gateway and its sockets."""
+        """The number of bytes of all streams together that may wait in this gateway and its sockets."""
         return usual_unread(tcp_memory(), memory()) if self.limits.unread == "auto" else parse_size(self.limits.unread)
 
     @property
     def chosen_ranges(self) -> list[tuple[int, int]]:
-        """The ranges of ports that streams may ask for by number: those of `ports`, unless `chosen_ports` is set."""
+        """The ranges of ports that streams may ask for by number: `chosen_ports`, or `ports` if that is empty."""
         return parse_chosen_ports(self.chosen_ports) if self.chosen_ports else [parse_ports(self.ports)]
 
     @property
     def element_count(self) -> int:
-        """How many element processes there are; 0: none, the initiator's own process carries the data."""
+        """The number of element processes; 0: the initiator's process carries the data."""
         return parse_elements(self.elements)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield what is wrong with the values."""
         yield from unless(Address.parse, self.listen, "listen")
         yield from plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
@@ -193,7 +208,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         if self.wan_cipher not in WAN_CIPHERS:
             allowed = " or ".join(WAN_CIPHERS)
             yield SettingProblem(
-                ("wan_cipher",), f"{self.wan_cipher!r} is no cipher that can be preferred: write {allowed}"
+                ("wan_cipher",), f"{self.wan_cipher!r} is not a cipher that a gateway can prefer: write {allowed}"
             )
         yield from below("lan", self.lan.problems())
         yield from below("wan", self.wan.problems())
@@ -214,7 +229,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         yield from trust_problems(self, "certificate", "key", "authorities", "controller")
 
     def _ports_problems(self) -> Iterator[SettingProblem]:
-        """The control port must not be among those of the streams, at an address that both have."""
+        """Yield a problem if the control port is among the ports of streams, at an address that both use."""
         try:
             listen = Address.parse(self.listen)
             lent = {"ports": [parse_ports(self.ports)], "chosen_ports": self.chosen_ranges}
@@ -229,5 +244,8 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         for key, ranges in lent.items():
             text = getattr(self, key)
             if text and any(first <= listen.port <= last for first, last in ranges):
-                why = f"{text!r} has port {listen.port}, on which this gateway listens for its controller (listen)"
+                why = (
+                    f"{text!r} has port {listen.port}, on which this gateway listens for its controller (listen): "
+                    "choose another port for one of them"
+                )
                 yield SettingProblem((key, "listen", "lan.bind", "wan.bind"), why)

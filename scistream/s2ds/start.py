@@ -1,4 +1,4 @@
-"""What the machine of a gateway has to have for its settings to be right, looked at before the gateway starts."""
+"""Checks, before a gateway starts, that its machine has the addresses and ports that the settings name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _log = Logger()
 
 
 def machine_problems(config: S2DSConfig) -> Iterator[SettingProblem]:
-    """What this machine has not, and the settings ask for. Ports that others have are named in the log."""
+    """Yield the settings whose addresses or ports this machine does not have.
+
+    Log a warning if other programs listen on some of the ports.
+    """
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
     sides = [("lan", config.lan)] + ([("wan", config.wan)] if config.wan.bind != config.lan.bind else [])
     for side, leg in sides:
@@ -30,7 +33,10 @@ def machine_problems(config: S2DSConfig) -> Iterator[SettingProblem]:
 
 
 def _check_ports(leg: LegSettings, text: str) -> None:
-    """:raises ValueError: if no port of the range can be had on this side."""
+    """Check that a port of the range can be bound on this side, and log those in use.
+
+    :raises ValueError: if none can.
+    """
     first, last = parse_ports(text)
     taken = []
     for port in range(first, last + 1):
@@ -40,10 +46,10 @@ def _check_ports(leg: LegSettings, text: str) -> None:
         if problem is not None:
             taken.append(port)
     if len(taken) > last - first:
-        raise ValueError(f"{text!r}: other programs listen on all of them at {leg.bind}: choose a range that is free")
+        raise ValueError(f"{text!r}: other programs use all these ports at {leg.bind}: choose a free range")
     if taken:
         _log.warn(
-            "other programs listen on {count} of the ports {ports} at {host}, such as {some}: streams get the others",
+            "other programs use {count} of the ports {ports} at {host}, such as {some}: streams get the other ports",
             count=len(taken),
             ports=text,
             host=leg.bind,

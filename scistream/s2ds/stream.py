@@ -1,5 +1,6 @@
-"""What carries out the decisions of a stream's machine at S2DS: ports, capacity, the stream's key, listeners, and the
-elements that forward.
+"""The stream of a gateway: it carries out what the stream's machine decides.
+
+A `GatewayStream` holds the ports, capacity, key and listeners of one stream, and tells the elements where to forward.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ from scistream.state_machines import OUR_FAULT, guarded, trace
 from scistream.tls.stream_channels import Credentials, StreamSecret
 
 MOST_LOOKUPS = 16
-"""Names of one stream that are looked up at a time."""
+"""The number of names of one stream that are looked up at a time."""
 
 
-_BARRED_TARGET = "targets refused since no address of their names may be dialled,"
-_BARRED_ADDRESS = "other addresses of ProdApp passed over since they may not be dialled,"
+_BARRED_TARGET = "targets refused because no address of their name may be dialled"
+_BARRED_ADDRESS = "other addresses of ProdApp ignored because they may not be dialled"
 
 
 class GatewayServices(Protocol):
-    """What a stream needs of the gateway that holds it."""
+    """What a stream uses of its gateway."""
 
     reactor: Any
     config: S2DSConfig
@@ -70,17 +71,17 @@ class GatewayServices(Protocol):
     wan_networks: tuple[Network, ...]
 
     def wan_listeners(self, uid: str) -> set[int]:
-        """The ports that a stream has here towards other gateways."""
+        """Return the ports of this gateway on which a stream listens for other gateways."""
 
-    def released(self, holding: GatewayStream) -> None:
-        """A stream is over, and holds nothing any more."""
+    def released(self, stream: GatewayStream) -> None:
+        """Note that a stream is released and holds no resources."""
 
     dialled: Counter[int]
-    """The ports of this gateway that streams which live here have as their targets, or have had, and how many have."""
+    """For ports of this gateway that are or were targets of live streams: the number of these streams."""
 
 
 class GatewayStream:
-    """What one stream holds on this gateway; the `Effects` of its machine."""
+    """One stream on this gateway, with its resources: the `Effects` of its machine."""
 
     log = Logger()
 
@@ -91,13 +92,16 @@ class GatewayStream:
         trace(self.machine, self.log, server.reactor.seconds, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
         self._listeners: dict[int, tuple[socket.socket, ChannelListener]] = {}
-        self.dials_here: set[int] = set()
-        """Ports of this gateway, WAN listeners of the same stream, that are its targets, or have been: a connection may
-        still be on its way there."""
-        self._told: dict[str, int] = {}
+        self.own_targets: set[int] = set()
+        """Ports of this gateway that are or were targets of this stream, as its own WAN listeners.
+
+        An earlier target stays here, since a connection may still be on its way to it.
+        """
+        self._advertised: dict[str, int] = {}
+        """The listeners as announced to others, and their channels."""
         self._rate = 0.0
         self._sockets: list[socket.socket] = []
-        """What `ListenPorts` has given out to this stream, and is to get back."""
+        """The sockets of `ListenPorts` that this stream has to return."""
         self._secret: StreamSecret | None = None
         self._credentials: Credentials | None = None
         self._allowed: Callable[[str], bool] = _nobody
@@ -113,7 +117,7 @@ class GatewayStream:
 
     @property
     def key(self) -> StreamKey:
-        """(uid, role), by which streams are told apart."""
+        """The uid and role that identify the stream on this gateway."""
         return self._core.uid, self._core.role
 
     def __lt__(self, other: GatewayStream) -> bool:
@@ -122,17 +126,18 @@ class GatewayStream:
     # -- effects
 
     def _failed(self, effect: str, error: StreamError) -> None:
-        """An effect has raised: end the stream, and hold nothing."""
+        """Release everything and end the stream, after a fault in an effect."""
         if effect == "close":
-            self._let_go()
+            self._release_all()
             self._closed([])
             return
         if effect == "bind":
-            self._let_go()
+            self._release_all()
             self._not_bound(error)
         self.machine.failed(error)
 
     def bind(self, request: ReqListeners) -> None:
+        """Reserve capacity and ports, and make a key; then give the machine `bound` or `not_bound`."""
         server = self._server
         try:
             server.capacity.reserve(request.rate)
@@ -141,7 +146,7 @@ class GatewayStream:
             return
         self._rate = request.rate
         leg, barred = server.config.wan, Counter[int]()
-        if request.role == CONS:  # a port that is dialled as a WAN listener is none for applications: a loop
+        if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
             leg, barred = server.config.lan, server.dialled
         try:
             if request.listen_ports is None:
@@ -157,13 +162,13 @@ class GatewayStream:
             channel: (sock, ChannelListener(server.reactor, sock))
             for channel, sock in zip(request.channels, sockets, strict=True)
         }
-        told = [str(Address(leg.told, sock.getsockname()[1])) for sock in sockets]
-        self._told = dict(zip(told, request.channels, strict=True))
+        advertised = [str(Address(leg.advertised, sock.getsockname()[1])) for sock in sockets]
+        self._advertised = dict(zip(advertised, request.channels, strict=True))
         self._secret = StreamSecret()
         self._allowed = self._source_check(request)
         slots = {channel: server.ports.slot(sock.getsockname()[1]) for channel, (sock, _) in self._listeners.items()}
         server.elements.open(request.uid, request.role, request.rate, slots, request.owner or "")
-        self.machine.bound(told, self._secret.csr)
+        self.machine.bound(advertised, self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:
         self._note_release()
@@ -174,6 +179,7 @@ class GatewayStream:
         self._server.released(self)
 
     def arm(self, command: UpdateTargets) -> None:
+        """Check the targets, tell the elements and listen; then give the machine `armed` or `not_armed`."""
         try:
             targets = self._targets(command)
             credentials = self._credentials_of(command)
@@ -184,38 +190,43 @@ class GatewayStream:
         names = sorted({target.host for target in targets.values() if target.numeric is None})
         waiting: Deferred[Any] = succeed(None)
         if names:
-            some_at_a_time = DeferredSemaphore(MOST_LOOKUPS)
-            waiting = DeferredList([some_at_a_time.run(self._resolve, name, found) for name in names])
+            semaphore = DeferredSemaphore(MOST_LOOKUPS)
+            waiting = DeferredList([semaphore.run(self._resolve, name, found) for name in names])
             waiting.addTimeout(timing.TARGET_LOOK_UP, self._server.reactor, lambda _, __: None)
         waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
+        """Release everything; then give the machine `closed` with the last figures."""
         self.close_all().addCallback(self._closed).addErrback(self._not_closed)
 
     def _not_closed(self, failure: Failure) -> None:
-        self.log.failure("uid={uid} could not be closed as it should be", failure=failure, uid=self._core.uid)
-        self._let_go()
+        self.log.failure("uid={uid} failed to close", failure=failure, uid=self._core.uid)
+        self._release_all()
         self._closed([])
 
     def _closed(self, figures: list[ChannelFigures]) -> None:
         self._note_release()
-        self._core.resets = self.resets.told()
+        self._core.resets = self.resets.latest()
         self.machine.closed(figures)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
+        """Send an answer."""
         caller.link.send(message)
 
     def start_timer(self, seconds: float) -> None:
+        """Give the machine `expired` after `seconds`."""
         self._expires_at = self._server.reactor.seconds() + seconds
         self._timer = self._server.reactor.callLater(seconds, self.machine.expired)
 
     def shorten_life(self, seconds: float) -> None:
+        """Give the machine `expired` after `seconds`, unless it is due earlier."""
         expires_at = self._server.reactor.seconds() + seconds
         if self._timer is not None and self._timer.active() and expires_at < self._expires_at:
             self._expires_at = expires_at
             self._timer.reset(seconds)
 
     def stop_timer(self) -> None:
+        """Cancel `expired`."""
         self._cancel_timer()
 
     def _cancel_timer(self) -> None:
@@ -225,7 +236,7 @@ class GatewayStream:
     # -- for the server
 
     def note_reset(self, reset: Reset) -> None:
-        """Connections were reset."""
+        """Count connections that were reset."""
         self.resets.add(reset.channel, reset.cause, reset.reason, reset.count, reset.detail)
         if reset.cause == "wan":
             joined = self._server.elements.joined(self._core.uid, self._core.role, reset.channel)
@@ -233,10 +244,10 @@ class GatewayStream:
 
     def _broken(self) -> list[BrokenChannel]:
         uid, role = self._core.uid, self._core.role
-        return self.outages.told(lambda channel: self._server.elements.joined(uid, role, channel))
+        return self.outages.current(lambda channel: self._server.elements.joined(uid, role, channel))
 
     def close_all(self) -> Deferred[list[ChannelFigures]]:
-        """Let go of everything, and give the last figures; the second time there are none."""
+        """Release everything; fire with the last figures, or with none if everything is released already."""
         server = self._server
         self._cancel_timer()
         self._stop_probe()
@@ -246,7 +257,7 @@ class GatewayStream:
             listener.stop()
 
         def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
-            # Not before: the ports are also the places of the figures.
+            # Not earlier: another stream that gets one of the ports overwrites the figures in its slot.
             self._give_back()
             self._stop_counting()
             return figures
@@ -254,7 +265,7 @@ class GatewayStream:
         return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
 
     def _stop_counting(self) -> None:
-        """Log what is counted and not logged yet. Idempotent."""
+        """Log the counts that are not logged yet. Idempotent."""
         self.resets.stop()
         self._barred.stop()
 
@@ -266,14 +277,14 @@ class GatewayStream:
         rate, self._rate = self._rate, 0.0
         if rate:
             self._server.capacity.release(rate)
-        ports, self.dials_here = self.dials_here, set()
+        ports, self.own_targets = self.own_targets, set()
         for port in ports:
             self._server.dialled[port] -= 1
             if not self._server.dialled[port]:
                 del self._server.dialled[port]
 
-    def _let_go(self) -> None:
-        """The same as `close_all`, after a fault: what fails of it keeps nothing else from being done."""
+    def _release_all(self) -> None:
+        """Release everything after a fault: if one step fails, go on with the others."""
         listeners, self._listeners = self._listeners, {}
         self._secret = self._credentials = None
         close = partial(self._server.elements.close, self._core.uid, self._core.role)
@@ -283,22 +294,22 @@ class GatewayStream:
             try:
                 step()
             except Exception:
-                self.log.failure("uid={uid} could not let go of everything", uid=self._core.uid)
+                self.log.failure("uid={uid} could not release everything", uid=self._core.uid)
 
-    def is_of_another(self, store: str | None) -> bool:
-        """Whether an S2CS with another store has reserved; not known if either does not say which it has."""
+    def belongs_to_another(self, store: str | None) -> bool:
+        """Return True if an S2CS with another store has reserved this stream; False if either store is not known."""
         request = self._core.request
-        mine = request.store if request is not None else None
-        return None not in (mine, store) and mine != store
+        reserved_by = request.store if request is not None else None
+        return None not in (reserved_by, store) and reserved_by != store
 
     def wan_listeners(self) -> set[int]:
-        """The ports that the stream has here towards other gateways."""
+        """Return the ports of this gateway on which the stream listens for other gateways."""
         if self._core.role != PROD:
             return set()
         return {sock.getsockname()[1] for sock, _ in self._listeners.values()}
 
     def status(self) -> StreamStatus:
-        """This stream, for an answer to Status."""
+        """Return the state of this stream, for an answer to Status."""
         core = self._core
         return StreamStatus(
             uid=core.uid,
@@ -315,17 +326,20 @@ class GatewayStream:
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,
             store=core.request.store if core.request is not None else None,
-            resets=self.resets.told(),
+            resets=self.resets.latest(),
             broken=self._broken(),
         )
 
-    # -- inside
+    # -- targets
 
     def _targets(self, command: UpdateTargets) -> dict[int, Address]:
-        missing = next((listener for listener in self._told if listener not in command.connection_map), None)
-        if missing is not None or len(command.connection_map) != len(self._told):
-            raise StreamError("bad-message", "field connection_map: it must give each listener here a target, no more")
-        targets = {self._told[here]: Address.parse(there) for here, there in command.connection_map.items()}
+        missing = next((listener for listener in self._advertised if listener not in command.connection_map), None)
+        if missing is not None or len(command.connection_map) != len(self._advertised):
+            raise StreamError(
+                "bad-message",
+                "field connection_map: it must have exactly one target for each listener of the stream here",
+            )
+        targets = {self._advertised[here]: Address.parse(there) for here, there in command.connection_map.items()}
         if self._is_probe and self._core.role == PROD:
             return dict.fromkeys(targets, self._answer_probe())  # no ProdApp is dialled, whatever the map names
         for target in targets.values():
@@ -333,10 +347,12 @@ class GatewayStream:
         return targets
 
     def _check_target(self, target: Address) -> None:
-        key, allowed = self._reach()
+        key, allowed = self._target_networks()
         numeric = target.numeric
         if numeric is None and self._core.role == PROD:
-            raise StreamError("target-refused", f"target {target} is a name; on the LAN targets are numeric")
+            raise StreamError(
+                "target-refused", f"target {target} is a name: targets on the LAN must be numeric addresses"
+            )
         if numeric is not None and not inside(numeric, allowed):
             raise StreamError(
                 "target-refused",
@@ -344,17 +360,19 @@ class GatewayStream:
             )
         if numeric is not None and not has_family_of(numeric):
             kind = f"IPv{numeric.version}"
-            raise StreamError("target-refused", f"target {target} is an {kind} address, and this gateway has no {kind}")
-        self._refuse_itself(target)
+            raise StreamError(
+                "target-refused", f"target {target} is an {kind} address, but this gateway does not support {kind}"
+            )
+        self._refuse_own_address(target)
         if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
             self._note_dialled(target.port)
 
     def _note_dialled(self, port: int) -> None:
-        if port not in self.dials_here:
-            self.dials_here.add(port)
+        if port not in self.own_targets:
+            self.own_targets.add(port)
             self._server.dialled[port] += 1
 
-    def _refuse_itself(self, target: Address) -> None:
+    def _refuse_own_address(self, target: Address) -> None:
         server = self._server
         control, lent = Address.parse(server.config.listen).port, server.ports.ranges
         to_wan = self._core.role == CONS
@@ -362,19 +380,21 @@ class GatewayStream:
             raise StreamError(
                 "target-refused",
                 f"target {target} is this gateway itself: its control port and the ports "
-                f"{in_words(dict.fromkeys(lent))} that it lends to streams are no targets",
+                f"{in_words(dict.fromkeys(lent))} that it lends to streams cannot be targets",
             )
 
-    def _reach(self) -> tuple[str, tuple[Network, ...]]:
-        """The networks that this side's targets lie in: ProdApp's on the LAN, the other gateway's on the WAN."""
+    def _target_networks(self) -> tuple[str, tuple[Network, ...]]:
+        """Return the networks in which targets must be, and the name of their setting."""
         server = self._server
         if self._core.role == PROD:
             return "app_networks", server.app_networks
         return "wan_networks", server.wan_networks
 
     def _resolve(self, name: str, found: dict[str, list[str]]) -> Deferred[None]:
-        """Look a gateway's name up, to refuse at once what could not be dialled. Elements look it up again when they
-        dial, under the same rules."""
+        """Look up the name of a gateway, so that a target that could not be dialled is refused at once.
+
+        Elements look the name up again when they dial, under the same rules.
+        """
 
         def note(hosts: list[str]) -> None:
             if hosts:
@@ -383,9 +403,9 @@ class GatewayStream:
         return look_up(self._server.reactor, name, timing.TARGET_LOOK_UP).addCallback(note)
 
     def _credentials_of(self, command: UpdateTargets) -> Credentials:
-        """What comes with the targets, or what is in force if nothing does.
+        """Return the credentials in the command, or the current ones if it has none.
 
-        :raises StreamError: `bad-message`, if neither is there.
+        :raises StreamError: `bad-message` if there are neither.
         """
         if not command.data_conn_key and self._credentials is not None:
             return self._credentials
@@ -418,7 +438,7 @@ class GatewayStream:
         arming.addErrback(self._not_armed)
 
     def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
-        """Where else ProdApp may be dialled on each channel; what this gateway may not dial is left out."""
+        """Return the other addresses of ProdApp for each channel, without those that this gateway may not dial."""
         found: dict[int, list[Address]] = {}
         for channel, target in targets.items() if self._core.role == PROD else ():
             for text in (command.other_addresses or {}).get(str(target), ()):
@@ -431,24 +451,24 @@ class GatewayStream:
         return found
 
     def _listen(self, targets: dict[int, Address], credentials: Credentials) -> None:
-        """Every element knows where connections go."""
+        """Listen on all channels, once every element knows the targets."""
         if not self._listeners:
-            return  # the stream was released meanwhile
+            return  # the stream was released in the meantime
         self._credentials = credentials
         for channel, (_, listener) in self._listeners.items():
-            listener.start(self._acceptor(channel), self._room(channel))
+            listener.start(self._acceptor(channel), self._room_check(channel))
         self.machine.armed()
         if self._is_probe and self._core.role == CONS and self._probe is None:
             self._start_probe(targets)
 
     def _not_armed(self, failure: Failure) -> None:
         if not failure.check(StreamError):
-            self.log.failure("Targets could not be set", failure=failure)
+            self.log.failure("uid={uid} failed to set targets", failure=failure, uid=self._core.uid)
         error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", OUR_FAULT)
         self.machine.not_armed(error)
 
     def _numeric(self, target: Address, found: dict[str, list[str]]) -> Address:
-        """Where a target leads; of a name, the first of its addresses that may be dialled.
+        """Return the numeric form of a target: for a name, its first address that may be dialled.
 
         :raises StreamError: `target-refused` if there is none.
         """
@@ -456,7 +476,7 @@ class GatewayStream:
             return target
         addresses = [Address(host, target.port) for host in found.get(target.host, [])]
         if not addresses:
-            raise StreamError("target-refused", f"target {target}: this gateway finds no address of that name")
+            raise StreamError("target-refused", f"target {target}: this gateway finds no address for this name")
         refusals = []
         for address in addresses:
             try:
@@ -465,18 +485,18 @@ class GatewayStream:
                 refusals.append(error.msg)
             else:
                 return address
-        # Not which they are: a user could learn what the names of this facility stand for.
+        # The answer must not contain the addresses: users could resolve internal names of this facility.
         self._barred.add(_BARRED_TARGET, last="; ".join(refusals))
-        key, _ = self._reach()
+        key, _ = self._target_networks()
         raise StreamError(
             "target-refused",
-            f"target {target}: no address of that name is one that this gateway may dial: they lie outside its {key}, "
-            "or are this gateway itself",
+            f"target {target}: this gateway may not dial any address of this name: they are outside its {key}, "
+            "or belong to this gateway itself",
         )
 
     def _log_barred(self, kind: str, count: int, last: str) -> None:
         self.log.warn(
-            "uid={uid} role={role} {kind} so far: {count}; the last one: {last}",
+            "uid={uid} role={role} {kind}, so far: {count}; the last one: {last}",
             uid=self._core.uid,
             role=self._core.role,
             kind=kind,
@@ -487,7 +507,7 @@ class GatewayStream:
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
         if request.protocol == "probe" and request.role == CONS:
-            return _nobody  # the probe's own connections do not come in by a listener
+            return _nobody  # the connections of a probe do not come through a listener
         narrowed = None
         if request.role != PROD and request.app_from is not None:
             narrowed = tuple(parse_network(text) for text in request.app_from)
@@ -507,9 +527,9 @@ class GatewayStream:
         return request is not None and request.protocol == "probe"
 
     def _answer_probe(self) -> Address:
-        """Stand in for ProdApp.
+        """Start a responder in place of ProdApp, and return its address.
 
-        :raises StreamError: `gateway-failed` if this machine has no room for it.
+        :raises StreamError: `gateway-failed` if it cannot listen.
         """
         if self._responder is None:
             self._responder = Responder(self._server.reactor, self._core.uid)
@@ -540,14 +560,14 @@ class GatewayStream:
         def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
             if not self._allowed(peer[0]):
                 sock.close()
-                outside = "it came from outside the networks of the channel"
+                outside = "its address is outside the networks that may use the channel"
                 self.resets.add(channel, "stranger", outside, last=f"the last one came from {peer[0]}")
                 return
             self._server.elements.carry(core.uid, core.role, channel, sock)
 
         return accepted
 
-    def _room(self, channel: int) -> Callable[[], bool]:
+    def _room_check(self, channel: int) -> Callable[[], bool]:
         return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
 
 

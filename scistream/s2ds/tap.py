@@ -17,11 +17,11 @@ class Options(DaemonOptions[S2DSConfig]):
     """Run an S2DS, the data server of a gateway node."""
 
     config_type = S2DSConfig
-    synopsis = "[options]\n\nRuns the data server (S2DS) of a gateway node. Its controller is named in the file."
+    synopsis = "[options]\n\nRun the data server (S2DS) of a gateway node. The configuration file names its controller."
 
 
 def makeService(options: Options) -> Service:
-    """The service, set up and not started."""
+    """Return the service, which is not started yet."""
 
     def make(reactor: Any, problems: Any) -> DataServer:
         use_dns(reactor)

@@ -116,7 +116,7 @@ def test_what_cannot_be_had_is_refused_with_the_port_the_reason_and_the_remedy(w
         assert f"port {port} was asked for, and of this gateway's ports {PORT}, {FIRST}-{FIRST + 3} may be" in outside
     with closing(socket.create_server((HOST, PORT))):
         used = refused_request(world, "--listen-port", f"cons={PORT}")
-        assert f"port {PORT} was asked for, and another program of this gateway has it at {HOST}" in used
+        assert f"port {PORT} was requested, but another program on this gateway uses it at {HOST}" in used
     with world.request(1, "1Gbit", "--listen-port", f"cons={PORT}"):
         """It is free again."""
 

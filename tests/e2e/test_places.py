@@ -93,7 +93,8 @@ def test_a_loop_of_gateways_of_two_facilities_ends_at_its_share_and_its_user_lea
             )
         until(
             lambda: any(
-                "places left for others" in world.s2uc("status", "--json", each.uid).stdout for each in (one, other)
+                "full share of the gateway's connections" in world.s2uc("status", "--json", each.uid).stdout
+                for each in (one, other)
             ),
             lambda: "neither stream tells why",
         )

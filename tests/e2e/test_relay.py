@@ -78,7 +78,7 @@ async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
 async def test_an_end_that_comes_together_with_the_last_full_record_is_passed_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "TURN", RECORD)  # so that a turn is over with each full record
+    monkeypatch.setattr(pump, "TURN_BYTES", RECORD)  # so that a turn is over with each full record
     stream = make()
     for _ in range(20):
         consumer, producer = await stream.pair()
@@ -514,7 +514,7 @@ async def test_idle_and_half_closed_connections_cost_no_time(make: Make) -> None
     before = time.process_time()
     await sleep(1.0)
     assert time.process_time() - before < 0.05
-    assert all(not one._means.buffers._idle[8:] for side in (stream.prod, stream.cons) for one in side.relays())
+    assert all(not one._context.buffers._idle[8:] for side in (stream.prod, stream.cons) for one in side.relays())
 
 
 @pytest_twisted.ensureDeferred

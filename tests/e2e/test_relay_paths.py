@@ -148,7 +148,7 @@ async def test_little_messages_and_much_at_once_take_turns(make: Make, wan: str)
 async def test_a_turn_that_is_over_goes_on_after_the_others(
     make: Make, wan: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "TURN", 1)
+    monkeypatch.setattr(pump, "TURN_BYTES", 1)
     stream = make(wan=wan)
     await exchange(stream, MIB, 8)
 
@@ -206,7 +206,7 @@ async def test_connections_beyond_the_limit_of_pipes_do_without(make: Make) -> N
     stalled = [await stream.pair() for _ in range(4)]
     written = await both(*[lambda sock=producer: fill(sock, threading.Event()) for _, producer in stalled])
     for side in (stream.prod, stream.cons):
-        pipes = side.relays()[0]._means.pipes
+        pipes = side.relays()[0]._context.pipes
         assert pipes._lent
         pipes._most = pipes._lent
     await exchange(stream)
@@ -491,7 +491,7 @@ async def test_a_gateway_that_never_gets_a_port_to_dial_from_tells_why(
 
 def spread(stream: Stream, word: int) -> list[int]:
     """Return a figure of the stream's first channel at each element of the consumer's gateway."""
-    figures = stream.cons.elements._board
+    figures = stream.cons.elements._figures
     return [figures.words[figures.row(0, element) + word] for element in range(2)]
 
 

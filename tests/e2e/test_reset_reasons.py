@@ -142,7 +142,7 @@ def test_a_user_learns_that_no_gateway_was_reached_and_the_log_has_the_reason(wo
             world.lab.gateways[0].wait_until_ready()
             world.lab.wait_for_links()
         assert told.reason.startswith("the other gateway at ")
-        assert told.reason.endswith(" was not reached; the log of this gateway says why")
+        assert told.reason.endswith(" could not be reached; see the log of this gateway for the reason")
     words = world.centre.gateways[0].words()
     assert f"{told.reason} (the other gateway at " in words
     assert "refused the connection)" in words

@@ -145,7 +145,8 @@ def test_a_stream_leaves_as_many_connections_to_others_as_it_has_and_its_user_le
         consumer.sendall(b"?")
         assert receive_exactly(producer, 1) == b"?"
         until(
-            lambda: "places left for others" in world.s2uc("status", greedy.uid, "--json").stdout, lambda: "no reason"
+            lambda: "full share of the gateway's connections" in world.s2uc("status", greedy.uid, "--json").stdout,
+            lambda: "no reason",
         )
 
 

@@ -137,7 +137,7 @@ async def test_a_handshake_in_records_of_one_byte_is_refused_at_once_and_another
     await both(talk.until_done(attack), talk.go_on)
     assert talk.longest < SLOW
     await attacked.until(lambda: attacked.prod.reasons != [])
-    assert "cut its TLS handshake into too many records" in attacked.prod.reasons[0]
+    assert "sent too many TLS records in its handshake" in attacked.prod.reasons[0]
     assert attacked.prod.figures().reset == 5
 
 

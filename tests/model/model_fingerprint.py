@@ -37,7 +37,7 @@ def essence(world: World) -> list[tuple[str, Any]]:
             found.append((f"the state at {name}", state_of(held.machine)))
     for name, server in world.gateways.items():
         found.append((f"what {name} has promised", (len(server.ports._given), server.capacity._reserved)))
-        for holding in server._holdings.values():
+        for holding in server._streams.values():
             core = holding._core
             found.append((f"the state at {name}", (state_of(holding.machine), core.generation, core.current)))
     for name, controller in world.applications.items():
@@ -121,7 +121,7 @@ class Painter:
     def _gateway(self, server: Any) -> tuple[Any, ...]:
         return (
             server.boot,
-            tuple([(key, self._holding(one)) for key, one in server._holdings.items()]),
+            tuple([(key, self._holding(one)) for key, one in server._streams.items()]),
             len(server.ports._given),
             server.capacity._reserved,
             tuple(server.elements.streams),
@@ -138,7 +138,7 @@ class Painter:
             one._timer is not None and one._timer.active(),
             one.released_at is None,
             one._secret and one._secret.csr,
-            tuple(sorted(one.dials_here)),
+            tuple(sorted(one.own_targets)),
         )
 
     def _control(self, server: Any) -> tuple[Any, ...]:
@@ -209,7 +209,7 @@ class Painter:
             for held in control.streams.values():
                 found += [(party, *self._caller(caller)) for caller in callers_in(data_of(held.machine, object))]
         for party, gateway in world.gateways.items():
-            for holding in gateway._holdings.values():
+            for holding in gateway._streams.values():
                 found += [(party, *self._caller(caller)) for caller in callers_in(data_of(holding.machine, object))]
         return tuple(found)
 

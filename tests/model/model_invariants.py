@@ -42,7 +42,7 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
     """Check B."""
     for name, server in world.gateways.items():
         ports, rate, streams = 0, 0.0, set()
-        for key, holding in server._holdings.items():
+        for key, holding in server._streams.items():
             core = holding._core
             state = state_of(holding.machine)
             if state in HOLDING:
@@ -74,7 +74,7 @@ def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
 
 def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
     server = world.gateways[gateway]
-    for key, holding in server._holdings.items():
+    for key, holding in server._streams.items():
         if key[1] == role and (key in server.elements.streams or holding._listeners):
             yield f"{gateway} still has something of {role}, after it has answered REL"
 
@@ -100,7 +100,7 @@ def crossings(world: World) -> Iterator[tuple[Any, Any]]:
 
 def _of_role(world: World, role: Role) -> Iterator[tuple[Any, Any]]:
     for server in world.gateways.values():
-        for key, holding in server._holdings.items():
+        for key, holding in server._streams.items():
             if key[1] == role:
                 yield server, holding
 
@@ -124,7 +124,7 @@ def _still_held(world: World, control: str, key: tuple[str, Role]) -> Iterator[s
         if facility.control == control:
             for gateway in facility.gateways:
                 server = world.gateways.get(gateway)
-                holding = server._holdings.get(key) if server is not None else None
+                holding = server._streams.get(key) if server is not None else None
                 if holding is not None and state_of(holding.machine) in HOLDING:
                     yield f"B: {control} says Released, and {gateway} still holds the stream"
 
@@ -178,13 +178,13 @@ def _side_rests(world: World, role: Role) -> Iterator[str]:
     if not complete(world, role):
         return
     for gateway in facility.gateways:
-        for key, holding in world.gateways[gateway]._holdings.items():
+        for key, holding in world.gateways[gateway]._streams.items():
             if key[1] == role:
                 where = state_of(holding.machine)
                 if where in HOLDING and state not in RESTING[:3]:
                     yield f"B: {gateway} holds a stream that is {state} at its S2CS"
     for gateway in record.plan if record is not None and state in RESTING[:3] else ():
-        holding = world.gateways[gateway]._holdings.get(record.key)
+        holding = world.gateways[gateway]._streams.get(record.key)
         where = (state_of(holding.machine), holding._core.generation) if holding is not None else ("nothing", 0)
         expected = ("Forwarding" if record.generation else "Reserved", record.revision)
         if where != expected:

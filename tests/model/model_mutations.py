@@ -186,8 +186,8 @@ def _forget_the_released() -> None:
 
     def forgetful(self: Any, link: Any, message: Any) -> None:
         key = message.uid, message.role
-        if key in self._holdings and self._holdings[key].released_at is not None:
-            del self._holdings[key]
+        if key in self._streams and self._streams[key].released_at is not None:
+            del self._streams[key]
         command(self, link, message)
 
     DataServer._command = forgetful  # type: ignore[method-assign]

@@ -140,7 +140,7 @@ class ModelSocket:
 class ModelPorts(ListenPorts):
     """The real bookkeeping, without the kernel's."""
 
-    def _bound(self, host: str, port: int, *, reuse: bool) -> Any:
+    def _bind_one(self, host: str, port: int, *, reuse: bool) -> Any:
         return ModelSocket(host, port)
 
 

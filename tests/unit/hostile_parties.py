@@ -272,7 +272,7 @@ def a_gateway(network: MemoryNetwork, folder: Path) -> DataServer:
 
 def check_gateway(server: DataServer) -> None:
     """Ports and capacity in use are those of live streams, and only armed channels listen."""
-    holdings = list(server._holdings.values())
+    holdings = list(server._streams.values())
     live = [one._core for one in holdings if one._core.state not in ("Idle", "Released")]
     assert {one._core.state for one in holdings} <= {state.name for state in S2DS_STATES}
     requests = [core.request for core in live if core.request is not None]

@@ -322,7 +322,7 @@ class MemoryPorts(ListenPorts):
         super().__init__(first, last, chosen)
         self.taken: set[int] = set()
 
-    def _bound(self, host: str, port: int, *, reuse: bool) -> Any:
+    def _bind_one(self, host: str, port: int, *, reuse: bool) -> Any:
         return None if port in self.taken else MemorySocket(host, port)
 
 

@@ -40,7 +40,7 @@ def carry(facility: Facility, stream: Stream, role: Role, count: int, gateway: i
     """As if a gateway had passed on so many bytes to the consumer on its first channel of a stream."""
     elements = facility.gateways[gateway].elements
     first = next(iter(elements._streams[stream.uid, role].start.slots.values()))
-    elements._board.words[elements._board.row(first, 0) + TO_CONSUMER] += count
+    elements._figures.words[elements._figures.row(first, 0) + TO_CONSUMER] += count
 
 
 def booked(facility: Facility) -> dict[str, int]:
@@ -86,7 +86,7 @@ def test_bytes_are_booked_while_a_stream_lives_and_the_last_ones_with_its_end(wo
     world.result(stream.release().deferred)
     (end,) = told(world.prod, "end")
     assert (end.bytes_to_consumer, end.complete) == (1077, True)
-    (kept,) = world.prod.gateways[0]._holdings[stream.uid, PROD].status().figures
+    (kept,) = world.prod.gateways[0]._streams[stream.uid, PROD].status().figures
     assert kept.bytes_to_consumer == 1077
     assert booked(world.prod) == {"1970-01-01": 1077}
     assert world.prod.control.ledger.usage_today("insecure:loopback") == 1077
@@ -163,7 +163,7 @@ def test_a_gateway_that_is_asked_for_its_streams_just_as_it_releases_one_by_itse
     carry(world.prod, stream, PROD, 9)
     (gateway,) = world.prod.control.gateways.values()
     gateway.dialer.on_poll()
-    world.prod.gateways[0]._holdings[stream.uid, PROD].machine.expired()
+    world.prod.gateways[0]._streams[stream.uid, PROD].machine.expired()
     world.prod.control.streams[stream.uid, PROD].machine.expired()
     world.network.run(1.0)
     (end,) = told(world.prod, "end")

@@ -76,7 +76,7 @@ class Office:
         owners = {(one.uid, one.role): one.owner for one in self.lab.control.store.load()}
         (gateway,) = self.lab.world.prod.gateways
         mine: dict[str, list[Any]] = {}
-        for key, holding in gateway._holdings.items():
+        for key, holding in gateway._streams.items():
             if holding._rate:
                 mine.setdefault(owners[key], []).append(holding.status())
         for owner, streams in mine.items():

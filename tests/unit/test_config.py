@@ -297,12 +297,12 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
         ('wan_timeout = "soon"', "wan_timeout", "'soon' is no time"),
         ('app_networks = ["lab"]', "app_networks", "'lab' is no network"),
         ('wan_networks = ["::1/128", "10.0.0.0/40"]', "wan_networks", "'10.0.0.0/40' is no network"),
-        ('[lan]\nbind = "eth0"', "lan.bind", "'eth0' is no numeric address"),
-        ('[wan]\nbind = "0.0.0.0"', "wan.advertise", "which address do others reach?"),
-        ('[wan]\nbind = "::"', "wan.advertise", "which address do others reach?"),
+        ('[lan]\nbind = "eth0"', "lan.bind", "'eth0' is not a numeric address"),
+        ('[wan]\nbind = "0.0.0.0"', "wan.advertise", "write the address at which others reach this gateway"),
+        ('[wan]\nbind = "::"', "wan.advertise", "write the address at which others reach this gateway"),
         ('[wan]\nadvertise = "a host"', "wan.advertise", "'a host'"),
         ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is no network"),
-        ('wan_cipher = "des"', "wan_cipher", "'des' is no cipher that can be preferred: write aes or chacha20"),
+        ('wan_cipher = "des"', "wan_cipher", "'des' is not a cipher that a gateway can prefer: write aes or chacha20"),
         ('[limits]\nunread = "much"', "limits.unread", "'much' is no size"),
         ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is no time"),
     ],
@@ -507,13 +507,13 @@ def test_a_server_needs_certificates_unless_it_is_told_to_be_insecure(tmp_path: 
 CONTRADICTIONS: list[tuple[Any, str, str, str]] = [
     (S2DSConfig, 'lan.bind = "::"\nlan.advertise = "127.0.0.1"', "lan.advertise", "is an IPv4 address"),
     (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "2001:db8::1"', "wan.advertise", "is an IPv6 address"),
-    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "0.0.0.0"', "wan.advertise", "no address of one machine"),
-    (S2DSConfig, 'wan.bind = "224.0.0.1"', "wan.bind", "address of many machines"),
-    (S2DSConfig, 'lan.bind = "192.0.2.1"\nlan.advertise = "127.0.0.1"', "lan.advertise", "on loopback"),
-    (S2DSConfig, 'lan.bind = "192.0.2.1"', "app_networks", "nothing but loopback"),
-    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "192.0.2.1"', "wan_networks", "nothing but loopback"),
-    (S2DSConfig, 'app_networks = ["127.0.0.0/8"]\nlan.bind = "::1"', "app_networks", "no network of IPv6"),
-    (S2DSConfig, 'wan_networks = ["::/0"]', "wan_networks", "no network of IPv4"),
+    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "0.0.0.0"', "wan.advertise", "not the address of a machine"),
+    (S2DSConfig, 'wan.bind = "224.0.0.1"', "wan.bind", "multicast address"),
+    (S2DSConfig, 'lan.bind = "192.0.2.1"\nlan.advertise = "127.0.0.1"', "lan.advertise", "is a loopback address"),
+    (S2DSConfig, 'lan.bind = "192.0.2.1"', "app_networks", "only loopback networks"),
+    (S2DSConfig, 'wan.bind = "0.0.0.0"\nwan.advertise = "192.0.2.1"', "wan_networks", "only loopback networks"),
+    (S2DSConfig, 'app_networks = ["127.0.0.0/8"]\nlan.bind = "::1"', "app_networks", "no IPv6 network"),
+    (S2DSConfig, 'wan_networks = ["::/0"]', "wan_networks", "no IPv4 network"),
     (S2DSConfig, "wan_networks = []", "wan_networks", "is empty"),
     (S2DSConfig, 'listen = "127.0.0.1:5150"', "ports", "has port 5150"),
     (S2DSConfig, 'listen = "0.0.0.0:5200"', "ports", "has port 5200"),
@@ -571,7 +571,7 @@ def test_others_are_told_the_advertised_address_or_the_bound_one(
     tmp_path: Path, bind: str, advertise: str, told: str
 ) -> None:
     text = f'insecure = true\nwan_networks = ["10.0.0.0/8"]\n[wan]\nbind = "{bind}"\nadvertise = "{advertise}"'
-    assert load(written(tmp_path, text), S2DSConfig).wan.told == told
+    assert load(written(tmp_path, text), S2DSConfig).wan.advertised == told
 
 
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_rates_beyond_all_bounds_that_a_gateway_tells_of_others_only_leave_it_wi
         )
         lab.world.result(link.ask(request, 30.0))
     (gateway,) = lab.world.prod.gateways
-    for holding in gateway._holdings.values():
+    for holding in gateway._streams.values():
         holding._rate = 1.7e308
     lab.world.network.run(20.0)
     assert len(lab.control.gateways["dtn5001"].unknown_streams) == 3

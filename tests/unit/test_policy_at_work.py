@@ -482,13 +482,13 @@ def carry(lab: Lab, stream: Stream, count: int) -> None:
     """Let the producer's gateway forward `count` bytes to the consumer, and the S2CS learn of it."""
     elements = lab.world.prod.gateways[0].elements
     [slot] = elements._streams[stream.uid, PROD].start.slots.values()
-    elements._board.words[elements._board.row(slot, 0) + TO_CONSUMER] += count
+    elements._figures.words[elements._figures.row(slot, 0) + TO_CONSUMER] += count
     lab.world.network.run(16.0)
 
 
 def breaks(lab: Lab, stream: Stream, seconds: float) -> None:
     """Let all WAN connections of the producer's side fail for `seconds`."""
-    holding = lab.world.prod.gateways[0]._holdings[stream.uid, PROD]
+    holding = lab.world.prod.gateways[0]._streams[stream.uid, PROD]
     for _ in range(int(seconds // 20)):
         holding.outages.failed(0, "the other gateway was not reached", 0)
         lab.world.network.run(20.0)

@@ -120,7 +120,7 @@ def test_where_no_port_may_be_chosen_any_is_refused(world: World) -> None:
 def test_a_port_of_another_program_is_refused_with_its_name(world: World) -> None:
     taken_by_another_program(world.cons.gateways[0], LAN + 4)
     msg = refused(world, num_conn=2, listen_ports={CONS: [LAN + 3, LAN + 4]})
-    assert f"port {LAN + 4} was asked for, and another program of this gateway has it at {HOST}" in msg
+    assert f"port {LAN + 4} was requested, but another program on this gateway uses it at {HOST}" in msg
     assert world.both_are("released")
     assert ports_of(world.request(listen_ports={CONS: [LAN + 3]}).listeners[CONS]) == [LAN + 3]
 
@@ -145,7 +145,10 @@ def test_a_gateway_warns_at_its_start_of_ports_that_its_outgoing_connections_may
         globalLogPublisher.removeObserver(note)
     assert len(said) == (2 if "40000" in chosen else 0), "one of each gateway"
     for line in said:
-        assert "Streams may ask for ports 40000-40003, which this system gives to outgoing connections, too" in line
+        assert (
+            "Streams may ask for ports 40000-40003, but this system also gives these ports to outgoing connections"
+            in line
+        )
         assert "net.ipv4.ip_local_reserved_ports" in line
 
 
@@ -186,7 +189,7 @@ def test_a_gateway_of_a_pool_where_another_program_has_the_port_is_replaced_by_t
     taken_by_another_program(pools.cons.gateways[2], 5075)
     msg = refused(pools, rate=1.0, listen_ports={CONS: [5075]})
     for name in names:
-        assert f"gateway {name}: port 5075 was asked for, and another program of this gateway has it" in msg
+        assert f"gateway {name}: port 5075 was requested, but another program on this gateway uses it" in msg
     assert pools.both_are_empty()
 
 
@@ -216,8 +219,8 @@ class OldDataServer(DataServer):
             message = msgspec.structs.replace(message, listen_ports=None)
         super().message_received(link, message)
 
-    def _room(self) -> GatewayCapacity:
-        return msgspec.structs.replace(super()._room(), chosen_ports=None)
+    def _gateway_capacity(self) -> GatewayCapacity:
+        return msgspec.structs.replace(super()._gateway_capacity(), chosen_ports=None)
 
 
 class OldControlServer(ControlServer):

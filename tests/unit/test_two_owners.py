@@ -124,7 +124,7 @@ def test_a_gateway_obeys_only_the_s2cs_that_has_reserved(world: World) -> None:
     ):
         refused = world.refusal(gateway.ask(command, 30.0))
         assert refused.code == code
-        assert "was reserved here by another S2CS" in refused.msg
+        assert "on this gateway belongs to another S2CS" in refused.msg
     assert world.both_are("streaming")
     assert world.result(gateway.ask(Rel(uid=stream.uid, role=PROD, seq=UNSENT, store=mine), 30.0)).state == "Released"
 

@@ -196,23 +196,23 @@ def test_an_index_of_the_live_streams_holds_nothing_of_those_that_are_over(world
 
 def test_a_gateway_remembers_the_last_of_the_streams_that_are_over(world: World, link: Dialer) -> None:
     gateway = world.prod.gateways[0]
-    gateway._most_over = 5
+    gateway._most_ended = 5
     uids = [str(uuid4()) for _ in range(12)]
     for uid in uids:
         world.result(link.ask(a_request(PROD, 1, uid), 30.0))
         world.result(link.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0))
-    assert [uid for uid, _ in gateway._holdings] == uids[-5:]
+    assert [uid for uid, _ in gateway._streams] == uids[-5:]
     assert gateway._live == {}
     direct = dialer(world.network, Address(HOST, PROD_PORT + 1), "the gateway", None)
     direct.startService()
     never = [str(uuid4()) for _ in range(8)]
     for uid in never:
         assert world.refusal(direct.ask(Rel(uid=uid, role=PROD, seq=UNSENT), 30.0)).code == "unknown-uid"
-    assert [uid for uid, _ in gateway._holdings] == never[-5:]
+    assert [uid for uid, _ in gateway._streams] == never[-5:]
     world.result(link.ask(a_request(PROD, 1), 30.0))
     world.network.jump(25 * 3600.0)
     world.result(link.ask(a_request(PROD, 1), 30.0))
-    assert len(gateway._live) + len(gateway._over) == len(gateway._holdings) <= 2
+    assert len(gateway._live) + len(gateway._ended) == len(gateway._streams) <= 2
 
 
 # -- streams that are over

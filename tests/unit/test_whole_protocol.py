@@ -367,7 +367,7 @@ def test_a_new_hello_with_other_listeners_leads_to_a_new_generation(world: World
 def targets_in_force(world: World) -> set[str]:
     """Where the producer's S2CS says that its channels lead, which is where its gateways lead them."""
     (record,) = [held.record for held in world.prod.control.streams.values() if held.record.role == PROD]
-    at_gateways = [one._core.current for gateway in world.prod.gateways for one in gateway._holdings.values()]
+    at_gateways = [one._core.current for gateway in world.prod.gateways for one in gateway._streams.values()]
     told = {target for one in at_gateways if one is not None for target in one.connection_map.values()}
     assert told == set(record.connection_map.values())
     return told
@@ -936,5 +936,5 @@ def test_a_name_that_is_not_answered_for_is_given_up_and_the_targets_refused(wor
     world.application(stream.join[PROD], "detector")
     refused = world.refusal(stream.provisioned().deferred, within=15.0)
     assert refused.code == "target-refused"
-    assert "finds no address of that name" in refused.msg
+    assert "finds no address for this name" in refused.msg
     assert world.network.seconds() < 12.0

@@ -1,1 +1,1 @@
-"""Buffer-and-forward elements: their processes, and what the gateway tells them."""
+"""Buffer-and-forward elements: their processes, commands and shared figures."""

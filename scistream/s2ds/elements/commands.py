@@ -1,7 +1,7 @@
-"""What an initiator says to its elements, and they to it: one JSON object a line, as on every link of SciStream.
+"""The messages between the initiator and its elements: one JSON object a line, as on every link of SciStream.
 
-The two ends are one program on one machine over a socket pair, which loses nothing: there is no repetition here. An
-accepted connection goes over a second pair, with a `HandOver` that says what it is.
+They go over a socket pair between processes of the same version, which loses nothing, so no message is repeated. An
+accepted connection goes over a second pair, with a `HandOver` that describes it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from scistream.protocol.errors import ErrorCode
 from scistream.protocol.messages import Cause, Role
@@ -17,13 +17,15 @@ from scistream.tls.stream_channels import Credentials
 
 
 class _Command(Struct, frozen=True, kw_only=True, tag_field="cmd", forbid_unknown_fields=True):
-    """What all of them share."""
+    """The base of all messages."""
 
 
 class ArmChannels(_Command, frozen=True, kw_only=True, tag="StartLstn"):
-    """A stream is reserved: `slots` has the slot of each of its channels, `rate` is in Mbit/s, each way.
+    """Prepare the channels of a stream, which has been reserved. The initiator keeps the listening sockets.
 
-    The listening sockets stay with the initiator. An `owner` is the same for all streams of one user; empty: not known.
+    :ivar rate: Mbit/s in each direction.
+    :ivar slots: the slot of each channel in the shared figures.
+    :ivar owner: the same for all streams of one user; empty if the user is not known.
     """
 
     uid: str
@@ -34,11 +36,12 @@ class ArmChannels(_Command, frozen=True, kw_only=True, tag="StartLstn"):
 
 
 class SetTargets(_Command, frozen=True, kw_only=True, tag="UpdateTargets"):
-    """New connections of each channel go to these addresses from now on.
+    """Connect new connections of each channel to these targets.
 
-    :ivar own: ports of this gateway that are targets all the same.
-    :ivar other_addresses: of a channel, where to connect to if that fails.
-    :ivar credentials: of the WAN leg. None: that is plain TCP too, which no stream asks for.
+    :ivar targets: the address of each channel's target.
+    :ivar credentials: for TLS on the WAN leg. With None it is plain TCP, which only benchmarks and tests use.
+    :ivar own: ports of this gateway that are allowed as targets.
+    :ivar other_addresses: for a channel, the addresses to try if the target does not answer.
     """
 
     uid: str
@@ -50,16 +53,18 @@ class SetTargets(_Command, frozen=True, kw_only=True, tag="UpdateTargets"):
 
 
 class CloseChannels(_Command, frozen=True, kw_only=True, tag="REL"):
-    """Reset every connection of the stream, and forget it: not one byte crosses after the answer."""
+    """Reset all connections of a stream and forget it. No byte passes after the answer."""
 
     uid: str
     role: Role
 
 
 class MakeRoom(_Command, frozen=True, kw_only=True, tag="MakeRoom"):
-    """Others wait: end up to `count` connections of a channel that have had their time for the handshake.
+    """Reset connections of a channel that are slow in their handshake, since other connections wait.
 
-    :ivar share: connections without a handshake that an address may have here; if it has more, they have less time.
+    :ivar count: the number of connections to reset, at most.
+    :ivar share: the number of connections without a handshake that an address may have here. If it has more, they have
+        less time.
     """
 
     uid: str
@@ -70,33 +75,33 @@ class MakeRoom(_Command, frozen=True, kw_only=True, tag="MakeRoom"):
 
 
 class SetNetworks(_Command, frozen=True, kw_only=True, tag="SetNetworks"):
-    """Other gateways that have names are dialled in these networks only, from now on."""
+    """Dial other gateways that have names in these networks only."""
 
     wan_networks: list[str]
 
 
 class Ping(_Command, frozen=True, kw_only=True, tag="Beat"):
-    """Is it alive?"""
+    """Answer, to show that the element is alive."""
 
 
 ElementCommand = ArmChannels | SetTargets | CloseChannels | MakeRoom | SetNetworks | Ping
 
 
 class NumberedCommand(Struct, frozen=True, kw_only=True):
-    """An order with its number on this link, counted from 1."""
+    """A command with its sequence number, counted from 1."""
 
     seq: int
-    order: ElementCommand
+    command: ElementCommand = field(name="order")
 
 
 class Done(_Command, frozen=True, kw_only=True, tag="RESP"):
-    """The order of that number was carried out."""
+    """The command with this sequence number was carried out."""
 
     seq: int
 
 
 class Failed(_Command, frozen=True, kw_only=True, tag="ERROR"):
-    """It was not."""
+    """The command with this sequence number failed; `code` and `msg` as in the control protocol."""
 
     seq: int
     code: ErrorCode
@@ -104,14 +109,18 @@ class Failed(_Command, frozen=True, kw_only=True, tag="ERROR"):
 
 
 class LogLine(_Command, frozen=True, kw_only=True, tag="Log"):
-    """A line for the log: what a person reads, and a level of `twisted.logger`."""
+    """A line for the log, with a level of `twisted.logger`."""
 
     level: str
     text: str
 
 
 class Reset(Struct, frozen=True, kw_only=True):
-    """So many connections of a channel were reset for one reason; `detail` of the last one is for the log alone."""
+    """Connections of a channel that were reset for one reason.
+
+    :ivar count: the number of connections.
+    :ivar detail: details of the last one, for the log only.
+    """
 
     uid: str
     role: Role
@@ -123,7 +132,7 @@ class Reset(Struct, frozen=True, kw_only=True):
 
 
 class ResetsReport(_Command, frozen=True, kw_only=True, tag="Resets"):
-    """What was reset since the last report of it; each second there is one at most."""
+    """The connections reset since the last report. An element sends at most one report per second."""
 
     resets: list[Reset]
 
@@ -132,9 +141,9 @@ Report = Done | Failed | LogLine | ResetsReport
 
 
 class HandOver(Struct, frozen=True, kw_only=True):
-    """Beside this comes a descriptor: a connection that was accepted on this channel.
+    """The description of an accepted connection, whose descriptor comes with it.
 
-    :ivar number: its place among those of the channel, counted from 1; 0 where their order does not matter.
+    :ivar number: its number among the connections of the channel, counted from 1; 0 if their order does not matter.
     """
 
     uid: str
@@ -144,9 +153,9 @@ class HandOver(Struct, frozen=True, kw_only=True):
 
 
 MAX_PACKET = 1024
-"""No `HandOver` is longer, in bytes."""
+"""The greatest size of an encoded `HandOver` in bytes."""
 
 encode = msgspec.json.Encoder().encode
 read_command: Any = msgspec.json.Decoder(NumberedCommand).decode
 read_report: Any = msgspec.json.Decoder(cast(Any, Report)).decode
-read_carry: Any = msgspec.json.Decoder(HandOver).decode
+read_hand_over: Any = msgspec.json.Decoder(HandOver).decode

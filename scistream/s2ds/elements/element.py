@@ -1,6 +1,6 @@
-"""An element: carries connections of streams, in a process of its own (`worker.py`) or in the initiator's.
+"""An element: it carries connections of streams, in a process of its own (`worker.py`) or in the initiator's.
 
-The initiator gives it orders and hands it accepted connections. An element decides nothing about who may have what.
+The initiator sends commands and hands over accepted connections. It also decides about limits: an element does not.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.self_target import is_own_address
 
 MOST_PROVEN = 256
-"""Addresses of gateways that a channel remembers, since their connections have shown who they are."""
+"""The number of verified peer addresses that a channel remembers."""
 
 MOST_RESETS = 256
-"""Reasons that an element tells at a time, of all streams together."""
+"""The number of reasons in one report of an element, over all streams."""
 NOT_ARMED = "the channel has no target yet"
 NO_DESCRIPTOR = "an element of the gateway is out of descriptors: raise the limit of open files (LimitNOFILE)"
 
 SAMPLES = 200
-"""Connections of one channel that TCP is asked about each time; the sums are made of them."""
+"""The number of connections of one channel in a sample, from which its sums are estimated."""
 
 
 class ElementSettings(Struct, frozen=True, kw_only=True):
-    """How every element of a gateway works; times in seconds.
+    """The settings of all elements of a gateway; times in seconds.
 
-    :ivar wan_timeout: that a break of the WAN may last before connections are reset.
-    :ivar dial_timeout: for a connection to the target.
-    :ivar handshake_timeout: for the TLS handshake on the WAN.
+    :ivar wan_timeout: how long the WAN may be interrupted before connections are reset.
+    :ivar dial_timeout: the time limit for a connection to the target.
+    :ivar handshake_timeout: the time limit for the TLS handshake on the WAN.
     :ivar lan_congestion: the congestion control of connections to applications; empty: the system's.
-    :ivar wan_congestion: of those to other gateways.
-    :ivar buffer_size: bytes in flight in each direction of a connection, at most.
-    :ivar wan_cipher: which is preferred there.
-    :ivar wan_networks: in which the addresses of other gateways lie that have names.
-    :ivar control: the port of this gateway for its controller.
+    :ivar wan_congestion: the congestion control of connections to other gateways; empty: the system's.
+    :ivar buffer_size: the number of bytes in flight in each direction of a connection, at most.
+    :ivar wan_cipher: the preferred cipher on the WAN.
+    :ivar wan_networks: the networks in which gateways with names may be dialled.
+    :ivar control: the port on which this gateway listens for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
     """
 
@@ -89,8 +89,8 @@ class Element:
     """A buffer-and-forward element.
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
-    :param figures: where it counts, in the rows of `number`.
-    :param tell: called with why connections were reset, once a second at most.
+    :param figures: the shared figures, in which it writes the rows of its `number`.
+    :param on_resets: called with the connections that were reset, once a second at most.
     """
 
     log = Logger()
@@ -101,10 +101,10 @@ class Element:
         figures: SharedFigures,
         number: int,
         settings: ElementSettings,
-        tell: Callable[[list[Reset]], None] | None = None,
+        on_resets: Callable[[list[Reset]], None] | None = None,
     ) -> None:
         self._settings = settings
-        self._means = RelayContext(
+        self._context = RelayContext(
             reactor,
             Buffers(settings.buffer_size),
             DeadPeerDetector(reactor, settings.wan_timeout),
@@ -115,50 +115,50 @@ class Element:
             settings.wan_congestion,
             Names(reactor, lambda address, own: _may_dial(self._settings, address, own)),
         )
-        self._board = figures
+        self._figures = figures
         self._number = number
         self._streams: dict[StreamKey, _ElementStream] = {}
         self._windows = Windows(most_wide(figures.elements))
         self._sampling: IDelayedCall | None = None
-        self._resets = _Resets(reactor, tell) if tell is not None else None
+        self._resets = _ResetReporter(reactor, on_resets) if on_resets is not None else None
 
-    def carry_out(self, order: ElementCommand) -> None:
-        """Do what the initiator says. An order that was carried out already does nothing.
+    def carry_out(self, command: ElementCommand) -> None:
+        """Carry out a command of the initiator. A repeated command has no effect.
 
-        :raises StreamError: ``bad-message`` for credentials that OpenSSL refuses, ``gateway-failed`` for a stream that
-            is not there.
+        :raises StreamError: ``bad-message`` for credentials that OpenSSL refuses, ``gateway-failed`` for an unknown
+            stream.
         """
-        if isinstance(order, ArmChannels):
-            self._open(order)
-        elif isinstance(order, SetTargets):
-            self._arm(order)
-        elif isinstance(order, CloseChannels):
-            self._close(order)
-        elif isinstance(order, MakeRoom):
-            self._make_room(order)
-        elif isinstance(order, SetNetworks):
-            self._settings = msgspec.structs.replace(self._settings, wan_networks=order.wan_networks)
+        if isinstance(command, ArmChannels):
+            self._open(command)
+        elif isinstance(command, SetTargets):
+            self._arm(command)
+        elif isinstance(command, CloseChannels):
+            self._close(command)
+        elif isinstance(command, MakeRoom):
+            self._make_room(command)
+        elif isinstance(command, SetNetworks):
+            self._settings = msgspec.structs.replace(self._settings, wan_networks=command.wan_networks)
 
-    def carry(self, carry: HandOver, sock: socket.socket) -> None:
-        """Take over an accepted connection. Where the channel is not armed it is reset."""
-        of_channel = self._channel(carry)
-        if of_channel is None:
+    def carry(self, hand_over: HandOver, sock: socket.socket) -> None:
+        """Take over an accepted connection. Reset it if the channel has no target."""
+        channel = self._channel(hand_over)
+        if channel is None:
             refuse(sock)
-            self._board.words[self._board.ended(self._number)] += 1
-            self._note(carry.uid, carry.role, carry.channel, ConnectionEnding(False, NOT_ARMED))
+            self._figures.words[self._figures.ended(self._number)] += 1
+            self._note(hand_over.uid, hand_over.role, hand_over.channel, ConnectionEnding(False, NOT_ARMED))
         else:
-            of_channel.carry(self._means, sock, carry.number)
+            channel.carry(self._context, sock, hand_over.number)
             if self._sampling is None:
-                self._sampling = self._means.reactor.callLater(timing.SAMPLE, self._sample)
+                self._sampling = self._context.reactor.callLater(timing.SAMPLE, self._sample)
 
-    def lost(self, carry: HandOver) -> None:
-        """A connection that was handed over has not come: this process has no descriptor for it."""
-        of_channel = self._channel(carry)
-        if of_channel is None:
-            self._board.words[self._board.ended(self._number)] += 1
+    def lost(self, hand_over: HandOver) -> None:
+        """Count a connection that was handed over and lost, since this process had no descriptor for it."""
+        channel = self._channel(hand_over)
+        if channel is None:
+            self._figures.words[self._figures.ended(self._number)] += 1
         else:
-            of_channel.lose(carry.number)
-        self._note(carry.uid, carry.role, carry.channel, ConnectionEnding(False, NO_DESCRIPTOR))
+            channel.count_lost(hand_over.number)
+        self._note(hand_over.uid, hand_over.role, hand_over.channel, ConnectionEnding(False, NO_DESCRIPTOR))
 
     def stop(self) -> None:
         """Reset every connection."""
@@ -170,28 +170,28 @@ class Element:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
-        self._means.pipes.close()
+        self._context.pipes.close()
 
-    def _channel(self, carry: HandOver) -> _Channel | None:
-        stream = self._streams.get((carry.uid, carry.role))
-        return stream.channels.get(carry.channel) if stream is not None else None
+    def _channel(self, hand_over: HandOver) -> _Channel | None:
+        stream = self._streams.get((hand_over.uid, hand_over.role))
+        return stream.channels.get(hand_over.channel) if stream is not None else None
 
     def _sample(self) -> None:
         self._sampling = None
         for stream in self._streams.values():
-            for of_channel in stream.channels.values():
-                if of_channel.is_used:
-                    of_channel.sample()
-                    self._sampling = self._sampling or self._means.reactor.callLater(timing.SAMPLE, self._sample)
+            for channel in stream.channels.values():
+                if channel.is_used:
+                    channel.sample()
+                    self._sampling = self._sampling or self._context.reactor.callLater(timing.SAMPLE, self._sample)
 
-    def _open(self, order: ArmChannels) -> None:
-        if (order.uid, order.role) not in self._streams:
-            self._streams[order.uid, order.role] = _ElementStream(
-                self._means.reactor,
-                self._board,
+    def _open(self, command: ArmChannels) -> None:
+        if (command.uid, command.role) not in self._streams:
+            self._streams[command.uid, command.role] = _ElementStream(
+                self._context.reactor,
+                self._figures,
                 self._number,
-                order,
-                self._windows.of_stream(order.owner),
+                command,
+                self._windows.of_stream(command.owner),
                 self._note,
             )
 
@@ -199,58 +199,58 @@ class Element:
         if self._resets is not None:
             self._resets.add(uid, role, channel, ending)
 
-    def _arm(self, order: SetTargets) -> None:
-        """Those connections that are open finish on the old target."""
-        stream = self._streams.get((order.uid, order.role))
+    def _arm(self, command: SetTargets) -> None:
+        """Set the targets of new connections; open connections keep their old target."""
+        stream = self._streams.get((command.uid, command.role))
         if stream is None:
-            raise StreamError("gateway-failed", f"an element knows nothing of stream {order.uid} ({order.role})")
+            raise StreamError("gateway-failed", f"an element does not know stream {command.uid} ({command.role})")
         context = None
-        if order.credentials is not None:
-            context = order.credentials.context(self._settings.wan_cipher)
+        if command.credentials is not None:
+            context = command.credentials.context(self._settings.wan_cipher)
             tune(context)
-        for channel, target in order.targets.items():
-            stream.channels[channel].arming = ChannelTarget(
-                order.uid,
-                order.role,
+        for channel, target in command.targets.items():
+            stream.channels[channel].target = ChannelTarget(
+                command.uid,
+                command.role,
                 channel,
                 Address.parse(target),
                 context,
-                own=frozenset(order.own),
-                others=tuple(map(Address.parse, order.other_addresses.get(channel, ()))),
+                own_ports=frozenset(command.own),
+                other_addresses=tuple(map(Address.parse, command.other_addresses.get(channel, ()))),
             )
 
-    def _close(self, order: CloseChannels) -> None:
-        stream = self._streams.pop((order.uid, order.role), None)
+    def _close(self, command: CloseChannels) -> None:
+        stream = self._streams.pop((command.uid, command.role), None)
         if stream is not None:
             if self._resets is not None:
-                self._resets.flush()  # the answer to this order is the last that is heard of the stream
+                self._resets.flush()  # the initiator forgets the stream after the answer to this command
             cut = stream.close()
             self._windows.forget(stream.windows)
             self.log.info(
-                "Stream {uid} ({role}) is closed; connections cut: {cut}", uid=order.uid, role=order.role, cut=cut
+                "Stream {uid} ({role}) is closed; connections reset: {cut}", uid=command.uid, role=command.role, cut=cut
             )
 
-    def _make_room(self, order: MakeRoom) -> None:
-        stream = self._streams.get((order.uid, order.role))
+    def _make_room(self, command: MakeRoom) -> None:
+        stream = self._streams.get((command.uid, command.role))
         if stream is not None:
-            stream.channels[order.channel].make_room(self._means.reactor.seconds(), order.count, order.share)
+            stream.channels[command.channel].make_room(self._context.reactor.seconds(), command.count, command.share)
 
 
 class _ElementStream:
-    """What an element holds for one stream."""
+    """One stream at an element."""
 
     def __init__(
         self,
         reactor: Any,
         figures: SharedFigures,
         element: int,
-        order: ArmChannels,
+        command: ArmChannels,
         windows: StreamWindows,
         note: Callable[[str, Role, int, ConnectionEnding], None],
     ) -> None:
-        first = next(iter(order.slots.values()))
+        first = next(iter(command.slots.values()))
         self._to_consumer, self._to_producer = (
-            _throttle(reactor, figures, element, order.rate, first, direction) for direction in (0, 1)
+            _throttle(reactor, figures, element, command.rate, first, direction) for direction in (0, 1)
         )
         self.windows = windows
         self.channels = {
@@ -262,12 +262,13 @@ class _ElementStream:
                 self._to_consumer,
                 self._to_producer,
                 windows,
-                partial(note, order.uid, order.role, channel),
+                partial(note, command.uid, command.role, channel),
             )
-            for channel, slot in order.slots.items()
+            for channel, slot in command.slots.items()
         }
 
     def close(self) -> int:
+        """Reset all connections, and return how many there were."""
         relays = [relay for channel in self.channels.values() for relay in channel.relays]
         for relay in relays:
             relay.cut()
@@ -277,14 +278,17 @@ class _ElementStream:
 
 
 def _throttle(reactor: Any, figures: SharedFigures, element: int, rate: float, slot: int, direction: int) -> Throttle:
-    """One direction of a stream at this element, which gets as much of the rate as its busy connections are of all."""
-    words, everywhere = figures.words, figures.busy(slot, direction)
-    here = everywhere[element]
+    """Return the throttle of one direction of a stream at this element.
+
+    Its share of the rate is its share of the connections that wait for the rate on all elements.
+    """
+    words, all_busy = figures.words, figures.busy(slot, direction)
+    here = all_busy[element]
 
     def share() -> float:
-        others = sum(words[at] for at in everywhere if at != here)
-        mine = words[here] or 1
-        return float(mine / (mine + others))
+        elsewhere = sum(words[at] for at in all_busy if at != here)
+        own = words[here] or 1
+        return float(own / (own + elsewhere))
 
     def tell_busy(count: int) -> None:
         words[here] = count
@@ -293,7 +297,7 @@ def _throttle(reactor: Any, figures: SharedFigures, element: int, rate: float, s
 
 
 class _Channel:
-    """One channel at this element, its open connections and its row of figures."""
+    """One channel at this element, with its open connections and its row of figures."""
 
     def __init__(
         self,
@@ -313,38 +317,48 @@ class _Channel:
         self._to_consumer = Flow(to_consumer, windows, self._words, row + shared_figures.TO_CONSUMER)
         self._to_producer = Flow(to_producer, windows, self._words, row + shared_figures.TO_PRODUCER)
         self._turns = Turns(reactor, self._words, figures.turns(slot))
-        self.arming: ChannelTarget | None = None
+        self.target: ChannelTarget | None = None
         self.relays: dict[Relay, tuple[int, int]] = {}
-        """What is open, and how many segments it had sent again, and bytes moved, when it was last looked at."""
+        """The open relays, with the retransmits and moved bytes of each at the last sample."""
         self._joining: dict[Relay, float] = {}
         self._proven: dict[str, None] = {}
 
     @property
     def is_used(self) -> bool:
-        """Whether there is anything to say, or to take back, of its connections."""
+        """True if the channel has connections, or figures of ended ones that a sample has to clear."""
         return bool(self.relays or self._words[self._row + shared_figures.RTT_US])
 
-    def carry(self, means: RelayContext, sock: socket.socket, number: int) -> None:
+    def carry(self, context: RelayContext, sock: socket.socket, number: int) -> None:
+        """Start a relay for an accepted connection, or reset it if the channel has no target."""
         words, row = self._words, self._row
         turn = Turn(self._turns, number)
         words[row + shared_figures.TAKEN] += 1
-        if self.arming is None:
+        if self.target is None:
             self._count_reset()
-            turn.over()
+            turn.finish()
             refuse(sock)
             self._note(ConnectionEnding(False, NOT_ARMED))
             return
         words[row + shared_figures.OPEN] += 1
         words[row + shared_figures.JOINING] += 1
         words[row + shared_figures.ACTIVE] += 1
-        relay = Relay(means, self.arming, sock, self._to_producer, self._to_consumer, self._ended, self._opened, turn)
+        relay = Relay(
+            context,
+            self.target,
+            sock,
+            self._to_producer,
+            self._to_consumer,
+            self._relay_ended,
+            self._relay_joined,
+            turn,
+        )
         self.relays[relay] = 0, 0
-        self._joining[relay] = means.reactor.seconds()
+        self._joining[relay] = context.reactor.seconds()
         relay.start()
 
-    def lose(self, number: int) -> None:
-        """It was handed over and has not come."""
-        Turn(self._turns, number).over()
+    def count_lost(self, number: int) -> None:
+        """Count a connection that was handed over and lost."""
+        Turn(self._turns, number).finish()
         self._words[self._row + shared_figures.TAKEN] += 1
         self._count_reset()
 
@@ -353,32 +367,34 @@ class _Channel:
         self._words[self._ended_at] += 1
 
     def make_room(self, now: float, count: int, share: int) -> None:
-        """End connections that have taken long enough over their handshake.
+        """Reset connections that are slow in their handshake.
 
-        Those of the address that has most of them go first, those of a known gateway last.
+        Begin with the address that has the most of them, and end with addresses of verified gateways.
 
-        :param share: of which an address may have so many before it has less time.
+        :param now: the time in seconds.
+        :param count: the number of connections to reset, at most.
+        :param share: the number of connections in a handshake beyond which an address has less time for each.
         """
         by_address: dict[str, list[Relay]] = {}
         for relay in self._joining:
             if not relay.is_verified:
                 by_address.setdefault(relay.source, []).append(relay)
-        order = sorted(by_address, key=lambda address: (address in self._proven, -len(by_address[address])))
-        old = []
-        for address in order:
+        addresses = sorted(by_address, key=lambda address: (address in self._proven, -len(by_address[address])))
+        slow = []
+        for address in addresses:
             relays = by_address[address]
             is_suspect = address not in self._proven
             for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
                 grace = timing.WAN_GRACE
                 if is_suspect and left > share:
-                    grace = timing.WAN_SHARE_GRACE if relay.has_heard() else timing.WAN_SILENT_GRACE
+                    grace = timing.WAN_SHARE_GRACE if relay.has_received() else timing.WAN_SILENT_GRACE
                 if now - self._joining[relay] >= grace:
-                    old.append(relay)
-        for relay in old[:count]:
-            relay.reset("no TLS handshake yet, and others wait", "stranger")
+                    slow.append(relay)
+        for relay in slow[:count]:
+            relay.reset("its TLS handshake was not complete while other connections waited", "stranger")
 
     def sample(self) -> None:
-        """Write down what TCP says of the connections to the other gateway; if there are many, of some of them."""
+        """Write TCP's figures of the connections over the WAN into the row, estimated from some if there are many."""
         words, row = self._words, self._row
         chosen = [relay for relay in self.relays if relay not in self._joining]
         share = max(1.0, len(chosen) / SAMPLES)
@@ -401,11 +417,11 @@ class _Channel:
         words[row + shared_figures.UNREAD] = int(unread * share)
         words[row + shared_figures.ACTIVE] = int(active * share) + len(self._joining)
 
-    def _opened(self, relay: Relay) -> None:
+    def _relay_joined(self, relay: Relay) -> None:
         self._words[self._row + shared_figures.JOINED] += 1
-        self._joined(relay)
+        self._mark_joined(relay)
 
-    def _joined(self, relay: Relay) -> None:
+    def _mark_joined(self, relay: Relay) -> None:
         if relay.is_verified:
             self._proven.pop(relay.source, None)
             self._proven[relay.source] = None
@@ -414,47 +430,48 @@ class _Channel:
         if self._joining.pop(relay, None) is not None:
             self._words[self._row + shared_figures.JOINING] -= 1
 
-    def _ended(self, relay: Relay, ending: ConnectionEnding) -> None:
-        self._joined(relay)
+    def _relay_ended(self, relay: Relay, ending: ConnectionEnding) -> None:
+        self._mark_joined(relay)
         self.relays.pop(relay, None)
         words, row = self._words, self._row
         words[row + shared_figures.OPEN] -= 1
-        words[row + shared_figures.RESET] += not ending.well
+        words[row + shared_figures.RESET] += not ending.clean
         words[self._ended_at] += 1
         if ending.reason:
             self._note(ending)
 
 
-class _Resets:
-    """Gathers why connections were reset, and tells it once a second at most."""
+class _ResetReporter:
+    """A reporter that collects the reasons for resets, and reports them once a second at most."""
 
-    def __init__(self, reactor: Any, tell: Callable[[list[Reset]], None]) -> None:
+    def __init__(self, reactor: Any, report: Callable[[list[Reset]], None]) -> None:
         self._reactor = reactor
-        self._tell = tell
+        self._report = report
         self._counts: dict[tuple[str, Role, int, Cause, str], tuple[int, str]] = {}
         self._timer: IDelayedCall | None = None
-        self._told = -timing.RESETS_TOLD
+        self._reported_at = -timing.RESETS_TOLD
 
     def add(self, uid: str, role: Role, channel: int, ending: ConnectionEnding) -> None:
+        """Count a connection that was reset."""
         key = uid, role, channel, ending.cause, ending.reason[:MAX_REASON]
         if key not in self._counts and len(self._counts) >= MOST_RESETS:
-            key = uid, role, channel, "gateway", "there are too many reasons to name them all"
+            key = uid, role, channel, "gateway", "there are too many reasons to list all of them"
         count, _ = self._counts.get(key, (0, ""))
         self._counts[key] = count + 1, ending.detail[:MAX_REASON]
         if self._timer is None:
-            due = max(0.0, self._told + timing.RESETS_TOLD - self._reactor.seconds())
+            due = max(0.0, self._reported_at + timing.RESETS_TOLD - self._reactor.seconds())
             self._timer = self._reactor.callLater(due, self.flush)
 
     def flush(self) -> None:
-        """Tell what there is."""
+        """Report what was counted since the last report, if anything was."""
         if self._timer is None:
             return
         if self._timer.active():
             self._timer.cancel()
         self._timer = None
-        self._told = self._reactor.seconds()
+        self._reported_at = self._reactor.seconds()
         counts, self._counts = self._counts, {}
-        self._tell(
+        self._report(
             [
                 Reset(uid=uid, role=role, channel=channel, cause=cause, reason=reason, count=count, detail=detail)
                 for (uid, role, channel, cause, reason), (count, detail) in counts.items()
@@ -463,13 +480,13 @@ class _Resets:
 
 
 def _may_dial(settings: ElementSettings, address: Address, own: Set[int]) -> bool:
-    """Whether an address of another gateway's name may be dialled; others were looked at before."""
+    """Return True if an address of a gateway's name may be dialled. Numeric targets were checked before."""
     if address.numeric is None or not inside(address.numeric, tuple(map(parse_network, settings.wan_networks))):
         return False
     return not is_own_address(address, settings.control, settings.lent, own, to_wan=True)
 
 
 def refuse(sock: socket.socket) -> None:
-    """Reset a connection that nobody carries."""
+    """Reset an accepted connection that is not carried."""
     prepare(sock, timing.LAN_SILENCE)
     sock.close()

@@ -1,4 +1,4 @@
-"""An element, as a process of its own or within this one."""
+"""An element in a process of its own, or in this process."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from scistream.s2ds.elements.commands import (
 )
 from scistream.s2ds.elements.element import Element, ElementSettings
 from scistream.s2ds.elements.shared_figures import SharedFigures
-from scistream.s2ds.elements.worker import BOARD_FD, HANDING_FD, LINE_FD, MAX_COMMAND
+from scistream.s2ds.elements.worker import COMMAND_FD, FIGURES_FD, HAND_OVER_FD, MAX_COMMAND
 
 _log = Logger()
 
 _SCHEDULED = 2
-"""Which of the processor clocks of a process is asked: see clock_getcpuclockid(3)."""
+"""The kind of processor clock in a clock id: see clock_getcpuclockid(3)."""
 
 
 class ElementDiedError(Exception):
-    """The element that was to do it is no more."""
+    """The element has died before it carried out a command."""
 
 
 class InProcessElement:
-    """The element in this process."""
+    """An element in this process."""
 
     number = 0
     ready = True
@@ -58,34 +58,38 @@ class InProcessElement:
         self._element = element
 
     def start(self) -> None:
-        """It is there."""
+        """Do nothing: the element is ready."""
 
     def stop(self) -> Deferred[None]:
+        """Reset every connection."""
         self._element.stop()
         return succeed(None)
 
-    def ask(self, order: ElementCommand) -> Deferred[None]:
+    def ask(self, command: ElementCommand) -> Deferred[None]:
+        """Carry out a command; fail with the StreamError that it raises."""
         try:
-            self._element.carry_out(order)
+            self._element.carry_out(command)
         except StreamError as error:
             return fail(error)
         return succeed(None)
 
-    def carry(self, carry: HandOver, sock: socket.socket) -> bool:
-        self._element.carry(carry, sock)
+    def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
+        """Hand over a connection."""
+        self._element.carry(hand_over, sock)
         return True
 
     def most_descriptors(self) -> int:
+        """Return how many descriptors this process may have open."""
         return descriptors_of(0)
 
 
 class ElementProcess:
-    """An element in a process of its own, which is started again whenever it ends.
+    """An element in a process of its own, which is restarted whenever it ends.
 
-    :param replay: gives what a new one has to be told.
-    :param settle: counts what went with one that died.
-    :param hear: hears what it says of connections that it has reset.
-    :param give_up: hears why it does not start, when it has failed to twice in a row.
+    :param replay: returns the commands for a new process.
+    :param settle: called with the element's number when its process has ended; returns how many connections were lost.
+    :param on_resets: called with reports of reset connections.
+    :param on_start_failure: called with the reason when the element has failed to start twice in a row.
     """
 
     log = Logger()
@@ -98,55 +102,56 @@ class ElementProcess:
         settings: ElementSettings,
         replay: Callable[[], list[ElementCommand]],
         settle: Callable[[int], int],
-        hear: Callable[[list[Reset]], None],
-        give_up: Callable[[str], None],
+        on_resets: Callable[[list[Reset]], None],
+        on_start_failure: Callable[[str], None],
     ) -> None:
         self.number = number
         self.ready = False
-        self._give_up = give_up
+        self._on_start_failure = on_start_failure
         self._failed_starts = 0
         self._reactor = reactor
-        self._board = figures
+        self._figures = figures
         self._settings = settings
         self._replay = replay
         self._settle = settle
-        self._hear = hear
-        self._line: CommandLine | None = None
-        self._handing: socket.socket | None = None
+        self._on_resets = on_resets
+        self._link: CommandLink | None = None
+        self._hand_over_sock: socket.socket | None = None
         self._process: Any = None
-        self._beats = LoopingCall(self._beat)
-        self._beats.clock = reactor
-        self._again: IDelayedCall | None = None
-        self._pause = timing.ELEMENT_AGAIN
-        self._born = 0.0
+        self._pings = LoopingCall(self._ping)
+        self._pings.clock = reactor
+        self._restart: IDelayedCall | None = None
+        self._restart_delay = timing.ELEMENT_AGAIN
+        self._started_at = 0.0
         self._stopped: Deferred[None] | None = None
 
     def start(self) -> None:
-        self._again = None
-        self._born = self._reactor.seconds()
+        """Start the process; try again later if the system lacks resources."""
+        self._restart = None
+        self._started_at = self._reactor.seconds()
         try:
             self._start()
-        except OSError as problem:  # no descriptor, process or memory just now
-            self._cut()
+        except OSError as problem:  # out of descriptors, processes or memory
+            self._disconnect()
             self.log.error(
-                "element {number} cannot be started: {reason}; tried again", number=self.number, reason=str(problem)
+                "element {number} cannot be started: {reason}; it is retried", number=self.number, reason=str(problem)
             )
             if self._process is None:
-                self._start_again()
+                self._schedule_restart()
             else:
-                self._kill()  # its end starts another
+                self._kill()  # `_ended` starts another one
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        handing, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        hand_over_sock, element_sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = encode(self._settings).decode()
-        arguments = [self._board.slots, self._board.elements, self.number, settings, os.getpid()]
-        with ours, theirs, taking, open(os.devnull, "rb") as nothing:
+        arguments = [self._figures.slots, self._figures.elements, self.number, settings, os.getpid()]
+        with ours, theirs, element_sock, open(os.devnull, "rb") as nothing:
             ours.setblocking(False)
-            handing.setblocking(False)
-            self._handing = handing
+            hand_over_sock.setblocking(False)
+            self._hand_over_sock = hand_over_sock
             self._process = self._reactor.spawnProcess(
-                _Ends(self._ended),
+                _ExitWatcher(self._ended),
                 sys.executable,
                 [sys.executable, "-P", "-m", "scistream.s2ds.elements.worker", *map(str, arguments)],
                 env=None,
@@ -154,77 +159,86 @@ class ElementProcess:
                     0: nothing.fileno(),
                     1: 2,
                     2: 2,
-                    LINE_FD: theirs.fileno(),
-                    HANDING_FD: taking.fileno(),
-                    BOARD_FD: self._board.fd,
+                    COMMAND_FD: theirs.fileno(),
+                    HAND_OVER_FD: element_sock.fileno(),
+                    FIGURES_FD: self._figures.fd,
                 },
             )
-            line = CommandLine(
-                self._reactor, self.number, partial(processor_time, self._process.pid), self._stuck, self._hear
+            link = CommandLink(
+                self._reactor,
+                self.number,
+                partial(processor_time, self._process.pid),
+                self._kill_stuck,
+                self._on_resets,
             )
-            factory = Factory.forProtocol(lambda: line)
+            factory = Factory.forProtocol(lambda: link)
             factory.noisy = False
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
-            self._line = line
-        # What it is told before it is there waits in the pair; it gets no connection before it knows its streams.
-        told = [
-            line.ask(order, timing.ELEMENT_START).addErrback(self._not_replayed) for order in [*self._replay(), Ping()]
+            self._link = link
+        # Commands wait in the socket while the process starts. It gets no connection before it knows its streams.
+        answers = [
+            link.ask(command, timing.ELEMENT_START).addErrback(self._not_replayed)
+            for command in [*self._replay(), Ping()]
         ]
-        DeferredList(told).addCallback(lambda _: self._is_ready(line))
+        DeferredList(answers).addCallback(lambda _: self._is_ready(link))
 
     def stop(self) -> Deferred[None]:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        """End the process, which resets its connections; fire when it has ended."""
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
         if self._process is None:
             return succeed(None)
         stopped: Deferred[None] = Deferred()
         self._stopped = stopped
-        self._cut()
+        self._disconnect()
         stuck = self._reactor.callLater(timing.ELEMENT_STOP, self._kill)
         return stopped.addCallback(lambda _: stuck.active() and stuck.cancel()).addCallback(lambda _: None)
 
-    def ask(self, order: ElementCommand) -> Deferred[None]:
-        if self._line is None:
+    def ask(self, command: ElementCommand) -> Deferred[None]:
+        """Send a command; fail with its StreamError, or with `ElementDiedError`."""
+        if self._link is None:
             return fail(ElementDiedError())
-        return self._line.ask(order, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
+        return self._link.ask(command, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
 
-    def carry(self, carry: HandOver, sock: socket.socket) -> bool:
-        assert self._handing is not None
+    def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
+        """Hand over a connection. Return False if the process cannot take it now."""
+        assert self._hand_over_sock is not None
         try:
-            socket.send_fds(self._handing, [encode(carry)], [sock.fileno()])
-        except OSError:  # it does not take any off the pair just now, or has died
+            socket.send_fds(self._hand_over_sock, [encode(hand_over)], [sock.fileno()])
+        except OSError:  # the queue of the socket is full, or the process has died
             return False
-        sock.close()  # it is the element's alone
+        sock.close()  # only the element keeps the connection open
         return True
 
     def most_descriptors(self) -> int:
+        """Return how many descriptors the process may have open."""
         return descriptors_of(self._process.pid)
 
-    def _is_ready(self, line: CommandLine) -> None:
-        if line is self._line and self._process is not None:
+    def _is_ready(self, link: CommandLink) -> None:
+        if link is self._link and self._process is not None:
             self.ready = True
             self._failed_starts = 0
             self.log.info("element {number} is ready (process {pid})", number=self.number, pid=self._process.pid)
-            if not self._beats.running:
-                self._beats.start(timing.ELEMENT_BEAT, now=False)
+            if not self._pings.running:
+                self._pings.start(timing.ELEMENT_BEAT, now=False)
 
     def _not_replayed(self, failure: Failure) -> None:
         if not failure.check(ElementDiedError):
             self.log.error(
-                "element {number}: a stream could not be taken up: {reason}",
+                "element {number} could not take over a stream: {reason}",
                 number=self.number,
                 reason=str(failure.value),
             )
 
-    def _beat(self) -> None:
+    def _ping(self) -> None:
         self.ask(Ping()).addErrback(log_failure)
 
-    def _stuck(self, order: ElementCommand, timeout: float) -> None:
+    def _kill_stuck(self, command: ElementCommand, timeout: float) -> None:
         self.log.error(
-            "element {number} has not answered {order} in {seconds} s and is killed",
+            "element {number} has not answered {command} in {seconds} s and is killed",
             number=self.number,
-            order=order.__struct_config__.tag,
+            command=command.__struct_config__.tag,
             seconds=round(timeout, 1),
         )
         self._kill()
@@ -233,61 +247,62 @@ class ElementProcess:
         if self._process is not None and self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGKILL)
 
-    def _cut(self) -> None:
-        """It is to take and do nothing any more."""
+    def _disconnect(self) -> None:
+        """Close both sockets, after which the process exits."""
         self.ready = False
-        if self._beats.running:
-            self._beats.stop()
-        handing, self._handing = self._handing, None
-        if handing is not None:
-            handing.close()
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        if self._pings.running:
+            self._pings.stop()
+        hand_over_sock, self._hand_over_sock = self._hand_over_sock, None
+        if hand_over_sock is not None:
+            hand_over_sock.close()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _ended(self, reason: Failure) -> None:
         started, self.ready = self.ready, False
         self._process = None
         lost = self._settle(self.number)
-        self._cut()
+        self._disconnect()
         if self._stopped is not None:
             self._stopped.callback(None)
             return
-        if self._reactor.seconds() - self._born >= timing.ELEMENT_YOUNG:
-            self._pause = timing.ELEMENT_AGAIN
+        if self._reactor.seconds() - self._started_at >= timing.ELEMENT_YOUNG:
+            self._restart_delay = timing.ELEMENT_AGAIN
         self.log.error(
-            "element {number} ended ({reason}); connections reset: {lost}; another is started",
+            "element {number} ended ({reason}); connections reset: {lost}; it is restarted",
             number=self.number,
             reason=reason.getErrorMessage(),
             lost=lost,
         )
-        if not started and getattr(reason.value, "exitCode", None):  # not for want of something: nobody has killed it
+        if not started and getattr(reason.value, "exitCode", None):  # it was not killed: another try may fail, too
             self._failed_starts += 1
             if self._failed_starts > 1:
-                self._give_up(f"element {self.number} does not start ({reason.getErrorMessage()})")
-        self._start_again()
+                self._on_start_failure(f"element {self.number} does not start ({reason.getErrorMessage()})")
+        self._schedule_restart()
 
-    def _start_again(self) -> None:
-        self._again = self._reactor.callLater(self._pause, self.start)
-        self._pause = min(2 * self._pause, timing.LONGEST_ELEMENT_AGAIN)
+    def _schedule_restart(self) -> None:
+        self._restart = self._reactor.callLater(self._restart_delay, self.start)
+        self._restart_delay = min(2 * self._restart_delay, timing.LONGEST_ELEMENT_AGAIN)
 
 
-class _Ends(ProcessProtocol):
-    """Hears of a process's end."""
+class _ExitWatcher(ProcessProtocol):
+    """A process protocol that only reports the end of the process."""
 
-    def __init__(self, ended: Callable[[Failure], None]) -> None:
-        self._on_end = ended
+    def __init__(self, on_end: Callable[[Failure], None]) -> None:
+        self._on_end = on_end
 
     def processEnded(self, reason: Failure) -> None:
+        """Report the end of the process."""
         self._on_end(reason)
 
 
-class CommandLine(LineOnlyReceiver):
-    """This end of the line of orders.
+class CommandLink(LineOnlyReceiver):
+    """The initiator's end of the command link.
 
-    :param pulse: gives the processor time that the element has used: as long as it grows the element is busy.
-    :param stuck: called with an order that has not been answered in time, and with that time.
-    :param hear: called with what it says of connections that it has reset.
+    :param processor_time: returns the processor time of the element in seconds: while it grows, the element is busy.
+    :param on_stuck: called with a command that was not answered in time, and the seconds waited for it.
+    :param on_resets: called with reports of reset connections.
     """
 
     delimiter = b"\n"
@@ -299,41 +314,41 @@ class CommandLine(LineOnlyReceiver):
         self,
         reactor: Any,
         number: int,
-        pulse: Callable[[], float],
-        stuck: Callable[[ElementCommand, float], None],
-        hear: Callable[[list[Reset]], None],
+        processor_time: Callable[[], float],
+        on_stuck: Callable[[ElementCommand, float], None],
+        on_resets: Callable[[list[Reset]], None],
     ) -> None:
         self._reactor = reactor
         self._number = number
-        self._pulse = pulse
-        self._stuck = stuck
-        self._hear = hear
+        self._processor_time = processor_time
+        self._on_stuck = on_stuck
+        self._on_resets = on_resets
         self._seq = 0
         self._waiting: dict[int, tuple[Deferred[None], IDelayedCall]] = {}
 
-    def ask(self, order: ElementCommand, timeout: float) -> Deferred[None]:
-        """Give an order that is to be answered in so many seconds; fires when it was carried out, or fails."""
+    def ask(self, command: ElementCommand, timeout: float) -> Deferred[None]:
+        """Send a command that must be answered within `timeout` seconds; fire when it was carried out, or fail."""
         self._seq += 1
         answered: Deferred[None] = Deferred()
-        self._waiting[self._seq] = answered, self._wait(self._seq, order, timeout, 0.0)
-        self.transport.write(encode(NumberedCommand(seq=self._seq, order=order)) + b"\n")
+        self._waiting[self._seq] = answered, self._wait(self._seq, command, timeout, 0.0)
+        self.transport.write(encode(NumberedCommand(seq=self._seq, command=command)) + b"\n")
         return answered
 
-    def _wait(self, seq: int, order: ElementCommand, timeout: float, waited: float) -> IDelayedCall:
+    def _wait(self, seq: int, command: ElementCommand, timeout: float, waited: float) -> IDelayedCall:
         timer: IDelayedCall = self._reactor.callLater(
-            timeout, self._is_late, seq, order, timeout, waited + timeout, self._pulse()
+            timeout, self._time_out, seq, command, timeout, waited + timeout, self._processor_time()
         )
         return timer
 
-    def _is_late(self, seq: int, order: ElementCommand, timeout: float, waited: float, before: float) -> None:
+    def _time_out(self, seq: int, command: ElementCommand, timeout: float, waited: float, before: float) -> None:
         answered, _ = self._waiting[seq]
-        if self._pulse() > before and waited < timing.ELEMENT_BUSY:
-            self._waiting[seq] = answered, self._wait(seq, order, timeout, waited)
+        if self._processor_time() > before and waited < timing.ELEMENT_BUSY:
+            self._waiting[seq] = answered, self._wait(seq, command, timeout, waited)
         else:
-            self._stuck(order, waited)
+            self._on_stuck(command, waited)
 
     def close(self) -> None:
-        """No more of it: what is not answered will not be."""
+        """Close the link; commands without an answer fail with `ElementDiedError`."""
         self.transport.abortConnection()
         waiting, self._waiting = self._waiting, {}
         for answered, timer in waiting.values():
@@ -341,14 +356,15 @@ class CommandLine(LineOnlyReceiver):
                 timer.cancel()
             answered.errback(ElementDiedError())
 
-    def lineReceived(self, line: bytes) -> None:
-        report = read_report(line)
+    def lineReceived(self, link: bytes) -> None:
+        """Handle an answer or a report of the element."""
+        report = read_report(link)
         if isinstance(report, LogLine):
             level = LogLevel.lookupByName(report.level)
             self.log.emit(level, "element {number}: {text}", number=self._number, text=report.text)
             return
         if isinstance(report, ResetsReport):
-            self._hear(report.resets)
+            self._on_resets(report.resets)
             return
         answered, timer = self._waiting.pop(report.seq, (None, None))
         if answered is None or timer is None:
@@ -361,11 +377,11 @@ class CommandLine(LineOnlyReceiver):
             answered.callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The process will end, if it has not yet: that is what counts."""
+        """Do nothing: the end of the process follows and is handled."""
 
 
 def descriptors_of(pid: int) -> int:
-    """How many descriptors a process may have open; 0 is this one."""
+    """Return how many descriptors a process may have open; a pid of 0 is this process."""
     try:
         most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     except ProcessLookupError:
@@ -374,19 +390,19 @@ def descriptors_of(pid: int) -> int:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds of processor time that a process has used; 0 when it is gone."""
+    """Return the processor time that a process has used, in seconds; 0 if it has ended."""
     try:
         return time.clock_gettime(~pid << 3 | _SCHEDULED)
     except OSError:
         return 0.0
 
 
-def is_dead(failure: Failure) -> None:
-    """An element that died has nothing of a stream any more; the next one is told what it has to know."""
+def ignore_death(failure: Failure) -> None:
+    """Ignore that an element died before it answered: its successor gets the command again."""
     failure.trap(ElementDiedError)
 
 
 def log_failure(failure: Failure) -> None:
-    """Log that an element could not do what it was told, unless it died: nobody waits for the answer."""
+    """Log that an element failed to carry out a command, unless it died."""
     if not failure.check(ElementDiedError):
-        _log.error("an element could not do what it was told: {reason}", reason=str(failure.value))
+        _log.error("an element failed to carry out a command: {reason}", reason=str(failure.value))

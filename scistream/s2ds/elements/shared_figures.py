@@ -1,8 +1,8 @@
 """The figures of a gateway's channels, in memory that the initiator and its elements share.
 
-Each element writes a row of its own for each channel, so the figures cost the data path an addition and outlive an
-element that dies. The tokens of a stream's rate are here too, since its connections are spread over elements. A
-channel is known by its slot: its port on this gateway, counted from the first one.
+Each element writes its own row for each channel, so counting costs the data path one addition, and the figures survive
+the death of an element. The tokens of a stream's rate are here too, since several elements carry its connections. A
+channel is identified by its slot: the index of its port on this gateway.
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ from dataclasses import dataclass
 from scistream.protocol.messages import ChannelFigures
 
 (TO_CONSUMER, TO_PRODUCER, OPEN, JOINING, TAKEN, RESET, RTT_US, RETRANSMITS, DELIVERY, WAITING) = range(10)
-"""The words of a row: bytes each way; connections that are open, not joined yet, ever taken, ended by a reset; and
-the sums, over the open connections, of what TCP says of the WAN: microseconds, segments, bytes a second, bytes."""
+"""The words of a row.
+
+They are bytes in each direction; connections that are open, not yet joined, ever taken over, and ended by a reset; and
+sums of TCP's figures for the open connections over the WAN: round-trip times in microseconds, retransmitted segments,
+delivery rates in bytes per second, and waiting bytes.
+"""
 BUSY = 10
-"""Two more, in the row of a stream's first channel: its connections that wait for the stream's rate, each way."""
+"""Two words, in the row of a stream's first channel: connections that wait for the stream's rate, by direction."""
 JOINED = 12
-"""One more: connections that have ever come about."""
+"""The connections that were ever joined."""
 UNREAD = 13
-"""And the bytes that wait for a program to read them: all of `WAITING` but those that are on their way."""
+"""The bytes that wait for a program to read them: `WAITING` without those sent and not acknowledged."""
 ACTIVE = 14
-"""One more: connections that were taken or carried bytes lately. Some of them may have ended since."""
+"""The connections that were new or carried bytes in the last sample. Some of them may have ended since."""
 
 _ROW = 15
 TURNS = 128
-"""Words that say which connections of a channel have had their turn: see `turns.py`."""
-_BUCKET = 2  # tokens, and when they were counted
+"""The number of words for the turns of a channel's connections: see `turns.py`."""
+_BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 
 
 class SharedFigures:
     """The shared memory of one gateway.
 
-    :param fd: of the memory, which `create` made; owned from here on.
-    :param slots: how many channels there can be.
-    :param elements: how many elements write.
+    :param fd: the descriptor of the memory, as made by `create`; this object owns it.
+    :param slots: the number of channels that the gateway can have.
+    :param elements: the number of elements.
     """
 
     def __init__(self, fd: int, slots: int, elements: int) -> None:
@@ -52,13 +56,13 @@ class SharedFigures:
 
     @classmethod
     def create(cls, slots: int, elements: int) -> SharedFigures:
-        """A new one, all zero."""
+        """Return new shared memory in which all words are 0."""
         fd = os.memfd_create("scistream-figures", os.MFD_CLOEXEC)
         os.ftruncate(fd, _size(slots, elements))
         return cls(fd, slots, elements)
 
     def close(self) -> None:
-        """Let the memory go. Idempotent."""
+        """Release the memory. Idempotent."""
         if self.fd != -1:
             for view in (self.words, self._doubles, self._whole):
                 view.release()
@@ -67,35 +71,39 @@ class SharedFigures:
             self.fd = -1
 
     def row(self, slot: int, element: int) -> int:
-        """Where the row of a channel at an element begins in `words`."""
+        """Return the index in `words` at which the row of a channel at an element begins."""
         return self.turns(slot) + TURNS + _ROW * element
 
     def turns(self, slot: int) -> int:
-        """Where the turns of a channel begin in `words`."""
+        """Return the index in `words` at which the turns of a channel begin."""
         return self._slot(slot) + 2 * _BUCKET
 
     def ended(self, element: int) -> int:
-        """Where, in `words`, an element counts the connections that it is done with."""
+        """Return the index in `words` at which an element counts the connections that have ended."""
         return element
 
     def tokens(self, slot: int, direction: int) -> SharedTokens:
-        """What is left of the rate of the stream whose first channel has this slot, in a direction (0 or 1)."""
+        """Return the tokens of a stream's rate in one direction (0 or 1).
+
+        :param slot: the slot of the stream's first channel.
+        """
         return SharedTokens(self._doubles, self._slot(slot) + _BUCKET * direction, self.fd)
 
     def busy(self, slot: int, direction: int) -> list[int]:
-        """Where in `words` each element says how many connections of a stream wait for its rate in a direction.
+        """Return the indexes in `words` at which elements count connections that wait for a stream's rate.
 
-        :param slot: of the stream's first channel.
+        :param slot: the slot of the stream's first channel.
+        :param direction: 0 or 1.
         """
         return [self.row(slot, element) + BUSY + direction for element in range(self.elements)]
 
     def clear(self, slot: int) -> None:
-        """Another channel is to have this slot."""
+        """Set all words of a slot to 0, before a channel gets it."""
         for at in range(self._slot(slot), self._slot(slot + 1)):
             self.words[at] = 0
 
     def figures(self, channel: int, slot: int) -> ChannelFigures:
-        """The figures of a channel, over all elements."""
+        """Return the figures of a channel, summed over all elements."""
         rows = [self.row(slot, element) for element in range(self.elements)]
         sums = [sum(self.words[row + word] for row in rows) for word in range(_ROW)]
         is_open = sums[OPEN]
@@ -122,9 +130,9 @@ def _size(slots: int, elements: int) -> int:
 
 @dataclass(frozen=True)
 class SharedTokens:
-    """The state of a token bucket: how many there are, and the time at which that was so. 0 and 0: never used.
+    """The shared state of a token bucket: the number of tokens and when they were counted; both are 0 at first.
 
-    Whoever changes it holds its lock, which the kernel takes back from a process that dies.
+    A process must hold the lock to change the state. The kernel releases the lock of a process that dies.
     """
 
     words: memoryview[float]
@@ -132,7 +140,7 @@ class SharedTokens:
     fd: int
 
     def lock(self) -> bool:
-        """Take the lock; False if another process has it just now."""
+        """Take the lock. Return False if another process holds it."""
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.at)
         except OSError:
@@ -140,14 +148,14 @@ class SharedTokens:
         return True
 
     def unlock(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, self.at)
 
     def get(self) -> tuple[float, float]:
-        """Tokens, and when."""
+        """Return the number of tokens and the time at which they were counted."""
         return self.words[self.at], self.words[self.at + 1]
 
     def put(self, count: float, when: float) -> None:
-        """The same, written."""
+        """Store the number of tokens and the time at which they were counted."""
         self.words[self.at] = count
         self.words[self.at + 1] = when

@@ -1,4 +1,4 @@
-"""Where an element dials: the addresses of a target, looked up when it is dialled and kept for a little while."""
+"""The addresses of the targets of an element: looked up when a target is dialled, and cached for a short time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scistream.protocol.address import Address
 from scistream.s2ds.names import look_up
 
 MOST_KEPT = 1024
-"""Names whose addresses are kept."""
+"""The number of names whose addresses are cached."""
 
 
 class Names:
-    """The names that the relays of one element dial.
+    """The cache of names that the relays of one element dial.
 
-    :param reactor: has a `nameResolver`.
-    :param may_dial: whether a numeric address may be dialled, for a stream that has these ports of this gateway as its
-        own; what may not is left out.
+    :param reactor: a reactor with a `nameResolver`.
+    :param may_dial: returns whether a numeric address may be dialled, given the ports of this gateway that the stream
+        may have as targets.
     """
 
     def __init__(self, reactor: Any, may_dial: Callable[[Address, Set[int]], bool]) -> None:
@@ -29,14 +29,19 @@ class Names:
         self._may_dial = may_dial
         self._known: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()
         self._best: OrderedDict[Address, Address] = OrderedDict()
-        """Of numeric targets that stand for a name: where a connection came about last."""
+        """For numeric targets with other addresses: the address that was last connected to."""
         self._asking: dict[str, list[Deferred[None]]] = {}
 
     async def addresses(
         self, target: Address, own: Set[int] = frozenset(), others: Sequence[Address] = ()
     ) -> list[Address]:
-        """Those to dial, the best first; a numeric target at once, with the others of the name that it stands for.
-        Where nobody answers for a name, what was known of it last has to do."""
+        """Return the addresses of a target that may be dialled, the best one first.
+
+        If the look-up of a name fails, use its last known addresses.
+
+        :param own: ports of this gateway that are allowed as targets.
+        :param others: other addresses of a numeric target.
+        """
         if target.numeric is not None:
             best = self._best.get(target, target)
             return sorted((target, *others), key=lambda address: address != best)
@@ -48,7 +53,7 @@ class Names:
         return [address for address in found if self._may_dial(address, own)]
 
     def prefer(self, target: Address, address: Address) -> None:
-        """A connection to this address came about: try it first the next time."""
+        """Try this address first next time, since a connection to it succeeded."""
         if target.numeric is not None:
             self._best.pop(target, None)
             if address != target:
@@ -62,7 +67,7 @@ class Names:
             self._known[target.host] = until, hosts
 
     def _ask(self, name: str) -> Deferred[None]:
-        """Look a name up, for all who want to know it now."""
+        """Look up a name, once for all callers that wait for it."""
         answered: Deferred[None] = Deferred()
         waiting = self._asking.setdefault(name, [])
         waiting.append(answered)
@@ -72,7 +77,7 @@ class Names:
 
     def _note(self, hosts: list[str], name: str) -> None:
         _, before = self._known.pop(name, (0.0, []))
-        # Those that did last time keep their order, so that the best stays the first.
+        # Known addresses keep their order, so that the best one stays first.
         kept = [host for host in before if host in hosts]
         ordered = [*kept, *(host for host in hosts if host not in kept)] if hosts else before
         self._known[name] = self._reactor.seconds() + timing.NAME_KEPT, ordered

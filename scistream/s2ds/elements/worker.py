@@ -1,7 +1,7 @@
-"""The process of an element: `python -m scistream.s2ds.elements.worker`, which the initiator starts and nobody else.
+"""The process of an element: `python -m scistream.s2ds.elements.worker`, which only the initiator starts.
 
-It inherits three descriptors: the line of orders, the pair on which connections are handed over, and the memory of the
-figures. When the line ends, so does the process, and the kernel resets what it carried.
+It inherits three descriptors: a socket for commands, a socket on which connections are handed over, and the shared
+figures. When the command socket is closed, the process exits and the kernel resets its connections.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from scistream.s2ds.elements.commands import (
     Reset,
     ResetsReport,
     encode,
-    read_carry,
     read_command,
+    read_hand_over,
 )
 from scistream.s2ds.elements.element import Element, ElementSettings, refuse
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.names import use_dns
 from scistream.s2ds.relay.poller import install
 
-LINE_FD, HANDING_FD, BOARD_FD = 3, 4, 5
+COMMAND_FD, HAND_OVER_FD, FIGURES_FD = 3, 4, 5
 """The descriptors that the initiator gives this process."""
 
 MAX_COMMAND = 4 * 1024 * 1024
@@ -53,7 +53,7 @@ HANDED_A_TURN = 16
 
 
 class CommandReceiver(LineOnlyReceiver):
-    """This end of the line: what is said on it is done at once, in order."""
+    """The element's end of the command link: it carries out commands at once, in order."""
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_COMMAND
@@ -64,27 +64,31 @@ class CommandReceiver(LineOnlyReceiver):
         self._element = element
 
     def lineReceived(self, line: bytes) -> None:
-        ordered = read_command(line)
+        """Carry out a command and answer it."""
+        numbered = read_command(line)
         try:
-            self._element.carry_out(ordered.order)
+            self._element.carry_out(numbered.command)
         except StreamError as error:
-            self.say(Failed(seq=ordered.seq, code=error.code, msg=error.msg))
+            self.send(Failed(seq=numbered.seq, code=error.code, msg=error.msg))
         except Exception as fault:
-            self._element.log.failure("An order could not be carried out")
-            self.say(Failed(seq=ordered.seq, code="gateway-failed", msg=f"an element failed here: {fault!r}"))
+            self._element.log.failure("Failed to carry out a command")
+            self.send(
+                Failed(seq=numbered.seq, code="gateway-failed", msg=f"an element of the gateway failed: {fault!r}")
+            )
         else:
-            self.say(Done(seq=ordered.seq))
+            self.send(Done(seq=numbered.seq))
 
-    def say(self, report: Report) -> None:
-        """Tell the initiator."""
+    def send(self, report: Report) -> None:
+        """Send a report to the initiator."""
         self.transport.write(encode(report) + b"\n")
 
-    def tell(self, resets: list[Reset]) -> None:
-        """Tell it why connections were reset."""
+    def report_resets(self, resets: list[Reset]) -> None:
+        """Report connections that were reset to the initiator, if it is connected."""
         if self.connected:
-            self.say(ResetsReport(resets=resets))
+            self.send(ResetsReport(resets=resets))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Stop the element and the process."""
         self._element.stop()
         if self._reactor.running:
             self._reactor.stop()
@@ -92,76 +96,77 @@ class CommandReceiver(LineOnlyReceiver):
 
 @implementer(IReadWriteDescriptor)
 class ConnectionReceiver:
-    """Takes the connections that the initiator hands over.
+    """A receiver of the connections that the initiator hands over.
 
-    :param pair: this end of it.
+    :param sock: the element's end of the socket pair.
     """
 
-    def __init__(self, reactor: Any, pair: socket.socket, element: Element) -> None:
+    def __init__(self, reactor: Any, sock: socket.socket, element: Element) -> None:
         self._reactor = reactor
-        self._pair = pair
+        self._sock = sock
         self._element = element
         reactor.addReader(self)
 
     def fileno(self) -> int:
-        return self._pair.fileno()
+        """Return the descriptor of the socket."""
+        return self._sock.fileno()
 
     def logPrefix(self) -> str:
+        """Return the prefix of log lines."""
         return "handed"
 
     def doRead(self) -> None:
+        """Take over the waiting connections, up to a limit."""
         for _ in range(HANDED_A_TURN):
             try:
-                packet, descriptors, _flags, _sender = socket.recv_fds(self._pair, MAX_PACKET, 1)
+                packet, descriptors, _flags, _sender = socket.recv_fds(self._sock, MAX_PACKET, 1)
             except BlockingIOError:
                 return
             if not packet:
                 self._reactor.removeReader(self)
                 return
-            if not descriptors:  # there was no room for it, and the kernel has closed it
-                lost = read_carry(packet)
-                self._element.lost(lost)
+            if not descriptors:  # this process is out of descriptors, and the kernel has closed the connection
+                self._element.lost(read_hand_over(packet))
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 try:
-                    carry = read_carry(packet)
-                    self._element.carry(carry, sock)
-                except Exception:  # of this one connection: the others go on
-                    self._element.log.failure("A connection could not be carried")
+                    self._element.carry(read_hand_over(packet), sock)
+                except Exception:  # a fault with one connection must not affect the others
+                    self._element.log.failure("Failed to carry a connection")
                     refuse(sock)
 
     def doWrite(self) -> None:
-        """Nothing is ever written here."""
+        """Do nothing: this socket is only read."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """The initiator is gone: the line will say so, too."""
+        """Do nothing: the command link notices the end of the initiator, too."""
 
 
-def _log_to(orders: CommandReceiver) -> None:
-    """What this process logs is said to the initiator, whose log is the gateway's."""
+def _log_to(receiver: CommandReceiver) -> None:
+    """Send the log of this process to the initiator, which writes the log of the gateway."""
 
     @implementer(ILogObserver)
     def observe(event: Any) -> None:
         level = event.get("log_level", LogLevel.info)
-        if level < LogLevel.info or not orders.connected:
+        if level < LogLevel.info or not receiver.connected:
             return
         text = formatEvent(event)
         if "log_failure" in event:
             text += "\n" + event["log_failure"].getTraceback()
-        orders.say(LogLine(level=level.name, text=text[:8000]))
+        receiver.send(LogLine(level=level.name, text=text[:8000]))
 
     globalLogBeginner.beginLoggingTo([observe], redirectStandardIO=False, discardBuffer=True)
 
 
 def main() -> None:
-    """Carry what is handed over until the initiator goes away."""
+    """Carry connections until the initiator closes the command link."""
     slots, elements, number = map(int, sys.argv[1:4])
     settings = msgspec.json.decode(sys.argv[4], type=ElementSettings)
     end_with(int(sys.argv[5]))
     keep_secrets()
     raise_descriptor_limit()
-    for number_of_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number_of_signal, signal.SIG_IGN)  # it is for the initiator to say when this ends
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, signal.SIG_IGN)  # the initiator decides when this process ends
 
     install()
     from twisted.internet import reactor as installed
@@ -170,17 +175,21 @@ def main() -> None:
     run_on_monotonic_time(reactor)
     use_dns(reactor)
     element = Element(
-        reactor, SharedFigures(BOARD_FD, slots, elements), number, settings, lambda told: orders.tell(told)
+        reactor,
+        SharedFigures(FIGURES_FD, slots, elements),
+        number,
+        settings,
+        lambda resets: receiver.report_resets(resets),
     )
-    orders = CommandReceiver(reactor, element)
-    os.set_blocking(LINE_FD, False)
-    os.set_blocking(HANDING_FD, False)
-    factory = Factory.forProtocol(lambda: orders)
+    receiver = CommandReceiver(reactor, element)
+    os.set_blocking(COMMAND_FD, False)
+    os.set_blocking(HAND_OVER_FD, False)
+    factory = Factory.forProtocol(lambda: receiver)
     factory.noisy = False
-    reactor.adoptStreamConnection(LINE_FD, socket.AF_UNIX, factory)
-    os.close(LINE_FD)  # the reactor has made a descriptor of its own
-    _log_to(orders)
-    ConnectionReceiver(reactor, socket.socket(fileno=HANDING_FD), element)
+    reactor.adoptStreamConnection(COMMAND_FD, socket.AF_UNIX, factory)
+    os.close(COMMAND_FD)  # the reactor has duplicated it
+    _log_to(receiver)
+    ConnectionReceiver(reactor, socket.socket(fileno=HAND_OVER_FD), element)
     reactor.run(installSignalHandlers=False)
 
 

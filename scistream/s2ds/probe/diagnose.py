@@ -1,5 +1,6 @@
-"""What stands between this gateway and another one, found out by knocking there: a connection of its own, on which
-nothing is said. A probe asks when one of its channels has none.
+"""The diagnosis of a failed connection to another gateway, by a test connection that sends nothing.
+
+A probe uses it when one of its channels has no connection.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from scistream.tls.explain import explain
 
 
 async def diagnose_connection(reactor: Any, target: Address) -> str:
-    """Why there is no connection to another gateway, as far as a connection attempt of one's own shows it."""
-    knock = _TestConnection(reactor, target)
-    connector = reactor.connectTCP(
-        target.host, target.port, _TestConnectionFactory(knock), timeout=timing.KNOCK_CONNECT
-    )
+    """Return why connections to another gateway fail, as far as a test connection shows it."""
+    connection = _TestConnection(reactor, target)
+    factory = _TestConnectionFactory(connection)
+    connector = reactor.connectTCP(target.host, target.port, factory, timeout=timing.KNOCK_CONNECT)
     try:
-        return await knock.found
+        return await connection.found
     finally:
         connector.disconnect()
 
 
 class _TestConnection(Protocol):
-    """Connects and says nothing: what the other gateway does then tells how far one gets."""
+    """A connection that sends nothing: the reaction of the other gateway shows what is wrong."""
 
     transport: Any
 
@@ -40,61 +40,65 @@ class _TestConnection(Protocol):
         self.found: Deferred[str] = Deferred()
         self._reactor = reactor
         self._target = target
-        self._let_in: Any = None
+        self._timer: Any = None
 
     def connectionMade(self) -> None:
+        """Wait whether the other gateway keeps the connection open."""
         if is_itself(self.transport.getHandle()):
             self.transport.abortConnection()
             self.failed(Failure(ConnectionRefusedError()))
             return
-        self._let_in = self._reactor.callLater(timing.KNOCK_LET_IN, self._was_let_in)
+        self._timer = self._reactor.callLater(timing.KNOCK_LET_IN, self._was_kept)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._let_in is not None and self._let_in.active():
-            self._let_in.cancel()
-            self._was_shut_out()
+        """Report that the other gateway has closed the connection, if it did so early."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+            self._was_closed()
 
     def failed(self, reason: Failure) -> None:
-        """There is no connection at all, or it was over before it was looked at."""
+        """Report that the connection failed."""
         if isinstance(reason.value, ConnectError) and reason.value.osError == errno.ECONNRESET:
-            self._was_shut_out()
+            self._was_closed()
             return
-        self._say(
+        self._report(
             f"from this gateway to {self._target}: {explain(reason)} The other facility has to open all `ports` of its "
             "gateway to this one, and `advertise` in its [wan] has to be an address that reaches it"
         )
 
-    def _was_shut_out(self) -> None:
-        self._say(
-            f"the gateway at {self._target} accepts a connection and closes it at once: its `wan_networks` have to "
-            f"contain {comes_from(self._target)}, from which this gateway comes"
+    def _was_closed(self) -> None:
+        self._report(
+            f"the gateway at {self._target} accepts a connection and closes it at once: add "
+            f"{source_name(self._target)}, the address of this gateway, to its `wan_networks`"
         )
 
-    def _was_let_in(self) -> None:
-        self._say(
-            f"the gateway at {self._target} accepts a connection, but no TLS session comes of it: compare the clocks "
-            "of both gateways, look for a firewall that opens TLS, and see both logs"
+    def _was_kept(self) -> None:
+        self._report(
+            f"the gateway at {self._target} accepts a connection, but the TLS handshake fails: compare the clocks of "
+            "both gateways, look for a firewall that intercepts TLS, and see both logs"
         )
 
-    def _say(self, what: str) -> None:
+    def _report(self, text: str) -> None:
         if not self.found.called:
-            self.found.callback(what)
+            self.found.callback(text)
 
 
-def comes_from(target: Address) -> str:
-    """The address from which this gateway comes to another one, in words for a person. No packet is sent."""
-    found = source_towards(target.numeric) if target.numeric is not None else None
-    return found or "this gateway"
+def source_name(target: Address) -> str:
+    """Return the source address of this gateway towards another one, or "this gateway". No packet is sent."""
+    source = source_towards(target.numeric) if target.numeric is not None else None
+    return source or "this gateway"
 
 
 class _TestConnectionFactory(ClientFactory):
     noisy = False
 
-    def __init__(self, knock: _TestConnection) -> None:
-        self._knock = knock
+    def __init__(self, connection: _TestConnection) -> None:
+        self._connection = connection
 
     def buildProtocol(self, addr: Any) -> Protocol:
-        return self._knock
+        """Return the connection."""
+        return self._connection
 
     def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
-        self._knock.failed(reason)
+        """Report that the connection failed."""
+        self._connection.failed(reason)

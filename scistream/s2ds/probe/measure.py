@@ -1,9 +1,9 @@
-"""The asking end of a probe, at the consumer's gateway: it stands where ConsApp would connect, and measures.
+"""The measuring end of a probe, at the consumer's gateway: it connects in place of ConsApp.
 
-A `Probe` hands connections of its own to the element, which carries them like any other: what is found is what an
-application would find. First one connection a channel, with pings on one of them and test data to the consumer on
-all; then new ones, with test data to the producer. Where a channel has no connection, knock.py finds out what is in
-the way. The other end is in responder.py, which has the conversation.
+A `Probe` hands its own connections to the elements, which carry them like any other, so an application would get the
+same results. It opens a connection on each channel, sends pings on one of them, and receives test data on all. Then it
+opens new connections and sends test data to the producer. If a channel has no connection, `diagnose.py` finds out why.
+The other end is `responder.py`, which describes the messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from scistream import timing
 from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_TEXT, ProbeResult
-from scistream.s2ds.probe.diagnose import comes_from, diagnose_connection
+from scistream.s2ds.probe.diagnose import diagnose_connection, source_name
 from scistream.s2ds.probe.responder import (
     GIVE,
     GREETING,
@@ -42,24 +42,24 @@ from scistream.s2ds.probe.test_data import BLOCK, Pattern, start_of
 
 PINGS = 20
 WARM_UP = 0.25
-"""The part of the time of a measurement that does not count: TCP has not got up to speed then."""
+"""The first part of a measurement's time, which does not count since TCP is still speeding up."""
 MBIT = 125_000
 
 
-class UnreachedError(Exception):
-    """The probe has failed. Its text says why, for a person."""
+class ProbeFailedError(Exception):
+    """The probe has failed. The text says why, for the user."""
 
 
-class WrongBytesError(UnreachedError):
-    """What arrived is not what was sent."""
+class WrongBytesError(ProbeFailedError):
+    """The bytes that arrived are not the bytes that were sent."""
 
 
 class Probe:
-    """Measures between this gateway and the producer's, from `start` until `result` is not running any more.
+    """A measurement between this gateway and the producer's, from `start` until the state of `result` is not "running".
 
-    :param carry: takes over one end of a connection, as if ConsApp had opened it to that channel.
-    :param targets: where each channel leads to at the producer's gateway.
-    :param seconds: of test data, each way.
+    :param carry: takes over one end of a connection, as if ConsApp had opened it on a channel.
+    :param targets: the address of each channel at the producer's gateway.
+    :param seconds: how long to send test data in each direction.
     """
 
     log = Logger()
@@ -83,31 +83,31 @@ class Probe:
         self._measuring: Deferred[ProbeResult] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start measuring."""
         self._measuring = Deferred.fromCoroutine(self._measure())
         self._measuring.addCallbacks(self._done, self._failed)
 
     def stop(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Stop measuring, and reset all connections. Idempotent."""
         if self._measuring is not None:
             self._measuring.cancel()
-        self._drop()
+        self._discard_all()
 
     def _done(self, result: ProbeResult) -> None:
         self.result = result
-        self._drop()
+        self._discard_all()
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
-        if not failure.check(UnreachedError, OSError):
-            self.log.failure("A probe failed", failure=failure)
+        if not failure.check(ProbeFailedError, OSError):
+            self.log.failure("The probe of stream {uid} failed", uid=self._uid, failure=failure)
         self.log.info("The probe of stream {uid} failed: {reason}", uid=self._uid, reason=str(failure.value))
-        right = not failure.check(WrongBytesError)
-        self.result = ProbeResult(state="failed", reason=str(failure.value)[:MAX_TEXT], bytes_right=right)
-        self._drop()
+        is_right = not failure.check(WrongBytesError)
+        self.result = ProbeResult(state="failed", reason=str(failure.value)[:MAX_TEXT], bytes_right=is_right)
+        self._discard_all()
 
-    def _drop(self) -> None:
+    def _discard_all(self) -> None:
         ends, self._ends = self._ends, []
         for end in ends:
             end.abort()
@@ -116,11 +116,10 @@ class Probe:
 
     async def _measure(self) -> ProbeResult:
         connect = await self._open()
-        trips = await self._ping(self._ends[0])
-        round_trip = median(trips)
-        to_consumer = await self._give(round_trip)
+        round_trip = median(await self._ping(self._ends[0]))
+        to_consumer = await self._measure_to_consumer(round_trip)
         await self._open()
-        to_producer = await self._take(round_trip)
+        to_producer = await self._measure_to_producer(round_trip)
         return ProbeResult(
             state="done",
             connect_ms=round(connect * 1e3, 3),
@@ -131,8 +130,8 @@ class Probe:
         )
 
     async def _open(self) -> float:
-        """A connection on each channel, answered by the other end; the longest that one took, in seconds."""
-        self._drop()
+        """Open a connection on each channel, and return the longest time until one was answered, in seconds."""
+        self._discard_all()
         for channel in self._targets:
             self._connect(channel)
         late = self._reactor.callLater(timing.PROBE_CONNECT, self._drop_silent)
@@ -143,7 +142,7 @@ class Probe:
                 late.cancel()
         dead = [end for end in self._ends if end.lost is not None]
         if dead:
-            raise UnreachedError(await self._why_not(dead))
+            raise ProbeFailedError(await self._diagnose(dead))
         return max(end.seconds_to_answer for end in self._ends)
 
     def _connect(self, channel: int) -> None:
@@ -164,18 +163,21 @@ class Probe:
             if not end.ready.called:
                 end.abort()
 
-    async def _why_not(self, dead: Sequence[_End]) -> str:
-        """:param dead: ends without a connection to the other gateway."""
+    async def _diagnose(self, dead: Sequence[_End]) -> str:
+        """Return why some connections failed, for the user; log further details.
+
+        :param dead: the ends without a connection to the other gateway.
+        """
         first = dead[0]
-        found = first.complaint
+        found = first.version_problem
         if not found:
-            # Its text is for operators: a user could find out with it what listens where in the networks of a gateway.
+            # Only the log has the diagnosis: otherwise users could scan the networks of a gateway with probes.
             target = self._targets[first.channel]
             self.log.warn("uid={uid} {found}", uid=self._uid, found=await diagnose_connection(self._reactor, target))
             found = (
-                f"no gateway was reached at {target} from {comes_from(target)}. The other facility has to open all "
-                "`ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its [wan] "
-                "has to be an address that reaches it; the logs of both gateways say more"
+                f"no gateway could be reached at {target} from {source_name(target)}. The other facility has to open "
+                "all `ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its "
+                "[wan] has to be an address that reaches it; see the logs of both gateways"
             )
         if len(self._ends) == 1:
             return found
@@ -184,22 +186,22 @@ class Probe:
         return f"{count} have no connection. Channel {first.channel}: {found}"
 
     async def _ping(self, end: _End) -> list[float]:
-        trips: list[float] = []
+        round_trips: list[float] = []
         started = self._reactor.seconds()
-        while len(trips) < PINGS and (not trips or self._reactor.seconds() - started < timing.PROBE_PING):
+        while len(round_trips) < PINGS and (not round_trips or self._reactor.seconds() - started < timing.PROBE_PING):
             sent = self._reactor.seconds()
-            await self._in_time(end.ping(), timing.PROBE_PING, "a small message did not come back")
-            trips.append(self._reactor.seconds() - sent)
-        return trips
+            await self._in_time(end.ping(), timing.PROBE_PING, "a small message was not answered")
+            round_trips.append(self._reactor.seconds() - sent)
+        return round_trips
 
     async def _in_time(self, waiting: Deferred[None], seconds: float, what: str) -> None:
         try:
             await waiting.addTimeout(seconds, self._reactor)
         except TookTooLong:
-            raise UnreachedError(f"{what} within {seconds:g} s") from None
+            raise ProbeFailedError(f"{what} within {seconds:g} s") from None
 
-    async def _give(self, round_trip: float) -> _Found:
-        """Test data to the consumer."""
+    async def _measure_to_consumer(self, round_trip: float) -> _Throughput:
+        """Receive test data from the producer's gateway."""
         begun = self._reactor.seconds()
         for end in self._ends:
             end.start_receiving(self._pattern)
@@ -211,10 +213,10 @@ class Probe:
         moved = sum(end.count for end in self._ends) - before
         await self._end_all()
         self._check("to the consumer", ended=True)
-        return _Found(_mbit(moved, elapsed), sum(end.count for end in self._ends))
+        return _Throughput(_mbit(moved, elapsed), sum(end.count for end in self._ends))
 
-    async def _take(self, round_trip: float) -> _Found:
-        """Test data to the producer; the other end counts it, and its word takes half a round trip to come."""
+    async def _measure_to_producer(self, round_trip: float) -> _Throughput:
+        """Send test data to the producer's gateway, whose reports arrive half a round trip later."""
         begun = self._reactor.seconds()
         for end in self._ends:
             end.start_sending(self._pattern)
@@ -230,7 +232,7 @@ class Probe:
             end.stop_sending()
         await self._end_all()
         self._check("to the producer", ended=True)
-        return _Found(mbit, sum(end.reported.count for end in self._ends))
+        return _Throughput(mbit, sum(end.reported.count for end in self._ends))
 
     async def _wait_until(self, when: float) -> None:
         while (left := when - self._reactor.seconds()) > 0:
@@ -238,22 +240,27 @@ class Probe:
             self._check("")
 
     def _check(self, where: str, *, ended: bool = False) -> None:
-        """:raises UnreachedError: if a connection broke, bytes were wrong, or none came."""
+        """Check that the connections are open and the bytes right.
+
+        :param where: "to the consumer" or "to the producer" if bytes must have arrived there, otherwise empty.
+        :param ended: True if the connections may have ended.
+        :raises UnreachedError: if a connection broke, bytes were wrong, or none arrived.
+        """
         for end in self._ends:
             if end.lost is not None and not ended:
-                raise UnreachedError(
-                    f"the connection of channel {end.channel} broke, {end.lost}: the logs of both gateways say why"
+                raise ProbeFailedError(
+                    f"the connection of channel {end.channel} broke, {end.lost}: see the logs of both gateways"
                 )
-            if not end.right:
+            if not end.is_right:
                 raise WrongBytesError(
-                    f"bytes {where or 'on their way'} were not those that were sent, on channel {end.channel}: "
-                    "a gateway is broken, take it out of service"
+                    f"the bytes that arrived {where or 'on the way'} are not those that were sent, on channel "
+                    f"{end.channel}: a gateway corrupts data, take it out of service"
                 )
-        if where and not any(end.moved for end in self._ends):  # at a low rate some may still wait for their turn
-            raise UnreachedError(f"no test data {where} has arrived in {self._seconds:g} s")
+        if where and not any(end.moved for end in self._ends):  # at a low rate some channels may not have sent yet
+            raise ProbeFailedError(f"no test data {where} arrived within {self._seconds:g} s")
 
     async def _end_all(self) -> None:
-        """Let the connections end well, as far as they do so soon."""
+        """Let the connections end cleanly, and reset those that take too long."""
         for end in self._ends:
             end.finish()
         late = self._reactor.callLater(timing.PROBE_DRAIN, self._abort_all)
@@ -269,8 +276,8 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What one direction has brought."""
+class _Throughput:
+    """The result of one direction."""
 
     mbit: float
     bytes: int
@@ -278,14 +285,14 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Reported:
-    """What the other end has said last of what it got; `at` is when it said so, 0.0 before the first time."""
+    """The last report of the other end: the bytes that it got, and the time of the report, 0.0 before the first one."""
 
     count: int = 0
     at: float = 0.0
 
 
 class _End(Protocol):
-    """This end of one connection through both gateways."""
+    """This end of a connection through both gateways."""
 
     transport: Any
 
@@ -297,9 +304,9 @@ class _End(Protocol):
         self.ready: Deferred[None] = Deferred()
         self.closed: Deferred[None] = Deferred()
         self.lost: str | None = None
-        self.complaint = ""
+        self.version_problem = ""
         self.reported = _Reported()
-        self._waiting = b""
+        self._unparsed = b""
         self._pinged: Deferred[None] | None = None
         self._received: Received | None = None
         self._sending: Sending | None = None
@@ -308,102 +315,110 @@ class _End(Protocol):
     # -- from the transport
 
     def connectionMade(self) -> None:
+        """Send the channel's number."""
         self.transport.setTcpNoDelay(True)
         self.transport.bufferSize = BLOCK
         self.transport.write(GREETING.pack(VERSION, self.channel))
 
     def dataReceived(self, data: bytes) -> None:
+        """Handle answers and reports, or check test data."""
         if self._received is not None:
             self._received.take(data)
             return
-        self._waiting += data
+        self._unparsed += data
         if not self.ready.called:
             self._answered()
-        if self._pinged is not None and len(self._waiting) >= PING_SIZE:
-            self._waiting = self._waiting[PING_SIZE:]
+        if self._pinged is not None and len(self._unparsed) >= PING_SIZE:
+            self._unparsed = self._unparsed[PING_SIZE:]
             pinged, self._pinged = self._pinged, None
             pinged.callback(None)
         if self._sending is not None:
             self._note_reports()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Note how the connection ended, and fire what waits for it."""
         if self.lost is None:
-            self.lost = "it was ended" if reason.check(ConnectionDone) else "it was reset"
+            self.lost = "it was closed" if reason.check(ConnectionDone) else "it was reset"
         for waiting in (self.ready, self.closed):
             if not waiting.called:
                 waiting.callback(None)
         pinged, self._pinged = self._pinged, None
         if pinged is not None:
             pinged.errback(
-                Failure(UnreachedError(f"the connection broke, {self.lost}: the logs of both gateways say why"))
+                Failure(ProbeFailedError(f"the connection broke, {self.lost}: see the logs of both gateways"))
             )
 
     def _answered(self) -> None:
-        if self._waiting[:1] != READY:
-            self.complaint = "the other gateway answers in words of another version: install the same one at both"
+        if self._unparsed[:1] != READY:
+            self.version_problem = (
+                "the other gateway has another version of SciStream: install the same version at both"
+            )
             self.abort()
             return
-        self._waiting = self._waiting[1:]
+        self._unparsed = self._unparsed[1:]
         self.seconds_to_answer = self._reactor.seconds() - self._opened_at
         self.ready.callback(None)
 
     def _note_reports(self) -> None:
-        while len(self._waiting) >= REPORT.size:
-            right, count = REPORT.unpack_from(self._waiting)
-            self._waiting = self._waiting[REPORT.size :]
-            self._all_right = self._all_right and right
+        while len(self._unparsed) >= REPORT.size:
+            is_right, count = REPORT.unpack_from(self._unparsed)
+            self._unparsed = self._unparsed[REPORT.size :]
+            self._all_right = self._all_right and is_right
             self.reported = _Reported(count, self._reactor.seconds())
 
     # -- for the probe
 
     @property
     def count(self) -> int:
-        """Bytes of test data that came here."""
+        """The number of bytes of test data that arrived here."""
         return self._received.count if self._received is not None else 0
 
     @property
     def moved(self) -> bool:
-        """Whether any test data has arrived, here or there."""
+        """True if any test data has arrived at either end."""
         return bool(self.count or self.reported.count)
 
     @property
-    def right(self) -> bool:
-        """Whether all that arrived, here and there, was what was sent."""
-        return self._all_right and (self._received is None or self._received.right)
+    def is_right(self) -> bool:
+        """True if all bytes that arrived at both ends were right."""
+        return self._all_right and (self._received is None or self._received.is_right)
 
     def ping(self) -> Deferred[None]:
-        """A small message to the other end; fires when it is back."""
+        """Send a small message to the other end; fire when it is echoed."""
         self._pinged = Deferred()
         self.transport.write(PING.ljust(PING_SIZE, b"."))
         return self._pinged
 
     def start_receiving(self, pattern: Pattern) -> None:
+        """Ask for test data."""
         self._received = Received(pattern, start_of(self.channel, to_producer=False))
         self.transport.write(GIVE)
 
     def start_sending(self, pattern: Pattern) -> None:
+        """Send test data until `stop_sending`."""
         self.transport.write(TAKE)
         self._sending = Sending(self.transport, pattern, start_of(self.channel, to_producer=True))
 
     def stop_sending(self) -> None:
+        """Send no more test data."""
         if self._sending is not None:
             self._sending.stop()
 
     def finish(self) -> None:
-        """End this direction; the other end then ends the other one."""
+        """End this direction; the other end then ends its own."""
         if self.lost is None:
             self.transport.loseWriteConnection()
 
     def abort(self) -> None:
-        """Reset it. Idempotent."""
+        """Reset the connection. Idempotent."""
         if self.transport is not None:
             self.transport.abortConnection()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends of a TCP connection inside this machine, which nobody else can have got hold of.
+    """Return the two ends of a TCP connection within this machine, after a check that no other program has one of them.
 
-    :raises OSError: if the system has no room for it.
+    :raises OSError: if the system lacks the resources.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=8) as listener:
         listener.settimeout(timing.PROBE_OWN_CONNECT)

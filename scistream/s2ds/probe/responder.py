@@ -1,10 +1,10 @@
-"""The answering end of a probe, at the producer's gateway: it stands where ProdApp would listen.
+"""The answering end of a probe, at the producer's gateway: it listens in place of ProdApp.
 
-The conversation is over the channels of the probe's stream, one connection each, begun by the consumer's gateway
-(`probe.py`): it says which channel it means and gets `READY`; then it may send any number of pings, each of which
-comes back, and at last either asks for test data or sends some. Test data is a `Pattern` that both ends know, so
-every byte can be checked where it arrives. Nobody but a gateway that this stream's credentials have verified comes
-here over the WAN; whoever else on this machine connects gets test data and nothing more. Protocol section 11.2.
+The consumer's gateway (`measure.py`) opens a connection on each channel of the probe's stream. It sends the number of
+the channel and gets `READY`. Then it may send any number of pings, which are echoed, and finally either asks for test
+data or sends some. Test data is a `Pattern` that both ends know, so that every byte can be checked on arrival. Over the
+WAN only a gateway that has this stream's credentials can connect. A local program that connects to the port gets test
+data and nothing else. Protocol section 11.2.
 """
 
 from __future__ import annotations
@@ -26,64 +26,70 @@ from scistream.s2ds.probe.test_data import BLOCK, Pattern, start_of
 
 VERSION = 1
 GREETING = struct.Struct(">BH")
-"""The first words on a connection: `VERSION`, and the channel."""
+"""The first message on a connection: `VERSION`, and the channel."""
 READY = b"!"
 PING = b"P"
 PING_SIZE = 64
 GIVE = b"G"
-"""Send test data until this side ends its direction."""
+"""The request to send test data until the requester ends its direction."""
 TAKE = b"T"
-"""All that follows is test data; reports of it come back."""
+"""The announcement that all further bytes are test data, of which reports are expected."""
 REPORT = struct.Struct(">?Q")
-"""Whether all bytes so far were right, and how many there were."""
+"""A report: whether all bytes so far were right, and their number."""
 
 
 class Received:
-    """Test data as it arrives: how much, and whether it is what was sent."""
+    """A check of test data as it arrives.
+
+    :ivar count: the number of bytes so far.
+    :ivar is_right: True while all of them are right.
+    """
 
     def __init__(self, pattern: Pattern, start: int) -> None:
         self._pattern = pattern
         self._start = start
         self.count = 0
-        self.right = True
+        self.is_right = True
 
     def take(self, data: bytes) -> None:
-        """More of it."""
+        """Check more data."""
         for begin in range(0, len(data), BLOCK):
             part = data[begin : begin + BLOCK]
-            if self.right and part != self._pattern.at(self._start + self.count, len(part)):
-                self.right = False
+            if self.is_right and part != self._pattern.at(self._start + self.count, len(part)):
+                self.is_right = False
             self.count += len(part)
 
 
 @implementer(IPullProducer)
 class Sending:
-    """Test data as it leaves, as fast as the transport takes it."""
+    """A producer of test data, as fast as the transport takes it."""
 
     def __init__(self, transport: Any, pattern: Pattern, start: int) -> None:
         self._transport = transport
         self._pattern = pattern
         self._position = start
-        self._going = True
+        self._is_running = True
         transport.registerProducer(self, False)
 
     def resumeProducing(self) -> None:
-        if self._going:
+        """Write a block."""
+        if self._is_running:
             self._transport.write(self._pattern.at(self._position, BLOCK))
             self._position += BLOCK
 
     def stopProducing(self) -> None:
-        self._going = False
+        """Write no more, since the connection is lost."""
+        self._is_running = False
 
     def stop(self) -> None:
-        """No more of it."""
-        if self._going:
-            self._going = False
+        """Write no more. Idempotent."""
+        if self._is_running:
+            self._is_running = False
             self._transport.unregisterProducer()
 
 
 class Responder:
-    """Answers the probe of one stream, on loopback, until it is stopped.
+    """A listener on loopback that answers the probe of one stream until it is stopped.
 
     :param reactor: an `IReactorTCP` and `IReactorTime`.
     :raises StreamError: `gateway-failed` if it cannot listen.
@@ -92,8 +98,8 @@ class Responder:
     def __init__(self, reactor: Any, uid: str) -> None:
         self.reactor = reactor
         self.pattern = Pattern(uid)
-        self.talks: set[_Talk] = set()
-        factory = Factory.forProtocol(lambda: _Talk(self))
+        self.conversations: set[_Conversation] = set()
+        factory = Factory.forProtocol(lambda: _Conversation(self))
         factory.noisy = False
         try:
             self._port: IListeningPort = reactor.listenTCP(0, factory, 1024, "127.0.0.1")
@@ -102,27 +108,27 @@ class Responder:
 
     @property
     def address(self) -> Address:
-        """What the channels of the stream lead to."""
+        """The address that the channels of the stream have as their target."""
         host: Any = self._port.getHost()
         return Address(host.host, host.port)
 
     def stop(self) -> None:
-        """Listen no longer, and reset every connection."""
+        """Stop listening, and reset every connection."""
         self._port.stopListening()
-        for talk in list(self.talks):
-            talk.transport.abortConnection()
+        for conversation in list(self.conversations):
+            conversation.transport.abortConnection()
 
 
 @implementer(IHalfCloseableProtocol)
-class _Talk(Protocol):
-    """One connection, of one channel."""
+class _Conversation(Protocol):
+    """The connection of one channel."""
 
     transport: Any
 
     def __init__(self, responder: Responder) -> None:
         self._responder = responder
-        self._do = self._greeting
-        self._waiting = b""
+        self._next_step = self._greeting
+        self._unparsed = b""
         self._channel = 0
         self._sending: Sending | None = None
         self._received: Received | None = None
@@ -130,20 +136,22 @@ class _Talk(Protocol):
         self._reports.clock = responder.reactor
 
     def connectionMade(self) -> None:
-        self._responder.talks.add(self)
+        """Wait for the channel's number."""
+        self._responder.conversations.add(self)
         self.transport.setTcpNoDelay(True)
         self.transport.bufferSize = BLOCK
 
     def dataReceived(self, data: bytes) -> None:
+        """Handle messages, or check test data."""
         if self._received is not None:
             self._received.take(data)
             return
-        self._waiting += data
-        while self._do():
-            """There may be more in what has come."""
+        self._unparsed += data
+        while self._next_step():
+            pass
 
     def readConnectionLost(self) -> None:
-        """The other end is done: so is this one."""
+        """End this direction, too, after a last report."""
         if self._sending is not None:
             self._sending.stop()
         if self._received is not None:
@@ -151,50 +159,51 @@ class _Talk(Protocol):
         self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Never: this end closes both directions at once."""
+        """Do nothing: this end always closes both directions."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._responder.talks.discard(self)
+        """Stop the reports."""
+        self._responder.conversations.discard(self)
         if self._reports.running:
             self._reports.stop()
 
     def _greeting(self) -> bool:
-        if len(self._waiting) < GREETING.size:
+        if len(self._unparsed) < GREETING.size:
             return False
-        version, self._channel = GREETING.unpack_from(self._waiting)
+        version, self._channel = GREETING.unpack_from(self._unparsed)
         if version != VERSION:
             self.transport.abortConnection()
             return False
-        self._waiting = self._waiting[GREETING.size :]
-        self._do = self._command
+        self._unparsed = self._unparsed[GREETING.size :]
+        self._next_step = self._command
         self.transport.write(READY)
         return True
 
     def _command(self) -> bool:
-        command = self._waiting[:1]
+        command = self._unparsed[:1]
         if command == PING:
             return self._ping()
         if command == GIVE:
-            self._do = _nothing_more
+            self._next_step = _nothing_more
             self._sending = Sending(self.transport, self._responder.pattern, start_of(self._channel, to_producer=False))
         elif command == TAKE:
             self._received = Received(self._responder.pattern, start_of(self._channel, to_producer=True))
-            self._received.take(self._waiting[1:])
+            self._received.take(self._unparsed[1:])
             self._reports.start(timing.PROBE_REPORT, now=False)
         elif command:
             self.transport.abortConnection()
         return False
 
     def _ping(self) -> bool:
-        if len(self._waiting) < PING_SIZE:
+        if len(self._unparsed) < PING_SIZE:
             return False
-        self.transport.write(self._waiting[:PING_SIZE])
-        self._waiting = self._waiting[PING_SIZE:]
+        self.transport.write(self._unparsed[:PING_SIZE])
+        self._unparsed = self._unparsed[PING_SIZE:]
         return True
 
     def _report(self) -> None:
         if self._received is not None:
-            self.transport.write(REPORT.pack(self._received.right, self._received.count))
+            self.transport.write(REPORT.pack(self._received.is_right, self._received.count))
 
 
 def _nothing_more() -> bool:

@@ -1,1 +1,1 @@
-"""The data path of one buffer-and-forward element: sockets in, sockets out."""
+"""The data path of one buffer-and-forward element, from socket to socket."""

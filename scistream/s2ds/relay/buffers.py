@@ -1,4 +1,4 @@
-"""What a relay borrows only while bytes are in flight: buffers, and pipes for bytes that need not be looked at."""
+"""Pools of buffers and of kernel pipes, from which relays borrow only while bytes are in flight."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import os
 from scistream.s2ds.relay import openssl
 
 LEAST_PIPE = 65536
-"""Bytes: a pipe that holds less brings nothing. It is what Linux gives a user who has not too many yet."""
+"""The least useful size of a pipe, in bytes. Linux gives a pipe this size until its user has too many of them."""
 
 
 class Buffer:
-    """Bytes.
+    """A buffer of a pool.
 
-    :ivar view: as Python has them.
-    :ivar at: as OpenSSL has them: the address of the first.
-    :ivar pool: where to give it back.
+    :ivar view: its bytes.
+    :ivar at: the address of its bytes, for OpenSSL.
+    :ivar pool: the pool to which it is returned.
     """
 
     __slots__ = ("at", "pool", "view")
@@ -39,23 +39,23 @@ class Buffers:
         self._idle: list[Buffer] = []
 
     def borrow(self) -> Buffer:
-        """A buffer; what it holds is of no meaning."""
+        """Return a buffer with undefined content."""
         return self._idle.pop() if self._idle else Buffer(self, self.size)
 
     def give_back(self, buffer: Buffer) -> None:
-        """Return what `borrow` gave."""
+        """Take back a buffer."""
         if len(self._idle) < self._spare:
             self._idle.append(buffer)
 
 
 class Pipe:
-    """A pipe of the kernel, through which `os.splice` moves what it need not copy.
+    """A pipe of the kernel, through which `os.splice` moves bytes without copying them.
 
-    :ivar pool: where to give it back.
+    :ivar pool: the pool to which it is returned.
     :ivar reading: the descriptor to splice from.
     :ivar writing: the descriptor to splice to.
-    :ivar size: how many bytes it can hold, at most.
-    :ivar held: how many it holds; kept by who has borrowed it.
+    :ivar size: the number of bytes that it can hold.
+    :ivar held: the number of bytes in it, which its borrower updates.
     """
 
     __slots__ = ("held", "pool", "reading", "size", "writing")
@@ -68,12 +68,13 @@ class Pipe:
         self.held = 0
 
     def close(self) -> None:
+        """Close both ends."""
         os.close(self.reading)
         os.close(self.writing)
 
 
 class Pipes:
-    """A pool of pipes for `size` bytes: at most `most` at once, of which up to `spare` unused ones are kept."""
+    """A pool of pipes for `size` bytes: up to `most` are lent at once, and up to `spare` unused ones are kept."""
 
     def __init__(self, size: int, spare: int = 16, most: int = 256) -> None:
         self.size = size
@@ -83,14 +84,14 @@ class Pipes:
         self._idle: list[Pipe] = []
 
     def borrow(self) -> Pipe | None:
-        """An empty pipe, or None where the system or the limit refuses one: do without."""
+        """Return an empty pipe, or None if too many are lent or the system refuses one."""
         pipe = self._idle.pop() if self._idle else self._open()
         if pipe is not None:
             self._lent += 1
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Return what `borrow` gave. What it still holds is lost, and the pipe with it."""
+        """Take back a pipe. If bytes are left in it, close it: they are lost."""
         self._lent -= 1
         if pipe.held or len(self._idle) >= self._spare:
             pipe.close()
@@ -98,7 +99,7 @@ class Pipes:
             self._idle.append(pipe)
 
     def close(self) -> None:
-        """Close what is not lent."""
+        """Close the unused pipes."""
         while self._idle:
             self._idle.pop().close()
 
@@ -108,8 +109,8 @@ class Pipes:
         try:
             reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return None  # no more descriptors
-        with contextlib.suppress(OSError):  # it is more than a user may have, here or in all
+            return None  # out of descriptors
+        with contextlib.suppress(OSError):  # above the limit for one pipe, or for all pipes of a user
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, self.size)
         pipe = Pipe(self, reading, writing, min(self.size, fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
         if pipe.size >= min(self.size, LEAST_PIPE):

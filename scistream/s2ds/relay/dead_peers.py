@@ -1,7 +1,7 @@
-"""Notices WAN connections over which nothing comes back any more, while nobody may be reading or writing.
+"""Detection of WAN connections whose peer no longer answers, even if nothing is read or written.
 
-TCP_USER_TIMEOUT would not do: Linux also counts the time in which a living peer keeps its window closed, and so would
-cut off a reader that is merely slow. So TCP's own state is looked at.
+TCP_USER_TIMEOUT is not suitable: Linux also counts the time in which a live peer keeps its window closed, so a slow
+reader would be cut off. The detector reads the state of TCP instead.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from typing import Any, Protocol
 from scistream.s2ds.relay.tcp_info import tcp_info
 
 _LOOKS = 6
-"""How many times a connection is checked within its time limit."""
+"""The number of times that a connection is checked within the timeout."""
 
 
 class Watched(Protocol):
     """A connection to watch."""
 
     @property
-    def sock(self) -> socket.socket: ...
+    def sock(self) -> socket.socket:
+        """The connected socket."""
 
     def break_off(self, reason: str) -> None:
-        """It was found dead."""
+        """End the connection, whose peer is dead."""
 
 
 class DeadPeerDetector:
-    """Breaks off connections whose bytes have waited too long for an acknowledgement. No timer while there are none.
+    """A detector that ends connections whose bytes wait too long for an acknowledgement.
+
+    It has no timer while there are no connections.
 
     :param reactor: an `IReactorTime`.
-    :param timeout: for how many seconds nothing may come back.
+    :param timeout: the seconds for which a peer may be silent.
     """
 
     def __init__(self, reactor: Any, timeout: float) -> None:
@@ -39,13 +42,13 @@ class DeadPeerDetector:
         self._timer: Any = None
 
     def add(self, watched: Watched) -> None:
-        """Watch a connected socket until `remove`, which must come before it is closed."""
+        """Watch a connection until `remove`, which must be called before its socket is closed."""
         self._failing_since[watched] = None
         if self._timer is None:
             self._timer = self._reactor.callLater(self._timeout / _LOOKS, self._look)
 
     def remove(self, watched: Watched) -> None:
-        """Watch it no longer."""
+        """Stop watching a connection."""
         del self._failing_since[watched]
         if not self._failing_since and self._timer is not None:
             self._timer.cancel()
@@ -56,12 +59,12 @@ class DeadPeerDetector:
         now = self._reactor.seconds()
         for watched in list(self._failing_since):
             if watched in self._failing_since and self._is_exhausted(watched, now):
-                watched.break_off(f"nothing has come back over the WAN for {self._timeout:g} s")
+                watched.break_off(f"nothing was received over the WAN for {self._timeout:g} s")
 
     def _is_exhausted(self, watched: Watched, now: float) -> bool:
-        """Whether nothing has come back for too long."""
+        """Return True if the peer has been silent for too long."""
         info = tcp_info(watched.sock)
-        if not info.retransmits and info.probes < 2:  # one probe may be on its way
+        if not info.retransmits and info.probes < 2:  # the answer to one probe may be on its way
             self._failing_since[watched] = None
             return False
         since = self._failing_since[watched]

@@ -1,4 +1,4 @@
-"""One direction of one channel on an element: what it has carried, and the rate that it shares with its stream."""
+"""One direction of one channel on an element: its byte count and the throttle that it shares with its stream."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from scistream.s2ds.relay.throttle import Throttle
 
 
 class Flow:
-    """What the connections of a channel share in one direction.
+    """The state that all connections of a channel share in one direction.
 
+    :param throttle: the throttle of the stream in this direction.
     :param windows: the large receive windows of the stream at this element.
-    :param words: the memory of the gateway's figures.
-    :param at: where in it this direction's application bytes are counted.
+    :param words: the words of the gateway's shared figures.
+    :param at: the index of the word that counts this direction's application bytes.
     """
 
     __slots__ = ("_at", "_words", "throttle", "windows")
@@ -23,5 +24,5 @@ class Flow:
         self._at = at
 
     def moved(self, count: int) -> None:
-        """So many bytes more have been taken by the far end's socket."""
+        """Count `count` more bytes as written to a socket."""
         self._words[self._at] += count

@@ -1,8 +1,8 @@
-"""The TLS handshake of a WAN leg. It takes a bounded number of records from the far end.
+"""The TLS handshake of a WAN leg, with a limit on the number of TLS records from the peer.
 
-From a socket OpenSSL would read for as long as records come, each of one byte if the far end likes it so, and nobody
-else at this element would have a turn. So it gets them from memory, a little at a time, and whatever comes after the
-handshake is left in the socket, which OpenSSL has from then on.
+OpenSSL reads from a socket for as long as records arrive. A peer could send records of one byte without end and block
+all other connections of the element. The handshake therefore passes small pieces to OpenSSL through memory. Bytes after
+the handshake stay in the socket, from which OpenSSL reads directly later on.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ if TYPE_CHECKING:
     from scistream.s2ds.relay.tls import TlsLeg
 
 MOST_RECORDS = 256
-"""Records that a handshake takes from the far end at most: most have a few."""
+"""The number of records that a handshake accepts from the peer. A normal one needs only a few."""
 
 _HEADER = 5
-"""Bytes of a record's header; the last two are the length of what follows it."""
-_PIECE = 4096
-"""Bytes that OpenSSL gets at a time: mostly all that the far end has to say."""
-_SOME = 65536
+"""The size of a record's header in bytes. Its last two bytes are the length of the record's content."""
+_PIECE_SIZE = 4096
+"""The number of bytes passed to OpenSSL at a time; the messages of a peer usually fit into one piece."""
+_OUTPUT_SIZE = 65536
 
 
 class Handshake:
-    """The first thing that happens on a leg; gone when it is over.
+    """The handshake of one leg.
 
-    :ivar result: fires when keys are agreed on, or fails with `ConnectionBrokenError`; cancelling it
-        gives the handshake up.
+    :ivar result: fires when the handshake is complete, or fails with `ConnectionBrokenError`. Cancelling it abandons
+        the handshake.
     """
 
     def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
         self.result: Deferred[None] = Deferred(lambda _: self._stop())
         self._leg = leg
-        self._is_begun = self._is_agreed = self._is_over = False
+        self._is_started = self._is_complete = self._is_over = False
         self._records = 0
-        self._begun = b""  # the beginning of a header whose rest has not come
-        self._skip = 0  # bytes that are still to come of the record under way
-        self._to_send = b""
+        self._partial_header = b""  # the first part of a header whose rest has not arrived
+        self._record_left = 0  # bytes of the current record that have not arrived
+        self._output = b""
         self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
     def turn(self) -> None:
+        """Continue as far as the socket allows."""
         leg = self._leg
         try:
-            self._go_on()
+            self._advance()
         except SSL.Error as problem:
             self._end(leg.broken(problem))
         except ConnectionBrokenError as broken:
@@ -60,88 +61,88 @@ class Handshake:
         except OSError as problem:
             self._end(broken_by(problem.errno or errno.EIO, leg))
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         leg = self._leg
-        while self._sent():
-            if self._is_agreed:
+        while self._flush():
+            if self._is_complete:
                 leg.take_over()
                 self._end(None)
                 return
             piece = b""
-            if self._is_begun:
+            if self._is_started:
                 try:
-                    piece = leg.sock.recv(_PIECE, socket.MSG_PEEK)
+                    piece = leg.sock.recv(_PIECE_SIZE, socket.MSG_PEEK)
                 except BlockingIOError:
                     leg.readable = False
                     return
                 if not piece:
                     raise SSL.SysCallError(-1, "Unexpected EOF")
                 leg.connection.bio_write(piece)
-            self._is_begun = True
-            self._shake()
+            self._is_started = True
+            self._step()
             if piece:
-                self._took(leg.sock.recv(len(piece) - self._left_over()))
+                self._count_records(leg.sock.recv(len(piece) - self._unread_bytes()))
         leg.writable = False
 
-    def _shake(self) -> None:
+    def _step(self) -> None:
         connection = self._leg.connection
         try:
             connection.do_handshake()
         except SSL.WantReadError:
             pass
         except SSL.Error:
-            self._listen()
+            self._collect_output()
             with contextlib.suppress(OSError):
-                self._sent()  # why it is refused
+                self._flush()  # the alert that tells the peer why
             raise
         else:
-            self._is_agreed = True
-        self._listen()
+            self._is_complete = True
+        self._collect_output()
 
-    def _listen(self) -> None:
-        """Gather what OpenSSL has to say to the far end."""
+    def _collect_output(self) -> None:
+        """Collect OpenSSL's output to the peer."""
         with contextlib.suppress(SSL.WantReadError):
             while True:
-                self._to_send += self._leg.connection.bio_read(_SOME)
+                self._output += self._leg.connection.bio_read(_OUTPUT_SIZE)
 
-    def _sent(self) -> bool:
-        """Send what there is; False if not all of it goes now."""
-        while self._to_send:
+    def _flush(self) -> bool:
+        """Send the collected output. Return False if the socket does not take all of it now."""
+        while self._output:
             try:
-                count = self._leg.sock.send(self._to_send)
+                count = self._leg.sock.send(self._output)
             except BlockingIOError:
                 return False
             except (BrokenPipeError, ConnectionResetError):
-                if not self._is_agreed:
+                if not self._is_complete:
                     raise
-                self._to_send = b""  # tickets alone, and what the far end has sent before it went can still be read
+                self._output = b""  # only session tickets are lost, and bytes from the peer can still be read
                 break
-            self._to_send = self._to_send[count:]
+            self._output = self._output[count:]
         return True
 
-    def _left_over(self) -> int:
-        """Bytes that OpenSSL was given and has not read: what follows the handshake."""
+    def _unread_bytes(self) -> int:
+        """Return how many bytes OpenSSL was given and has not read: they follow the handshake."""
         return openssl.unread_bytes(self._leg.connection)
 
-    def _took(self, piece: bytes) -> None:
-        """Count the records that begin in the next piece of what the far end has sent.
+    def _count_records(self, piece: bytes) -> None:
+        """Count the records that begin in the next piece of input.
 
-        :raises Broken: if there have been too many of them.
+        :raises ConnectionBrokenError: if there have been too many records.
         """
-        begun, at = self._begun + piece, self._skip
+        begun, at = self._partial_header + piece, self._record_left
         while at + _HEADER <= len(begun):
             self._records += 1
             at += _HEADER + int.from_bytes(begun[at + _HEADER - 2 : at + _HEADER])
-        self._begun = begun[at:]
-        self._skip = max(0, at - len(begun))
+        self._partial_header = begun[at:]
+        self._record_left = max(0, at - len(begun))
         if self._records > MOST_RECORDS:
             raise ConnectionBrokenError(
-                f"{self._leg.far} cut its TLS handshake into too many records", "far-side", self._leg
+                f"{self._leg.peer_name} sent too many TLS records in its handshake", "far-side", self._leg
             )
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._end(ConnectionBrokenError(f"no TLS handshake within {timeout:g} s", "wan"))
+        self._end(ConnectionBrokenError(f"the TLS handshake was not complete within {timeout:g} s", "wan"))
 
     def _end(self, problem: ConnectionBrokenError | None) -> None:
         if self._is_over:

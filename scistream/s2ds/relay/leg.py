@@ -1,8 +1,8 @@
-"""A leg: one socket of a relay, as the relay sees it, whether plain TCP (`plain.py`) or TLS (`tls.py`).
+"""A leg: one socket of a relay, plain TCP (`plain.py`) or TLS (`tls.py`).
 
-Pumps read and write without blocking. A leg knows whether that is worth a try, since a call has said otherwise
-last, and gives its pumps a turn when the poller tells of a change. Every socket resets its connection when it is
-closed or its process dies, until `close` ends it well.
+Pumps read and write without blocking. A leg remembers whether its last read or write would have blocked, and gives its
+pumps a turn when the poller reports a change. A socket that is closed, or whose process dies, resets its connection;
+only `close` ends it cleanly.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from scistream.s2ds.relay.poller import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.receive_windows import StreamWindows
 
 WANT = -1
-"""What reading returns when nothing is there now."""
+"""The result of a read that would block."""
 EOF = 0
-"""What reading returns when the peer has ended this direction well."""
+"""The result of a read after the peer has ended this direction cleanly."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_WELL = struct.pack("ii", 0, 0)
@@ -38,10 +38,10 @@ _MOST_PROBES = 127
 
 
 class ConnectionBrokenError(Exception):
-    """A leg has ended abnormally. Its text says how, in the same words for every connection.
+    """A leg has ended abnormally. The text is the same for all connections that end for this reason.
 
-    :param cause: who or what has ended it.
-    :param leg: which one; None for a connection that was never joined.
+    :param cause: the party or network that caused it.
+    :param leg: the leg that broke; None for a connection that was never joined.
     """
 
     def __init__(self, reason: str, cause: Cause, leg: Leg | None = None) -> None:
@@ -51,22 +51,24 @@ class ConnectionBrokenError(Exception):
 
 
 class DialRefusedError(ConnectionBrokenError):
-    """Nobody listens there, or not yet."""
+    """The target refused the connection; its program may not have started yet."""
 
 
 class ShortageError(ConnectionBrokenError):
-    """This machine has not what a connection needs just now: another try may help."""
+    """This machine lacks a resource for the connection at the moment; another attempt may succeed."""
 
 
 def broken_by(code: int, leg: Leg) -> ConnectionBrokenError:
-    """What an error of the system says of a connection."""
+    """Return the exception for a system error on a leg."""
     if code in (errno.ECONNRESET, errno.EPIPE):
-        return ConnectionBrokenError(f"{leg.far} reset the connection", "far-side" if leg.wan else "application", leg)
-    cause: Cause = "gateway" if code in SHORT_HERE else "wan" if leg.wan else "application"
-    return ConnectionBrokenError(f"the connection to {leg.far} broke: {os.strerror(code)}", cause, leg)
+        return ConnectionBrokenError(
+            f"{leg.peer_name} reset the connection", "far-side" if leg.wan else "application", leg
+        )
+    cause: Cause = "gateway" if code in LOCAL_SHORTAGES else "wan" if leg.wan else "application"
+    return ConnectionBrokenError(f"the connection to {leg.peer_name} broke: {os.strerror(code)}", cause, leg)
 
 
-SHORT_HERE = frozenset(
+LOCAL_SHORTAGES = frozenset(
     {
         errno.EADDRNOTAVAIL,
         errno.EADDRINUSE,
@@ -78,66 +80,68 @@ SHORT_HERE = frozenset(
         errno.ENOSPC,
     }
 )
-"""Errors that say what this machine lacks, for a while: ports for outgoing connections, descriptors, memory."""
+"""Errors for a temporary shortage on this machine: of ports for outgoing connections, descriptors or memory."""
 
 
 def explain(problem: OSError) -> str:
-    """The words of the system for an error."""
+    """Return the system's text for an error."""
     return os.strerror(problem.errno) if problem.errno else str(problem)
 
 
-UNSENT = 256 * 1024
-"""Bytes that a socket takes beyond what is on its way: a far end that does not read leaves no more than these."""
-MODEST = 128 * 1024
-"""Bytes that a socket takes in before its connection has shown that they are read at the other end."""
-HELD = 512 * 1024
-"""The same afterwards, while its stream has as many large windows as it may; net.core.rmem_max can make it less."""
+UNSENT_BYTES = 256 * 1024
+"""The number of unsent bytes that a socket accepts: a peer that does not read keeps no more than these here."""
+SMALL_RECEIVE_BUFFER = 128 * 1024
+"""The receive buffer, in bytes, of a connection that has not yet shown that its bytes are read at the other side."""
+MEDIUM_RECEIVE_BUFFER = 512 * 1024
+"""The receive buffer afterwards, while its stream has no large window to give; net.core.rmem_max limits it."""
 _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
 
 
 def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> None:
-    """What every socket of a relay gets when it becomes ours. A host that vanishes is noticed in `dead_after` seconds.
+    """Set the options that every socket of a relay has.
 
-    :param congestion: its congestion control; empty: the system's.
+    :param dead_after: the seconds after which an unreachable host is noticed.
+    :param congestion: the congestion control; empty: the system's.
     """
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is a byte of the stream
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is part of the stream
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     with contextlib.suppress(OSError):  # before Linux 3.12
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     if congestion:
-        with contextlib.suppress(OSError):  # it was there when the gateway started
+        with contextlib.suppress(OSError):  # it may have been removed since the gateway started
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
 
 
-def be_modest(sock: socket.socket) -> bool:
-    """Let the kernel take in little for a connected socket, until `be_generous`; False where it cannot.
+def shrink_receive_buffer(sock: socket.socket) -> bool:
+    """Give a connected socket a small receive buffer until `autotune_receive_buffer`.
 
-    By itself it takes in the more the faster a connection begins, and keeps all of that while nobody reads.
+    Return False, and change nothing, if this kernel could not undo it. Without a limit the buffer grows with the speed
+    of a new connection, and the kernel keeps all bytes in it while nobody reads them.
     """
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)  # since Linux 5.15, without which there is no way back
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)  # needs Linux 5.15, before which SO_RCVBUF is permanent
     except OSError:
         return False
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MODEST)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_RECEIVE_BUFFER)
     return True
 
 
-def be_generous(sock: socket.socket) -> None:
-    """Let the kernel take in as much as the path asks for."""
+def autotune_receive_buffer(sock: socket.socket) -> None:
+    """Let the kernel adapt the receive buffer to the path again."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
 
 
 def congestion_control(setting: str, suited: str = "") -> str:
-    """The congestion control that a setting stands for; empty: the system's.
+    """Return the congestion control for a setting; empty: the system's.
 
-    :param setting: a name, empty, or "auto": `suited` where this process may set it, else the system's.
-    :raises ValueError: for a name that cannot be had, with a sentence that says what can.
+    :param setting: a name, empty, or "auto": `suited` if this process may set it, otherwise the system's.
+    :raises ValueError: if the name is not available; the text says which are.
     """
     if setting != "auto":
         _try_congestion(setting)
@@ -157,9 +161,9 @@ def _try_congestion(name: str) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         except OSError as problem:
             raise ValueError(
-                f'this system does not give {name!r} ({explain(problem)}): it allows {_allowed()}; "auto" takes what '
-                "suits and can be had, an empty text is what the system does by itself; `modprobe` and "
-                "net.ipv4.tcp_allowed_congestion_control change what it allows"
+                f"{name!r} is not available on this system ({explain(problem)}): choose one of {_allowed()}, "
+                '"auto" for a suitable one or "" for the default of the system, or make it available with `modprobe` '
+                "and net.ipv4.tcp_allowed_congestion_control"
             ) from None
 
 
@@ -167,136 +171,146 @@ def _allowed() -> str:
     try:
         return ", ".join(Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split())
     except OSError:
-        return "others"
+        return "those that it allows"
 
 
-def keepalive(dead_after: float, place: float) -> tuple[int, int, int]:
-    """Seconds until the first probe, seconds between probes, and how many: together they last for `dead_after`.
+def keepalive(dead_after: float, fraction: float) -> tuple[int, int, int]:
+    """Return the seconds until the first probe, the seconds between probes, and the number of probes.
 
-    The kernel keeps timers of many seconds in few slots, and hands on the packets of one slot together, up to a limit
-    (net.core.netdev_max_backlog): of thousands of connections that are idle from one moment on, and probed after the
-    same time, some would lose all their probes and be taken for dead. So each has a time of its own, and a short one.
+    Together the probes last for `dead_after` seconds. The first one has a random time: the kernel has few slots for
+    long timers, and delivers the packets of one slot together, up to net.core.netdev_max_backlog. If thousands of
+    connections became idle at once and had the same timer, some would lose all their probes and be considered dead.
 
-    :param place: 0 to 1, at random.
+    :param fraction: a random number from 0 to 1.
     """
     latest = min(timing.LATEST_KEEPALIVE, dead_after / 2)
-    first = max(1, round(latest * (1 + place) / 2))
+    first = max(1, round(latest * (1 + fraction) / 2))
     between = max(1, round(dead_after / 10))
     return first, between, max(1, min(_MOST_PROBES, math.ceil((dead_after - first) / between)))
 
 
 def pending_error(sock: socket.socket) -> int:
-    """What the kernel holds against a socket, or 0. Asking clears it: only for a connection that is given up."""
+    """Return the pending error of a socket, or 0, and clear it: only for a connection that is given up."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 class PumpEnd(Protocol):
-    """Who reads from a leg or writes to it."""
+    """The reader or writer of a leg."""
 
     def turn(self) -> None:
-        """Move what can be moved now. Never raises."""
+        """Move the bytes that can be moved now. Never raises."""
 
 
 class LegOwner(Protocol):
-    """Whose leg it is."""
+    """The owner of a leg."""
 
     def broke(self, broken: ConnectionBrokenError) -> None:
-        """A leg has ended abnormally. What came before can still be read from it."""
+        """Note that a leg has ended abnormally; bytes that arrived before can still be read from it."""
 
     def reset(self, reason: str, cause: Cause) -> None:
-        """Nothing comes back on a leg any more."""
+        """Reset the connection, since the peer of a leg is dead."""
 
 
 class Leg(ABC):
-    """One connected socket, owned from here on.
+    """One connected socket, which the leg owns.
 
-    :ivar far: who is at its other end, in words for a person.
-    :ivar readable: reading is worth a try.
-    :ivar writable: writing is.
-    :ivar is_modest: the kernel takes in little for it, see `be_modest`.
-    :ivar is_ending: the peer has ended its direction, or the connection is over.
-    :ivar is_opening: it cannot carry anything yet.
-    :ivar is_first: nothing has been read since it last became readable.
-    :ivar is_urgent: a byte was marked as urgent: what is read ends before it though more is there, and the kernel
-        splices nothing across it.
-    :ivar reader: who has a turn when it becomes readable.
-    :ivar writer: who has a turn when it becomes writable again.
-    :ivar wan: whether it crosses the WAN, where a long silence counts as a break.
-    :ivar work: what the last reading has cost of a turn, in bytes, where that is more than the bytes that it gave.
+    :ivar peer_name: a readable name of the peer.
+    :ivar readable: False if a read would block.
+    :ivar writable: False if a write would block.
+    :ivar has_small_window: True while its receive buffer is small, see `shrink_receive_buffer`.
+    :ivar is_ending: True if the peer has ended its direction, or the connection is over.
+    :ivar is_opening: True until it can carry bytes.
+    :ivar is_first: True if nothing has been read since it last became readable.
+    :ivar is_urgent: True if a byte was marked as urgent: a read ends before that byte even if more bytes are there, and
+        the kernel splices nothing across it.
+    :ivar reader: gets a turn when the leg becomes readable.
+    :ivar writer: gets a turn when the leg becomes writable again.
+    :ivar wan: True if the leg crosses the WAN, where a long silence counts as an interruption.
+    :ivar read_cost: the cost of the last read in bytes of a turn, if that is more than the bytes that were read.
     """
 
     __slots__ = (
-        "_crossed",
+        "_dead_peers",
         "_owner",
         "_poller",
+        "_retries_both",
         "_sock",
-        "_watch",
         "_windows",
-        "born",
-        "far",
+        "batch_added",
+        "has_small_window",
         "is_ending",
         "is_first",
-        "is_modest",
         "is_opening",
         "is_urgent",
+        "peer_name",
+        "read_cost",
         "readable",
         "reader",
         "wan",
-        "work",
         "writable",
         "writer",
     )
 
     def __init__(
-        self, poller: Poller, sock: socket.socket, watch: DeadPeerDetector, owner: LegOwner, far: str, *, wan: bool
+        self,
+        poller: Poller,
+        sock: socket.socket,
+        dead_peers: DeadPeerDetector,
+        owner: LegOwner,
+        peer_name: str,
+        *,
+        wan: bool,
     ) -> None:
         self._poller = poller
         self._sock = sock
-        self._watch = watch
+        self._dead_peers = dead_peers
         self._owner: LegOwner | None = owner
         self.is_ending = False
-        self._crossed = False  # TLS has to write before it can read, or the other way round
-        self.far = far
+        self._retries_both = False  # TLS must write before it can read, or read before it can write
+        self.peer_name = peer_name
         self.readable = self.writable = self.is_first = True
         self.reader: PumpEnd | None = None
         self.writer: PumpEnd | None = None
         self.wan = wan
         self.is_opening = self.is_urgent = False
-        self.work = 0
-        self.born = 0
-        self.is_modest = be_modest(sock)
-        self._windows: StreamWindows | None = None  # which it has asked for a large one
+        self.read_cost = 0
+        self.batch_added = 0
+        self.has_small_window = shrink_receive_buffer(sock)
+        self._windows: StreamWindows | None = None  # set once the leg has asked for a large window
         poller.add(self)
         if wan:
-            watch.add(self)
+            dead_peers.add(self)
 
     @property
     def sock(self) -> socket.socket:
-        """Its socket, to ask the system about it."""
+        """The socket, for queries to the system."""
         return self._sock
 
     def fileno(self) -> int:
+        """Return the descriptor of the socket."""
         return self._sock.fileno()
 
     @abstractmethod
     def read_into(self, buffer: Buffer, room: int) -> int:
-        """Read up to `room` > 0 bytes: how many, or `WANT`, or `EOF`.
+        """Read up to `room` > 0 bytes. Return their number, `WANT` or `EOF`.
 
-        :raises Broken: the connection has ended abnormally.
+        :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
 
     @abstractmethod
     def write(self, buffer: Buffer, start: int, end: int) -> int:
-        """Write what is between: how many bytes went, 0 for no room. After 0, the next call begins with the same bytes.
+        """Write `buffer[start:end]`. Return how many bytes were written, 0 if the socket has no room.
 
-        :raises Broken: the connection has ended abnormally.
+        After a result of 0, the next call must begin with the same bytes.
+
+        :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
 
     @abstractmethod
     def finish_writing(self) -> bool:
-        """End this direction well; False when there is no room yet to say so: call again when there is.
+        """End this direction cleanly. Return False if the socket has no room: call again when it is writable.
 
-        :raises Broken: the connection has ended abnormally.
+        :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
 
     def abort(self) -> None:
@@ -308,35 +322,40 @@ class Leg(ABC):
                 self._windows = None
             self._poller.remove(self)
             if self.wan:
-                self._watch.remove(self)
+                self._dead_peers.remove(self)
             self._sock.close()
 
     def close(self) -> None:
-        """Both directions have ended well: let the kernel deliver what it holds, and be gone."""
+        """Close the socket after both directions have ended cleanly; the kernel delivers the bytes that it holds."""
         if self._owner is not None:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WELL)
             self.abort()
 
-    def proven(self, windows: StreamWindows) -> None:
-        """What comes is read at the other end: let more come, as far as the stream's other connections allow."""
-        self.is_modest = False
+    def request_large_window(self, windows: StreamWindows) -> None:
+        """Ask for a large receive window, since the bytes of this leg are read at the other side.
+
+        :param windows: the large windows of the stream.
+        """
+        self.has_small_window = False
         if self._owner is not None:
             self._windows = windows
             windows.ask(self)
 
     def widen(self) -> None:
-        be_generous(self._sock)
+        """Let the receive window grow with the path."""
+        autotune_receive_buffer(self._sock)
 
     def hold(self) -> None:
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD)
+        """Set a medium receive window that does not grow."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MEDIUM_RECEIVE_BUFFER)
 
     def break_off(self, reason: str) -> None:
-        """Something other than reading or writing has found the connection dead."""
+        """End the connection, whose peer is dead."""
         if self._owner is not None:
             self._owner.reset(reason, "wan" if self.wan else "application")
 
     def event(self, mask: int) -> None:
-        """The poller's: it has become readable or writable, or it is over."""
+        """Handle an event of the poller: the leg has become readable or writable, or the connection has ended."""
         if mask & ENDING:
             self.is_ending = True
             if mask & select.EPOLLERR:
@@ -348,8 +367,8 @@ class Leg(ABC):
         if mask & select.EPOLLPRI:
             self.is_urgent = True
         wakes_writer = not self.writable and mask & WRITABLE
-        if self._crossed:
-            self._crossed = False
+        if self._retries_both:
+            self._retries_both = False
             self.readable = self.writable = True
             wakes_writer = 1
             mask |= READABLE

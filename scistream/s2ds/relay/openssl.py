@@ -1,7 +1,7 @@
-"""OpenSSL's own calls on a connection of pyOpenSSL, which keeps its handle of OpenSSL's to itself.
+"""Direct calls of OpenSSL on a connection of pyOpenSSL, whose handle is private.
 
-All private names of pyOpenSSL and of cryptography's bindings that a relay needs are in this file. Used by tls.py,
-handshake.py and buffers.py.
+All private names of pyOpenSSL and of cryptography's bindings that a relay needs are in this file. `tls.py`,
+`handshake.py` and `buffers.py` use it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
 ffi = Binding.ffi
-"""Its `errno` is that of the last call."""
+"""The foreign function interface; its `errno` is that of the last call."""
 
 read = Binding.lib.SSL_read
 write = Binding.lib.SSL_write
@@ -27,7 +27,7 @@ def address_of(view: memoryview) -> Any:
 
 
 def handle_of(connection: SSL.Connection) -> Any:
-    """Return what the calls of OpenSSL take for a connection."""
+    """Return the handle of a connection for the calls of OpenSSL."""
     return connection._ssl
 
 
@@ -37,20 +37,20 @@ def end_reads_at_each_record(connection: SSL.Connection) -> None:
 
 
 def move_to_socket(connection: SSL.Connection, descriptor: int) -> None:
-    """Let OpenSSL read and write a socket from now on, in place of its two buffers in memory, which it frees."""
+    """Let OpenSSL read from and write to a socket in place of its two memory buffers, which it frees."""
     Binding.lib.SSL_set_fd(connection._ssl, descriptor)
     connection._into_ssl = connection._from_ssl = None
 
 
 def unread_bytes(connection: SSL.Connection) -> int:
-    """Return how many of the bytes that were written into its buffer in memory OpenSSL has not read."""
+    """Return how many bytes in its memory buffer OpenSSL has not read."""
     left: int = Binding.lib.BIO_get_mem_data(connection._into_ssl, ffi.new("char **"))
     return left
 
 
 def raise_error(connection: SSL.Connection, result: int) -> None:
-    """Raise what is wrong, after a call of OpenSSL has returned `result`, as pyOpenSSL does.
+    """Raise the exception of pyOpenSSL for the `result` of a call of OpenSSL.
 
-    :raises SSL.Error: of the kind that it is.
+    :raises SSL.Error: or a subclass of it, by the kind of error.
     """
     connection._raise_ssl_error(connection._ssl, result)

@@ -1,4 +1,4 @@
-"""A leg of plain TCP, as the LAN's are, and how a relay dials."""
+"""A leg of plain TCP, as used on the LAN, and outgoing connections of a relay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from scistream.protocol.address import Address
 from scistream.s2ds.relay.buffers import Buffer, Pipe
 from scistream.s2ds.relay.leg import (
-    SHORT_HERE,
+    LOCAL_SHORTAGES,
     WANT,
     ConnectionBrokenError,
     DialRefusedError,
@@ -26,19 +26,20 @@ from scistream.s2ds.relay.poller import WRITABLE, Poller
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM})
-"""What the system says where it does not splice, or not these descriptors, or not now."""
+"""Errors that mean that the system cannot splice, or cannot splice these descriptors at the moment."""
 
 
 class CannotSpliceError(Exception):
-    """The system does not move bytes between a socket and a pipe by itself."""
+    """The system cannot splice between this socket and a pipe."""
 
 
 class PlainLeg(Leg):
-    """A leg whose bytes are the application's own; a FIN ends a direction."""
+    """A leg that carries application bytes in the clear; a FIN ends a direction."""
 
     __slots__ = ()
 
     def read_into(self, buffer: Buffer, room: int) -> int:
+        """Read up to `room` bytes: see `Leg.read_into`."""
         try:
             count = self._sock.recv_into(buffer.view, room)
         except BlockingIOError:
@@ -47,10 +48,11 @@ class PlainLeg(Leg):
         except OSError as problem:
             raise self._break(problem) from None
         if count < room and not self.is_ending and not self.is_urgent:
-            self.readable = False  # that was all: whatever comes now is told
+            self.readable = False  # the socket is empty: the poller reports further bytes
         return count
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
+        """Write `buffer[start:end]`: see `Leg.write`."""
         try:
             count = self._sock.send(buffer.view[start:end])
         except BlockingIOError:
@@ -61,29 +63,32 @@ class PlainLeg(Leg):
         return count
 
     def splice_to(self, pipe: Pipe, room: int) -> int:
-        """Move up to `room` bytes that have come into a pipe: as `read_into`, where `WANT` may mean that it is full.
+        """Move up to `room` received bytes into a pipe. Return their number, or `WANT` if the socket or pipe blocks.
 
-        :raises CannotSpliceError: the system does not do that, and nothing was moved.
+        :raises CannotSpliceError: if the system cannot splice, or only `read_into` can tell what comes next. Nothing
+            was moved.
+        :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
         try:
             count = os.splice(self._sock.fileno(), pipe.writing, room, flags=_SPLICE)
         except BlockingIOError:
-            if not pipe.held:  # so it is the socket that has nothing
+            if not pipe.held:  # an empty pipe cannot block, so the socket is empty
                 self.readable = False
             return WANT
         except OSError as problem:
             if problem.errno in _NO_SPLICE:
                 raise CannotSpliceError from None
             raise self._break(problem) from None
-        if not count:  # the end, or an urgent byte: only reading tells
+        if not count:  # the end of the stream or an urgent byte, which only a read can tell apart
             raise CannotSpliceError
         pipe.held += count
         return count
 
     def splice_from(self, pipe: Pipe) -> int:
-        """Write what a pipe holds: as `write`.
+        """Write the bytes in a pipe. Return how many were written, 0 if the socket has no room.
 
-        :raises CannotSpliceError: the system does not do that, and nothing was moved.
+        :raises CannotSpliceError: if the system cannot splice. Nothing was moved.
+        :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
         try:
             count = os.splice(pipe.reading, self._sock.fileno(), pipe.held, flags=_SPLICE)
@@ -98,6 +103,7 @@ class PlainLeg(Leg):
         return count
 
     def finish_writing(self) -> bool:
+        """Send a FIN: see `Leg.finish_writing`."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as problem:
@@ -109,19 +115,20 @@ def dial(
     reactor: Any,
     poller: Poller,
     target: Address,
-    far: str,
+    peer_name: str,
     timeout: float,
     dead_after: float,
     congestion: str = "",
     *,
     wan: bool,
 ) -> Deferred[socket.socket]:
-    """Connect to a numeric address within `timeout` seconds: a socket that is prepared as a relay's are.
+    """Connect to a numeric address within `timeout` seconds; fire with a prepared socket.
 
-    Fails with `ConnectionBrokenError`, or `DialRefusedError` or `ShortageError` where another try may help;
-    cancelling it abandons the attempt.
+    The Deferred fails with `DialRefusedError` or `ShortageError` if another attempt may succeed, and with
+    `ConnectionBrokenError` otherwise. Cancelling it abandons the attempt.
 
-    :param far: who is there, in words for a person.
+    :param peer_name: a readable name of the peer.
+    :param dead_after: the seconds after which an unreachable host is noticed once connected.
     :param congestion: the congestion control of the connection; empty: the system's.
     """
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
@@ -130,9 +137,9 @@ def dial(
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as problem:
         result = Deferred()
-        result.errback(Failure(_not_dialled(far, problem.errno or errno.EIO, wan=wan)))
+        result.errback(Failure(_not_dialled(peer_name, problem.errno or errno.EIO, wan=wan)))
         return result
-    dialling = _Dialling(poller, sock, far, wan=wan)
+    dialling = _Dialling(poller, sock, peer_name, wan=wan)
     result = dialling.result
     try:
         prepare(sock, dead_after, congestion)
@@ -144,25 +151,25 @@ def dial(
     return result
 
 
-def _not_dialled(far: str, code: int, *, wan: bool) -> ConnectionBrokenError:
-    """Why there is no connection."""
+def _not_dialled(peer_name: str, code: int, *, wan: bool) -> ConnectionBrokenError:
+    """Return the exception for a connection attempt that failed with this error."""
     if code == errno.ECONNREFUSED:
-        return DialRefusedError(f"{far} refused the connection", "wan" if wan else "application")
-    if code in SHORT_HERE:
-        return ShortageError(f"this gateway cannot connect to {far}: {os.strerror(code)}", "gateway")
-    return ConnectionBrokenError(f"{far} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
+        return DialRefusedError(f"{peer_name} refused the connection", "wan" if wan else "application")
+    if code in LOCAL_SHORTAGES:
+        return ShortageError(f"this gateway cannot connect to {peer_name}: {os.strerror(code)}", "gateway")
+    return ConnectionBrokenError(f"{peer_name} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
 
 
 class _Dialling:
-    """One attempt to connect."""
+    """One connection attempt."""
 
-    born = 0
+    batch_added = 0
 
-    def __init__(self, poller: Poller, sock: socket.socket, far: str, *, wan: bool) -> None:
+    def __init__(self, poller: Poller, sock: socket.socket, peer_name: str, *, wan: bool) -> None:
         self.result: Deferred[socket.socket] = Deferred(self._cancelled)
         self._poller = poller
         self._sock: socket.socket | None = sock
-        self._far = far
+        self._far = peer_name
         self._wan = wan
         self._timer: Any = None
         self._is_polled = False
@@ -211,7 +218,7 @@ class _Dialling:
         if sock is not None:
             sock.close()
 
-    # of the poller
+    # -- Polled
 
     def fileno(self) -> int:
         return -1 if self._sock is None else self._sock.fileno()
@@ -232,8 +239,8 @@ class _Dialling:
 
 
 def is_itself(sock: socket.socket) -> bool:
-    """Return whether a socket is connected to itself: nobody listens there, and the kernel gave it that very port."""
+    """Return True if a socket is connected to itself: nobody listened there, and the kernel chose that same port."""
     try:
         return bool(sock.getsockname() == sock.getpeername())
-    except OSError:  # it has ended already, so it had a peer
+    except OSError:  # the connection has ended, so it had a peer
         return False

@@ -1,8 +1,8 @@
-"""What wakes the legs of an element: an epoll set in which each is registered once, edge-triggered.
+"""The poller that wakes the legs of an element: an epoll set in which each leg is registered once, edge-triggered.
 
-A leg remembers by itself that it can be read or written until a call says otherwise, so no call to the kernel tells
-of changing interest, and a hang-up is told once. A `Poller` works in any reactor, as one reader of it. `ElementReactor`
-is for processes that do nothing else: there the legs are in the reactor's own set, and it goes to them directly.
+A leg remembers whether it is readable and writable, so a change of interest needs no system call, and a hang-up is
+reported once. A `Poller` is one reader of any reactor. An `ElementReactor` is for element processes: its own epoll set
+contains the legs, and it serves them directly.
 """
 
 from __future__ import annotations
@@ -24,73 +24,74 @@ ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _ALL = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH = 64
-"""Events that are asked for at a time."""
+"""The number of events to fetch at a time."""
 
 
 class Polled(Protocol):
-    """Who waits for events of a descriptor."""
+    """An object that handles the events of a descriptor."""
 
-    born: int
-    """The poller's: in which batch it was added, so that no event of its descriptor's last owner reaches it."""
+    batch_added: int
+    """The batch in which the poller added it: earlier events are for a former owner of its descriptor."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return the descriptor."""
 
     def event(self, mask: int) -> None:
-        """Something has changed; never raises."""
+        """Handle an event. Never raises."""
 
 
-class PollTurn(Protocol):
-    """Who has used its share and goes on after the others."""
+class QueuedTurn(Protocol):
+    """A pump that has used up its turn and waits for the next one."""
 
-    def go_on(self) -> None:
-        """Never raises."""
+    def resume(self) -> None:
+        """Take the next turn. Never raises."""
 
 
 @implementer(IReadDescriptor)
 class Poller:
-    """Tells legs of their events. In an ordinary reactor it uses nothing while it has no legs.
+    """An epoll set in any reactor; it needs no descriptor while it has no legs.
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._set: select.epoll | None = None
+        self._epoll: select.epoll | None = None
         self._polled: dict[int, Polled] = {}
-        self._waiting: deque[PollTurn] = deque()
+        self._waiting: deque[QueuedTurn] = deque()
         self._batch = 0
         self._call: Any = None
 
     def add(self, polled: Polled) -> None:
-        """Tell it of its events, until `remove`, which must come before its descriptor is closed."""
-        if self._set is None:
-            self._set = select.epoll()
+        """Report events until `remove`, which must be called before the descriptor is closed."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
             self._reactor.addReader(self)
-        self._register(self._set, polled)
+        self._register(self._epoll, polled)
 
     def remove(self, polled: Polled) -> None:
-        """Tell it no more."""
-        assert self._set is not None
-        self._unregister(self._set, polled)
+        """Report no more events."""
+        assert self._epoll is not None
+        self._unregister(self._epoll, polled)
         if not self._polled:
             self._reactor.removeReader(self)
-            self._set.close()
-            self._set = None
-            self._waiting.clear()  # nobody has a leg any more
+            self._epoll.close()
+            self._epoll = None
+            self._waiting.clear()  # no pump has a leg any more
             if self._call is not None:
                 self._call.cancel()
                 self._call = None
 
-    def again(self, turn: PollTurn) -> None:
-        """Let it go on once, when the others that can have had their turn. It waits only once at a time."""
+    def queue_turn(self, turn: QueuedTurn) -> None:
+        """Queue a pump for one more turn, after the others. It must not be in the queue already."""
         self._waiting.append(turn)
         if self._call is None:
-            self._call = self._reactor.callLater(0, self._go_on)
+            self._call = self._reactor.callLater(0, self._resume)
 
     def _register(self, into: select.epoll, polled: Polled) -> None:
         fd = polled.fileno()
         into.register(fd, _ALL)
-        polled.born = self._batch
+        polled.batch_added = self._batch
         self._polled[fd] = polled
 
     def _unregister(self, out_of: select.epoll, polled: Polled) -> None:
@@ -101,39 +102,43 @@ class Poller:
     def _give_turns(self) -> None:
         waiting = self._waiting
         for turn in [waiting.popleft() for _ in range(len(waiting))]:
-            turn.go_on()
+            turn.resume()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._call = None
         self._give_turns()
         if self._waiting and self._call is None:
-            self._call = self._reactor.callLater(0, self._go_on)
+            self._call = self._reactor.callLater(0, self._resume)
 
     # IReadDescriptor
 
     def fileno(self) -> int:
-        return -1 if self._set is None else self._set.fileno()
+        """Return the descriptor of the epoll set; -1 while there is none."""
+        return -1 if self._epoll is None else self._epoll.fileno()
 
     def logPrefix(self) -> str:
+        """Return the prefix of log lines."""
         return "relay"
 
     def doRead(self) -> None:
-        if self._set is None:
+        """Report a batch of events."""
+        if self._epoll is None:
             return
-        events = self._set.poll(0, _BATCH)
+        events = self._epoll.poll(0, _BATCH)
         self._batch = batch = self._batch + 1
         for fd, mask in events:
             polled = self._polled.get(fd)
-            if polled is not None and polled.born < batch:
+            if polled is not None and polled.batch_added < batch:
                 polled.event(mask)
 
     def connectionLost(self, _reason: Failure) -> None:
-        if self._set is not None:  # an event of who had this descriptor before
+        """Go on: the event was for an earlier owner of this descriptor."""
+        if self._epoll is not None:
             self._reactor.addReader(self)
 
 
-class _InnerPoller(Poller):
-    """The poller of an `ElementReactor`, in whose own set its legs are."""
+class _ReactorPoller(Poller):
+    """The poller of an `ElementReactor`, which uses the epoll set of the reactor."""
 
     def add(self, polled: Polled) -> None:
         self._register(self._reactor._poller, polled)
@@ -141,19 +146,19 @@ class _InnerPoller(Poller):
     def remove(self, polled: Polled) -> None:
         self._unregister(self._reactor._poller, polled)
 
-    def again(self, turn: PollTurn) -> None:
+    def queue_turn(self, turn: QueuedTurn) -> None:
         self._waiting.append(turn)
 
 
 class ElementReactor(EPollReactor):
-    """A reactor whose first concern is legs. To everything else it is Twisted's."""
+    """An epoll reactor that serves the legs of an element directly."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.poller = _InnerPoller(self)
+        self.poller = _ReactorPoller(self)
 
     def doPoll(self, timeout: float | None) -> None:
-        """Serve legs for as long as nothing else is to be done: a turn of the main loop costs as much as a message."""
+        """Serve legs until something else is due: an iteration of the main loop costs as much as a message."""
         poller, wait, all_polled = self.poller, self._poller.poll, self.poller._polled
         while True:
             events = wait(0 if poller._waiting else timeout, _BATCH)
@@ -162,7 +167,7 @@ class ElementReactor(EPollReactor):
             for event in events:
                 polled = all_polled.get(event[0])
                 if polled is not None:
-                    if polled.born < batch:
+                    if polled.batch_added < batch:
                         polled.event(event[1])
                 elif others is None:
                     others = [event]
@@ -189,10 +194,10 @@ class ElementReactor(EPollReactor):
 
 
 def poller_of(reactor: Any) -> Poller:
-    """The poller for an element in this reactor."""
+    """Return the poller for an element in this reactor."""
     return reactor.poller if isinstance(reactor, ElementReactor) else Poller(reactor)
 
 
 def install() -> None:
-    """Make an `ElementReactor` the reactor of this process, before anything imports it."""
+    """Install an `ElementReactor` as the reactor of this process. Call it before anything imports the reactor."""
     installReactor(ElementReactor())

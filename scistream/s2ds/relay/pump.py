@@ -1,8 +1,8 @@
-"""One direction of a connection: what comes on one leg goes out on the other.
+"""One direction of a connection: a pump reads from one leg and writes to the other.
 
-`Pump` carries bytes in a buffer, whatever the legs are. `PlainPump` is for two plain legs: little messages go
-through a buffer as well, and where more comes than fits into it the kernel moves the bytes through a pipe.
-What a pump holds it has borrowed, and it holds something only while the far end has no room for it.
+A `Pump` copies bytes through a buffer, for any two legs. A `PlainPump` is for two plain legs: small messages go through
+a buffer, and the kernel moves larger amounts through a pipe. Buffers and pipes are borrowed, and kept only while the
+sink has no room.
 """
 
 from __future__ import annotations
@@ -19,147 +19,150 @@ from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg
 from scistream.s2ds.relay.plain import CannotSpliceError, PlainLeg
 from scistream.s2ds.relay.poller import Poller
 
-TURN = 1024 * 1024
-"""Bytes that one direction of one connection may move before others have their turn."""
+TURN_BYTES = 1024 * 1024
+"""The number of bytes that one direction of one connection may move before others have their turn."""
 
-PROOF = 768 * 1024
-"""Bytes that have to go through before the source's socket takes in more than little: what a far end that does not read
-leaves in sockets on the way is less."""
+PROOF_BYTES = 768 * 1024
+"""The number of bytes after which the source gets a larger receive buffer.
 
-LITTLE = 16384
-"""What the kernel moves at once, if it is less than this, would have been quicker through a buffer."""
+It is more than the sockets on the way can hold, so the other end must have read some of the bytes.
+"""
+
+SMALL_SPLICE = 16384
+"""Below this number of bytes, a copy through a buffer is faster than a splice."""
 
 
-class Joint(Protocol):
-    """What has two pumps."""
+class PumpOwner(Protocol):
+    """The owner of two pumps, one for each direction."""
 
     over: bool
+    """True once both sides are closed."""
 
     def broke(self, broken: ConnectionBrokenError) -> None:
-        """A leg has ended abnormally."""
+        """Note that a leg has ended abnormally."""
 
     def reset(self, reason: str, cause: Cause) -> None:
-        """End both sides with a reset."""
+        """Reset both sides."""
 
     def direction_ended(self) -> None:
-        """A pump has passed on the end of its direction."""
+        """Note that a pump has passed on the end of its direction."""
 
     def delivered(self) -> None:
-        """A pump whose source broke has passed on all that came from it."""
+        """Note that a pump whose source broke has written all bytes from it."""
 
 
 class Pump:
-    """Fill a buffer from the source, empty it into the sink, and so on."""
+    """A pump that reads from its source into a buffer, and writes the buffer to its sink."""
 
     __slots__ = (
         "_buffers",
-        "_cargo",
+        "_bytes_read",
         "_end",
         "_eof",
         "_flow",
-        "_is_cut",
-        "_joint",
-        "_most",
-        "_passed",
+        "_in_flight",
+        "_is_queued",
+        "_owner",
         "_poller",
+        "_read_size",
         "_sink",
         "_source",
+        "_source_broken",
         "_start",
-        "_waits",
         "ended",
     )
 
     log = Logger()
 
-    def __init__(self, joint: Joint, poller: Poller, source: Leg, sink: Leg, flow: Flow, buffers: Buffers) -> None:
-        self._joint = joint
+    def __init__(self, owner: PumpOwner, poller: Poller, source: Leg, sink: Leg, flow: Flow, buffers: Buffers) -> None:
+        self._owner = owner
         self._poller = poller
         self._source = source
         self._sink = sink
         self._flow = flow
         self._buffers = buffers
-        self._most = buffers.size  # bytes to ask for at once
-        self._cargo: Buffer | Pipe | None = None
-        self._start = self._end = 0  # which part of it is still to be written
-        self._passed = 0  # bytes that were read, counted up to PROOF
+        self._read_size = buffers.size  # bytes per read
+        self._in_flight: Buffer | Pipe | None = None
+        self._start = self._end = 0  # the part of a buffer that is not written yet
+        self._bytes_read = 0  # bytes read so far, counted up to `PROOF_BYTES`
         self._eof = False
-        self._is_cut = False  # the source broke: at its end is no clean end
-        self._waits = False  # in a queue, for its turn or for the stream's rate
+        self._source_broken = False  # the source broke, so its end is not a clean end
+        self._is_queued = False  # queued for its turn or for the stream's rate
         self.ended = False
         source.reader = self
         sink.writer = self
 
     def turn(self) -> None:
-        """Move what can be moved now, up to a limit."""
-        if self._waits or self.ended or self._joint.over:
+        """Move the bytes that can be moved now, up to `TURN_BYTES`."""
+        if self._is_queued or self.ended or self._owner.over:
             return
         try:
             self._move()
         except ConnectionBrokenError as broken:
             if broken.leg is self._source:
                 self._eof = True
-            self._joint.broke(broken)
+            self._owner.broke(broken)
         except Exception as fault:
-            self.log.failure("A relay failed")
-            self._joint.reset(f"it failed here: {type(fault).__name__}", "gateway")
+            self.log.failure("A pump failed")
+            self._owner.reset(f"the gateway failed with {type(fault).__name__}", "gateway")
 
-    def go_on(self) -> None:
-        """It has waited long enough."""
-        self._waits = False
+    def resume(self) -> None:
+        """Take a turn after a wait."""
+        self._is_queued = False
         self.turn()
 
     def held(self) -> int:
-        """How many bytes it has read and not written."""
-        if self._cargo is None:
+        """Return how many bytes it has read and not written."""
+        if self._in_flight is None:
             return 0
-        return self._cargo.held if isinstance(self._cargo, Pipe) else self._end - self._start
+        return self._in_flight.held if isinstance(self._in_flight, Pipe) else self._end - self._start
 
     def source_broke(self) -> None:
-        """Pass on what came before the source broke, and tell the joint when that is done."""
-        self._is_cut = True
+        """Write the bytes that came before the source broke, then call `PumpOwner.delivered`."""
+        self._source_broken = True
         if self.ended:
-            self._joint.delivered()
+            self._owner.delivered()
         else:
             self.turn()
 
     def sink_broke(self) -> None:
-        """Pass on nothing more."""
+        """Stop, since the sink broke."""
         self.ended = True
         self.drop()
 
     @property
     def source(self) -> Leg:
-        """Where it reads."""
+        """The leg that it reads from."""
         return self._source
 
     @property
     def sink(self) -> Leg:
-        """Where it writes."""
+        """The leg that it writes to."""
         return self._sink
 
     def drop(self) -> None:
-        """Let go of what was in flight."""
-        cargo = self._cargo
+        """Discard the bytes that it has read and not written."""
+        cargo = self._in_flight
         if cargo is not None:
-            self._cargo = None
+            self._in_flight = None
             cargo.pool.give_back(cargo)  # type: ignore[arg-type]
 
     def _move(self) -> None:
-        source, throttle, left = self._source, self._flow.throttle, TURN
-        while self._cargo is None or self._empty():
+        source, throttle, left = self._source, self._flow.throttle, TURN_BYTES
+        while self._in_flight is None or self._empty():
             if self._eof:
                 self._end_direction()
                 return
             if not source.readable:
                 return
             if left <= 0:
-                self._waits = True
-                self._poller.again(self)
+                self._is_queued = True
+                self._poller.queue_turn(self)
                 return
-            allowed = throttle.take(self._most)
+            allowed = throttle.take(self._read_size)
             if not allowed:
-                self._waits = True
-                throttle.wait(self.go_on)
+                self._is_queued = True
+                throttle.wait(self.resume)
                 return
             count = WANT
             try:
@@ -169,17 +172,17 @@ class Pump:
             if count == WANT:
                 return
             self._eof = count == EOF
-            left -= max(count, source.work)
-            if source.is_modest:
-                self._count(count)
+            left -= max(count, source.read_cost)
+            if source.has_small_window:
+                self._count_read(count)
 
-    def _count(self, count: int) -> None:
-        self._passed += count
-        if self._passed > PROOF:
-            self._source.proven(self._flow.windows)
+    def _count_read(self, count: int) -> None:
+        self._bytes_read += count
+        if self._bytes_read > PROOF_BYTES:
+            self._source.request_large_window(self._flow.windows)
 
     def _fill(self, allowed: int) -> int:
-        """Read up to so many bytes, and write what goes at once: how many came, `WANT` or `EOF`."""
+        """Read up to `allowed` bytes, and write what the sink takes. Return the number read, `WANT` or `EOF`."""
         buffer = self._buffers.borrow()
         count = self._source.read_into(buffer, allowed)
         written = 0
@@ -187,14 +190,14 @@ class Pump:
             written = self._sink.write(buffer, 0, count)
             self._flow.moved(written)
         if written < count:
-            self._cargo, self._start, self._end = buffer, written, count
+            self._in_flight, self._start, self._end = buffer, written, count
         else:
             self._buffers.give_back(buffer)
         return count
 
     def _empty(self) -> bool:
-        """Write what is held; False when the sink has no more room."""
-        buffer, sink = self._cargo, self._sink
+        """Write the bytes in the buffer. Return False if the sink has no room for all of them."""
+        buffer, sink = self._in_flight, self._sink
         assert isinstance(buffer, Buffer)
         while self._start < self._end:
             if not sink.writable:
@@ -206,58 +209,58 @@ class Pump:
         return True
 
     def _end_direction(self) -> None:
-        if self._is_cut:
+        if self._source_broken:
             self.ended = True
-            self._joint.delivered()
+            self._owner.delivered()
         elif self._sink.writable and self._sink.finish_writing():
             self.ended = True
-            self._joint.direction_ended()
+            self._owner.direction_ended()
 
 
 class PlainPump(Pump):
-    """The same between plain legs, where the kernel can move what need not be looked at."""
+    """A pump between plain legs, whose bytes the kernel can move without a copy."""
 
-    __slots__ = ("_big", "_is_bulk", "_little", "_pipes", "_splices")
+    __slots__ = ("_can_splice", "_is_bulk", "_large_buffers", "_pipes", "_small_buffers")
 
     _source: PlainLeg
     _sink: PlainLeg
 
     def __init__(
         self,
-        joint: Joint,
+        owner: PumpOwner,
         poller: Poller,
         source: PlainLeg,
         sink: PlainLeg,
         flow: Flow,
         buffers: Buffers,
-        little: Buffers,
+        small_buffers: Buffers,
         pipes: Pipes,
     ) -> None:
-        super().__init__(joint, poller, source, sink, flow, little)
-        self._big = buffers
-        self._little = little
+        super().__init__(owner, poller, source, sink, flow, small_buffers)
+        self._large_buffers = buffers
+        self._small_buffers = small_buffers
         self._pipes = pipes
-        self._is_bulk = False  # more comes than fits into a little buffer
-        self._splices = True  # until the system refuses
+        self._is_bulk = False  # reads fill the small buffer
+        self._can_splice = True  # until the system refuses to splice
 
     def _fill(self, allowed: int) -> int:
-        count = self._splice(allowed) if self._is_bulk and self._splices else None
+        count = self._splice(allowed) if self._is_bulk and self._can_splice else None
         if count is None:
             count = super()._fill(min(allowed, self._buffers.size))
         if self._is_bulk:
-            if 0 < count < LITTLE:
-                self._expect(bulk=False)
-        elif count == self._little.size:
-            self._expect(bulk=True)
+            if 0 < count < SMALL_SPLICE:
+                self._switch(bulk=False)
+        elif count == self._small_buffers.size:
+            self._switch(bulk=True)
         return count
 
-    def _expect(self, *, bulk: bool) -> None:
+    def _switch(self, *, bulk: bool) -> None:
         self._is_bulk = bulk
-        self._buffers = self._big if bulk else self._little
-        self._most = self._pipes.size if bulk else self._little.size
+        self._buffers = self._large_buffers if bulk else self._small_buffers
+        self._read_size = self._pipes.size if bulk else self._small_buffers.size
 
     def _splice(self, allowed: int) -> int | None:
-        """Move so many bytes into a pipe of one's own: as `_fill`, or None where that cannot be."""
+        """Move up to `allowed` bytes into a borrowed pipe. Return as `_fill` does, or None if that is not possible."""
         pipe = self._pipes.borrow() if not self._source.is_urgent else None
         if pipe is None:
             return None
@@ -265,17 +268,17 @@ class PlainPump(Pump):
         try:
             count = self._source.splice_to(pipe, min(allowed, pipe.size))
         except CannotSpliceError:
-            self._splices = False
+            self._can_splice = False
             return None
         finally:
             if count > 0:
-                self._cargo = pipe
+                self._in_flight = pipe
             else:
                 self._pipes.give_back(pipe)
         return count
 
     def _empty(self) -> bool:
-        pipe = self._cargo
+        pipe = self._in_flight
         if not isinstance(pipe, Pipe):
             return super()._empty()
         sink = self._sink
@@ -286,14 +289,14 @@ class PlainPump(Pump):
                     return False
                 self._flow.moved(sink.splice_from(pipe))
         except CannotSpliceError:
-            self._splices = False
-            self._pour(pipe)
+            self._can_splice = False
+            self._copy_to_buffer(pipe)
             return self._empty()
         self.drop()
         return True
 
     def _top_up(self, pipe: Pipe) -> None:
-        """Let the source go on while the sink does not: there is room in the pipe."""
+        """Read more into the pipe while the sink has no room."""
         if self._eof or not self._source.readable or self._source.is_urgent or pipe.held >= pipe.size:
             return
         throttle = self._flow.throttle
@@ -307,10 +310,10 @@ class PlainPump(Pump):
             throttle.give_back(allowed - max(count, 0))
         self._eof = count == EOF
 
-    def _pour(self, pipe: Pipe) -> None:
-        """Take what a pipe holds into a buffer."""
-        buffer, end = Buffers(pipe.held, spare=0).borrow(), pipe.held  # it happens once
+    def _copy_to_buffer(self, pipe: Pipe) -> None:
+        """Copy the bytes in a pipe into a buffer."""
+        buffer, end = Buffers(pipe.held, spare=0).borrow(), pipe.held  # no pool: this happens once for a pump
         while pipe.held:
             pipe.held -= os.readv(pipe.reading, [buffer.view[end - pipe.held : end]])
         self._pipes.give_back(pipe)
-        self._cargo, self._start, self._end = buffer, 0, end
+        self._in_flight, self._start, self._end = buffer, 0, end

@@ -1,8 +1,8 @@
-"""Which connections of an element may have large receive windows.
+"""Limits on the number of connections with large receive windows at an element.
 
-What a connection has shown to carry, it may hold in the kernel's memory when its far end stops reading, and nothing
-takes that back. So only so many may have large windows at once, in all, of one stream and of one user's streams; the
-others keep small ones, which carry less over a long distance, until one of those ends.
+If the reader of a connection stops, its receive window stays full in the kernel's memory and cannot be taken back. The
+number of large windows is therefore limited: in total, for each stream and for each user. Other connections keep small
+windows, which are slower over long distances, until a large one becomes free.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Protocol
 
 from scistream.resources import tcp_memory
-from scistream.s2ds.capacity import has_its_share
+from scistream.s2ds.capacity import has_full_share
 from scistream.s2ds.settings import OWNER_SHARE
 
 FEWEST = 4
-"""Connections of an element that have large windows whatever the machine has."""
+"""The least number of large windows of an element, on any machine."""
 
 _PRESSURE = 2
-"""All elements may fill one part in so many of what the kernel has for TCP without being short of it."""
+"""The large windows of all elements may fill 1 / `_PRESSURE` of the kernel's memory for TCP."""
 _STREAM = 4
-"""One stream may have one part in so many of the large windows."""
+"""One stream may have 1 / `_STREAM` of the large windows."""
 
 
 class Window(Protocol):
-    """A connection whose window can grow."""
+    """A connection whose receive window can grow."""
 
     def widen(self) -> None:
-        """Let as much come as the path asks for."""
+        """Let the window grow with the path."""
 
     def hold(self) -> None:
-        """Let more come than at first, and no more than that."""
+        """Set a medium window that does not grow."""
 
 
 class Windows:
@@ -46,40 +46,40 @@ class Windows:
         self._streams: dict[StreamWindows, None] = {}
 
     def of_stream(self, owner: str) -> StreamWindows:
-        """Those of one more stream.
+        """Return the large windows of a new stream.
 
-        :param owner: whose it is; empty: not known, and then it is nobody else's.
+        :param owner: the same for all streams of one user; empty if the user is not known.
         """
         stream = StreamWindows(self, owner, max(FEWEST, self._most // _STREAM))
         self._streams[stream] = None
         return stream
 
     def forget(self, stream: StreamWindows) -> None:
-        """A stream is over, and all its connections have ended."""
+        """Forget a stream whose connections have all ended."""
         self._streams.pop(stream, None)
 
     def take(self, owner: str) -> bool:
-        """Take the place of one large window, if its owner may have it."""
+        """Reserve one large window. Return False if there is none for this owner."""
         left = self._most - self._owners.total()
-        if left <= 0 or (owner and has_its_share(self._owners[owner], left, OWNER_SHARE)):
+        if left <= 0 or (owner and has_full_share(self._owners[owner], left, OWNER_SHARE)):
             return False
         self._owners[owner] += 1
         return True
 
     def give_back(self, owner: str) -> None:
-        """Return it; whoever waits and may have it now has it."""
+        """Return a large window, and give it to a connection that waits for one."""
         self._owners[owner] -= 1
         if not self._owners[owner]:
             del self._owners[owner]
         for stream in list(self._streams):
-            if stream.went_on():
-                self._streams[stream] = self._streams.pop(stream)  # others come first the next time
+            if stream.widen_next():
+                self._streams[stream] = self._streams.pop(stream)  # to the end: other streams come first next time
 
 
 class StreamWindows:
-    """Those of one stream.
+    """The large receive windows of one stream.
 
-    :param most: how many it may have.
+    :param most: how many there may be at once.
     """
 
     def __init__(self, windows: Windows, owner: str, most: int) -> None:
@@ -90,27 +90,27 @@ class StreamWindows:
         self._waiting: dict[Window, None] = {}
 
     def ask(self, window: Window) -> None:
-        """Widen a window, now or when another one has ended. It says when it has ended itself."""
-        if not self._widened(window):
+        """Widen a window now, or when another one becomes free. Call `ended` when its connection ends."""
+        if not self._try_widen(window):
             self._waiting[window] = None
             window.hold()
 
     def ended(self, window: Window) -> None:
-        """A connection is over: its room is for another one. Idempotent."""
+        """Return the window of a connection that has ended. Idempotent."""
         self._waiting.pop(window, None)
         if window in self._wide:
             self._wide.discard(window)
             self._all.give_back(self._owner)
 
-    def went_on(self) -> bool:
-        """There is room: widen one of those that wait, if there is one and this stream may have it."""
+    def widen_next(self) -> bool:
+        """Widen the next waiting window if that is allowed. Return True if one was widened."""
         following = next(iter(self._waiting), None)
-        if following is None or not self._widened(following):
+        if following is None or not self._try_widen(following):
             return False
         del self._waiting[following]
         return True
 
-    def _widened(self, window: Window) -> bool:
+    def _try_widen(self, window: Window) -> bool:
         if len(self._wide) >= self._most or not self._all.take(self._owner):
             return False
         self._wide.add(window)
@@ -119,9 +119,9 @@ class StreamWindows:
 
 
 def most_wide(elements: int) -> int:
-    """How many connections may have large windows at each of so many elements.
+    """Return how many large windows each of `elements` elements may have.
 
-    :returns: a number that the memory of the kernel for TCP allows; `FEWEST` where the kernel does not tell it.
+    :returns: a number that fits into the kernel's memory for TCP; `FEWEST` if the kernel does not tell its limits.
     """
     try:
         window = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[2])

@@ -1,8 +1,7 @@
 """One connection of a channel: two legs, and a pump for each direction.
 
-The application's leg is plain, the leg to the other gateway is TLS. Whatever ends abnormally on
-one side ends with a reset on the other; a direction that ends well ends well on the other
-side (protocol section 10.2). An element makes these and hears of their end.
+The leg to the application is plain TCP, and the leg to the other gateway is TLS. An abnormal end of one side becomes a
+reset of the other; a clean end of a direction becomes a clean end (protocol section 10.2). Elements create relays.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from scistream import timing
 from scistream.links.admission import place_of
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, Cause, Role
-from scistream.s2ds.elements.start import WorkerStart
+from scistream.s2ds.elements.prod_app_start import ProdAppStart
 from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
@@ -41,52 +40,52 @@ from scistream.tls.stream_channels import server_name, verify_consumer, verify_p
 _OTHER = "the other gateway"
 
 PIPE_BUFFERS = 4
-"""A pipe is for this many times the bytes of a buffer: what is in it is not copied, and so leaves the caches alone."""
+"""The size of a pipe in buffers. It may be large, since bytes in a pipe are not copied and do not fill the caches."""
 
 
-LITTLE_BUFFER = 65536
-"""Bytes of the buffers that plain connections use while what comes fits into one."""
+SMALL_BUFFER = 65536
+"""The size, in bytes, of the buffers of plain connections that carry small messages."""
 
 
 MOST_UNDER_ONE_KEY = 362 * 2**30
-"""Bytes in one direction of a connection, beyond which RFC 8446 (section 5.5) advises new keys for AES-GCM."""
+"""The number of bytes in one direction after which RFC 8446 (section 5.5) advises new keys for AES-GCM."""
 
 
 @dataclass(frozen=True)
 class ChannelTarget:
-    """How the connections of one channel are carried from now on.
+    """The target of the connections of one channel.
 
-    :param target: where to connect to.
-    :param context: of the WAN leg: the server's side for the role PROD, the client's for CONS. None is a relay
-        by itself, between two legs of plain TCP: a stream of the product always has a context.
-    :param start: of ProdApp, at the producer's side.
-    :param own: ports of this gateway that are targets all the same.
-    :param others: where to connect to if the target does not answer: addresses of the same name.
+    :param address: the address to connect to.
+    :param tls_context: the TLS context of the WAN leg: a server's for the role PROD, a client's for CONS. With None
+        both legs are plain TCP, which only benchmarks and tests use: a stream always has a context.
+    :param start: the start of ProdApp, at the producer's side.
+    :param own_ports: ports of this gateway that are allowed as targets.
+    :param other_addresses: other addresses of the same program, for when the target does not answer.
     """
 
     uid: str
     role: Role
     channel: int
-    target: Address
-    context: SSL.Context | None
-    start: WorkerStart = field(default_factory=WorkerStart)
-    own: frozenset[int] = frozenset()
-    others: tuple[Address, ...] = ()
+    address: Address
+    tls_context: SSL.Context | None
+    start: ProdAppStart = field(default_factory=ProdAppStart)
+    own_ports: frozenset[int] = frozenset()
+    other_addresses: tuple[Address, ...] = ()
 
     @cached_property
-    def far(self) -> str:
-        """Who is dialled, in words for a person."""
-        places = " or ".join(map(str, (self.target, *self.others)))
+    def peer_name(self) -> str:
+        """A readable name of the target."""
+        places = " or ".join(map(str, (self.address, *self.other_addresses)))
         return f"{'ProdApp' if self.role == PROD else 'the other gateway'} at {places}"
 
 
 @dataclass(frozen=True)
 class RelayContext:
-    """What the relays of an element share; times in seconds."""
+    """The resources and settings that the relays of an element share; times in seconds."""
 
     reactor: Any
     buffers: Buffers
-    watch: DeadPeerDetector
+    dead_peers: DeadPeerDetector
     dial_timeout: float
     handshake_timeout: float
     wan_timeout: float
@@ -94,24 +93,24 @@ class RelayContext:
     wan_congestion: str
     names: Names
     poller: Poller = field(init=False)
-    little: Buffers = field(init=False)
+    small_buffers: Buffers = field(init=False)
     pipes: Pipes = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "poller", poller_of(self.reactor))
-        object.__setattr__(self, "little", Buffers(min(LITTLE_BUFFER, self.buffers.size)))
+        object.__setattr__(self, "small_buffers", Buffers(min(SMALL_BUFFER, self.buffers.size)))
         object.__setattr__(self, "pipes", Pipes(PIPE_BUFFERS * self.buffers.size))
 
 
 class Sample(NamedTuple):
-    """How the connection over the WAN is doing.
+    """The figures of one relay and its connection over the WAN.
 
-    :param rtt: seconds, smoothed.
-    :param retransmits: segments sent again since it was opened.
-    :param delivery_rate: bytes a second, lately.
-    :param waiting: bytes in the gateway's buffers and in those of both its sockets.
-    :param unread: the same without those that are on their way.
-    :param moved: bytes of both directions over the WAN since it was opened.
+    :param rtt: the smoothed round-trip time in seconds.
+    :param retransmits: segments retransmitted since the connection was opened.
+    :param delivery_rate: the latest rate in bytes per second.
+    :param waiting: bytes in the gateway's buffers and in the buffers of both sockets.
+    :param unread: the same without sent bytes that are not acknowledged.
+    :param moved: bytes in both directions over the WAN since the connection was opened.
     """
 
     rtt: float
@@ -123,17 +122,18 @@ class Sample(NamedTuple):
 
 
 class ConnectionEnding(NamedTuple):
-    """How a relay has ended."""
+    """The end of a relay."""
 
-    well: bool
+    clean: bool
     reason: str = ""
+    """A sentence that is the same for all connections that end for this reason."""
     cause: Cause = "gateway"
     detail: str = ""
-    """For the log alone."""
+    """Further details, for the log only."""
 
 
 class _Break(NamedTuple):
-    """How a leg has ended. Not the exception: its traceback would keep the relay in memory."""
+    """The abnormal end of a leg. The exception is not kept, since its traceback would keep the relay in memory."""
 
     leg: Leg
     reason: str
@@ -141,33 +141,32 @@ class _Break(NamedTuple):
 
 
 class Relay:
-    """Carries one accepted connection from `start` until it ends well or is reset.
+    """A relay that carries one accepted connection from `start` until it ends cleanly or is reset.
 
-    :param sock: the accepted connection, owned from here on: from ConsApp for CONS, from the WAN for PROD.
-    :param on_end: called once, with the relay and, unless it ended well, why it was reset; no reason where its stream
-        was closed.
+    :param sock: the accepted connection, which the relay owns: from ConsApp for CONS, from the WAN for PROD.
+    :param on_end: called once, with the relay and its ending, which has no reason if the stream was closed.
     :param on_open: called when both sides are joined.
-    :param turn: for which it waits before it dials.
+    :param turn: the turn to wait for before dialling.
     """
 
     __slots__ = (
         "__weakref__",
-        "_arming",
         "_broken",
+        "_broken_at",
+        "_context",
+        "_delivery_check",
         "_flows",
-        "_is_key_worn",
-        "_left",
+        "_is_key_overused",
         "_legs",
-        "_looking",
-        "_means",
         "_on_end",
         "_on_open",
         "_opening",
-        "_progressed",
+        "_progressed_at",
         "_pumps",
-        "_since",
         "_sock",
+        "_target",
         "_turn",
+        "_undelivered",
         "is_verified",
         "over",
         "source",
@@ -177,8 +176,8 @@ class Relay:
 
     def __init__(
         self,
-        means: RelayContext,
-        arming: ChannelTarget,
+        context: RelayContext,
+        target: ChannelTarget,
         sock: socket.socket,
         to_producer: Flow,
         to_consumer: Flow,
@@ -186,8 +185,8 @@ class Relay:
         on_open: Callable[[Relay], None],
         turn: Turn,
     ) -> None:
-        self._means = means
-        self._arming = arming
+        self._context = context
+        self._target = target
         self._sock = sock
         self._flows = (to_producer, to_consumer)
         self._on_end = on_end
@@ -196,40 +195,40 @@ class Relay:
         self._legs: tuple[Leg, ...] = ()
         self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
-        self._broken: _Break | None = None  # what has ended it, while what came before is delivered
-        self._since = self._progressed = 0.0  # when that began, and when the far end last took something
-        self._left = (0, 0)
-        self._looking: Any = None
-        self._is_key_worn = False
+        self._broken: _Break | None = None  # set while the bytes that came before a leg broke are delivered
+        self._broken_at = self._progressed_at = 0.0  # when the leg broke, and when the other end last took bytes
+        self._undelivered = (0, 0)
+        self._delivery_check: Any = None
+        self._is_key_overused = False
         self.over = False
-        self.source = _source(sock) if arming.role == PROD else ""  # the address that it came from over the WAN
-        self.is_verified = False  # whether the far end of the WAN leg has shown who it is
+        self.source = _address_of(sock) if target.role == PROD else ""  # the address of the peer on the WAN
+        self.is_verified = False  # True once the certificate of the WAN peer is verified
 
     def start(self) -> None:
-        """Join the two sides and begin to pump; nothing passes before the WAN peer is verified."""
+        """Connect the other side and start the pumps; no byte passes before the WAN peer is verified."""
         self._opening = Deferred.fromCoroutine(self._open())
-        self._opening.addCallback(self._begin).addErrback(self._not_opened)
+        self._opening.addCallback(self._start_pumps).addErrback(self._open_failed)
 
     def reset(self, reason: str, cause: Cause) -> None:
-        """End both sides with a reset, at once. Idempotent.
+        """Reset both sides at once. Idempotent.
 
-        :param reason: a sentence in which nothing is different for each connection.
+        :param reason: a sentence that is the same for all connections reset for this reason.
         """
-        if self._arming.role == PROD and not self.is_verified and cause != "gateway":
+        if self._target.role == PROD and not self.is_verified and cause != "gateway":
             cause = "stranger"
         if not self.over:
             self._finish(ConnectionEnding(False, reason, cause))
 
     def broke(self, broken: ConnectionBrokenError) -> None:
-        """A leg has ended abnormally: what came from it before goes on to the other side, then the reset does.
+        """Deliver the bytes that came before a leg broke, then reset the other side.
 
-        Where the other side has broken as well, the reset goes at once.
+        If the other side breaks as well, reset it at once.
         """
         leg = broken.leg
         if self.over:
             return
         if leg is not None and leg.is_opening and leg.reader is not None:
-            leg.reader.turn()  # what makes the handshake whole may have come before the reset
+            leg.reader.turn()  # the rest of the handshake may have arrived before the reset
             if self.over:
                 return
         if leg is None or leg.is_opening:
@@ -237,17 +236,17 @@ class Relay:
             return
         if self._broken is None:
             self._broken = _Break(leg, str(broken), broken.cause)
-            self._since = self._progressed = self._means.reactor.seconds()
-            self._looking = self._means.reactor.callLater(timing.DELIVERED_LOOK, self._look)
+            self._broken_at = self._progressed_at = self._context.reactor.seconds()
+            self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_LOOK, self._check_delivery)
         elif leg is not self._broken.leg:
             self.reset(self._broken.reason, self._broken.cause)
             return
         self._pass_on(leg)
 
     def _pass_on(self, leg: Leg) -> None:
-        """Pass on what has come from a leg that broke, and nothing to it."""
+        """Pass on the bytes from a leg that broke, and write nothing to it."""
         leg.readable = True
-        for pump in self._pumps:  # there are none yet while the other side is being dialled
+        for pump in self._pumps:  # empty while the other side is being dialled
             if pump.sink is leg:
                 pump.sink_broke()
         for pump in self._pumps:
@@ -255,46 +254,46 @@ class Relay:
                 pump.source_broke()
 
     def delivered(self) -> None:
-        """What came before a leg broke is written: pass on the reset as soon as the far end has it."""
+        """Reset the other side as soon as it has acknowledged the bytes that came before a leg broke."""
         if not self.over:
-            self._look()
+            self._check_delivery()
 
-    def _look(self) -> None:
-        """Pass on the reset if what came before it is delivered, or takes too long."""
-        broken, now = self._broken, self._means.reactor.seconds()
+    def _check_delivery(self) -> None:
+        """Reset the other side if all bytes are delivered or their delivery takes too long; else check again later."""
+        broken, now = self._broken, self._context.reactor.seconds()
         assert broken is not None
         is_delivered = False
         for pump in self._pumps:
             if pump.source is broken.leg:
                 left = pump.held(), bytes_to_send(pump.sink.sock)
                 is_delivered = pump.ended and not left[1]
-                if left != self._left:
-                    self._left, self._progressed = left, now
-        limit = min(self._since + timing.DELIVER, self._progressed + timing.DELIVER_STALLED)
+                if left != self._undelivered:
+                    self._undelivered, self._progressed_at = left, now
+        limit = min(self._broken_at + timing.DELIVER, self._progressed_at + timing.DELIVER_STALLED)
         if is_delivered or (now >= limit and self._pumps):
             self.reset(broken.reason, broken.cause)
             return
-        if self._looking.active():
-            self._looking.cancel()
-        self._looking = self._means.reactor.callLater(timing.DELIVERED_LOOK, self._look)
+        if self._delivery_check.active():
+            self._delivery_check.cancel()
+        self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_LOOK, self._check_delivery)
 
-    def has_heard(self) -> bool:
-        """Whether any byte has come on the accepted connection."""
+    def has_received(self) -> bool:
+        """Return True if any byte has arrived on the accepted connection."""
         return tcp_info(self._sock).received > 0
 
     def cut(self) -> None:
-        """The same, since its stream is closed: that is not worth a word. Idempotent."""
+        """Reset both sides without a reason, since the stream is closed. Idempotent."""
         if not self.over:
             self._finish(ConnectionEnding(False))
 
     def sample(self) -> Sample:
-        """How it is doing now; zeros while it is not joined, and when it is over."""
+        """Return the current figures; all are zero before both sides are joined and after the end."""
         if not self._pumps:
             return Sample(0.0, 0, 0.0, 0, 0, 0)
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
-        if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_worn:
-            self._note_worn_key(wan)
+        if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_overused:
+            self._warn_of_key_use(wan)
         held = sum(pump.held() for pump in self._pumps)
         in_sockets = [bytes_waiting(leg.sock) for leg in self._legs]
         waiting = held + sum(one.in_all for one in in_sockets)
@@ -302,181 +301,185 @@ class Relay:
         moved = info.received + info.acknowledged
         return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved)
 
-    def _note_worn_key(self, wan: Leg) -> None:
-        self._is_key_worn = True
+    def _warn_of_key_use(self, wan: Leg) -> None:
+        self._is_key_overused = True
         if isinstance(wan, TlsLeg) and "GCM" in (wan.connection.get_cipher_name() or ""):
             self.log.warn(
                 "Stream {uid} ({role}), channel {channel}: one connection has carried more than {gib} GiB under "
-                "one key, beyond which new keys are advised for AES-GCM: let the application open a new connection "
+                "one key, after which AES-GCM should have new keys: let the application open a new connection "
                 'from time to time, or set wan_cipher = "chacha20" in s2ds.toml of the producer\'s gateway',
-                uid=self._arming.uid,
-                role=self._arming.role,
-                channel=self._arming.channel,
+                uid=self._target.uid,
+                role=self._target.role,
+                channel=self._target.channel,
                 gib=round(MOST_UNDER_ONE_KEY / 2**30),
             )
 
     async def _open(self) -> tuple[Leg, Leg]:
-        # The way in is guarded before the way out is opened: ProdApp is not dialled for a stranger.
-        if self._arming.role == CONS:
-            prepare(self._sock, timing.LAN_SILENCE, self._means.lan_congestion)
-            lan: Leg = self._plain(self._sock, "ConsApp", wan=False)
-            await self._turn.come()
-            return lan, await self._wan_out()
-        prepare(self._sock, self._means.wan_timeout, self._means.wan_congestion)
-        began = self._means.reactor.seconds()
-        wan = await self._wan_in()
-        took = self._means.reactor.seconds() - began
-        await self._turn.come(took + timing.HANDSHAKE_AHEAD)
-        return wan, self._plain(await self._dial_program(), self._arming.far, wan=False)
+        # Verify an incoming WAN peer first: ProdApp must not be dialled for a stranger.
+        if self._target.role == CONS:
+            prepare(self._sock, timing.LAN_SILENCE, self._context.lan_congestion)
+            lan: Leg = self._plain_leg(self._sock, "ConsApp", wan=False)
+            await self._turn.wait()
+            return lan, await self._connect_wan()
+        prepare(self._sock, self._context.wan_timeout, self._context.wan_congestion)
+        began = self._context.reactor.seconds()
+        wan = await self._accept_wan()
+        took = self._context.reactor.seconds() - began
+        await self._turn.wait(took + timing.HANDSHAKE_AHEAD)
+        return wan, self._plain_leg(await self._dial_program(), self._target.peer_name, wan=False)
 
     async def _dial_program(self) -> socket.socket:
-        """Connect to ProdApp, for which all connections of the channel may wait together while it starts."""
-        reactor, start = self._means.reactor, self._arming.start
+        """Connect to ProdApp; while it starts, all connections of the channel wait for it together."""
+        reactor, start = self._context.reactor, self._target.start
         while True:
             try:
                 sock = await self._dial(timing.LAN_SILENCE, wan=False)
             except DialRefusedError:
-                if not await start.wait(reactor, timing.DIAL_AGAIN, self._means.dial_timeout):
+                if not await start.wait(reactor, timing.DIAL_AGAIN, self._context.dial_timeout):
                     raise
             else:
-                start.over()
+                start.finish()
                 return sock
 
-    def _begin(self, legs: tuple[Leg, Leg]) -> None:
+    def _start_pumps(self, legs: tuple[Leg, Leg]) -> None:
         self._opening = None
         self._on_open(self)
         consumer, producer = legs
         to_producer, to_consumer = self._flows
         self._pumps = (self._pump(consumer, producer, to_producer), self._pump(producer, consumer, to_consumer))
-        if self._broken is not None:  # before a turn, which would take the end of what it gave for a clean one
+        if self._broken is not None:  # before the first turn, which would read its end as a clean one
             self._pass_on(self._broken.leg)
         for pump in self._pumps:
             pump.turn()
 
     def _pump(self, source: Leg, sink: Leg, flow: Flow) -> Pump:
-        means = self._means
+        context = self._context
         if isinstance(source, PlainLeg) and isinstance(sink, PlainLeg):
-            return PlainPump(self, means.poller, source, sink, flow, means.buffers, means.little, means.pipes)
-        return Pump(self, means.poller, source, sink, flow, means.buffers)
+            return PlainPump(
+                self, context.poller, source, sink, flow, context.buffers, context.small_buffers, context.pipes
+            )
+        return Pump(self, context.poller, source, sink, flow, context.buffers)
 
-    async def _wan_out(self) -> Leg:
-        uid, channel = self._arming.uid, self._arming.channel
-        sock = await self._dial(self._means.wan_timeout, wan=True)
-        if self._arming.context is None:
-            return self._plain(sock, self._arming.far, wan=True)
-        leg = self._tls(sock, self._arming.far, self._arming.context, server_name(uid, channel))
-        await leg.handshake(self._means.reactor, self._means.handshake_timeout)
+    async def _connect_wan(self) -> Leg:
+        uid, channel = self._target.uid, self._target.channel
+        sock = await self._dial(self._context.wan_timeout, wan=True)
+        if self._target.tls_context is None:
+            return self._plain_leg(sock, self._target.peer_name, wan=True)
+        leg = self._tls_leg(sock, self._target.peer_name, self._target.tls_context, server_name(uid, channel))
+        await leg.handshake(self._context.reactor, self._context.handshake_timeout)
         verify_producer(leg.connection, uid, channel)
         return leg
 
-    async def _wan_in(self) -> Leg:
-        if self._arming.context is None:
+    async def _accept_wan(self) -> Leg:
+        if self._target.tls_context is None:
             self.is_verified = True
-            return self._plain(self._sock, _OTHER, wan=True)
-        leg = self._tls(self._sock, _OTHER, self._arming.context, None)
-        await leg.handshake(self._means.reactor, self._means.handshake_timeout)
-        verify_consumer(leg.connection, self._arming.uid, self._arming.channel)
+            return self._plain_leg(self._sock, _OTHER, wan=True)
+        leg = self._tls_leg(self._sock, _OTHER, self._target.tls_context, None)
+        await leg.handshake(self._context.reactor, self._context.handshake_timeout)
+        verify_consumer(leg.connection, self._target.uid, self._target.channel)
         self.is_verified = True
         return leg
 
-    def _not_opened(self, failure: Failure) -> None:
+    def _open_failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
             return
         wrong = failure.value
         if isinstance(wrong, ConnectionBrokenError | CertificateError):
             cause = wrong.cause if isinstance(wrong, ConnectionBrokenError) else "wan"
-            if self._arming.role == CONS and cause in ("wan", "far-side"):
-                self._not_reached(str(wrong))
+            if self._target.role == CONS and cause in ("wan", "far-side"):
+                self._fail_unreached(str(wrong))
             else:
                 self.reset(str(wrong), cause)
         elif isinstance(wrong, OSError):
             self.reset(explain(wrong), "gateway")
         else:
-            self.log.failure("A relay could not be opened", failure=failure)
-            self.reset(f"it failed here: {type(wrong).__name__}", "gateway")
+            self.log.failure("Failed to open a relay", failure=failure)
+            self.reset(f"the gateway failed with {type(wrong).__name__}", "gateway")
 
-    def _not_reached(self, detail: str) -> None:
-        """There is no connection to the other gateway. A user hears no more than that, or whoever may ask for streams
-        could find out what listens where in the networks of this gateway; its log has the rest."""
+    def _fail_unreached(self, detail: str) -> None:
+        """End a connection that did not reach the other gateway.
+
+        Only the log has the details: otherwise users could scan the networks of this gateway with streams.
+        """
         if not self.over:
-            reason = f"{self._arming.far} was not reached; the log of this gateway says why"
+            reason = f"{self._target.peer_name} could not be reached; see the log of this gateway for the reason"
             self._finish(ConnectionEnding(False, reason, "wan", detail))
 
     async def _dial(self, timeout: float, *, wan: bool) -> socket.socket:
-        """Connect to the target; while this machine lacks what that needs, try again for `dial_timeout`."""
-        means = self._means
-        deadline = means.reactor.seconds() + means.dial_timeout
+        """Connect to the target; while this machine lacks resources, try again for `dial_timeout` seconds."""
+        context = self._context
+        deadline = context.reactor.seconds() + context.dial_timeout
         while True:
             try:
                 return await self._dial_any(timeout, deadline, wan=wan)
             except ShortageError:
-                if means.reactor.seconds() + timing.DIAL_AGAIN > deadline:
+                if context.reactor.seconds() + timing.DIAL_AGAIN > deadline:
                     raise
-            await deferLater(means.reactor, timing.DIAL_AGAIN)
+            await deferLater(context.reactor, timing.DIAL_AGAIN)
 
     async def _dial_any(self, timeout: float, deadline: float, *, wan: bool) -> socket.socket:
-        """Connect to the first address of the target that answers; each gets its share of the time that is left."""
-        means, target = self._means, self._arming.target
-        congestion = means.wan_congestion if wan else means.lan_congestion
-        addresses = await means.names.addresses(target, self._arming.own, self._arming.others)
+        """Connect to the first address of the target that answers; the time left is divided among the addresses."""
+        context, target = self._context, self._target.address
+        congestion = context.wan_congestion if wan else context.lan_congestion
+        addresses = await context.names.addresses(target, self._target.own_ports, self._target.other_addresses)
         problem = ConnectionBrokenError(
-            f"{self._arming.far} has no address that this gateway finds and may dial", "wan"
+            f"{self._target.peer_name} has no address that this gateway can find and may dial", "wan"
         )
         for tried, address in enumerate(addresses):
-            left = max(0.1, deadline - means.reactor.seconds()) / (len(addresses) - tried)
+            left = max(0.1, deadline - context.reactor.seconds()) / (len(addresses) - tried)
             try:
                 dialling = dial(
-                    means.reactor, means.poller, address, self._arming.far, left, timeout, congestion, wan=wan
+                    context.reactor, context.poller, address, self._target.peer_name, left, timeout, congestion, wan=wan
                 )
-                self._turn.over()  # the connection request is on its way
+                self._turn.finish()  # the SYN is sent, so the next connection may be dialled
                 sock = await dialling
             except ShortageError:
                 raise
             except ConnectionBrokenError as broken:
-                if not isinstance(problem, DialRefusedError):  # who refuses may only not have started yet
+                if not isinstance(problem, DialRefusedError):  # a program that refuses may not have started yet
                     problem = broken
             else:
-                means.names.prefer(target, address)
+                context.names.prefer(target, address)
                 return sock
         raise problem
 
-    def _plain(self, sock: socket.socket, far: str, *, wan: bool) -> PlainLeg:
-        leg = PlainLeg(self._means.poller, sock, self._means.watch, self, far, wan=wan)
+    def _plain_leg(self, sock: socket.socket, peer_name: str, *, wan: bool) -> PlainLeg:
+        leg = PlainLeg(self._context.poller, sock, self._context.dead_peers, self, peer_name, wan=wan)
         self._legs += (leg,)
         return leg
 
-    def _tls(self, sock: socket.socket, far: str, context: SSL.Context, name: str | None) -> TlsLeg:
-        leg = TlsLeg(self._means.poller, sock, self._means.watch, self, far, context, name)
+    def _tls_leg(self, sock: socket.socket, peer_name: str, tls_context: SSL.Context, name: str | None) -> TlsLeg:
+        leg = TlsLeg(self._context.poller, sock, self._context.dead_peers, self, peer_name, tls_context, name)
         self._legs += (leg,)
         return leg
 
     def direction_ended(self) -> None:
-        """A pump has passed on the end of its direction."""
+        """End the relay once both directions have ended."""
         if all(pump.ended for pump in self._pumps):
             self._finish(ConnectionEnding(True))
 
     def _finish(self, ending: ConnectionEnding) -> None:
         self.over = True
-        if self._looking is not None and self._looking.active():
-            self._looking.cancel()
-        self._turn.over()
+        if self._delivery_check is not None and self._delivery_check.active():
+            self._delivery_check.cancel()
+        self._turn.finish()
         if self._opening is not None:
             self._opening.cancel()
         for leg in self._legs:
-            if ending.well:
+            if ending.clean:
                 leg.close()
             else:
                 leg.abort()
-        self._sock.close()  # a leg has it, unless it never came to one
+        self._sock.close()  # for a relay without legs; otherwise a leg has closed it
         for pump in self._pumps:
             pump.drop()
-        self._legs = self._pumps = ()  # which know this relay
-        self._broken = self._looking = None
+        self._legs = self._pumps = ()  # break the reference cycles
+        self._broken = self._delivery_check = None
         self._on_end(self, ending)
 
 
-def _source(sock: socket.socket) -> str:
-    """What counts as one address of the far end; empty if the connection is over."""
+def _address_of(sock: socket.socket) -> str:
+    """Return the address or network that identifies the peer; empty if the connection is over."""
     try:
         return place_of(sock.getpeername()[0])
     except OSError:

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection: the figures of the WAN, and the bytes that wait in a socket."""
+"""The kernel's figures for a TCP connection: round-trip time, retransmits and rates, and the bytes in its buffers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _NONE = bytes(_COUNT.size)
 
 
 class TcpInfo(NamedTuple):
-    """The state of a connection; seconds and bytes.
+    """The state of a connection, in seconds and bytes.
 
-    :param retransmits: of what waits for an acknowledgement now.
-    :param probes: of a closed window, or of silence, that wait for an answer.
-    :param silent: since something last came.
+    :param retransmits: retransmits of the segment that waits for an acknowledgement.
+    :param probes: probes of a closed window or an idle peer that are not answered.
+    :param silent: time since something was received.
     :param rtt: the smoothed round-trip time.
-    :param total_retrans: segments that were ever sent again.
-    :param delivery_rate: the latest, a second.
-    :param received: bytes, since it was opened.
-    :param acknowledged: bytes that were sent and have arrived, since then.
+    :param total_retrans: segments retransmitted since the connection was opened.
+    :param delivery_rate: the latest rate, per second.
+    :param received: bytes received since the connection was opened.
+    :param acknowledged: bytes sent and acknowledged since the connection was opened.
     """
 
     retransmits: int
@@ -41,12 +41,12 @@ class TcpInfo(NamedTuple):
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo:
-    """Ask the kernel.
+    """Return the state of a connection.
 
-    :raises OSError: it is closed.
+    :raises OSError: if the socket is closed.
     """
-    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    info = _TCP_INFO.unpack(told.ljust(_TCP_INFO.size, b"\0"))  # an old kernel tells less
+    packed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    info = _TCP_INFO.unpack(packed.ljust(_TCP_INFO.size, b"\0"))  # older kernels return a shorter structure
     return TcpInfo(
         retransmits=info[_RETRANSMITS],
         probes=info[_PROBES],
@@ -60,18 +60,18 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
 
 
 def bytes_to_send(sock: socket.socket) -> int:
-    """How many bytes its far end has not acknowledged.
+    """Return how many bytes in the send buffer the peer has not acknowledged.
 
-    :raises OSError: it is closed.
+    :raises OSError: if the socket is closed.
     """
     return int(_COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, _NONE))[0])
 
 
 class WaitingBytes(NamedTuple):
-    """Bytes in a socket's buffers.
+    """The number of bytes in a socket's buffers.
 
-    :param in_all: those to be read, and those that are not acknowledged.
-    :param unsent: the same without those that are on their way.
+    :param in_all: bytes to be read, and bytes that are not acknowledged.
+    :param unsent: bytes to be read, and bytes that are not sent.
     """
 
     in_all: int
@@ -79,9 +79,9 @@ class WaitingBytes(NamedTuple):
 
 
 def bytes_waiting(sock: socket.socket) -> WaitingBytes:
-    """How many bytes are in its socket's buffers.
+    """Return how many bytes are in a socket's buffers.
 
-    :raises OSError: it is closed.
+    :raises OSError: if the socket is closed.
     """
     fd = sock.fileno()
     to_read, to_send, unsent = (

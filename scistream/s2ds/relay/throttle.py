@@ -1,4 +1,4 @@
-"""One direction of one stream: its rate, and whose turn it is when the rate is used up."""
+"""The rate limit of one direction of a stream, shared fairly by its connections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scistream.s2ds.relay.token_bucket import TokenBucket
 
 
 class Throttle:
-    """Hands out a bucket's bytes to many connections; those that must wait are served in turn, by one timer.
+    """A throttle that gives the tokens of a bucket to many connections; waiting ones are served in turn by one timer.
 
     :param reactor: an `IReactorTime`.
-    :param tell_busy: hears how many connections wait, so that those on other elements get no more and no less.
+    :param tell_busy: called with the number of waiting connections, so that elements can share the rate fairly.
     """
 
     def __init__(
@@ -25,22 +25,22 @@ class Throttle:
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: Any = None
         self._serving = False
-        self._its_turn = False  # who is served may take once, while others wait
+        self._its_turn = False  # the connection being served may take tokens once although others wait
 
     def take(self, wanted: int) -> int:
-        """How many bytes may go now. 0: `wait`, and be called when it is worth asking again."""
+        """Return how many of `wanted` bytes may be sent now. After 0, call `wait`."""
         if self._waiting:
             if not self._its_turn:
-                return 0  # others were first
+                return 0  # others wait already
             self._its_turn = False
         return self._bucket.take(wanted)
 
     def give_back(self, unused: int) -> None:
-        """Return bytes that were taken and did not go."""
+        """Return bytes that were taken and not sent."""
         self._bucket.give_back(unused)
 
     def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once, in turn. The caller does not wait twice."""
+        """Call `resume` once, in turn. The caller must not be waiting already."""
         self._waiting.append(resume)
         if not self._serving:
             self._tell_busy(len(self._waiting))
@@ -48,7 +48,7 @@ class Throttle:
             self._timer = self._reactor.callLater(self._bucket.wait(), self._serve)
 
     def stop(self) -> None:
-        """Forget who waits."""
+        """Resume none of the waiting connections."""
         self._waiting.clear()
         self._tell_busy(0)
         if self._timer is not None:
@@ -59,7 +59,7 @@ class Throttle:
         self._timer = None
         self._serving = True
         try:
-            # Each that waits now is served at most once; one that takes all leaves the rest their turn.
+            # Serve each waiting connection at most once; if one takes all tokens, the others keep their place.
             for _ in range(len(self._waiting)):
                 if not self._waiting or self._bucket.wait() > 0:
                     break

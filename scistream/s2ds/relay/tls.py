@@ -1,10 +1,10 @@
-"""A WAN leg under TLS, on the socket itself.
+"""A WAN leg under TLS, in which OpenSSL uses the socket directly.
 
-Twisted's TLS transport ends both directions at the first close_notify; here each direction ends by
-one of its own, and an end without one counts as broken: protocol sections 10.1 and 10.2.
+Twisted's TLS transport ends both directions at the first close_notify. Here each direction ends with its own
+close_notify, and without one the connection counts as broken: protocol sections 10.1 and 10.2.
 
-pyOpenSSL keeps the handshake and all that goes wrong. Application bytes go between OpenSSL and a buffer directly:
-pyOpenSSL would make an object, and a copy, of each record that it reads.
+pyOpenSSL does the handshake and the error handling. Application bytes move between OpenSSL and a buffer directly,
+since pyOpenSSL would create and copy an object for each record.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, 
 from scistream.s2ds.relay.poller import Poller
 
 RECORD = 16384
-"""The largest number of bytes in one TLS record, and so the most that OpenSSL reads at once."""
+"""The largest number of bytes in one TLS record, which is also the most that OpenSSL reads at once."""
 
 MOST_RECORDS = 64
-"""Records that one call reads at most: the smallest ones hold a byte each."""
+"""The number of records that one read may consume: a record can contain a single byte."""
 RECORD_COST = 4096
-"""What a record costs of a turn at least, in bytes, however little it holds."""
+"""The least cost of a record in bytes of a turn, however small it is."""
 EMPTY_BURST = 32
+"""The number of records without application data, such as key updates, that a peer may send at once.
+
+Each costs as much processor time as 16 KiB of data, and none counts against the rate of the stream.
+"""
 EMPTY_A_SECOND = 8.0
-"""Records without application data, such as updates of keys, that a peer may send at once and in a second. Each costs
-as much work as 16 KiB of data, and none of them counts against the rate of a stream."""
+"""The number of such records that a peer may send per second in the long run."""
 
 
 def tune(context: SSL.Context | None) -> None:
-    """Before the first connection of a context: an idle one is to give its buffers back."""
+    """Let idle connections of a context release their buffers. Call it before its first connection."""
     if context is not None:
-        with contextlib.suppress(ValueError):  # it is in use: it was tuned when it was first armed
+        with contextlib.suppress(ValueError):  # the context is in use, and was tuned before
             context.set_mode(SSL.MODE_RELEASE_BUFFERS)
 
 
 class TlsLeg(Leg):
-    """A leg whose bytes are sealed; a close_notify ends a direction, a bare FIN breaks it.
+    """A leg that carries application bytes under TLS; a close_notify ends a direction, a bare FIN breaks it.
 
-    :param server_name: whom to ask for as a client; None is the server's side.
+    :param server_name: the name of the server to ask for, at the client's end; None at the server's end.
     """
 
     __slots__ = ("_empty", "_empty_since", "_ssl", "connection")
@@ -58,14 +61,14 @@ class TlsLeg(Leg):
         self,
         poller: Poller,
         sock: socket.socket,
-        watch: DeadPeerDetector,
+        dead_peers: DeadPeerDetector,
         owner: LegOwner,
-        far: str,
+        peer_name: str,
         context: SSL.Context,
         server_name: str | None,
     ) -> None:
-        super().__init__(poller, sock, watch, owner, far, wan=True)
-        self.connection = SSL.Connection(context, None)  # until the handshake is over
+        super().__init__(poller, sock, dead_peers, owner, peer_name, wan=True)
+        self.connection = SSL.Connection(context, None)  # without a socket until the handshake is complete
         if server_name is None:
             self.connection.set_accept_state()
         else:
@@ -73,13 +76,13 @@ class TlsLeg(Leg):
             self.connection.set_connect_state()
         self._ssl = openssl.handle_of(self.connection)
         openssl.end_reads_at_each_record(self.connection)
-        self._empty = 0.0  # records without application data that were read lately
+        self._empty = 0.0  # a decaying count of records without application data
         self._empty_since = 0.0
 
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
-        """Agree on keys within `timeout` seconds; who the peer is must still be verified.
+        """Do the TLS handshake within `timeout` seconds. The caller must verify the peer afterwards.
 
-        Fails with `ConnectionBrokenError`; cancelling it gives it up.
+        The Deferred fails with `ConnectionBrokenError`; cancelling it abandons the handshake.
         """
         handshake = Handshake(self, reactor, timeout)
         self.is_opening = True
@@ -88,15 +91,16 @@ class TlsLeg(Leg):
         return handshake.result
 
     def take_over(self) -> None:
-        """The handshake is over: from now on OpenSSL has the socket itself."""
+        """Let OpenSSL use the socket directly, once the handshake is complete."""
         openssl.move_to_socket(self.connection, self._sock.fileno())
 
     def read_into(self, buffer: Buffer, room: int) -> int:
+        """Read up to `room` bytes: see `Leg.read_into`."""
         ssl, at, filled, records = self._ssl, buffer.at, 0, 0
         while filled < room and records < MOST_RECORDS:
-            count = read(ssl, at + filled, room - filled)  # one record at most
+            count = read(ssl, at + filled, room - filled)  # reads one record at most
             records += 1
-            self.work = records * RECORD_COST
+            self.read_cost = records * RECORD_COST
             if count <= 0:
                 if ffi.errno != errno.EAGAIN and get_error(ssl, count) == WANT_READ:
                     self._no_data()
@@ -104,7 +108,7 @@ class TlsLeg(Leg):
                 return self._no_record(count, filled)
             filled += count
             if self.is_first and count < RECORD:
-                # A message by itself, most likely: it is to go on before there is a look for another.
+                # Probably a single message: pass it on before another read.
                 self.is_first = False
                 break
         return filled
@@ -112,17 +116,18 @@ class TlsLeg(Leg):
     def _no_data(self) -> None:
         """Count a record without application data.
 
-        :raises Broken: if there are too many of them.
+        :raises ConnectionBrokenError: if there are too many of them.
         """
         now = time.monotonic()
         faded = (now - self._empty_since) * EMPTY_A_SECOND
         self._empty, self._empty_since = max(0.0, self._empty - faded) + 1, now
         if self._empty > EMPTY_BURST:
-            raise ConnectionBrokenError(f"{self.far} sent too many TLS records without data", "far-side", self)
+            raise ConnectionBrokenError(f"{self.peer_name} sent too many TLS records without data", "far-side", self)
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
+        """Write `buffer[start:end]`: see `Leg.write`."""
         corks = end - start > RECORD
-        if corks:  # or each record would be sent by itself, and wake the far end
+        if corks:  # without it each record would be a packet of its own, and wake the peer
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         count: int = write(self._ssl, buffer.at + start, end - start)
         if corks:
@@ -130,6 +135,7 @@ class TlsLeg(Leg):
         return count if count > 0 else self._no_room(count)
 
     def finish_writing(self) -> bool:
+        """Send a close_notify: see `Leg.finish_writing`."""
         try:
             self.connection.shutdown()
         except SSL.WantWriteError:
@@ -137,7 +143,7 @@ class TlsLeg(Leg):
             return False
         except SSL.WantReadError:
             self.writable = False
-            self._crossed = True
+            self._retries_both = True
             return False
         except SSL.Error as problem:
             raise self.broken(problem) from None
@@ -150,15 +156,15 @@ class TlsLeg(Leg):
             return filled or WANT
         if error == WANT_WRITE:
             self.readable = self.writable = False
-            self._crossed = True
+            self._retries_both = True
             return filled or WANT
         try:
             openssl.raise_error(self.connection, result)
         except SSL.ZeroReturnError:
-            return filled or EOF  # which is told again
+            return filled or EOF  # the next read returns `EOF`
         except SSL.Error as problem:
             raise self.broken(problem) from None
-        raise AssertionError(f"OpenSSL read {result} and found nothing wrong")
+        raise AssertionError(f"a read of OpenSSL returned {result} without an error")
 
     def _no_room(self, result: int) -> int:
         error = get_error(self._ssl, result)
@@ -166,24 +172,24 @@ class TlsLeg(Leg):
         if error == WANT_WRITE:
             return 0
         if error == WANT_READ:
-            self._crossed = True
+            self._retries_both = True
             return 0
         try:
             openssl.raise_error(self.connection, result)
         except SSL.Error as problem:
             raise self.broken(problem) from None
-        raise AssertionError(f"OpenSSL wrote {result} and found nothing wrong")
+        raise AssertionError(f"a write of OpenSSL returned {result} without an error")
 
     def broken(self, problem: SSL.Error) -> ConnectionBrokenError:
-        """What to raise of an error of OpenSSL's."""
+        """Return the exception for an error of OpenSSL."""
         if isinstance(problem, SSL.SysCallError) and problem.args[0] > 0:
             return broken_by(problem.args[0], self)
         return ConnectionBrokenError(_explain(problem), "wan", self)
 
 
 def _explain(problem: SSL.Error) -> str:
-    """What OpenSSL found wrong."""
+    """Return the reason for an error of OpenSSL."""
     if isinstance(problem, SSL.SysCallError):
-        return "the connection over the WAN ended in the middle of a stream"
+        return "the connection over the WAN ended without a close_notify"
     reasons = [entry[-1] for entry in (problem.args[0] if problem.args else ()) if isinstance(entry, tuple)]
-    return "TLS failed: " + (", ".join(reasons) or "no reason was given")
+    return "TLS failed: " + (", ".join(reasons) or "OpenSSL gave no reason")

@@ -3,81 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from scistream import timing
-from scistream.s2ds.settings import OWNER_SHARE
 
 BYTES_PER_MBIT = 125_000
 """One Mbit/s is this many bytes a second."""
 
 LEAST_BURST = 256 * 1024
 LEAST_TURN = 1024
-"""A connection that waits for a stream's rate gets `timing.RATE_TURN` of it at a time, or at least so many bytes."""
-
-
-@dataclass(frozen=True)
-class SharedTokenStore:
-    """What the streams of a gateway share.
-
-    :param half_open: connections of one channel that are not joined to the other side yet, at most.
-    :param connections: of all streams together, at most; 0: as many as there are descriptors for.
-    :param unread: bytes of all streams together that wait in the gateway and its sockets; 0: without a bound.
-    :param owner_share: percent of the connections, and of the unread bytes, that the streams of one user have together
-        at most.
-    """
-
-    half_open: int = 64
-    connections: int = 0
-    unread: int = 0
-    owner_share: int = OWNER_SHARE
+"""The least number of bytes in one turn of a connection that waits for its stream's rate: see `timing.RATE_TURN`."""
 
 
 class TokenStore(Protocol):
-    """Where the tokens of a bucket are kept. Several processes may share them."""
+    """The tokens of a bucket, which several processes may share."""
 
     def lock(self) -> bool:
-        """Keep others out until `unlock`; False if one of them is in."""
+        """Take the lock until `unlock`. Return False if another process holds it."""
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Release the lock."""
 
     def get(self) -> tuple[float, float]:
-        """How many tokens there were, and when; 0 and 0 at the very first."""
+        """Return the number of tokens and the time at which they were counted; both are 0 before the first `put`."""
 
     def put(self, count: float, when: float) -> None:
-        """Keep these."""
+        """Store the number of tokens and the time at which they were counted."""
 
 
 class PrivateTokenStore:
-    """The store of a bucket that one process has for itself."""
+    """The store of a bucket that only one process uses."""
 
     def __init__(self) -> None:
         self._kept = 0.0, 0.0
 
     def lock(self) -> bool:
+        """Return True: no other process uses this store."""
         return True
 
     def unlock(self) -> None:
-        """There are no others."""
+        """Do nothing."""
 
     def get(self) -> tuple[float, float]:
+        """Return the number of tokens and the time at which they were counted."""
         return self._kept
 
     def put(self, count: float, when: float) -> None:
+        """Store the number of tokens and the time at which they were counted."""
         self._kept = count, when
 
 
 class TokenBucket:
     """A token bucket over application bytes: one direction of one stream, shared by all its connections.
 
-    What was taken and given back is kept here and serves the next, so that little messages cost no lock.
+    Tokens that were taken and given back are kept here for the next caller, so that small messages need no lock.
 
     :param rate: Mbit/s.
-    :param clock: seconds on a clock that is never set back, the same for all who share the store.
+    :param clock: returns seconds of a monotonic clock, the same for all users of the store.
     :param store: shared with the buckets of the same stream and direction in other elements.
-    :param share: the part of the rate, above 0 and up to 1, that is this bucket's while others ask for it as well.
+    :param share: returns the part of the rate, above 0 and up to 1, that this bucket may use while others use it too.
     """
 
     def __init__(
@@ -93,12 +77,15 @@ class TokenBucket:
         self._clock = clock
         self._store = store if store is not None else PrivateTokenStore()
         self._share = share
-        self._own = 0.0  # what is this bucket's, of what all share
+        self._own = 0.0  # tokens that this bucket may take while others use the store
         self._own_at = clock()
         self._spare = 0
 
     def take(self, wanted: int) -> int:
-        """How many of `wanted` bytes may go now: a turn at most, 0 rather than a crumb. Give back what is not used."""
+        """Return how many of `wanted` bytes may be sent now: one turn at most, or 0 if less than a turn is available.
+
+        Call `give_back` with the bytes that were not sent.
+        """
         wanted = min(wanted, self._turn)
         if self._spare < wanted:
             self._spare += self._draw(wanted - self._spare)
@@ -109,11 +96,11 @@ class TokenBucket:
         return granted
 
     def give_back(self, unused: int) -> None:
-        """Return bytes that were taken and did not go."""
+        """Return bytes that were taken and not sent."""
         self._spare += unused
 
     def wait(self) -> float:
-        """Seconds until it is worth asking again; 0.0 when it is now."""
+        """Return the seconds until a turn is available; 0.0 if it is available now."""
         now, needed = self._clock(), self._turn - self._spare
         missing, speed = needed - self._tokens(now), self._speed
         share = self._share()
@@ -123,7 +110,7 @@ class TokenBucket:
 
     def _draw(self, wanted: int) -> int:
         if not self._store.lock():
-            return 0  # asked again soon: nobody is in for long
+            return 0  # the caller tries again soon: the lock is never held for long
         try:
             now, share = self._clock(), self._share()
             tokens = self._tokens(now)
@@ -137,7 +124,7 @@ class TokenBucket:
         return granted
 
     def _owned(self, now: float, share: float) -> float:
-        """What is this bucket's, and little more than a turn: what it leaves is for the others."""
+        """Return the tokens that this bucket may take, two turns at most: the others may use the rest."""
         return min(2.0 * self._turn, max(0.0, self._own) + (now - self._own_at) * self._speed * share)
 
     def _tokens(self, now: float) -> float:

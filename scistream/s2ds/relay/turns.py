@@ -1,9 +1,9 @@
-"""The order of a channel's connections: they are dialled as they were accepted, whichever element carries each.
+"""The order of a channel's connections: they are dialled in the order in which they were accepted, on all elements.
 
-The initiator numbers the accepted connections of a channel from 1. In the memory that all elements share stands of
-each number whether its connection waits for its turn, or is gone: it has been dialled, or has ended before that. A
-connection is dialled when all before it are gone. It waits for those that wait like itself, but for others, which may
-never come so far, only for a shorter time.
+The initiator numbers the accepted connections of a channel from 1. The elements share memory that says for each number
+whether its connection waits for its turn or is done: dialled, or ended before. A connection is dialled when all before
+it are done. It waits longer for connections that wait for their turn themselves than for others, which may never get
+that far.
 """
 
 from __future__ import annotations
@@ -18,87 +18,87 @@ from scistream.s2ds.elements.shared_figures import TURNS
 
 
 class Turns:
-    """The turns of one channel, as one element sees them.
+    """The turns of one channel at one element.
 
     :param reactor: an `IReactorTime`.
-    :param words: the shared memory.
-    :param at: where the numbers of the channel are in it.
+    :param words: the words of the shared memory.
+    :param at: the index of the first word of the channel's turns.
     """
 
     def __init__(self, reactor: Any, words: memoryview[int], at: int) -> None:
         self._reactor = reactor
         self._words = words
         self._at = at
-        self._low = 1  # nobody waits for smaller numbers any more
+        self._lowest = 1  # all connections with smaller numbers are done
         self._waiting: dict[int, tuple[float, float, Deferred[None]]] = {}
         self._timer: IDelayedCall | None = None
-        self._is_looking = False
-        self._pause = timing.TURN_LOOK
+        self._is_serving = False
+        self._interval = timing.TURN_LOOK
 
     def is_due(self, number: int, *, skip: bool = False) -> bool:
-        """Whether all connections before this one are gone.
+        """Return True if all connections before this one are done.
 
-        :param skip: those that do not wait for their turn do not count.
+        :param skip: ignore connections that do not wait for their turn.
         """
-        low = max(self._low, number - TURNS + 1)
-        while low < number:
-            said = self._words[self._at + low % TURNS]
-            if said < _gone(low) and (said == _waits(low) or not skip):
+        lowest = max(self._lowest, number - TURNS + 1)
+        while lowest < number:
+            mark = self._words[self._at + lowest % TURNS]
+            if mark < _done_mark(lowest) and (mark == _waiting_mark(lowest) or not skip):
                 break
-            low += 1
-        self._low = low
-        return low >= number
+            lowest += 1
+        self._lowest = lowest
+        return lowest >= number
 
     def wait(self, number: int, timeout: float) -> Deferred[None]:
-        """Fires when it is the turn of that connection, or it has waited long enough. Cancelling it is leaving.
+        """Fire when it is the turn of this connection, or it has waited long enough. Cancelling it stops the wait.
 
-        :param timeout: seconds for connections that do not wait for their turn.
+        :param timeout: how long to wait for connections that do not wait for their turn themselves, in seconds.
         """
-        waits: Deferred[None] = Deferred(lambda _: self._leave(number))
+        turn: Deferred[None] = Deferred(lambda _: self._stop_waiting(number))
         now = self._reactor.seconds()
-        self._waiting[number] = now + timeout, now + timing.TURN, waits
-        self._say(number, _waits(number))
-        self._look()
-        return waits
+        self._waiting[number] = now + timeout, now + timing.TURN, turn
+        self._mark(number, _waiting_mark(number))
+        self._serve()
+        return turn
 
-    def gone(self, number: int) -> None:
-        """That connection has been dialled, or never will be. Idempotent."""
-        self._say(number, _gone(number))
-        self._look()
+    def mark_done(self, number: int) -> None:
+        """Note that a connection has been dialled, or never will be. Idempotent."""
+        self._mark(number, _done_mark(number))
+        self._serve()
 
-    def _say(self, number: int, what: int) -> None:
+    def _mark(self, number: int, mark: int) -> None:
         at = self._at + number % TURNS
-        self._words[at] = max(self._words[at], what)
+        self._words[at] = max(self._words[at], mark)
 
-    def _look(self) -> None:
-        if self._is_looking:
-            return  # the loop below goes on
-        self._is_looking = True
+    def _serve(self) -> None:
+        if self._is_serving:
+            return  # called from a callback of the loop below
+        self._is_serving = True
         try:
             while self._waiting:
                 number = min(self._waiting)
-                skip_from, until, waits = self._waiting[number]
+                skip_from, until, turn = self._waiting[number]
                 now = self._reactor.seconds()
                 if not self.is_due(number, skip=now >= skip_from):
                     if now < until:
                         break
-                    self._low = number
+                    self._lowest = number
                 del self._waiting[number]
-                self._pause = timing.TURN_LOOK
-                waits.callback(None)
+                self._interval = timing.TURN_LOOK
+                turn.callback(None)
         finally:
-            self._is_looking = False
+            self._is_serving = False
         if self._waiting and self._timer is None:
-            self._timer = self._reactor.callLater(self._pause, self._again)
-            self._pause = min(2 * self._pause, timing.LONGEST_TURN_LOOK)
+            self._timer = self._reactor.callLater(self._interval, self._serve_later)
+            self._interval = min(2 * self._interval, timing.LONGEST_TURN_LOOK)
         elif not self._waiting:
             self._stop()
 
-    def _again(self) -> None:
+    def _serve_later(self) -> None:
         self._timer = None
-        self._look()
+        self._serve()
 
-    def _leave(self, number: int) -> None:
+    def _stop_waiting(self, number: int) -> None:
         self._waiting.pop(number, None)
         if not self._waiting:
             self._stop()
@@ -109,16 +109,19 @@ class Turns:
             timer.cancel()
 
 
-def _waits(number: int) -> int:
+def _waiting_mark(number: int) -> int:
     return 2 * number
 
 
-def _gone(number: int) -> int:
+def _done_mark(number: int) -> int:
     return 2 * number + 1
 
 
 class Turn:
-    """The turn of one connection; of a channel without order if `number` is 0."""
+    """The turn of one connection.
+
+    :param number: the number of the connection; 0 if the order of the channel's connections does not matter.
+    """
 
     __slots__ = ("_number", "_turns")
 
@@ -126,16 +129,17 @@ class Turn:
         self._turns = turns
         self._number = number
 
-    async def come(self, timeout: float | None = None) -> None:
-        """Wait for it.
+    async def wait(self, timeout: float | None = None) -> None:
+        """Wait for the turn.
 
-        :param timeout: seconds for connections that do not wait for their turn; `timing.TURN` if not given.
+        :param timeout: how long to wait for connections that do not wait for their turn themselves, in seconds;
+            `timing.TURN` if None.
         """
         if self._number and not self._turns.is_due(self._number):
             await self._turns.wait(self._number, timing.TURN if timeout is None else timeout)
 
-    def over(self) -> None:
-        """The connection has been dialled, or has ended: it holds nobody up. Idempotent."""
+    def finish(self) -> None:
+        """Note that the connection has been dialled or has ended. Idempotent."""
         number, self._number = self._number, 0
         if number:
-            self._turns.gone(number)
+            self._turns.mark_done(number)

@@ -14,16 +14,16 @@ from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import GatewayLimits, S2DSConfig
 from support.leased_ports import leased
 
-BY_MEMORY = "that wait for programs to read them, by the memory of this machine and net.ipv4.tcp_mem"
+BY_MEMORY = "waiting to be read by programs (from the memory of this machine and net.ipv4.tcp_mem)"
 
 
 @pytest.mark.parametrize(
     ("limits", "descriptors", "connections", "unread"),
     [
-        ({}, 2**40, "by the memory of this machine,", BY_MEMORY),
-        ({"connections": 70}, 2**40, "at most 70 connections, by `connections` in [limits],", BY_MEMORY),
-        ({"connections": 70}, 112, "at most 50 connections, by the limit of open files (LimitNOFILE),", BY_MEMORY),
-        ({"unread": "30MiB"}, 112, "at most 50 connections", "30 MiB that wait for programs to read them, by `unread`"),
+        ({}, 2**40, "connections (from the memory of this machine)", BY_MEMORY),
+        ({"connections": 70}, 2**40, "70 connections (from `connections` in [limits])", BY_MEMORY),
+        ({"connections": 70}, 112, "50 connections (from the limit of open files (LimitNOFILE))", BY_MEMORY),
+        ({"unread": "30MiB"}, 112, "50 connections", "30 MiB waiting to be read by programs (from `unread`"),
     ],
 )
 def test_the_budget_in_force_is_told_with_what_it_comes_from(
@@ -49,6 +49,6 @@ def test_the_budget_in_force_is_told_with_what_it_comes_from(
             server.startService()
     finally:
         server.stopService()
-    (told,) = [line for line in lines if line.startswith("all streams together have at most ")]
+    (told,) = [line for line in lines if line.startswith("limits of all streams together: ")]
     assert connections in told
     assert unread in told

@@ -31,7 +31,7 @@ def test_capacity_is_promised_up_to_its_total_and_no_further() -> None:
     with pytest.raises(StreamError) as refused:
         capacity.reserve(1.0)
     assert refused.value.code == "no-capacity"
-    assert "1 Mbit/s were asked for" in refused.value.msg
+    assert "1 Mbit/s requested" in refused.value.msg
     assert "0 of this gateway's 1000" in refused.value.msg
     capacity.release(400.0)
     assert capacity.free == 400.0

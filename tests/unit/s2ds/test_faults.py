@@ -79,7 +79,7 @@ class Machine:
         """Do nothing, where a server would forget the stream later."""
 
     def close(self) -> None:
-        self.holding._let_go()
+        self.holding._release_all()
         self.elements.stop()
         for timer in self.reactor.getDelayedCalls():
             timer.cancel()
@@ -201,7 +201,7 @@ def test_a_target_of_a_family_that_the_system_has_not_is_refused_with_a_sentence
     answer = world.controller.answers[-1]
     assert isinstance(answer, Error)
     assert answer.code == "target-refused"
-    assert answer.msg == (f"target [2001:db8::7]:{FIRST} is an IPv6 address, and this gateway has no IPv6")
+    assert answer.msg == (f"target [2001:db8::7]:{FIRST} is an IPv6 address, but this gateway does not support IPv6")
     assert world.holding._core.state == "Reserved"
     assert faults == []
 
@@ -234,7 +234,7 @@ def test_a_thousand_addresses_of_prodapp_that_may_not_be_dialled_are_a_few_lines
             others = [f"198.51.100.{number}:7000" for number in range(10)]
             world.update(target, generation, {target: others})
         world.release()
-    told = [line for line in lines if "passed over" in line]
+    told = [line for line in lines if "ignored because they may not be dialled" in line]
     counts = [line.partition("so far: ")[2].partition(";")[0] for line in told]
     assert counts == ["1", "10", "100", "1000", "2000"], "each address on both channels"
     assert "198.51.100.9:7000" in told[-1]
@@ -245,5 +245,5 @@ def test_an_element_that_could_not_do_what_it_was_told_is_in_the_log_and_one_tha
         log_failure(Failure(StreamError("no-capacity", "no memory")))
         log_failure(Failure(ElementDiedError()))
     assert len(lines) == 1
-    assert "could not do what it was told" in lines[0]
+    assert "failed to carry out a command" in lines[0]
     assert "no memory" in lines[0]

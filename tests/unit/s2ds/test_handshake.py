@@ -22,14 +22,14 @@ def records(lengths: list[int]) -> bytes:
 
 
 def new_handshake() -> Handshake:
-    return Handshake(cast(Any, SimpleNamespace(far="the other gateway")), Clock(), 10.0)
+    return Handshake(cast(Any, SimpleNamespace(peer_name="the other gateway")), Clock(), 10.0)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.lists(st.integers(1, 30)))
 def test_records_are_counted_once_in_pieces_of_any_size(lengths: list[int], cuts: list[int]) -> None:
     handshake, data = new_handshake(), records(lengths)
     for size in [*cuts, len(data)]:
-        handshake._took(data[:size])
+        handshake._count_records(data[:size])
         data = data[size:]
     assert handshake._records == len(lengths)
 
@@ -39,6 +39,6 @@ def test_one_record_more_than_there_may_be_is_too_many(size: int) -> None:
     handshake, data = new_handshake(), records([1] * (MOST_RECORDS + 1))
     most = MOST_RECORDS * 6
     for at in range(0, most, size):
-        handshake._took(data[at : min(at + size, most)])
-    with pytest.raises(ConnectionBrokenError, match="too many records"):
-        handshake._took(data[most:])
+        handshake._count_records(data[at : min(at + size, most)])
+    with pytest.raises(ConnectionBrokenError, match="too many TLS records"):
+        handshake._count_records(data[most:])

@@ -48,7 +48,7 @@ def test_too_many_connections_are_refused_with_the_reason(ports: ListenPorts) ->
     with pytest.raises(StreamError) as refused:
         ports.reserve("127.0.0.1", 3)
     assert refused.value.code == "no-ports"
-    for part in ("3 port(s) were asked for", f"2 of the range {FIRST}-{LAST}", "ask for fewer"):
+    for part in ("3 port(s) requested", f"2 of the range {FIRST}-{LAST}", "request fewer"):
         assert part in refused.value.msg
     assert ports.free == 2
     assert len(ports.reserve("127.0.0.1", 2)) == 2
@@ -305,7 +305,7 @@ def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket
         other.bind(("127.0.0.1", FIRST + 6))
         other.listen()
         msg = refusal(choosing, FIRST + 5, FIRST + 6)
-        assert f"port {FIRST + 6} was asked for, and another program of this gateway has it at 127.0.0.1" in msg
+        assert f"port {FIRST + 6} was requested, but another program on this gateway uses it at 127.0.0.1" in msg
     assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 5, FIRST + 6])) == [FIRST + 5, FIRST + 6]
 
 
@@ -313,7 +313,7 @@ def test_a_chosen_port_that_an_outgoing_connection_has_is_refused_with_that_as_a
     with socket.create_server(("127.0.0.1", 0)) as far, socket.create_connection(far.getsockname(), timeout=20) as own:
         port = own.getsockname()[1]
         msg = refusal(ListenPorts(FIRST, LAST, [(port, port)]), port)
-    assert "another program of this gateway has it at 127.0.0.1, or an outgoing connection of this gateway" in msg
+    assert "another program on this gateway uses it at 127.0.0.1, or an outgoing connection of this gateway" in msg
     assert "net.ipv4.ip_local_reserved_ports" in msg
 
 

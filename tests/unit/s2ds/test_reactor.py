@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on
 class Ear:
     """Hears events of one end of a pair."""
 
-    born = 0
+    batch_added = 0
 
     def __init__(self, poller: Poller) -> None:
         self.poller = poller
@@ -46,11 +46,11 @@ class Walker:
     def __init__(self, poller: Poller, name: str, steps: int, seen: list[str]) -> None:
         self.poller, self.name, self.steps, self.seen = poller, name, steps, seen
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.seen.append(self.name)
         self.steps -= 1
         if self.steps:
-            self.poller.again(self)
+            self.poller.queue_turn(self)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_continuing_connections_take_turns(clock: MemoryReactorClock) -> None:
     poller = Poller(clock)
     seen: list[str] = []
     for name in "abc":
-        poller.again(Walker(poller, name, 3, seen))
+        poller.queue_turn(Walker(poller, name, 3, seen))
     while clock.getDelayedCalls():
         clock.advance(0)
     assert "".join(seen) == "abcabcabc"
@@ -118,7 +118,7 @@ def test_continuing_connections_take_turns(clock: MemoryReactorClock) -> None:
 def test_nobody_goes_on_when_the_last_leg_is_gone(clock: MemoryReactorClock) -> None:
     poller = Poller(clock)
     ear, seen = Ear(poller), list[str]()
-    poller.again(Walker(poller, "a", 3, seen))
+    poller.queue_turn(Walker(poller, "a", 3, seen))
     ear.close()
     clock.advance(0)
     assert seen == []

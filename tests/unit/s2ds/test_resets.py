@@ -90,14 +90,14 @@ def test_the_last_reasons_are_told_with_count_and_time_the_newest_first() -> Non
     resets = ResetLog(clock, (UID, PROD))
     resets.add(0, "application", REFUSED, 11)
     clock.advance(5)
-    resets.add(1, "wan", "nothing has come back over the WAN for 60 s")
+    resets.add(1, "wan", "nothing was received over the WAN for 60 s")
     clock.advance(2)
     resets.add(0, "application", REFUSED)
     clock.advance(3)
-    told = [(one.channel, one.cause, one.reason, one.count, one.seconds_ago) for one in resets.told()]
+    told = [(one.channel, one.cause, one.reason, one.count, one.seconds_ago) for one in resets.latest()]
     assert told == [
         (0, "application", REFUSED, 12, 3.0),
-        (1, "wan", "nothing has come back over the WAN for 60 s", 1, 5.0),
+        (1, "wan", "nothing was received over the WAN for 60 s", 1, 5.0),
     ]
     resets.stop()
 
@@ -110,7 +110,7 @@ def test_strangers_hide_nothing_and_no_text_or_number_of_reasons_is_without_boun
     resets.add(0, "application", REFUSED)
     for channel, reason in strangers:
         resets.add(channel, "stranger", reason)
-    told = resets.told()
+    told = resets.latest()
     assert told[0].reason == REFUSED
     assert len(told) <= MAX_RESETS
     assert len(resets._kept) <= MOST_KEPT
@@ -133,7 +133,7 @@ def test_strangers_hide_nothing_and_no_text_or_number_of_reasons_is_without_boun
 def test_a_reset_of_an_application_and_a_break_of_the_wan_have_different_causes(
     code: int, wan: bool, cause: str
 ) -> None:
-    leg = SimpleNamespace(far="the other gateway", wan=wan)
+    leg = SimpleNamespace(peer_name="the other gateway", wan=wan)
     assert broken_by(code, leg).cause == cause  # type: ignore[arg-type]
 
 
@@ -173,17 +173,17 @@ def test_a_channel_whose_wan_fails_for_long_is_broken_until_a_connection_comes_a
     clock, joined = Clock(), 5
     outages = Outages(clock)
     outages.failed(3, "the other gateway at dtn2:5100 was not reached", joined)
-    assert outages.told(lambda _: joined) == []
+    assert outages.current(lambda _: joined) == []
     clock.advance(timing.CHANNEL_BROKEN + 1)
-    assert outages.told(lambda _: joined) == [], "one failure is no outage, however long ago it was"
-    outages.failed(3, "nothing has come back over the WAN for 60 s", joined)
+    assert outages.current(lambda _: joined) == [], "one failure is no outage, however long ago it was"
+    outages.failed(3, "nothing was received over the WAN for 60 s", joined)
     clock.advance(4)
-    (told,) = outages.told(lambda _: joined)
-    assert (told.channel, told.reason) == (3, "nothing has come back over the WAN for 60 s")
+    (told,) = outages.current(lambda _: joined)
+    assert (told.channel, told.reason) == (3, "nothing was received over the WAN for 60 s")
     assert told.seconds == timing.CHANNEL_BROKEN + 5
-    assert outages.told(lambda _: joined + 1) == [], "a connection has come about"
+    assert outages.current(lambda _: joined + 1) == [], "a connection has come about"
     outages.failed(3, "again", joined + 1)
-    assert outages.told(lambda _: joined + 1) == [], "this is another outage, and has just begun"
+    assert outages.current(lambda _: joined + 1) == [], "this is another outage, and has just begun"
 
 
 def test_a_channel_that_fails_now_and_then_between_connections_is_not_broken() -> None:
@@ -192,7 +192,7 @@ def test_a_channel_that_fails_now_and_then_between_connections_is_not_broken() -
     for number in range(100):
         outages.failed(0, "it failed", number)
         clock.advance(1.0)
-    assert outages.told(lambda _: 99) == []
+    assert outages.current(lambda _: 99) == []
 
 
 def test_failures_that_are_far_apart_are_no_outage() -> None:
@@ -200,7 +200,7 @@ def test_failures_that_are_far_apart_are_no_outage() -> None:
     outages = Outages(clock)
     for _ in range(3):
         outages.failed(0, "it failed", 5)
-        assert outages.told(lambda _: 5) == []
+        assert outages.current(lambda _: 5) == []
         clock.advance(timing.OUTAGE_FORGOTTEN + 1)
 
 
@@ -211,8 +211,8 @@ def test_an_outage_is_over_when_nothing_tries_the_channel_for_long() -> None:
     clock.advance(timing.CHANNEL_BROKEN)
     outages.failed(0, "it failed", 5)
     clock.advance(timing.OUTAGE_FORGOTTEN)
-    assert [one.seconds for one in outages.told(lambda _: 5)] == [timing.CHANNEL_BROKEN + timing.OUTAGE_FORGOTTEN]
+    assert [one.seconds for one in outages.current(lambda _: 5)] == [timing.CHANNEL_BROKEN + timing.OUTAGE_FORGOTTEN]
     clock.advance(1.0)
-    assert outages.told(lambda _: 5) == []
+    assert outages.current(lambda _: 5) == []
     outages.failed(0, "it failed", 5)
-    assert outages.told(lambda _: 5) == [], "this is another outage, and has just begun"
+    assert outages.current(lambda _: 5) == [], "this is another outage, and has just begun"

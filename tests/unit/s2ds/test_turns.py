@@ -33,10 +33,10 @@ class Channel:
 
         async def dial() -> None:
             try:
-                await turn.come(timeout)
+                await turn.wait(timeout)
                 self.dialled.append(number)
             finally:
-                turn.over()
+                turn.finish()
 
         return Deferred.fromCoroutine(dial()).addErrback(lambda failure: failure.trap(CancelledError) and None)
 
@@ -69,7 +69,7 @@ def test_those_that_end_before_their_turn_are_skipped(ready: list[int], ending: 
         for number in ending:
             comes[number].cancel()
         if 1 not in comes:
-            Turn(made.elements[0], 1).over()
+            Turn(made.elements[0], 1).finish()
         made.look(len(ready))
         left = [number for number in made.dialled if number not in ending]
         assert left == sorted(set(comes) - ending)
@@ -117,7 +117,7 @@ def test_connections_are_numbered_where_their_order_counts(in_order: bool, numbe
         with socket.socket() as sock:
             elements.carry("uid", "CONS", 0, sock)
     assert member.numbers == numbers
-    elements._board.close()
+    elements._figures.close()
 
 
 class Member:

@@ -15,7 +15,7 @@ from twisted.internet.testing import StringTransport
 
 from scistream import timing
 from scistream.s2ds.elements.commands import ElementCommand, Ping
-from scistream.s2ds.elements.process import CommandLine, processor_time
+from scistream.s2ds.elements.process import CommandLink, processor_time
 from support.waiting import until
 
 DEADLINE = 20.0
@@ -39,9 +39,9 @@ def asked(pid: int) -> tuple[Clock, list[tuple[ElementCommand, float]]]:
     """Somebody waits for an answer of that process."""
     clock = Clock()
     stuck: list[tuple[ElementCommand, float]] = []
-    line = CommandLine(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
-    line.makeConnection(StringTransport())
-    line.ask(Ping(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
+    link = CommandLink(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
+    link.makeConnection(StringTransport())
+    link.ask(Ping(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
     return clock, stuck
 
 

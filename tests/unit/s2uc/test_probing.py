@@ -62,7 +62,7 @@ def test_a_probe_is_a_stream_of_a_minute_without_applications_that_is_released(w
     told: list[Check] = []
     asking = probing(world, told, num_conn=3)
     world.network.until(lambda: world.both_are("streaming"))
-    held: list[GatewayStream] = [*world.prod.gateways[0]._holdings.values(), *world.cons.gateways[0]._holdings.values()]
+    held: list[GatewayStream] = [*world.prod.gateways[0]._streams.values(), *world.cons.gateways[0]._streams.values()]
     for holding in held:
         status = holding.status()
         assert 58.0 < status.seconds_left <= 60.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from scistream.s2ds.elements.start import WorkerStart
+from scistream.s2ds.elements.prod_app_start import ProdAppStart
 
 AGAIN, PATIENCE = 0.1, 10.0
 
@@ -17,7 +17,7 @@ class Program:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.start = WorkerStart()
+        self.start = ProdAppStart()
         self.listens = False
         self.dials = 0
         self.ends: list[str] = []
@@ -29,7 +29,7 @@ class Program:
         while True:
             self.dials += 1
             if self.listens:
-                self.start.over()
+                self.start.finish()
                 self.ends.append("joined")
                 return
             if not await self.start.wait(self.clock, AGAIN, PATIENCE):

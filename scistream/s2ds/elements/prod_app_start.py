@@ -1,4 +1,4 @@
-"""How long connections wait for a ProdApp that does not listen yet: all those of a channel together, and once."""
+"""The wait of a channel's connections for a ProdApp that does not listen yet."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 
-class WorkerStart:
-    """The start of a ProdApp, as the connections to one target see it.
+class ProdAppStart:
+    """The start of a ProdApp, for which all connections to one target wait together, and only once.
 
-    Whoever is refused may wait. Of those who wait one at a time tries again; the others go on when that one gets in,
-    and are refused with it when the time is up. From then on nobody waits any more.
+    Connections that are refused may wait. One at a time tries again. When one succeeds, all others go on; when the time
+    is up, all of them fail, and later connections do not wait.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class WorkerStart:
         self._waiting: dict[Deferred[bool], None] = {}
 
     def wait(self, reactor: Any, again: float, timeout: float) -> Deferred[bool]:
-        """Fires with True when it is worth another try, with False when it is not. Cancelling it is leaving.
+        """Fire with True when the caller should try again, with False when the time is up. Cancelling stops the wait.
 
         :param reactor: an `IReactorTime`.
-        :param again: seconds between two tries.
-        :param timeout: seconds that all may take, from the first that was refused.
+        :param again: the seconds between two tries.
+        :param timeout: the seconds for all tries together, from the first refused connection.
         """
         now = reactor.seconds()
         if self._until is None:
@@ -38,14 +38,14 @@ class WorkerStart:
             self._timer = reactor.callLater(again, self._try, reactor, again)
         return waits
 
-    def over(self) -> None:
-        """It listens."""
+    def finish(self) -> None:
+        """Let all waiting connections try again, since ProdApp listens."""
         self._go(worthwhile=True)
 
     def _try(self, reactor: Any, again: float) -> None:
         first = next(iter(self._waiting))
         del self._waiting[first]
-        # The next one tries after that in any case: the first may be gone before it is answered.
+        # Do not wait for the result of this try: its connection may end before it is known.
         self._timer = reactor.callLater(again, self._try, reactor, again) if self._waiting else None
         first.callback(True)
 
