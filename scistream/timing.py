@@ -62,8 +62,8 @@ FIGURES_GRACE = 60.0  # by which a gateway's clock may differ before its figures
 REMEMBER_FIGURES = _DAY  # for which the last figures of a stream are kept for an S2CS that is away
 TARGET_LOOK_UP = 10.0  # to look up the names in new targets: less than GATEWAY_ANSWER, which waits for it
 NAME_SERVER_TRIES = (1, 2, 4)  # until a name server is asked again, and at last given up: below TARGET_LOOK_UP
-KNOCK_CONNECT = 5.0  # for a first connection to the other gateway, which only finds out why there is none
-KNOCK_LET_IN = 2.0  # that the other gateway keeps a connection which it lets in: one that it refuses ends sooner
+DIAGNOSIS_CONNECT = 5.0  # for a test connection to the other gateway, to find out why others fail
+DIAGNOSIS_WAIT = 2.0  # for the other gateway to close a test connection, if it refuses this gateway
 CHANNEL_BROKEN = 30.0  # of failures without any connection, after which a channel is called broken
 OUTAGE_FORGOTTEN = 120.0  # without a try, after which nobody knows any more whether a channel is broken
 ROOM_LOOK = 0.1  # until a listener that has no room for connections looks again
@@ -79,7 +79,7 @@ COUNT_UNREAD = 1.0  # between two sums of the unread bytes of all streams, which
 
 # -- S2DS, what it measures
 
-PROBE_CONNECT = 12.0  # to connect all channels of a probe: above KNOCK_CONNECT, so that the reason is known
+PROBE_CONNECT = 12.0  # to connect all channels of a probe: above DIAGNOSIS_CONNECT, so that the reason is known
 PROBE_PING = 5.0  # for one small message to come back, and for all of them together
 PROBE_DRAIN = 2.0  # for test data that is still on its way to arrive
 PROBE_REPORT = 0.1  # between two reports of what has arrived

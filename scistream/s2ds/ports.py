@@ -69,30 +69,30 @@ class ListenPorts:
         """Return the index of a port among all ports, counted from 0."""
         return self._slots[port]
 
-    def reserve(self, host: str, count: int, barred: Container[int] = ()) -> list[socket.socket]:
+    def reserve(self, host: str, count: int, excluded: Container[int] = ()) -> list[socket.socket]:
         """Return `count` sockets bound to the numeric address `host`, each on a port of its own.
 
         The sockets do not listen: the kernel refuses connections until a `ChannelListener` is started.
 
-        :param barred: ports that must not be used.
+        :param excluded: ports that must not be used.
         :raises StreamError: ``no-ports`` if too few are free, ``gateway-failed`` if the address cannot be used. No port
             is reserved then.
         """
         with self._all_or_none() as bound:
             if count <= self.free:
-                self._bind(host, self._idle, count, bound, barred)
+                self._bind(host, self._idle, count, bound, excluded)
             if len(bound) < count:
                 raise self._too_few(host, count, len(bound))
         return list(bound.values())
 
-    def reserve_chosen(self, host: str, ports: Sequence[int], barred: Container[int] = ()) -> list[socket.socket]:
+    def reserve_chosen(self, host: str, ports: Sequence[int], excluded: Container[int] = ()) -> list[socket.socket]:
         """Return sockets bound to the numeric address `host` on the given ports, in their order.
 
-        :param barred: ports that must not be used, since they are targets of streams.
+        :param excluded: ports that must not be used, since they are targets of streams.
         :raises StreamError: as `reserve` does; the text names the first port that cannot be used.
         """
         for port in ports:
-            self._refuse_choice(port, barred)
+            self._refuse_choice(port, excluded)
         with self._all_or_none() as bound:
             for port in ports:
                 self._bind(host, [port], len(bound) + 1, bound)
@@ -100,14 +100,14 @@ class ListenPorts:
                     raise _taken(host, port)
         return list(bound.values())
 
-    def _refuse_choice(self, port: int, barred: Container[int]) -> None:
+    def _refuse_choice(self, port: int, excluded: Container[int]) -> None:
         """Check that a stream may choose this port.
 
         :raises StreamError: ``no-ports`` if no stream may choose it, or another stream has it.
         """
         if not is_in(port, self.chosen):
             raise StreamError("no-ports", not_to_choose(port, self.chosen))
-        if port in self._given_ports or port in barred:
+        if port in self._given_ports or port in excluded:
             raise StreamError("no-ports", already_lent(port))
 
     @contextmanager
@@ -141,14 +141,14 @@ class ListenPorts:
         ports: Collection[int],
         count: int,
         bound: dict[int, socket.socket],
-        barred: Container[int] = (),
+        excluded: Container[int] = (),
     ) -> None:
         """Add sockets on these ports to `bound` until it has `count`; try ports that may be in TIME_WAIT last."""
         for reuse in (False, True):
             for port in ports:
                 if len(bound) == count:
                     return
-                if port not in bound and port not in barred:
+                if port not in bound and port not in excluded:
                     sock = self._bind_one(host, port, reuse=reuse)
                     if sock is not None:
                         bound[port] = sock

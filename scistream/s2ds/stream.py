@@ -54,8 +54,8 @@ MOST_LOOKUPS = 16
 """The number of names of one stream that are looked up at a time."""
 
 
-_BARRED_TARGET = "targets refused because no address of their name may be dialled"
-_BARRED_ADDRESS = "other addresses of ProdApp ignored because they may not be dialled"
+_REFUSED_TARGET = "targets refused because no address of their name may be dialled"
+_IGNORED_ADDRESS = "other addresses of ProdApp ignored because they may not be dialled"
 
 
 class GatewayServices(Protocol):
@@ -104,12 +104,12 @@ class GatewayStream:
         """The sockets of `ListenPorts` that this stream has to return."""
         self._secret: StreamSecret | None = None
         self._credentials: Credentials | None = None
-        self._allowed: Callable[[str], bool] = _nobody
+        self._allowed: Callable[[str], bool] = _allow_none
         self._responder: Responder | None = None
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
         self.resets = ResetLog(server.reactor, (command.uid, command.role))
-        self._barred: Tally[str] = Tally(server.reactor, self._log_barred, _BARRED_TARGET)
+        self._refused: Tally[str] = Tally(server.reactor, self._log_refused, _REFUSED_TARGET)
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
         if isinstance(command, Rel):
@@ -145,16 +145,16 @@ class GatewayStream:
             self._not_bound(error)
             return
         self._rate = request.rate
-        leg, barred = server.config.wan, Counter[int]()
+        leg, excluded = server.config.wan, Counter[int]()
         if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
-            leg, barred = server.config.lan, server.dialled
+            leg, excluded = server.config.lan, server.dialled
         try:
             if request.listen_ports is None:
-                sockets = server.ports.reserve(leg.bind, len(request.channels), barred)
+                sockets = server.ports.reserve(leg.bind, len(request.channels), excluded)
             else:
-                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, barred)
+                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, excluded)
         except StreamError as error:
-            self._give_back()
+            self._return_resources()
             self._not_bound(error)
             return
         self._sockets = sockets
@@ -256,20 +256,20 @@ class GatewayStream:
         for _, listener in listeners.values():
             listener.stop()
 
-        def give_back(figures: list[ChannelFigures]) -> list[ChannelFigures]:
+        def return_resources(figures: list[ChannelFigures]) -> list[ChannelFigures]:
             # Not earlier: another stream that gets one of the ports overwrites the figures in its slot.
-            self._give_back()
+            self._return_resources()
             self._stop_counting()
             return figures
 
-        return server.elements.close(self._core.uid, self._core.role).addCallback(give_back)
+        return server.elements.close(self._core.uid, self._core.role).addCallback(return_resources)
 
     def _stop_counting(self) -> None:
         """Log the counts that are not logged yet. Idempotent."""
         self.resets.stop()
-        self._barred.stop()
+        self._refused.stop()
 
-    def _give_back(self) -> None:
+    def _return_resources(self) -> None:
         """Return ports and capacity. Idempotent."""
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
@@ -289,7 +289,13 @@ class GatewayStream:
         self._secret = self._credentials = None
         close = partial(self._server.elements.close, self._core.uid, self._core.role)
         stops = [listener.stop for _, listener in listeners.values()]
-        steps: list[Callable[[], object]] = [self._cancel_timer, self._stop_probe, *stops, close, self._give_back]
+        steps: list[Callable[[], object]] = [
+            self._cancel_timer,
+            self._stop_probe,
+            *stops,
+            close,
+            self._return_resources,
+        ]
         for step in (*steps, self._stop_counting):
             try:
                 step()
@@ -445,7 +451,7 @@ class GatewayStream:
                 try:
                     self._check_target(Address.parse(text))
                 except StreamError as error:
-                    self._barred.add(_BARRED_ADDRESS, last=error.msg)
+                    self._refused.add(_IGNORED_ADDRESS, last=error.msg)
                 else:
                     found.setdefault(channel, []).append(Address.parse(text))
         return found
@@ -486,7 +492,7 @@ class GatewayStream:
             else:
                 return address
         # The answer must not contain the addresses: users could resolve internal names of this facility.
-        self._barred.add(_BARRED_TARGET, last="; ".join(refusals))
+        self._refused.add(_REFUSED_TARGET, last="; ".join(refusals))
         key, _ = self._target_networks()
         raise StreamError(
             "target-refused",
@@ -494,7 +500,7 @@ class GatewayStream:
             "or belong to this gateway itself",
         )
 
-    def _log_barred(self, kind: str, count: int, last: str) -> None:
+    def _log_refused(self, kind: str, count: int, last: str) -> None:
         self.log.warn(
             "uid={uid} role={role} {kind}, so far: {count}; the last one: {last}",
             uid=self._core.uid,
@@ -507,7 +513,7 @@ class GatewayStream:
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
         if request.protocol == "probe" and request.role == CONS:
-            return _nobody  # the connections of a probe do not come through a listener
+            return _allow_none  # the connections of a probe do not come through a listener
         narrowed = None
         if request.role != PROD and request.app_from is not None:
             narrowed = tuple(parse_network(text) for text in request.app_from)
@@ -571,5 +577,5 @@ class GatewayStream:
         return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
 
 
-def _nobody(_host: str) -> bool:
+def _allow_none(_host: str) -> bool:
     return False

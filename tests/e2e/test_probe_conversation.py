@@ -196,7 +196,7 @@ async def test_a_channel_that_stays_silent_is_given_up(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "PROBE_CONNECT", 0.3)
-    monkeypatch.setattr(timing, "KNOCK_LET_IN", 0.1)
+    monkeypatch.setattr(timing, "DIAGNOSIS_WAIT", 0.1)
     found = await bench(channels=2, change=lambda _pipe, _data, _to_producer: b"").result()
     assert found.state == "failed"
     assert "2 of 2 channels (0, 1) have no connection" in found.reason

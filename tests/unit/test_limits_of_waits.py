@@ -47,7 +47,7 @@ ALLOWED = {
     ): "the test that asks has a limit, and ends this process",
     ("tests/e2e/test_secrets.py", "os.waitpid(process.pid, 0)"): "the process was sent a signal that ends it",
     ("tests/testbed/wan_router.py", "self._held.wait()"): "tells how long to wait, and does not",
-    ("tests/unit/s2ds/test_board.py", "shared.tokens(slot, 1).get()"): "a value in shared memory",
+    ("tests/unit/s2ds/test_shared_figures.py", "shared.tokens(slot, 1).get()"): "a value in shared memory",
     ("tests/unit/s2ds/test_capacity.py", "bucket.wait()"): "tells how long to wait, and does not",
     ("tests/unit/s2ds/test_watchdog.py", "os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)"): "it was sent SIGSTOP",
     ("tests/unit/tls/test_control_tls.py", "os.waitpid(service, 0)"): "that process reads a file and ends",

@@ -53,7 +53,7 @@ def test_an_outer_party_gives_up_later_than_an_inner_one() -> None:
     assert sum(timing.NAME_SERVER_TRIES) < timing.NAME_LOOK_UP < timing.TARGET_LOOK_UP < timing.GATEWAY_ANSWER
     assert timing.GATEWAY_ANSWER < timing.PROBE_UPDATE
     assert timing.GATEWAY_ANSWER < timing.ANSWER
-    assert timing.KNOCK_CONNECT + timing.KNOCK_LET_IN < timing.PROBE_CONNECT
+    assert timing.DIAGNOSIS_CONNECT + timing.DIAGNOSIS_WAIT < timing.PROBE_CONNECT
     assert timing.ELEMENT_ANSWER < timing.ELEMENT_START < timing.ELEMENT_BUSY
 
 

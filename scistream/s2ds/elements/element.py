@@ -1,6 +1,6 @@
 """An element: it carries connections of streams, in a process of its own (`worker.py`) or in the initiator's.
 
-The initiator sends commands and hands over accepted connections. It also decides about limits: an element does not.
+The initiator sends commands and hands over accepted connections. It also enforces the limits of streams.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class ElementProcess:
     """An element in a process of its own, which is restarted whenever it ends.
 
     :param replay: returns the commands for a new process.
-    :param settle: called with the element's number when its process has ended; returns how many connections were lost.
+    :param count_lost: called with the element's number when its process has ended; returns how many connections it had.
     :param on_resets: called with reports of reset connections.
     :param on_start_failure: called with the reason when the element has failed to start twice in a row.
     """
@@ -101,7 +101,7 @@ class ElementProcess:
         number: int,
         settings: ElementSettings,
         replay: Callable[[], list[ElementCommand]],
-        settle: Callable[[int], int],
+        count_lost: Callable[[int], int],
         on_resets: Callable[[list[Reset]], None],
         on_start_failure: Callable[[str], None],
     ) -> None:
@@ -113,7 +113,7 @@ class ElementProcess:
         self._figures = figures
         self._settings = settings
         self._replay = replay
-        self._settle = settle
+        self._count_lost = count_lost
         self._on_resets = on_resets
         self._link: CommandLink | None = None
         self._hand_over_sock: socket.socket | None = None
@@ -262,7 +262,7 @@ class ElementProcess:
     def _ended(self, reason: Failure) -> None:
         started, self.ready = self.ready, False
         self._process = None
-        lost = self._settle(self.number)
+        lost = self._count_lost(self.number)
         self._disconnect()
         if self._stopped is not None:
             self._stopped.callback(None)

@@ -28,9 +28,9 @@ class Names:
         self._reactor = reactor
         self._may_dial = may_dial
         self._known: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()
-        self._best: OrderedDict[Address, Address] = OrderedDict()
+        self._preferred: OrderedDict[Address, Address] = OrderedDict()
         """For numeric targets with other addresses: the address that was last connected to."""
-        self._asking: dict[str, list[Deferred[None]]] = {}
+        self._lookups: dict[str, list[Deferred[None]]] = {}
 
     async def addresses(
         self, target: Address, own: Set[int] = frozenset(), others: Sequence[Address] = ()
@@ -43,11 +43,11 @@ class Names:
         :param others: other addresses of a numeric target.
         """
         if target.numeric is not None:
-            best = self._best.get(target, target)
-            return sorted((target, *others), key=lambda address: address != best)
+            preferred = self._preferred.get(target, target)
+            return sorted((target, *others), key=lambda address: address != preferred)
         until, _ = self._known.get(target.host, (0.0, []))
         if until <= self._reactor.seconds():
-            await self._ask(target.host)
+            await self._refresh(target.host)
         _, hosts = self._known.get(target.host, (0.0, []))
         found = [Address(host, target.port) for host in hosts]
         return [address for address in found if self._may_dial(address, own)]
@@ -55,21 +55,21 @@ class Names:
     def prefer(self, target: Address, address: Address) -> None:
         """Try this address first next time, since a connection to it succeeded."""
         if target.numeric is not None:
-            self._best.pop(target, None)
+            self._preferred.pop(target, None)
             if address != target:
-                self._best[target] = address
-            if len(self._best) > MOST_KEPT:
-                self._best.popitem(last=False)
+                self._preferred[target] = address
+            if len(self._preferred) > MOST_KEPT:
+                self._preferred.popitem(last=False)
             return
         until, hosts = self._known.get(target.host, (0.0, []))
         if address.host in hosts[1:]:
             hosts = [address.host, *(host for host in hosts if host != address.host)]
             self._known[target.host] = until, hosts
 
-    def _ask(self, name: str) -> Deferred[None]:
+    def _refresh(self, name: str) -> Deferred[None]:
         """Look up a name, once for all callers that wait for it."""
         answered: Deferred[None] = Deferred()
-        waiting = self._asking.setdefault(name, [])
+        waiting = self._lookups.setdefault(name, [])
         waiting.append(answered)
         if len(waiting) == 1:
             look_up(self._reactor, name, timing.NAME_LOOK_UP).addCallback(self._note, name)
@@ -83,5 +83,5 @@ class Names:
         self._known[name] = self._reactor.seconds() + timing.NAME_KEPT, ordered
         if len(self._known) > MOST_KEPT:
             self._known.popitem(last=False)
-        for answered in self._asking.pop(name):
+        for answered in self._lookups.pop(name):
             answered.callback(None)

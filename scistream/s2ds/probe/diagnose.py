@@ -24,7 +24,7 @@ async def diagnose_connection(reactor: Any, target: Address) -> str:
     """Return why connections to another gateway fail, as far as a test connection shows it."""
     connection = _TestConnection(reactor, target)
     factory = _TestConnectionFactory(connection)
-    connector = reactor.connectTCP(target.host, target.port, factory, timeout=timing.KNOCK_CONNECT)
+    connector = reactor.connectTCP(target.host, target.port, factory, timeout=timing.DIAGNOSIS_CONNECT)
     try:
         return await connection.found
     finally:
@@ -48,7 +48,7 @@ class _TestConnection(Protocol):
             self.transport.abortConnection()
             self.failed(Failure(ConnectionRefusedError()))
             return
-        self._timer = self._reactor.callLater(timing.KNOCK_LET_IN, self._was_kept)
+        self._timer = self._reactor.callLater(timing.DIAGNOSIS_WAIT, self._was_kept)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report that the other gateway has closed the connection, if it did so early."""

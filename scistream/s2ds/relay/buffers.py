@@ -16,16 +16,16 @@ class Buffer:
     """A buffer of a pool.
 
     :ivar view: its bytes.
-    :ivar at: the address of its bytes, for OpenSSL.
+    :ivar address: the address of its bytes, for OpenSSL.
     :ivar pool: the pool to which it is returned.
     """
 
-    __slots__ = ("at", "pool", "view")
+    __slots__ = ("address", "pool", "view")
 
     def __init__(self, pool: Buffers, size: int) -> None:
         self.pool = pool
         self.view = memoryview(bytearray(size))
-        self.at = openssl.address_of(self.view)
+        self.address = openssl.address_of(self.view)
 
 
 class Buffers:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from scistream.s2ds.relay.tcp_info import tcp_info
 
-_LOOKS = 6
+_CHECKS = 6
 """The number of times that a connection is checked within the timeout."""
 
 
@@ -45,7 +45,7 @@ class DeadPeerDetector:
         """Watch a connection until `remove`, which must be called before its socket is closed."""
         self._failing_since[watched] = None
         if self._timer is None:
-            self._timer = self._reactor.callLater(self._timeout / _LOOKS, self._look)
+            self._timer = self._reactor.callLater(self._timeout / _CHECKS, self._check_all)
 
     def remove(self, watched: Watched) -> None:
         """Stop watching a connection."""
@@ -54,8 +54,8 @@ class DeadPeerDetector:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
-        self._timer = self._reactor.callLater(self._timeout / _LOOKS, self._look)
+    def _check_all(self) -> None:
+        self._timer = self._reactor.callLater(self._timeout / _CHECKS, self._check_all)
         now = self._reactor.seconds()
         for watched in list(self._failing_since):
             if watched in self._failing_since and self._is_exhausted(watched, now):
@@ -70,4 +70,4 @@ class DeadPeerDetector:
         since = self._failing_since[watched]
         if since is None:
             self._failing_since[watched] = since = now
-        return info.silent >= self._timeout and now - since >= self._timeout * (1 - 1 / _LOOKS)
+        return info.silent >= self._timeout and now - since >= self._timeout * (1 - 1 / _CHECKS)

@@ -142,14 +142,14 @@ class Pump:
 
     def drop(self) -> None:
         """Discard the bytes that it has read and not written."""
-        cargo = self._in_flight
-        if cargo is not None:
+        in_flight = self._in_flight
+        if in_flight is not None:
             self._in_flight = None
-            cargo.pool.give_back(cargo)  # type: ignore[arg-type]
+            in_flight.pool.give_back(in_flight)  # type: ignore[arg-type]
 
     def _move(self) -> None:
         source, throttle, left = self._source, self._flow.throttle, TURN_BYTES
-        while self._in_flight is None or self._empty():
+        while self._in_flight is None or self._drain():
             if self._eof:
                 self._end_direction()
                 return
@@ -195,7 +195,7 @@ class Pump:
             self._buffers.give_back(buffer)
         return count
 
-    def _empty(self) -> bool:
+    def _drain(self) -> bool:
         """Write the bytes in the buffer. Return False if the sink has no room for all of them."""
         buffer, sink = self._in_flight, self._sink
         assert isinstance(buffer, Buffer)
@@ -277,10 +277,10 @@ class PlainPump(Pump):
                 self._pipes.give_back(pipe)
         return count
 
-    def _empty(self) -> bool:
+    def _drain(self) -> bool:
         pipe = self._in_flight
         if not isinstance(pipe, Pipe):
-            return super()._empty()
+            return super()._drain()
         sink = self._sink
         try:
             while pipe.held:
@@ -291,7 +291,7 @@ class PlainPump(Pump):
         except CannotSpliceError:
             self._can_splice = False
             self._copy_to_buffer(pipe)
-            return self._empty()
+            return self._drain()
         self.drop()
         return True
 

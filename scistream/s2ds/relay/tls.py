@@ -96,7 +96,7 @@ class TlsLeg(Leg):
 
     def read_into(self, buffer: Buffer, room: int) -> int:
         """Read up to `room` bytes: see `Leg.read_into`."""
-        ssl, at, filled, records = self._ssl, buffer.at, 0, 0
+        ssl, at, filled, records = self._ssl, buffer.address, 0, 0
         while filled < room and records < MOST_RECORDS:
             count = read(ssl, at + filled, room - filled)  # reads one record at most
             records += 1
@@ -129,7 +129,7 @@ class TlsLeg(Leg):
         corks = end - start > RECORD
         if corks:  # without it each record would be a packet of its own, and wake the peer
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        count: int = write(self._ssl, buffer.at + start, end - start)
+        count: int = write(self._ssl, buffer.address + start, end - start)
         if corks:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)

@@ -2,8 +2,8 @@
 
 The initiator numbers the accepted connections of a channel from 1. The elements share memory that says for each number
 whether its connection waits for its turn or is done: dialled, or ended before. A connection is dialled when all before
-it are done. It waits longer for connections that wait for their turn themselves than for others, which may never get
-that far.
+it are done. It waits a long time for connections that wait for their turn themselves, and a shorter time for others,
+which may never be ready.
 """
 
 from __future__ import annotations

@@ -64,14 +64,14 @@ def test_a_released_port_is_the_last_to_be_given_out_again(ports: ListenPorts) -
     assert taken(ports.reserve("127.0.0.1", 1)) == [number]
 
 
-def test_barred_ports_are_left_free_and_count_as_too_few(ports: ListenPorts) -> None:
-    barred = {FIRST, LAST}
+def test_excluded_ports_are_left_free_and_count_as_too_few(ports: ListenPorts) -> None:
+    excluded = {FIRST, LAST}
     with pytest.raises(StreamError, match=r"7 port.* 6 of the range"):
-        ports.reserve("127.0.0.1", 7, barred)
+        ports.reserve("127.0.0.1", 7, excluded)
     assert ports.free == 8
-    given = ports.reserve("127.0.0.1", 6, barred)
-    assert barred.isdisjoint(taken(given))
-    assert set(taken(ports.reserve("127.0.0.1", 2))) == barred
+    given = ports.reserve("127.0.0.1", 6, excluded)
+    assert excluded.isdisjoint(taken(given))
+    assert set(taken(ports.reserve("127.0.0.1", 2))) == excluded
 
 
 def test_nobody_can_connect_before_a_listener_is_started(ports: ListenPorts) -> None:
@@ -258,11 +258,11 @@ def choosing() -> Iterator[ListenPorts]:
         ports.release(sock)
 
 
-def refusal(ports: ListenPorts, *numbers: int, **barred: Any) -> str:
+def refusal(ports: ListenPorts, *numbers: int, **excluded: Any) -> str:
     """Return the error message; check that no port is held that was not held before."""
     before = dict(ports._given), ports.free
     with pytest.raises(StreamError) as refused:
-        ports.reserve_chosen("127.0.0.1", numbers, **barred)
+        ports.reserve_chosen("127.0.0.1", numbers, **excluded)
     assert refused.value.code == "no-ports"
     assert (dict(ports._given), ports.free) == before
     return refused.value.msg
@@ -284,7 +284,7 @@ def test_a_chosen_port_is_given_to_only_one_stream_at_a_time(choosing: ListenPor
     assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 6])) == [FIRST + 6]
     (port,) = taken(choosing.reserve("127.0.0.1", 1))
     assert f"port {port} was asked for, and another stream has it" in refusal(choosing, port)
-    assert f"port {FIRST + 2} was asked for, and another stream" in refusal(choosing, FIRST + 2, barred={FIRST + 2})
+    assert f"port {FIRST + 2} was asked for, and another stream" in refusal(choosing, FIRST + 2, excluded={FIRST + 2})
 
 
 def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_not_ask(choosing: ListenPorts) -> None:
