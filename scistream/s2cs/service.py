@@ -1,7 +1,8 @@
 """The S2CS as a Twisted service: a listener for users and applications, and a link to each gateway.
 
 `ControlServer` authenticates the senders of commands and passes each command to the machine of its stream. A
-`ServerStream` carries out what the machine of one stream decides, and a `GatewayLink` is one S2DS of the pool.
+`ServerStream` carries out what the machine of one stream decides, a `GatewayLink` is one S2DS of the pool, and
+`GatewayReports` takes what the gateways report.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
@@ -36,10 +37,8 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import ErrorCode, StreamError
 from scistream.protocol.messages import (
     CONS,
-    MAX_RATE,
     PROD,
     Answer,
-    ChannelFigures,
     Command,
     Error,
     Hello,
@@ -47,7 +46,6 @@ from scistream.protocol.messages import (
     ProdLstn,
     Rel,
     Req,
-    ResetReason,
     Resp,
     Role,
     Status,
@@ -61,8 +59,8 @@ from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.early_requests import EarlyRequests
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
+from scistream.s2cs.gateway_reports import GatewayReports
 from scistream.s2cs.hello_throttle import WrongKeys
-from scistream.s2cs.in_use import StreamUse
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.machine import resume
 from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
@@ -123,7 +121,7 @@ class ControlServer(Service):
         *,
         release_unknown: bool = False,
     ) -> None:
-        self._release_unknown = release_unknown
+        self._reports = GatewayReports(self, release_unknown=release_unknown)
         self.reactor = reactor
         self.config = config
         self._config_file = config_file
@@ -156,7 +154,7 @@ class ControlServer(Service):
         self.ledger = Ledger(self.store, wall)
         self.authorizer = Authorizer(config, policy, self.ledger.usage_today, reactor.seconds)
         self.audit = AuditTrail(sink, config.listen, wall)
-        self._pool_addresses = PoolAddresses(_control_addresses(config))
+        self.pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
         self.unwritten: set[StreamKey] = set()
         self._early = EarlyRequests(reactor, self._early_over)
@@ -189,7 +187,9 @@ class ControlServer(Service):
         :raises StreamError: if the gateway would be dialled over plain TCP beyond loopback.
         """
         address = Address.parse(settings.address)
-        return GatewayLink(self, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways))
+        return GatewayLink(
+            self._reports, settings.name, dialer(self.reactor, address, settings.name, self._to_gateways)
+        )
 
     def _refuse_orphans(self, config: S2CSConfig, records: Iterable[Record]) -> None:
         """Refuse a configuration without a gateway that may hold a stream, because the stream could not be released.
@@ -303,11 +303,11 @@ class ControlServer(Service):
     def _change_pool(self, pool: dict[str, GatewayLink]) -> None:
         """Dial the gateways that are new in the pool, and hang up on those that are not in it any more."""
         before, self.gateways = self.gateways, pool
-        self._pool_addresses.set_control(_control_addresses(self.config))
+        self.pool_addresses.set_control(_control_addresses(self.config))
         for name, gateway in before.items():
             if name not in pool:
                 self.log.info("gateway {gateway} was removed from the pool", gateway=name)
-                self._pool_addresses.forget(name)
+                self.pool_addresses.forget(name)
                 gateway.dialer.stopService()
         for name, gateway in pool.items():
             if name not in before and self.running:
@@ -357,7 +357,7 @@ class ControlServer(Service):
         self.store.keep_newest(stream.record.owner, MOST_RELEASED)
         self.streams.remove(stream)
 
-    def _find(self, key: StreamKey) -> ServerStream | None:
+    def find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None.
 
         :raises StreamError: `no-capacity` if the store cannot be read.
@@ -374,7 +374,7 @@ class ControlServer(Service):
         self.ledger.close(stream.record)
         self.streams.remove(stream)
 
-    def _write_again(self) -> None:
+    def write_again(self) -> None:
         """Write the records that could not be written before."""
         for key in list(self.unwritten):
             stream = self.streams.get(key)
@@ -482,7 +482,7 @@ class ControlServer(Service):
             self._of_stream(link, owner, command)
 
     def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
-        stream = self._find((request.uid, request.role))
+        stream = self.find((request.uid, request.role))
         if stream is not None and stream.record.owner == owner:
             self.authorizer.authorise(request, owner, stream.record).check()
             self._note_owner_link(stream, link, owner)
@@ -498,6 +498,11 @@ class ControlServer(Service):
                 self._refuse(*earlier, "wrong-state", msg)
         else:
             self._new_stream(link, owner, request, is_free=stream is None)
+
+    def gateway_settled(self) -> None:
+        """Let requests that came early go on, if all gateways are now known or cannot be reached."""
+        if self._is_settled():
+            self._early.go_on()
 
     def _is_settled(self) -> bool:
         return all(gateway.settled for gateway in self.gateways.values())
@@ -542,7 +547,7 @@ class ControlServer(Service):
 
     def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
-        stream = self._find(key)
+        stream = self.find(key)
         grant = self.authorizer.authorise(command, owner, stream.record if stream is not None else None)
         if stream is None or not grant.shows(stream.record):
             if isinstance(command, Rel) and grant.allows_role:
@@ -565,7 +570,7 @@ class ControlServer(Service):
         :raises StreamError: `target-refused`.
         """
         other = self.streams.get((record.uid, PROD)) if record.role == CONS else None
-        problem = self._pool_addresses.problem(targets, other.record.listeners.values() if other is not None else ())
+        problem = self.pool_addresses.problem(targets, other.record.listeners.values() if other is not None else ())
         if problem is not None:
             raise StreamError("target-refused", problem)
 
@@ -574,7 +579,7 @@ class ControlServer(Service):
     def _status(self, link: Link, owner: str, command: Status) -> None:
         grant = self.authorizer.authorise(command, owner)
         if command.uid is not None:
-            named = [self._find((command.uid, role)) for role in ROLES if command.role in (None, role)]
+            named = [self.find((command.uid, role)) for role in ROLES if command.role in (None, role)]
             chosen = [stream for stream in named if stream is not None and grant.shows(stream.record)]
             if not chosen:
                 raise _none_of_yours(command.uid)
@@ -623,7 +628,7 @@ class ControlServer(Service):
     # -- applications
 
     def _hello(self, link: Link, hello: Hello) -> None:
-        stream = self._find((hello.uid, hello.role))
+        stream = self.find((hello.uid, hello.role))
         request = stream.record.request if stream is not None else None
         known = request.app_key_hash if request is not None else "0" * 64
         given = hashlib.sha256(hello.app_key.encode()).hexdigest()
@@ -685,123 +690,6 @@ class ControlServer(Service):
         for name in record.plan:
             if name in self.gateways:
                 self.gateways[name].check_targets(addresses)
-
-    # -- gateways
-
-    def figures_heard(
-        self, gateway: str, boot: str, figures: Mapping[StreamKey, list[ChannelFigures]]
-    ) -> dict[StreamKey, list[ChannelFigures]]:
-        """Book what streams have carried. Return the figures that are plausible."""
-        plausible = {}
-        for key, reported in figures.items():
-            stream = self.streams.get(key)
-            if stream is not None and stream.hear_figures(gateway, boot, reported):
-                plausible[key] = reported
-        self.ledger.write()
-        return plausible
-
-    def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
-        """Take the reasons for which connections of streams were reset on a gateway."""
-        for key, reported in resets.items():
-            stream = self.streams.get(key)
-            if stream is not None:
-                stream.hear_resets(gateway, reported)
-
-    def gateway_settled(self) -> None:
-        """Let requests that came early go on, if all gateways are now known or cannot be reached."""
-        if self._is_settled():
-            self._early.go_on()
-
-    def held_by(self, gateway: str) -> set[StreamKey]:
-        """Return the streams that a gateway must know: those that it has reserved and is not known to have released."""
-        return {stream.record.key for stream in self.streams.at_gateway(gateway) if stream.is_held_by(gateway)}
-
-    def channels_held_by(self, gateway: str, key: StreamKey) -> list[int]:
-        """Return the channels of a stream that a gateway must have; empty for a stream that it need not know."""
-        stream = self.streams.get(key)
-        return stream.record.plan[gateway] if stream is not None and stream.is_held_by(gateway) else []
-
-    def compare_streams(
-        self, gateway: GatewayLink, boot: str, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]
-    ) -> None:
-        """Compare all streams of a gateway with the records.
-
-        Streams that the gateway has lost are ended here, and streams that are over are released there: protocol section
-        7.6.
-
-        :param expected: the result of `held_by` when the gateway was asked.
-        :param known: the streams that the gateway has reported.
-        """
-        self._pool_addresses.learn(gateway.name, gateway.room)
-        self._write_again()
-        self.audit.flush()
-        for stream in self.streams.at_gateway(gateway.name):
-            key = stream.record.key
-            if stream.is_of_another_boot(gateway.name, boot):
-                stream.machine.gateway_lost(gateway.name, "it has restarted and lost this stream")
-            elif stream.record.state == "Releasing":
-                continue  # the answer to REL is still to come, with the last figures
-            elif key in expected and (key not in known or known[key].state in ("Releasing", "Released")):
-                stream.machine.gateway_lost(gateway.name, "it has released this stream by itself")
-        self._treat_unexpected_streams(gateway, known)
-        self._end_overdrawn(set(known))
-        self._end_broken(set(known))
-
-    def _treat_unexpected_streams(self, gateway: GatewayLink, known: dict[StreamKey, StreamStatus]) -> None:
-        """Deal with streams on a gateway that it should not hold.
-
-        A stream that is over according to the store is released. A record is written before anything is reserved, so a
-        stream without a record was reserved by another S2CS, under another store, or under a newer copy of this one: it
-        is left alone, unless the operator has asked for its release.
-        """
-        unknown_streams: dict[StreamKey, StreamUse] = {}
-        for key, status in known.items():
-            if status.state in ("Releasing", "Released"):
-                continue
-            stream = self._find(key) if key not in self.streams else self.streams[key]
-            record = stream.record if stream is not None else None
-            if record is not None and status.store in (None, self.store.id):
-                if gateway.name not in record.plan or record.state == "Released":
-                    self._release_other(gateway, status, "the stream is over")
-            elif self._release_unknown and not gateway.is_compared:
-                self._release_other(gateway, status, "there is no record of it, and --release-unknown was given")
-            else:
-                lent = tuple(Address.parse(listener).port for listener in status.listeners)
-                unknown_streams[key] = StreamUse(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
-        gateway.note_unknown_streams(unknown_streams)
-
-    def _release_other(self, gateway: GatewayLink, status: StreamStatus, why: str) -> None:
-        self.log.warn(
-            "releasing {uid} ({role}) on {gateway}: {why}",
-            uid=status.uid,
-            role=status.role,
-            gateway=gateway.name,
-            why=why,
-        )
-        gateway.release((status.uid, status.role), status.store)
-
-    def _end_overdrawn(self, carried: set[StreamKey]) -> None:
-        """End the streams whose owner has exceeded `bytes_per_day` of the policy."""
-        for key in carried:
-            stream = self.streams.get(key)
-            reason = self.authorizer.overdrawn(stream.record) if stream is not None else None
-            if stream is not None and reason is not None:
-                stream.machine.forbidden(reason)
-
-    def _end_broken(self, carried: set[StreamKey]) -> None:
-        """End the streams with a channel that has been broken for longer than `release_broken_after`."""
-        if not self.config.release_broken_after:
-            return
-        most = parse_seconds(self.config.release_broken_after)
-        for key in carried:
-            stream = self.streams.get(key)
-            broken = stream.longest_broken_channel() if stream is not None else None
-            if stream is not None and broken is not None and broken.seconds >= most:
-                msg = (
-                    f"channel {broken.channel} was broken and the stream carried no bytes for {broken.seconds:.0f} s: "
-                    f"this facility releases such streams after {most:.0f} s (`release_broken_after`): {broken.reason}"
-                )
-                stream.machine.fault(StreamError("timeout", msg))
 
 
 def _page_key(stream: ServerStream) -> str:

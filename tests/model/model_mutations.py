@@ -21,8 +21,8 @@ from scistream.protocol.messages import CONS, PROD, Rel
 from scistream.s2cs import machine as s2cs_machine
 from scistream.s2cs import machine_core
 from scistream.s2cs import stream as s2cs_effects
+from scistream.s2cs.gateway_reports import GatewayReports
 from scistream.s2cs.machine_core import Core as S2CSCore
-from scistream.s2cs.service import ControlServer
 from scistream.s2cs.steps import release as s2cs_release
 from scistream.s2cs.steps import targets as s2cs_targets
 from scistream.s2ds import machine as s2ds_machine
@@ -216,7 +216,7 @@ def _ignore_boots() -> None:
     def compare_streams(self: Any, gateway: Any, boot: str, expected: Any, known: Any) -> None:
         """Whatever it says."""
 
-    ControlServer.compare_streams = compare_streams  # type: ignore[method-assign]
+    GatewayReports.compare_streams = compare_streams  # type: ignore[method-assign]
 
 
 @mutation("an S2CS that was restarted takes what it was releasing for released", "B", "life", 0, 1, "crash inside")

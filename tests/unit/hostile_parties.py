@@ -444,7 +444,7 @@ class GatewayAtControlServer(ControlServerParty):
 
     def check_state(self) -> None:
         super().check_state()
-        mine = self.server.held_by("false")
+        mine = self.server._reports.held_by("false")
         assert set(self.false.figures) | set(self.false.probes) <= set(self.server.streams)
         waiting = Counter(repr(one.command) for one in self.false.dialer.outbox._waiting)
         assert all(count <= 2 for said, count in waiting.items() if said.startswith("Rel")), "it asks on and on"

@@ -105,7 +105,7 @@ def test_a_fault_while_a_gateway_is_heard_is_logged_and_the_gateway_settles(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = lab.world
-    monkeypatch.setattr(type(lab.control), "compare_streams", lambda *_: 1 // 0)
+    monkeypatch.setattr(type(lab.control._reports), "compare_streams", lambda *_: 1 // 0)
     world.result(world.prod.control.stopService())
     world.prod.control = lab.control = world.prod.start_control()
     world.network.run(5.0)
