@@ -32,7 +32,7 @@ for them in time. The machine then sets the targets of its own side, under the c
 UpdateTargets that arrives meanwhile is postponed until that is done.
 
 If the store cannot be written, a REQ fails and leaves nothing behind, and a Hello or an UpdateTargets is refused and
-changes nothing. A release goes on.
+changes nothing. A release continues.
 """
 
 from __future__ import annotations

@@ -413,10 +413,10 @@ class ControlServer(Service):
             self._misused(link, "an answer without a command")
             return
         if answer.uid is None:
-            asked = self.streams.of_link(link)
+            candidates = self.streams.of_link(link)
         else:
-            asked = [stream for role in ROLES if (stream := self.streams.get((answer.uid, role))) is not None]
-        for stream in asked:
+            candidates = [stream for role in ROLES if (stream := self.streams.get((answer.uid, role))) is not None]
+        for stream in candidates:
             if stream.app_link is link and stream.app_outbox.answered(answer):
                 return
 

@@ -115,7 +115,7 @@ class ServerStream:
         self._carried = -1
         """Bytes that the stream had carried at the last comparison with a gateway."""
         self._carried_since = 0.0
-        """When the stream had first carried so many bytes."""
+        """When the stream had first carried that many bytes."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
         self._next_own_update = 0.0
@@ -356,7 +356,7 @@ class ServerStream:
     # -- for the server
 
     def note_owner_link(self, link: Link, owner: str) -> None:
-        """Note a link on which a command about this stream came. If it is the owner's, it gets news of the stream."""
+        """Note a link that has sent a command about this stream. The owner's links get messages about it."""
         if owner == self.record.owner:
             self._owner_links.add(link)
 

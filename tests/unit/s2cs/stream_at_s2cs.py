@@ -1,4 +1,4 @@
-"""A stream at an S2CS without an S2CS: its machine, and effects that only keep what was asked of them."""
+"""The machine of a stream at an S2CS without an S2CS, with effects that record their calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SILENT = StreamError("timeout", "dtn1 did not answer in 20 s")
 
 @dataclass
 class Recorder:
-    """Effects that only keep what was asked of them. Nothing may be told that the store does not have."""
+    """Effects that record their calls, and check that no message is sent before the record is written."""
 
     record: Record
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Recorder:
 
 
 def told_by(record: Record) -> Any:
-    """Those fields of a record from which others are told."""
+    """Return the fields of a record that messages reveal."""
     return msgspec.to_builtins(
         [
             record.state,
@@ -157,7 +157,7 @@ class Rig:
         return caller.seq
 
     def answers(self, *gateways: str, boot: str = "b" * 32, count: int | None = None) -> None:
-        """Let these gateways answer ReqListeners or UpdateTargets; all, if none is named."""
+        """Let these gateways answer ReqListeners or UpdateTargets; all of them if none is named."""
         for name in gateways or self.gateways:
             channels = self.plan[name][:count]
             listeners = [f"{name}.example:{5100 + channel}" for channel in channels]
@@ -169,7 +169,7 @@ class Rig:
             self.machine.gateway_refused(name, error)
 
     def confirm(self, *gateways: str) -> None:
-        """Let these gateways confirm the release; all, if none is named."""
+        """Let these gateways answer REL; all of them if none is named."""
         for name in gateways or self.gateways:
             self.machine.gateway_released(name)
 
@@ -182,7 +182,7 @@ class Rig:
         return name
 
     def to(self, state: str, before_update: str = "") -> Rig:
-        """Bring it there by what others would do."""
+        """Bring the machine to a state by the inputs that lead there."""
         if state == "Idle":
             return self
         self.req()

@@ -1,4 +1,4 @@
-"""The audit trail by itself: its lines, the file that they go to, the journal, floods, and a disk that is full."""
+"""The audit trail alone: its lines, its file, the journal, floods of events, and a full disk."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Clock:
 
 
 class Rig:
-    """A trail in a file."""
+    """An audit trail that writes to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,7 +95,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """Yield what is logged as an error or as its end."""
+    """Collect what is logged when the trail cannot be written, and when it can be written again."""
     lines: list[str] = []
 
     def note(event: Any) -> None:
@@ -109,7 +109,7 @@ def said() -> Iterator[list[str]]:
 
 @contextmanager
 def no_file_over(size: int) -> Iterator[None]:
-    """Limit the size of this process's files meanwhile: a write beyond it is cut short or fails."""
+    """Limit the size of the files of this process, so that the kernel cuts a write short or refuses it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -439,7 +439,7 @@ def test_refusals_of_one_user_do_not_silence_another_at_the_same_address(rig: Ri
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
-    """Return a function that makes the socket of a journal at the same place each time."""
+    """Creates the socket of a journal, repeatedly at the same path."""
     made: list[socket.socket] = []
 
     def make() -> socket.socket:

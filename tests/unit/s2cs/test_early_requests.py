@@ -1,4 +1,4 @@
-"""Requests that come before an S2CS knows its gateways: they wait for a bounded time, and not too many of them."""
+"""Requests that arrive before an S2CS knows its gateways: a limited number waits for a limited time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scistream.s2cs.early_requests import MOST_EARLY, MOST_EARLY_OF_OWNER, Early
 
 
 def restart_without_gateway(world: World) -> Any:
-    """Start the S2CS of the producer anew while nobody listens at its gateway's address; gives what listened there."""
+    """Restart the S2CS of the producer while its gateway cannot be reached. Return the listener of the gateway."""
     facility = world.prod
     facility.control.stopService()
     (port,) = facility.gateway_ports
@@ -51,7 +51,7 @@ def test_a_request_does_not_wait_long_for_a_gateway_that_does_not_come(world: Wo
 
 
 class FakeLink:
-    """As much of a link as is looked at."""
+    """The attributes of a link that `EarlyRequests` uses."""
 
     is_up = True
 

@@ -1,4 +1,4 @@
-"""What gateways and owners hold, summed as streams come and go: always what a sum over all of them would be."""
+"""The usage of gateways and owners: the running sums always equal a sum over all streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes that streams have carried: counted once, on the right day, despite restarts; and `scistream usage`."""
+"""The ledger books what streams have carried once and on the right day, also after restarts; `scistream usage`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def figures(to_consumer: int, to_producer: int = 0, accepted: int = 1, channel: 
 
 
 class Books:
-    """A ledger over a store in a file; `restart` is what a killed S2CS finds."""
+    """A ledger with a store in a file; `restart` opens the store as after a crash of the S2CS."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -374,7 +374,7 @@ def test_a_clock_that_was_wrong_once_does_not_make_the_books_forget(books: Books
 
 @pytest.fixture
 def month(books: Books) -> Books:
-    """Ada on three days, Bob on one; the S2CS still runs."""
+    """Return a store with usage of Ada on three days and of Bob on one, which an S2CS has open."""
     for day in range(3):
         books.clock.now = NOON + day * 86400
         books.hear(a_record(), *figures((day + 1) * 10**9, 10, day + 1))

@@ -1,4 +1,4 @@
-"""The command `scistream policy check`: what it says to a person and to a program, and with which status it ends."""
+"""The command `scistream policy check`: its output for people and programs, and its exit status."""
 
 from __future__ import annotations
 

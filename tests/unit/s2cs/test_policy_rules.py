@@ -1,4 +1,4 @@
-"""The policy: to whom a rule applies, what it limits, and the format of its file."""
+"""The policy: the identities of a rule, its limits, and the problems of a policy file."""
 
 from __future__ import annotations
 
@@ -442,7 +442,7 @@ def test_ten_thousand_rules_each_decide_for_their_own_identities(tmp_path: Path)
 
 
 def test_what_decides_is_found_among_ten_thousand_rules_without_looking_at_the_others() -> None:
-    """Each look-up compares an identity a handful of times, however many there are."""
+    """The number of comparisons for each lookup does not depend on the number of identities."""
     compared = 0
 
     class Counted(str):

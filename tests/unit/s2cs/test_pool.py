@@ -104,7 +104,7 @@ def test_an_overbooked_gateway_counts_as_full_not_as_owing_to_others() -> None:
 
 
 def use_of(name: str, held: list[Record]) -> GatewayUse:
-    """Return what these streams hold on a gateway."""
+    """Return what these streams use on a gateway."""
     use = GatewayUse()
     for number, one in enumerate(held):
         if is_counted(one) and name in one.plan:

@@ -1,4 +1,4 @@
-"""A reload of an S2CS: everything is read again and good, or nothing has changed."""
+"""A reload of an S2CS applies everything that it reads again, or changes nothing."""
 
 from __future__ import annotations
 

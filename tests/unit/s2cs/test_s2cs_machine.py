@@ -1,4 +1,4 @@
-"""The machine of a stream at an S2CS, held against its table; and that repeating changes nothing."""
+"""The machine of a stream at an S2CS agrees with its table, and repeated commands change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROKEN = StreamError("gateway-failed", "oops")
 
 @dataclass(frozen=True)
 class Input:
-    """How something comes in, and what the table calls it in a state; "" if it is nothing there."""
+    """An input, how to give it, and its name in the table for each state; "" if it does nothing there."""
 
     name: str
     give: Callable[[Rig], Any]
@@ -45,7 +45,7 @@ GONE = dict.fromkeys(LIVE, "S2DS failed") | {"Releasing": "new boot"}
 
 
 def moved_and_overdue(rig: Rig) -> None:
-    """ProdApp has said Hello with other listeners, and nobody sets targets for them."""
+    """Let ProdApp say Hello with other listeners, and give the input that targets for them are overdue."""
     if rig.role == PROD and rig.state == "Streaming":
         rig.hello(OTHER_APP)
     rig.machine.targets_overdue()

@@ -1,4 +1,4 @@
-"""What the machine of a stream at an S2CS does at each step: whom it asks, what it answers, and in which order."""
+"""The steps of the machine of a stream at an S2CS: its commands to gateways and its answers, in their order."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_an_equal_hello_of_prod_app_is_only_answered_and_another_one_told(state:
 
 
 def moved(*listeners: str, gateways: int = 2) -> Rig:
-    """Return a streaming producer's side whose ProdApp has come back with other listeners."""
+    """Return the producer's side of a stream in Streaming whose ProdApp has said Hello with other listeners."""
     rig = Rig(gateways=gateways).to("Streaming")
     rig.hello(list(listeners or OTHER_APP))
     rig.news()
@@ -947,7 +947,7 @@ def test_wherever_the_store_fails_everybody_is_answered_and_all_ends_released(
 
 
 def restarted(state: str, role: Role = PROD, **fields: Any) -> Rig:
-    """Return a stream that was in `state` when the S2CS stopped."""
+    """Return a stream that was in this state when the S2CS stopped."""
     rig = Rig(role, gateways=2).to(state)
     for name, value in fields.items():
         setattr(rig.record, name, value)

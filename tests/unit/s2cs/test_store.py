@@ -1,4 +1,4 @@
-"""The store of an S2CS: a real SQLite file in a folder of the test."""
+"""The store of an S2CS, with a real SQLite file."""
 
 import os
 import sqlite3

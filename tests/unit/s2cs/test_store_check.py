@@ -1,4 +1,4 @@
-"""`scistream store check`: what it says of sound and of damaged stores, and that it changes none."""
+"""`scistream store check` reports on sound and damaged stores, and changes none of them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tampered(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check(file: Path, status: int) -> str:
-    """Return the output of the command; check that it changes neither the store nor anything beside it."""
+    """Return the output of the command, and check that it neither changes the store nor creates files beside it."""
     before = contents(file.parent)
     ran = CliRunner().invoke(main, ["store", "check", str(file)])
     assert ran.exit_code == status, ran.output
@@ -77,7 +77,7 @@ def check(file: Path, status: int) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """But for the file through which processes share what they know of the log, which is no part of the store."""
+    """Return a digest of each file of a folder, without the shared-memory index of SQLite."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_database_is_not_there_or_is_a_folder_cannot_be_read(f
 
 
 def more(db: sqlite3.Connection) -> None:
-    """Change the schema as a later version might."""
+    """A schema upgrade as a later version may have it."""
     db.execute("ALTER TABLE stream ADD COLUMN site TEXT NOT NULL DEFAULT 'here'")
 
 

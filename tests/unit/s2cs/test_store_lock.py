@@ -1,4 +1,4 @@
-"""The lock of a store: a real file, and real processes."""
+"""The lock of a store, with a real file and real processes."""
 
 from __future__ import annotations
 

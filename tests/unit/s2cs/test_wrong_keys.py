@@ -1,4 +1,4 @@
-"""Hellos with a wrong key, in virtual time: links in memory, of addresses that a test chooses."""
+"""Hellos with a wrong key, in virtual time and over links in memory from addresses that a test chooses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTACKER, OTHER = "192.0.2.66", "192.0.2.67"
 
 
 class Owner:
-    """Hears nothing."""
+    """A link owner that ignores everything."""
 
     def link_up(self, link: object) -> None: ...
     def link_down(self, link: object, reason: object) -> None: ...
@@ -30,7 +30,7 @@ class Owner:
 
 
 class Rig:
-    """An S2CS's wrong keys, and those who try some."""
+    """The `WrongKeys` of an S2CS, and links that try wrong keys."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -44,7 +44,7 @@ class Rig:
         return link, wire
 
     def delay(self, host: str, uid: str = UID) -> float:
-        """Seconds until one try is answered."""
+        """Return the seconds until one attempt is answered."""
         link, wire = self.tries(host, uid)
         began = self.clock.seconds()
         while not wire.value():
