@@ -439,7 +439,7 @@ def test_refusals_of_one_user_do_not_silence_another_at_the_same_address(rig: Ri
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
-    """Creates the socket of a journal, repeatedly at the same path."""
+    """Return a function that creates the socket of a journal, always at the same path."""
     made: list[socket.socket] = []
 
     def make() -> socket.socket:

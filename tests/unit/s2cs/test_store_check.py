@@ -226,7 +226,7 @@ def test_a_file_that_is_no_database_is_not_there_or_is_a_folder_cannot_be_read(f
 
 
 def more(db: sqlite3.Connection) -> None:
-    """A schema upgrade as a later version may have it."""
+    """Upgrade the schema as a later version might do."""
     db.execute("ALTER TABLE stream ADD COLUMN site TEXT NOT NULL DEFAULT 'here'")
 
 
