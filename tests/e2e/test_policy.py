@@ -229,7 +229,7 @@ def test_an_administrator_sees_and_releases_another_s_stream_and_a_plain_user_do
         assert lists(world, eve) == {}
         refused = world.s2uc("release", "--at", world.lab.s2cs, requested.uid, *eve, check=False)
         assert refused.returncode == 1
-        assert "error: unknown-uid: no stream " in refused.stderr
+        assert "error: unknown-uid: you have no stream " in refused.stderr
         assert requested.state(PROD) == "Listening"
 
         assert lists(world, operator)[requested.uid].startswith("scistream:user:ada (sha256:")
@@ -274,7 +274,7 @@ def test_the_administrator_of_one_facility_is_none_at_another(world: World) -> N
     with reserved(world) as requested:
         refused = world.s2uc("release", "--at", world.centre.s2cs, requested.uid, *operator, check=False)
         assert refused.returncode == 1
-        assert "error: unknown-uid: no stream " in refused.stderr
+        assert "error: unknown-uid: you have no stream " in refused.stderr
         assert requested.state(CONS) == "Listening"
 
 
@@ -288,7 +288,7 @@ def test_the_same_address_from_another_authority_has_neither_the_rights_nor_the_
         assert lists(world, other) == {}
         refused = world.s2uc("release", "--at", world.lab.s2cs, requested.uid, *other, check=False)
         assert refused.returncode == 1
-        assert "error: unknown-uid: no stream " in refused.stderr
+        assert "error: unknown-uid: you have no stream " in refused.stderr
         assert requested.state(PROD) == "Listening"
         assert list(lists(world, first)) == [requested.uid]
 
