@@ -322,10 +322,8 @@ def test_streams_that_nobody_knows_are_left_alone_and_counted_once_however_often
 
 def test_an_unknown_stream_is_released_once_at_the_operator_s_request_however_often_it_is_reported() -> None:
     with party(GatewayAtControlServer) as server:
-        server.server._reports.release_unknown, server.false.is_compared = (
-            True,
-            False,
-        )  # as at a start with --release-unknown
+        server.server._reports.release_unknown = True  # as at a start with --release-unknown
+        server.false.is_compared = False
         ask, asked = server.false.dialer.ask, []
 
         def note(command: Any, timeout: float | None) -> Any:
