@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 from bench import peers
 from bench.peers import FAR_NAME, HOST, Certificates, Endpoints, Program
 from bench.processes import listens
-from scistream.app.controller import Controller, Nobody
+from scistream.app.controller import Controller, NoProgram
 from scistream.demo.children import Child, Children
 from scistream.demo.facilities import DemoFacility, DemoPorts
 from scistream.pki.authority import init_authority, issue
@@ -307,8 +307,10 @@ class _Facilities:
         reactor, prod, cons = self._environment.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
         stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
         self._streams.append(stream)
-        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], Nobody(), ignore).run()
-        told = Nobody()
+        producer = Controller(
+            reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], NoProgram(), ignore
+        ).run()
+        told = NoProgram()
         consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], told, ignore).run()
         await stream.provisioned()
         await gatherResults([producer, consumer])

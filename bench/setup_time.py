@@ -22,7 +22,7 @@ from typing import Any
 
 from twisted.internet.defer import DeferredList
 
-from scistream.app.controller import Controller, Nobody
+from scistream.app.controller import Controller, NoProgram
 from scistream.demo.children import Children
 from scistream.demo.facilities import HOST, DemoFacility, DemoPorts
 from scistream.pki.authority import Issued
@@ -96,8 +96,8 @@ async def _one(reactor: Any, user: Issued, lab: DemoFacility, centre: DemoFacili
     async with Client(certificate=user.certificate, key=user.key, authorities=authorities, reactor=reactor) as client:
         began = reactor.seconds()
         stream = await client.request(prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=CHANNELS, rate=1000.0)
-        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, 9)], Nobody(), _ignore).run()
-        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], Nobody(), _ignore).run()
+        producer = Controller(reactor, Join.parse(stream.join[PROD]), [Address(HOST, 9)], NoProgram(), _ignore).run()
+        consumer = Controller(reactor, Join.parse(stream.join[CONS]), [], NoProgram(), _ignore).run()
         await stream.provisioned()
         seconds: float = reactor.seconds() - began
         await DeferredList([producer, consumer])

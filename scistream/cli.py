@@ -1,7 +1,6 @@
-"""The command ``scistream``: certificates of a facility, a look at its S2CS's store and policy, and a demonstration.
+"""The command ``scistream``: tools for the operator of a facility, and the demonstration.
 
-What S2UC and the application controllers do has commands of its own. Each group of commands here lives with what it
-calls.
+Each group of commands is defined beside the code that it calls.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from scistream.s2cs.store.usage_cli import usage
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="scistream")
 def main() -> None:
-    """Memory-to-memory streams between scientific facilities.
+    """Tools for operators of SciStream, and a demonstration.
 
-    A stream is asked for with s2uc, and an application joins it with appctrl; the servers of a facility are
-    run with twistd s2cs and twistd s2ds. This command is for what comes before: the certificates by which
-    all of them know each other.
+    To request a stream, use s2uc; to join one with an application, use appctrl. The servers of a facility are started
+    with `twistd s2cs` and `twistd s2ds`. This command makes their certificates, checks the policy and the store of an
+    S2CS, and adds up usage.
     """
 
 

@@ -1,7 +1,7 @@
-"""What the command lines share: running a coroutine in the reactor, signals, one-line errors, exit statuses.
+"""What all commands share: running a coroutine in the reactor, signals, one-line errors, exit statuses.
 
-Exit statuses: 0 done; 1 the stream or the far side failed, or the output cannot be written; 2 bad usage or
-configuration; 130 interrupted before there was anything to clean up; 141 the reader of the output has gone away.
+Exit statuses: 0 success; 1 the stream or the far side failed, or the output cannot be written; 2 wrong usage or
+configuration; 130 interrupted before there was anything to clean up; 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _USAGE_PROBLEMS = (ConfigError, CertificateError, PkiError)
 
 
 class ParsedType(_ParamType):
-    """An option that is text with a form of its own: a rate, a time, an address.
+    """The type of an option with a syntax of its own: a rate, a time, an address.
 
-    :param name: how --help calls it.
-    :param parse: raises ValueError with a sentence if the text is wrong.
+    :param name: its name in ``--help``.
+    :param parse: returns the value; raises ValueError, with a sentence for the user, if the text is wrong.
     """
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -54,7 +54,7 @@ class ParsedType(_ParamType):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Called by click."""
+        """Parse the text of an option."""
         if not isinstance(value, str):
             return value
         try:
@@ -70,28 +70,29 @@ ADDRESS = ParsedType("host:port", Address.parse)
 
 
 VERBOSE = "verbose"
-"""The parameter of a program whose `-v` its commands have, too."""
+"""The name of a program's parameter `-v`, which all of its commands get as well."""
 
 
 class Commands(click.Group):
-    """The commands of one program. Calling it runs what the command line says and ends the process.
+    """The commands of one program. Calling it runs the command line and ends the process.
 
-    If the program has the option `-v`, each of its commands takes it as well.
+    If the program has the option `-v`, each of its commands has it as well.
 
-    Before that, standard input, output and error are taken care of (`scistream.standard_streams`); output that cannot
-    be written ends any command with at most one line.
+    Standard input, output and error are prepared first (`scistream.standard_streams`). Output that cannot be written
+    ends every command with at most one line on standard error.
     """
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Called by click."""
+        """Add a command, and give it the option `-v` if the program has it."""
         super().add_command(cmd, name)
-        own = next((option for option in self.params if option.name == VERBOSE), None)
-        if isinstance(own, click.Option) and not isinstance(cmd, click.Group):
-            more = click.Option(own.opts, count=True, expose_value=False, callback=_log_more, help=own.help)
-            cmd.params.append(more)
+        verbose = next((option for option in self.params if option.name == VERBOSE), None)
+        if isinstance(verbose, click.Option) and not isinstance(cmd, click.Group):
+            cmd.params.append(
+                click.Option(verbose.opts, count=True, expose_value=False, callback=_log_more, help=verbose.help)
+            )
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Called by the console script."""
+        """Run the command line, and end the process with its exit status."""
         try:
             claim()
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -101,7 +102,7 @@ class Commands(click.Group):
             status = 128 + signal.SIGINT
         finally:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt while Python exits would print a traceback
         sys.exit(status)
 
     def _status(self) -> Any:
@@ -125,7 +126,7 @@ class Commands(click.Group):
 
 
 def report_lost(lost: OutputLostError) -> int:
-    """Say that output cannot be written, unless its reader has just gone away, and give the exit status for it."""
+    """Print that output cannot be written, unless its reader has closed the pipe. Return the exit status."""
     if lost.is_pipe:
         return 128 + signal.SIGPIPE
     click.echo(f"error: {lost}", err=True)
@@ -136,7 +137,7 @@ _levels = LogLevelFilterPredicate(LogLevel.error)
 
 
 def _log_more(context: click.Context, _option: click.Parameter, times: int) -> None:
-    """`-v` behind a command counts with that before it."""
+    """Add the `-v` after a command to those before it."""
     if times:
         _levels.setLogLevelForNamespace("", _level_of(times + context.find_root().params[VERBOSE]))
 
@@ -146,19 +147,19 @@ def _level_of(verbose: int) -> Any:
 
 
 def start_logging(verbose: int) -> None:
-    """Log to standard error: errors, with -v what happens, with -vv all."""
+    """Log to standard error: errors only, events too with `-v`, and debug messages too with `-vv`."""
     _levels.setLogLevelForNamespace("", _level_of(verbose))
     shown = FilteringLogObserver(textFileLogObserver(sys.stderr), [_levels])
     globalLogBeginner.beginLoggingTo([shown], redirectStandardIO=False)
 
 
 def run(main: Main, *, interruptible: bool = True) -> int:
-    """Run a coroutine function in the reactor to its end and give its exit status.
+    """Run a coroutine function in the reactor, and return its exit status.
 
     The first SIGINT or SIGTERM cancels it, so that it can clean up; a second one ends the process at once.
 
-    :param main: gets the reactor; gives the exit status, or raises.
-    :param interruptible: False leaves signals as they are.
+    :param main: called with the reactor; returns the exit status, or raises an error, which is reported.
+    :param interruptible: False leaves the handling of signals as it is.
     """
     from twisted.internet import reactor as installed
 
@@ -180,7 +181,7 @@ def run(main: Main, *, interruptible: bool = True) -> int:
 
 
 def _cancel_on_signals(reactor: Any, working: Deferred[Any]) -> None:
-    """Called when the reactor has installed its own handlers: those of these two signals are replaced."""
+    """Replace the reactor's handlers of SIGINT and SIGTERM. The reactor has to be running already."""
 
     def cancel(signum: int, _frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
@@ -191,13 +192,13 @@ def _cancel_on_signals(reactor: Any, working: Deferred[Any]) -> None:
 
 
 def refuse(problem: Exception) -> NoReturn:
-    """End with status 2 and one line: the usage or the configuration is wrong."""
+    """Print the error and end the process with status 2: the usage or the configuration is wrong."""
     click.echo(f"error: {problem}", err=True)
     sys.exit(2)
 
 
 def report(failure: Failure) -> int:
-    """Say in one line what went wrong, and give the exit status for it."""
+    """Print in one line what has failed, and return the exit status."""
     problem = failure.value
     if isinstance(problem, CancelledError):
         click.echo("interrupted", err=True)

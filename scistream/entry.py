@@ -1,4 +1,4 @@
-"""Where the commands start. It imports nothing that takes time until an interrupt is taken care of."""
+"""The entry points of the commands. Slow imports come after the handling of interrupts is set up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def s2uc() -> NoReturn:
 
 
 def appctrl() -> NoReturn:
-    """Start the command `appctrl`: first of all it hides the join string in its environment."""
+    """Start the command `appctrl`, after hiding the join string in its environment."""
     import_module("scistream.app.startup").prepare()
     _start("scistream.app.cli")
 
@@ -24,8 +24,9 @@ def scistream() -> NoReturn:
 
 
 def _start(module: str) -> NoReturn:
-    # While modules are imported there is nothing to clean up: an interrupt ends the process silently. An interrupt that
-    # the caller ignores, as a shell does for its background, stays ignored. `Commands` takes over from here.
+    # There is nothing to clean up while modules are imported: an interrupt ends the process without a traceback. If
+    # the caller ignores interrupts, as a shell does for background jobs, they stay ignored. `Commands` sets the
+    # handler of the command itself.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     import_module(module).main()

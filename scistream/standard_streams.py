@@ -1,7 +1,7 @@
-"""Standard input, output and error of a command: what is closed, full or broken must not decide what it leaves behind.
+"""Standard input, output and error of a command, which may be closed, full or broken.
 
-A closed descriptor is filled, so that no socket takes its number. Standard output that cannot be written raises
-`OutputLostError`, once; standard error that cannot be written is no reason to do anything else.
+A closed descriptor is replaced by /dev/null, so that no socket gets its number. If standard output cannot be written,
+`OutputLostError` is raised once, and the command cleans up. If standard error cannot be written, that is ignored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import sys
 from typing import Any
 
 _FILLED_WITH = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
-"""How /dev/null is opened in place of each. Standard output is opened for reading: writing to it fails as before."""
+"""How /dev/null is opened for each. For standard output it is opened for reading, so that writing still fails."""
 
 
 class OutputLostError(Exception):
-    """Standard output cannot be written. Not an OSError: that is caught in many places for other reasons.
+    """Standard output cannot be written. It is not an OSError, since those are caught in many places.
 
-    :param code: the number of the system's error.
+    :param code: the `errno` of the system's error.
     """
 
     def __init__(self, code: int) -> None:
@@ -32,25 +32,25 @@ class OutputLostError(Exception):
 
     @property
     def is_pipe(self) -> bool:
-        """Whether its reader has gone away, which is no fault of anybody."""
+        """True if the reader of a pipe has closed it, which needs no message."""
         return self.code == errno.EPIPE
 
 
 def fill_descriptors() -> None:
-    """Open /dev/null in place of those of the descriptors 0 to 2 that are closed, before others open files.
+    """Open /dev/null for each of the descriptors 0 to 2 that is closed. Call it before any file is opened.
 
-    A program that is started later inherits them.
+    Programs that are started later inherit these descriptors.
     """
     for descriptor, flags in _FILLED_WITH.items():
         try:
             os.fstat(descriptor)
         except OSError:
-            filled = os.open(os.devnull, flags)  # the lowest number that is free, which is this one
+            filled = os.open(os.devnull, flags)  # gets the lowest free number, which is this one
             os.set_inheritable(filled, True)
 
 
 def claim() -> None:
-    """Fill the descriptors 0 to 2 where they are closed, and put streams over 1 and 2 that act as this module says."""
+    """Replace `sys.stdout` and `sys.stderr` by streams that act as this module says, after `fill_descriptors`."""
     fill_descriptors()
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
@@ -59,14 +59,14 @@ def claim() -> None:
 
 
 def check_output() -> None:
-    """Find out early whether standard output can be written at all.
+    """Check early that standard output can be written.
 
-    :raises OutputLostError: if it is closed, or a pipe without a reader.
+    :raises OutputLostError: if it is closed, or is a pipe without a reader.
     """
     try:
         descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):
-        return  # a test, or a program, has put something else in its place
+        return  # a test or a program has replaced sys.stdout
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise OutputLostError(errno.EBADF)
     looking = select.poll()
@@ -76,29 +76,29 @@ def check_output() -> None:
 
 
 def _stream(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
-    """Text over a descriptor; what its encoding does not have becomes a question mark."""
+    """Return a text stream that writes question marks for characters that its encoding does not have."""
     encoding = codecs.lookup(getattr(before, "encoding", None) or locale.getpreferredencoding(False)).name
     kind: type[io.TextIOWrapper] = io.TextIOWrapper
-    if encoding == "ascii":  # of which click thinks that it must be a mistake, and writes UTF-8
+    if encoding == "ascii":  # click takes ASCII for a mistake, and would write UTF-8
         kind, encoding = _Ascii, "utf-8"
     return kind(io.BufferedWriter(raw), encoding=encoding, errors="replace", line_buffering=True)
 
 
 class _Ascii(io.TextIOWrapper):
-    """Text that has only ASCII when it is written."""
+    """A text stream that writes ASCII only."""
 
     def write(self, text: str, /) -> int:
-        """Write, with question marks for all else."""
+        """Write the text, with question marks for other characters."""
         return super().write(text.encode("ascii", "replace").decode())
 
 
 class _Output(io.FileIO):
-    """Standard output: the first failure is raised, and what comes after it is dropped."""
+    """Standard output. The first failure is raised, and everything after it is dropped."""
 
     _lost = False
 
     def write(self, data: Any, /) -> int:
-        """Write, waiting where the descriptor was made non-blocking by somebody who shares it."""
+        """Write, and wait if another process has made the shared descriptor non-blocking."""
         if self._lost:
             return len(data)
         try:
@@ -113,10 +113,10 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """Standard error: what cannot be said there cannot be said at all."""
+    """Standard error. Output that cannot be written is dropped, since there is no other place to report it."""
 
     def write(self, data: Any, /) -> int:
-        """Write, or drop it."""
+        """Write the data, or drop it."""
         try:
             return super().write(data) or len(data)
         except OSError:

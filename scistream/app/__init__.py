@@ -1,1 +1,1 @@
-"""The application controllers: they say Hello for an unchanged producer or consumer."""
+"""The application controllers: they join a stream on behalf of an unchanged producer or consumer."""

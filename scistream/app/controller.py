@@ -1,4 +1,4 @@
-"""An application controller: keeps a link to the S2CS, says Hello for a program, and lets it start.
+"""An application controller: it keeps a link to the S2CS, says Hello for a program, and starts the program.
 
 `Controller` carries out what the machine of a ProdApp or a ConsApp decides. It never touches the data.
 """
@@ -29,38 +29,42 @@ class Program(Protocol):
     """The unchanged program."""
 
     def start(self, listeners: Sequence[str]) -> None:
-        """Start it; a consumer connects to these listeners. It starts at most once."""
+        """Start the program; called once at most.
+
+        :param listeners: the HOST:PORT to which a consumer connects, one for each channel; empty for a producer.
+        """
 
     def ended(self, reactor: Any) -> Deferred[None]:
-        """Fires when the program is gone, or will not start any more. Asked once."""
+        """Return a Deferred that fires when the program has ended, or will not be started. Called once."""
 
 
-class Nobody:
-    """Stands for a program that somebody else starts: all that is asked for is where it connects."""
+class NoProgram:
+    """Takes the place of a program that the controller does not start. It only stores where to connect."""
 
     def __init__(self) -> None:
         self.listeners: list[str] = []
-        self._told: Deferred[None] = Deferred()
+        self._done: Deferred[None] = Deferred()
 
     def start(self, listeners: Sequence[str]) -> None:
-        """Keep the listeners; that is all."""
+        """Store the listeners."""
         self.listeners = list(listeners)
-        self._told.callback(None)
+        self._done.callback(None)
 
     def ended(self, _reactor: Any) -> Deferred[None]:
-        """Fires when the listeners are known."""
-        return self._told
+        """Return a Deferred that fires when the listeners are known."""
+        return self._done
 
 
 class Controller:
-    """Says Hello for one application of one stream.
+    """The controller of one application in one stream.
 
     :param reactor: the reactor, with monotonic timers.
-    :param join: what the join string says.
-    :param listeners: where ProdApp listens; a wildcard host becomes the address that we reach the S2CS from.
-    :param program: what is to be started.
-    :param note: gets sentences for the user: what is waited for, and that the stream ended before the program.
-    :param others: of a listener that was given by name, its other addresses.
+    :param join: the parsed join string.
+    :param listeners: where ProdApp listens. A wildcard host is replaced by the address from which this machine
+        reaches the S2CS.
+    :param program: the program to start.
+    :param note: called with sentences for the user: what the controller waits for, and how the stream ended.
+    :param others: for each listener that was given by name, the other addresses of the name.
     """
 
     log = Logger()
@@ -74,11 +78,11 @@ class Controller:
         note: Callable[[str], None],
         others: Mapping[Address, Sequence[Address]] | None = None,
     ) -> None:
-        self._other_addresses = _as_many_as_may_be(others or {})
+        self._other_addresses = _within_limit(others or {})
         if sum(map(len, self._other_addresses.values())) < sum(map(len, (others or {}).values())):
             note(
-                f"{MAX_OTHER_ADDRESSES} other addresses of names are told at most: the later listeners are looked for "
-                "at the first address of their name alone. Give their addresses in place of the name"
+                f"the names of the listeners have more than {MAX_OTHER_ADDRESSES} further addresses, so that only the "
+                "first address of some names is used: give --listen with addresses instead of names"
             )
         self._reactor = reactor
         self._join = join
@@ -95,27 +99,29 @@ class Controller:
         self._dialer.on_down = guarded_self._down
         self._dialer.on_poll = guarded_self._hello_if_answered
         self._dialer.on_message = guarded_self._heard
-        self._told: list[str] | None = None
-        self._said = ""
-        self._greeted = False
+        self._announced: list[str] | None = None
+        """The listeners in the last Hello."""
+        self._last_note = ""
+        self._hello_answered = False
         self._started = False
-        self._is_missed = False
+        self._link_lost = False
         self._give_up_at = 0.0
         self._hello: Deferred[Any] | None = None
-        self._remark: IDelayedCall | None = None
+        self._waiting_note: IDelayedCall | None = None
         self._ended: Deferred[None] | None = None
         self._finished: Deferred[StreamError | None] = Deferred(self._cancelled)
         self._closed: Deferred[None] = succeed(None)
 
     def run(self) -> Deferred[StreamError | None]:
-        """Do it all; fires with None when the program has ended, or with the reason why the stream ended before it.
+        """Join the stream, start the program, and stay until the program or the stream ends.
 
-        :raises StreamError: if the S2CS refuses, or the stream ends before the application could start.
+        :returns: fires with None when the program has ended, or with the reason if the stream ended before that.
+        :raises StreamError: if the S2CS refuses, or the stream ends before the program is started.
         """
         self._give_up_at = self._reactor.seconds() + timing.HELLO
         self._ended = self._program.ended(self._reactor)
         self._ended.addCallback(self._guarded._program_ended)
-        self._remark_later(f"waiting for an answer of the S2CS at {self._join.server}, {timing.HELLO:g} s at most")
+        self._note_later(f"waiting for an answer from the S2CS at {self._join.server}, for at most {timing.HELLO:g} s")
         self._dialer.startService()
         self.machine.start()
         return self._finished
@@ -123,56 +129,59 @@ class Controller:
     # -- Effects
 
     def say_hello(self) -> None:
-        self._ask_hello()
+        """Say Hello to the S2CS until it answers."""
+        self._send_hello()
 
     def serve(self) -> None:
-        self._go_on([])
+        """Start a producer."""
+        self._start_program([])
 
     def connect(self, listeners: list[str]) -> None:
-        self._go_on(listeners)
+        """Start a consumer, which connects to these listeners."""
+        self._start_program(listeners)
 
     def finish(self, error: StreamError | None) -> None:
+        """Close the link, with the error if the stream has failed. A program that runs continues."""
         if error is None or self._finished.called:
             return
         if self._started:
-            self._note(f"the stream has ended ({error}); the program goes on")
+            self._note(f"the stream has ended ({error}); the program continues")
         self._end(error)
 
-    def _go_on(self, listeners: list[str]) -> None:
-        """The application may begin."""
-        self._stop_remark()
+    def _start_program(self, listeners: list[str]) -> None:
+        self._cancel_note()
         self._program.start(listeners)
         self._started = True
 
     # -- the link
 
-    def _ask_hello(self) -> None:
+    def _send_hello(self) -> None:
         if self._hello is not None:
             self._hello.cancel()
-        told = self._listeners_to_tell()
-        others = {one: self._other_addresses[one] for one in told or () if one in self._other_addresses}
+        listeners = self._listeners_to_announce()
+        others = {one: self._other_addresses[one] for one in listeners or () if one in self._other_addresses}
         hello = Hello(
             uid=self._join.uid,
             role=self._join.role,
             seq=UNSENT,
             app_key=self._join.app_key,
-            listeners=told,
+            listeners=listeners,
             other_addresses=others or None,
         )
-        timeout = None if self._greeted else max(0.0, self._give_up_at - self._reactor.seconds())
+        timeout = None if self._hello_answered else max(0.0, self._give_up_at - self._reactor.seconds())
         self._hello = self._dialer.ask(hello, timeout)
         self._hello.addCallbacks(self._guarded._welcomed, self._guarded._refused)
 
-    def _listeners_to_tell(self) -> list[str] | None:
-        """A producer's listeners; once the S2CS knows them they stay as they are."""
+    def _listeners_to_announce(self) -> list[str] | None:
+        """Return a producer's listeners. They do not change any more once the S2CS knows them."""
         if self._join.role != PROD:
             return None
-        if not self._greeted:
-            self._told = [str(one) for one in self._reachable()]
-        return self._told
+        if not self._hello_answered:
+            self._announced = [str(address) for address in self._reachable_listeners()]
+        return self._announced
 
-    def _reachable(self) -> list[Address]:
-        """The listeners as others reach them."""
+    def _reachable_listeners(self) -> list[Address]:
+        """Return the listeners with this machine's address in place of a wildcard host."""
         link = self._dialer.link
         own = link.transport.getHost().host if link is not None else None
         return [
@@ -183,34 +192,34 @@ class Controller:
         ]
 
     def _up(self) -> None:
-        """Say at once who is there: the S2CS may have forgotten our link, or lost its StartConn."""
-        if self._is_missed and not self._started:
-            self._note(f"the link to the S2CS at {self._join.server} is back; waiting on")
-        self._is_missed = False
+        """Say Hello on the new link: the S2CS may have forgotten the old one, or its StartConn was lost."""
+        if self._link_lost and not self._started:
+            self._note(f"the link to the S2CS at {self._join.server} is back; still waiting")
+        self._link_lost = False
         if self._hello is not None and not self._finished.called:
-            self._ask_hello()
+            self._send_hello()
 
     def _hello_if_answered(self) -> None:
-        """While we wait for StartConn; a Hello without an answer is repeated by the link itself."""
+        """Repeat Hello while waiting for StartConn. The link itself repeats a Hello that has no answer."""
         if self._hello is not None and self._hello.called and not self._started and not self._finished.called:
-            self._ask_hello()
+            self._send_hello()
 
     def _welcomed(self, answer: Resp) -> None:
-        self._stop_remark()
-        self._greeted = True
+        self._cancel_note()
+        self._hello_answered = True
         self._note_answer(answer.msg)
         if self._join.role == CONS and not self._started:
-            self._remark_later(
-                f"the facility knows this consumer; waiting until its stream is ready (it is {answer.state})"
+            self._note_later(
+                f"the facility knows this consumer; waiting until its stream is ready (now {answer.state})"
             )
         self.machine.welcomed()
 
     def _note_answer(self, msg: str) -> None:
-        """Note what the S2CS says beyond "welcome", once."""
-        said = printable(msg).removeprefix("welcome").removeprefix("; ")
-        if said not in ("", self._said):
-            self._note(said)
-        self._said = said
+        """Pass on what the S2CS says besides "welcome", unless it has said the same before."""
+        text = printable(msg).removeprefix("welcome").removeprefix("; ")
+        if text not in ("", self._last_note):
+            self._note(text)
+        self._last_note = text
 
     def _refused(self, failure: Failure) -> None:
         failure.trap(StreamError, CancelledError)
@@ -219,13 +228,13 @@ class Controller:
 
     def _down(self, reason: str, permanent: bool) -> None:
         if self._started or self._finished.called:
-            return  # there is nothing left to wait for
+            return
         if permanent:
             self.machine.failed(StreamError("not-authenticated", f"the S2CS at {self._join.server}: {reason}"))
-        elif not self._is_missed:
-            self._is_missed = True
+        elif not self._link_lost:
+            self._link_lost = True
             seconds = self._give_up_at - self._reactor.seconds()
-            until = "until it is back" if self._greeted else f"for {max(seconds, 0.0):.0f} s"
+            until = "until it is back" if self._hello_answered else f"for {max(seconds, 0.0):.0f} s"
             self._note(f"no link to the S2CS at {self._join.server}: {reason}; trying again {until}")
 
     def _heard(self, link: Link, message: Message) -> None:
@@ -233,19 +242,19 @@ class Controller:
             link.answer(message, "Connected", "connecting")
             self.machine.start_conn(message.listeners)
         elif isinstance(message, Error) and message.uid == self._join.uid:
-            self._consider(StreamError.heard(message.code, message.msg))
+            self._error_received(StreamError.heard(message.code, message.msg))
 
-    def _consider(self, error: StreamError) -> None:
-        """An ERROR that answers nothing is the end, unless it tells a producer that its listeners are not used."""
-        if self._join.role == PROD and self._greeted and error.code == "target-refused":
-            self._note(f"the stream goes on ({error})")
+    def _error_received(self, error: StreamError) -> None:
+        """End with an ERROR that answers no command, unless it only says that new listeners are not used."""
+        if self._join.role == PROD and self._hello_answered and error.code == "target-refused":
+            self._note(f"the stream continues ({error})")
         else:
             self.machine.failed(error)
 
     # -- the end
 
     def closed(self) -> Deferred[None]:
-        """Fires when the link is closed that was there when `run` came to its end."""
+        """Return a Deferred that fires when the link is closed, after `run` has finished."""
         return self._closed
 
     def _program_ended(self, _: None) -> None:
@@ -265,23 +274,23 @@ class Controller:
             self._finished.errback(Failure(error))
 
     def _faulted(self, name: str, _error: StreamError) -> None:
-        """Something here has raised what it may not: the application does not wait for what will never come.
+        """End after a method of this class has raised.
 
-        It ends in a turn of the reactor of its own, since the link may be in the middle of something.
+        It ends in the next turn of the reactor, since the link may be handling a message.
         """
-        error = StreamError("wrong-state", f"`{name}` failed here, by a fault of SciStream itself: the log shows it")
+        error = StreamError("wrong-state", f"appctrl itself failed ({name}): see its log")
         self._reactor.callLater(0, self._guarded._end_by_fault, error)
 
     def _end_by_fault(self, error: StreamError) -> None:
         if self._finished.called:
             return
         self.machine.failed(error)
-        if not self._finished.called:  # it is the end itself that fails
+        if not self._finished.called:  # the effect `finish` is what has failed
             self._settle(error)
             self._stop()
 
     def _stop(self) -> None:
-        self._stop_remark()
+        self._cancel_note()
         if self._dialer.running:
             self._closed = self._dialer.stopService()
         ended, self._ended = self._ended, None
@@ -292,24 +301,24 @@ class Controller:
     def _cancelled(self, _finished: Deferred[StreamError | None]) -> None:
         self._stop()
 
-    # -- remarks
+    # -- notes about waiting
 
-    def _remark_later(self, sentence: str) -> None:
-        """Say what is waited for, if that takes a while."""
-        self._stop_remark()
-        self._remark = self._reactor.callLater(timing.APP_SILENCE, self._note, sentence)
+    def _note_later(self, sentence: str) -> None:
+        """Tell the user what the controller waits for, if it is still waiting after a moment."""
+        self._cancel_note()
+        self._waiting_note = self._reactor.callLater(timing.APP_SILENCE, self._note, sentence)
 
-    def _stop_remark(self) -> None:
-        if self._remark is not None and self._remark.active():
-            self._remark.cancel()
+    def _cancel_note(self) -> None:
+        if self._waiting_note is not None and self._waiting_note.active():
+            self._waiting_note.cancel()
 
 
-def _as_many_as_may_be(others: Mapping[Address, Sequence[Address]]) -> dict[str, list[str]]:
-    """The first of the other addresses, as many as a Hello takes."""
+def _within_limit(others: Mapping[Address, Sequence[Address]]) -> dict[str, list[str]]:
+    """Return the first of the other addresses, as many as a Hello can carry."""
     left = MAX_OTHER_ADDRESSES
-    first = {}
-    for one, rest in others.items():
+    kept = {}
+    for listener, rest in others.items():
         if left and rest:
-            first[str(one)] = list(map(str, rest[:left]))
-            left -= len(first[str(one)])
-    return first
+            kept[str(listener)] = list(map(str, rest[:left]))
+            left -= len(kept[str(listener)])
+    return kept

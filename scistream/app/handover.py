@@ -1,10 +1,10 @@
-"""Starting a program so that nothing stands between it and whoever started `appctrl`.
+"""Start a program in place of `appctrl`, so that its caller deals with the program itself.
 
-`split` makes two processes of one. The first waits; when the stream is ready it *becomes* the program (`become`): the
-program has the process id that `appctrl` was started with, its place in the process group, in the session and at the
-terminal, its descriptors, ignored signals, limits and environment. Every signal reaches it, once; its end is the end
-that the caller sees. The second, the keeper, keeps the link to the S2CS. It is no child of the program, ignores the
-signals that a process group gets, and ends with the program.
+`split` forks. The first process waits, and *becomes* the program when the stream is ready (`become`): the program has
+the process id of `appctrl`, its process group, session and terminal, its descriptors, ignored signals, limits and
+environment. It receives every signal exactly once, and the caller sees its exit status. The second process, the
+keeper, keeps the link to the S2CS. It is not a child of the program, ignores signals to the process group, and ends
+with the program.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scistream.protocol.address import Address
 
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
-"""What a shell answers with, too."""
+"""The exit statuses that a shell uses, too."""
 
 _SET_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _OWN_SIGNALS = {
@@ -46,13 +46,14 @@ _OWN_SIGNALS = {
     signal.SIGSYS,
     signal.SIGTRAP,
 }
-"""Those that the keeper does not ignore: they tell of itself."""
+"""The signals that the keeper does not ignore, since they report its own faults and children."""
 
 
 class ProgramStartError(Exception):
     """The program cannot be started.
 
-    :param status: what a shell ends with for that reason.
+    :param sentence: what is wrong, for a person.
+    :param status: the exit status with which a shell reports this.
     """
 
     def __init__(self, sentence: str, status: int) -> None:
@@ -61,38 +62,41 @@ class ProgramStartError(Exception):
 
 
 class Keeper:
-    """The end of the keeper: tells the first process what becomes of it.
+    """The keeper's connection to the first process.
 
-    :param channel: to the first process.
-    :param watched: a descriptor that can be read when the first process, or the program that it has become, is gone.
+    :param channel: a socket to the first process.
+    :param watched: a descriptor that becomes readable when the first process, or the program in its place, has ended.
     """
 
     def __init__(self, channel: socket.socket, watched: int) -> None:
         self._channel = channel
         self._watched = watched
-        self._over: _Over | None = None
+        self._process_end: _ProcessEnd | None = None
 
     def start(self, listeners: Sequence[str]) -> None:
         """Let the first process become the program."""
-        self._say({"listeners": list(listeners)})
+        self._send({"listeners": list(listeners)})
 
     def ended(self, reactor: Any) -> Deferred[None]:
-        """Fires when the program is gone, or the first process before that."""
-        self._over = _Over(reactor, self._watched)
-        return self._over.fired
+        """Return a Deferred that fires when the first process, or the program in its place, has ended."""
+        self._process_end = _ProcessEnd(reactor, self._watched)
+        return self._process_end.fired
 
     def end(self, status: int) -> None:
-        """Let the first process end, if it has not become the program."""
-        self._say({"status": status})
+        """Let the first process exit with this status, if it has not become the program."""
+        self._send({"status": status})
 
-    def _say(self, what: Mapping[str, Any]) -> None:
-        with suppress(OSError):  # it is gone, which `ended` tells
-            self._channel.sendall(json.dumps(what).encode() + b"\n")
+    def _send(self, instruction: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # the process has ended, which `ended` reports
+            self._channel.sendall(json.dumps(instruction).encode() + b"\n")
 
 
 @implementer(IReadDescriptor)
-class _Over:
-    """Looks for the end of a process in the reactor."""
+class _ProcessEnd:
+    """Waits in the reactor for the end of a process.
+
+    :ivar fired: fires when the process has ended.
+    """
 
     def __init__(self, reactor: Any, watched: int) -> None:
         self.fired: Deferred[None] = Deferred(self._stop)
@@ -101,69 +105,72 @@ class _Over:
         reactor.addReader(self)
 
     def fileno(self) -> int:
+        """Return the descriptor to watch."""
         return self._watched
 
     def doRead(self) -> None:
+        """Fire, since the process has ended."""
         self._reactor.removeReader(self)
         self.fired.callback(None)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
+        """Do nothing when the reactor stops."""
 
     def logPrefix(self) -> str:
+        """Return the name of this descriptor in the log."""
         return "program"
 
     def _stop(self, _fired: Deferred[None]) -> None:
         self._reactor.removeReader(self)
 
 
-def find(command: str, environment: Mapping[str, str]) -> None:
-    """Look whether there is such a program, before anybody waits for a stream in vain.
+def check_executable(command: str, environment: Mapping[str, str]) -> None:
+    """Check that a program can be started, before the user waits for a stream.
 
-    :raises ProgramStartError: if there is none, or it cannot be executed.
+    :raises ProgramStartError: if there is no such program, or it cannot be executed.
     """
     path = environment.get("PATH", os.defpath)
     if shutil.which(command, path=path) is not None:
         return
     if os.sep in command and os.path.exists(command):
-        why = "it is a folder" if os.path.isdir(command) else "it is not executable: see its mode"
-        raise ProgramStartError(f"{command} cannot be started: {why}", CANNOT_EXECUTE)
-    where = "there is no such file" if os.sep in command else "no folder of PATH has such a program"
-    raise ProgramStartError(f"{command} cannot be started: {where}", NOT_FOUND)
+        reason = "it is a folder" if os.path.isdir(command) else "it is not executable: check its mode"
+        raise ProgramStartError(f"{command} cannot be started: {reason}", CANNOT_EXECUTE)
+    reason = "there is no such file" if os.sep in command else "there is no such program in any folder of PATH"
+    raise ProgramStartError(f"{command} cannot be started: {reason}", NOT_FOUND)
 
 
 def split(keep: Callable[[Keeper], int]) -> list[str]:
-    """Start the keeper and wait for its word.
+    """Start the keeper and wait for its instruction.
 
-    :param keep: runs in the keeper; gives the status to end with where the program was not started.
-    :returns: the listeners, in the first process, once it may become the program.
-    :raises SystemExit: if the keeper has ended instead, with its status.
+    :param keep: runs in the keeper; returns the exit status to use if the program was not started.
+    :returns: in the first process, the listeners, once it may become the program.
+    :raises SystemExit: in the first process, with the keeper's status, if the program is not to be started.
     """
     ours, theirs = socket.socketpair()
-    watched = _handle_of_this_process()
+    watched = _own_pidfd()
     sys.stdout.flush()
     sys.stderr.flush()
-    between = os.fork()
-    if not between:
+    intermediate = os.fork()
+    if not intermediate:
         if os.fork():
-            os._exit(0)
+            os._exit(0)  # so that the keeper is not a child of the program
         ours.close()
         _run_keeper(keep, Keeper(theirs, theirs.fileno() if watched is None else watched))
     theirs.close()
     if watched is not None:
         os.close(watched)
-    with suppress(ChildProcessError):  # where whoever started us ignores SIGCHLD
-        os.waitpid(between, 0)
+    with suppress(ChildProcessError):  # there is no child to wait for if the caller ignores SIGCHLD
+        os.waitpid(intermediate, 0)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on every signal does what it would do to the program
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on signals act as they would on the program
     with ours:
         return _wait(ours)
 
 
 def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Become the program.
+    """Replace this process by the program.
 
-    :raises ProgramStartError: if that is not possible.
+    :raises ProgramStartError: if the program cannot be executed.
     """
     for number in _SET_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
@@ -174,51 +181,51 @@ def become(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
         raise ProgramStartError(f"{command[0]} cannot be started: {problem.strerror}", status) from None
 
 
-def filled_in(command: Sequence[str], listeners: Sequence[str]) -> list[str]:
-    """Replace {host}, {port} and {listeners} of a consumer; other braces stay, since programs have their own."""
+def fill_placeholders(command: Sequence[str], listeners: Sequence[str]) -> list[str]:
+    """Replace {host}, {port} and {listeners} in a consumer's command line. Other braces are left as they are."""
     if not listeners:
         return list(command)
     first = Address.parse(listeners[0])
-    known = {"host": first.host, "port": str(first.port), "listeners": ",".join(listeners)}
-    return [_replaced(word, known) for word in command]
+    values = {"host": first.host, "port": str(first.port), "listeners": ",".join(listeners)}
+    return [_fill(word, values) for word in command]
 
 
-def _replaced(word: str, known: Mapping[str, str]) -> str:
-    for name, value in known.items():
+def _fill(word: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
         word = word.replace("{" + name + "}", value)
     return word
 
 
 def _wait(channel: socket.socket) -> list[str]:
-    said = b""
-    while not said.endswith(b"\n"):
+    received = b""
+    while not received.endswith(b"\n"):
         part = channel.recv(65536)
         if not part:
             print("error: the process that keeps the link to the S2CS has ended unexpectedly", file=sys.stderr)
             raise SystemExit(1)
-        said += part
-    word = json.loads(said)
-    if "status" in word:
-        raise SystemExit(word["status"])
-    listeners: list[str] = word["listeners"]
+        received += part
+    instruction = json.loads(received)
+    if "status" in instruction:
+        raise SystemExit(instruction["status"])
+    listeners: list[str] = instruction["listeners"]
     return listeners
 
 
-def _handle_of_this_process() -> int | None:
-    """A descriptor that can be read when this process is gone, also after it has become another program."""
+def _own_pidfd() -> int | None:
+    """Return a descriptor that becomes readable when this process ends, even after it has become another program."""
     try:
         return os.pidfd_open(os.getpid())
     except (AttributeError, OSError):
-        return None  # the channel takes its place: it is closed when the program starts, and the keeper ends then
+        return None  # then the keeper watches the channel, which is closed when the program starts
 
 
 def _run_keeper(keep: Callable[[Keeper], int], keeper: Keeper) -> NoReturn:
-    """Be the keeper; whatever happens, it does not return into what the first process does."""
+    """Run the keeper, and end its process whatever happens."""
     try:
         for number in signal.valid_signals() - _OWN_SIGNALS:
             with suppress(OSError):
                 signal.signal(number, signal.SIG_IGN)
-        _let_go()
+        _close_inherited()
         keeper.end(keep(keeper))
     except Exception:
         traceback.print_exc()
@@ -227,8 +234,8 @@ def _run_keeper(keep: Callable[[Keeper], int], keeper: Keeper) -> NoReturn:
         os._exit(0)
 
 
-def _let_go() -> None:
-    """Hold nothing that is the program's: whoever waits for the end of a pipe waits for the program alone."""
+def _close_inherited() -> None:
+    """Close the descriptors of the program, so that the readers of its pipes see their end when the program ends."""
     with open(os.devnull, "r+b", buffering=0) as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(nothing.fileno(), 1)

@@ -1,12 +1,12 @@
-"""The library of applications: a program that says Hello itself, as `appctrl` does for programs that cannot.
+"""The library for applications: join a stream from a program, as `appctrl` does for unchanged programs.
 
-Works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`). A producer listens first, then joins::
+It works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`). A producer listens first, then joins::
 
     async with producer(join_string, listen=["192.0.2.7:7000"]) as stream:
-        ...                                     # consumers connect to port 7000
+        ...                                     # the consumer's connections arrive at port 7000
         error = await stream.ended()            # why the stream is over
 
-A consumer is told where to connect::
+A consumer learns where to connect::
 
     async with consumer(join_string) as stream:
         reader, writer = await asyncio.open_connection(*stream.addresses[0])
@@ -30,32 +30,33 @@ from scistream.protocol.messages import CONS, PROD, Role
 
 
 def producer(join: str, *, listen: Iterable[str], reactor: Any = None) -> Joined:
-    """Join a stream as its producer: use the result in `async with`, whose block begins once the facility knows it.
+    """Join a stream as its producer. Use the result in ``async with``; its block begins once the facility knows it.
 
     :param join: the producer's join string.
     :param listen: HOST:PORT of each listener, as the gateway reaches it, with a numeric host; one for each channel.
-        The host 0.0.0.0 or [::] means this machine's address towards the S2CS. The program listens there already.
-    :param reactor: the reactor; found when it is needed if not given.
+        The program has to listen there already. The host 0.0.0.0 or [::] stands for the address from which this
+        machine reaches the S2CS.
+    :param reactor: the Twisted reactor; by default the one that runs when the block is entered.
     :raises StreamError: `bad-message`, if the join string or an address is wrong.
     """
-    return Joined(_join_of(join, PROD), [_numeric(one) for one in listen], reactor)
+    return Joined(_join_of(join, PROD), [_numeric(text) for text in listen], reactor)
 
 
 def consumer(join: str, *, reactor: Any = None) -> Joined:
-    """Join a stream as its consumer: use the result in `async with`, whose block begins once it may connect.
+    """Join a stream as its consumer. Use the result in ``async with``; its block begins once it may connect.
 
     :param join: the consumer's join string.
-    :param reactor: the reactor; found when it is needed if not given.
+    :param reactor: the Twisted reactor; by default the one that runs when the block is entered.
     :raises StreamError: `bad-message`, if the join string is wrong.
     """
     return Joined(_join_of(join, CONS), [], reactor)
 
 
 class Joined:
-    """A stream that this program has joined, until the end of the `async with` block. Made by `producer` or `consumer`.
+    """A stream that this program joins for the time of an ``async with`` block. Made by `producer` or `consumer`.
 
-    Entering raises StreamError if the facility refuses, does not answer within 30 s, or the stream ends first.
-    Leaving closes the link to the facility; the stream, and the connections over it, go on without it.
+    Entering the block raises `StreamError` if the facility refuses, does not answer within 30 s, or the stream ends
+    first. Leaving the block closes the link to the facility; the stream and its connections continue.
     """
 
     _log = Logger()
@@ -69,7 +70,7 @@ class Joined:
         self._listeners = listeners
         self._reactor = reactor
         self._finds_reactor = reactor is None
-        self._program = ThisProgram()
+        self._program = CallingProgram()
         self._controller: Controller | None = None
         self._is_over = False
         self._reason: StreamError | None = None
@@ -77,31 +78,33 @@ class Joined:
 
     async def __aenter__(self) -> Joined:
         if self._controller is not None:
-            raise StreamError("wrong-state", "this has been entered before: call producer() or consumer() again")
+            raise StreamError(
+                "wrong-state", "a joined stream can be entered once only: call producer() or consumer() again"
+            )
         if self._reactor is None:
             self._reactor = current_reactor()
         self._controller = Controller(self._reactor, self._join, self._listeners, self._program, self._note)
         self._controller.run().addCallbacks(self._ended, self._refused)
         try:
-            found = await Awaitable(self._program.ready)
+            listeners = await Awaitable(self._program.ready)
         except BaseException as problem:
             closing = self.close()
             if not isinstance(problem, GeneratorExit):
                 await closing
             raise
-        self.addresses = [(one.host, one.port) for one in map(Address.parse, found)]
+        self.addresses = [(address.host, address.port) for address in map(Address.parse, listeners)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def ended(self) -> Awaitable[StreamError | None]:
-        """Wait until the stream is over; gives the reason, or None if this program has left it first.
+        """Wait until the stream is over. Return the reason, or None if this program has left the stream first.
 
-        :raises StreamError: `wrong-state`, before this is entered.
+        :raises StreamError: `wrong-state`, outside the ``async with`` block.
         """
         if self._controller is None:
-            raise StreamError("wrong-state", "this has not been entered yet: use `async with`")
+            raise StreamError("wrong-state", "the stream is not joined yet: use `async with`")
         waiting: Deferred[StreamError | None] = Deferred(self._forget)
         if self._is_over:
             waiting.callback(self._reason)
@@ -110,7 +113,7 @@ class Joined:
         return Awaitable(waiting)
 
     def close(self) -> Awaitable[None]:
-        """Leave the stream, whatever is waited for. `async with` does it at its end."""
+        """Leave the stream and close the link. The end of the ``async with`` block does the same."""
         return Awaitable(Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
@@ -126,8 +129,8 @@ class Joined:
         self._reason = reason
         self._program.give_up(CancelledError())
         waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.callback(reason)
+        for deferred in waiting:
+            deferred.callback(reason)
 
     def _refused(self, failure: Failure) -> None:
         self._program.give_up(failure.value)
@@ -141,21 +144,21 @@ class Joined:
         self._log.info("stream {uid}: {sentence}", uid=self.uid, sentence=sentence)
 
 
-class ThisProgram:
-    """Stands for the program that runs this code: it is told in place of being started."""
+class CallingProgram:
+    """The program that uses this library. It is already running, so it is notified instead of being started."""
 
     def __init__(self) -> None:
         self.ready: Deferred[list[str]] = Deferred()
-        """Fires with the listeners that a consumer connects to, once it may."""
+        """Fires when the stream is ready, with the listeners that a consumer connects to."""
         self._left: Deferred[None] = Deferred()
 
     def start(self, listeners: Sequence[str]) -> None:
-        """Let it go on."""
+        """Fire `ready`."""
         if not self.ready.called:
             self.ready.callback(list(listeners))
 
     def ended(self, _reactor: Any) -> Deferred[None]:
-        """Fires when it wants no more of the stream."""
+        """Return a Deferred that fires when the program leaves the stream."""
         return self._left
 
     def leave(self) -> None:
@@ -164,7 +167,7 @@ class ThisProgram:
             self._left.callback(None)
 
     def give_up(self, problem: BaseException | None) -> None:
-        """Fail `ready` with this problem, unless the stream is ready already."""
+        """Fail `ready` with this problem, unless it has fired."""
         if not self.ready.called:
             self.ready.errback(Failure(problem))
 
@@ -178,7 +181,7 @@ def _join_of(text: str, role: Role) -> Join:
         sides = {PROD: "producer", CONS: "consumer"}
         raise StreamError(
             "bad-message",
-            f"this join string is for the {sides[join.role]}: give it to {sides[join.role]}(), or take the one for the "
+            f"this join string is for the {sides[join.role]}: pass it to {sides[join.role]}(), or use the one for the "
             f"{sides[role]}",
         )
     return join
@@ -191,6 +194,6 @@ def _numeric(text: str) -> Address:
         raise StreamError("bad-message", str(wrong)) from None
     if address.numeric is None:
         raise StreamError(
-            "bad-message", f"{text}: gateways do not look up the names of applications: give a numeric address"
+            "bad-message", f"{text}: gateways do not resolve the names of applications: use a numeric address"
         )
     return address

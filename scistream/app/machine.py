@@ -1,4 +1,4 @@
-"""The machines of ProdApp and ConsApp, as an application controller runs them. They do no I/O.
+"""The state machines of ProdApp and ConsApp, which application controllers run. They do no input or output.
 
 ProdApp:
 
@@ -36,16 +36,16 @@ from scistream.state_machines import build, on
 
 
 class Effects(Protocol):
-    """What the machines want done. No effect raises."""
+    """What the machines decide, for others to carry out. No effect raises."""
 
     def say_hello(self) -> None:
-        """Say Hello until it is answered: then `welcomed` or `failed`."""
+        """Say Hello until the S2CS answers, and call the input `welcomed` or `failed`."""
 
     def serve(self) -> None:
-        """Let the program of ProdApp go on, since the S2CS knows ProdApp."""
+        """Start the program of ProdApp, since the S2CS knows its listeners."""
 
     def connect(self, listeners: list[str]) -> None:
-        """Let ConsApp connect to these listeners, one for each channel."""
+        """Start the program of ConsApp, which connects to these listeners, one for each channel."""
 
     def finish(self, error: StreamError | None) -> None:
         """End the application, with the error if the stream has failed."""
@@ -55,13 +55,13 @@ class Application(Protocol):
     """The inputs of both machines. An input returns nothing, and raises in no state."""
 
     def start(self) -> None:
-        """Begin: the application is there."""
+        """Begin to join the stream."""
 
     def welcomed(self) -> None:
         """Take a RESP to Hello."""
 
     def start_conn(self, listeners: list[str]) -> None:
-        """Take a StartConn. A repeated one is answered like the first, and changes nothing."""
+        """Take a StartConn. A repeated one changes nothing."""
 
     def failed(self, error: StreamError) -> None:
         """Take an ERROR to Hello, or the news that the stream has ended."""
@@ -72,7 +72,7 @@ class Application(Protocol):
 
 @dataclass
 class Core:
-    """What all states of a machine share."""
+    """The data that all states of a machine share."""
 
     effects: Effects
     state: str = "Idle"

@@ -1,6 +1,6 @@
-"""What `appctrl` does before anything else: it wipes the traces of the join string, which others could read.
+"""Hide the join string of `appctrl` from other processes, before anything else is imported.
 
-Nothing heavy is imported here: the imports of `cli` take the better part of a second.
+The imports of `cli` take most of a second, during which the join string could be read, so this module imports little.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ from dataclasses import dataclass, field
 from scistream.os_process import keep_secrets, take_secret_variable
 
 JOIN_VARIABLE = "SCISTREAM_JOIN"
-_PYTHONS_OWN = ("LC_CTYPE", "C.UTF-8")
-"""What Python sets in its own environment where no locale is set."""
+_SET_BY_PYTHON = ("LC_CTYPE", "C.UTF-8")
+"""The variable that Python adds to its own environment if no locale is set."""
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What was there when the process started.
+class StartEnvironment:
+    """The environment with which the process was started.
 
-    :param join: the join string of the environment; an empty string if there is none.
-    :param environment: for the program: what this process was given, without the join string.
+    :param join: the join string; empty if there is none.
+    :param environment: the variables for the program, which are all but the join string.
     """
 
     join: str = field(repr=False)
     environment: dict[str, str] = field(repr=False)
 
 
-_begun: list[Beginning] = []
+_prepared: list[StartEnvironment] = []
 
 
 def prepare() -> None:
-    """Hide the join string before the command is imported; `begin` gives what was found."""
-    _begun.append(begin())
-    keep_secrets(no_core=False)  # the program's core files are its own affair
+    """Hide the join string before the command is imported; `take_environment` then returns it."""
+    _prepared.append(take_environment())
+    keep_secrets(no_core=False)  # the program inherits the limit, and may want core files
 
 
-def begin() -> Beginning:
-    """Take the join string out of the environment, and note what is left."""
-    if _begun:
-        return _begun.pop()
+def take_environment() -> StartEnvironment:
+    """Remove the join string from the environment of this process, and return it with all other variables."""
+    if _prepared:
+        return _prepared.pop()
     join = take_secret_variable(JOIN_VARIABLE)
     environment = dict(os.environ)
-    name, value = _PYTHONS_OWN
+    name, value = _SET_BY_PYTHON
     if environment.get(name) == value and not _was_given(name):
         del environment[name]
-    return Beginning(join, environment)
+    return StartEnvironment(join, environment)
 
 
 def _was_given(name: str) -> bool:
-    """Whether a variable was in the environment that this process was started with."""
+    """Return True if the process was started with this variable, or if the system cannot tell."""
     try:
         with open("/proc/self/environ", "rb") as file:
             return any(entry.startswith(name.encode() + b"=") for entry in file.read().split(b"\0"))
     except OSError:
-        return True  # a system that does not tell
+        return True

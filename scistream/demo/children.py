@@ -1,7 +1,7 @@
-"""The processes that the demonstration starts, and their end.
+"""The processes that the demonstration starts and ends.
 
-Each has a session of its own, writes to files in the demonstration's folder, and ends with it: asked by SIGTERM
-first, killed with all its descendants after a time of grace. Nothing here blocks.
+Each process has a session of its own and writes to files in the demonstration's folder. At the end it gets SIGTERM,
+and is killed with all its descendants if it does not end within `timing.DEMO_STOP`. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scistream.app.startup import JOIN_VARIABLE
 
 
 class Child(ProcessProtocol):
-    """One process, its end, and what it has written."""
+    """One process, with its output files and how it ended."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -33,12 +33,12 @@ class Child(ProcessProtocol):
         self.log = folder / f"{name}.log"
         self.pid = 0
         self.end: str | None = None
-        """How it ended ("status 1", "SIGKILL"), or None while it runs."""
+        """How it ended, such as "status 1" or "SIGKILL"; None while it runs."""
         self.succeeded = False
         self._waiting: list[Deferred[None]] = []
 
     def ended(self) -> Deferred[None]:
-        """Fires once the process has ended."""
+        """Return a Deferred that fires when the process has ended."""
         waiting: Deferred[None] = Deferred()
         if self.end is None:
             self._waiting.append(waiting)
@@ -47,6 +47,7 @@ class Child(ProcessProtocol):
         return waiting
 
     def processEnded(self, reason: Failure) -> None:
+        """Note how the process ended, and fire the Deferreds of `ended`."""
         value = reason.value
         self.succeeded = not isinstance(value, ProcessTerminated)
         if isinstance(value, ProcessTerminated) and value.signal is not None:
@@ -59,7 +60,7 @@ class Child(ProcessProtocol):
                 each.callback(None)
 
     def tail(self, lines: int = 15) -> list[str]:
-        """The last lines of what it has written: to its standard error, or, if nothing there, to its output."""
+        """Return the last lines of its standard error, or of its standard output if that has none."""
         for path in (self.log, self.out):
             with suppress(OSError):
                 written = path.read_text(errors="replace").splitlines()
@@ -69,7 +70,7 @@ class Child(ProcessProtocol):
 
 
 class Children:
-    """All processes of one demonstration; their files go to `folder`."""
+    """All processes of one demonstration. Their output files are in `folder`."""
 
     def __init__(self, reactor: Any, folder: Path) -> None:
         self._reactor = reactor
@@ -80,28 +81,28 @@ class Children:
     def start(
         self, name: str, command: Sequence[str], env: Mapping[str, str], on_end: Callable[[Child], None]
     ) -> Child:
-        """Start a process; its standard output and standard error go to its files.
+        """Start a process whose standard output and standard error go to files.
 
-        :param name: unique; names its files.
-        :param env: added to this process's own environment, of which the user's join string is left out.
-        :param on_end: called when it has ended, unless `end_all` was called first.
+        :param name: a unique name, also of its files.
+        :param env: variables in addition to this process's own environment without the user's join string.
+        :param on_end: called when the process has ended, unless `end_all` was called before.
         """
         child = Child(name, self._folder)
-        tethered = [sys.executable, "-P", "-m", "scistream.demo.die_with_parent", str(os.getpid()), *command]
-        nothing = os.open(os.devnull, os.O_RDONLY)
+        wrapped = [sys.executable, "-P", "-m", "scistream.demo.die_with_parent", str(os.getpid()), *command]
+        devnull = os.open(os.devnull, os.O_RDONLY)
         out = os.open(child.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             process = self._reactor.spawnProcess(
                 child,
-                tethered[0],
-                tethered,
+                wrapped[0],
+                wrapped,
                 env={**_inherited(), "PYTHONPATH": _python_path(), **env},
                 path=str(self._folder),
-                childFDs={0: nothing, 1: out, 2: log},
+                childFDs={0: devnull, 1: out, 2: log},
             )
         finally:
-            for fd in (nothing, out, log):
+            for fd in (devnull, out, log):
                 os.close(fd)
         child.pid = process.pid
         self._all.append(child)
@@ -109,11 +110,11 @@ class Children:
         return child
 
     def tails(self) -> list[str]:
-        """The last lines of every log, each with its name before it."""
+        """Return the last lines of every log, each after the name of its process."""
         return [f"{child.name}: {line}" for child in self._all for line in child.tail(5)]
 
     async def end_all(self) -> None:
-        """End every process and whatever it has started; returns when none is left."""
+        """End every process with all its descendants, and return when none is left."""
         self._ending = True
         for child in self._all:
             _signal(os.kill, child, signal.SIGTERM)
@@ -127,7 +128,7 @@ class Children:
         await self._until_gone()
 
     async def _until_gone(self) -> None:
-        """Killed descendants are not our own to wait for: look until they have left, for a bounded time."""
+        """Poll, for a bounded time, until killed descendants are gone. They are not children of this process."""
         deadline = self._reactor.seconds() + timing.DEMO_GONE
         while self._reactor.seconds() < deadline and any(_group_lives(child) for child in self._all):
             await deferLater(self._reactor, timing.DEMO_GONE_LOOK)
@@ -148,10 +149,10 @@ def _group_lives(child: Child) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    """The environment of this process without the secret of a stream that is not the demonstration's."""
+    """Return the environment of this process without the join string of a stream of the user's own."""
     return {name: value for name, value in os.environ.items() if name != JOIN_VARIABLE}
 
 
 def _python_path() -> str:
-    """Children find the same modules as this process, from whichever folder it was started."""
-    return os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # "" is that folder
+    """Return the module path of this process with absolute folders, since children run in another folder."""
+    return os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # "" is the folder of this process

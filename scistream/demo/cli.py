@@ -1,4 +1,4 @@
-"""``scistream demo``: its options, its output, its exit status. What it does is in `run`."""
+"""The command ``scistream demo``: its options, its output, its exit status. The demonstration itself is in run.py."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command("demo")
-@click.option("--seconds", type=TIME, metavar="S", help="Stream for so long.")
-@click.option("--bytes", "total", type=SIZE, metavar="N", help="Stream so much (2G unless --seconds).")
+@click.option("--seconds", type=TIME, metavar="S", help="Stream for this time.")
+@click.option("--bytes", "total", type=SIZE, metavar="N", help="Stream this amount [default: 2G unless --seconds].")
 @click.option("--num-conn", type=click.IntRange(1, 128), default=4, show_default=True, help="Channels.")
-@click.option("--rate", type=RATE, metavar="R", default="10Gbit", show_default=True, help="Ask for this rate.")
+@click.option("--rate", type=RATE, metavar="R", default="10Gbit", show_default=True, help="Request this rate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON.")
 def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, as_json: bool) -> None:
     """Stream between two facilities on this machine.
 
-    Starts two facilities (an S2CS and an S2DS each, with certificates of their own) on loopback, asks them for a
-    stream, and starts a detector and a consumer that know nothing of SciStream and share nothing but the stream.
-    The detector sends numbered frames; the consumer checks each of them. Nothing needs to be set up before,
-    and nothing is left after it.
+    The demonstration starts two facilities on loopback, each with an S2CS, an S2DS and certificates of its own. It
+    requests a stream from them and starts a detector and a consumer, two programs that know nothing of SciStream.
+    The detector sends numbered frames, and the consumer checks every frame. Nothing has to be set up beforehand, and
+    nothing is left behind.
 
-    The exit status is 0 if every frame arrived as it was sent and the stream was released, 1 otherwise.
+    The exit status is 0 if every frame arrived intact and the stream was released, and 1 otherwise.
     """
     if seconds is not None and total is not None:
-        raise click.UsageError("--seconds and --bytes exclude each other: give one of them")
+        raise click.UsageError("--seconds and --bytes exclude each other: leave one of them out")
     if seconds is None and total is None:
         total = _DEFAULT_BYTES
     try:
@@ -57,10 +57,10 @@ def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, a
         sys.exit(1)
 
 
-def _run(wishes: DemoOptions) -> Summary:
+def _run(options: DemoOptions) -> Summary:
     """Run the reactor for one demonstration.
 
-    :raises DemoError: if it did not come to a summary.
+    :raises DemoError: if the demonstration failed before its end.
     """
     from twisted.internet import reactor as the_reactor
 
@@ -73,11 +73,11 @@ def _run(wishes: DemoOptions) -> Summary:
         reactor.stop()
 
     def begin() -> None:
-        demonstration = Demo(reactor, wishes, progress.show)
+        demonstration = Demo(reactor, options, progress.show)
         for number in _STOPPED_BY:
             signal.signal(number, lambda got, _frame: reactor.callFromThread(demonstration.stop, _interrupted(got)))
-        course: Deferred[Summary] = demonstration.start()
-        course.addBoth(ended)
+        running: Deferred[Summary] = demonstration.start()
+        running.addBoth(ended)
 
     with Progress(Console(stderr=True)) as progress:
         reactor.callWhenRunning(begin)
@@ -90,4 +90,4 @@ def _run(wishes: DemoOptions) -> Summary:
 
 
 def _interrupted(number: int) -> DemoError:
-    return DemoError(f"stopped by {signal.Signals(number).name}; nothing that it started is left")
+    return DemoError(f"stopped by {signal.Signals(number).name}; every process that it started has ended")

@@ -1,8 +1,8 @@
-"""The demonstration's consumer: an ordinary TCP client that reads frames from each listener and checks them all.
+"""The demonstration's consumer: an ordinary TCP client that reads frames from each listener and checks every one.
 
-``python -m scistream.demo.consumer HOST:PORT [HOST:PORT ...]``, one listener a channel, in order; or with none, those
-that the environment's ``SCISTREAM_LISTENERS`` holds as a JSON list. It prints its findings as one line of JSON and ends
-with status 0 only if nothing at all was wrong.
+Run ``python -m scistream.demo.consumer HOST:PORT [HOST:PORT ...]`` with one listener for each channel, in order.
+Without arguments it takes the JSON list in the environment variable ``SCISTREAM_LISTENERS``. It prints a report as one
+line of JSON, and its exit status is 0 only if it found no fault.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from scistream.demo.frames import FrameChecker, whole_digest
 from scistream.protocol.address import Address
 
 LISTENERS_VARIABLE = "SCISTREAM_LISTENERS"
-_FAULTS_SAID = 10
+_MAX_FAULTS_REPORTED = 10
 
 
 class ConsumerChannel(threading.Thread):
-    """Reads one channel to its end."""
+    """A thread that reads one channel to its end."""
 
     def __init__(self, number: int, listeners: Sequence[Address], timeout: float) -> None:
         super().__init__(name=f"channel-{number}", daemon=True)
@@ -36,6 +36,7 @@ class ConsumerChannel(threading.Thread):
         self._timeout = timeout
 
     def run(self) -> None:
+        """Connect and read; faults are in `checker`."""
         try:
             connection = socket.create_connection(self.address, timeout=self._timeout)
         except OSError as error:
@@ -45,7 +46,7 @@ class ConsumerChannel(threading.Thread):
             self.checker.ended(self._read(connection))
 
     def _read(self, connection: socket.socket) -> str:
-        """Read until the channel is finished; returns how the connection ended."""
+        """Read until the channel is finished, and return how the connection ended."""
         checker = self.checker
         while not checker.finished:
             try:
@@ -66,7 +67,7 @@ class ConsumerChannel(threading.Thread):
 
 
 def report(channels: Sequence[ConsumerChannel]) -> dict[str, Any]:
-    """What the channels have found, as it is printed. `seconds` runs from the first byte to the last."""
+    """Return the report to print. `seconds` is the time from the first byte to the last, over all channels."""
     checkers = [channel.checker for channel in channels]
     first = min((channel.first_byte for channel in channels if channel.first_byte is not None), default=0.0)
     last = max((channel.last_byte for channel in channels if channel.last_byte is not None), default=0.0)
@@ -77,7 +78,7 @@ def report(channels: Sequence[ConsumerChannel]) -> dict[str, Any]:
         "frames_repeated": sum(checker.repeated for checker in checkers),
         "frames_corrupt": sum(checker.corrupt for checker in checkers),
         "fault_count": sum(checker.fault_count for checker in checkers),
-        "faults": [fault.text for checker in checkers for fault in checker.faults][:_FAULTS_SAID],
+        "faults": [fault.text for checker in checkers for fault in checker.faults][:_MAX_FAULTS_REPORTED],
         "sha256": whole_digest([checker.sha256 for checker in checkers]),
         "seconds": round(last - first, 6),
         "channels": [
@@ -94,34 +95,34 @@ def report(channels: Sequence[ConsumerChannel]) -> dict[str, Any]:
 
 
 def _listeners(texts: Sequence[str]) -> list[Address]:
-    """The addresses of the arguments, or else of the environment.
+    """Return the addresses in the arguments, or in the environment if there are no arguments.
 
-    :raises ValueError: with a sentence, if there are none or one is none.
+    :raises ValueError: if there are none, or a text is not an address.
     """
     if not texts:
         value = os.environ.get(LISTENERS_VARIABLE)
         if value is None:
-            raise ValueError(f"there is no listener: give HOST:PORT, or a JSON list in {LISTENERS_VARIABLE}")
+            raise ValueError(f"no listener given: give HOST:PORT, or set {LISTENERS_VARIABLE} to a JSON list")
         try:
             texts = json.loads(value)
         except ValueError:
             texts = []
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f'{LISTENERS_VARIABLE} is {value!r}: it should be a JSON list of "HOST:PORT"')
+            raise ValueError(f'{LISTENERS_VARIABLE} is {value!r}: set it to a JSON list of "HOST:PORT"')
     return [Address.parse(text) for text in texts]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="consumer", description="Read frames from each listener and check them all.")
-    parser.add_argument("listener", nargs="*", metavar="HOST:PORT", help="one a channel, in order")
+    parser = argparse.ArgumentParser(prog="consumer", description="Read frames from each listener and check every one.")
+    parser.add_argument("listener", nargs="*", metavar="HOST:PORT", help="one for each channel, in order")
     parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="S", help="seconds of silence to bear (%(default)s)"
+        "--timeout", type=float, default=120.0, metavar="S", help="give up after so many silent seconds (%(default)s)"
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the consumer; returns the exit status: 0 all is well, 1 a fault was found, 2 bad usage."""
+    """Run the consumer and return its exit status: 0 if it found no fault, 1 if it did, 2 for wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -137,11 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not channel.checker.finished:
             channel.checker.ended("abandoned by a failure of the consumer itself")
 
-    findings = report(channels)
-    print(json.dumps(findings), flush=True)
-    for text in findings["faults"]:
+    result = report(channels)
+    print(json.dumps(result), flush=True)
+    for text in result["faults"]:
         print(f"consumer: {text}", file=sys.stderr)
-    return 1 if findings["fault_count"] else 0
+    return 1 if result["fault_count"] else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The demonstration's detector: an ordinary TCP server that sends numbered frames to whoever connects.
+"""The demonstration's detector: an ordinary TCP server that sends numbered frames to the client that connects.
 
-``python -m scistream.demo.detector --listen HOST:PORT [--listen ...] (--bytes N | --seconds S)``: one listener and one
-thread a channel, one connection each. It prints where it listens as one line of JSON, and a report as
-another when all is sent. It knows nothing of SciStream.
+Run ``python -m scistream.demo.detector --listen HOST:PORT [--listen ...] (--bytes N | --seconds S)``. There is one
+listener, one thread and one connection for each channel. The detector prints its listeners as one line of JSON, and a
+report as another when everything is sent. It knows nothing of SciStream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scistream.demo.frames import FRAME_BYTES, MAX_FRAME_BYTES, FrameMaker, whol
 
 
 class Plan:
-    """How much is to be sent: a number of bytes, or as much as goes in a time."""
+    """How much to send: a number of bytes, or as much as possible within a time."""
 
     def __init__(self, total: int | None, seconds: float | None, frame_bytes: int, channels: int) -> None:
         self._total = total
@@ -32,13 +32,13 @@ class Plan:
         self._deadline: float | None = None
 
     def begin(self) -> None:
-        """A connection has come; with the first one the time begins to run."""
+        """Note a connection. The time starts with the first one."""
         with self._lock:
             if self._seconds is not None and self._deadline is None:
                 self._deadline = time.monotonic() + self._seconds
 
     def frames(self, channel: int) -> Iterator[tuple[int, int]]:
-        """The (number, length) of each frame of a channel, for as long as there are any."""
+        """Yield the (number, length in bytes) of each frame of a channel, until everything is sent."""
         number = channel
         while (length := self._length(number)) > 0:
             yield number, length
@@ -52,7 +52,7 @@ class Plan:
 
 
 class DetectorChannel(threading.Thread):
-    """Waits for the one connection of a channel and sends its frames there."""
+    """A thread that waits for the connection of one channel and sends its frames."""
 
     def __init__(
         self, number: int, listener: socket.socket, plan: Plan, failed: threading.Event, timeout: float
@@ -66,18 +66,19 @@ class DetectorChannel(threading.Thread):
         self._timeout = timeout
 
     def run(self) -> None:
+        """Accept and send; a failure is in `error`."""
         try:
             with self._listener:
                 connection = self._accept()
             if connection is None:
-                self.error = "no one connected before another channel failed"
+                self.error = "no connection before another channel failed"
             else:
                 with connection:
                     self._send(connection)
                 self.error = None
         except OSError as error:
             sent = f"{self.maker.frames} frames ({self.maker.bytes} bytes)"
-            self.error = f"the consumer went away after {sent}: {error}"
+            self.error = f"the connection was lost after {sent}: {error}"
         finally:
             if self.error is not None:
                 self._failed.set()
@@ -100,13 +101,14 @@ class DetectorChannel(threading.Thread):
         connection.sendall(self.maker.final())
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
-            pass  # A consumer says nothing; its end is its sign that it has read all.
+            pass  # the consumer sends nothing: it closes the connection when it has read everything
 
 
 def listen(texts: Sequence[str]) -> list[socket.socket]:
-    """Bind one listener an address; port 0 lets the system choose.
+    """Bind a listener to each address. Port 0 lets the system choose a port.
 
-    :raises ValueError: an address is none. :raises OSError: it cannot be bound.
+    :raises ValueError: if a text is not HOST:PORT.
+    :raises OSError: if an address cannot be bound.
     """
     listeners = []
     for text in texts:
@@ -122,7 +124,7 @@ def listen(texts: Sequence[str]) -> list[socket.socket]:
 def _split(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{text!r} is no HOST:PORT")
+        raise ValueError(f"{text!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -131,38 +133,38 @@ def _name(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _say(line: dict[str, Any]) -> None:
+def _print_json(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="detector", description="Send numbered frames to whoever connects.")
-    parser.add_argument("--listen", action="append", required=True, metavar="HOST:PORT", help="once a channel")
+    parser = argparse.ArgumentParser(prog="detector", description="Send numbered frames to the client that connects.")
+    parser.add_argument("--listen", action="append", required=True, metavar="HOST:PORT", help="once for each channel")
     amount = parser.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--bytes", type=int, help="payload bytes to send in all")
+    amount.add_argument("--bytes", type=int, help="payload bytes to send in total")
     amount.add_argument("--seconds", type=float, help="how long to send, from the first connection on")
     parser.add_argument(
         "--timeout",
         type=float,
         default=120.0,
         metavar="S",
-        help="seconds that a consumer may take nothing (%(default)s)",
+        help="give up if the consumer reads nothing for so many seconds (%(default)s)",
     )
     parser.add_argument("--frame-bytes", type=int, default=FRAME_BYTES, help="payload of a frame (%(default)s)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the detector; returns the exit status: 0 all sent, 1 a consumer went away, 2 bad usage."""
+    """Run the detector and return its exit status: 0 if all was sent, 1 if a connection failed, 2 for wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not 1 <= options.frame_bytes <= MAX_FRAME_BYTES:
-        parser.error(f"--frame-bytes is {options.frame_bytes}: it can be 1 to {MAX_FRAME_BYTES}")
+        parser.error(f"--frame-bytes is {options.frame_bytes}: give a number from 1 to {MAX_FRAME_BYTES}")
     try:
         listeners = listen(options.listen)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    _say({"listeners": [_name(listener) for listener in listeners]})
+    _print_json({"listeners": [_name(listener) for listener in listeners]})
 
     plan = Plan(options.bytes, options.seconds, options.frame_bytes, len(listeners))
     failed = threading.Event()
@@ -176,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if channel.error is not None:
             print(f"detector: channel {channel.maker.channel}: {channel.error}", file=sys.stderr)
     makers = [channel.maker for channel in channels]
-    _say(
+    _print_json(
         {
             "bytes": sum(maker.bytes for maker in makers),
             "frames": sum(maker.frames for maker in makers),

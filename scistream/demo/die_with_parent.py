@@ -1,8 +1,8 @@
-"""Runs a program that does not outlive the process that started it.
+"""Run a program that does not outlive the process that started it.
 
-``python -m scistream.demo.die_with_parent PARENT PROGRAM [ARGUMENT ...]``: makes a session of its own, asks the kernel
-for a SIGTERM should the process PARENT die in any way, and becomes PROGRAM. Where the kernel knows no such request
-(other systems than Linux), only an orderly end of the parent ends the program.
+``python -m scistream.demo.die_with_parent PARENT PROGRAM [ARGUMENT ...]`` starts a session of its own, asks the kernel
+to send SIGTERM when the process PARENT dies, and becomes PROGRAM. On other systems than Linux there is no such request:
+there the program ends only if the parent ends it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Become the program; does not return."""
+    """Become the program. Does not return."""
     parent, program = int(arguments[0]), arguments[1:]
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit("tether: the parent has gone")
+        sys.exit("die_with_parent: the parent has ended already")
     os.execvp(program[0], program)
 
 

@@ -1,7 +1,7 @@
 """A facility in a folder: its authority, its certificates, its configuration, and its two servers as processes.
 
-Each facility trusts its own authority for its servers; for users it also trusts those of other facilities,
-whose users it serves. Everything listens on 127.0.0.1.
+A facility trusts its own authority for its servers, and the authorities of all facilities whose users it serves for
+their users. Everything listens on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _TRIES = 200
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; the message is one sentence for a person.
+    """The demonstration has failed.
 
-    :param log: lines of a log that tell more.
+    :param message: a sentence for a person.
+    :param log: lines of a log that explain it.
     """
 
     def __init__(self, message: str, log: Sequence[str] = ()) -> None:
@@ -48,10 +49,12 @@ class DemoError(Exception):
 class DemoFacility:
     """One facility: an S2CS and one S2DS.
 
-    :param name: for people; it is in the authority's certificate.
-    :param short: starts the names of its processes.
-    :param channels: how many ports its gateway needs.
-    :param rate: the capacity of its gateway in Mbit/s.
+    :param folder: made for its files.
+    :param name: its name in the authority's certificate.
+    :param short: the prefix of the names of its processes.
+    :param channels: the number of ports of its gateway.
+    :param rate: the capacity of its gateway, in Mbit/s.
+    :param ports: gives out free ports.
     """
 
     def __init__(self, folder: Path, name: str, short: str, channels: int, rate: float, ports: DemoPorts) -> None:
@@ -67,13 +70,13 @@ class DemoFacility:
         self._rate = rate
 
     def user(self, name: str) -> Issued:
-        """A certificate for a user at home here."""
+        """Issue a certificate for a user of this facility."""
         return issue(self._pki, "user", name)
 
     def start_gateway(self, children: Children, on_end: Callable[[Child], None], **more: Any) -> Child:
-        """Write the configuration of its S2DS and start it; it obeys this facility's S2CS alone.
+        """Write the configuration of the S2DS and start it. It obeys the S2CS of this facility only.
 
-        :param more: settings of ``s2ds.toml`` beside those that it needs.
+        :param more: additional settings of ``s2ds.toml``.
         """
         settings: dict[str, Any] = {
             "listen": str(self.s2ds),
@@ -89,9 +92,10 @@ class DemoFacility:
     def start_server(
         self, children: Children, trusted: Sequence[Path], on_end: Callable[[Child], None], **more: Any
     ) -> Child:
-        """Write the configuration of its S2CS and start it; it serves users of the authorities `trusted`.
+        """Write the configuration of the S2CS and start it.
 
-        :param more: settings of ``s2cs.toml`` beside those that it needs.
+        :param trusted: the authorities of the users whom it serves.
+        :param more: additional settings of ``s2cs.toml``.
         """
         controller = _files(issue(self._pki, "controller", _CONTROLLER))
         settings: dict[str, Any] = {
@@ -106,16 +110,16 @@ class DemoFacility:
         return self._start(children, "s2cs", settings, on_end)
 
     async def gateway_ready(self, reactor: Any) -> None:
-        """Wait until its S2DS accepts connections.
+        """Wait until the S2DS accepts connections.
 
-        :raises DemoError: if it does not in time.
+        :raises DemoError: if it does not within `timing.DEMO_START` seconds.
         """
         await _ready(reactor, f"the S2DS of the {self.name}", self.s2ds)
 
     async def server_ready(self, reactor: Any) -> None:
-        """Wait until its S2CS accepts connections.
+        """Wait until the S2CS accepts connections.
 
-        :raises DemoError: if it does not in time.
+        :raises DemoError: if it does not within `timing.DEMO_START` seconds.
         """
         await _ready(reactor, f"the S2CS of the {self.name}", self.s2cs)
 
@@ -126,18 +130,18 @@ class DemoFacility:
 
 
 class DemoPorts:
-    """Free ports of this machine, each given out once.
+    """Free ports of this machine, each of which is given out once.
 
-    They lie below those that the system itself gives to outgoing connections, and are found by binding them.
+    They are below the ports that the system uses for outgoing connections, and are found by binding them.
     """
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
     def take(self, count: int = 1) -> int:
-        """The first of `count` free ports in a row.
+        """Return the first of `count` consecutive free ports.
 
-        :raises DemoError: if no such row is found.
+        :raises DemoError: if no such ports are found.
         """
         for _ in range(_TRIES):
             first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
@@ -145,7 +149,7 @@ class DemoPorts:
             if self._taken.isdisjoint(row) and _all_free(row):
                 self._taken.update(row)
                 return first
-        raise DemoError(f"there are no {count} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
+        raise DemoError(f"found no {count} consecutive free ports between {_FIRST_PORT} and {_LAST_PORT}")
 
 
 def _all_free(ports: range) -> bool:
@@ -158,11 +162,11 @@ def _all_free(ports: range) -> bool:
     return True
 
 
-async def _ready(reactor: Any, who: str, address: Address) -> None:
+async def _ready(reactor: Any, server: str, address: Address) -> None:
     deadline = reactor.seconds() + timing.DEMO_START
     while not await _accepts(reactor, address):
         if reactor.seconds() > deadline:
-            raise DemoError(f"{who} does not listen on {address} after {timing.DEMO_START:g} s")
+            raise DemoError(f"{server} does not listen on {address} after {timing.DEMO_START:g} s")
         await deferLater(reactor, timing.DEMO_LISTEN_LOOK)
 
 
@@ -183,7 +187,7 @@ def _files(issued: Issued) -> dict[str, str]:
 
 
 def _toml(settings: dict[str, Any]) -> str:
-    """TOML of these settings; a JSON string or list of strings is one of TOML too."""
+    """Return the settings as TOML, in which strings and lists of strings are written as in JSON."""
     plain = {key: value for key, value in settings.items() if not _is_section(value)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in settings.items():

@@ -1,10 +1,10 @@
-"""Numbered frames with checksums: what the demonstration's detector sends and its consumer checks.
+"""Numbered frames with checksums, which the demonstration's detector sends and its consumer checks.
 
-Bytes in, verdicts out; no sockets here. A channel is a row of frames and then one final frame, which says how
-many there were. A frame is a header of 28 bytes and a payload. Big-endian, the header holds: the magic ``ScFr``,
-the version (u8), the kind (u8: 1 data, 2 final), two zero bytes, the channel (u32), the frame's number (u64; of a
-final frame, the count of data frames on this channel), the payload's length (u32), and the CRC-32 of all of this
-and the payload (u32).
+There are no sockets here. A channel carries data frames and then one final frame, which says how many there were. A
+frame is a header of 28 bytes and a payload. The header has, in big-endian order: the magic ``ScFr``, the version (u8),
+the kind (u8: 1 data, 2 final), two zero bytes, the channel (u32), the number of the frame (u64; in a final frame the
+count of data frames on this channel), the length of the payload (u32), and the CRC-32 of all this and the payload
+(u32).
 
 Frames are numbered over all channels: frame n belongs to channel n modulo the number of channels.
 """
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 FRAME_BYTES = 1 << 20
-"""The payload of a frame unless asked otherwise."""
+"""The default length of a payload, in bytes."""
 MAX_FRAME_BYTES = 16 << 20
-"""The longest payload that a checker takes for one."""
+"""The longest payload that a checker accepts, in bytes."""
 
 _MAGIC = b"ScFr"
 _VERSION = 1
@@ -38,13 +38,15 @@ _FAULTS_KEPT = 10
 class FrameMaker:
     """Makes the frames of one channel in one buffer, which each frame overwrites.
 
-    The payload is a random block, made once, with the frame's number stamped on its first bytes: cheap to make, not
-    compressible, and never twice the same, in this run or another.
+    The payload is a random block, made once, with the number of the frame in its first bytes: it is cheap to make,
+    cannot be compressed, and is different for each frame and each run.
+
+    :raises ValueError: if `frame_bytes` is out of range.
     """
 
     def __init__(self, channel: int, frame_bytes: int = FRAME_BYTES) -> None:
         if not 1 <= frame_bytes <= MAX_FRAME_BYTES:
-            raise ValueError(f"a frame of {frame_bytes} bytes was asked for: it can have 1 to {MAX_FRAME_BYTES}")
+            raise ValueError(f"frame_bytes is {frame_bytes}: it can be 1 to {MAX_FRAME_BYTES}")
         self.channel = channel
         self.frames = 0
         self.bytes = 0
@@ -57,7 +59,7 @@ class FrameMaker:
         return self._digest.digest()
 
     def data(self, number: int, length: int) -> memoryview:
-        """The data frame of this number with a payload of `length` bytes; valid until the next call."""
+        """Return the data frame with this number and a payload of `length` bytes. It is valid until the next call."""
         frame = self._whole[: HEADER_BYTES + length]
         payload = frame[HEADER_BYTES:]
         stamp = _STAMP.pack(number)[-length:]
@@ -69,7 +71,7 @@ class FrameMaker:
         return frame
 
     def final(self) -> memoryview:
-        """The final frame, with the count of the data frames made."""
+        """Return the final frame, with the count of the data frames made so far."""
         frame = self._whole[:HEADER_BYTES]
         self._write_header(frame, _FINAL, self.frames)
         return frame
@@ -85,21 +87,21 @@ FaultKind = Literal["corrupt", "lost", "repeated", "late", "foreign", "truncated
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a channel, as a kind and as a sentence."""
+    """A fault of a channel: its kind, and a sentence about it."""
 
     kind: FaultKind
     text: str
 
 
 class FrameChecker:
-    """Checks one channel: give it the bytes as they come, it says what is wrong with them.
+    """Checks the bytes of one channel.
 
-    Read into `space()`, then tell `received()` how many bytes came; tell `ended()` when no more will. It never
-    raises: what is wrong is in `faults` (the first few) and in the counts. A frame counts in `frames` and `bytes`
-    when it is intact and new; `sha256` is over every payload that came, so that no fault can hide from it either.
+    Read into `space()`, then call `received()` with the number of bytes; call `ended()` at the end of the connection.
+    A checker never raises: the first faults are in `faults`, and all are counted. `frames` and `bytes` count frames
+    that are intact and arrive for the first time; `sha256` is over every payload that arrived, so it shows any fault.
 
     :param channel: the number of this channel.
-    :param channels: how many channels share the numbers.
+    :param channels: the number of channels over which frames are numbered.
     """
 
     def __init__(self, channel: int, channels: int) -> None:
@@ -112,9 +114,9 @@ class FrameChecker:
         self.faults: list[Fault] = []
         self.fault_count = 0
         self.complete = False
-        """The final frame has come."""
+        """True if the final frame has arrived."""
         self.finished = False
-        """No more bytes are wanted: the channel has ended, well or not."""
+        """True if the channel has ended, with or without a fault: no more bytes are to be read."""
         self._digest = hashlib.sha256()
         self._expected = channel
         self._missing: list[tuple[int, int]] = []
@@ -125,12 +127,12 @@ class FrameChecker:
 
     @property
     def sha256(self) -> bytes:
-        """The digest of all payloads that came, in the order in which they came."""
+        """The digest of all payloads, in the order of their arrival."""
         return self._digest.digest()
 
     @property
     def lost(self) -> int:
-        """How many frames are known to be missing."""
+        """The number of frames that are known to be missing."""
         return sum((stop - start) // self.channels for start, stop in self._missing)
 
     @property
@@ -138,11 +140,11 @@ class FrameChecker:
         return self._header if self._payload is None else self._payload
 
     def space(self) -> memoryview:
-        """Where the next bytes belong; never empty while the channel is not finished."""
+        """Return the buffer for the next bytes. It is never empty before the channel is finished."""
         return self._part[self._filled :]
 
     def received(self, count: int) -> None:
-        """Say that `count` bytes (more than 0, at most the length of `space()`) were put there."""
+        """Check `count` bytes (more than 0, at most the length of `space()`) that were written into `space()`."""
         self._filled += count
         if self.complete:
             self._rubbish("bytes after the final frame", self._filled)
@@ -153,7 +155,10 @@ class FrameChecker:
                 self._end_frame(self._payload)
 
     def ended(self, how: str = "closed") -> None:
-        """Say that the connection has ended: `how` completes the sentence "the connection was ..."."""
+        """Note that the connection has ended.
+
+        :param how: completes the sentence "the connection was ...".
+        """
         if not self.finished and not self.complete:
             where = f"before frame {self._expected}"
             if self._payload is not None or self._filled:
@@ -210,7 +215,7 @@ class FrameChecker:
         self.bytes += length
 
     def _corrupt_frame(self, kind: int, stated: int, actual: int) -> None:
-        """Its number is in doubt too: take it for the one that is due."""
+        """Count a corrupt frame as the expected one, since its number may be corrupt too."""
         self.corrupt += 1
         name = "the final frame" if kind == _FINAL else f"frame {self._expected}"
         self._fault("corrupt", f"{name} is corrupt: its checksum is {actual:08x}, and it says {stated:08x}")
@@ -227,7 +232,7 @@ class FrameChecker:
             self._skip_to(end, f"the final frame says that there were {count}")
 
     def _skip_to(self, number: int, why: str) -> None:
-        """Note the frames from the expected one up to `number` as missing."""
+        """Note the frames from the expected one to the one before `number` as missing."""
         count = (number - self._expected) // self.channels
         if count:
             last = number - self.channels
@@ -236,7 +241,7 @@ class FrameChecker:
             self._fault("lost", f"{what}: {why}")
 
     def _found(self, number: int) -> bool:
-        """Strike this frame off the missing ones, if it is one of them."""
+        """Remove a frame from the missing ones. Return False if it was not missing."""
         for index, (start, stop) in enumerate(self._missing):
             if start <= number < stop:
                 rest = [(start, number), (number + self.channels, stop)]
@@ -255,5 +260,5 @@ class FrameChecker:
 
 
 def whole_digest(channels: Sequence[bytes]) -> str:
-    """The digest of a stream, in hex: SHA-256 over its channels' digests in the order of the channels."""
+    """Return the digest of a stream in hex: the SHA-256 of its channels' digests, in the order of the channels."""
     return hashlib.sha256(b"".join(channels)).hexdigest()

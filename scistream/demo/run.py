@@ -1,6 +1,6 @@
-"""The course of the demonstration: facilities up, a stream between them, two programs through it, release.
+"""Run the demonstration: start two facilities, stream from one program to another through them, release the stream.
 
-It runs in the reactor and uses what a user would use: the library of S2UC, and ``appctrl`` beside each program.
+It uses what a user would use: the library of S2UC, and ``appctrl`` for each program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from scistream import timing
 from scistream.demo.children import Child, Children
 from scistream.demo.facilities import HOST, DemoError, DemoFacility, DemoPorts
-from scistream.demo.view import ChannelPicture, Picture, Summary
+from scistream.demo.view import ChannelSnapshot, Snapshot, Summary
 from scistream.pki.register import PkiError
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, ChannelFigures
@@ -34,7 +34,12 @@ _CONSUMER = [sys.executable, "-P", "-m", "scistream.demo.consumer"]
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What was asked for: how many bytes, or else for how many seconds; channels; Mbit/s."""
+    """The options of the demonstration.
+
+    :param total: bytes to stream, or None to stream for `seconds`.
+    :param num_conn: number of channels.
+    :param rate: rate to request, in Mbit/s.
+    """
 
     total: int | None
     seconds: float | None
@@ -45,37 +50,37 @@ class DemoOptions:
 class Demo:
     """One demonstration.
 
-    :param show: is given a picture whenever there is a new one.
+    :param show: called with each new snapshot of the stream.
     """
 
-    def __init__(self, reactor: Any, wishes: DemoOptions, show: Callable[[Picture], None]) -> None:
+    def __init__(self, reactor: Any, options: DemoOptions, show: Callable[[Snapshot], None]) -> None:
         self._reactor = reactor
-        self._wishes = wishes
+        self._options = options
         self._show = show
         self._began = reactor.seconds()
-        self._course: Deferred[Summary] | None = None
+        self._running: Deferred[Summary] | None = None
         self._stopped: DemoError | None = None
         self._ending = False
         self._streaming = False
-        self._meter = _Meter(reactor.seconds)
-        self._channels: Sequence[ChannelPicture] = ()
+        self._meter = _RateMeter(reactor.seconds)
+        self._channels: Sequence[ChannelSnapshot] = ()
         self._bytes = 0
-        self._stall: Any = None
+        self._stall_timer: Any = None
 
     def start(self) -> Deferred[Summary]:
-        """Run it; whatever comes of it, nothing that it started is left when this fires.
+        """Start the demonstration.
 
-        :raises DemoError: if it did not come to a summary.
+        :returns: fires with the summary, or fails with a `DemoError`. All processes have ended by then.
         """
-        self._course = Deferred.fromCoroutine(self._in_folder())
-        return self._course
+        self._running = Deferred.fromCoroutine(self._in_folder())
+        return self._running
 
     def stop(self, problem: DemoError) -> None:
-        """End it early, because of this: the first reason counts, and each call ends what it is waiting for."""
+        """End the demonstration early with this error. If there are several, the first one is reported."""
         if not self._ending:
             self._stopped = self._stopped or problem
-            if self._course is not None:
-                self._course.cancel()
+            if self._running is not None:
+                self._running.cancel()
 
     async def _in_folder(self) -> Summary:
         with TemporaryDirectory(prefix="scistream-demo-", ignore_cleanup_errors=True) as name:
@@ -96,13 +101,15 @@ class Demo:
                 await children.end_all()
 
     async def _run(self, folder: Path, children: Children) -> Summary:
-        wishes = self._wishes
+        options = self._options
         ports = DemoPorts()
-        lab = DemoFacility(folder / "lab", "Demo Light Source", "lab", wishes.num_conn, wishes.rate, ports)
-        centre = DemoFacility(folder / "centre", "Demo Computing Centre", "centre", wishes.num_conn, wishes.rate, ports)
+        lab = DemoFacility(folder / "lab", "Demo Light Source", "lab", options.num_conn, options.rate, ports)
+        centre = DemoFacility(
+            folder / "centre", "Demo Computing Centre", "centre", options.num_conn, options.rate, ports
+        )
         user = lab.user("ada@lab.example")
 
-        self._picture("starting two facilities")
+        self._update("starting two facilities")
         await self._start_facilities(children, lab, centre)
 
         client = Client(
@@ -120,33 +127,33 @@ class Demo:
     async def _use(
         self, client: Client, lab: DemoFacility, centre: DemoFacility, children: Children, ports: DemoPorts
     ) -> Summary:
-        """What a user does: ask, hand out the join strings, wait, release."""
-        wishes = self._wishes
-        self._picture("asking for a stream")
-        asked_at = self._reactor.seconds()
+        """Do what a user does: request a stream, start the applications with the join strings, wait, release."""
+        options = self._options
+        self._update("requesting a stream")
+        requested_at = self._reactor.seconds()
         with self._within(timing.DEMO_STEP, "the facilities have not answered the request", children):
             stream = await client.request(
-                prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=wishes.num_conn, rate=wishes.rate, label="demo"
+                prod=str(lab.s2cs), cons=str(centre.s2cs), num_conn=options.num_conn, rate=options.rate, label="demo"
             )
-        self._picture("waiting for the applications")
+        self._update("waiting for the applications")
         detector, consumer = self._start_applications(children, stream, ports)
-        with self._within(timing.DEMO_STEP, "the stream has not come to be", children):
+        with self._within(timing.DEMO_STEP, "the stream was not set up", children):
             await stream.provisioned()
-        setup = self._reactor.seconds() - asked_at
+        setup = self._reactor.seconds() - requested_at
         self._streaming = True
-        with self._within(timing.DEMO_BYTES, "no byte has arrived", children) as self._stall:
+        with self._within(timing.DEMO_BYTES, "no byte has arrived", children) as self._stall_timer:
             await self._watch(stream, detector, consumer)
-        self._stall = None
-        self._picture("Releasing")
+        self._stall_timer = None
+        self._update("Releasing")
         with self._within(timing.DEMO_STEP, "the facilities have not released the stream", children):
             released = await self._release(stream)
-        self._picture(stream.state)
-        return _summary(wishes, stream, detector, consumer, setup, released)
+        self._update(stream.state)
+        return _summary(options, stream, detector, consumer, setup, released)
 
     # -- the parts
 
     async def _start_facilities(self, children: Children, *facilities: DemoFacility) -> None:
-        """Gateways first, so that a control server finds its gateway when it comes up."""
+        """Start the gateways first, so that each control server finds its gateway."""
         trusted = [facility.authority for facility in facilities]
         for facility in facilities:
             facility.start_gateway(children, self._server_ended)
@@ -158,14 +165,14 @@ class Demo:
             await facility.server_ready(self._reactor)
 
     def _start_applications(self, children: Children, stream: Stream, ports: DemoPorts) -> tuple[Child, Child]:
-        wishes = self._wishes
-        first = ports.take(wishes.num_conn)
-        listen = [f"{HOST}:{first + channel}" for channel in range(wishes.num_conn)]
-        amount = ["--bytes", str(wishes.total)] if wishes.total is not None else ["--seconds", str(wishes.seconds)]
-        options = [word for address in listen for word in ("--listen", address)]
+        options = self._options
+        first = ports.take(options.num_conn)
+        listen = [f"{HOST}:{first + channel}" for channel in range(options.num_conn)]
+        amount = ["--bytes", str(options.total)] if options.total is not None else ["--seconds", str(options.seconds)]
+        listen_options = [word for address in listen for word in ("--listen", address)]
         detector = children.start(
             "detector",
-            [*_APPCTRL, "prod", *options, "--", *_DETECTOR, *options, *amount],
+            [*_APPCTRL, "prod", *listen_options, "--", *_DETECTOR, *listen_options, *amount],
             {"SCISTREAM_JOIN": stream.join[PROD]},
             on_end=self._application_ended,
         )
@@ -178,45 +185,48 @@ class Demo:
         return detector, consumer
 
     async def _watch(self, stream: Stream, detector: Child, consumer: Child) -> None:
-        """Show the channels until both applications have ended, and then with their rates over all that time."""
-        self._meter, meter = _Meter(self._reactor.seconds), _Meter(self._reactor.seconds)
-        looking = LoopingCall(lambda: Deferred.fromCoroutine(self._look(stream)))
-        looking.clock = self._reactor
-        looked = looking.start(timing.DEMO_LOOK).addCallbacks(_nothing, _no_answer)
+        """Show the channels until both applications have ended, then show their rates over the whole time."""
+        self._meter, whole_time = _RateMeter(self._reactor.seconds), _RateMeter(self._reactor.seconds)
+        polling = LoopingCall(lambda: Deferred.fromCoroutine(self._poll(stream)))
+        polling.clock = self._reactor
+        polled = polling.start(timing.DEMO_LOOK).addCallbacks(_nothing, _no_answer)
         try:
             await consumer.ended()
             await self._bounded(detector.ended(), timing.DEMO_DETECTOR)
         finally:
-            if looking.running:
-                looking.stop()
+            if polling.running:
+                polling.stop()
         if stream.state != "Streaming":
             await stream.ended()
-        await self._bounded(looked, timing.DEMO_LAST_LOOK)
-        self._meter = meter
-        await self._look(stream)
+        await self._bounded(polled, timing.DEMO_LAST_LOOK)
+        self._meter = whole_time
+        await self._poll(stream)
 
-    async def _look(self, stream: Stream) -> None:
+    async def _poll(self, stream: Stream) -> None:
         status = await stream.status()
         if CONS in status:
-            self._picture(stream.state, self._meter.read(status[CONS].figures))
+            self._update(stream.state, self._meter.read(status[CONS].figures))
             arrived = sum(channel.bytes for channel in self._channels)
-            if arrived > self._bytes and self._stall is not None and self._stall.active():
+            if arrived > self._bytes and self._stall_timer is not None and self._stall_timer.active():
                 self._bytes = arrived
-                self._stall.reset(timing.DEMO_BYTES)
+                self._stall_timer.reset(timing.DEMO_BYTES)
 
     async def _release(self, stream: Stream) -> bool:
-        """Release the stream; whether both sides say so when asked."""
+        """Release the stream. Return True if both sides report that it is released."""
         try:
             await stream.release()
             status = await stream.status()
         except StreamError as error:
-            self._picture(f"not released: {error.msg}")
+            self._update(f"not released: {error.msg}")
             return False
         return {role: status[role].state for role in status} == {PROD: "Released", CONS: "Released"}
 
     @contextmanager
     def _within(self, seconds: float, what: str, children: Children) -> Iterator[Any]:
-        """Stop the demonstration if what happens inside takes longer; gives the delayed call, which may be reset."""
+        """Stop the demonstration if the block takes longer than this. Yield the timer, which may be reset.
+
+        :param what: what has not happened, for the error.
+        """
 
         def over() -> None:
             self.stop(DemoError(f"{what} within {seconds:g} s", children.tails()))
@@ -229,7 +239,10 @@ class Demo:
                 limit.cancel()
 
     def _bounded(self, waiting: Deferred[None], seconds: float) -> Deferred[None]:
-        """Fires when that does, well or not, or when the time is over; cancelling it leaves that alone."""
+        """Return a Deferred that fires when `waiting` has fired or failed, or when the time is over.
+
+        Cancelling it does not cancel `waiting`.
+        """
         over: Deferred[None] = Deferred()
 
         def end(_: object = None) -> None:
@@ -238,40 +251,40 @@ class Demo:
 
         limit = self._reactor.callLater(seconds, end)
         waiting.addBoth(end)
-        return over.addBoth(_then_forget, limit)
+        return over.addBoth(_then_cancel, limit)
 
     def _server_ended(self, child: Child) -> None:
         self.stop(DemoError(f"{child.name} ended unexpectedly ({child.end})", child.tail()))
 
     def _application_ended(self, child: Child) -> None:
         if not self._streaming:
-            self.stop(DemoError(f"the {child.name} ended before the stream was there ({child.end})", child.tail()))
+            self.stop(DemoError(f"the {child.name} ended before the stream was ready ({child.end})", child.tail()))
             return
         try:
             _report(child)
         except DemoError as problem:
             self.stop(problem)
 
-    def _picture(self, state: str, channels: Sequence[ChannelPicture] | None = None) -> None:
+    def _update(self, state: str, channels: Sequence[ChannelSnapshot] | None = None) -> None:
         if channels is not None:
             self._channels = channels
-        self._show(Picture(state, self._reactor.seconds() - self._began, self._channels))
+        self._show(Snapshot(state, self._reactor.seconds() - self._began, self._channels))
 
 
-class _Meter:
-    """Rates from figures that only count."""
+class _RateMeter:
+    """Computes rates from the counters of the channels."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
         self._at = seconds()
         self._bytes: dict[int, int] = {}
 
-    def read(self, figures: Sequence[ChannelFigures]) -> list[ChannelPicture]:
-        """These figures, with the rates since the last ones."""
+    def read(self, figures: Sequence[ChannelFigures]) -> list[ChannelSnapshot]:
+        """Return a snapshot of each channel, with its rate since the last call."""
         now = self._seconds()
         passed = max(now - self._at, 1e-6)
-        pictures = [
-            ChannelPicture(
+        snapshots = [
+            ChannelSnapshot(
                 one.channel,
                 one.connections,
                 one.bytes_to_consumer,
@@ -281,11 +294,11 @@ class _Meter:
         ]
         self._at = now
         self._bytes = {one.channel: one.bytes_to_consumer for one in figures}
-        return pictures
+        return snapshots
 
 
 def _summary(
-    wishes: DemoOptions, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool
+    options: DemoOptions, stream: Stream, detector: Child, consumer: Child, setup: float, released: bool
 ) -> Summary:
     received, sent = _report(consumer), _report(detector)
     return Summary(
@@ -294,7 +307,7 @@ def _summary(
         gbit_per_s=round(received["bytes"] * 8e-9 / received["seconds"], 3) if received["seconds"] else 0.0,
         setup_seconds=round(setup, 6),
         protocol_seconds=round(stream.process_seconds, 6),
-        num_conn=wishes.num_conn,
+        num_conn=options.num_conn,
         frames=received["frames"],
         frames_lost=sent["frames"] - received["frames"],
         frames_repeated=received["frames_repeated"],
@@ -307,9 +320,9 @@ def _summary(
 
 
 def _report(child: Child) -> dict[str, Any]:
-    """The report that an application has printed as its last line.
+    """Return the report that an application has printed as its last line.
 
-    :raises DemoError: if there is none.
+    :raises DemoError: if there is no report.
     """
     for line in reversed(child.out.read_text(errors="replace").splitlines()):
         try:
@@ -321,16 +334,16 @@ def _report(child: Child) -> dict[str, Any]:
     raise DemoError(f"the {child.name} ended without a report ({child.end or 'it was still running'})", child.tail())
 
 
-def _then_forget(result: Any, call: Any) -> Any:
+def _then_cancel(result: Any, call: Any) -> Any:
     if call.active():
         call.cancel()
     return result
 
 
 def _nothing(_looking: LoopingCall) -> None:
-    """It has been stopped."""
+    """Do nothing when the polling stops."""
 
 
 def _no_answer(failure: Failure) -> None:
-    """The table goes without figures that a server did not give."""
+    """Ignore a server that gives no figures: the table goes without them."""
     failure.trap(StreamError, CancelledError)

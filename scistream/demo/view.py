@@ -1,6 +1,6 @@
-"""What the demonstration shows: the channels while they run, and what came of it.
+"""What the demonstration prints: its progress, and the summary at the end.
 
-`Progress` draws a live table on a terminal and plain lines elsewhere; both are functions of `Picture`.
+`Progress` draws a live table on a terminal and prints plain lines elsewhere. Both show a `Snapshot`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from scistream import timing
 
 
 @dataclass(frozen=True)
-class ChannelPicture:
-    """One channel: bytes delivered to the consumer, and Gbit/s since the last look."""
+class ChannelSnapshot:
+    """One channel: open connections, bytes delivered to the consumer, and the rate since the last snapshot."""
 
     channel: int
     connections: int
@@ -31,16 +31,16 @@ class ChannelPicture:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The stream at one moment."""
+class Snapshot:
+    """The stream at one moment. `seconds` is the time since the demonstration began."""
 
     state: str
     seconds: float
-    channels: Sequence[ChannelPicture] = field(default_factory=tuple)
+    channels: Sequence[ChannelSnapshot] = field(default_factory=tuple)
 
     @property
     def bytes(self) -> int:
-        """Delivered over all channels."""
+        """The bytes delivered over all channels."""
         return sum(channel.bytes for channel in self.channels)
 
     @property
@@ -51,11 +51,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of the demonstration, as `--json` prints it.
+    """The result of the demonstration, as `--json` prints it.
 
-    `bytes` are payload bytes that arrived intact, `seconds` the time from the first byte to the last at the consumer,
-    `setup_seconds` that from the request to a stream, with the start of the applications in it, and
-    `protocol_seconds` what the facilities took of that.
+    :ivar bytes: payload bytes that arrived intact.
+    :ivar seconds: the time from the first byte to the last, at the consumer.
+    :ivar setup_seconds: the time from the request until both sides stream, with the start of the applications in it.
+    :ivar protocol_seconds: the part of that time that the facilities took.
     """
 
     bytes: int
@@ -74,32 +75,32 @@ class Summary:
     faults: list[str]
 
     def json(self) -> str:
-        """All of it as one JSON object on one line."""
+        """Return the summary as one line of JSON."""
         return msgspec.json.encode(asdict(self)).decode()
 
     @property
     def problem(self) -> str | None:
-        """The first thing that is wrong with it, as a sentence, or None."""
+        """The first problem, as a sentence; None if everything went well."""
         if self.faults:
             more = " (and more)" if len(self.faults) > 1 else ""
             return f"the consumer found a fault: {self.faults[0]}{more}"
         if self.frames_lost:
             return f"{self.frames_lost} of {self.frames + self.frames_lost} frames did not arrive"
         if self.sha256_sent != self.sha256_received:
-            return f"what arrived is not what was sent: SHA-256 {self.sha256_received}, not {self.sha256_sent}"
+            return f"the data changed on its way: SHA-256 {self.sha256_sent} was sent, {self.sha256_received} arrived"
         if not self.released:
             return "the stream was not released on both sides"
         return None
 
 
 class Progress:
-    """Shows pictures while the demonstration runs; a context manager."""
+    """Shows snapshots while the demonstration runs. It is a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._said_at = float("-inf")
-        self._said_state = ""
+        self._printed_at = float("-inf")
+        self._printed_state = ""
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -110,49 +111,48 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, picture: Picture) -> None:
-        """Show this now; as plain lines, only if the state is new or some time has passed."""
+    def show(self, snapshot: Snapshot) -> None:
+        """Show a snapshot. Plain lines are printed for a new state, and otherwise every `timing.DEMO_LINE` seconds."""
         if self._live is not None:
-            self._live.update(_table(picture), refresh=True)
+            self._live.update(_table(snapshot), refresh=True)
             return
         now = time.monotonic()
-        if picture.state != self._said_state or now - self._said_at >= timing.DEMO_LINE:
-            self._said_at, self._said_state = now, picture.state
-            self._console.print(Text(_line(picture)), soft_wrap=True)
+        if snapshot.state != self._printed_state or now - self._printed_at >= timing.DEMO_LINE:
+            self._printed_at, self._printed_state = now, snapshot.state
+            self._console.print(Text(_line(snapshot)), soft_wrap=True)
 
 
-def _line(picture: Picture) -> str:
-    if not picture.channels:
-        return f"{picture.seconds:6.1f} s  {picture.state}"
-    each = " ".join(f"{channel.gbit_per_s:.2f}" for channel in picture.channels)
-    return (
-        f"{picture.seconds:6.1f} s  {picture.state}: {decimal(picture.bytes)}, {picture.gbit_per_s:.2f} Gbit/s ({each})"
-    )
+def _line(snapshot: Snapshot) -> str:
+    if not snapshot.channels:
+        return f"{snapshot.seconds:6.1f} s  {snapshot.state}"
+    rates = " ".join(f"{channel.gbit_per_s:.2f}" for channel in snapshot.channels)
+    delivered = f"{decimal(snapshot.bytes)}, {snapshot.gbit_per_s:.2f} Gbit/s ({rates})"
+    return f"{snapshot.seconds:6.1f} s  {snapshot.state}: {delivered}"
 
 
-def _table(picture: Picture) -> RenderableType:
-    if not picture.channels:
-        return Text(_line(picture))
-    table = Table(title=f"{picture.state}, {picture.seconds:.1f} s", title_justify="left")
+def _table(snapshot: Snapshot) -> RenderableType:
+    if not snapshot.channels:
+        return Text(_line(snapshot))
+    table = Table(title=f"{snapshot.state}, {snapshot.seconds:.1f} s", title_justify="left")
     for name in ("channel", "connections", "to the consumer", "Gbit/s"):
         table.add_column(name, justify="right")
-    for row in picture.channels:
+    for row in snapshot.channels:
         table.add_row(str(row.channel), str(row.connections), decimal(row.bytes), f"{row.gbit_per_s:.2f}")
     table.add_section()
-    connections = sum(row.connections for row in picture.channels)
-    table.add_row("all", str(connections), decimal(picture.bytes), f"{picture.gbit_per_s:.2f}")
+    connections = sum(row.connections for row in snapshot.channels)
+    table.add_row("all", str(connections), decimal(snapshot.bytes), f"{snapshot.gbit_per_s:.2f}")
     return table
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """The summary for people."""
+    """Print the summary as a table for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     sent, received = summary.sha256_sent, summary.sha256_received
     table.add_row("delivered", f"{decimal(summary.bytes)} in {summary.seconds:.2f} s over {summary.num_conn} channels")
     table.add_row("rate", f"{summary.gbit_per_s:.2f} Gbit/s")
-    took = f"{summary.setup_seconds:.3f} s, {summary.protocol_seconds:.3f} s of it by the facilities"
+    took = f"{summary.setup_seconds:.3f} s, of which the facilities took {summary.protocol_seconds:.3f} s"
     table.add_row("set up in", took)
     table.add_row("frames", f"{summary.frames} arrived, {summary.frames_lost} lost")
     digests = f"equal at both ends:\n{sent}" if sent == received else f"NOT equal:\n{sent}\n{received}"

@@ -1,1 +1,1 @@
-"""S2UC, the user client: asks two facilities for a stream and holds it together."""
+"""S2UC, the user's client: it requests a stream from two facilities and sets up the path between them."""

@@ -1,6 +1,6 @@
-"""What a user may ask of one S2CS about all streams that it lets her see: an administrator's view of a facility.
+"""Ask one S2CS about the streams that it lets a user see: for an administrator, all streams of the facility.
 
-However an S2CS answers, this comes to an end: in time, and before it has taken much memory.
+The time and the memory that this takes are bounded, however the S2CS answers.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Rel, Status, StreamStatus
 
 MAX_LIST = 64 * 1024 * 1024
-"""Bytes of a list. A stream of one channel takes about 500."""
+"""The most bytes of a list. A stream with one channel takes about 500."""
 
 
 async def streams_at(link: Dialer) -> list[StreamStatus]:
-    """All streams that are not released, page by page.
+    """Return all streams that are not released, asking for one page after the other.
 
-    :raises StreamError: if there is no answer, or a refusal, or no end.
+    :raises StreamError: if the S2CS does not answer or refuses, or the list is too long.
     """
     found: list[StreamStatus] = []
     size, after, deadline = 0, None, link.clock.seconds() + timing.LIST
     while True:
         left = deadline - link.clock.seconds()
         if left <= 0 or size > MAX_LIST:
-            end = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{timing.LIST:g} s"
-            raise _wrong(link, f"its list of streams does not come to an end within {end}")
+            limit = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{timing.LIST:g} s"
+            raise _wrong(link, f"its list of streams is not complete after {limit}")
         answer = await link.ask(Status(uid=None, role=None, seq=UNSENT, after=after), min(timing.PAGE_OF_LIST, left))
         size += len(msgspec.json.encode(answer))
         found += answer.streams or []
         if answer.more is None:
             return found
         if not answer.streams or (after is not None and answer.more <= after):
-            raise _wrong(link, "its list of streams does not go on where it broke off")
+            raise _wrong(link, "a page of its list of streams does not follow the page before")
         after = answer.more
 
 
 async def stream_at(link: Dialer, uid: str) -> list[StreamStatus]:
-    """What one S2CS has of a stream, a role at a time.
+    """Return the status of each side of a stream that is at one S2CS.
 
-    :raises StreamError: if there is no answer, or a refusal, or no such stream.
+    :raises StreamError: if the S2CS does not answer, refuses, or has no such stream.
     """
     answer = await link.ask(Status(uid=uid, role=None, seq=UNSENT), timing.PAGE_OF_LIST)
     sides = {side.role: side for side in answer.streams or [] if side.uid == uid}
     if not sides:
-        raise StreamError("unknown-uid", f"no stream {uid} was asked for there")
+        raise StreamError("unknown-uid", f"the S2CS at {link.peer_name} has no stream {uid}")
     return list(sides.values())
 
 
 async def release_at(link: Dialer, uid: str) -> list[StreamStatus]:
-    """Release what there is of a stream, in both roles; what it was before.
+    """Release each side of a stream that is at one S2CS, and return their status from before.
 
-    :raises StreamError: if there is no answer, or a refusal.
+    :raises StreamError: if the S2CS does not answer, refuses, or has no such stream.
     """
     sides = await stream_at(link, uid)
     for side in sides:

@@ -1,6 +1,7 @@
-"""The streams that a user has asked for and not released: a file of mode 0600 for each in the user's state folder.
+"""The list of streams that a user has requested and not released: a file of mode 0600 for each stream.
 
-It holds what a later command needs to find a stream by its uid. Join strings are not in it.
+The files are in the user's state folder. They hold what a later command needs to find a stream by its uid; join
+strings are not stored.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from scistream.shared_settings import user_folder
 
 
 class RememberedStream(Struct, frozen=True, kw_only=True):
-    """One stream; `asked_at` and `expires_at` are seconds since the epoch. A stream whose user left its life to the
-    facilities has no `expires_at` until they have answered."""
+    """One stream of the list. Times are seconds since the epoch.
+
+    If the facilities choose when the stream ends, `expires_at` is None until they have answered.
+    """
 
     uid: str
     prod: str
@@ -37,28 +40,28 @@ class RememberedStream(Struct, frozen=True, kw_only=True):
     label: str | None = None
     released_at: float | None = None
     join_files: list[str] = []
-    """Where its join strings were written to; they are removed when the stream is over."""
+    """The files that its join strings were written to. They are removed when the stream is over."""
 
-    def is_known_since(self, when: float) -> bool:
-        """Whether it was neither released nor expired at that time."""
+    def was_live_at(self, when: float) -> bool:
+        """Return True if the stream was neither released nor expired at that time."""
         expires_at = self.asked_at + MAX_LIFE if self.expires_at is None else self.expires_at
         return expires_at > when and (self.released_at is None or self.released_at > when)
 
 
 SHORTEST_UID = 4
-"""Characters that a uid may be shortened to where something is done to its stream."""
+"""The fewest characters of a uid that a command accepts if it changes the stream."""
 
 WHOLE_UID = 36
-
+"""The characters of a uid that is not shortened."""
 
 SUFFIX = ".json"
 
 
 def checked_beginning(uid: str, *, changes: bool) -> str:
-    """The beginning of a uid, as uids are written.
+    """Return a whole or shortened uid in lower case, as the files of the list spell it.
 
-    :param changes: whether something will be done to the stream.
-    :raises ConfigError: if it is empty, or too short for that.
+    :param changes: whether the command changes the stream, for which very short uids are refused.
+    :raises ConfigError: if the uid is empty or too short.
     """
     if not uid.strip():
         raise ConfigError("the uid is empty: write the uid of a stream, or its beginning (is a variable not set?)")
@@ -70,18 +73,19 @@ def checked_beginning(uid: str, *, changes: bool) -> str:
 
 
 def default_folder() -> Path:
-    """``$XDG_STATE_HOME/scistream/streams``, or the like below ``~/.local/state``.
+    """Return ``$XDG_STATE_HOME/scistream/streams``, with ``~/.local/state`` if the variable is not set.
 
-    :raises ConfigError: if there is no such folder.
+    :raises ConfigError: if neither the variable nor the home folder is usable.
     """
     return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams"
 
 
 class StreamHistory:
-    """A folder with a file for each stream, so that a change costs the same however many streams there are. Changes
-    are locked against other commands, and each replaces its file whole.
+    """A folder with a file for each stream, so that a change takes the same time however many streams there are.
 
-    :param folder: made on first use.
+    Changes are locked against other commands, and each one replaces a whole file.
+
+    :param folder: made on first use; by default `default_folder`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -89,68 +93,74 @@ class StreamHistory:
         self._cleared_at = -timing.BETWEEN_CLEARINGS
 
     def add(self, stream: RememberedStream) -> bool:
-        """Remember a stream; False, and nothing changes, if one of its uid is remembered and not released.
+        """Add a stream. Return False, and change nothing, if its uid is in the list and not released.
 
-        :raises ConfigError: if its file cannot be read or written.
+        :raises ConfigError: if the file cannot be read or written.
         """
         with self._locked():
             if time.monotonic() - self._cleared_at >= timing.BETWEEN_CLEARINGS:
                 self._clear()
-            known = self._known(stream.uid)
-            if known is not None and known.released_at is None:
+            earlier = self._get(stream.uid)
+            if earlier is not None and earlier.released_at is None:
                 return False
             self._write(stream)
             return True
 
     def note_end(self, uid: str, expires_at: float) -> None:
-        """Write down when a stream ends, by the word of its facilities."""
+        """Store the time at which the facilities will end a stream."""
         self._change(uid, expires_at=expires_at)
 
     def note_join_files(self, uid: str, files: Iterable[Path]) -> None:
-        """Write down, before they are made, which files will hold the join strings of a stream."""
+        """Store, before they are written, which files will hold the join strings of a stream."""
         self._change(uid, join_files=[str(file.resolve()) for file in files])
 
     def remove_join_files(self, uid: str) -> None:
-        """Remove the files of the join strings of a stream that is over: they are good for nothing more."""
-        known = self._known(uid)
-        if known is not None:
-            _remove_join_files(known)
+        """Remove the join files of a stream that is over."""
+        stream = self._get(uid)
+        if stream is not None:
+            _remove_join_files(stream)
 
     def remove(self, uid: str) -> None:
-        """Forget a stream, known or not."""
+        """Remove a stream and its join files. A stream that is not in the list is no error."""
         with self._locked():
-            known = self._known(uid)
-            if known is not None:
-                _remove_join_files(known)
+            stream = self._get(uid)
+            if stream is not None:
+                _remove_join_files(stream)
                 self._file(uid).unlink()
 
     def note_release(self, uid: str) -> None:
-        """Strike a stream out because it is released; `was_released` still knows it for a day."""
+        """Mark a stream as released. `was_released` still finds it for a day."""
         self.remove_join_files(uid)
         self._change(uid, released_at=time.time(), join_files=[])
 
     def was_released(self, uid: str) -> str | None:
-        """The whole uid of the one released stream that a uid or its beginning fits; None if a stream that is not
-        released fits, or not exactly one does."""
+        """Return the whole uid of a released stream; None if the stream was not released.
+
+        :param uid: may be shortened. None is also returned if more than one stream fits, or none.
+        """
         beginning = checked_beginning(uid, changes=True)
         fitting = self._streams(beginning)
         return fitting[0].uid if len(fitting) == 1 and fitting[0].released_at is not None else None
 
     def all(self) -> list[RememberedStream]:
-        """All streams that have not expired, the oldest first."""
+        """Return the streams that have neither expired nor been released, the oldest first."""
         now = time.time()
-        return [stream for stream in self._unreleased() if stream.is_known_since(now)]
+        return [stream for stream in self._unreleased() if stream.was_live_at(now)]
 
     def _unreleased(self, beginning: str = "") -> list[RememberedStream]:
-        """The same, and those that have expired of which a facility may still tell how they ended."""
+        """Return the streams that were not released, the oldest first.
+
+        Those that have expired within the last day are among them: their facilities can still tell how they ended.
+        """
         unreleased = (stream for stream in self._streams(beginning) if stream.released_at is None)
         return sorted(unreleased, key=lambda stream: stream.asked_at)
 
     def find(self, uid: str, *, changes: bool = False) -> RememberedStream:
-        """The stream of a uid, which may be shortened to its beginning.
+        """Return the stream with this uid.
 
-        :param changes: whether something will be done to the stream: the beginning is then no mere stub.
-        :raises ConfigError: if none, or more than one, fits, or too little of it is there.
+        :param uid: may be shortened to its beginning.
+        :param changes: whether the command changes the stream, for which very short uids are refused.
+        :raises ConfigError: if no stream fits, more than one does, or the uid is too short.
         """
         beginning = checked_beginning(uid, changes=changes)
         fitting = self._unreleased(beginning)
@@ -176,38 +186,38 @@ class StreamHistory:
 
     def _change(self, uid: str, **changes: Any) -> None:
         with self._locked():
-            known = self._known(uid)
-            if known is not None:
-                self._write(msgspec.structs.replace(known, **changes))
+            stream = self._get(uid)
+            if stream is not None:
+                self._write(msgspec.structs.replace(stream, **changes))
 
     def _file(self, uid: str) -> Path:
         return self._folder / (quote(uid, safe="") + SUFFIX)
 
     def _streams(self, beginning: str) -> list[RememberedStream]:
-        """Those whose uid begins so and that are neither over nor forgotten, in no order."""
+        """Return the streams of all files whose uid begins with `beginning`, in any order."""
         try:
             names = [name for name in os.listdir(self._folder) if name.endswith(SUFFIX) and name.startswith(beginning)]
         except FileNotFoundError:
             return []
         except OSError as problem:
             raise ConfigError(f"{self._folder}: cannot be read: {problem.strerror}") from None
-        return [known for name in names if (known := self._read(self._folder / name)) is not None]
+        return [stream for name in names if (stream := self._read(self._folder / name)) is not None]
 
-    def _known(self, uid: str) -> RememberedStream | None:
+    def _get(self, uid: str) -> RememberedStream | None:
         return self._read(self._file(uid))
 
     def _read(self, file: Path) -> RememberedStream | None:
-        """What a file tells of a stream; None if there is no such file, or its stream has long been over."""
+        """Return the stream of a file; None if there is no such file, or the stream ended more than a day ago."""
         try:
             stream = msgspec.json.decode(file.read_bytes(), type=RememberedStream)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as problem:
-            raise ConfigError(f"{file}: cannot be read: {problem}; move it away to go on without it") from None
+            raise ConfigError(f"{file}: cannot be read: {problem}; remove the file to continue without it") from None
         now = time.time()
-        if stream.join_files and not stream.is_known_since(now):
+        if stream.join_files and not stream.was_live_at(now):
             _remove_join_files(stream)
-        return stream if stream.is_known_since(now - timing.REMEMBER_OVER) else None
+        return stream if stream.was_live_at(now - timing.REMEMBER_OVER) else None
 
     def _write(self, stream: RememberedStream) -> None:
         file = self._file(stream.uid)
@@ -219,9 +229,9 @@ class StreamHistory:
         fresh.replace(file)
 
     def _clear(self) -> None:
-        """Remove the files of streams that have long been over, and what a command that was killed has left."""
+        """Remove the files of streams that ended more than a day ago, and half-written files of killed commands."""
         for file in self._folder.iterdir():
-            with suppress(ConfigError):  # one that cannot be read is for its user to move away, when it is asked for
+            with suppress(ConfigError):  # a file that cannot be read is reported by the command that needs it
                 if file.suffix == ".new" or (file.suffix == SUFFIX and self._read(file) is None):
                     file.unlink()
         self._cleared_at = time.monotonic()
@@ -230,7 +240,7 @@ class StreamHistory:
 def _remove_join_files(stream: RememberedStream) -> None:
     for name in stream.join_files:
         file = Path(name)
-        if file.stem == stream.uid:  # as they are named; nothing else is ever removed
+        if file.stem == stream.uid:  # the name of every join file: no other file is ever removed
             with suppress(OSError):
                 file.unlink()
 

@@ -1,4 +1,4 @@
-"""The machine of one stream at S2UC. It does no I/O, and asks its `Effects` for what it wants done.
+"""The state machine of one stream at S2UC. It does no input or output: its `Effects` carry out what it decides.
 
 ================================== ============================= ============
 state                              input                         next
@@ -15,11 +15,11 @@ Releasing                          both RESP                     Released
 any                                anything else                 same
 ================================== ============================= ============
 
-Streaming and Released are idle. Two ERRORs are handled apart. `target-refused` by the producer's side, when ProdApp has
-said a new Hello meanwhile, leads from Updating back to Provisioning: the map was for listeners that are gone. A side
-that says `uid-in-use` has another stream, so the machine does not release it there, and waits for the answer of the
-other side, which may say the same. A side that does not confirm a release in time is named in `Core.not_released`; the
-machine still ends in Released, since nobody waits for ever.
+Streaming and Released are idle. Two ERRORs are special. If the producer's side answers `target-refused` and ProdApp
+has said a new Hello meanwhile, the machine goes from Updating back to Provisioning, since the map was for listeners
+that are gone. A side that answers `uid-in-use` has another stream with this uid: the machine does not release it there,
+and waits for the other side, which may answer the same. A side that does not confirm a release in time is named in
+`Core.not_released`, and the machine still ends in Released.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from scistream.state_machines import SAME, begin_in, build, on
 
 
 class Effects(Protocol):
-    """What the machine wants done. No effect raises; its result comes back as an input."""
+    """What the machine decides, for others to carry out. No effect raises; its result comes back as an input."""
 
     def ask(self, role: Role, command: Command) -> None:
         """Send a command to that side, in place of any earlier one that still waits there."""
 
     def forget(self, role: Role) -> None:
-        """Send nothing more to a side that has never been reached, and must not hear of the stream now."""
+        """Send nothing more to a side that was never reached, so that it does not learn of the stream."""
 
     def provision(self, generation: int) -> None:
-        """Make the connection map and the credentials; then give the input `targets_made` or `failed`."""
+        """Make the connection map and the credentials, and call the input `targets_made` or `failed`."""
 
     def reserved(self) -> None:
-        """Give out the join strings, since both sides have reserved."""
+        """Give the join strings to the user, since both sides have reserved."""
 
     def streaming(self) -> None:
         """Tell the user that both sides have armed this generation."""
@@ -65,22 +65,22 @@ class Stream(Protocol):
         """Ask both sides for a stream."""
 
     def reached(self, role: Role) -> None:
-        """Note that a link to a side is up: from here on that side may know of the stream."""
+        """Note that a link to a side is up, so that the side may know of the stream."""
 
     def side_answered(self, role: Role, answer: Resp) -> None:
         """Take the final RESP to the command that waited at that side."""
 
     def side_refused(self, role: Role, error: StreamError) -> None:
-        """Take an ERROR to the command that waited at that side, or note that nobody waits for its answer any more."""
+        """Take an ERROR to the command that waited at that side, or note that its answer is no longer waited for."""
 
     def prod_lstn(self, listeners: list[str]) -> None:
         """Note where ProdApp listens, from ProdLstn or from Status."""
 
     def targets_made(self, commands: Mapping[Role, UpdateTargets]) -> None:
-        """Take the connection map and the credentials of a new generation."""
+        """Take the UpdateTargets of a new generation, one for each side."""
 
     def failed(self, error: StreamError) -> None:
-        """End the stream, since a side says that it has failed, or the user does not wait any longer."""
+        """End the stream, since a side has failed or the user has stopped waiting."""
 
     def release(self) -> None:
         """Release the stream."""
@@ -100,7 +100,7 @@ class Stream(Protocol):
 
 @dataclass
 class Core:
-    """What all states of the machine share: what both sides have said of the stream."""
+    """The data that all states share: what both sides have reported about the stream."""
 
     effects: Effects
     uid: str
@@ -118,7 +118,7 @@ class Core:
     """The sides that have no stream of this user with this uid, so that nothing was released there."""
 
     def sides_to_release(self) -> set[Role]:
-        """Return the sides that may hold something of this stream."""
+        """Return the sides that may have reserved something for this stream."""
         return self.reached - self.uid_in_use.keys()
 
 
@@ -127,7 +127,7 @@ class Core:
 
 @dataclass
 class Operation:
-    """The data of Reserving, Updating and Releasing: the sides that have not answered yet."""
+    """The data of Reserving, Updating and Releasing: the sides whose answer is awaited."""
 
     pending_sides: set[Role]
 
@@ -365,19 +365,19 @@ _machine = build(
 
 
 def new_stream(core: Core) -> Stream:
-    """Make the machine of a stream that nobody has asked for yet."""
+    """Make the machine of a stream that is not requested yet."""
     return _machine(core)
 
 
 def remembered_stream(core: Core) -> Stream:
-    """Make the machine of a stream that an earlier run of S2UC asked for: it can be released."""
+    """Make the machine of a stream that an earlier S2UC has requested, and that this one can release."""
     return begin_in(_machine, core, Streaming)
 
 
 def attached_stream(core: Core) -> Stream:
-    """Make the machine of a stream that an earlier run of S2UC asked for and this one goes on with.
+    """Make the machine of a stream that an earlier S2UC has requested, and that this one continues.
 
-    Both sides have reserved, and `core` holds their answers and the highest generation that either has seen. The next
-    generation is made as soon as ProdApp's listeners are known, unless both sides stream under the same one.
+    Both sides have reserved. `core` has their answers and the highest generation that either has seen. The next
+    generation is made as soon as ProdApp's listeners are known.
     """
     return begin_in(_machine, core, Reserved)

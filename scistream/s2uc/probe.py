@@ -1,9 +1,8 @@
-"""A look at two facilities before they are needed: may a stream be had, and what passes between their gateways?
+"""Test whether two facilities can set up a stream, and how fast their gateways can send each other data.
 
-`Probing` goes step by step and says of each what it has found, a `Check`. It asks both sides for a stream of one
-minute under the protocol "probe", in which the gateways send each other test data, and always releases it. It speaks
-for itself, and not by the machine of a stream, because it wants the answer of either side also where the other has
-refused. `Client.probe` is the way to it.
+`Client.probe` runs a `Probing`. It requests a stream of one minute under the protocol "probe", in which the gateways
+send each other test data, reports each step as a `Check`, and always releases the stream. It does not use the machine
+of a stream, since it reports the answer of each side even if the other has refused.
 """
 
 from __future__ import annotations
@@ -29,13 +28,19 @@ from scistream.s2uc.stream import SIDE, check_sides
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.files import CertificateFiles
 
-MUCH_LESS = 0.9
-NO_PROGRAM = "127.0.0.1:9"
-"""In place of a ProdApp's address: under a probe nothing is dialled there."""
+LOW_RATE = 0.9
+"""A measured rate below this share of the requested rate gets advice."""
+UNUSED_LISTENER = "127.0.0.1:9"
+"""ProdApp's listener in the Hello of a probe. Gateways do not connect to it."""
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """All that a probe has found; `probe` is what the gateways have measured, if it came to that."""
+    """The results of a probe.
+
+    :ivar uid: the uid of the stream that was reserved for it.
+    :ivar checks: the result of each step, in order.
+    :ivar probe: what the gateways have measured; None if it did not come to that.
+    """
 
     uid: str
     checks: list[Check]
@@ -43,27 +48,29 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether a stream like this can be had: all was tried, and nothing failed."""
+        """True if every check was tried and succeeded: such a stream can be set up."""
         return all(check.ok for check in self.checks)
 
 
 class Probing:
     """One probe.
 
-    :param addresses: of the S2CS of each side.
-    :param trust_at: who vouches for the S2CS at an address; None dials plain TCP.
-    :param rate: Mbit/s, reserved on both sides; `seconds`: of test data, each way.
-    :param listen_ports: the ports that listeners of a side shall have, one for each channel.
-    :param tell: called with each check as soon as it is made.
-    :raises ValueError: if a wish is out of the range that the protocol allows.
-    :raises CertificateError: if the files of what it gives are not usable.
+    :param addresses: the address of the S2CS of each side.
+    :param certificates_for: returns the user's certificate with the authorities for an S2CS, or None for plain TCP.
+    :param num_conn: number of channels.
+    :param rate: rate to reserve at both sides, in Mbit/s.
+    :param seconds: how long test data flows in each direction.
+    :param listen_ports: the ports for the listeners of a side, one for each channel.
+    :param tell: called with each check as soon as its result is known.
+    :raises ValueError: if a value is out of the range that the protocol allows.
+    :raises CertificateError: if a certificate file cannot be used.
     """
 
     def __init__(
         self,
         reactor: Any,
         addresses: dict[Role, Address],
-        trust_at: Callable[[Address], CertificateFiles | None],
+        certificates_for: Callable[[Address], CertificateFiles | None],
         *,
         num_conn: int,
         rate: float,
@@ -79,13 +86,13 @@ class Probing:
         self._app_key = new_app_key()
         self._checks: list[Check] = []
         self._result: ProbeResult | None = None
-        trusts = {role: trust_at(address) for role, address in addresses.items()}
-        trust = trusts[PROD]
-        self._certificate = trust.certificate if trust is not None else None
+        files = {role: certificates_for(address) for role, address in addresses.items()}
+        own = files[PROD]
+        self._certificate = own.certificate if own is not None else None
         check_sides(listen_ports)
         requests = {role: self._request(role, num_conn, listen_ports.get(role)) for role in addresses}
         self._sides = {
-            role: Side(reactor, role, address, trusts[role], requests[role]) for role, address in addresses.items()
+            role: Side(reactor, role, address, files[role], requests[role]) for role, address in addresses.items()
         }
 
     def _request(self, role: Role, num_conn: int, listen_ports: Sequence[int] | None) -> Req:
@@ -109,14 +116,14 @@ class Probing:
         return request
 
     async def run(self) -> Report:
-        """Take all steps, as far as they can be taken. Cancelling it releases, too."""
+        """Take every step that is possible, and return the report. Cancelling it releases the stream, too."""
         sides = list(self._sides.values())
         try:
             if self._certificate is not None:
                 self._note(own_certificate(self._certificate))
-            await self._of_each(side.reach() for side in sides)
-            await self._of_each(side.reserve() for side in sides)
-            self._note(await self._between())
+            await self._note_each(side.reach() for side in sides)
+            await self._note_each(side.reserve() for side in sides)
+            self._note(await self._measure())
         finally:
             self._note(await self._release())
             await gatherResults([side.dialer.stopService() for side in sides])
@@ -126,33 +133,33 @@ class Probing:
         self._checks.append(check)
         self._tell(check)
 
-    async def _of_each(self, steps: Iterable[Coroutine[Any, Any, Check]]) -> None:
-        """A step of both sides, at once."""
+    async def _note_each(self, steps: Iterable[Coroutine[Any, Any, Check]]) -> None:
+        """Take a step at both sides at the same time."""
         for check in await gatherResults([Deferred.fromCoroutine(step) for step in steps], consumeErrors=True):
             self._note(check)
 
     # -- between the gateways
 
-    async def _between(self) -> Check:
+    async def _measure(self) -> Check:
         missing = [SIDE[role] for role, side in self._sides.items() if side.granted is None]
         if missing:
-            why = f"not tried, since the {' and the '.join(missing)}'s facility has granted nothing"
-            return Check(name="wan", ok=None, text=f"between the gateways: {why}")
+            reason = f"not tried, since the {' and the '.join(missing)}'s facility has granted nothing"
+            return Check(name="wan", ok=None, text=f"between the gateways: {reason}")
         try:
             await self._provision()
-            self._result = await self._measured()
+            self._result = await self._gateways_result()
         except StreamError as error:
             return Check(name="wan", ok=False, text=f"between the gateways: {error.msg}")
         if self._result.state == "failed":
             return Check(name="wan", ok=False, text=f"between the gateways: {self._result.reason}")
-        return Check(name="wan", ok=True, text=f"between the gateways: {self._in_words(self._result)}")
+        return Check(name="wan", ok=True, text=f"between the gateways: {self._describe(self._result)}")
 
     async def _provision(self) -> None:
-        """What a ProdApp and the client do for any stream."""
+        """Say Hello in place of a ProdApp, then set the targets at both sides as for any stream."""
         prod, cons = self._sides[PROD], self._sides[CONS]
-        hello = Hello(uid=self.uid, role=PROD, seq=UNSENT, app_key=self._app_key, listeners=[NO_PROGRAM])
+        hello = Hello(uid=self.uid, role=PROD, seq=UNSENT, app_key=self._app_key, listeners=[UNUSED_LISTENER])
         await prod.ask(hello, timing.PROBE_UPDATE)
-        maps = connection_map(prod.listeners, cons.listeners, [NO_PROGRAM])
+        maps = connection_map(prod.listeners, cons.listeners, [UNUSED_LISTENER])
         keys = issue_credentials(self.uid, 1, PROBE_LIFE, {PROD: prod.csr, CONS: cons.csr})
         for side in (prod, cons):
             update = UpdateTargets(
@@ -165,8 +172,11 @@ class Probing:
             )
             await side.ask(update, timing.PROBE_UPDATE)
 
-    async def _measured(self) -> ProbeResult:
-        """What the consumer's gateways have found, once they have."""
+    async def _gateways_result(self) -> ProbeResult:
+        """Wait until the consumer's gateways have finished, and return what they have measured.
+
+        :raises StreamError: if they do not finish in time, or the stream ends first.
+        """
         deadline = self._reactor.seconds() + 2 * self._seconds + timing.PROBE_BESIDE_DATA
         look = Status(uid=self.uid, role=CONS, seq=UNSENT)
         while self._reactor.seconds() < deadline:
@@ -175,37 +185,37 @@ class Probing:
                 if found.probe is not None and found.probe.state != "running":
                     return found.probe
                 if found.state != "Streaming":
-                    why = found.last_error.msg if found.last_error is not None else f"the stream is {found.state}"
-                    raise StreamError("gateway-failed", f"consumer side: {why}")
+                    reason = found.last_error.msg if found.last_error is not None else f"the stream is {found.state}"
+                    raise StreamError("gateway-failed", f"consumer side: {reason}")
             await deferLater(self._reactor, timing.PROBE_LOOK)
-        raise StreamError("timeout", "the consumer's gateways have not come to an end of their measurement")
+        raise StreamError("timeout", "the consumer's gateways have not finished their measurement in time")
 
-    def _in_words(self, found: ProbeResult) -> str:
-        least = min(found.mbit_to_consumer, found.mbit_to_producer)
-        moved = f"{found.bytes / 1e9:.2f} GB" if found.bytes >= 1e9 else f"{found.bytes / 1e6:.1f} MB"
-        words = (
-            f"connected in {found.connect_ms:.1f} ms, round trip {found.rtt_ms:.1f} ms, "
-            f"{_mbit(found.mbit_to_consumer)} to the consumer, {_mbit(found.mbit_to_producer)} to the producer, "
-            f"all of the {moved} right"
+    def _describe(self, result: ProbeResult) -> str:
+        slower = min(result.mbit_to_consumer, result.mbit_to_producer)
+        moved = f"{result.bytes / 1e9:.2f} GB" if result.bytes >= 1e9 else f"{result.bytes / 1e6:.1f} MB"
+        sentence = (
+            f"connected in {result.connect_ms:.1f} ms, round trip {result.rtt_ms:.1f} ms, "
+            f"{_mbit(result.mbit_to_consumer)} to the consumer, {_mbit(result.mbit_to_producer)} to the producer, "
+            f"all {moved} arrived intact"
         )
-        if least < MUCH_LESS * self._rate:
-            words += (
-                f". That is {least / self._rate:.0%} of the rate asked for: more channels may help, and larger TCP "
-                "buffers on the gateways"
+        if slower < LOW_RATE * self._rate:
+            sentence += (
+                f". That is {slower / self._rate:.0%} of the requested rate: more channels, or larger TCP buffers on "
+                "the gateways, may help"
             )
-        return words
+        return sentence
 
     # -- the end
 
     async def _release(self) -> Check:
-        held = [side for side in self._sides.values() if side.asked]
-        if not held:
+        sides = [side for side in self._sides.values() if side.asked]
+        if not sides:
             return Check(name="release", ok=None, text="release: nothing was reserved")
-        reasons = await gatherResults([Deferred.fromCoroutine(side.release()) for side in held], consumeErrors=True)
-        still = [reason for reason in reasons if reason]
-        if still:
-            ends = f"by itself it ends within {PROBE_LIFE:g} s of its beginning"
-            return Check(name="release", ok=False, text=f"release: {'; '.join(still)}; {ends}")
+        results = await gatherResults([Deferred.fromCoroutine(side.release()) for side in sides], consumeErrors=True)
+        failures = [failure for failure in results if failure]
+        if failures:
+            end = f"the stream of the probe expires {PROBE_LIFE:g} s after its request"
+            return Check(name="release", ok=False, text=f"release: {'; '.join(failures)}; {end}")
         return Check(name="release", ok=True, text="released: nothing of the probe is left at either facility")
 
 

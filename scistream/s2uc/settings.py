@@ -1,4 +1,4 @@
-"""Settings of the user client."""
+"""The settings of the user client: the file s2uc.toml."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from scistream.shared_settings import SettingsSection, address_or_none, files_pr
 
 
 class FacilityAuthorities(SettingsSection, frozen=True, kw_only=True):
-    """A facility by the address of its S2CS, and the authorities that alone vouch for it."""
+    """A facility, by the address of its S2CS, with authorities of its own in place of those for all facilities."""
 
     address: str
     authorities: list[str]
     crl: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield what is wrong with the values."""
         yield from unless(Address.parse, self.address, "address")
         for key in ("authorities", "crl"):
             for text in getattr(self, key):
                 yield from unless(expanded, text, key)
         if not self.authorities:
             yield SettingProblem(
-                ("authorities",), "names none, and then nothing vouches for that facility: name one, or more"
+                ("authorities",), "empty, so that nothing vouches for this facility: name at least one authority"
             )
 
 
 class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
-    """The settings of a user: her certificate and key, and the authorities of the facilities."""
+    """The settings of a user: their certificate and key, and the authorities of the facilities."""
 
     certificate: str = ""
     key: str = ""
@@ -41,14 +41,14 @@ class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
     facilities: list[FacilityAuthorities] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield what is wrong with the values."""
         yield from files_problems(self)
-        for number, one in enumerate(self.facilities):
-            yield from below(f"facilities[{number}]", one.problems())
-        addresses = [address_or_none(one.address) or one.address for one in self.facilities]
+        for number, facility in enumerate(self.facilities):
+            yield from below(f"facilities[{number}]", facility.problems())
+        addresses = [address_or_none(facility.address) or facility.address for facility in self.facilities]
         if len(set(addresses)) != len(addresses):
             yield SettingProblem(
-                ("facilities",), "two of them have one address: name all authorities of a facility in one place"
+                ("facilities",), "two have the same address: name all authorities of a facility in one section"
             )
         if self.insecure:
             yield from superfluous(self, "certificate", "key", "authorities", "facilities")

@@ -1,8 +1,8 @@
-"""The user's half of a stream's credentials: an authority for one stream and generation, used once and forgotten.
+"""Issue the credentials of a stream: a certificate authority for one stream and generation, used once and forgotten.
 
 The client calls `issue_credentials` with the certificate requests that both sides sent with their listeners, and
-sends what comes back as `data_conn_key`. Of a request it takes the public key and nothing else. Nothing here does
-any I/O or keeps anything. Protocol sections 9.1 and 9.2.
+sends the result as `data_conn_key`. Only the public key of a request is used. Nothing here does input or output, or
+stores anything. Protocol sections 9.1 and 9.2.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from scistream.protocol.messages import MAX_LIFE, PROD, Role
 from scistream.tls.stream_channels import consumer_name, producer_name
 
 MAX_GATEWAYS = 64
-"""More certificates than this would not fit into a `data_conn_key`."""
+"""The most certificates for which a `data_conn_key` has space."""
 
 AFTERLIFE = timedelta(hours=1)
-"""Certificates outlive their stream by this much, because the clocks of two parties may differ."""
+"""Certificates are valid for so long after the end of their stream, because the clocks of parties may differ."""
 
 _REQUEST = re.compile(r"-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE REQUEST-----")
 
 
 def issue_credentials(uid: str, generation: int, seconds_left: float, csr: Mapping[Role, str]) -> dict[Role, str]:
-    """Certificates for all gateways of a stream, under a new authority whose key no one has once this returns.
+    """Issue certificates for all gateways of a stream, under a new authority whose key is discarded on return.
 
-    :param seconds_left: how long the stream still lives, by the word of its facilities: at most `MAX_LIFE` counts.
-    :param csr: for each role a PEM bundle, one certificate request a gateway.
-    :return: for each role a PEM bundle: the authority, then a certificate for each of its requests, in order.
-    :raises StreamError: ``gateway-failed``, if a bundle has no request, too many, or one that is not sound.
+    :param seconds_left: seconds until the stream ends, as the facilities have granted; limited to `MAX_LIFE`.
+    :param csr: for each role a PEM bundle with one certificate request for each gateway.
+    :returns: for each role a PEM bundle: the authority, then a certificate for each of its requests, in order.
+    :raises StreamError: ``gateway-failed``, if a bundle has no request, too many, or an invalid one.
     """
     keys = {role: _public_keys(role, bundle) for role, bundle in csr.items()}
     not_after = datetime.now(UTC) + timedelta(seconds=min(max(0.0, seconds_left), MAX_LIFE)) + AFTERLIFE
@@ -61,7 +61,7 @@ def issue_credentials(uid: str, generation: int, seconds_left: float, csr: Mappi
 
 
 def _public_keys(role: Role, bundle: str) -> list[ec.EllipticCurvePublicKey]:
-    """The keys in a bundle of requests, each proved to be in the hands of whoever asks."""
+    """Return the public keys in a bundle of requests, each of which is signed with its private key."""
     requests = _REQUEST.findall(bundle)
     if not requests or _REQUEST.sub("", bundle).strip():
         raise _failed(role, "sent no certificate requests in PEM form")
@@ -88,4 +88,4 @@ def _public_key(role: Role, request: str) -> ec.EllipticCurvePublicKey:
 
 def _failed(role: Role, what: str) -> StreamError:
     side = "producer" if role == PROD else "consumer"
-    return StreamError("gateway-failed", f"A gateway of the {side}'s facility {what}: its operator has to look at it.")
+    return StreamError("gateway-failed", f"a gateway of the {side}'s facility {what}: ask its operator to check it")

@@ -20,7 +20,7 @@ from support.programs import Program
 from support.waiting import until
 
 STREAMS = 3
-GOES_ON = "the program goes on"
+GOES_ON = "the program continues"
 
 
 class Crowd:

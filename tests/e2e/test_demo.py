@@ -158,7 +158,7 @@ def test_a_signal_in_the_middle_leaves_nothing(run: Callable[..., Run], number: 
     one.process.send_signal(number)
     status, _, err = one.end()
     assert status == 1
-    assert err.splitlines()[-1] == f"scistream demo: stopped by {number.name}; nothing that it started is left"
+    assert err.splitlines()[-1] == f"scistream demo: stopped by {number.name}; every process that it started has ended"
     assert "Traceback" not in err
     assert one.descendants() == {}
     assert list(one.temporary.iterdir()) == []

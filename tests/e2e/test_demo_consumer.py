@@ -258,8 +258,8 @@ def test_a_detector_whose_consumer_goes_away_says_so() -> None:
             consumer.recv(1)
         status, _, said = detector.end()
     assert status == 1
-    assert "detector: channel 1: the consumer went away after" in said
-    assert "detector: channel 0: no one connected" in said
+    assert "detector: channel 1: the connection was lost after" in said
+    assert "detector: channel 0: no connection before" in said
 
 
 def test_a_detector_whose_consumer_takes_nothing_any_more_ends_and_says_so() -> None:
@@ -269,7 +269,7 @@ def test_a_detector_whose_consumer_takes_nothing_any_more_ends_and_says_so() -> 
             consumer.recv(1)
             status, _, said = detector.end()
     assert status == 1
-    assert "detector: channel 0: the consumer went away after" in said
+    assert "detector: channel 0: the connection was lost after" in said
     assert "timed out" in said
 
 

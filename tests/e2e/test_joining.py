@@ -116,8 +116,8 @@ for _ in range(3):
         requested.streaming()
         left = []
         for _ in range(3):
-            assert "has been entered before" in said(program)["msg"]
-            assert "has not been entered yet" in said(program)["msg"]
+            assert "can be entered once only" in said(program)["msg"]
+            assert "is not joined yet" in said(program)["msg"]
             left.append(said(program))
         assert left[1] == left[2]
         assert left[2]["threads"] == 1
@@ -156,10 +156,10 @@ run(main)
         program = start(world, script, under, joins=requested.join, listen=f"{HOST}:{free_ports()}")
         errors = [json.loads(line) for line in program.end().stdout.splitlines()]
     parts = [
-        ("bad-message", "this join string is for the consumer: give it to consumer()"),
-        ("bad-message", "this join string is for the producer: give it to producer()"),
+        ("bad-message", "this join string is for the consumer: pass it to consumer()"),
+        ("bad-message", "this join string is for the producer: pass it to producer()"),
         ("bad-message", "it is cut in its last part"),
-        ("bad-message", "localhost:7000: gateways do not look up"),
+        ("bad-message", "localhost:7000: gateways do not resolve"),
         ("bad-message", "'7000'"),
         ("target-refused", "203.0.113.5"),
         ("not-authorized", "no stream here expects this application"),

@@ -66,8 +66,8 @@ def test_a_facility_for_which_no_authority_is_named_is_not_dialled(world: World,
     ("text", "named"),
     [
         ('[[facilities]]\naddress = "lab"\nauthorities = ["a.pem"]', "'lab'"),
-        ('[[facilities]]\naddress = "lab:1"\nauthorities = []', "names none"),
-        ('[[facilities]]\naddress = "lab:1"\nauthorities = ["a"]\n' * 2, "two of them have one address"),
+        ('[[facilities]]\naddress = "lab:1"\nauthorities = []', "nothing vouches for this facility"),
+        ('[[facilities]]\naddress = "lab:1"\nauthorities = ["a"]\n' * 2, "two have the same address"),
         ('[[facilities]]\naddress = "lab:1"\n', "authorities"),
     ],
 )

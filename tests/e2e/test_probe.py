@@ -42,11 +42,11 @@ MakeWorld = Callable[..., World]
 def test_between_healthy_facilities_every_line_says_ok_and_what_was_measured(world: World) -> None:
     lines = probe(world, "--num-conn", "3", "--rate", "200Mbit", status=0)
     assert verdicts(lines) == OK_EVERYWHERE
-    assert re.search(r"is good for 39\d more days$", lines[0])
+    assert re.search(r"valid for 39\d more days$", lines[0])
     for line, side, facility in ((lines[1], "producer", world.lab), (lines[2], "consumer", world.centre)):
         assert line.startswith(f"ok      {side}'s S2CS {facility.s2cs}: reached in ")
-        assert "its certificate is good for 39" in line
-        assert re.search(r"Status comes back in \d+\.\d ms$", line)
+        assert "its certificate is valid for 39" in line
+        assert re.search(r"answers Status in \d+\.\d ms$", line)
     for line, facility in ((lines[3], world.lab), (lines[4], world.centre)):
         assert "grants 3 channels at 200 Mbit/s, on " in line
         listeners = line.partition(" on ")[2].split(", ")
@@ -54,7 +54,7 @@ def test_between_healthy_facilities_every_line_says_ok_and_what_was_measured(wor
         assert all(facility.gateways[0].offers(listener) for listener in listeners)
     measured = re.search(
         r"connected in ([\d.]+) ms, round trip ([\d.]+) ms, (\d+) Mbit/s to the consumer, "
-        r"(\d+) Mbit/s to the producer, all of the ([\d.]+) MB right",
+        r"(\d+) Mbit/s to the producer, all ([\d.]+) MB arrived intact",
         lines[5],
     )
     assert measured is not None
@@ -139,7 +139,7 @@ def test_a_facility_whose_authority_is_not_trusted_fails_and_the_other_is_tried_
     reached = line_of(lines, "consumer's S2CS")
     assert "The centre" in reached
     assert "its authority is not in `authorities`" in reached
-    assert "out of reach" in line_of(lines, "consumer's facility")
+    assert "cannot be reached" in line_of(lines, "consumer's facility")
     assert "not tried, since the consumer's facility has granted nothing" in line_of(lines, "between the gateways")
     assert line_of(lines, "producer's facility").startswith("ok ")
 

@@ -253,7 +253,7 @@ def test_closed_descriptors_are_nothing_and_not_sockets_of_appctrl(greeting: Gre
 @pytest.mark.parametrize(
     ("program", "status", "reason"),
     [
-        ("no-such-program-anywhere", 127, "no folder of PATH has such a program"),
+        ("no-such-program-anywhere", 127, "there is no such program in any folder of PATH"),
         ("./no-such-file", 127, "there is no such file"),
         ("/etc/passwd", 126, "it is not executable"),
         ("/etc", 126, "it is a folder"),
@@ -311,7 +311,7 @@ def test_the_end_of_the_stream_is_told_where_the_program_writes_and_the_program_
         )
         assert program.line() == "ready"
         requested.release()
-        until(lambda: "the program goes on" in program.log.read_text(), lambda: str(program))
+        until(lambda: "the program continues" in program.log.read_text(), lambda: str(program))
         assert program.process.poll() is None
 
 

@@ -175,7 +175,7 @@ class Painter:
     def _application(self, one: Any) -> tuple[Any, ...]:
         return (
             *_machine(one.machine, one._core),
-            one._greeted,
+            one._hello_answered,
             one._hello and one._hello.called,
             one._finished.called,
             tuple(one._listeners),

@@ -26,7 +26,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream.app.handover import filled_in
+from scistream.app.handover import fill_placeholders
 from scistream.s2ds.ports import ListenPorts
 
 LATENCY = 0.001
@@ -302,7 +302,7 @@ class Program:
 
     def start(self, listeners: Sequence[str]) -> None:
         """Start, and do nothing else."""
-        self.args = filled_in(self._command, listeners)
+        self.args = fill_placeholders(self._command, listeners)
         self._network.programs.append(self)
 
     def ended(self, _reactor: Any) -> Deferred[None]:

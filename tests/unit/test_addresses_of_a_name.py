@@ -10,7 +10,7 @@ import pytest
 from memory_network import HOST
 from test_whole_protocol import World
 
-from scistream.app.controller import Controller, Nobody
+from scistream.app.controller import Controller, NoProgram
 from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_LINE, decode, encode
@@ -40,7 +40,7 @@ def named(count: int) -> list[Address]:
 def hello(world: World, stream: Stream, listener: Address, *others: Address) -> None:
     """Say Hello for a program at a name of these addresses."""
     join = Join.parse(stream.join[PROD])
-    controller = Controller(world.network, join, [listener], Nobody(), print, {listener: others})
+    controller = Controller(world.network, join, [listener], NoProgram(), print, {listener: others})
     controller.run().addErrback(lambda failure: None)
 
 
@@ -82,7 +82,9 @@ def test_a_name_of_which_no_address_may_be_dialled_is_refused_with_the_reason(wo
     alone = application.error.msg
     said: list[str] = []
     join = Join.parse(stream.join[PROD])
-    controller = Controller(world.network, join, [OUTSIDE], Nobody(), print, {OUTSIDE: [OUTSIDE._replace(port=7001)]})
+    controller = Controller(
+        world.network, join, [OUTSIDE], NoProgram(), print, {OUTSIDE: [OUTSIDE._replace(port=7001)]}
+    )
     controller.run().addErrback(lambda failure: said.append(failure.value.msg))
     world.network.until(lambda: bool(said))
     assert said == [alone]
@@ -120,13 +122,13 @@ def test_a_program_of_very_many_names_is_told_which_of_their_addresses_are_left_
     listeners = [Address(HOST, 7000 + number) for number in range(100)]
     others = {one: [Address("::1", one.port)] for one in listeners}
     said: list[str] = []
-    controller = Controller(world.network, Join.parse(stream.join[PROD]), listeners, Nobody(), said.append, others)
+    controller = Controller(world.network, Join.parse(stream.join[PROD]), listeners, NoProgram(), said.append, others)
     controller.run().addErrback(lambda failure: None)
     world.result(stream.provisioned().deferred)
     record = world.prod.control.streams[stream.uid, PROD].record
     assert record.app_listeners == list(map(str, listeners))
     assert sum(map(len, record.other_addresses.values())) == MAX_OTHER_ADDRESSES
-    assert len([one for one in said if "Give their addresses in place of the name" in one]) == 1
+    assert len([one for one in said if "give --listen with addresses instead of names" in one]) == 1
 
 
 def test_the_longest_targets_with_all_other_addresses_fit_into_a_line_to_a_gateway() -> None:

@@ -455,7 +455,7 @@ def test_a_join_file_that_others_can_read_is_told_with_the_remedy(tmp_path: Path
     file.write_text(str(JOIN))
     file.chmod(mode)
     said = say("appctrl prod --listen 127.0.0.1:7000", "--join-file", str(file))  # the other side's: it goes no further
-    warning = f"appctrl: warning: others on this machine can read {file}, and it holds a secret: `chmod 600 {file}`"
+    warning = f"appctrl: warning: {file} holds a secret, and other users can read it: run `chmod 600 {file}`"
     assert (warning in said.output) is is_open
     assert "`appctrl cons`" in said.output
     assert JOIN.app_key not in said.output

@@ -394,5 +394,5 @@ def test_a_facility_is_vouched_for_by_its_own_authorities_however_its_address_is
     (authority,) = trust.authorities
     assert authority.name == ("ca.pem" if asked.startswith("other") else "own.pem")
     file.write_text(with_tables({**for_all, "facilities": [own, {**own, "address": "lab.example:5000"}]}))
-    with pytest.raises(ConfigError, match="facilities: two of them have one address"):
+    with pytest.raises(ConfigError, match="facilities: two have the same address"):
         Client.from_config(file)

@@ -32,7 +32,7 @@ WITH_TIMEOUT = {
 OF_SUBPROCESS = {"run", "call", "check_call", "check_output"}
 
 ALLOWED = {
-    ("scistream/app/handover.py", "os.waitpid(between, 0)"): "that process only forks and ends",
+    ("scistream/app/handover.py", "os.waitpid(intermediate, 0)"): "that process only forks and ends",
     ("scistream/demo/consumer.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
     ("scistream/demo/detector.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
     ("scistream/s2ds/relay/token_bucket.py", "self._store.get()"): "a value in shared memory",

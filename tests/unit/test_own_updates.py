@@ -13,7 +13,7 @@ from test_policy_at_work import rule
 from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World, targets_in_force
 
 from scistream import timing
-from scistream.app.controller import Controller, Nobody
+from scistream.app.controller import Controller, NoProgram
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import PROD, Command, UpdateTargets
@@ -112,7 +112,7 @@ def test_an_older_gateway_is_not_asked_for_what_it_does_not_know(world: World) -
     (said,) = [note for note in application.notes if "still go to" in note]
     assert f"gateway {gateway.name} runs an older version of SciStream" in said
     assert f"`s2uc attach {stream.uid}`" in said
-    assert "the stream goes on" in said
+    assert "the stream continues" in said
     assert not any("not used" in note for note in application.notes), "they are not too many"
     assert not application.finished.called
     assert world.state("app", PROD) == "serving"
@@ -155,7 +155,7 @@ def test_a_producer_whose_new_listeners_are_not_used_is_notified_of_the_end(
     assert application.ended_by is not None
     assert application.ended_by.code == "released"
     assert [note for note in application.notes if "has ended" in note] == [
-        "the stream has ended (released: the stream was released by its owner); the program goes on"
+        "the stream has ended (released: the stream was released by its owner); the program continues"
     ]
 
 
@@ -212,7 +212,7 @@ def hello(world: World, stream: Stream, *addresses: Address) -> None:
     """Say Hello for a program at a name of these addresses."""
     join = Join.parse(stream.join[PROD])
     listener, *others = addresses
-    Controller(world.network, join, [listener], Nobody(), print, {listener: others}).run().addErrback(lambda _: None)
+    Controller(world.network, join, [listener], NoProgram(), print, {listener: others}).run().addErrback(lambda _: None)
     world.network.run(3.0)
 
 
@@ -243,7 +243,7 @@ def test_other_addresses_that_the_policy_allows_no_more_go_to_no_gateway(
     world.network.run(3 * timing.GATEWAY_ANSWER)
     heard = overheard(world, PROD_PORT + 1)
     join = Join.parse(stream.join[PROD])
-    Controller(world.network, join, [MOVED], Nobody(), print, {MOVED: [OTHER]}).run().addErrback(lambda _: None)
+    Controller(world.network, join, [MOVED], NoProgram(), print, {MOVED: [OTHER]}).run().addErrback(lambda _: None)
     world.network.until(lambda: bool(held_by(world).record.other_addresses))
     narrow(world, tmp_path, f"{HOST}/32")
     world.network.unmute(PROD_PORT + 2)

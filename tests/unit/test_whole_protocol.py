@@ -23,7 +23,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.app.controller import Controller, Nobody
+from scistream.app.controller import Controller, NoProgram
 from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
@@ -221,7 +221,7 @@ class Application:
     """An application controller, what it announces and how it ends."""
 
     def __init__(self, network: MemoryNetwork, join: Join, listeners: tuple[Address, ...], command: tuple[str, ...]):
-        program = Program(network, command) if command else Nobody()
+        program = Program(network, command) if command else NoProgram()
         self.notes: list[str] = []
         self.controller = controller = Controller(network, join, listeners, program, self.notes.append)
         self.ended_by: StreamError | None = None
@@ -311,7 +311,7 @@ def test_prod_app_may_be_there_before_cons_app(world: World) -> None:
     assert world.story("s2cs", CONS) == ["reserving", "listening", "updating", "streaming"]
     analysis = world.application(stream.join[CONS])
     assert world.result(analysis.finished, within=0.1) == 0, "it hears where to connect at once"
-    assert isinstance(analysis.program, Nobody)
+    assert isinstance(analysis.program, NoProgram)
     assert str(world.cons.listening()[0]) in analysis.program.listeners[0]
 
 

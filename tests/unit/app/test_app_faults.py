@@ -65,9 +65,9 @@ def test_a_fault_anywhere_in_an_application_controller_ends_it_with_the_reason_l
         return
     assert reason is not None
     if reason.code != "released" or first:  # otherwise it was over when it failed
-        assert f"`{name}` failed here, by a fault of SciStream itself" in str(reason)
+        assert f"appctrl itself failed ({name}): see its log" in str(reason)
     if one.program in world.network.programs:
         assert one.ended_by is not None
-        assert any("the program goes on" in note for note in one.notes) or name == "finish"
+        assert any("the program continues" in note for note in one.notes) or name == "finish"
     else:
         assert one.error is not None, "the command ends with a status that is not 0"

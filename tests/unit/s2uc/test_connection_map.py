@@ -45,7 +45,7 @@ def test_every_channel_leads_to_prod_app_and_each_of_its_listeners_gets_a_fair_s
 
 @pytest.mark.parametrize(("prod", "cons"), [(2, 3), (3, 2)])
 def test_sides_with_different_numbers_of_listeners_cannot_be_joined(prod: int, cons: int) -> None:
-    with pytest.raises(ValueError, match="each channel needs one of both"):
+    with pytest.raises(ValueError, match="each channel needs one at each side"):
         connection_map(addresses("wan", prod), addresses("lan", cons), ["app:1"])
 
 

@@ -98,7 +98,7 @@ def test_a_list_that_goes_on_and_on_ends_in_a_sentence(monkeypatch: pytest.Monke
 
     problem, servers = run(endless, listing)
     assert isinstance(problem, StreamError)
-    assert "does not come to an end" in problem.msg
+    assert "is not complete after" in problem.msg
     assert servers.heard < 100
 
 
@@ -106,7 +106,7 @@ def test_a_list_that_goes_on_and_on_ends_in_a_sentence(monkeypatch: pytest.Monke
 def test_a_list_that_does_not_go_on_ends_in_a_sentence(more: str) -> None:
     problem, servers = run(lambda command: [answer(command, streams=[side()], more=more)], listing)
     assert isinstance(problem, StreamError)
-    assert "does not go on where it broke off" in problem.msg
+    assert "does not follow the page before" in problem.msg
     assert servers.heard == 2
 
 
