@@ -101,11 +101,11 @@ def prod(start: StartEnvironment, listeners: tuple[str, ...], join_file: Path | 
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def cons(start: StartEnvironment, join_file: Path | None, command: tuple[str, ...]) -> None:
-    """Join a stream as its consumer, wait until it is ready, then start COMMAND.
+    """Join a stream as its consumer, then start COMMAND.
 
-    In COMMAND, {host} and {port} are replaced by those of the first listener, and {listeners} by all listeners as
-    HOST:PORT,HOST:PORT... The environment variable SCISTREAM_LISTENERS has all listeners as a JSON list. Without
-    COMMAND, appctrl prints them as one line of JSON.
+    COMMAND starts as soon as the stream is ready. In COMMAND, {host} and {port} are replaced by those of the first
+    listener, and {listeners} by all listeners as HOST:PORT,HOST:PORT... The environment variable SCISTREAM_LISTENERS
+    has all listeners as a JSON list. Without COMMAND, appctrl prints them as one line of JSON.
     """
     _run(start, CONS, join_file, [], command)
 

@@ -285,15 +285,15 @@ class _RateMeter:
         passed = max(now - self._at, 1e-6)
         snapshots = [
             ChannelSnapshot(
-                one.channel,
-                one.connections,
-                one.bytes_to_consumer,
-                (one.bytes_to_consumer - self._bytes.get(one.channel, 0)) * 8e-9 / passed,
+                channel.channel,
+                channel.connections,
+                channel.bytes_to_consumer,
+                (channel.bytes_to_consumer - self._bytes.get(channel.channel, 0)) * 8e-9 / passed,
             )
-            for one in figures
+            for channel in figures
         ]
         self._at = now
-        self._bytes = {one.channel: one.bytes_to_consumer for one in figures}
+        self._bytes = {channel.channel: channel.bytes_to_consumer for channel in figures}
         return snapshots
 
 

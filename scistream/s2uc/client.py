@@ -117,7 +117,8 @@ class Client:
         """Make a client with the certificates that a configuration file names.
 
         :param path: the file; by default ``~/.config/scistream/s2uc.toml``, as for the command.
-        :param reactor: as for `Client`, and so is `remember`.
+        :param reactor: as for `Client`.
+        :param remember: as for `Client`.
         :raises ConfigError: if the file cannot be read, has a wrong setting, or names no certificates.
         """
         file = Path(path) if path is not None else default_config()
@@ -507,8 +508,8 @@ class Stream:
     def release(self) -> Awaitable[None]:
         """End the stream at both sides.
 
-        :raises StreamError: if a side has not confirmed within 60 s; the message names the side. That side releases
-            by itself when the stream expires.
+        :raises StreamError: if a side does not answer for 30 s, or has not released after 60 s. The message names the
+            side, which releases by itself when the stream expires.
         """
         self._effects.machine.release()
         return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_released()))

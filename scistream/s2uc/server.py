@@ -37,7 +37,7 @@ class StreamAtServer(Protocol):
         """Take a message about this stream."""
 
     def client_closes(self) -> Deferred[None]:
-        """Release the stream if nobody else will; fire when no release is in progress."""
+        """Release the stream if the user does not have it; fire when no release is in progress."""
 
 
 class Server:

@@ -153,7 +153,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
             "rate": f"{_number(side.rate)} Mbit/s",
             "left": _hours(side.seconds_left),
             "gateways": ", ".join(side.gateways),
-            "ports": ", ".join(map(str, side.listen_ports or ())) + " (asked for)" * (side.listen_ports is not None),
+            "ports": ", ".join(map(str, side.listen_ports or ())) + " (requested)" * (side.listen_ports is not None),
             "ProdApp": ", ".join(side.app_listeners),
             "last error": _last_error(side),
         }

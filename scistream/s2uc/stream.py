@@ -436,7 +436,7 @@ class ClientStream:
     def is_unknown(self) -> bool:
         """True for a remembered stream of which no side had anything to release.
 
-        The facilities may have it all the same, if it was requested with another certificate.
+        The facilities may still have it, if it was requested with another certificate.
         """
         return self._was_remembered and self.core.unknown_at == set(self._servers)
 

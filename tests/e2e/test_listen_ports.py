@@ -73,7 +73,7 @@ def test_a_client_that_is_told_the_server_s_port_finds_it_at_its_gateway(world: 
             assert sides["CONS"]["listeners"] == [f"{HOST}:{PORT}"]
             assert sides["PROD"]["listeners"] == [wan]
             shown = world.s2uc("status", "--at", world.centre.s2cs, asked.uid).stdout
-            assert f"ports:      {PORT} (asked for)" in shown
+            assert f"ports:      {PORT} (requested)" in shown
             requests = [line for line in audit(world) if (line["event"], line.get("uid")) == ("request", asked.uid)]
             assert [line["listen_ports"] for line in requests] == [[PORT]]
 

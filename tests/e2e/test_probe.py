@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import socket
 from collections.abc import Callable
 
@@ -126,7 +127,7 @@ def test_a_probe_that_is_interrupted_releases(world: World) -> None:
     for _ in range(5):
         running.line()
     until(lambda: "Streaming" in world.centre.states().values(), world.centre.states)
-    running.process.terminate()
+    running.process.send_signal(signal.SIGTERM)
     ended = running.end(status=1)
     assert ended.stdout.splitlines()[-1].startswith("ok      released")
     assert "interrupted" in ended.stderr

@@ -1,4 +1,4 @@
-"""The machines of both application controllers: against their tables, and what they do at each step."""
+"""The machines of both application controllers: their tables of states, and their effects at each step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPIRED = StreamError("expired", "its time is over")
 
 @dataclass
 class Recorder:
-    """Effects that only keep what was asked of them."""
+    """Effects that only record what was asked of them."""
 
     calls: list[Any] = field(default_factory=list)
 
@@ -41,7 +41,7 @@ class Recorder:
 
 
 class Rig:
-    """One application controller, of a producer or a consumer."""
+    """The machine of an application controller, for a producer or a consumer."""
 
     def __init__(self, make: Callable[[Core], Application]) -> None:
         self.effects = Recorder()

@@ -1,4 +1,4 @@
-"""The first moments of `appctrl`: the join string is hidden before anything that takes time is imported."""
+"""The start of `appctrl`: the join string is hidden before any slow import."""
 
 from __future__ import annotations
 

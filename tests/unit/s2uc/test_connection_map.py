@@ -1,4 +1,4 @@
-"""Which listener leads where."""
+"""The connection map: which listener leads to which target."""
 
 import pytest
 from hypothesis import given

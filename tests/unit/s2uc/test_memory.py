@@ -1,4 +1,4 @@
-"""What S2UC remembers of its streams, and how commands wait for each other's changes."""
+"""The list of a user's streams, and how commands wait for each other's changes to it."""
 
 from __future__ import annotations
 

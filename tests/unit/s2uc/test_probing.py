@@ -1,4 +1,4 @@
-"""`Client.probe` in virtual time: what it says, and how long it takes at most where somebody is silent."""
+"""`Client.probe` in virtual time: its report, and the time that it takes at most if a party is silent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DONE = ProbeResult(
 
 
 class NoProbe:
-    """In place of what measures with sockets: the result is there after a second."""
+    """Takes the place of the measurement with sockets, and gives its result after a second."""
 
     def __init__(self, reactor: Any, uid: str, carry: Any, targets: Any, seconds: float) -> None:
         self.result = ProbeResult(state="running")
@@ -35,7 +35,7 @@ class NoProbe:
         self.result = DONE
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing, since nothing runs."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A side that cannot be reached while the other one refuses: it must never hear of a stream that is over."""
+"""One side cannot be reached and the other refuses: the first must never learn of the stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FULL, LATE = 5000, 6000
 
 
 class Refusing(LineOnlyReceiver):
-    """A server that has no ports for anybody, and hears all that is said to it."""
+    """A server that refuses every request for lack of ports, and records the messages that it gets."""
 
     delimiter = b"\n"
     MAX_LENGTH = 100_000
@@ -33,7 +33,7 @@ class Refusing(LineOnlyReceiver):
 
 
 class Hearing(Factory):
-    """Servers of one port, and what they were told."""
+    """The servers of one port, and the messages that they got."""
 
     protocol = Refusing
     noisy = False
