@@ -9,8 +9,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ import pytest
 from harness import World, address_of, listen
 
 from scistream.protocol.messages import CONS, PROD
+from support.programs import Program
 from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 HOW = ("closed", "full", "broken")
 
 
-def run(
-    world: World, arguments: Sequence[str], spoilt: dict[int, str], program: str = "s2uc", join: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run a command with standard descriptors that are closed, full or broken."""
+def start(
+    world: World, arguments: Sequence[str], spoilt: Mapping[int, str], program: str = "s2uc", join: str = ""
+) -> Program:
+    """Start a command whose standard descriptors are closed, full or broken."""
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_RDWR)
     files = {"closed": None, "full": full, "broken": writer}
     try:
-        started = world.start(
+        return world.start(
             str(world.programs / program),
             *arguments,
             env={"SCISTREAM_JOIN": join} if join else {},
@@ -43,7 +43,13 @@ def run(
     finally:
         os.close(writer)
         os.close(full)
-    return started.end(2 * PATIENCE, status=None)
+
+
+def run(
+    world: World, arguments: Sequence[str], spoilt: Mapping[int, str], program: str = "s2uc", join: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run such a command to its end."""
+    return start(world, arguments, spoilt, program, join).end(2 * PATIENCE, status=None)
 
 
 def assert_says_a_line_at_most(ended: subprocess.CompletedProcess[str], how: str) -> None:
@@ -197,38 +203,6 @@ RESERVING = [
     "request --join-dir",
     pytest.param("probe --seconds 1", marks=pytest.mark.long),
 ]
-LAUNCHER = """
-import json, os, sys
-import scistream.entry, scistream.s2uc.cli, scistream.s2uc.commands, scistream.pki.cli
-assert "twisted.internet.reactor" not in sys.modules, "each has its own"
-
-def end_one():
-    number, status = os.wait()
-    print(json.dumps([running.pop(number), os.waitstatus_to_exitcode(status)]), flush=True)
-
-running = {}
-for at, (arguments, said, lost) in enumerate(json.load(sys.stdin)):
-    if len(running) == (2 if arguments[0] == 'probe' else 4):  # a gateway has 8 ports
-        end_one()
-    child = os.fork()
-    if child:
-        running[child] = at
-        continue
-    for number, name in ((0, os.devnull), (1, said + ".out"), (2, said + ".err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-    for number, how in lost.items():
-        reader, writer = os.pipe()
-        os.close(reader)
-        os.dup2(writer if how == "broken" else os.open("/dev/full", os.O_RDWR), int(number))
-        if how == "closed":
-            os.close(int(number))
-    os.closerange(3, 100)
-    sys.argv = ["s2uc", *arguments]
-    scistream.entry.s2uc()
-while running:
-    end_one()
-"""
-"""Starts commands as their console script does, without the time that imports take, and tells how each has ended."""
 
 
 @pytest.mark.parametrize("command", RESERVING)
@@ -239,31 +213,24 @@ def test_a_request_that_lost_any_descriptors_leaves_nothing_reserved(
     between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs, "--rate", "100Mbit"]
     gateways = [gateway for facility in world.facilities for gateway in facility.gateways]
     before = [gateway.ports_in_use() for gateway in gateways]
+    width = 2 if command.startswith("probe") else 4  # a gateway has 8 ports
     folders = [tmp_path / f"joins-{number}" for number in range(len(LOST))]
-    jobs = []
-    for number, lost in enumerate(LOST):
-        folders[number].mkdir()
-        arguments = [*command.split(), *([str(folders[number])] if command.endswith("dir") else []), *between]
+    programs: list[Program] = []
+    for number, (lost, folder) in enumerate(zip(LOST, folders, strict=True)):
+        folder.mkdir()
+        arguments = [*command.split(), *([str(folder)] if command.endswith("dir") else []), *between]
         arguments += ["--timeout", "1s"] if command.startswith("request") else []
-        jobs.append([arguments, str(tmp_path / str(number)), lost])
-    launched = subprocess.run(
-        [sys.executable, "-c", LAUNCHER],
-        env=world.env,
-        input=json.dumps(jobs),
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=4 * PATIENCE,
-        check=True,
-    )
-    statuses = dict(map(json.loads, launched.stdout.splitlines()))
-    for number, lost in enumerate(LOST):
-        said = [(tmp_path / f"{number}.{end}").read_text() for end in ("out", "err")]
-        assert "Traceback" not in "".join(said), (lost, said)
+        if number >= width:
+            programs[number - width].end(2 * PATIENCE, status=None)
+        programs.append(start(world, arguments, lost))
+    for lost, folder, program in zip(LOST, folders, programs, strict=True):
+        ended = program.end(2 * PATIENCE, status=None)
+        assert "Traceback" not in ended.stdout + ended.stderr, (lost, ended)
         if command.startswith("probe") and 1 not in lost:
-            assert statuses[number] == 0, (lost, said)
+            assert ended.returncode == 0, (lost, ended)
         else:  # nobody has used the stream, or nobody could be told what the probe has found
-            assert statuses[number] in (1, 128 + signal.SIGPIPE), (lost, said)
-        assert list(folders[number].iterdir()) == [], lost
+            assert ended.returncode in (1, 128 + signal.SIGPIPE), (lost, ended)
+        assert list(folder.iterdir()) == [], lost
     for facility in world.facilities:
         assert set(facility.states().values()) <= {"Released"}
     until(lambda: [gateway.ports_in_use() for gateway in gateways] == before, lambda: "the ports are not free again")
