@@ -214,12 +214,12 @@ def numeric_address(host: str) -> IPAddress | None:
 def address_or_none(text: str) -> Address | None:
     """An address in one form, whichever way it is written; None if it is none."""
     try:
-        return one_form(Address.parse(text))
+        return canonical(Address.parse(text))
     except ValueError:
         return None
 
 
-def one_form(address: Address) -> Address:
+def canonical(address: Address) -> Address:
     """Return the canonical form of an address, which is the same however the address is written."""
     host, port = address
     host = host.rstrip(".").lower()

@@ -1,6 +1,8 @@
-"""What the machines of all parties have in common: a flat table of transitions that Automat runs, what the log says of
-a change of state, the answer to a command that comes in the wrong state, and the barrier between a machine and its
-effects. No I/O. This is the one module that touches private names of Automat.
+"""Build and trace state machines: the common part of the machines of all parties.
+
+A machine is a flat table of transitions that Automat runs. This module also logs changes of state, words the answer to
+a command in the wrong state, and keeps exceptions of effects away from machines. No I/O. No other module uses private
+names of Automat.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class CoreWithState(Protocol):
-    """What the states of a machine share. The name of the current state is in it, written by the machine alone."""
+    """The data that all states of a machine share, with the name of the current state, which only the machine sets."""
 
     state: str
 
@@ -55,7 +57,19 @@ class _Next(Enum):
 
 
 SAME: Final = _Next.SAME
-"""In place of the next state: the machine stays where it is, and its data too."""
+"""Used in place of the next state: the machine keeps its state and the state's data."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for an answer: a link, the `seq` of the command on it, and the command's name.
+
+    :ivar link: the `scistream.links.link.Link` on which effects answer; machines do not use it.
+    """
+
+    link: Any
+    seq: int
+    cmd: str = ""
 
 
 # -- the table
@@ -63,7 +77,7 @@ SAME: Final = _Next.SAME
 
 @dataclass(frozen=True)
 class Transition(Generic[Inputs, Core]):
-    """One row of a table of transitions; `on` makes it."""
+    """One row of a table of transitions, made by `on`."""
 
     states: tuple[State[Inputs, Core], ...]
     given: Callable[..., None]
@@ -106,7 +120,8 @@ def build(
 
     :param ignore_elsewhere: the inputs that change nothing in the states for which they have no row. Every other input
         has a row for every state.
-    :raises TypeError: if a handler does not fit its input, an input has neither, or an input is declared in vain.
+    :raises TypeError: if a handler does not fit its input, an input is missing in a state, or an input is in
+        `ignore_elsewhere` although the table handles it in every state.
     """
     handled = set()
     for row in table:
@@ -139,7 +154,7 @@ def begin_in(
     machine: TypeMachine[Inputs, Core], core: Core, state: TypedDataState[Inputs, Core, Data, ...], data: Data
 ) -> Inputs: ...
 def begin_in(machine: Any, core: Any, state: Any, data: Any = None) -> Any:
-    """Make a machine that begins in another state than the first one of its table, with its data if it has any."""
+    """Make a machine that begins in `state` instead of its first state, with the data of that state, if any."""
     core.state = state.name
     return machine(core, state) if data is None else machine(core, state, lambda *_: data)
 
@@ -223,17 +238,18 @@ _COMMANDS = {
 """Inputs of machines that are commands of the protocol, as the log calls them."""
 
 MOST_SAME_CHANGES = 10
-"""So often in a minute a machine's change from one state to the same other one is logged."""
+"""How often in a minute a machine's change from one state to another is logged."""
 
 
 def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monotonic, **fields: Any) -> None:
-    """Log the changes of state of a machine as events, for example ``state=listening``. A peer that commands the
-    machine cannot fill the log: the same change is logged a few times a minute, and the next event that is logged
-    counts those that were not.
+    """Log the changes of state of a machine as events, for example ``state=listening``.
 
-    :param machine: what a TypeMachineBuilder's factory made.
-    :param seconds: tells the time.
-    :param fields: go into each event (`party`, `uid`, `role`).
+    A peer cannot fill the log: each change is logged a few times a minute, and the next logged event counts those that
+    were left out.
+
+    :param machine: a machine made by a TypeMachineBuilder's factory.
+    :param seconds: returns the time.
+    :param fields: fields of each event (`party`, `uid`, `role`).
     """
     shown = " ".join(f"{name}={{{name}}}" for name in fields)
     changes: Counter[tuple[str, str]] = Counter()
@@ -251,7 +267,7 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
         if changes[old.name, new.name] > MOST_SAME_CHANGES:
             hidden += 1
             return
-        more, hidden = f"; {hidden} changes before are not shown" if hidden else "", 0
+        more, hidden = f"; {hidden} earlier changes not shown" if hidden else "", 0
         log.info(
             shown + " state={state} (was {was}, after {given}){more}",
             state=new.name.lower(),
@@ -268,21 +284,23 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
 
 Effects = TypeVar("Effects")
 
-OUR_FAULT = "it failed here, by a fault of its own: see its log"
+OUR_FAULT = "it failed because of an internal error: see its log"
 
 
 def guarded(effects: Effects, log: Logger, ends: Callable[[str, StreamError], None], uid: str) -> Effects:
-    """Return the same effects, none of which raises. A machine has moved on when it calls an effect, so an exception
-    there would leave its stream between two states: it is logged, and the stream ends.
+    """Wrap effects so that they never raise.
 
-    :param ends: called with the name of an effect that has raised, and with the error to end the stream with. What
-        `ends` raises itself is logged.
+    A machine has changed its state already when it calls an effect, so an exception would leave the stream in an
+    undefined state. It is logged instead, and the stream ends.
+
+    :param ends: called with the name of an effect that has raised, and the error with which to end the stream.
+        Exceptions of `ends` itself are logged.
     """
     return cast(Effects, _Guarded(effects, log, ends, uid))
 
 
 class _Guarded:
-    """The effects of one stream. An effect that raises gives None."""
+    """The effects of one stream. An effect that raises returns None."""
 
     def __init__(self, effects: Any, log: Logger, ends: Callable[[str, StreamError], None], uid: str) -> None:
         self._effects = effects

@@ -16,12 +16,11 @@ from twisted.python.failure import Failure
 from scistream import timing
 from scistream.app.machine import Application, Core, new_consumer, new_producer
 from scistream.links.link import Link
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import pinned_dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.join_string import Join
-from scistream.protocol.messages import CONS, MAX_OTHER_ADDRESSES, PROD, Error, Hello, Message, Resp, StartConn
+from scistream.protocol.messages import CONS, MAX_OTHER_ADDRESSES, PROD, UNSENT, Error, Hello, Message, Resp, StartConn
 from scistream.state_machines import guarded, trace
 
 
@@ -242,7 +241,7 @@ class Controller:
             link.answer(message, "Connected", "connecting")
             self.machine.start_conn(message.listeners)
         elif isinstance(message, Error) and message.uid == self._join.uid:
-            self._error_received(StreamError.heard(message.code, message.msg))
+            self._error_received(StreamError.from_peer(message.code, message.msg))
 
     def _error_received(self, error: StreamError) -> None:
         """End with an ERROR that answers no command, unless it only says that new listeners are not used."""

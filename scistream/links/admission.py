@@ -1,13 +1,12 @@
-"""Decide who may come in at a control port, before anything is made for a connection.
+"""Limit the connections to a control port, before any state is created for them.
 
-An `AdmissionController` counts the links of one listener: by address (an IPv6 /64 counts as one), in all, and by
-identity. A link is *unproven* until its owner knows who is there. Failures make an address wait before it is let in
-again, longer each time; a link that proves itself clears its address. To admit costs a look into a table, and the
-table is bounded.
+An `AdmissionController` counts the links of one listener: by address (an IPv6 /64 counts as one), in total, and by
+identity. A link is *unproven* until its owner has authenticated the peer. After too many failures an address is refused
+for a while, longer each time; a link that is proven clears its address. Admission costs one lookup in a bounded table.
 
-Whoever shares an address with an attacker (NAT) shares its waits: each is at most `longest_refusal`, fades within
-minutes, and touches no link that is up. At an address where somebody has proved who they are before, it is at most
-`known_refusal`. A full listener makes room at the expense of the address that holds most of it.
+Users who share an address with an attacker (NAT) share its refusals: each lasts at most `longest_refusal`, is over
+within minutes, and never affects an established link. At an address with a proven link before, it lasts at most
+`known_refusal`. A full listener makes room by closing an unproven link of the address that has most of them.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ from scistream.logs import Tally
 from scistream.protocol.address import Address, Network, inside
 
 SHARE = 4
-"""Unproven links of one address for which a full listener makes room at the expense of others."""
-MOST_PLACES = 10_000
+"""A full listener evicts unproven links of other addresses only for an address with fewer unproven links than this."""
+MAX_SOURCES = 10_000
 
 _MOST_DOUBLINGS = 16
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How many links, lines and failures a listener for control links accepts.
+    """Limits on links, commands and failures at a listener for control links.
 
-    :param links: links in all; `links_per_address` of them from one address.
-    :param unproven: links that have not shown yet who they are; `unproven_per_address` of them from one address.
-    :param links_per_identity: links under one certificate's name.
-    :param commands_per_second: of one identity, or one application's link; more are read later.
-    :param failures: so many in a short time make an address wait.
-    :param longest_refusal: seconds that it waits at most.
+    :param links: links in total; at most `links_per_address` of them from one address.
+    :param unproven: links whose peer is not authenticated yet; at most `unproven_per_address` from one address.
+    :param links_per_identity: links under the name in one certificate.
+    :param commands_per_second: of one identity, or of one application's link; further commands are read later.
+    :param failures: how many failures within a short time make an address wait.
+    :param longest_refusal: the longest time that an address is refused, in seconds.
     """
 
     links: int = 4096
@@ -58,11 +57,11 @@ class Bounds:
 
 
 @lru_cache(1024)
-def place_of(host: str) -> str:
-    """What counts as one address: an IPv4 address, an IPv6 /64; an IPv4 address mapped into IPv6 is one of IPv4."""
+def address_group(host: str) -> str:
+    """Return the key under which an address is counted: an IPv4 address (also if mapped into IPv6) or an IPv6 /64."""
     try:
         address = ip_address(host.partition("%")[0])
-    except ValueError:  # no number: some other kind of transport
+    except ValueError:  # not an IP transport
         return host
     if not isinstance(address, IPv6Address):
         return str(address)
@@ -81,28 +80,28 @@ class DecayingCounter:
         self._at = 0.0
 
     def at(self, now: float) -> float:
-        """How much of it is left."""
+        """Return the count at the time `now`, in seconds."""
         return self._count * math.exp2(-max(0.0, now - self._at) / timing.REFUSALS_HALVE)
 
     def add(self, now: float, most: float) -> float:
-        """One more, up to `most`; gives what it is then."""
+        """Add one, up to `most`, and return the new count."""
         self._count, self._at = min(self.at(now) + 1.0, most), now
         return self._count
 
     def clear(self) -> None:
-        """Nothing is left."""
+        """Reset the count to zero."""
         self._count = 0.0
 
 
 def doubling(first: float, times: float, longest: float) -> float:
-    """`first` seconds, doubled so many times, `longest` at most; nothing for a negative number of times."""
+    """Return `first` seconds doubled `times` times, at most `longest`; 0 if `times` is negative."""
     return min(longest, first * 2.0 ** min(times, _MOST_DOUBLINGS)) if times >= 0 else 0.0
 
 
 class _Source:
     """What an admission controller remembers about one address."""
 
-    __slots__ = ("failures", "host", "links", "name", "proved", "refused", "refused_until", "unproven")
+    __slots__ = ("failures", "host", "is_proven", "links", "name", "refused", "refused_until", "unproven")
 
     def __init__(self, name: str, host: str) -> None:
         self.name = name
@@ -112,11 +111,11 @@ class _Source:
         self.failures = DecayingCounter()
         self.refused_until = 0.0
         self.refused = 0
-        self.proved = False
+        self.is_proven = False
 
 
 class _CommandBudget:
-    """How many commands may still come in now; below zero, how many came too early."""
+    """A token bucket of commands; a negative balance is the number of commands that came too early."""
 
     __slots__ = ("_at", "_left", "links")
 
@@ -126,19 +125,19 @@ class _CommandBudget:
         self.links = 0
 
     def take(self, now: float, rate: float) -> float:
-        """One comes in, of `rate` a second; seconds to wait before the next is read."""
+        """Take one command of `rate` per second; return how many seconds to wait before reading the next."""
         self._left = min(rate * timing.COMMAND_BURST, self._left + (now - self._at) * rate) - 1.0
         self._at = now
         return max(0.0, -self._left / rate)
 
 
 class AdmissionController:
-    """Decides which connections one listener accepts, and for how long.
+    """Decides which connections one listener accepts.
 
-    :param clock: tells the time.
+    :param clock: the source of the time.
     :param listener: the name of the listener in logs.
-    :param known_refusal: seconds that an address waits at most where somebody has proved himself before.
-    :param known: networks that count as such from the beginning.
+    :param known_refusal: the longest refusal of an address that has had a proven link, in seconds.
+    :param known: networks whose addresses are treated like that from the start.
     """
 
     log = Logger()
@@ -157,252 +156,259 @@ class AdmissionController:
         self._listener = listener
         self._known_refusal = known_refusal
         self._known = known
-        self._places: OrderedDict[str, _Source] = OrderedDict()  # the longest unused first
-        self._waited_for: dict[_Source, None] = {}  # those with unproven links
+        self._sources: OrderedDict[str, _Source] = OrderedDict()  # the longest unused first
+        self._unproven_sources: dict[_Source, None] = {}  # those with unproven links
         self._identities: dict[str, _CommandBudget] = {}
         self.links = 0
         self.unproven = 0
         self.refused = 0
-        self.moved = 0
+        self.evicted = 0
         others = "refused others, or ended or delayed their links"
         self._tally: Tally[tuple[str, str]] = Tally(clock, self._log, (others, ""))
 
     def set_bounds(self, bounds: Bounds, known: tuple[Network, ...] = ()) -> None:
-        """Hold whoever comes from now on to other bounds; the links that are there stay.
+        """Apply new bounds to new connections; established links stay.
 
-        :param known: takes the place of the networks that were given before.
+        :param known: replaces the known networks.
         """
         self._bounds = bounds
         self._known = known
 
     def admit(self, host: str) -> Admission | None:
-        """Somebody has connected from there: what the link may do, or None if it must be closed at once."""
+        """Return the admission of a new connection from `host`, or None if it must be closed at once."""
         now = self._clock.seconds()
-        place = self._place(host)
-        refusal = self._why_not(place, now)
+        source = self._source_of(host)
+        refusal = self._refusal(source, now)
         if refusal is not None:
-            self._refuse(place, *refusal)
+            self._refuse(source, *refusal)
             return None
-        return Admission(self, place, now)
+        return Admission(self, source, now)
 
-    def _place(self, host: str) -> _Source:
-        name = place_of(host)
-        place = self._places.get(name)
-        if place is None:
-            place = self._places[name] = _Source(name, host)
+    def _source_of(self, host: str) -> _Source:
+        name = address_group(host)
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = _Source(name, host)
             self._forget_some()
         else:
-            self._places.move_to_end(name)
-        return place
+            self._sources.move_to_end(name)
+        return source
 
-    def _is_known(self, place: _Source) -> bool:
-        address = Address(place.host.partition("%")[0], 0).numeric
-        return place.proved or (address is not None and inside(address, self._known))
+    def _is_known(self, source: _Source) -> bool:
+        address = Address(source.host.partition("%")[0], 0).numeric
+        return source.is_proven or (address is not None and inside(address, self._known))
 
     def _forget_some(self) -> None:
-        """Keep the table bounded. An address with links stays: links are bounded on their own."""
-        while len(self._places) > MOST_PLACES + self.links:
-            for name, place in self._places.items():
-                if not place.links:
-                    del self._places[name]
+        """Drop the longest unused addresses without links if the table is full."""
+        while len(self._sources) > MAX_SOURCES + self.links:
+            for name, source in self._sources.items():
+                if not source.links:
+                    del self._sources[name]
                     break
 
-    def _why_not(self, place: _Source, now: float) -> tuple[str, str] | None:
-        """Why no link from there is taken now: by what it is counted, and a sentence with numbers."""
+    def _refusal(self, source: _Source, now: float) -> tuple[str, str] | None:
+        """Return the name of the exceeded limit and a sentence with its numbers, or None to admit the link."""
         bounds = self._bounds
-        if place.refused_until > now:
-            return "failures", f"it has failed too often, and waits {place.refused_until - now:.0f} s more"
+        if source.refused_until > now:
+            return "failures", f"too many failures; it is refused for {source.refused_until - now:.0f} s more"
         if self.links >= bounds.links:
-            return "links", f"there are {self.links} links already (`links`)"
-        if place.links >= bounds.links_per_address:
-            return "links_per_address", f"it has {place.links} links already (`links_per_address`)"
-        if len(place.unproven) >= bounds.unproven_per_address and not self._replace(place, now):
-            why = f"{len(place.unproven)} of its links have not shown who they are (`unproven_per_address`)"
+            return "links", f"there are already {self.links} links (limit `links`)"
+        if source.links >= bounds.links_per_address:
+            return "links_per_address", f"it already has {source.links} links (limit `links_per_address`)"
+        if len(source.unproven) >= bounds.unproven_per_address and not self._replace(source, now):
+            why = f"{len(source.unproven)} of its links are not authenticated yet (limit `unproven_per_address`)"
             return "unproven_per_address", why
-        if self.unproven >= bounds.unproven and not self._make_room(place, now):
-            why = f"{self.unproven} links have not shown who they are (`unproven`), and it has its share of them"
+        if self.unproven >= bounds.unproven and not self._make_room(source, now):
+            why = f"{self.unproven} links are not authenticated yet (limit `unproven`), and it has its share of them"
             return "unproven", why
         return None
 
-    def _replace(self, place: _Source, now: float) -> bool:
-        """End the oldest unproven link of an address, if it has had its time."""
-        oldest = next(iter(place.unproven))
+    def _replace(self, source: _Source, now: float) -> bool:
+        """Evict the oldest unproven link of an address; return False if that link is still within its grace time."""
+        oldest = next(iter(source.unproven))
         if now - oldest.since < timing.UNPROVEN_GRACE:
             return False
-        oldest.make_way()
+        oldest.evict()
         return True
 
     def _make_room(self, newcomer: _Source, now: float) -> bool:
-        """End the oldest unproven link of the address that has most of them."""
-        most = max(self._waited_for, key=_claim)
+        """Evict the oldest unproven link of the address that has most of them; return False if none may be evicted."""
+        most = max(self._unproven_sources, key=_eviction_order)
         if len(newcomer.unproven) >= min(len(most.unproven), SHARE):
             return self._replace(newcomer, now)
-        next(iter(most.unproven)).make_way()
-        self.moved += 1
+        next(iter(most.unproven)).evict()
+        self.evicted += 1
         self.note(
-            "is full of links that have not shown who they are, and ended one for another",
+            "has too many links that are not authenticated yet, and closed one to make room",
             f"one from {most.name}, which has {len(most.unproven)} of them, for one from {newcomer.name}",
         )
         return True
 
-    def _refuse(self, place: _Source, reason: str, why: str) -> None:
+    def _refuse(self, source: _Source, reason: str, why: str) -> None:
         self.refused += 1
-        place.refused += 1
-        self.note(f"refused a link from {place.name}", why, reason)
+        source.refused += 1
+        self.note(f"refused a link from {source.name}", why, reason)
 
     def note(self, what: str, detail: str, reason: str = "") -> None:
-        """Log something that others can cause without end: it is counted by `what` and `reason`, and told by count.
+        """Log an event that peers can cause without limit: repeated events are counted, and logged as a count.
 
-        :param reason: why, in the same words each time; another reason is told at once.
+        :param what: the event; like `reason` it has the same wording each time.
+        :param detail: details of this event.
+        :param reason: why it happened. The first event of each reason is logged at once.
         """
         self._tally.add((what, reason), last=detail)
 
     def stop(self) -> None:
-        """Log what is not logged yet; the listener has been closed."""
+        """Log what has been counted and not logged yet. Called when the listener is closed."""
         self._tally.stop()
 
     def _log(self, key: tuple[str, str], count: int, last: str) -> None:
         what, _reason = key
         self.log.warn(
-            "{listener} {what}; so far {count}, the last time: {last}",
+            "{listener} {what}; {count} so far, the last one: {last}",
             listener=self._listener,
             what=what,
             count=count,
             last=last,
         )
 
-    # -- called by the admitted links
+    # -- called by admissions
 
-    def came(self, admission: Admission, place: _Source) -> None:
-        """A link is there."""
+    def link_opened(self, admission: Admission, source: _Source) -> None:
+        """Count a new link."""
         self.links += 1
         self.unproven += 1
-        place.links += 1
-        place.unproven[admission] = None
-        self._waited_for[place] = None
+        source.links += 1
+        source.unproven[admission] = None
+        self._unproven_sources[source] = None
 
-    def no_longer_unproven(self, admission: Admission, place: _Source) -> None:
-        """It has shown who it is, or is gone. Idempotent."""
-        if admission in place.unproven:
-            del place.unproven[admission]
+    def remove_unproven(self, admission: Admission, source: _Source) -> None:
+        """Stop counting a link as unproven: it is proven or closed. Idempotent."""
+        if admission in source.unproven:
+            del source.unproven[admission]
             self.unproven -= 1
-            if not place.unproven:
-                del self._waited_for[place]
+            if not source.unproven:
+                del self._unproven_sources[source]
 
-    def went(self, place: _Source) -> None:
-        """A link is gone."""
+    def link_closed(self, source: _Source) -> None:
+        """Stop counting a link."""
         self.links -= 1
-        place.links -= 1
+        source.links -= 1
 
-    def failed(self, place: _Source, why: str) -> None:
-        """Hold it against the address."""
+    def record_failure(self, source: _Source, why: str) -> None:
+        """Count a failure against the address, and refuse the address for a while if there are too many."""
         now, bounds = self._clock.seconds(), self._bounds
-        count = place.failures.add(now, bounds.failures + _MOST_DOUBLINGS)
-        # The count that fades makes up for what is lost between two failures: the limit is met, not only neared.
+        count = source.failures.add(now, bounds.failures + _MOST_DOUBLINGS)
+        # Rounded, since the count decays a little between two failures and would never quite reach the limit.
         seconds = doubling(timing.FIRST_REFUSAL, round(count) - bounds.failures, bounds.longest_refusal)
-        if self._is_known(place):
+        if self._is_known(source):
             seconds = min(seconds, self._known_refusal)
         if seconds:
-            place.refused_until = max(place.refused_until, now + seconds)
+            source.refused_until = max(source.refused_until, now + seconds)
             self.note(
-                f"lets {place.name} wait", f"for {seconds:g} s, after {round(count)} failures, the last one: {why}"
+                f"refuses links from {source.name}",
+                f"for {seconds:g} s, after {round(count)} failures, the last one: {why}",
             )
 
-    def allowance(self, who: str | None, place: _Source) -> _CommandBudget | None:
-        """Somebody has proved himself: his allowance, which all his links share; None if he has too many links."""
-        place.proved = True
-        place.failures.clear()
-        place.refused_until = 0.0
+    def budget_for(self, identity: str | None, source: _Source) -> _CommandBudget | None:
+        """Return the command budget of a proven peer, or None if its identity has too many links.
+
+        All links of an identity share one budget; a peer without an identity gets its own.
+        """
+        source.is_proven = True
+        source.failures.clear()
+        source.refused_until = 0.0
         now = self._clock.seconds()
-        if who is None:
+        if identity is None:
             return _CommandBudget(self._bounds.commands_per_second, now)
-        mine = self._identities.get(who)
-        if mine is None:
-            mine = self._identities[who] = _CommandBudget(self._bounds.commands_per_second, now)
-        if mine.links >= self._bounds.links_per_identity:
+        budget = self._identities.get(identity)
+        if budget is None:
+            budget = self._identities[identity] = _CommandBudget(self._bounds.commands_per_second, now)
+        if budget.links >= self._bounds.links_per_identity:
             return None
-        mine.links += 1
-        return mine
+        budget.links += 1
+        return budget
 
-    def released(self, who: str) -> None:
-        """One link of an identity is gone."""
-        mine = self._identities[who]
-        mine.links -= 1
-        if not mine.links:
-            del self._identities[who]
+    def release_identity(self, identity: str) -> None:
+        """Stop counting one link of an identity."""
+        budget = self._identities[identity]
+        budget.links -= 1
+        if not budget.links:
+            del self._identities[identity]
 
-    def take(self, allowance: _CommandBudget) -> float:
-        """A command comes in on this allowance; seconds to wait before the next is read."""
-        return allowance.take(self._clock.seconds(), self._bounds.commands_per_second)
+    def take_command(self, budget: _CommandBudget) -> float:
+        """Take one command from `budget`; return how many seconds to wait before reading the next."""
+        return budget.take(self._clock.seconds(), self._bounds.commands_per_second)
 
 
 class Admission:
-    """One accepted link, as its admission controller counts it. `scistream.links.link.Link` reports its events."""
+    """An accepted link, as its admission controller counts it. A `scistream.links.link.Link` reports its events."""
 
-    __slots__ = ("_admission_controller", "_allowance", "_cut", "_failed", "_over", "_place", "_who", "since")
+    __slots__ = ("_abort", "_admission_controller", "_budget", "_failed", "_identity", "_is_closed", "_source", "since")
 
-    def __init__(self, admission_controller: AdmissionController, place: _Source, now: float) -> None:
+    def __init__(self, admission_controller: AdmissionController, source: _Source, now: float) -> None:
         self._admission_controller = admission_controller
-        self._place = place
-        self._cut: Callable[[str], None] = _ignore
-        self._allowance: _CommandBudget | None = None
-        self._who: str | None = None
+        self._source = source
+        self._abort: Callable[[str], None] = _ignore
+        self._budget: _CommandBudget | None = None
+        self._identity: str | None = None
         self._failed = False
-        self._over = False
+        self._is_closed = False
         self.since = now
-        admission_controller.came(self, place)
+        admission_controller.link_opened(self, source)
 
-    def arrived(self, cut: Callable[[str], None]) -> None:
-        """The link is there; `cut` ends it at once, for a reason."""
-        self._cut = cut
+    def opened(self, abort: Callable[[str], None]) -> None:
+        """Keep `abort`, which closes the link at once, for a reason."""
+        self._abort = abort
 
-    def proven(self, who: str | None) -> bool:
-        """It is known who is there; False if that one has too many links.
+    def mark_proven(self, identity: str | None) -> bool:
+        """Record that the peer is authenticated; return False if its identity has too many links.
 
-        :param who: the name of an identity whose links are counted together; None for others.
+        :param identity: the name of an identity whose links are counted together; None for a peer without one.
         """
-        self._admission_controller.no_longer_unproven(self, self._place)
-        if self._allowance is None:
-            self._allowance = self._admission_controller.allowance(who, self._place)
-            self._who = who if self._allowance is not None else None
-        return self._allowance is not None
+        self._admission_controller.remove_unproven(self, self._source)
+        if self._budget is None:
+            self._budget = self._admission_controller.budget_for(identity, self._source)
+            self._identity = identity if self._budget is not None else None
+        return self._budget is not None
 
     def failed(self, why: str) -> None:
-        """It did what it should not. Counts once, and only while nobody knows who it is."""
-        if self._allowance is None and not self._failed:
+        """Count a failure against the peer's address; only the first one, and only while the link is unproven."""
+        if self._budget is None and not self._failed:
             self._failed = True
-            self._admission_controller.failed(self._place, why)
+            self._admission_controller.record_failure(self._source, why)
 
-    def line(self) -> float:
-        """It has said a line; seconds to wait before the next is read."""
-        return 0.0 if self._allowance is None else self._admission_controller.take(self._allowance)
+    def line_received(self) -> float:
+        """Count a line; return how many seconds to wait before reading the next."""
+        return 0.0 if self._budget is None else self._admission_controller.take_command(self._budget)
 
-    def make_way(self) -> None:
-        """Another one gets its place."""
-        self.failed("it has not shown who it is, and others wait")
-        self.over()
-        self._cut("it has not shown who it is, and others wait")
+    def evict(self) -> None:
+        """Close the link to make room for another."""
+        why = "it did not authenticate in time, and other links were waiting"
+        self.failed(why)
+        self.closed()
+        self._abort(why)
 
     def note(self, what: str, detail: str, reason: str = "") -> None:
-        """Log something of this link; see `AdmissionController.note`."""
+        """Log an event of this link; see `AdmissionController.note`."""
         self._admission_controller.note(what, detail, reason)
 
-    def over(self) -> None:
-        """The link is gone. Idempotent."""
-        if self._over:
+    def closed(self) -> None:
+        """Stop counting the link. Idempotent."""
+        if self._is_closed:
             return
-        self._over = True
-        self._admission_controller.no_longer_unproven(self, self._place)
-        self._admission_controller.went(self._place)
-        if self._who is not None:
-            self._admission_controller.released(self._who)
+        self._is_closed = True
+        self._admission_controller.remove_unproven(self, self._source)
+        self._admission_controller.link_closed(self._source)
+        if self._identity is not None:
+            self._admission_controller.release_identity(self._identity)
 
 
-class Entrance(Factory):
-    """Ask the admission controller about each connection before any part of a link is made for it.
+class AdmissionFactory(Factory):
+    """A protocol factory that asks the admission controller before it builds anything for a connection.
 
-    :param link_factory: makes the factory of links, given a function that returns the admission
-        of the link that is being made.
+    :param link_factory: makes the factory of links, given a function that returns the admission of the link being
+        built.
     """
 
     noisy = False
@@ -417,6 +423,7 @@ class Entrance(Factory):
         self._inner = link_factory(self._current)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Build a link, or return None to close the connection."""
         admission = self._admission_controller.admit(str(getattr(addr, "host", addr)))
         if admission is None:
             return None
@@ -424,9 +431,11 @@ class Entrance(Factory):
         return self._inner.buildProtocol(addr)  # type: ignore[arg-type]
 
     def doStart(self) -> None:
+        """Start the factory of links, too."""
         self._inner.doStart()
 
     def doStop(self) -> None:
+        """Stop the factory of links, too."""
         self._inner.doStop()
 
     def _current(self) -> Admission:
@@ -435,10 +444,10 @@ class Entrance(Factory):
         return admission
 
 
-def _claim(place: _Source) -> tuple[int, float]:
-    """How soon an address has to make room: it holds more, or has held it longer."""
-    return len(place.unproven), -next(iter(place.unproven)).since
+def _eviction_order(source: _Source) -> tuple[int, float]:
+    """Return a sort key: an address with more unproven links, or with an older one, is evicted from first."""
+    return len(source.unproven), -next(iter(source.unproven)).since
 
 
 def _ignore(_why: str) -> None:
-    """The link is not made yet."""
+    """Do nothing: the link has not been built yet."""

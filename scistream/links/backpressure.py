@@ -1,4 +1,4 @@
-"""Lines of a peer, cut from its bytes, and the pause of a peer that does not read or says too much."""
+"""Split received bytes into lines, and pause reading from a peer that does not read or sends too much."""
 
 from __future__ import annotations
 
@@ -12,73 +12,75 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 MAX_UNREAD = 4 * 2**20
-"""Bytes that wait for a peer who does not read, beside what the transport takes before it calls itself full."""
+"""Bytes that may wait for a peer that does not read, in addition to the transport's own buffer."""
 
 
 class LineSplitter:
-    """Bytes cut into lines. What that costs grows with their number alone, in whatever pieces they come."""
+    """Splits bytes into lines, in time linear in their number however they are chunked."""
 
     def __init__(self) -> None:
-        self.whole: deque[bytes] = deque()
-        """Lines that nobody has taken yet, without their LF."""
-        self.rest = bytearray()
-        """The beginning of a line."""
+        self.complete: deque[bytes] = deque()
+        """Lines that have not been taken yet, without their LF."""
+        self.partial = bytearray()
+        """The beginning of an incomplete line."""
 
     def add(self, data: bytes) -> None:
-        """More bytes of the peer."""
+        """Add bytes that were received."""
         first, *others = data.split(b"\n")
-        self.rest += first
+        self.partial += first
         for other in others:
-            self.whole.append(bytes(self.rest))
-            self.rest = bytearray(other)
+            self.complete.append(bytes(self.partial))
+            self.partial = bytearray(other)
 
     def __len__(self) -> int:
-        return sum(map(len, self.whole)) + len(self.rest)
+        return sum(map(len, self.complete)) + len(self.partial)
 
 
 @implementer(IPushProducer)
 class ReadThrottle:
-    """Stops reading from a peer that does not read what we write to it, or that says too much at once.
+    """Stops reading from a peer that does not read what we write to it, or that sends too much at once.
 
-    :param go_on: called when the peer has read all that waited for it.
+    :param on_drained: called when the peer has read everything that waited for it.
     """
 
-    def __init__(self, transport: Any, go_on: Callable[[], None]) -> None:
+    def __init__(self, transport: Any, on_drained: Callable[[], None]) -> None:
         self._transport = transport
-        self._go_on = go_on
-        self._resting = False
+        self._on_drained = on_drained
+        self._is_paused = False
         self.is_full = False
         self.unread = 0
-        """Bytes written since the transport was full."""
+        """Bytes written since the transport's buffer became full."""
 
     def pauseProducing(self) -> None:
+        """Stop reading: the transport's write buffer is full."""
         self.is_full = True
         self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
+        """Read again: the peer has read everything."""
         self.is_full = False
         self.unread = 0
-        self._resume()
-        self._go_on()
+        self._read_if_allowed()
+        self._on_drained()
 
     def wrote(self, count: int) -> None:
-        """So many bytes are on their way to the peer."""
+        """Count bytes that were written to the transport."""
         if self.is_full:
             self.unread += count
 
     def stopProducing(self) -> None:
-        """The transport is going away, and this with it."""
+        """Do nothing: the transport is being closed."""
 
-    def rest(self) -> None:
-        """Read nothing until `go_on`."""
-        self._resting = True
+    def pause(self) -> None:
+        """Read nothing until `resume` is called."""
+        self._is_paused = True
         self._transport.pauseProducing()
 
-    def go_on(self) -> None:
-        """The end of `rest`."""
-        self._resting = False
-        self._resume()
+    def resume(self) -> None:
+        """End a `pause`."""
+        self._is_paused = False
+        self._read_if_allowed()
 
-    def _resume(self) -> None:
-        if not self.is_full and not self._resting:
+    def _read_if_allowed(self) -> None:
+        if not self.is_full and not self._is_paused:
             self._transport.resumeProducing()

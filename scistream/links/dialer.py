@@ -1,4 +1,4 @@
-"""Links that last: a service that connects again for ever and owns an outbox."""
+"""Lasting links: a service that reconnects without end and owns an outbox."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream import timing
-from scistream.links.link import Lasts, Link
+from scistream.links.link import CredentialExpiry, Link
 from scistream.links.outbox import Outbox, cancel_call
 from scistream.logs import Tally
 from scistream.protocol.errors import StreamError
@@ -30,9 +30,9 @@ from scistream.protocol.messages import Answer, Command, Error, Message, Resp
 
 
 class LinkFactory(Factory):
-    """Makes a `Link` for each connection.
+    """Builds a `Link` for each connection.
 
-    :param build: gives the link of a new connection, or None to refuse it.
+    :param build: returns the link of a new connection, or None to refuse it.
     """
 
     noisy = False
@@ -41,23 +41,24 @@ class LinkFactory(Factory):
         self._build = build
 
     def buildProtocol(self, addr: IAddress | None) -> Link | None:
+        """Return what `build` returns."""
         return self._build(addr)
 
 
 class Dialer(Service):
-    """The lasting link of a party that dials.
+    """The lasting link of a party that connects to another.
 
-    Set the `on_...` callables to hear of it. The delay before the next try doubles from 0.2 s to 5 s, with
-    jitter, and starts anew at a valid line: a peer that accepts and says nothing is no success.
+    Set the `on_...` callables to be told about its events. The delay before the next attempt grows from 0.2 s to 5 s,
+    with jitter. Only a valid line resets it: a peer that accepts and sends nothing counts as a failure.
 
-    :param endpoint: where to connect, TLS included.
+    :param endpoint: where to connect, including TLS.
     :param clock: for delays and time limits.
-    :param peer_name: how logs and errors call the peer.
+    :param peer_name: the name of the peer in logs and errors.
     :param authenticate: as for `Link`.
     :param explain: turns the reason of a lost connection into a sentence.
-    :param lasts: as for `Link`.
-    :param is_hopeless: tells from the reason whether dialling again cannot help; it is done all the same, since
-        an operator may mend it, but `on_down` hears of it.
+    :param is_permanent: returns True if connecting again cannot succeed until an operator has changed something.
+        The dialer goes on trying, but passes the result to `on_down`.
+    :param expiry: as for `Link`.
     """
 
     _log = Logger()
@@ -70,7 +71,7 @@ class Dialer(Service):
         authenticate: Callable[[Any], Any] | None,
         explain: Callable[[Failure], str],
         is_permanent: Callable[[Failure], bool],
-        lasts: Lasts | None = None,
+        expiry: CredentialExpiry | None = None,
     ) -> None:
         self.clock = clock
         self.outbox = Outbox(clock, peer_name)
@@ -82,22 +83,24 @@ class Dialer(Service):
         self._explain = explain
         self._is_permanent = is_permanent
         self._failures = 0
-        self._reasons: Tally[str] = Tally(clock, self._tell, "other troubles")
+        self._reasons: Tally[str] = Tally(clock, self._log_reason, "other reasons")
         self._poll: IDelayedCall | None = None
-        factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False, lasts=lasts))
-        self._client = _Client(endpoint, factory, self._delay, clock, self._failing, peer_name)
+        factory = LinkFactory(lambda _address: Link(self, clock, authenticate, accepted=False, expiry=expiry))
+        self._client = _Client(endpoint, factory, self._delay, clock, self._link_failed, peer_name)
 
     @property
     def peer_name(self) -> str:
-        """How logs and errors call the peer."""
+        """The name of the peer in logs and errors."""
         return self.outbox.peer_name
 
     def startService(self) -> None:
+        """Connect, and keep reconnecting."""
         super().startService()
         self._client.startService()
-        self._poll = self.clock.callLater(timing.POLL, self._polled)
+        self._poll = self.clock.callLater(timing.POLL, self._poll_peer)
 
     def stopService(self) -> Deferred[None]:
+        """Close the link and fail all waiting commands; the Deferred fires when the connection is closed."""
         super().stopService()
         cancel_call(self._poll)
         self._reasons.stop()
@@ -113,34 +116,38 @@ class Dialer(Service):
     # -- LinkOwner
 
     def link_up(self, link: Link) -> None:
+        """Use `link` from now on, and send all waiting commands."""
         self.link = link
-        self.on_up()  # first, since it may ask anew what still waits to be sent
+        self.on_up()  # first, since it may replace commands that are waiting to be sent
         self.outbox.link_up(link)
 
     def link_down(self, link: Link, reason: Failure) -> None:
+        """Report the loss of the link."""
         if self.link is link:
             self.link = None
-        self._failing(reason)
+        self._link_failed(reason)
 
     def message_received(self, link: Link, message: Message) -> None:
+        """Pass a message to `on_message`."""
         self._failures = 0
         self.on_message(link, message)
 
     def answer_received(self, link: Link, answer: Answer) -> None:
+        """Pass an answer to its command, or to `on_message` if it is an ERROR that answers none."""
         self._failures = 0
         if not self.outbox.answered(answer) and isinstance(answer, Error):
             self.on_message(link, answer)
 
     # -- inside
 
-    def _failing(self, failure: Failure) -> None:
+    def _link_failed(self, failure: Failure) -> None:
         reason = self._explain(failure)
         if self.running:
             self._reasons.add(reason)
         self.outbox.link_down(reason)
         self.on_down(reason, self._is_permanent(failure))
 
-    def _tell(self, reason: str, count: int, _last: str) -> None:
+    def _log_reason(self, reason: str, count: int, _last: str) -> None:
         times = f" ({count} times)" if count > 1 else ""
         self._log.info("no link to {peer_name}: {reason}{times}", peer_name=self.peer_name, reason=reason, times=times)
 
@@ -149,23 +156,23 @@ class Dialer(Service):
         delay = min(timing.FIRST_RECONNECT * 2.0 ** min(self._failures - 1, 10), timing.LONGEST_RECONNECT)
         return delay * random.uniform(0.5, 1.0)
 
-    def _polled(self) -> None:
-        self._poll = self.clock.callLater(timing.POLL, self._polled)
+    def _poll_peer(self) -> None:
+        self._poll = self.clock.callLater(timing.POLL, self._poll_peer)
         if self.link is not None:
             self.on_poll()
 
 
 @implementer(ILogObserver)
-def _only_reason(event: LogEvent) -> None:
-    """Hand on what is more than the course of things."""
+def _warnings_only(event: LogEvent) -> None:
+    """Pass on warnings and errors only."""
     if event["log_level"] >= LogLevel.warn:
         globalLogPublisher(event)
 
 
 class _Client(ClientService):
-    """A ClientService that also tells why it could not connect. Each try by itself is worth no line of the log."""
+    """A ClientService that reports why it could not connect, and does not log each attempt."""
 
-    _log = Logger(observer=_only_reason)
+    _log = Logger(observer=_warnings_only)
 
     def __init__(
         self,
@@ -176,11 +183,11 @@ class _Client(ClientService):
         failed: Callable[[Failure], None],
         peer_name: str,
     ) -> None:
-        super().__init__(_Telling(endpoint, failed, peer_name), factory, delay, clock)
+        super().__init__(_ReportingEndpoint(endpoint, failed, peer_name), factory, delay, clock)
 
 
 @implementer(IStreamClientEndpoint)
-class _Telling:
+class _ReportingEndpoint:
     """An endpoint that reports each failure to connect."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None], name: str) -> None:
@@ -189,10 +196,12 @@ class _Telling:
         self._name = name
 
     def __repr__(self) -> str:
-        """How Twisted's log calls it."""
+        """Return the name of the peer, for Twisted's log."""
         return self._name
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """Connect, and report a failure before passing it on."""
+
         def report(reason: Failure) -> Failure:
             self._failed(reason)
             return reason
@@ -201,12 +210,12 @@ class _Telling:
 
 
 def _nothing() -> None:
-    """Nobody asked to hear of it."""
+    """Do nothing, where no callback is set."""
 
 
-def _ignore(_trouble: str, _hopeless: bool) -> None:
-    """Nobody asked to hear of it."""
+def _ignore(_reason: str, _permanent: bool) -> None:
+    """Do nothing, where no callback is set."""
 
 
 def _ignore_message(_link: Link, _message: Message) -> None:
-    """Nobody asked to hear of it."""
+    """Do nothing, where no callback is set."""

@@ -1,8 +1,7 @@
-"""Bytes to messages and back, one JSON object a line, and the limits that stand on a link.
+"""The Twisted protocol of control links: messages, one JSON object per line, and the limits on them.
 
-`decode` and `encode` are the codec. `Link` is the Twisted protocol of both ends: it keeps the time
-limits, answers what is no message, closes on abuse, and hands valid messages to its `LinkOwner`. Framing is in protocol
-section 3.
+`Link` is used at both ends. It enforces time limits, answers lines that are not valid messages, closes the link on
+abuse, and passes valid messages to its `LinkOwner`. Protocol section 3 describes the framing.
 """
 
 from __future__ import annotations
@@ -35,89 +34,91 @@ from scistream.protocol.messages import MAX_TEXT, Answer, Command, Error, Messag
 MAX_BAD_LINES = 8
 
 
-Lasts = Callable[[SSL.Connection], tuple[float, str]]
-"""Tells how many seconds what the peer of a connection has proved itself with still lasts, and what to say then."""
+CredentialExpiry = Callable[[SSL.Connection], tuple[float, str]]
+"""Returns the seconds until the credentials of a connection's peer expire, and the sentence to send and log then."""
 
 
 class LinkOwner(Protocol):
-    """Who a link works for."""
+    """Gets the events and messages of a link."""
 
     def link_up(self, link: Link) -> None:
-        """The peer is authenticated as far as it will be; messages may go out."""
+        """Handle a link that can send messages: TLS, if any, is established and the peer's certificate checked."""
 
     def link_down(self, link: Link, reason: Failure) -> None:
-        """The link is gone. Called once, also for a link that never came up."""
+        """Handle the end of a link. Called once, also for a link that never came up."""
 
     def message_received(self, link: Link, message: Message) -> None:
-        """A valid message that is no answer came in."""
+        """Handle a valid message that is not an answer."""
 
     def answer_received(self, link: Link, answer: Answer) -> None:
-        """An answer, or the unasked ERROR of a stream that failed, came in."""
+        """Handle an answer, or the ERROR without `seq` of a stream that failed."""
 
 
 class LinkAdmission(Protocol):
-    """The record of an accepted link at its listener, which is told of the link's events and bounds what it sends."""
+    """Counts an accepted link at its listener, and limits what the peer may send."""
 
-    def arrived(self, cut: Callable[[str], None]) -> None:
-        """The link is there; `cut` ends it at once, for a reason."""
+    def opened(self, abort: Callable[[str], None]) -> None:
+        """Keep `abort`, which closes the link at once, for a reason."""
 
-    def proven(self, who: str | None) -> bool:
-        """Its owner knows who is there (None: somebody without a name of his own); False if he has too many links."""
+    def mark_proven(self, identity: str | None) -> bool:
+        """Record that the peer is authenticated; return False if its identity has too many links."""
 
     def failed(self, why: str) -> None:
-        """The peer did what it should not."""
+        """Record a failure of the peer."""
 
-    def line(self) -> float:
-        """The peer has said a line; seconds to wait before the next is read."""
+    def line_received(self) -> float:
+        """Count a line; return how many seconds to wait before reading the next."""
 
     def note(self, what: str, detail: str, reason: str) -> None:
-        """Something that the log should say: see `Link.note`."""
+        """Log an event; see `Link.note`."""
 
-    def over(self) -> None:
-        """The link is gone."""
+    def closed(self) -> None:
+        """Stop counting the link."""
 
 
-class _NoListener:
-    """The admission of links that this process dialled: nothing bounds them."""
+class _Unlimited:
+    """The admission of links that this process opened: nothing is counted or limited."""
 
     _log = Logger()
 
-    def arrived(self, cut: Callable[[str], None]) -> None:
-        """Nobody counts it."""
+    def opened(self, abort: Callable[[str], None]) -> None:
+        """Do nothing."""
 
-    def proven(self, who: str | None) -> bool:
+    def mark_proven(self, identity: str | None) -> bool:
+        """Return True."""
         return True
 
     def failed(self, why: str) -> None:
-        """Nobody holds it against the peer."""
+        """Do nothing."""
 
-    def line(self) -> float:
+    def line_received(self) -> float:
+        """Return 0: read the next line at once."""
         return 0.0
 
     def note(self, what: str, detail: str, reason: str) -> None:
+        """Log every event."""
         self._log.warn("{what}: {detail}", what=what, detail=detail)
 
-    def over(self) -> None:
-        """Nobody has counted it."""
+    def closed(self) -> None:
+        """Do nothing."""
 
 
-NO_LISTENER: LinkAdmission = _NoListener()
+UNLIMITED: LinkAdmission = _Unlimited()
 
 
 @implementer(IHandshakeListener)
 class Link(LineOnlyReceiver):
-    """One end of one control link.
+    """One end of a control link.
 
-    :param owner: who gets its messages.
+    :param owner: gets its events and messages.
     :param clock: for the time limits.
-    :param authenticate: called with the TLS connection after its handshake; it returns who the peer is
-        (None: nobody that a certificate names) or raises to refuse it. Without it the transport is plain
-        TCP, and the peer is `plain_peer`.
-    :param accepted: whether the peer dialled; a peer without a certificate is then a stranger until its owner calls
-        `prove`, which must be soon: lines are short, and there is one time limit for all of them.
-    :param admission: the record of the link at the listener that accepted it.
-    :param lasts: seconds until what the peer has proved itself with ends, and a sentence for then; the link ends with
-        it. Asked after the handshake, and again once a day.
+    :param authenticate: called with the TLS connection after its handshake. It returns the peer (None: a peer without
+        a certificate) or raises to refuse it. None: the transport is plain TCP, and the peer is `plain_peer`.
+    :param accepted: whether the peer connected to us. A peer without a certificate is then anonymous until the owner
+        calls `mark_proven`; until then its lines must be short, and one time limit covers all of them.
+    :param admission: counts the link at the listener that accepted it.
+    :param expiry: tells when the peer's credentials expire; the link is closed then. Called after the handshake and
+        again once a day.
     """
 
     delimiter = b"\n"
@@ -132,8 +133,8 @@ class Link(LineOnlyReceiver):
         plain_peer: Any = None,
         *,
         accepted: bool,
-        admission: LinkAdmission = NO_LISTENER,
-        lasts: Lasts | None = None,
+        admission: LinkAdmission = UNLIMITED,
+        expiry: CredentialExpiry | None = None,
     ) -> None:
         self.owner = owner
         self.clock = clock
@@ -143,82 +144,86 @@ class Link(LineOnlyReceiver):
         self._authenticate = authenticate
         self._accepted = accepted
         self._admission = admission
-        self._limit: IDelayedCall | None = None
-        self._rest: IDelayedCall | None = None
-        self._lasts = lasts
-        self._end: IDelayedCall | None = None
-        self._brake: ReadThrottle | None = None
+        self._timer: IDelayedCall | None = None
+        self._pause: IDelayedCall | None = None
+        self._expiry = expiry
+        self._expiry_check: IDelayedCall | None = None
+        self._throttle: ReadThrottle | None = None
         self._lines = LineSplitter()
-        self.is_stranger = False
+        self.is_anonymous = False
         self._has_spoken = False
         self._bad_lines = 0
-        self.on_bad_line: Callable[[str | None, str, bool], None] = _nobody
-        """Hears of each line that is no message: the uid in it, what is wrong, and whether the link is closed for it.
-        To be set by the owner."""
+        self.on_bad_line: Callable[[str | None, str, bool], None] = _ignore_bad_line
+        """Called for each line that is not a valid message, with its uid, what is wrong, and whether the link is closed
+        because of it. Set by the owner."""
         self.last_seq = 0
 
     # -- from the transport
 
     def connectionMade(self) -> None:
+        """Begin the handshake, or come up at once without TLS."""
         if not self._accepted and self.transport.getHost() == self.transport.getPeer():
-            # Nobody listens there: the kernel took that very port for this end, and the two have met.
+            # A TCP self-connection: nothing listens there, and the kernel chose that same port for this end.
             self.refusal = ConnectionRefusedError()
             self.transport.abortConnection()
             return
-        if ITCPTransport.providedBy(self.transport):  # or a short line waits until the far end confirms the last one
+        if ITCPTransport.providedBy(self.transport):  # else a short line waits until the last one is acknowledged
             self.transport.setTcpNoDelay(True)
-        self._start_limit(timing.HANDSHAKE, "no TLS handshake")
-        self._admission.arrived(self._cut_off)
+        self._start_timer(timing.HANDSHAKE, "no TLS handshake")
+        self._admission.opened(self._cut_off)
         if self._authenticate is None:
             self._come_up()
 
     def handshakeCompleted(self) -> None:
+        """Authenticate the peer, and come up if it is accepted."""
         assert self._authenticate is not None
         try:
             self.peer = self._authenticate(self.transport.getHandle())
-        except Exception as problem:  # whatever stops us from knowing the peer: it stays outside
+        except Exception as problem:  # a peer that cannot be authenticated for any reason is refused
             self.refusal = problem
             self.note("refused a peer", str(problem), _beginning(str(problem)))
             self._admission.failed(f"a peer was refused: {problem}")
             self.transport.abortConnection()
             return
         self._come_up()
-        self._look_at_end()
+        self._check_expiry()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._stop_limit()
-        self._stop_rest()
-        if self._end is not None and self._end.active():
-            self._end.cancel()
+        """Tell the owner that the link is down."""
+        self._stop_timer()
+        self._cancel_pause()
+        if self._expiry_check is not None and self._expiry_check.active():
+            self._expiry_check.cancel()
         if not self.is_up and isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError):
             self._admission.failed("a TLS handshake failed")
         self.is_up = False
-        self._admission.over()
+        self._admission.closed()
         if self.refusal is not None:
             reason = Failure(self.refusal)
         self.owner.link_down(self, reason)
 
     def dataReceived(self, data: bytes) -> None:
-        """Take the lines one by one, and none while the peer does not read: each may be answered at length."""
-        if self.transport.disconnecting:  # TLS goes on reading until the peer has closed, too
+        """Handle the lines one by one, and none while the peer does not read: each may have a long answer."""
+        if self.transport.disconnecting:  # TLS goes on reading until the peer has closed as well
             return
         self._lines.add(data)
-        while self._lines.whole:
+        while self._lines.complete:
             if self.transport.disconnecting or self._is_full:
                 return
-            line = self._lines.whole.popleft()
+            line = self._lines.complete.popleft()
             if len(line) > self.MAX_LENGTH:
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
-        if len(self._lines.rest) > self.MAX_LENGTH and not self.transport.disconnecting:
-            self.lineLengthExceeded(bytes(self._lines.rest))
+        if len(self._lines.partial) > self.MAX_LENGTH and not self.transport.disconnecting:
+            self.lineLengthExceeded(bytes(self._lines.partial))
 
     def lineReceived(self, line: bytes) -> None:
+        """Decode a line and pass it to the owner."""
         if not self.is_up:
             return
         self._has_spoken = True
-        self._slow_down(self._admission.line())
+        self._pause_reading(self._admission.line_received())
         try:
             message = decode(line)
         except BadMessageError as bad:
@@ -230,7 +235,8 @@ class Link(LineOnlyReceiver):
             self.owner.message_received(self, message)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self.note("closed a link for a line that is too long", f"over {self.MAX_LENGTH} bytes")
+        """Refuse a line that is too long, and close the link."""
+        self.note("closed a link because of a line that is too long", f"over {self.MAX_LENGTH} bytes")
         self._admission.failed(f"a line of over {self.MAX_LENGTH} bytes")
         msg = f"a line has at most {self.MAX_LENGTH} bytes"
         self.on_bad_line(None, msg, True)
@@ -240,13 +246,13 @@ class Link(LineOnlyReceiver):
     # -- for the owner
 
     @property
-    def has_timed_out(self) -> bool:
-        """Whether the next bad line is the last one."""
+    def next_bad_line_closes(self) -> bool:
+        """Whether the link is closed if the next line is bad."""
         return self._bad_lines + 1 >= MAX_BAD_LINES
 
     @property
     def address(self) -> str:
-        """The peer's address, for logs."""
+        """The peer's address as text, for logs."""
         peer = self.transport.getPeer()
         return str(Address(peer.host, peer.port)) if hasattr(peer, "host") else str(peer)
 
@@ -255,45 +261,45 @@ class Link(LineOnlyReceiver):
         """The host of the peer's address."""
         return str(getattr(self.transport.getPeer(), "host", ""))
 
-    def prove(self, who: str | None) -> None:
-        """It is known who is there: from now on the link may be silent, and say long lines.
+    def mark_proven(self, identity: str | None) -> None:
+        """Record that the peer is authenticated: it may be silent and send long lines from now on.
 
-        :param who: the name under which the links of one identity are counted; None if nobody has a name of his own
-            here. If that one has too many links this one is closed.
+        :param identity: the name under which the links of one identity are counted; None if the peer has no name. If
+            the identity has too many links, this one is closed.
         """
-        if self.is_stranger:
-            self.is_stranger = False
+        if self.is_anonymous:
+            self.is_anonymous = False
             self.MAX_LENGTH = MAX_LINE
-            self._stop_limit()
-        if not self._admission.proven(who):
-            self.note("closed a link of one who has too many", str(who))
-            msg = f"{who} has as many links here as one identity may have: close some of them (`links_per_identity`)"
+            self._stop_timer()
+        if not self._admission.mark_proven(identity):
+            self.note("closed a link of an identity that has too many", str(identity))
+            msg = f"{identity} has too many links here: close some of them (limit `links_per_identity`)"
             self.send(Error(uid=None, code="no-capacity", msg=msg))
             self.close()
 
     def note(self, what: str, detail: str, reason: str = "") -> None:
-        """Log what this peer has done. A listener counts such events and logs the count.
+        """Log an event of this peer. A listener counts repeated events and logs the count.
 
-        :param what: in the same words each time.
-        :param detail: what was special this time.
-        :param reason: why, in the same words each time: what has another reason is counted apart, and told at once.
+        :param what: the event; like `reason` it has the same wording each time.
+        :param detail: details of this event.
+        :param reason: why it happened. Each reason is counted separately, and its first event is logged at once.
         """
         self._admission.note(what, f"{detail} (from {self.address})", reason)
 
-    def distrust(self, why: str) -> None:
-        """Hold it against the peer's address."""
+    def record_failure(self, why: str) -> None:
+        """Count a failure against the peer's address."""
         self._admission.failed(why)
 
-    def misused(self, why: str) -> None:
-        """What was said is not for this link: it counts as a bad line."""
+    def count_bad_line(self, why: str) -> None:
+        """Count a line that is not valid on this link, and close the link if there were too many."""
         self._admission.failed(why)
         self._bad_lines += 1
         if self._bad_lines >= MAX_BAD_LINES:
-            self.note("closed a link for bad lines", f"{self._bad_lines} of them")
+            self.note("closed a link because of bad lines", f"{self._bad_lines} of them")
             self.close()
 
     def send(self, message: Message) -> None:
-        """Write a message; a link that is down drops it, since its peer will ask again."""
+        """Write a message. If the link is down the message is dropped, since the peer will ask again."""
         if not self.is_up:
             return
         if isinstance(message, Resp | Error) and len(message.msg) > MAX_TEXT:
@@ -311,125 +317,130 @@ class Link(LineOnlyReceiver):
         self._count_unread(len(line))
 
     def send_command(self, command: Command) -> int:
-        """Number a command, write it, and give its number."""
+        """Give a command the next `seq` of this link, write it, and return that `seq`."""
         self.last_seq += 1
         self.send(msgspec.structs.replace(command, seq=self.last_seq))
         return self.last_seq
 
     def answer(self, command: Command, state: str, msg: str, **fields: Any) -> None:
-        """Answer a command that came in on this link."""
+        """Answer a command from this link with a RESP."""
         self.send(Resp(uid=command.uid, seq=command.seq, state=state, msg=msg, **fields))
 
     def refuse(self, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
-        """Answer a command that came in on this link with an ERROR."""
+        """Answer a command from this link with an ERROR."""
         self.send(Error(uid=command.uid, seq=getattr(command, "seq", None), code=code, msg=msg))
 
     def close(self) -> None:
-        """Write what is waiting to be written, then close. Nothing that comes in after this counts, and a peer
-        that neither reads nor closes is cut off."""
+        """Write all pending data, then close.
+
+        Input is ignored from now on, and the connection is aborted if the peer neither reads nor closes in time.
+        """
         if self.is_up:
-            self._stop_limit()
-            self._stop_rest()
-            self._start_limit(timing.CLOSE, "no end of the connection")
+            self._stop_timer()
+            self._cancel_pause()
+            self._start_timer(timing.CLOSE, "no end of the connection")
             if self._accepted:
-                self.transport.unregisterProducer()  # TLS would wait for it
+                self.transport.unregisterProducer()  # TLS would wait for the producer
         self.is_up = False
         if self.transport is not None:
             self.transport.loseConnection()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once, without writing pending data."""
         if self.transport is not None:
             self.transport.abortConnection()
 
     # -- inside
 
     def _come_up(self) -> None:
-        self._stop_limit()
+        self._stop_timer()
         self.is_up = True
         if self._accepted:
-            self._brake = ReadThrottle(self.transport, self._read_on)
-            self.transport.registerProducer(self._brake, True)
+            self._throttle = ReadThrottle(self.transport, self._read_on)
+            self.transport.registerProducer(self._throttle, True)
         if self._accepted and self.peer is None:
-            self.is_stranger = True
+            self.is_anonymous = True
             self.MAX_LENGTH = MAX_FIRST_LINE
-            self._start_limit(timing.FIRST_LINE, "no line")
+            self._start_timer(timing.FIRST_LINE, "no line")
         self.owner.link_up(self)
 
-    def _look_at_end(self) -> None:
-        """End with what the peer has proved itself with. The wall clock says when; no timer follows it."""
-        if self._lasts is None:
+    def _check_expiry(self) -> None:
+        """Close the link if the peer's credentials have expired.
+
+        Certificates expire by the wall clock, which may be set, so no single timer is trusted for it.
+        """
+        if self._expiry is None:
             return
-        seconds, why = self._lasts(self.transport.getHandle())
+        seconds, why = self._expiry(self.transport.getHandle())
         if seconds == math.inf:
             return
         if seconds > 0:
-            self._end = self.clock.callLater(min(seconds, timing.LONGEST_TIMER), self._look_at_end)
+            self._expiry_check = self.clock.callLater(min(seconds, timing.LONGEST_TIMER), self._check_expiry)
         elif self.is_up:
-            self.note("closed a link that was made with a certificate which has ended", why)
+            self.note("closed a link whose certificate has expired", why)
             self.send(Error(uid=None, code="not-authenticated", msg=why))
             self.close()
 
     def _bad_line(self, line: bytes, bad: BadMessageError) -> None:
         self.note("bad message", bad.msg, bad.code)
-        self.on_bad_line(bad.uid, bad.msg, self.has_timed_out)
+        self.on_bad_line(bad.uid, bad.msg, self.next_bad_line_closes)
         if not is_answer(line):
             self.send(Error(uid=bad.uid, seq=bad.seq, code=bad.code, msg=bad.msg))
-        self.misused("a bad line")
+        self.count_bad_line("a bad line")
 
     @property
     def _is_full(self) -> bool:
-        return self._brake is not None and self._brake.is_full
+        return self._throttle is not None and self._throttle.is_full
 
     def _read_on(self) -> None:
-        """Take the lines that were left when the peer did not read."""
+        """Handle the lines that were left when the peer stopped reading."""
         if self.is_up:
             self.dataReceived(b"")
 
     def _count_unread(self, count: int) -> None:
-        if self._brake is None:
+        if self._throttle is None:
             return
-        self._brake.wrote(count)
-        if self._brake.unread > MAX_UNREAD:
-            why = f"it does not read what is said to it, and {self._brake.unread} bytes wait"
-            self.note("closed a link of one who does not read", why)
+        self._throttle.wrote(count)
+        if self._throttle.unread > MAX_UNREAD:
+            why = f"it does not read: {self._throttle.unread} bytes are waiting"
+            self.note("closed a link whose peer does not read", why)
             self.is_up = False
-            self._stop_rest()
+            self._cancel_pause()
             self._cut_off(why)
 
-    def _slow_down(self, seconds: float) -> None:
-        """Read nothing for so long; what has been read already goes on."""
-        if seconds <= 0 or self._brake is None:
+    def _pause_reading(self, seconds: float) -> None:
+        """Read nothing for `seconds`; data that has been read already is still handled."""
+        if seconds <= 0 or self._throttle is None:
             return
-        if self._rest is not None:
-            self._rest.reset(seconds)
+        if self._pause is not None:
+            self._pause.reset(seconds)
             return
-        self._brake.rest()
-        self._rest = self.clock.callLater(seconds, self._rested)
+        self._throttle.pause()
+        self._pause = self.clock.callLater(seconds, self._resume_reading)
 
-    def _rested(self) -> None:
-        self._rest = None
-        if self._brake is not None:
-            self._brake.go_on()
+    def _resume_reading(self) -> None:
+        self._pause = None
+        if self._throttle is not None:
+            self._throttle.resume()
 
-    def _stop_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rested()
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._resume_reading()
 
-    def _start_limit(self, seconds: float, what: str) -> None:
-        self._limit = self.clock.callLater(seconds, self._too_slow, what, seconds)
+    def _start_timer(self, seconds: float, what: str) -> None:
+        self._timer = self.clock.callLater(seconds, self._timed_out, what, seconds)
 
-    def _stop_limit(self) -> None:
-        limit, self._limit = self._limit, None
+    def _stop_timer(self) -> None:
+        limit, self._timer = self._timer, None
         if limit is not None and limit.active():
             limit.cancel()
 
-    def _too_slow(self, what: str, seconds: float) -> None:
-        self._limit = None
-        if self.is_stranger and self._has_spoken and self.is_up:
-            what = "nothing that lets it in"
-        self.note("closed a link that was too slow", f"{what} in {seconds:g} s", what)
+    def _timed_out(self, what: str, seconds: float) -> None:
+        self._timer = None
+        if self.is_anonymous and self._has_spoken and self.is_up:
+            what = "no authentication"
+        self.note("closed a link that timed out", f"{what} in {seconds:g} s", what)
         self._admission.failed(f"{what} in {seconds:g} s")
         self._cut_off(f"{what} in {seconds:g} s")
 
@@ -439,9 +450,9 @@ class Link(LineOnlyReceiver):
 
 
 def _beginning(sentence: str) -> str:
-    """The first words of a sentence, in which nothing is different for each peer."""
+    """Return the first words of a sentence, which are the same for all peers."""
     return re.split("[,:(]", sentence, maxsplit=1)[0]
 
 
-def _nobody(_uid: str | None, _why: str, _closed: bool) -> None:
-    """Nobody asked to hear of it."""
+def _ignore_bad_line(_uid: str | None, _why: str, _closed: bool) -> None:
+    """Do nothing, where the owner has set no callback."""

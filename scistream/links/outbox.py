@@ -1,4 +1,4 @@
-"""Commands paired with answers, and repeated until they are answered."""
+"""Pair commands with their answers, and repeat commands until they are answered."""
 
 from __future__ import annotations
 
@@ -16,21 +16,9 @@ from scistream.links.link import Link
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Answer, Command, Error, Message, Rel, Req, ReqListeners, Resp, UpdateTargets
 
-UNSENT = 0
-"""The `seq` of a command that no link has numbered yet."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who waits for an answer: a link, the number that the command has on it, and the command's name."""
-
-    link: Link
-    seq: int
-    cmd: str = ""
-
 
 def still_working(command: Command, answer: Resp) -> bool:
-    """Whether this answer only says that the command is being carried out: the final one will follow."""
+    """Return True if `answer` only says that the command is being carried out, so that the final one will follow."""
     if isinstance(command, Req | ReqListeners):
         return answer.state == "Reserving"
     if isinstance(command, UpdateTargets):
@@ -40,7 +28,7 @@ def still_working(command: Command, answer: Resp) -> bool:
 
 @dataclass(eq=False)
 class _Waiting:
-    """One command without its final answer."""
+    """A command without its final answer."""
 
     command: Command
     result: Deferred[Resp]
@@ -54,11 +42,11 @@ class _Waiting:
 class Outbox:
     """The commands to one peer that wait for their answers.
 
-    A command is repeated at once when a link comes up, otherwise after 2 s, doubling to 10 s, until it is
-    answered, given up or cancelled.
+    A command is sent again when a link comes up, and otherwise after 2 s, doubling up to 10 s, until it is answered,
+    times out or is cancelled.
 
-    :param clock: for repetition and giving up.
-    :param peer_name: how errors call the peer.
+    :param clock: for repetition and time limits.
+    :param peer_name: the name of the peer in errors.
     """
 
     def __init__(self, clock: IReactorTime, peer_name: str) -> None:
@@ -66,7 +54,7 @@ class Outbox:
         self._link: Link | None = None
         self._waiting: dict[_Waiting, None] = {}
         self._sent: dict[int, _Waiting] = {}
-        """By the numbers that the link has given them."""
+        """By their `seq` on the current link."""
         self.peer_name = peer_name
         self.reason = ""
 
@@ -76,11 +64,10 @@ class Outbox:
     def ask(self, command: Command, timeout: float | None) -> Deferred[Resp]:
         """Send a command until it is answered.
 
-        :param command: with any `seq`: each sending gets the link's next one.
-        :param timeout: seconds after which it is given up; each answer that says that the work goes on
-            starts them anew. None: never.
-        :returns: fires with the final RESP, or fails with the StreamError of an ERROR, with `timeout` when given
-            up, or with CancelledError when cancelled.
+        :param command: with any `seq`: it is replaced by the link's next one each time the command is sent.
+        :param timeout: seconds without an answer after which to give up; an interim answer restarts them. None: never.
+        :returns: fires with the final RESP, or fails with the StreamError of an ERROR, with a StreamError `timeout`,
+            or with CancelledError.
         """
         waiting = _Waiting(command, Deferred(lambda _: self._finish(waiting)), timeout)
         self._waiting[waiting] = None
@@ -89,7 +76,7 @@ class Outbox:
         return waiting.result
 
     def link_up(self, link: Link) -> None:
-        """Send all that waits on this link from now on."""
+        """Send all waiting commands on this link, and later ones too."""
         self._link = link
         self.reason = ""
         self._sent.clear()
@@ -99,7 +86,7 @@ class Outbox:
             self._send(waiting)
 
     def link_down(self, reason: str) -> None:
-        """Keep `reason`, why the link is gone, for the error of a command that is given up."""
+        """Stop sending, and keep `reason` for the error of commands that time out."""
         self._link = None
         self.reason = reason
         self._sent.clear()
@@ -108,15 +95,15 @@ class Outbox:
             cancel_call(waiting.repeat)
 
     def close(self, error: StreamError) -> None:
-        """Fail all that waits: nobody will answer any more."""
+        """Fail all waiting commands with `error`."""
         self._link = None
         for waiting in list(self._waiting):
-            if waiting in self._waiting:  # the failure of one may have cancelled another
+            if waiting in self._waiting:  # the errback of one command may have cancelled another
                 self._finish(waiting)
                 waiting.result.errback(Failure(error))
 
     def answered(self, answer: Answer) -> bool:
-        """Pair an answer with its command; False if none waits for it."""
+        """Pass an answer to its command; return False if no command waits for it."""
         waiting = self._sent.get(answer.seq) if answer.seq is not None else None
         if waiting is None:
             return False
@@ -129,7 +116,7 @@ class Outbox:
             return
         self._finish(waiting)
         if isinstance(answer, Error):
-            waiting.result.errback(Failure(StreamError.heard(answer.code, answer.msg)))
+            waiting.result.errback(Failure(StreamError.from_peer(answer.code, answer.msg)))
         else:
             waiting.result.callback(answer)
 
@@ -165,10 +152,11 @@ class Outbox:
 
 
 def command_name(message: Message) -> str:
-    """The `cmd` of a message."""
+    """Return the `cmd` of a message."""
     return str(message.__struct_config__.tag)
 
 
 def cancel_call(call: IDelayedCall | None) -> None:
+    """Cancel a delayed call, unless it is None or has been called or cancelled already."""
     if call is not None and call.active():
         call.cancel()

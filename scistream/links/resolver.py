@@ -1,14 +1,14 @@
-"""Looking host names up where nobody waits for a name server that does not answer.
+"""Resolve host names without ever delaying the end of the process.
 
-The system's `getaddrinfo` blocks, and cannot be interrupted. Twisted calls it in threads that the end of the process
-waits for; here they are daemon threads, which it does not wait for.
+The system's `getaddrinfo` blocks and cannot be interrupted. Twisted calls it in pool threads, which the process joins
+when it ends; this resolver uses daemon threads, which it does not join.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -16,30 +16,40 @@ from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolu
 from zope.interface import implementer
 
 MAX_LOOKUPS = 32
-"""Lookups at a time; another one is told that there is no such name. Each takes a thread until it is answered."""
+"""Concurrent lookups, each of which has a thread until it is answered; a further lookup finds no address."""
 
 
 def use_daemon_threads(reactor: Any) -> None:
-    """Let a reactor look names up in threads that the end of the process does not wait for."""
+    """Make a reactor resolve names in daemon threads."""
     reactor.installNameResolver(_Resolver(reactor))
 
 
 @implementer(IHostResolution)
-class _Resolution:
-    """One lookup."""
+class Resolution:
+    """A lookup in progress, which reports addresses to its receiver unless it is cancelled."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, receiver: IResolutionReceiver, name: str) -> None:
         self.name = name
-        self.cancelled = False
+        self._receiver = receiver
+        self._is_cancelled = False
+        receiver.resolutionBegan(self)
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self.cancelled = True
+        """Ignore the result of the lookup."""
+        self._is_cancelled = True
+
+    def complete(self, addresses: Iterable[IAddress]) -> None:
+        """Report the addresses that were found, and the end of the lookup."""
+        if self._is_cancelled:
+            return
+        for address in addresses:
+            self._receiver.addressResolved(address)
+        self._receiver.resolutionComplete()
 
 
 @implementer(IHostnameResolver)
 class _Resolver:
-    """Calls the system's resolver."""
+    """Calls the system's resolver in daemon threads."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -53,20 +63,16 @@ class _Resolver:
         addressTypes: Sequence[type[IAddress]] | None = None,
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
-        """Called by Twisted's endpoints."""
-        resolution = _Resolution(hostName)
-        resolutionReceiver.resolutionBegan(resolution)
+        """Look up a name, and report its addresses to `resolutionReceiver`; see `IHostnameResolver`."""
+        resolution = Resolution(resolutionReceiver, hostName)
         kind = socket.SOCK_STREAM if transportSemantics == "TCP" else socket.SOCK_DGRAM
         wanted = tuple(addressTypes or (IPv4Address, IPv6Address))
 
         def found(results: list[Any]) -> None:
-            if resolution.cancelled:
-                return
-            for family, _kind, _protocol, _name, where in results:
-                made = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}.get(family)
-                if made is not None and made in wanted:
-                    resolutionReceiver.addressResolved(made(transportSemantics, *where))
-            resolutionReceiver.resolutionComplete()
+            made = ((_ADDRESS_TYPES.get(family), where) for family, _kind, _protocol, _name, where in results)
+            resolution.complete(
+                address_type(transportSemantics, *where) for address_type, where in made if address_type in wanted
+            )
 
         def looked_up(results: list[Any]) -> None:
             self._running -= 1
@@ -77,15 +83,18 @@ class _Resolver:
             try:
                 self._reactor.callFromThread(looked_up, results)
             except (OSError, AttributeError):
-                return  # the reactor is gone
+                return  # the reactor has stopped
 
         numeric = _addresses(hostName, portNumber, kind, socket.AI_NUMERICHOST)
         if numeric or self._running >= MAX_LOOKUPS:
             found(numeric)
         else:
             self._running += 1
-            threading.Thread(target=look_up, name=f"looks up {hostName}", daemon=True).start()
+            threading.Thread(target=look_up, name=f"lookup of {hostName}", daemon=True).start()
         return resolution
+
+
+_ADDRESS_TYPES: dict[int, Any] = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}
 
 
 def _addresses(host: str, port: int, kind: int, flags: int) -> list[Any]:

@@ -1,7 +1,7 @@
-"""How control links are made: who dials whom, under which certificates, checked how.
+"""Create the two ends of control links: dialers and listeners, with their certificates and checks.
 
-`CertificateFiles` say what a party shows and whom it believes; None in its place means plain TCP,
-which is allowed on loopback only.
+`CertificateFiles` names the certificate that a party shows and the authorities that it trusts; None in its place means
+plain TCP, which is allowed on loopback only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.links.admission import Admission, AdmissionController, Entrance
+from scistream.links.admission import Admission, AdmissionController, AdmissionFactory
 from scistream.links.dialer import Dialer, LinkFactory
 from scistream.links.link import Link, LinkOwner
 from scistream.pki.authority import fingerprint
@@ -29,22 +29,24 @@ from scistream.tls.explain import RefusedCertificate, explain
 from scistream.tls.files import CertificateError
 from scistream.tls.files import CertificateFiles as Trust
 from scistream.tls.reloadable import ReloadableCredentials, client_credentials, server_credentials
-from scistream.tls.verify import Identity, certificate_lasts, verify_client, verify_pinned_server, verify_server
+from scistream.tls.verify import Identity, certificate_expiry, verify_client, verify_pinned_server, verify_server
 
 BACKLOG = 1024
 
 _log = Logger()
 
 PLAIN_IDENTITY = Identity(issuer="none", name="insecure:loopback")
-"""Who everybody is where links are plain TCP."""
+"""The identity of every peer if links are plain TCP."""
 
 
 def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | ReloadableCredentials | None) -> Dialer:
-    """A lasting link to a server whose authority we know. Its peer is the SHA-256 of that authority's certificate.
+    """Return the dialer of a server whose authority is trusted.
 
-    :param trust: None dials plain TCP; the peer is then an empty string. Several dialers may share the
-        credentials; each attempt to connect uses what is in force by then.
-    :raises CertificateError: if the files of `trust` are not usable.
+    The `peer` of its link is the SHA-256 of that authority's certificate.
+
+    :param trust: None connects by plain TCP, and `peer` is then None. Several dialers may share reloadable
+        credentials; each attempt to connect uses the current ones.
+    :raises CertificateError: if the files of `trust` cannot be used.
     :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
     """
     if trust is None:
@@ -55,16 +57,16 @@ def dialer(reactor: Any, address: Address, peer_name: str, trust: Trust | Reload
         verify_server(connection, address.host)
         credentials.check(connection)
         chain = connection.get_verified_chain(as_cryptography=True)
-        assert chain, "verify_server has seen it"
+        assert chain, "verify_server has checked it"
         return fingerprint(chain[-1])
 
     return _tls_dialer(reactor, address, peer_name, lambda: credentials.context, authenticate)
 
 
 def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str | None) -> Dialer:
-    """A lasting link to a server of which we know the SHA-256 of its authority's certificate.
+    """Return the dialer of a server known by the SHA-256 of its authority's certificate.
 
-    :param ca_sha256: None dials plain TCP.
+    :param ca_sha256: None connects by plain TCP.
     :raises StreamError: `not-authenticated` if plain TCP would leave this machine.
     """
     if ca_sha256 is None:
@@ -78,17 +80,17 @@ def pinned_dialer(reactor: Any, address: Address, peer_name: str, ca_sha256: str
 
 
 def is_permanent(reason: Failure) -> bool:
-    """Whether dialling again cannot help: it is the certificates, not the network."""
+    """Return True if the certificates, and not the network, made the connection fail, so that retrying cannot help."""
     return isinstance(reason.value, CertificateError) or (
         isinstance(reason.value, SSL.Error) and not isinstance(reason.value, SSL.SysCallError)
     )
 
 
 class LinkListener:
-    """Where a server listens for control links.
+    """Listens for control links of a server.
 
-    :param client_certificate: whether every peer must have one (`required`), or may (`optional`).
-    :raises CertificateError: if the files of `trust` are not usable.
+    :param client_certificate: whether every peer must show a certificate (`required`) or may (`optional`).
+    :raises CertificateError: if the files of `trust` cannot be used.
     :raises StreamError: `not-authenticated` if plain TCP would be offered beyond this machine.
     """
 
@@ -98,20 +100,20 @@ class LinkListener:
         self._reactor = reactor
         self._address = address
         self.credentials: ReloadableCredentials | None = None
-        """What it shows and believes; None where links are plain TCP."""
+        """The server's certificates; None if links are plain TCP."""
         if trust is None:
             _only_loopback(address)
         else:
             self.credentials = server_credentials(trust, client_certificate)
 
     def open(self, owner_of: Callable[[], LinkOwner], admission_controller: AdmissionController) -> IListeningPort:
-        """Listen, and give each accepted link an owner. The peer of a link is an `Identity` or None.
+        """Listen, and give each accepted link an owner. The `peer` of a link is an `Identity` or None.
 
-        :raises twisted.internet.error.CannotListenError: if the address is taken or not ours.
+        :raises twisted.internet.error.CannotListenError: if the address is in use or not of this machine.
         """
         credentials = self.credentials
         authenticate = None if credentials is None else _client_verifier(credentials)
-        lasts = None if credentials is None else certificate_lasts
+        expiry = None if credentials is None else certificate_expiry
         plain_peer = PLAIN_IDENTITY if credentials is None else None
 
         def link_factory(admission: Callable[[], Admission]) -> IProtocolFactory:
@@ -123,14 +125,14 @@ class LinkListener:
                     plain_peer,
                     accepted=True,
                     admission=admission(),
-                    lasts=lasts,
+                    expiry=expiry,
                 )
             )
             if credentials is not None:
                 factory = wrap_server_factory(lambda: credentials.context, factory, self._reactor)
             return factory
 
-        entrance = Entrance(admission_controller, link_factory)
+        entrance = AdmissionFactory(admission_controller, link_factory)
         port: IListeningPort = self._reactor.listenTCP(self._address.port, entrance, BACKLOG, self._address.host)
         return port
 
@@ -145,18 +147,18 @@ def _client_verifier(credentials: ReloadableCredentials) -> Callable[[SSL.Connec
 
 
 def log_refusal(link: Link, reason: Failure) -> None:
-    """Of a link that is gone: log whose certificate was refused in its handshake, and why, if that was it."""
+    """Log whose certificate was refused and why, if a link was lost because of that."""
     if isinstance(reason.value, RefusedCertificate):
         link.note("refused a certificate", reason.value.sentence, reason.value.reason)
 
 
 def close_refused(links: Iterable[Link | None], credentials: ReloadableCredentials) -> None:
-    """Close the links whose peer would be refused now, after authorities or revocation lists have changed."""
+    """Close the links whose peer would be refused now that authorities or CRLs have changed."""
     for link in links:
         refusal = credentials.refusal(link)
         if link is not None and refusal is not None:
             _log.warn("closed the link of {peer}: {refusal}", peer=link.address, refusal=refusal)
-            link.send(Error(uid=None, code="not-authenticated", msg=f"your certificate is not valid here: {refusal}"))
+            link.send(Error(uid=None, code="not-authenticated", msg=f"your certificate is refused: {refusal}"))
             link.close()
 
 
@@ -169,7 +171,7 @@ def _tls_dialer(
 ) -> Dialer:
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=timing.CONNECT)
     secured = wrap_client_endpoint(context, address.host, endpoint, reactor)
-    return Dialer(secured, reactor, peer_name, authenticate, explain, is_permanent, certificate_lasts)
+    return Dialer(secured, reactor, peer_name, authenticate, explain, is_permanent, certificate_expiry)
 
 
 def _plain_dialer(reactor: Any, address: Address, peer_name: str) -> Dialer:
@@ -182,5 +184,5 @@ def _only_loopback(address: Address) -> None:
     if not address.is_on_loopback:
         raise StreamError(
             "not-authenticated",
-            f"{address} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)",
+            f"{address} is not on loopback, and plain TCP is allowed there only: use certificates (`scistream pki`)",
         )

@@ -32,7 +32,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``host:port`` or ``[v6]:port``; the port is 1 to 65535.
+        """Parse ``host:port`` or ``[v6]:port``; the port is 1 to 65535.
 
         :raises ValueError: with a sentence that names the text and what is wrong with it.
         """
@@ -40,7 +40,7 @@ class Address(NamedTuple):
         if not colon:
             raise ValueError(f"{text!r} has no port: write HOST:PORT or [IPV6]:PORT")
         if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-            raise ValueError(f"{text!r} has the port {port!r}: a port is a number from 1 to 65535")
+            raise ValueError(f"{text!r} has the invalid port {port!r}: a port is a number from 1 to 65535")
         if host.startswith("[") and host.endswith("]"):
             return cls(_ipv6(host[1:-1], text), int(port))
         if ":" in host:
@@ -54,11 +54,11 @@ class Address(NamedTuple):
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether what is sent there stays on this machine."""
+        """Whether the address is a loopback address, so that traffic to it stays on this machine."""
         return self.numeric.is_loopback if self.numeric is not None else self.host == "localhost"
 
 
-@lru_cache(1024)  # the same few are asked about for each connection
+@lru_cache(1024)  # called for each connection, with few different hosts
 def _numeric(host: str) -> IPAddress | None:
     try:
         return ip_address(host)
@@ -69,38 +69,38 @@ def _numeric(host: str) -> IPAddress | None:
 def _ipv6(host: str, text: str) -> str:
     _, percent, scope = host.partition("%")
     if percent and not _SCOPE.match(scope):
-        raise ValueError(f"{text!r} has the zone {scope!r}, which names no interface")
+        raise ValueError(f"{text!r} has the zone {scope!r}, which is not an interface name")
     try:
         return str(IPv6Address(host))
     except ValueError:
-        raise ValueError(f"{text!r} has no IPv6 address between its brackets") from None
+        raise ValueError(f"{text!r} does not have an IPv6 address between its brackets") from None
 
 
 def _host(host: str, text: str) -> str:
     labels = host.rstrip(".").split(".")
     if len(host) > 253 or not all(_HOST_LABEL.match(label) for label in labels):
-        raise ValueError(f"{text!r} has the host {host!r}, which is neither a name nor an address")
+        raise ValueError(f"{text!r} has the host {host!r}, which is neither a host name nor an IP address")
     if labels[-1].isdigit():
         try:
             return str(IPv4Address(host))
         except ValueError:
-            raise ValueError(f"{text!r} has {host!r}, which is no IPv4 address") from None
+            raise ValueError(f"{text!r} has the host {host!r}, which is not a valid IPv4 address") from None
     return host
 
 
 def parse_network(text: str) -> Network:
-    """Read a network in CIDR notation; host bits may be set.
+    """Parse a network in CIDR notation; host bits may be set.
 
     :raises ValueError: with a sentence that names the text.
     """
     try:
         return ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{text!r} is no network: write it like 192.0.2.0/24 or 2001:db8::/32") from None
+        raise ValueError(f"{text!r} is not a network: write it like 192.0.2.0/24 or 2001:db8::/32") from None
 
 
 def inside(address: IPAddress, networks: tuple[Network, ...]) -> bool:
-    """Whether the address lies in one of the networks; an IPv4 address mapped into IPv6 counts as IPv4."""
+    """Return True if `address` is in one of `networks`; an IPv4 address mapped into IPv6 counts as IPv4."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     plain = mapped or address
     return any(plain.version == network.version and plain in network for network in networks)

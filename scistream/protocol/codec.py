@@ -18,7 +18,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class _Envelope(msgspec.Struct):
-    """As much of a bad line as an answer to it needs; all else is skipped."""
+    """The fields of an invalid line that the answer to it needs; all others are skipped."""
 
     cmd: msgspec.Raw = msgspec.Raw(b"null")
     uid: msgspec.Raw = msgspec.Raw(b"null")
@@ -29,20 +29,20 @@ _envelopes = msgspec.json.Decoder(_Envelope)
 
 
 def encode(message: Message) -> bytes:
-    """The line of a message, with its LF.
+    """Encode a message as one line of JSON, with its LF.
 
     :raises StreamError: `bad-message` if the line would be longer than a peer may accept.
     """
     line = _encoder.encode(message) + b"\n"
     if len(line) > MAX_LINE:
-        raise StreamError("bad-message", f"a message of {len(line)} bytes is over the limit of {MAX_LINE}")
+        raise StreamError("bad-message", f"the message has {len(line)} bytes: a line has at most {MAX_LINE}")
     return line
 
 
 def decode(line: bytes) -> Message:
-    """The message of a line, which is given without its LF.
+    """Decode and validate one line, given without its LF.
 
-    :raises BadMessageError: naming the field that is wrong, with the uid and seq of the line if it has them.
+    :raises BadMessageError: naming the invalid field, with the uid and seq of the line if it has them.
     """
     line = line.removesuffix(b"\r")
     try:
@@ -55,9 +55,9 @@ def decode(line: bytes) -> Message:
 
 
 def _refuse_duplicate_keys(line: bytes) -> None:
-    """Refuse a line in which an object has a field twice: two readers might each believe another one.
+    """Refuse a line in which an object has the same field twice, since two parsers might use different values.
 
-    Fields that are unknown here are looked at, too, so no value is made of anything: it could be very large.
+    This also covers fields that this version does not know, so no values are built: they could be very large.
     """
     json.loads(line.decode(), object_pairs_hook=_without_duplicates, parse_int=_no_value, parse_float=_no_value)
 
@@ -71,15 +71,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _no_value(_text: str) -> None:
-    """In place of a number that nobody asks for."""
+    """Parse a number as None: only the field names matter here."""
 
 
 class _DuplicateKeysError(ValueError):
-    """An object of a line has this field twice."""
+    """The line has an object with this field twice."""
 
 
 def is_answer(line: bytes) -> bool:
-    """Whether a line, valid or not, calls itself an answer: those are never answered."""
+    """Return True if the `cmd` of a line, valid or not, is that of an answer, which must not be answered itself."""
     return _read(_envelope(line).cmd, Literal["RESP", "ERROR"]) is not None
 
 
@@ -91,7 +91,7 @@ def _envelope(line: bytes) -> _Envelope:
 
 
 def _read(value: msgspec.Raw, kind: Any) -> Any:
-    """A value of a bad line, or None if it is not of that kind."""
+    """Decode one value of an invalid line; return None if it is not of type `kind`."""
     try:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -100,7 +100,7 @@ def _read(value: msgspec.Raw, kind: Any) -> Any:
 
 def _explain(wrong: Exception) -> str:
     if isinstance(wrong, _DuplicateKeysError):
-        return f"field {wrong}: it is there twice"[:500]
+        return f"field {wrong}: it appears twice"[:500]
     if isinstance(wrong, RecursionError):
         return "the line is nested too deeply"
     if isinstance(wrong, msgspec.ValidationError):

@@ -1,7 +1,6 @@
-"""What can go wrong, as exceptions that carry a code of the protocol.
+"""Exceptions with an error code of the protocol.
 
-Every party raises these; `links.link` turns them into ERROR messages and the command lines
-turn them into one line for a person. Nothing here does any I/O.
+Every party raises them. `links.link` turns them into ERROR messages, and the command lines into one line for the user.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ ErrorCode = Literal[
     "released",
     "shutting-down",
 ]
-"""Every code that the parties of this version give (protocol section 12). A peer of a later version may know others."""
+"""All error codes that this version sends (protocol section 12). A peer of a later version may send others."""
 
 
 def printable(text: str) -> str:
-    """Words of a far end as a terminal or a log may hold them: nothing in them forges a line or moves a cursor."""
+    """Replace unprintable characters by ``?``, so that text from a peer cannot forge log lines or move the cursor."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class StreamError(Exception):
-    """A refusal or a failure, in the words of the protocol.
+    """A refusal or failure, as the protocol reports it.
 
     :param code: one of `ErrorCode`.
-    :param msg: a sentence for a person: what was asked, what is there, what to do. It may come from a far end, so what
-        is not printable in it becomes a question mark.
+    :param msg: a sentence for the user: what was asked, what is wrong, and what to do. It may come from a peer, so
+        unprintable characters are replaced by question marks.
     """
 
     def __init__(self, code: ErrorCode, msg: str) -> None:
@@ -47,8 +46,8 @@ class StreamError(Exception):
         self.msg = msg
 
     @classmethod
-    def heard(cls, code: str, msg: str) -> StreamError:
-        """The refusal or failure that an ERROR of a peer tells of; its code need not be known here."""
+    def from_peer(cls, code: str, msg: str) -> StreamError:
+        """Return the exception for an ERROR from a peer; its code may be one that this version does not know."""
         return cls(cast(ErrorCode, code), msg)
 
     def __str__(self) -> str:
@@ -56,7 +55,7 @@ class StreamError(Exception):
 
 
 class BadMessageError(StreamError):
-    """A line that is no valid message. `uid` and `seq` are those of the line, where they can be read."""
+    """A line that is not a valid message. `uid` and `seq` are those of the line, if they can be decoded."""
 
     def __init__(self, msg: str, uid: str | None = None, seq: int | None = None) -> None:
         super().__init__("bad-message", msg)

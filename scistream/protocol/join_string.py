@@ -1,8 +1,8 @@
-"""Join strings: all that an application controller needs to say Hello, in one line.
+"""Join strings: everything that an application controller needs to say Hello, in one line.
 
 ``scistream://<uid>:<app_key>@<host>:<port>/<role>?ca=<sha256 of the facility's CA certificate>``
 
-S2UC writes them and application controllers read them. A join string is a secret. Protocol section 4.4.
+S2UC writes them and application controllers parse them. A join string is a secret. Protocol section 4.4.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, Role
 
 LONGEST = 4096
-"""Bytes that are read where a join string is looked for."""
+"""Bytes read at most from a file or pipe that should contain a join string."""
 
 _UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -29,25 +29,25 @@ _ASSIGNMENT = re.compile(r"(?:export\s+)?SCISTREAM_JOIN\s*=")
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 _SCHEME = "scistream://"
 _BYTE_ORDER_MARK = "\ufeff"
-"""What some editors begin a file with."""
+"""Some editors write this at the start of a file."""
 _USUAL = re.compile(r"[A-Za-z0-9_.:/@?=\[\]%-]*")
 _FORM_IN_WORDS = "scistream://UID:KEY@HOST:PORT/prod?ca=SHA256"
 _COPY_AGAIN = "copy the whole line again, from `scistream://` to its last character"
 
 
 def new_app_key() -> str:
-    """256 random bits, as 43 characters of URL-safe base64."""
+    """Generate a key: 256 random bits, as 43 characters of URL-safe base64."""
     return secrets.token_urlsafe(32)
 
 
 def hash_app_key(app_key: str) -> str:
-    """What a REQ carries in place of an `app_key`: its SHA-256, in hex."""
+    """Return the SHA-256 of an `app_key` in hex, which a REQ carries in place of the key."""
     return hashlib.sha256(app_key.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Join:
-    """What a join string says. `ca` is None where the control link is plain TCP on loopback."""
+    """A parsed join string. `ca` is None if the control link is plain TCP on loopback."""
 
     uid: str
     app_key: str = field(repr=False)
@@ -61,34 +61,34 @@ class Join:
 
     @classmethod
     def parse(cls, text: str) -> Join:
-        """Read a join string.
+        """Parse a join string.
 
-        :raises ValueError: with a sentence that does not repeat the string, since it is a secret.
+        :raises ValueError: with a sentence that does not contain the string, since it is a secret.
         """
         text = text.removeprefix(_BYTE_ORDER_MARK).strip()
         match = _FORM.match(text)
         if match is None:
-            raise ValueError(f"this is no join string: {_what_is_wrong(text)}")
+            raise ValueError(f"this is not a join string: {_what_is_wrong(text)}")
         server = Address.parse(match["address"])
         if match["ca"] is None and not server.is_on_loopback:
-            raise ValueError(f"this is no join string: it is cut before its last part, ca=: {_COPY_AGAIN}")
+            raise ValueError(f"this is not a join string: its last part, ca=, is missing: {_COPY_AGAIN}")
         return cls(match["uid"], match["key"], server, PROD if match["role"] == "prod" else CONS, match["ca"])
 
 
 def _what_is_wrong(text: str) -> str:
-    """What has happened to a join string, and the remedy; none of the string is repeated."""
+    """Describe what is wrong with a join string and the remedy, without repeating any of the string."""
     if not text:
         return "it is empty"
     if _ASSIGNMENT.match(text):
-        return "it begins with a shell's assignment: give what stands behind the `=` only, without its quotes"
+        return "it begins with a shell assignment: give only the part after the `=`, without its quotes"
     if text[0] in _QUOTES or text[-1] in _QUOTES:
-        return "quotes stand around it: take them away"
+        return "it is enclosed in quotes: remove them"
     if text.count(_SCHEME) > 1:
-        return "there is more than one: give the one of this side only"
+        return "there is more than one: give only the one for this side"
     if re.search(r"\s", text):
-        return "it is broken by blanks or line ends: put it on one line, without any of them"
+        return "it contains spaces or line breaks: put it on one line and remove them"
     if not _USUAL.fullmatch(text):
-        return f"it has characters that no join string has: {_COPY_AGAIN}"
+        return f"it has characters that a join string never contains: {_COPY_AGAIN}"
     if not text.startswith(_SCHEME):
         return (
             f"it does not begin with `{_SCHEME}`; `s2uc request` prints {_FORM_IN_WORDS} for each side: {_COPY_AGAIN}"
@@ -100,20 +100,20 @@ def _wrong_part(text: str) -> str:
     who, at, where = text.partition("@")
     uid, colon, key = who.partition(":")
     if not at:
-        return f"it is cut before its HOST:PORT: {_COPY_AGAIN}"
+        return f"it ends before its HOST:PORT: {_COPY_AGAIN}"
     if not _UID.fullmatch(uid) or not colon:
-        return f"the stream's name in it is damaged: {_COPY_AGAIN}"
+        return f"the uid of the stream in it is damaged: {_COPY_AGAIN}"
     if not _KEY.fullmatch(key):
-        return f"its key has {len(key)} characters, where 43 letters, digits, `-` and `_` belong: {_COPY_AGAIN}"
+        return f"its key has {len(key)} characters and not 43 letters, digits, `-` and `_`: {_COPY_AGAIN}"
     address, _, rest = where.partition("/")
     role, _, pin = rest.partition("?")
     if not rest:
-        return f"it is cut in its HOST:PORT or before the side: {_COPY_AGAIN}"
+        return f"it ends within its HOST:PORT or before the side: {_COPY_AGAIN}"
     if role not in ("prod", "cons"):
         return f"the side in it is neither `prod` nor `cons`: {_COPY_AGAIN}"
     if not address or "?" in address:
         return f"it has no HOST:PORT: {_COPY_AGAIN}"
     digits = pin.removeprefix("ca=")
     if len(digits) < _PIN_DIGITS:
-        return f"it is cut in its last part, ca=, which has {_PIN_DIGITS} digits: {_COPY_AGAIN}"
-    return f"its last part, ca=, is longer than {_PIN_DIGITS} digits or has others than 0-9 and a-f: {_COPY_AGAIN}"
+        return f"its last part, ca=, is incomplete, since it needs {_PIN_DIGITS} digits: {_COPY_AGAIN}"
+    return f"its last part, ca=, has more than {_PIN_DIGITS} digits or digits other than 0-9 and a-f: {_COPY_AGAIN}"

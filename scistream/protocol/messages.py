@@ -1,9 +1,8 @@
-"""The vocabulary: every message of the control protocol, one frozen Struct each (protocol sections 5 and 6).
+"""All messages of the control protocol, one frozen Struct each (protocol sections 5 and 6).
 
-`Message` is their union, told apart by the field ``cmd``. Ranges and forms are part of the types,
-so that a value out of range is refused where a line is read (`codec.py`). A field that is not known here is ignored,
-since a peer of a later version may send it; an unknown ``cmd`` or value is refused. Connect has no
-message: it is the TLS handshake of a WAN connection.
+`Message` is their union, tagged by the field ``cmd``. Ranges and patterns are part of the types, so the codec refuses
+invalid values when it decodes a line. Unknown fields are ignored, since a peer of a later version may send them; an
+unknown ``cmd`` or value is refused. Connect has no message: it is the TLS handshake of a WAN connection.
 """
 
 from __future__ import annotations
@@ -26,20 +25,22 @@ MIN_RATE, MAX_RATE = 1e-6, 10_000_000.0
 """Mbit/s of a whole stream."""
 MAX_LIFE = 366 * 86400.0
 PROBE_LIFE = 60.0
-"""Seconds that a probe lives at most."""
+"""The longest life of a probe, in seconds."""
 MAX_PROBE_SECONDS = 20.0
 MAX_TEXT = 2000
 MAX_PAGE_KEY = 64
 MAX_REASON = 200
 MAX_HOSTS = 16
 MAX_OTHER_ADDRESSES = 64
-"""Of all names in a message together: with the longest map and credentials they fit into a line."""
+"""For all names of a message together, so that they fit into a line with the longest connection map and credentials."""
 MAX_RANGES = 64
 MAX_RESETS = 16
-"""Reasons of resets that are told of one stream."""
+"""How many reset reasons are reported for one stream."""
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
+UNSENT = 0
+"""The `seq` of a command that has not been sent: the link gives it a number."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Measured = Annotated[float, Meta(ge=0)]
 Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
@@ -58,28 +59,28 @@ NetworkTexts = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_len
 OtherAddresses = Annotated[
     dict[AddressText, Annotated[list[AddressText], Meta(max_length=MAX_HOSTS)]], Meta(max_length=MAX_OTHER_ADDRESSES)
 ]
-"""For addresses that stand for a name, the other ones of that name."""
+"""Maps an address that a name resolved to, to the other addresses of that name."""
 Pem = Annotated[str, Meta(max_length=131072)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-"""The random name of an S2CS's store: whose a stream on a gateway is."""
+"""The random name of an S2CS's store. A gateway knows by it which S2CS reserved a stream."""
 OwnerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-"""A digest of the owner of a stream: a gateway tells one user's streams from another's by it, and learns no name."""
+"""A digest of a stream's owner, by which a gateway can tell users apart without learning their names."""
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Warnings = Annotated[list[Text], Meta(max_length=200)]
 StateName = Annotated[str, Meta(max_length=32)]
 CodeName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
-"""The code of an ERROR: one of `ErrorCode`, or one of a later version, which is a failure like others."""
+"""The code of an ERROR: one of `ErrorCode`, or a code of a later version, which is treated as a plain failure."""
 Protocol = Literal["tcp", "probe"]
-"""What a stream carries: connections of applications, or test data between its gateways alone."""
+"""What a stream carries: connections of applications, or test data between its gateways only."""
 ProbeSeconds = Annotated[float, Meta(gt=0, le=MAX_PROBE_SECONDS)]
 
 
 class _Message(Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
-    """What all messages share."""
+    """Base class of all messages."""
 
 
 def _check_addresses(name: str, addresses: list[str] | None) -> None:
@@ -92,7 +93,7 @@ def _check_addresses(name: str, addresses: list[str] | None) -> None:
 
 def _check_probe(protocol: str, seconds: float | None) -> None:
     if (protocol == "probe") != (seconds is not None):
-        raise ValueError("probe_seconds: a probe says it, and nothing else does")
+        raise ValueError("probe_seconds: required for protocol 'probe', not allowed otherwise")
 
 
 def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
@@ -102,20 +103,20 @@ def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
         raise ValueError(f"listen_ports: {len(ports)} ports for {channels} channels: name one port for each channel")
     twice = repeated(ports)
     if twice is not None:
-        raise ValueError(f"listen_ports: port {twice} is named twice, and each channel has a port of its own")
+        raise ValueError(f"listen_ports: port {twice} is listed twice: each channel needs a port of its own")
 
 
 def _check_other_addresses(others: dict[str, list[str]] | None, listeners: Collection[str]) -> None:
     count = sum(map(len, (others or {}).values()))
     if count > MAX_OTHER_ADDRESSES:
-        raise ValueError(f"other_addresses: {count} addresses are named, and {MAX_OTHER_ADDRESSES} at most may be")
+        raise ValueError(f"other_addresses: {count} addresses, but at most {MAX_OTHER_ADDRESSES} are allowed")
     for listener, addresses in (others or {}).items():
         if listener not in listeners:
-            raise ValueError(f"other_addresses: {listener!r} is none of the addresses that this is about")
+            raise ValueError(f"other_addresses: {listener!r} is not one of the addresses of this message")
         _check_addresses("other_addresses", addresses)
         for text in addresses:
             if Address.parse(text).numeric is None:
-                raise ValueError(f"other_addresses: {text!r} is not numeric")
+                raise ValueError(f"other_addresses: {text!r} is not a numeric address")
 
 
 def _check_networks(name: str, networks: list[str] | None) -> None:
@@ -127,12 +128,12 @@ def _check_networks(name: str, networks: list[str] | None) -> None:
 
 
 class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
-    """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, each way.
+    """S2UC asks an S2CS for its side of a stream: `num_conn` channels at `rate` Mbit/s in all, in each direction.
 
-    `expires` and `hello_timeout` are seconds from now, for the facility to choose if left out; `app_from` narrows the
-    networks that applications may connect from. `listen_ports` are the ports that the listeners of this side shall
-    have, one for each channel, in order; without it the gateways choose. Under the `protocol` probe no application
-    takes part: the gateways send each other test data for `probe_seconds` each way. Answered by RESP with `listeners`,
+    `expires` and `hello_timeout` are seconds from now; the facility chooses them if they are left out. `app_from`
+    narrows the networks from which applications may connect. `listen_ports` are the ports of this side's listeners,
+    one for each channel, in order; without it the gateways choose. With `protocol` probe no application takes part:
+    the gateways send each other test data for `probe_seconds` in each direction. Answered by RESP with `listeners`,
     `csr` and `expires`.
     """
 
@@ -156,15 +157,16 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
         _check_listen_ports(self.listen_ports, self.num_conn)
         _check_probe(self.protocol, self.probe_seconds)
         if self.protocol == "probe" and (self.expires is None or self.expires > PROBE_LIFE):
-            raise ValueError(f"expires: a probe says how long it lives, {PROBE_LIFE:g} s at most")
+            raise ValueError(f"expires: required for protocol 'probe', and at most {PROBE_LIFE:g} s")
 
 
 class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
     """An S2CS asks one of its S2DS to reserve these channels; `rate` is that gateway's share in Mbit/s.
 
-    `owner` is the same for all streams of one user, who has a share of what the gateway has. `store` names the store of
-    that S2CS: from then on the gateway obeys no other about this stream. `listen_ports` are the ports of the listeners,
-    in the order of `channels`. Answered by RESP with `listeners`, `csr`, `boot`.
+    `owner` is the same for all streams of a user, and the gateway limits each owner's share of its resources by it.
+    `store` names the store of the S2CS: for this stream the gateway takes commands only under that name from then on.
+    `listen_ports` are the ports of the listeners, in the order of `channels`. Answered by RESP with `listeners`, `csr`
+    and `boot`.
     """
 
     uid: Uid
@@ -186,7 +188,7 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
         _check_probe(self.protocol, self.probe_seconds)
         _check_listen_ports(self.listen_ports, len(self.channels))
         if len(set(self.channels)) != len(self.channels):
-            raise ValueError("channels: a channel is named twice")
+            raise ValueError("channels: a channel is listed twice")
 
 
 class StartLstn(_Message, frozen=True, kw_only=True, tag="StartLstn"):
@@ -199,10 +201,10 @@ class StartLstn(_Message, frozen=True, kw_only=True, tag="StartLstn"):
 
 
 class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
-    """An application is there. ProdApp says where it listens, in numeric addresses; ConsApp gives none.
+    """An application joins. ProdApp gives the numeric addresses on which it listens; ConsApp gives none.
 
-    `other_addresses` are the other ones of a listener that was named: the program listens at one of them at least.
-    There are `MAX_OTHER_ADDRESSES` in all at most.
+    `other_addresses` has the remaining addresses of each listener that was given by name; the program listens on at
+    least one of them. There are at most `MAX_OTHER_ADDRESSES` in all.
     """
 
     uid: Uid
@@ -215,12 +217,12 @@ class Hello(_Message, frozen=True, kw_only=True, tag="Hello"):
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
         if self.role == PROD and not self.listeners:
-            raise ValueError("listeners: a producer names at least one address that it listens on")
+            raise ValueError("listeners: a producer needs at least one address on which it listens")
         if self.role == CONS and self.listeners is not None:
-            raise ValueError("listeners: a consumer has none")
+            raise ValueError("listeners: not allowed for a consumer")
         for text in self.listeners or ():
             if Address.parse(text).numeric is None:
-                raise ValueError(f"listeners: {text!r} is not numeric")
+                raise ValueError(f"listeners: {text!r} is not a numeric address")
         _check_other_addresses(self.other_addresses, set(self.listeners or ()))
 
 
@@ -236,12 +238,12 @@ class ProdLstn(_Message, frozen=True, kw_only=True, tag="ProdLstn"):
 
 
 class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
-    """Each listener and its target, and the credentials of the WAN leg, as one numbered generation.
+    """Set the target of each listener, and the credentials of the WAN leg, as one numbered generation.
 
-    `expires` ends the stream earlier, in so many seconds from now, as the other side's facility does; it never
-    lengthens its life. The gateways are told, and end it soon after if their S2CS does not. From an S2CS to its S2DS,
-    an empty `data_conn_key` leaves the credentials as they are, and `store` is that of the S2CS: see ReqListeners;
-    `other_addresses` are where else a target may be dialled, since it stands for a name: see Hello.
+    `expires` (seconds from now) makes the stream end when the other side's facility ends it; it never extends its
+    life. The gateways get it too, and end the stream soon after that time if their S2CS does not. From an S2CS to its
+    S2DS, an empty `data_conn_key` keeps the current credentials, `store` is as in `ReqListeners`, and
+    `other_addresses` are alternative addresses of a target that was given by name, as in `Hello`.
     """
 
     uid: Uid
@@ -260,7 +262,7 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
 
 
 class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
-    """The consumer's S2CS tells ConsApp to connect: one listener a channel, in order."""
+    """The consumer's S2CS tells ConsApp to connect: one listener for each channel, in order."""
 
     uid: Uid
     role: Role
@@ -272,7 +274,7 @@ class StartConn(_Message, frozen=True, kw_only=True, tag="StartConn"):
 
 
 class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
-    """End this stream. `store` comes from an S2CS: see ReqListeners."""
+    """Release this stream. `store` is sent by an S2CS, as in `ReqListeners`."""
 
     uid: Uid
     role: Role
@@ -281,7 +283,10 @@ class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
 
 
 class Status(_Message, frozen=True, kw_only=True, tag="Status"):
-    """What streams are there? Null means all that the asker may see, `limit` a page, after the key `after`."""
+    """Ask for the state of a stream, or, if `uid` is null, of all streams that the sender may see.
+
+    A page has `limit` streams and begins after the key `after`.
+    """
 
     uid: Uid | None
     role: Role | None
@@ -291,14 +296,14 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
 
 
 class ChannelFigures(Struct, frozen=True, kw_only=True):
-    """What one channel has carried on one gateway since it was reserved.
+    """Traffic of one channel on one gateway since the channel was reserved.
 
-    Bytes are application bytes, counted as they leave towards that application; `connections`
-    are open now, `accepted` counts all ever, `reset` those that ended abnormally.
+    Bytes are application bytes, counted when they leave towards that application. `connections` are open now,
+    `accepted` counts all connections so far, and `reset` those that ended abnormally.
 
-    The rest is what TCP says of the connections between the gateways, not older than a few seconds: the mean
-    round-trip time in milliseconds, segments sent again since the channel was reserved, the delivery rate of all
-    together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 where there is none.
+    The other figures come from TCP, for the connections between the gateways, and are at most a few seconds old: the
+    mean round-trip time in milliseconds, segments retransmitted since the channel was reserved, the delivery rate of
+    all connections together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 if unknown.
     """
 
     channel: Channel
@@ -314,18 +319,18 @@ class ChannelFigures(Struct, frozen=True, kw_only=True):
 
 
 Cause = Literal["application", "far-side", "wan", "stranger", "gateway"]
-"""Who or what has ended a connection with a reset: the application at this side, which has reset it, refused it or
-cannot be reached; the far side, which has passed on a reset of its own; a break of the WAN between the gateways;
-somebody who has never shown the credentials of the stream; or the gateway itself."""
+"""What caused a reset: the application at this side (it reset or refused the connection, or is unreachable); the far
+side, which passed on a reset; a failure of the WAN between the gateways; a peer that never showed the credentials of
+the stream; or the gateway itself."""
 
 
 class ResetReason(Struct, frozen=True, kw_only=True):
     """Why connections of a channel were reset at this side.
 
     :param cause: a `Cause`, or one that a later version has added.
-    :param reason: a sentence for a person; nothing in it is different for each connection.
-    :param count: connections that were reset for it since the stream was reserved.
-    :param seconds_ago: how long ago the last one was.
+    :param reason: a sentence for the user, the same for all connections that were reset for this reason.
+    :param count: connections reset for this reason since the stream was reserved.
+    :param seconds_ago: seconds since the last of these resets.
     """
 
     channel: Channel
@@ -336,10 +341,10 @@ class ResetReason(Struct, frozen=True, kw_only=True):
 
 
 class BrokenChannel(Struct, frozen=True, kw_only=True):
-    """A channel whose connections over the WAN have failed for some time, and none has come about since.
+    """A channel whose connections over the WAN have all failed for some time.
 
-    :param reason: of the last one, a sentence for a person.
-    :param seconds: since the first one.
+    :param reason: why the last one failed, a sentence for the user.
+    :param seconds: since the first failure.
     """
 
     channel: Channel
@@ -352,20 +357,21 @@ Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
 
 
 class LastError(Struct, frozen=True, kw_only=True):
-    """Why a stream failed, as the ERROR said it."""
+    """The code and message of the ERROR with which a stream failed."""
 
     code: CodeName
     msg: Text
 
 
 class ProbeResult(Struct, frozen=True, kw_only=True):
-    """What a probe has found between the gateways, as seen from the consumer's.
+    """The result of a probe between two gateways, as measured at the consumer's gateway.
 
-    :param reason: why it failed, a sentence for a person.
-    :param connect_ms: from the consumer's gateway to the answer of the producer's: TCP, TLS, and a round trip.
-    :param rtt_ms: a small message there and back, the median of several.
+    :param reason: why the probe failed, a sentence for the user.
+    :param connect_ms: milliseconds until the producer's gateway answered: TCP, TLS and one round trip.
+    :param rtt_ms: the median round-trip time of several small messages.
     :param mbit_to_consumer: Mbit/s over all channels together; `mbit_to_producer` likewise.
-    :param bytes: that have arrived, in both directions; `bytes_right`: each of them was the one that was sent.
+    :param bytes: bytes that arrived, in both directions.
+    :param bytes_right: whether every byte that arrived was the one that was sent.
     """
 
     state: Literal["running", "done", "failed"]
@@ -379,12 +385,12 @@ class ProbeResult(Struct, frozen=True, kw_only=True):
 
 
 class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One stream as a server sees it. `listeners` are in the order of `channels`; times are seconds.
+    """One stream as a server sees it. `listeners` are in the order of `channels`; times are in seconds.
 
-    `wrong_hellos` counts those with a wrong key since the S2CS was started. `resets` are the last reasons for which
-    connections were reset, the newest first; `broken` are channels over which nothing gets to the other gateway.
-    `store` comes from an S2DS: which S2CS has reserved. `silent` comes from an S2CS: its gateways of the stream that do
-    not answer, and for how many seconds they have not. `listen_ports` are the ports that were asked for by number.
+    `wrong_hellos` counts Hellos with a wrong key since the S2CS started. `resets` are the latest reset reasons, newest
+    first; `broken` lists channels that do not reach the other gateway. `store` is sent by an S2DS and names the store
+    of the S2CS that reserved the stream. `silent` is sent by an S2CS: the gateways of the stream that do not answer,
+    and for how many seconds. `listen_ports` are the ports that were requested by number.
     """
 
     uid: Uid
@@ -418,10 +424,10 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GatewayCapacity(Struct, frozen=True, kw_only=True):
-    """What a gateway has to promise in all, used or free: ports, and Mbit/s each way.
+    """The total capacity of a gateway, used or free: ports, and Mbit/s in each direction.
 
-    `hosts` and `first_port` say where it listens for streams: none of these addresses is a target. `chosen_ports` are
-    the ports that a stream may ask for by number; an older gateway, which grants none, does not say.
+    `hosts` and `first_port` say where it listens for streams; none of these addresses may be a target. `chosen_ports`
+    are the ports that a stream may ask for by number; an older gateway grants none and leaves the field out.
     """
 
     ports: Count
@@ -432,11 +438,12 @@ class GatewayCapacity(Struct, frozen=True, kw_only=True):
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
-    """The answer to a command: it is done, or it is `state` that it is in; with what the command asked for.
+    """The answer to a command: the `state` of the stream, and the results of the command.
 
-    `room` comes from an S2DS; `more` is the key to go on `after` when a page of streams is full. `warnings` come with
-    an S2CS's answer to Status: sentences about certificates that expire soon. `figures` and `resets` are the last ones
-    of a stream that an S2DS has released. `expires` is the life that a facility has granted, in seconds from the REQ.
+    `room` is the capacity of an S2DS. `more` is the key with which to ask for the next page of streams (`after`).
+    `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `figures` and `resets`
+    are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility, in seconds
+    from the REQ.
     """
 
     uid: Uid | None
@@ -462,8 +469,11 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
-    """A refusal of one command, or, without `seq`, the news that a stream has ended. To a producer's application,
-    `target-refused` without `seq` says that its listeners are not used, and that the stream goes on."""
+    """Refuse one command, or, without `seq`, report that a stream has ended.
+
+    To a producer's application, `target-refused` without `seq` says that its listeners are not used and the stream
+    goes on.
+    """
 
     uid: Uid | None
     code: CodeName
@@ -476,4 +486,4 @@ Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | R
 Answer = Resp | Error
 Message = Command | ProdLstn | Answer
 StreamKey = tuple[str, Role]
-"""Streams are told apart by (uid, role), so that one S2CS or S2DS can serve both ends."""
+"""Streams are identified by (uid, role), so that one S2CS or S2DS can serve both ends."""

@@ -1,6 +1,6 @@
-"""Ports that a stream asks for by number: ranges of them as text, and the sentences with which one is refused.
+"""Ports that a stream asks for by number: ranges of ports, and the messages that refuse a port.
 
-An S2CS refuses with them what it knows to be in vain, and an S2DS what is left.
+An S2CS refuses ports that it knows its gateways will not grant; an S2DS refuses all others that it cannot grant.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ Ranges = Sequence[tuple[int, int]]
 
 
 def is_in(port: int, ranges: Ranges) -> bool:
-    """Whether one of the ranges has the port."""
+    """Return True if one of `ranges` contains `port`."""
     return any(first <= port <= last for first, last in ranges)
 
 
 def in_words(ranges: Iterable[tuple[int, int]]) -> str:
-    """Ranges as people write them: ``5075, 5100-5200``."""
+    """Format ranges as people write them: ``5075, 5100-5200``."""
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def repeated(ports: Sequence[int]) -> int | None:
-    """The first port that is named twice, if there is one."""
+    """Return the first port that occurs twice, or None."""
     seen: set[int] = set()
     for port in ports:
         if port in seen:
@@ -32,15 +32,15 @@ def repeated(ports: Sequence[int]) -> int | None:
 
 
 def not_to_choose(port: int, ranges: Ranges) -> str:
-    """The sentence of a gateway that does not let streams choose a port."""
+    """Return the message of a gateway that does not let streams choose this port."""
     if not ranges:
-        return f"port {port} was asked for, and no port of this gateway may be chosen: ask for none"
+        return f"port {port} was requested, but this gateway lets streams choose no port: do not ask for one"
     return (
-        f"port {port} was asked for, and of this gateway's ports {in_words(ranges)} may be chosen: choose one of them, "
-        "or have its operator add the port to `chosen_ports`"
+        f"port {port} was requested, but this gateway lets streams choose {in_words(ranges)} only: choose one of "
+        "these, or ask its operator to add the port to `chosen_ports`"
     )
 
 
 def already_lent(port: int) -> str:
-    """The sentence of a gateway whose port another stream has."""
-    return f"port {port} was asked for, and another stream has it: choose another port, or wait until that stream ends"
+    """Return the message of a gateway on which another stream has this port."""
+    return f"port {port} was requested, but another stream has it: choose another port, or wait until that stream ends"

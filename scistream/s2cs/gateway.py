@@ -11,11 +11,11 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address, Network, inside, parse_network
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     MAX_PAGE_KEY,
+    UNSENT,
     BrokenChannel,
     ChannelFigures,
     GatewayCapacity,

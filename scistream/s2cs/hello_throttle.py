@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 
 from scistream import timing
-from scistream.links.admission import DecayingCounter, doubling, place_of
+from scistream.links.admission import DecayingCounter, address_group, doubling
 from scistream.links.link import Link
 from scistream.protocol.messages import Hello
 
@@ -41,7 +41,7 @@ class WrongKeys:
 
     def refuse(self, link: Link, hello: Hello, why: str) -> None:
         """Refuse a Hello with a wrong key and close its link, after a delay if there were many."""
-        from_place = self._count("from", place_of(link.host))
+        from_place = self._count("from", address_group(link.host))
         for_stream = self._count("for", hello.uid, hello.role)
         delay = doubling(
             timing.FIRST_WRONG_KEY, round(max(from_place, for_stream)) - AT_ONCE - 1, timing.LONGEST_WRONG_KEY
@@ -51,7 +51,7 @@ class WrongKeys:
             f"for {hello.uid} ({hello.role}); recent wrong keys: {round(from_place)} from that address, "
             f"{round(for_stream)} for that stream; answered after {delay:g} s",
         )
-        link.distrust("a Hello with a wrong key")
+        link.record_failure("a Hello with a wrong key")
         if delay:
             self._late[link] = self._reactor.callLater(delay, self._answer, link, hello, why)
         else:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scistream.links.outbox import UNSENT, Caller
 from scistream.protocol.errors import ErrorCode, StreamError
-from scistream.protocol.messages import Command, Error, ProdLstn, Req, Resp, StartConn, UpdateTargets
+from scistream.protocol.messages import UNSENT, Command, Error, ProdLstn, Req, Resp, StartConn, UpdateTargets
 from scistream.s2cs.record import Record, ordered_listeners
-from scistream.state_machines import wrong_state
+from scistream.state_machines import Caller, wrong_state
 
 
 class Effects(Protocol):

@@ -12,12 +12,12 @@ from typing import Any
 from msgspec import Struct
 
 from scistream import timing
-from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.errors import ErrorCode
 from scistream.protocol.messages import (
     MAX_LIFE,
     PROD,
+    UNSENT,
     LastError,
     ProbeResult,
     Req,

@@ -30,7 +30,7 @@ from scistream import timing
 from scistream.config import raise_if_any
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
-from scistream.links.outbox import Caller, command_name
+from scistream.links.outbox import command_name
 from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, dialer, log_refusal
 from scistream.paging import page_key
 from scistream.protocol.address import Address
@@ -74,6 +74,7 @@ from scistream.s2cs.store.lock import StoreLock
 from scistream.s2cs.stream import ServerStream
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import resolve_path, trust_of
+from scistream.state_machines import Caller
 from scistream.tls.expiry import ExpiryWatch
 from scistream.tls.explain import explain
 from scistream.tls.reloadable import ReloadableCredentials, controller_credentials
@@ -390,7 +391,7 @@ class ControlServer(Service):
         self._links.add(link)
         link.on_bad_line = partial(self.audit.bad_line, link)
         if link.peer is not None:
-            link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
+            link.mark_proven(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
     def link_down(self, link: Link, reason: Failure) -> None:
         """Forget a link, also one that was refused before it was up."""
@@ -401,7 +402,7 @@ class ControlServer(Service):
         if link not in self._links:
             return
         self._links.remove(link)
-        if link.is_stranger:  # no stream has such a link, and there may be very many of them
+        if link.is_anonymous:  # no stream has such a link, and there may be very many of them
             return
         for stream in self.streams.of_link(link):
             stream.link_lost(link)
@@ -409,7 +410,7 @@ class ControlServer(Service):
 
     def answer_received(self, link: Link, answer: Answer) -> None:
         """Take the answer of an application to StartConn."""
-        if link.is_stranger:
+        if link.is_anonymous:
             self._misused(link, "an answer without a command")
             return
         if answer.uid is None:
@@ -443,7 +444,7 @@ class ControlServer(Service):
             assert not isinstance(message, Resp | Error)
             self._refuse(link, message, error.code, error.msg)
             if link.peer is None and not isinstance(message, Hello):
-                link.misused(f"{command_name(message)} without a certificate")
+                link.count_bad_line(f"{command_name(message)} without a certificate")
         except Exception:
             # The sender waits for an answer, so a bug here must not prevent one.
             self.log.failure("{cmd} of {uid} failed", cmd=command_name(message), uid=message.uid)
@@ -452,8 +453,8 @@ class ControlServer(Service):
                 self._refuse(link, message, "no-capacity", msg)
 
     def _misused(self, link: Link, why: str) -> None:
-        self.audit.bad_line(link, None, why, link.has_timed_out)
-        link.misused(why)
+        self.audit.bad_line(link, None, why, link.next_bad_line_closes)
+        link.count_bad_line(why)
 
     def answer(
         self, link: Link, cmd: str, role: Role | None, answer: Resp | Error, stream: StreamTrail | None = None
@@ -640,7 +641,7 @@ class ControlServer(Service):
             self.audit.answered(link, command_name(hello), hello.role, refusal)
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return
-        link.prove(None)
+        link.mark_proven(None)
         grant = self.authorizer.of_stream(stream.record)
         hello = self._choose_addresses(stream.record, hello, grant)
         if hello.role == PROD and hello.listeners != stream.record.app_listeners:

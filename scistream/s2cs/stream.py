@@ -13,12 +13,13 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.links.link import Link
-from scistream.links.outbox import UNSENT, Caller, Outbox
+from scistream.links.outbox import Outbox
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
     MAX_RESETS,
     MAX_TEXT,
+    UNSENT,
     BrokenChannel,
     ChannelFigures,
     Command,
@@ -44,7 +45,7 @@ from scistream.s2cs.policy.authorizer import Authorizer, Grant, identity_of
 from scistream.s2cs.record import Record, ordered_listeners, whole_probe
 from scistream.s2cs.store.database import Store
 from scistream.s2cs.store.ledger import Ledger
-from scistream.state_machines import data_of, guarded, trace
+from scistream.state_machines import Caller, data_of, guarded, trace
 
 
 class ServedFacility(Protocol):

@@ -29,7 +29,6 @@ from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import ErrorCode, StreamError
 from scistream.protocol.messages import (
     ChannelFigures,
@@ -41,7 +40,7 @@ from scistream.protocol.messages import (
     Role,
     UpdateTargets,
 )
-from scistream.state_machines import SAME, build, on, wrong_state
+from scistream.state_machines import SAME, Caller, build, on, wrong_state
 
 
 class Effects(Protocol):
@@ -262,7 +261,7 @@ def _req_again(stream: Stream, core: Core, caller: Caller, request: ReqListeners
 
 def _req_too_late(stream: Stream, core: Core, caller: Caller, request: ReqListeners) -> None:
     if core.last_error is not None and _is_request_of(core, request):
-        lost = StreamError.heard(core.last_error.code, core.last_error.msg)
+        lost = StreamError.from_peer(core.last_error.code, core.last_error.msg)
         core.refuse(caller, lost.code, lost.msg)  # repeat the answer: the caller may not have received it
     else:
         core.refuse_wrong_state(caller, "ReqListeners")

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream import timing
+from scistream.links.resolver import Resolution
 
 DATAGRAM_SIZE = 8192
 DATAGRAMS_A_TURN = 16
@@ -131,19 +132,6 @@ class DatagramSocket:
         self.stopListening()
 
 
-@implementer(IHostResolution)
-class _DnsResolution:
-    """One look-up that can be cancelled."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        """Report no addresses."""
-        self.is_cancelled = True
-
-
 @implementer(IHostnameResolver)
 class _DnsResolver:
     """A host name resolver that asks a resolver of `twisted.names` for IPv4 and IPv6 at once."""
@@ -160,17 +148,13 @@ class _DnsResolver:
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
         """Look up a name and report each address to the receiver, IPv6 addresses first."""
-        resolution = _DnsResolution(hostName)
-        resolutionReceiver.resolutionBegan(resolution)
+        resolution = Resolution(resolutionReceiver, hostName)
 
         def report(found: list[str]) -> None:
-            if resolution.is_cancelled:
-                return
-            for host in found:
-                kind = IPv6Address if ":" in host else IPv4Address
-                if addressTypes is None or kind in addressTypes:
-                    resolutionReceiver.addressResolved(kind("TCP", host, portNumber))
-            resolutionReceiver.resolutionComplete()
+            kinds = ((IPv6Address if ":" in host else IPv4Address, host) for host in found)
+            resolution.complete(
+                kind("TCP", host, portNumber) for kind, host in kinds if addressTypes is None or kind in addressTypes
+            )
 
         if _is_numeric(hostName):
             report([hostName])

@@ -25,7 +25,6 @@ from scistream import timing
 from scistream.config import ConfigError
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
-from scistream.links.outbox import Caller
 from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, log_refusal
 from scistream.os_process import raise_descriptor_limit
 from scistream.paging import PageOrder, page_key
@@ -58,6 +57,7 @@ from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import networks, parse_ports, trust_of
+from scistream.state_machines import Caller
 from scistream.tls.expiry import ExpiryWatch
 from scistream.tls.reloadable import ReloadableCredentials
 from scistream.twistd import end_daemon
@@ -262,7 +262,7 @@ class DataServer(Service):
             self._refuse_link(link)
             return
         self._links.add(link)
-        link.prove(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
+        link.mark_proven(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
 
     def _is_controller(self, link: Link) -> bool:
         return bool(link.peer == PLAIN_IDENTITY or link.peer.name == self.config.controller)
@@ -271,7 +271,7 @@ class DataServer(Service):
         link.note("refused a peer that is not its controller", str(link.peer))
         msg = f"{link.peer.name} is not the controller of this gateway: check `controller` in its configuration"
         link.send(Error(uid=None, code="not-authorized", msg=msg))
-        link.distrust("not our controller")
+        link.record_failure("not our controller")
         link.close()
 
     def link_down(self, link: Link, reason: Failure) -> None:

@@ -18,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.links.outbox import Caller
 from scistream.logs import Tally
 from scistream.protocol.address import Address, Network, inside, parse_network
 from scistream.protocol.errors import StreamError
@@ -47,7 +46,7 @@ from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
 from scistream.s2ds.self_target import has_family_of, is_own_address
 from scistream.s2ds.settings import S2DSConfig
-from scistream.state_machines import OUR_FAULT, guarded, trace
+from scistream.state_machines import OUR_FAULT, Caller, guarded, trace
 from scistream.tls.stream_channels import Credentials, StreamSecret
 
 MOST_LOOKUPS = 16

@@ -9,9 +9,8 @@ import msgspec
 
 from scistream import timing
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import Rel, Status, StreamStatus
+from scistream.protocol.messages import UNSENT, Rel, Status, StreamStatus
 
 MAX_LIST = 64 * 1024 * 1024
 """The most bytes of a list. A stream with one channel takes about 500."""

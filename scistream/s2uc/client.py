@@ -39,7 +39,7 @@ from scistream.s2uc.probe_side import Check
 from scistream.s2uc.server import Server
 from scistream.s2uc.settings import S2UCConfig
 from scistream.s2uc.stream import ClientStream, StreamRequest
-from scistream.shared_settings import DEFAULT_RATE, one_form, resolve_path, user_folder
+from scistream.shared_settings import DEFAULT_RATE, canonical, resolve_path, user_folder
 from scistream.tls.files import CertificateFiles
 from scistream.units import parse_rate
 
@@ -104,7 +104,7 @@ class Client:
             self._certificates = _certificate_files(certificate, key, Facility(authorities, crl))
             try:
                 for text, facility in (facilities or {}).items():
-                    address = one_form(Address.parse(text))
+                    address = canonical(Address.parse(text))
                     if address in self._facilities:
                         raise ValueError(f"{text} is named twice among the facilities, in two forms: leave one out")
                     self._facilities[address] = _certificate_files(certificate, key, facility)
@@ -394,7 +394,7 @@ class Client:
 
         :raises StreamError: `not-authenticated`, if no authorities are named for this facility or for all.
         """
-        files = self._facilities.get(one_form(address), self._certificates)
+        files = self._facilities.get(canonical(address), self._certificates)
         if files is not None and not files.authorities:
             raise StreamError(
                 "not-authenticated",

@@ -30,9 +30,8 @@ from typing import Protocol
 
 from automat import TypeMachineBuilder
 
-from scistream.links.outbox import UNSENT
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Rel, Req, Resp, Role, UpdateTargets
 from scistream.state_machines import SAME, begin_in, build, on
 
 

@@ -16,12 +16,22 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from scistream import timing
-from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import decode, encode
 from scistream.protocol.errors import BadMessageError, StreamError
 from scistream.protocol.join_string import hash_app_key, new_app_key
-from scistream.protocol.messages import CONS, PROBE_LIFE, PROD, Hello, ProbeResult, Req, Role, Status, UpdateTargets
+from scistream.protocol.messages import (
+    CONS,
+    PROBE_LIFE,
+    PROD,
+    UNSENT,
+    Hello,
+    ProbeResult,
+    Req,
+    Role,
+    Status,
+    UpdateTargets,
+)
 from scistream.s2uc.connection_map import connection_map
 from scistream.s2uc.probe_side import Check, Side, own_certificate
 from scistream.s2uc.stream import SIDE, check_sides

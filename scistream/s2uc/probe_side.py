@@ -15,11 +15,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 
 from scistream import timing
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError, printable
-from scistream.protocol.messages import Command, Rel, Req, Resp, Role, Status
+from scistream.protocol.messages import UNSENT, Command, Rel, Req, Resp, Role, Status
 from scistream.s2uc.stream import SIDE
 from scistream.tls.files import CertificateFiles
 

@@ -16,7 +16,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import decode, encode
 from scistream.protocol.errors import BadMessageError, StreamError
@@ -26,6 +25,7 @@ from scistream.protocol.messages import (
     MAX_GENERATION,
     MAX_LIFE,
     PROD,
+    UNSENT,
     Command,
     Error,
     LastError,
@@ -198,7 +198,7 @@ class ClientStream:
         if side is None:
             return StreamError("unknown-uid", f"the {SIDE[role]} side does not know stream {self.uid}")
         last = side.last_error or LastError(code="wrong-state", msg="it was released")
-        return StreamError.heard(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
+        return StreamError.from_peer(last.code, f"the {SIDE[role]} side is {side.state}: {last.msg}")
 
     def _adopt_state(self, sides: dict[Role, StreamStatus]) -> None:
         core = self.core
@@ -480,7 +480,7 @@ class ClientStream:
         if isinstance(message, ProdLstn):
             self._note_listeners(message.listeners)
         elif message.role is not None:
-            self.machine.failed(StreamError.heard(message.code, f"{SIDE[message.role]} side: {message.msg}"))
+            self.machine.failed(StreamError.from_peer(message.code, f"{SIDE[message.role]} side: {message.msg}"))
 
     def _note_listeners(self, listeners: list[str]) -> None:
         """Give ProdApp's listeners to the machine: at once, or the newest ones when a second has passed since."""
@@ -529,7 +529,7 @@ class ClientStream:
         for status in self._of_side(answer, role):
             if status.state in ("Releasing", "Released"):
                 last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
-                self._lost(role, StreamError.heard(last.code, last.msg))
+                self._lost(role, StreamError.from_peer(last.code, last.msg))
             elif role == PROD and status.app_listeners:
                 self._note_listeners(status.app_listeners)
 

@@ -195,7 +195,7 @@ def _forget_the_released() -> None:
 
 @mutation("an S2CS forgets a REL that overtook its REQ", "A", "life", 2, 0, "last", "release")
 def _forget_early_releases() -> None:
-    ModelStore.note_early_release = lambda *_: None  # type: ignore[method-assign]
+    ModelStore.note_early_release = lambda *_: None
 
 
 # -- what a restart makes of it

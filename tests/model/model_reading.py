@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
+from scistream.state_machines import Caller
 
 LEFT_OUT = frozenset({"seq", "msg", "effects"})
 """Names of fields that do not matter, wherever they are."""

@@ -272,7 +272,7 @@ class World:
         if party == USER:
             self.user = None
         for kept in (self.controls, self.gateways, self.applications):
-            kept.pop(party, None)  # type: ignore[attr-defined]
+            kept.pop(party, None)
         if comeback is not None:
             timer = Timer(self.network, None, self.network.now + comeback, self._come_back, (party,), {})
             self.network.timers.append(timer)
@@ -429,7 +429,7 @@ class World:
     def target(self, event: tuple[Any, ...]) -> Process | None:
         """Whose code runs when this happens."""
         if event[0] in ("deliver", "fire"):
-            return event[1].process  # type: ignore[no-any-return]
+            return event[1].process
         if event == ("act", "release") and self.user is not None:
             return self.user.process
         return None

@@ -20,10 +20,10 @@ from model_reading import callers_in, read
 from model_stand_ins import installed
 from model_world import SCENARIOS, stores
 
-from scistream.links.outbox import Caller
 from scistream.protocol.messages import PROD, LastError, Req, UpdateTargets
 from scistream.s2cs.machine_core import Core, Reservation, Update
 from scistream.s2cs.record import Record
+from scistream.state_machines import Caller
 
 OTHERS = [name for name in SCENARIOS if name != "life"]
 

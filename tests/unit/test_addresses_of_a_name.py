@@ -11,12 +11,11 @@ from memory_network import HOST
 from test_whole_protocol import World
 
 from scistream.app.controller import Controller, NoProgram
-from scistream.links.outbox import UNSENT
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_LINE, decode, encode
 from scistream.protocol.errors import BadMessageError
 from scistream.protocol.join_string import Join
-from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, Hello, UpdateTargets
+from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, UNSENT, Hello, UpdateTargets
 from scistream.s2cs.record import Record, update_for_gateway
 from scistream.s2uc.client import Stream
 from support.requirements import needs_ipv6

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from test_policy_at_work import ADA, BOB, UIDS, Knowing, Lab, a_req, rule
 
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
-from scistream.protocol.messages import CONS, PROD, Command, Rel, Role, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Rel, Role, UpdateTargets
 from scistream.s2cs.audit.trail import MOST_IN_WINDOW, MOST_OF_IDENTITY
 from scistream.s2cs.policy.authorizer import owner_of
 from scistream.s2cs.settings import ServerLimits

@@ -20,13 +20,12 @@ from test_whole_protocol import CONS_S2CS, PROD_S2CS, World
 from twisted.logger import globalLogPublisher
 
 from scistream.config import ConfigError, load, raise_if_any
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import PLAIN_IDENTITY, dialer
 from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import hash_app_key
-from scistream.protocol.messages import Command, Hello, Rel, Req, Resp, Role
+from scistream.protocol.messages import UNSENT, Command, Hello, Rel, Req, Resp, Role
 from scistream.s2cs import start as s2cs_start
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import S2CSConfig, ServerLimits

@@ -21,11 +21,10 @@ from test_whole_protocol import CONS_PORT, PROD_PORT, World
 
 import scistream
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join
-from scistream.protocol.messages import CONS, PROD, Hello, Message, Role, Status
+from scistream.protocol.messages import CONS, PROD, UNSENT, Hello, Message, Role, Status
 from scistream.s2cs.live_streams import LiveStreams
 
 ROOT = f"{Path(scistream.__file__).parent}/"

@@ -18,8 +18,7 @@ from test_whole_protocol import Facility, World
 
 import scistream.cli
 from scistream import timing
-from scistream.links.outbox import UNSENT
-from scistream.protocol.messages import CONS, PROD, Req, Role, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Req, Role, UpdateTargets
 from scistream.s2cs.policy.file import load_policy
 from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
@@ -109,7 +108,7 @@ def _overhear(world: World, heard: list[Any]) -> None:
             heard.append(message)
             return take(link, message, *rest)
 
-        control._take = taken  # type: ignore[method-assign]
+        control._take = taken
 
 
 def test_both_sides_end_with_the_one_that_has_granted_less(world: World, tmp_path: Path) -> None:

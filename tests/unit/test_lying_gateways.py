@@ -12,10 +12,9 @@ from memory_network import HOST
 from test_policy_at_work import ADA, BOB, UIDS, Lab, a_req, everything, rule
 from test_whole_protocol import PROD_PORT
 
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
-from scistream.protocol.messages import PROD, ChannelFigures, ReqListeners
+from scistream.protocol.messages import PROD, UNSENT, ChannelFigures, ReqListeners
 
 HUGE = 2**62
 
@@ -33,7 +32,7 @@ def tells(lab: Lab, to_consumer: int) -> None:
     """From now on the producer's gateway tells this of all its streams."""
     (gateway,) = lab.world.prod.gateways
     told = [ChannelFigures(channel=0, bytes_to_consumer=to_consumer, accepted=1)]
-    gateway.elements.figures = lambda *_: told  # type: ignore[method-assign]
+    gateway.elements.figures = lambda *_: told
 
 
 def lines(folder: Path, event: str) -> list[dict[str, Any]]:

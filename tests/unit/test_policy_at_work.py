@@ -20,13 +20,12 @@ from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
 
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import PLAIN_IDENTITY, dialer
 from scistream.pki.authority import init_authority
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import hash_app_key, new_app_key
-from scistream.protocol.messages import CONS, PROD, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
 from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy.authorizer import Authorizer, identity_of, owner_of, policy_of
 from scistream.s2cs.policy.file import Policy, load_policy
@@ -624,7 +623,7 @@ def test_each_command_asks_the_policy_once(lab: Lab) -> None:
     lab.has(rule(targets=[f"{HOST}/32"]), ADMINISTRATORS)
     assert lab.control.authorizer.policy is not None
     counting = Counting(lab.control.authorizer.policy)
-    lab.control.authorizer.policy = counting  # type: ignore[assignment]
+    lab.control.authorizer.policy = counting
     app_key = new_app_key()
     request = a_req(app_key_hash=hash_app_key(app_key))
     near, far = str(DETECTOR), "127.0.0.1:7001"
@@ -655,7 +654,7 @@ def test_each_command_asks_the_policy_once(lab: Lab) -> None:
         seq=UNSENT,
         generation=1,
         connection_map=dict.fromkeys(listeners, near),
-        data_conn_key="no bundle",
+        data_conn_key="not a bundle",
     )
     assert asked_by(update) == both
     assert asked_by(update, BOB) == both

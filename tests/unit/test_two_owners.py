@@ -13,10 +13,9 @@ from test_whole_protocol import PROD_PORT, PROD_S2CS, World
 from twisted.logger import formatEvent, globalLogPublisher
 
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
-from scistream.protocol.messages import PROD, Rel, ReqListeners, Resp, Status, UpdateTargets
+from scistream.protocol.messages import PROD, UNSENT, Rel, ReqListeners, Resp, Status, UpdateTargets
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 
@@ -219,7 +218,7 @@ def test_a_gateway_that_knows_nothing_of_stores_is_used_as_ever(world: World, tm
         return data
 
     others: list[ControlServer] = []
-    world.network.arrives = older  # type: ignore[method-assign]
+    world.network.arrives = older
     stream = world.stream()
     others.append(second(world, tmp_path / "second"))
     world.network.run(60.0)

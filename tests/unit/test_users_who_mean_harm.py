@@ -13,11 +13,10 @@ from twisted.internet.defer import Deferred
 
 import scistream.s2cs.service
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Rel, Req, Resp, Role, Status
+from scistream.protocol.messages import CONS, PROD, UNSENT, Rel, Req, Resp, Role, Status
 from scistream.s2cs.gateway import MOST_FIGURES_REQUESTS
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER

@@ -24,12 +24,23 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.app.controller import Controller, NoProgram
-from scistream.links.outbox import UNSENT
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import Join, new_app_key
-from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.protocol.messages import (
+    CONS,
+    PROD,
+    UNSENT,
+    GatewayCapacity,
+    Hello,
+    Rel,
+    Req,
+    Resp,
+    Role,
+    Status,
+    UpdateTargets,
+)
 from scistream.s2cs.in_use import is_counted, stream_use
 from scistream.s2cs.policy.authorizer import identity_of
 from scistream.s2cs.service import ControlServer

@@ -16,7 +16,7 @@ import msgspec
 from twisted.logger import Logger
 
 from scistream import __version__, timing
-from scistream.links.admission import place_of
+from scistream.links.admission import address_group
 from scistream.links.link import Link
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Error, Req, ResetReason, Resp, Role
@@ -480,7 +480,7 @@ def _peer(link: Link) -> tuple[str | None, str | None]:
 def _address(link: Link) -> tuple[str, str]:
     """Return the address of a link's peer, and the host or network that counts as one address for limits."""
     address = link.address
-    return address, place_of(address.rpartition(":")[0].strip("[]"))
+    return address, address_group(address.rpartition(":")[0].strip("[]"))
 
 
 def _timestamp(seconds: float) -> str:

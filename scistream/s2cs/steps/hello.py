@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.machine_core import STORE_FULL, Core, Reservation, Stream, Update
 from scistream.s2cs.record import Record, spare_listeners
+from scistream.state_machines import Caller
 
 
 def _remember_hello(core: Core, caller: Caller, listeners: list[str], leads_to: str | None = None) -> bool:

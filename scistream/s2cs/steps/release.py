@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scistream.links.outbox import UNSENT, Caller
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import LastError, Rel
+from scistream.protocol.messages import UNSENT, LastError, Rel
 from scistream.s2cs.machine_core import Core, Operation, Release, Stream, notice
+from scistream.state_machines import Caller
 
 
 def release_all(stream: Stream, core: Core) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import MAX_TEXT, PROD, Req, Resp
 from scistream.s2cs.machine_core import STORE_FULL, Core, Reservation, Stream, gateway_error
 from scistream.s2cs.record import Record, reservation_for, same_request, wrong_port
+from scistream.state_machines import Caller
 
 _NO_NEW_STREAM = StreamError("no-capacity", f"{STORE_FULL}, so it accepts no new streams: tell its operator")
 

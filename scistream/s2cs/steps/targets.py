@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from scistream.links.outbox import UNSENT, Caller
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Error, Resp, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Error, Resp, UpdateTargets
 from scistream.s2cs.machine_core import STORE_FULL, Core, Stream, Update, gateway_error, notice
 from scistream.s2cs.record import Record, content_of, map_problem, map_to_producer, update_for_gateway
 from scistream.s2cs.steps.hello import spare_note, tell_of_producer
-from scistream.state_machines import data_of
+from scistream.state_machines import Caller, data_of
 
 
 def consider(stream: Stream, core: Core, caller: Caller, command: UpdateTargets) -> None:

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.links.admission import place_of
+from scistream.links.admission import address_group
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, Cause, Role
 from scistream.s2ds.elements.prod_app_start import ProdAppStart
@@ -481,6 +481,6 @@ class Relay:
 def _address_of(sock: socket.socket) -> str:
     """Return the address or network that identifies the peer; empty if the connection is over."""
     try:
-        return place_of(sock.getpeername()[0])
+        return address_group(sock.getpeername()[0])
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""A link without a network: what its owner hears, and what its peer reads."""
+"""A link without a network, with the events that its owner gets and the lines that its peer reads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from scistream.links.link import NO_LISTENER, Lasts, Link, LinkAdmission
+from scistream.links.link import UNLIMITED, CredentialExpiry, Link, LinkAdmission
 from scistream.protocol.codec import decode
 from scistream.protocol.messages import Answer, Message
 
 
 class Owner:
-    """Keeps what it hears of its links."""
+    """A link owner that records all events."""
 
     def __init__(self) -> None:
         self.ups: list[Link] = []
@@ -38,7 +38,7 @@ class Owner:
 
 
 class Wire(StringTransport):
-    """A transport that has a TLS connection to show."""
+    """A transport with a TLS connection."""
 
     handle = object()
 
@@ -47,7 +47,7 @@ class Wire(StringTransport):
 
 
 class SlowWire(Wire):
-    """One that is full as a real one is, until its peer has read all and `drained` is called."""
+    """A transport that becomes full like a real one, until `drained` is called."""
 
     bufferSize = 65536
     is_full = False
@@ -67,7 +67,7 @@ class SlowWire(Wire):
 
 
 class Peer:
-    """The other end of a link of ours: says lines, and reads what is written to it. The parameters are the link's."""
+    """The other end of a link: it sends lines, and reads those that are written. The parameters are the link's."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Peer:
         admission: LinkAdmission | None = None,
         owner: Owner | None = None,
         wire: Wire | None = None,
-        lasts: Lasts | None = None,
+        expiry: CredentialExpiry | None = None,
     ) -> None:
         self.clock = Clock()
         self.owner = owner or Owner()
@@ -89,8 +89,8 @@ class Peer:
             authenticate,
             plain_peer,
             accepted=accepted,
-            admission=admission or NO_LISTENER,
-            lasts=lasts,
+            admission=admission or UNLIMITED,
+            expiry=expiry,
         )
         self.link.makeConnection(self.wire)
 

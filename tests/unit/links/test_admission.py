@@ -12,26 +12,26 @@ from twisted.internet.task import Clock
 
 from scistream import timing
 from scistream.links import admission as guard_module
-from scistream.links.admission import Admission, AdmissionController, Bounds, DecayingCounter, doubling, place_of
+from scistream.links.admission import Admission, AdmissionController, Bounds, DecayingCounter, address_group, doubling
 from scistream.protocol.address import parse_network
 
 ATTACKER, USER = "192.0.2.66", "192.0.2.7"
 
 
 class Listener:
-    """An admission controller and its clock. Links that it ends itself are in `cut`, with the reason."""
+    """An admission controller and its clock. Links that it closes itself are in `cut`."""
 
     def __init__(self, *, known_refusal: float = timing.FIRST_REFUSAL, **bounds: float) -> None:
         self.clock = Clock()
         self.admission_controller = AdmissionController(
             self.clock, Bounds(**bounds), "the listener", known_refusal=known_refusal
-        )  # type: ignore[arg-type]
+        )
         self.cut: list[Admission] = []
 
     def comes(self, host: str) -> Admission | None:
         admission = self.admission_controller.admit(host)
         if admission is not None:
-            admission.arrived(lambda _why: self.cut.append(admission))
+            admission.opened(lambda _why: self.cut.append(admission))
         return admission
 
     def must_come(self, host: str) -> Admission:
@@ -43,13 +43,13 @@ class Listener:
         for _ in range(times):
             admission = self.must_come(host)
             admission.failed("rubbish")
-            admission.over()
+            admission.closed()
 
     def seconds_until_open(self, host: str, step: float = 0.25) -> float:
         began = self.clock.seconds()
         while (admission := self.comes(host)) is None:
             self.clock.advance(step)
-        admission.over()
+        admission.closed()
         return self.clock.seconds() - began
 
 
@@ -68,7 +68,7 @@ class Listener:
     ],
 )
 def test_an_ipv4_address_counts_alone_and_an_ipv6_address_with_its_neighbours(host: str, place: str) -> None:
-    assert place_of(host) == place
+    assert address_group(host) == place
 
 
 def test_all_addresses_of_a_64_share_one_bound_and_the_next_64_has_its_own() -> None:
@@ -79,7 +79,7 @@ def test_all_addresses_of_a_64_share_one_bound_and_the_next_64_has_its_own() -> 
     assert listener.comes("2001:db8:0:2::1") is not None
     assert listener.comes("::ffff:192.0.2.7") is not None
     for admission in admissions:
-        admission.proven(None)
+        admission.mark_proven(None)
     assert [listener.comes(host) is not None for host in mine[3:7]] == [True, True, False, False]
 
 
@@ -166,7 +166,7 @@ def test_a_listener_filled_by_many_addresses_replaces_the_oldest_link() -> None:
 def test_links_that_have_proved_themselves_leave_the_room_of_the_unproven_to_others() -> None:
     listener = Listener(unproven_per_address=2, links_per_address=5)
     for _ in range(5):
-        assert listener.must_come(USER).proven(None)
+        assert listener.must_come(USER).mark_proven(None)
     assert listener.admission_controller.unproven == 0
     assert listener.comes(USER) is None, "links_per_address"
     assert listener.comes(ATTACKER) is not None
@@ -176,28 +176,28 @@ def test_links_in_all_are_bounded() -> None:
     listener = Listener(links=3)
     admissions = [listener.must_come(f"198.51.100.{number}") for number in range(3)]
     for admission in admissions:
-        admission.proven(None)
+        admission.mark_proven(None)
     assert listener.comes(USER) is None
-    admissions[0].over()
-    admissions[0].over()
+    admissions[0].closed()
+    admissions[0].closed()
     assert listener.comes(USER) is not None
 
 
 def test_links_of_one_identity_are_bounded_wherever_they_come_from() -> None:
     listener = Listener(links_per_identity=2)
     first, second, third = (listener.must_come(f"198.51.100.{number}") for number in range(3))
-    assert first.proven("ada")
-    assert second.proven("ada")
-    assert not third.proven("ada")
-    third.over()
-    assert listener.must_come(USER).proven("grace")
-    first.over()
-    assert listener.must_come(USER).proven("ada")
+    assert first.mark_proven("ada")
+    assert second.mark_proven("ada")
+    assert not third.mark_proven("ada")
+    third.closed()
+    assert listener.must_come(USER).mark_proven("grace")
+    first.closed()
+    assert listener.must_come(USER).mark_proven("ada")
 
 
 def test_links_without_a_name_are_not_counted_as_one_identity() -> None:
     listener = Listener(links_per_identity=2)
-    assert all(listener.must_come(USER).proven(None) for _ in range(5))
+    assert all(listener.must_come(USER).mark_proven(None) for _ in range(5))
 
 
 # -- failures
@@ -244,21 +244,21 @@ def test_a_link_that_proves_itself_clears_its_address() -> None:
     waiting = listener.must_come(USER)
     listener.fails(USER, 3)
     assert listener.comes(USER) is None
-    assert waiting.proven("ada")
+    assert waiting.mark_proven("ada")
     assert listener.comes(USER) is not None
 
 
 def test_what_a_known_peer_does_is_not_held_against_its_address() -> None:
     listener = Listener(failures=1)
     admission = listener.must_come(USER)
-    admission.proven("ada")
+    admission.mark_proven("ada")
     admission.failed("a bad line")
     assert listener.comes(USER) is not None
 
 
 def test_where_somebody_has_proved_himself_the_wait_stays_short() -> None:
     listener = Listener(failures=2)
-    listener.must_come(USER).proven("ada")
+    listener.must_come(USER).mark_proven("ada")
     for _ in range(6):
         listener.fails(USER)
         assert listener.seconds_until_open(USER) <= timing.FIRST_REFUSAL
@@ -266,13 +266,13 @@ def test_where_somebody_has_proved_himself_the_wait_stays_short() -> None:
 
 def test_a_gateway_s_controller_gets_in_despite_other_links_from_its_address() -> None:
     listener = Listener(known_refusal=0.0, failures=2, unproven=8, unproven_per_address=4)
-    listener.must_come(USER).proven("the controller")
+    listener.must_come(USER).mark_proven("the controller")
     for _ in range(50):
         listener.fails(USER)
     for _ in range(20):
         listener.comes(USER)
     listener.clock.advance(timing.UNPROVEN_GRACE)
-    assert listener.must_come(USER).proven("the controller")
+    assert listener.must_come(USER).mark_proven("the controller")
 
 
 def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_proved_himself_there_yet() -> None:
@@ -286,7 +286,7 @@ def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_prove
             admission = admission_controller.admit(host)
             if admission is not None:
                 admission.failed("rubbish")
-                admission.over()
+                admission.closed()
     assert admission_controller.admit(USER) is not None
     assert admission_controller.admit("2001:db8::8") is not None
     assert admission_controller.admit(ATTACKER) is None
@@ -295,12 +295,12 @@ def test_a_gateway_s_controller_gets_in_from_its_network_though_nobody_has_prove
 def test_other_bounds_count_for_links_and_commands_that_come_from_then_on() -> None:
     listener = Listener(links=2, commands_per_second=100)
     first, _ = listener.must_come(USER), listener.must_come(USER)
-    first.proven("ada")
+    first.mark_proven("ada")
     listener.admission_controller.set_bounds(
         Bounds(links=3, commands_per_second=1, failures=1), (parse_network("192.0.2.0/28"),)
     )
-    listener.must_come(USER).over()
-    pauses = [first.line() for _ in range(10)]
+    listener.must_come(USER).closed()
+    pauses = [first.line_received() for _ in range(10)]
     assert pauses[0] == 0.0
     assert pauses[-1] >= 4.0, "one a second, after the burst of five seconds"
     listener.admission_controller.set_bounds(Bounds(links=1))
@@ -322,8 +322,8 @@ def test_networks_that_are_spared_can_be_given_and_taken_away() -> None:
 def test_links_that_are_up_are_left_alone_when_their_address_has_to_wait() -> None:
     listener = Listener(failures=1)
     admission = listener.must_come(USER)
-    admission.proven("ada")
-    listener.admission_controller._places[USER].proved = False
+    admission.mark_proven("ada")
+    listener.admission_controller._sources[USER].is_proven = False
     listener.fails(USER, 1)
     assert listener.comes(USER) is None
     assert listener.cut == []
@@ -335,31 +335,31 @@ def test_links_that_are_up_are_left_alone_when_their_address_has_to_wait() -> No
 def test_commands_may_come_in_bursts_and_are_read_later_above_the_rate() -> None:
     listener = Listener(commands_per_second=10)
     admission, other = listener.must_come(USER), listener.must_come(USER)
-    assert admission.line() == 0.0, "of an unproven link other things are bounded"
-    admission.proven("ada")
-    other.proven("ada")
-    waits = [link.line() for _ in range(25) for link in (admission, other)]
+    assert admission.line_received() == 0.0, "of an unproven link other things are bounded"
+    admission.mark_proven("ada")
+    other.mark_proven("ada")
+    waits = [link.line_received() for _ in range(25) for link in (admission, other)]
     assert waits == [0.0] * 50, "five seconds' worth"
-    assert admission.line() == pytest.approx(0.1)
-    assert other.line() == pytest.approx(0.2), "they share one allowance"
+    assert admission.line_received() == pytest.approx(0.1)
+    assert other.line_received() == pytest.approx(0.2), "they share one budget"
     listener.clock.advance(0.2)
-    assert admission.line() == pytest.approx(0.1)
+    assert admission.line_received() == pytest.approx(0.1)
     listener.clock.advance(3600)
-    assert [admission.line() for _ in range(50)] == [0.0] * 50
-    assert admission.line() > 0
+    assert [admission.line_received() for _ in range(50)] == [0.0] * 50
+    assert admission.line_received() > 0
 
 
 # -- its own memory
 
 
 def test_the_table_of_addresses_is_bounded_and_keeps_those_that_hold_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_module, "MOST_PLACES", 10)
+    monkeypatch.setattr(guard_module, "MAX_SOURCES", 10)
     listener = Listener(failures=1)
     admission = listener.must_come(USER)
     for number in range(1000):
         listener.fails(f"198.51.{number // 250}.{number % 250}")
-    assert len(listener.admission_controller._places) <= 11
-    admission.over()
+    assert len(listener.admission_controller._sources) <= 11
+    admission.closed()
     assert listener.admission_controller.links == 0
 
 
@@ -414,8 +414,8 @@ class AnyVisits(RuleBasedStateMachine):
     def somebody_comes(self, host: str) -> None:
         admission = self.admission_controller.admit(host)
         if admission is not None:
-            self.there[admission] = place_of(host)
-            admission.arrived(lambda _why: self._gone(admission))
+            self.there[admission] = address_group(host)
+            admission.opened(lambda _why: self._gone(admission))
 
     def _gone(self, admission: Admission) -> None:
         assert admission not in self.proven, "only the unproven make room"
@@ -426,7 +426,7 @@ class AnyVisits(RuleBasedStateMachine):
     def one_proves_itself(self, data: st.DataObject, who: str | None) -> None:
         admission = data.draw(st.sampled_from(list(self.there)))
         if admission not in self.proven:
-            if admission.proven(who):
+            if admission.mark_proven(who):
                 self.proven[admission] = who
             else:
                 self._leaves(admission)
@@ -442,8 +442,8 @@ class AnyVisits(RuleBasedStateMachine):
         self._leaves(data.draw(st.sampled_from(list(self.there))))
 
     def _leaves(self, admission: Admission) -> None:
-        admission.over()
-        admission.over()
+        admission.closed()
+        admission.closed()
         del self.there[admission]
         self.proven.pop(admission, None)
 

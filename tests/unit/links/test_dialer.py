@@ -15,10 +15,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.links.dialer import Dialer
-from scistream.links.outbox import UNSENT
 from scistream.protocol.codec import decode
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Error, Message, ProdLstn, Rel, Resp, Status
+from scistream.protocol.messages import PROD, UNSENT, Error, Message, ProdLstn, Rel, Resp, Status
 from support.message_strategies import UID, line
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
@@ -27,7 +26,7 @@ DELAYS = [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
 
 @implementer(IStreamClientEndpoint)
 class Endpoint:
-    """Where attempts to connect wait for a test to decide on them."""
+    """An endpoint whose attempts to connect wait until a test decides on them."""
 
     def __init__(self) -> None:
         self.attempts: list[tuple[IProtocolFactory, Deferred[Any]]] = []
@@ -41,7 +40,7 @@ class Endpoint:
 
 
 class Caller:
-    """A dialer, the server that it dials, and all that it tells."""
+    """A dialer, its server, and all events that it reports."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.clock = Clock()
@@ -71,7 +70,7 @@ class Caller:
         connecting.callback(self.protocol)
 
     def refuse(self) -> None:
-        """Nobody listens there."""
+        """Refuse the pending connection."""
         _, connecting = self.endpoint.attempts.pop()
         connecting.errback(Failure(ConnectionRefusedError("nobody there")))
 
@@ -87,7 +86,7 @@ class Caller:
         return [decode(one) for one in written.splitlines()]
 
     def delay(self) -> float:
-        """How long it takes until the next attempt."""
+        """Return the time until the next attempt."""
         assert self.endpoint.attempts == []
         start = self.clock.seconds()
         while not self.endpoint.attempts:
@@ -112,7 +111,7 @@ def caller() -> Iterator[Caller]:
 
 
 def in_order(measured: list[float], nominal: list[float]) -> bool:
-    """Whether delays are as they should be, give or take the jitter that takes up to half of each away."""
+    """Return True if delays are as expected, allowing for jitter that shortens each by up to half."""
     return all(high / 2 <= delay <= high for delay, high in zip(measured, nominal, strict=True))
 
 

@@ -21,14 +21,14 @@ from scistream.tls.explain import RefusedCertificate
 
 
 class Listener:
-    """A listener that many come to."""
+    """A listener with many connections."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.admission_controller = AdmissionController(self.clock, Bounds(), "the listener", known_refusal=30.0)
 
     def comes(self, host: str, does: str) -> None:
-        """Somebody connects from there and misbehaves."""
+        """Connect from `host` and misbehave."""
         admission = self.admission_controller.admit(host)
         if admission is None:
             return
@@ -70,7 +70,7 @@ MISDEEDS = [
     "has a certificate that is refused",
 ]
 KINDS = 12 + MOST_COUNTED
-"""Of lines that the listener can cause."""
+"""The lines that the listener can cause."""
 
 visitors = st.lists(
     st.tuples(st.integers(0, 2**16 - 1), st.sampled_from(MISDEEDS), st.integers(1, 30), st.floats(0.0, 20.0)),
@@ -123,13 +123,13 @@ def test_an_address_that_is_refused_for_another_reason_is_told_of_at_once() -> N
         assert len(lines) == 1
         assert "unproven_per_address" in lines[0]
         admission.failed("a bad line")
-        admission.over()
+        admission.closed()
         again = admission_controller.admit("10.0.0.1")
         assert again is not None
         again.failed("another one")
-        again.over()
+        again.closed()
         assert admission_controller.admit("10.0.0.1") is None
-        assert "it has failed too often" in lines[-1]
+        assert "too many failures" in lines[-1]
         admission_controller.stop()
 
 
@@ -140,5 +140,6 @@ def test_thousands_of_failed_handshakes_are_a_few_lines_that_say_how_many_and_fr
             listener.comes(f"10.0.{number // 256}.{number % 256}", "shows no certificate that counts")
         listener.admission_controller.stop()
     assert len(lines) == 5
-    assert [line.partition("so far ")[2].partition(",")[0] for line in lines] == ["1", "10", "100", "1000", "3000"]
+    counts = [line.partition(" so far, ")[0].rpartition("; ")[2] for line in lines]
+    assert counts == ["1", "10", "100", "1000", "3000"]
     assert "10.0.11.183 is refused" in lines[-1]

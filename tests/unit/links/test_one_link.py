@@ -27,14 +27,14 @@ STATUS = Status(uid=None, role=None, seq=1)
 
 
 def stranger() -> Peer:
-    """Somebody without a certificate who has connected to us over TLS."""
+    """Return a client without a certificate, connected over TLS."""
     peer = Peer(plain_peer=None, authenticate=lambda _connection: None)
     peer.link.handshakeCompleted()
     return peer
 
 
 def user() -> Peer:
-    """Somebody with a certificate who has connected to us over TLS."""
+    """Return a client with a certificate, connected over TLS."""
     peer = Peer(plain_peer=None, authenticate=lambda _connection: "ada")
     peer.link.handshakeCompleted()
     return peer
@@ -249,7 +249,7 @@ def test_lines_of_a_stranger_stay_short_until_it_is_authenticated() -> None:
 
     peer = stranger()
     peer.says(REL)
-    peer.link.prove(None)
+    peer.link.mark_proven(None)
     peer.says(padded(MAX_LINE))
     assert len(peer.owner.messages) == 2
     peer.says(padded(MAX_LINE + 1))
@@ -266,7 +266,7 @@ def test_a_stranger_s_line_that_comes_byte_by_byte_and_never_ends_is_cut_at_the_
 
 
 def seconds_for(lines: bytes, size: int) -> float:
-    """Processor time for these lines in pieces of this size, the best of three."""
+    """Return the processor time for lines in chunks of this size, the best of three."""
     taken = []
     for _ in range(3):
         peer = user()
@@ -284,7 +284,7 @@ def test_a_line_that_comes_byte_by_byte_costs_in_proportion_to_its_length() -> N
 
 
 class Curt(Owner):
-    """Has a word for each message."""
+    """An owner that answers each message."""
 
     def message_received(self, link: Link, message: Message) -> None:
         super().message_received(link, message)
@@ -344,13 +344,13 @@ def test_a_stranger_that_is_not_authenticated_after_10_seconds_is_cut_off(first:
     peer.clock.advance(0.2)
     assert peer.is_cut_off
     peer.goes()
-    assert "nothing that lets it in in 10 s" in str(peer.owner.downs[0].value)
+    assert "no authentication in 10 s" in str(peer.owner.downs[0].value)
 
 
 def test_a_peer_may_be_silent_once_it_is_authenticated() -> None:
     peer = stranger()
     peer.says(REL)
-    peer.link.prove(None)
+    peer.link.mark_proven(None)
     peer.clock.advance(86400)
     assert not peer.is_closed
     assert peer.clock.getDelayedCalls() == []
@@ -378,12 +378,12 @@ def test_the_owner_is_told_once_that_the_link_is_gone_and_no_timer_is_left() -> 
 @pytest.mark.parametrize("accepted", [True, False])
 @pytest.mark.parametrize(("slow", "end"), [(1.0, 10.0), (1.0, 400 * 86400.0), (0.5, 30 * 86400.0), (2.0, 30 * 86400.0)])
 def test_a_link_ends_when_what_its_peer_has_proved_itself_with_does(accepted: bool, slow: float, end: float) -> None:
-    """By the wall clock, which may be slower or faster than the one of timers, or be set."""
+    """Credentials expire by the wall clock, which may run slower or faster than the clock of timers."""
     clocks: list[Clock] = []
     peer = Peer(
         accepted=accepted,
         authenticate=lambda _connection: "ada",
-        lasts=lambda _connection: (end - (clocks[0].seconds() * slow if clocks else 0.0), "it has ended"),
+        expiry=lambda _connection: (end - (clocks[0].seconds() * slow if clocks else 0.0), "it has ended"),
     )
     clocks.append(peer.clock)
     peer.link.handshakeCompleted()
@@ -401,14 +401,14 @@ def test_a_link_ends_when_what_its_peer_has_proved_itself_with_does(accepted: bo
 
 
 def test_what_has_ended_in_the_handshake_ends_the_link_at_once() -> None:
-    peer = Peer(authenticate=lambda _connection: "ada", lasts=lambda _connection: (0.0, "it has ended"))
+    peer = Peer(authenticate=lambda _connection: "ada", expiry=lambda _connection: (0.0, "it has ended"))
     peer.link.handshakeCompleted()
     assert not peer.link.is_up
     assert peer.reads() == [Error(uid=None, code="not-authenticated", msg="it has ended")]
 
 
 def test_what_never_ends_has_no_timer() -> None:
-    peer = Peer(authenticate=lambda _connection: "ada", lasts=lambda _connection: (math.inf, ""))
+    peer = Peer(authenticate=lambda _connection: "ada", expiry=lambda _connection: (math.inf, ""))
     peer.link.handshakeCompleted()
     assert peer.clock.getDelayedCalls() == []
 
@@ -510,7 +510,7 @@ def test_a_peer_that_does_not_read_is_not_read_from() -> None:
 
 
 class Verbose(Owner):
-    """Answers each command with much."""
+    """An owner that sends a long answer to each command."""
 
     def message_received(self, link: Link, message: Message) -> None:
         super().message_received(link, message)
@@ -538,7 +538,7 @@ def test_commands_of_a_peer_that_does_not_read_are_delayed_and_none_is_lost() ->
         read += len(peer.reads())
         wire.drained()
     read += len(peer.reads())
-    assert [message.seq for message in heard] == list(range(1, 102))  # type: ignore[union-attr]
+    assert [message.seq for message in heard] == list(range(1, 102))
     assert read == 101
     assert not peer.is_cut_off
 
@@ -596,7 +596,7 @@ def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> 
     listener = AdmissionController(Clock(), Bounds(commands_per_second=10), "the listener", known_refusal=0.0)
     admission = listener.admit("192.0.2.1")
     peer = Peer(admission=admission)
-    peer.link.prove("ada")
+    peer.link.mark_proven("ada")
     peer.says(*[REL] * 50)
     assert peer.wire.producerState == "producing"
     peer.says(*[REL] * 20)
@@ -611,7 +611,7 @@ def test_a_peer_that_says_too_much_is_read_later_and_nothing_of_it_is_lost() -> 
 def test_a_link_that_rests_and_is_closed_leaves_no_timer_but_its_last_one() -> None:
     listener = AdmissionController(Clock(), Bounds(commands_per_second=1), "the listener", known_refusal=0.0)
     peer = Peer(admission=listener.admit("192.0.2.1"))
-    peer.link.prove("ada")
+    peer.link.mark_proven("ada")
     peer.says(*[REL] * 10)
     assert peer.wire.producerState == "paused"
     peer.link.close()

@@ -1,4 +1,4 @@
-"""Commands that wait for their answers: repeated, paired, given up, cancelled."""
+"""Commands that wait for answers: repetition, pairing, timeouts, cancellation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from scistream.links.outbox import UNSENT, Outbox, still_working
+from scistream.links.outbox import Outbox, still_working
 from scistream.protocol.codec import decode
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Command, Error, Rel, Req, Resp, Status
+from scistream.protocol.messages import PROD, UNSENT, Command, Error, Rel, Req, Resp, Status
 from support.message_strategies import EXAMPLES, UID, line
 
 REL = Rel(uid=UID, role=PROD, seq=UNSENT)
@@ -25,7 +25,7 @@ def command(cmd: str) -> Any:
 
 
 class FakeLink:
-    """Keeps what is sent on it, and when."""
+    """A link that records what is sent on it, and when."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -42,7 +42,7 @@ class FakeLink:
 
 
 class Desk:
-    """An outbox, the link that it has, and what became of its commands."""
+    """An outbox, its link, and the results of its commands."""
 
     def __init__(self, *, connected: bool = True) -> None:
         self.clock = Clock()
@@ -62,7 +62,7 @@ class Desk:
         self.outbox.link_up(cast(Any, self.link))
 
     def run(self, seconds: float) -> None:
-        """Let time pass, an eighth of a second at a time."""
+        """Advance the clock in steps of an eighth of a second."""
         self.clock.pump([0.125] * round(seconds * 8))
 
     def is_idle(self) -> bool:

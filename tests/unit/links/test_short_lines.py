@@ -1,4 +1,4 @@
-"""Lines leave at once: none waits until the far end has confirmed the one before, which takes a kernel 40 ms."""
+"""Lines are sent at once: none waits until the last one is acknowledged, which takes a kernel 40 ms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses and networks as people and messages write them."""
+"""Parsing and formatting of addresses and networks."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
         ("host:²", "a port is a number"),
         ("::1:80", "without brackets"),
         ("[::1:80", "without brackets"),
-        ("[127.0.0.1]:80", "no IPv6 address between its brackets"),
-        ("[]:80", "no IPv6 address between its brackets"),
-        (":80", "neither a name nor an address"),
-        ("-lab:80", "neither a name nor an address"),
-        ("a..b:80", "neither a name nor an address"),
-        ("a b:80", "neither a name nor an address"),
-        ("lab\n:80", "neither a name nor an address"),
-        ("läb:80", "neither a name nor an address"),
-        ("a" * 64 + ":80", "neither a name nor an address"),
-        (LONGEST_HOST + "b:80", "neither a name nor an address"),
-        ("[fe80::1%eth0\n2026-01-01 granted]:80", "names no interface"),
-        ("[::1%\x1b[2J]:80", "names no interface"),
-        ("256.0.0.1:80", "is no IPv4 address"),
-        ("127.1:80", "is no IPv4 address"),
-        ("010.0.0.1:80", "is no IPv4 address"),
-        ("1:80", "is no IPv4 address"),
+        ("[127.0.0.1]:80", "does not have an IPv6 address between its brackets"),
+        ("[]:80", "does not have an IPv6 address between its brackets"),
+        (":80", "neither a host name nor an IP address"),
+        ("-lab:80", "neither a host name nor an IP address"),
+        ("a..b:80", "neither a host name nor an IP address"),
+        ("a b:80", "neither a host name nor an IP address"),
+        ("lab\n:80", "neither a host name nor an IP address"),
+        ("läb:80", "neither a host name nor an IP address"),
+        ("a" * 64 + ":80", "neither a host name nor an IP address"),
+        (LONGEST_HOST + "b:80", "neither a host name nor an IP address"),
+        ("[fe80::1%eth0\n2026-01-01 granted]:80", "not an interface name"),
+        ("[::1%\x1b[2J]:80", "not an interface name"),
+        ("256.0.0.1:80", "is not a valid IPv4 address"),
+        ("127.1:80", "is not a valid IPv4 address"),
+        ("010.0.0.1:80", "is not a valid IPv4 address"),
+        ("1:80", "is not a valid IPv4 address"),
     ],
 )
 def test_what_is_no_address_is_refused_with_the_text_and_the_reason(text: str, complaint: str) -> None:
@@ -106,7 +106,7 @@ def test_a_network_may_have_host_bits(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "lab", "10.0.0.0/33", "10.0.0.0/-1", "::/129", "10.0.0.0/8/8", "10.0.0"])
 def test_what_is_no_network_is_refused_with_the_text(text: str) -> None:
-    with pytest.raises(ValueError, match="is no network") as refused:
+    with pytest.raises(ValueError, match="is not a network") as refused:
         parse_network(text)
     assert repr(text) in str(refused.value)
 

@@ -19,7 +19,7 @@ WHOLE = str(Join(UID, KEY, Address("door.example", 5000), PROD, "ab" * 32))
 
 def complaint(text: str) -> str:
     """Return the error for a damaged join string; check that it contains no part of the key."""
-    with pytest.raises(ValueError, match="this is no join string: ") as refused:
+    with pytest.raises(ValueError, match="this is not a join string: ") as refused:
         Join.parse(text)
     said = str(refused.value)
     key = Join.parse(WHOLE).app_key
@@ -30,27 +30,27 @@ def complaint(text: str) -> str:
 @pytest.mark.parametrize(
     ("spoilt", "reason"),
     [
-        (f"export SCISTREAM_JOIN='{WHOLE}'", "a shell's assignment"),
-        (f"SCISTREAM_JOIN={WHOLE}", "a shell's assignment"),
+        (f"export SCISTREAM_JOIN='{WHOLE}'", "a shell assignment"),
+        (f"SCISTREAM_JOIN={WHOLE}", "a shell assignment"),
         (f"'{WHOLE}'", "quotes"),
         (f'"{WHOLE}', "quotes"),
         (f"\u201c{WHOLE}\u201d", "quotes"),
-        (f"{WHOLE[:60]}\n{WHOLE[60:]}", "broken by blanks or line ends"),
-        (f"{WHOLE[:70]}  {WHOLE[70:]}", "broken by blanks or line ends"),
+        (f"{WHOLE[:60]}\n{WHOLE[60:]}", "spaces or line breaks"),
+        (f"{WHOLE[:70]}  {WHOLE[70:]}", "spaces or line breaks"),
         (f"{WHOLE}\n{WHOLE}", "more than one"),
-        (WHOLE.replace("-", "\u2013"), "characters that no join string has"),
-        (WHOLE + "\x00", "characters that no join string has"),
+        (WHOLE.replace("-", "\u2013"), "characters that a join string never contains"),
+        (WHOLE + "\x00", "characters that a join string never contains"),
         (WHOLE[4:], "does not begin with `scistream://`"),
         ("hello", "does not begin with `scistream://`"),
-        (WHOLE[:20], "cut before its HOST:PORT"),
-        (WHOLE.replace("://", "://0"), "the stream's name in it is damaged"),
+        (WHOLE[:20], "it ends before its HOST:PORT"),
+        (WHOLE.replace("://", "://0"), "the uid of the stream in it is damaged"),
         (WHOLE.replace("@", "x@"), "its key has 44 characters"),
-        (WHOLE[: WHOLE.index("@") + 5], "cut in its HOST:PORT or before the side"),
+        (WHOLE[: WHOLE.index("@") + 5], "it ends within its HOST:PORT or before the side"),
         (WHOLE.replace("/prod", "/both"), "neither `prod` nor `cons`"),
         (WHOLE.replace("door.example:5000", ""), "no HOST:PORT"),
-        (WHOLE[:-1], "cut in its last part"),
-        (WHOLE + "0", "longer than 64 digits"),
-        (WHOLE.partition("?")[0], "cut before its last part"),
+        (WHOLE[:-1], "its last part, ca=, is incomplete"),
+        (WHOLE + "0", "more than 64 digits"),
+        (WHOLE.partition("?")[0], "its last part, ca=, is missing"),
     ],
 )
 def test_a_spoilt_join_string_is_told_what_happened_to_it_and_what_to_do(spoilt: str, reason: str) -> None:

@@ -155,7 +155,7 @@ def test_a_hostile_line_is_a_message_or_a_bad_message(hostile: bytes) -> None:
         (HOSTILE["a deep list before the cmd"], "nested too deeply"),
         (line("UpdateTargets", connection_map={"x": "y"}), "field connection_map: Expected"),
         (line("ReqListeners", channels=[0, 2000]), "field channels[1]: Expected"),
-        (HOSTILE["two equal fields"], "field seq: it is there twice"),
+        (HOSTILE["two equal fields"], "field seq: it appears twice"),
         (line("REL", x="X").replace(b'"X"', b"NaN"), "not JSON"),
         (line("REL", x="X").replace(b"X", b"\xed\xa0\x80"), "not UTF-8"),
     ],
@@ -216,7 +216,7 @@ def test_a_carriage_return_before_the_end_is_ignored() -> None:
 
 def test_a_message_that_would_be_longer_than_a_peer_accepts_is_not_encoded() -> None:
     longest = [f"{LONGEST_HOST}:65535"] * MAX_CHANNELS
-    with pytest.raises(StreamError, match=f"over the limit of {MAX_LINE}"):
+    with pytest.raises(StreamError, match=f"a line has at most {MAX_LINE}"):
         encode(Resp(uid=UID, seq=1, state="Listening", msg="", listeners=longest))
 
 

@@ -1,4 +1,4 @@
-"""What each message allows in each field, read and refused at its edges."""
+"""The ranges of all fields of all messages, tested at their limits."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ NEW_NAMES = st.from_regex(r"new_[a-z]{1,10}", fullmatch=True)
 
 
 def structs_of(said: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every object of a message that has fields: it itself, and those in it, but not a map of addresses."""
+    """Return every object with fields in a message, including itself, but not maps of addresses."""
     found = [said]
     for name, value in said.items():
         if isinstance(value, dict) and name != "connection_map":
@@ -217,7 +217,7 @@ def structs_of(said: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def objects_of(said: Any) -> list[dict[str, Any]]:
-    """Every object of a line, whatever it is."""
+    """Return every object in a decoded line."""
     inner = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
     return [
         *([said] if isinstance(said, dict) and said else []),
@@ -240,7 +240,7 @@ def test_a_field_of_a_later_version_changes_nothing(cmd: str) -> None:
 
 
 class Twice(dict[str, Any]):
-    """An object that says one of its fields twice."""
+    """An object that is encoded with one of its fields twice."""
 
     def items(self) -> Any:
         name, value = next(iter(super().items()))

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import msgspec
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, Command, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import new_stream
 from scistream.s2cs.machine_core import Core, Stream
 from scistream.s2cs.record import Record
-from scistream.state_machines import state_of
+from scistream.state_machines import Caller, state_of
 
 STATES = [state.name for state in s2cs.STATES]
 LIVE = [state.name for state in s2cs.LIVE]
@@ -25,7 +24,7 @@ APP = ["10.0.0.9:7000"]
 OTHER_APP = ["10.0.0.9:7001"]
 NO_PORTS = StreamError("no-ports", "0 ports are free")
 REFUSED = StreamError("target-refused", "outside app_networks")
-BAD_KEY = StreamError("bad-message", "data_conn_key: it is no bundle")
+BAD_KEY = StreamError("bad-message", "data_conn_key: it is not a bundle")
 SILENT = StreamError("timeout", "dtn1 did not answer in 20 s")
 
 

@@ -14,7 +14,6 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
 from scistream.s2ds.capacity import Capacity
@@ -26,6 +25,7 @@ from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.shared_settings import networks
+from scistream.state_machines import Caller
 from support.leased_ports import leased
 
 UID = "12345678-1234-4234-8234-123456789abc"

@@ -11,12 +11,11 @@ import msgspec
 import pytest
 from state_tables import inputs_of, tables_of
 
-from scistream.links.outbox import Caller
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
 from scistream.s2ds import machine as s2ds
 from scistream.s2ds.machine import Core, Stream, Update, new_stream
-from scistream.state_machines import data_of, state_of
+from scistream.state_machines import Caller, data_of, state_of
 
 [TABLE] = tables_of(s2ds.__doc__)
 STATES = [state.name for state in s2ds.STATES]
@@ -26,7 +25,7 @@ BOOT = "b" * 32
 LISTENERS = ["dtn1.example:5100", "dtn1.example:5101"]
 NO_PORTS = StreamError("no-ports", "0 ports are free")
 REFUSED = StreamError("target-refused", "outside app_networks")
-BAD_KEY = StreamError("bad-message", "data_conn_key: it is no bundle")
+BAD_KEY = StreamError("bad-message", "data_conn_key: it is not a bundle")
 BROKEN = StreamError("gateway-failed", "an element died")
 
 
