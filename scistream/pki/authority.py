@@ -1,9 +1,9 @@
 """The authority of a facility: a small certificate authority kept in one directory.
 
-`init_authority` makes it, `issue` makes the certificates of servers, controllers and users with it; what happens to
-these later is in register.py (revoked, renewed), and how others get theirs without moving a key in enrol.py.
-`make_authority` and `make_leaf` build certificates in memory, and are shared with whoever needs authorities that
-never touch a disk. Nothing here opens a connection, and no private key file is ever readable by anyone but its owner.
+`init_authority` creates it, and `issue` issues the certificates of servers, controllers and users; revocation.py
+revokes and renews them, and enrolment.py issues certificates without moving a key. `make_authority` and `make_leaf`
+build certificates in memory, also for authorities that are never written to a disk. Nothing here opens a connection,
+and private key files are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -33,55 +33,55 @@ from scistream.pki.register import PkiError
 from scistream.tls.files import PrivateKey
 
 Kind = Literal["server", "controller", "user"]
-"""Whom a certificate is for: a server that is dialled, an S2CS that dials its S2DS, a user who dials an S2CS."""
+"""Whom a certificate is for: a server, an S2CS that connects to its S2DS, or a user who connects to an S2CS."""
 
 BACKDATE = timedelta(hours=1)
-"""Certificates are valid from this long ago, because the clocks of two parties may differ."""
+"""Certificates are valid from this long before their issue, since the clocks of two parties may differ."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_@+:][A-Za-z0-9_@+:.-]{0,63}\Z")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _MAX_COMMON_NAME = 64
 _PUBLIC_KEYS = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey, ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)
-_TAKEN = ("ca", "crl")
+_RESERVED = ("ca", "crl")
 
 
 @dataclass(frozen=True)
 class Authority:
-    """Who signs: its certificate first in the chain, those above it behind, and its private key."""
+    """A certificate authority: its chain, beginning with its own certificate, and its private key."""
 
     chain: tuple[x509.Certificate, ...]
     key: CertificateIssuerPrivateKeyTypes
 
     @property
     def certificate(self) -> x509.Certificate:
-        """Its own."""
+        """The authority's own certificate."""
         return self.chain[0]
 
 
 @dataclass(frozen=True)
 class Issued:
-    """The files of a new certificate: the leaf with its chain, and its private key."""
+    """The files of a certificate: the leaf with its chain, and the private key."""
 
     certificate: Path
     key: Path
 
 
 def init_authority(directory: Path, facility: str, days: int = 3650) -> Issued:
-    """Make the authority of a facility: ``ca.pem`` and ``ca.key`` in the directory, which is made if missing.
+    """Create the authority of a facility: ``ca.pem`` and ``ca.key`` in a directory, which is created if missing.
 
-    :param facility: the facility's name, at most 64 characters, for people to read in the certificate.
+    :param facility: the facility's name, at most 64 characters, shown in the certificate.
     :param days: how long the authority is valid.
-    :raises PkiError: if it is there already, or cannot be written.
+    :raises PkiError: if it exists already, or cannot be written.
     """
     check_days(days)
     if not facility.strip() or len(facility) > _MAX_COMMON_NAME or not facility.isprintable():
-        raise PkiError(f"{facility!r} is no name for a facility: give 1 to 64 printable characters.")
+        raise PkiError(f"{facility!r} cannot be the name of a facility: use 1 to 64 printable characters.")
     files = Issued(directory / "ca.pem", directory / "ca.key")
-    refuse_overwriting(files, "Choose another directory; a new authority invalidates every certificate of the old.")
+    refuse_overwriting(files, "Choose another directory; a new authority invalidates all certificates of the old one.")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as wrong:
-        raise PkiError(f"{directory} could not be made: {wrong.strerror}. Choose another directory.") from wrong
+        raise PkiError(f"{directory} could not be created: {wrong.strerror}. Choose another directory.") from wrong
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [
@@ -94,14 +94,14 @@ def init_authority(directory: Path, facility: str, days: int = 3650) -> Issued:
 
 
 def issue(directory: Path, kind: Kind, name: str, san: Sequence[str] = (), days: int = 397) -> Issued:
-    """Issue a certificate with the authority in the directory; write ``NAME.pem`` and ``NAME.key`` beside it.
+    """Issue a certificate with the authority in a directory; write ``NAME.pem`` and ``NAME.key`` there.
 
-    The certificate file holds the leaf and then the authority, since both ends of a link send their whole chain.
+    The certificate file contains the leaf and then the authority, since both ends of a link send their whole chain.
 
     :param name: a server's host name, address or short name; a controller's name; a user's name or e-mail address.
-    :param san: further names of a server, host names or addresses. The others have exactly one name, and take none.
-    :param days: how long it is valid, at most as long as the authority is.
-    :raises PkiError: if the names do not fit the kind, a file is there already, or the authority is missing.
+    :param san: further host names or addresses of a server. Other kinds have exactly one name.
+    :param days: how long the certificate is valid, but never longer than the authority.
+    :raises PkiError: if the names do not fit the kind, a file exists already, or the authority is missing.
     """
     names = names_for(kind, name, san)
     authority = load_authority(directory)
@@ -115,24 +115,24 @@ def issue(directory: Path, kind: Kind, name: str, san: Sequence[str] = (), days:
 
 
 def files_of(directory: Path, name: str) -> Issued:
-    """Where the certificate of that name is, and its key."""
+    """Return the paths of the certificate of this name and of its key."""
     return Issued(directory / f"{name}.pem", directory / f"{name}.key")
 
 
 def names_for(kind: Kind, name: str, san: Sequence[str] = ()) -> list[x509.GeneralName]:
-    """The subjectAltNames of a certificate for `name`.
+    """Return the subjectAltNames of a certificate for `name`.
 
-    :raises PkiError: if they do not fit the kind, or `name` cannot also name a file.
+    :raises PkiError: if the names do not fit the kind, or `name` cannot be used as a file name.
     """
     if kind not in get_args(Kind):
-        raise PkiError(f"{kind!r} is no kind of certificate: choose one of {', '.join(get_args(Kind))}.")
+        raise PkiError(f"{kind!r} is not a kind of certificate: choose one of {', '.join(get_args(Kind))}.")
     if not _FILE_NAME.match(name):
         raise PkiError(
-            f"{name!r} cannot name a certificate, because it also names the file: use up to 64 letters, digits "
-            "and _ @ + : . - and start with none of the last two."
+            f"{name!r} cannot be the name of a certificate, since it is also the name of the file: use up to 64 "
+            "letters, digits and _ @ + : . - and begin with none of the last two."
         )
-    if name in _TAKEN:
-        raise PkiError(f"The name {name!r} is taken by the authority itself: choose another one.")
+    if name in _RESERVED:
+        raise PkiError(f"The name {name!r} is reserved for the authority's own files: choose another one.")
     return _server_names(name, san) if kind == "server" else _client_names(kind, name, san)
 
 
@@ -144,9 +144,9 @@ def certify(
     public_key: CertificatePublicKeyTypes,
     days: int,
 ) -> x509.Certificate:
-    """A certificate of this authority, valid for so many days, and at most as long as the authority is.
+    """Sign a certificate, valid for `days`, but never longer than the authority.
 
-    :raises PkiError: if that is no number of days.
+    :raises PkiError: if `days` is out of range.
     """
     check_days(days)
     usage = ExtendedKeyUsageOID.SERVER_AUTH if kind == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -155,7 +155,7 @@ def certify(
 
 
 def make_authority(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, not_after: datetime) -> x509.Certificate:
-    """A self-signed authority that signs leaf certificates only, valid from an hour ago."""
+    """Make a self-signed authority that signs leaf certificates only, valid from an hour ago."""
     public_key = key.public_key()
     return (
         x509.CertificateBuilder()
@@ -174,7 +174,7 @@ def make_authority(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, no
 
 
 def hash_for(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | None:
-    """What a key signs with; Ed25519 and Ed448 have a hash of their own."""
+    """Return the hash with which a key signs; None for Ed25519 and Ed448, which have their own."""
     return None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
 
 
@@ -187,7 +187,7 @@ def make_leaf(
     authority_key: CertificateIssuerPrivateKeyTypes,
     not_after: datetime,
 ) -> x509.Certificate:
-    """A certificate for these subjectAltNames and this one extended key usage, valid from an hour ago."""
+    """Make a certificate with these subjectAltNames and this extended key usage, valid from an hour ago."""
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
@@ -207,33 +207,36 @@ def make_leaf(
 
 
 def issuer_id(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """How what an authority signs refers to its key."""
+    """Return the extension by which certificates and CRLs refer to the key of the authority that signed them."""
     try:
         own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:  # an authority that somebody else has made
+    except x509.ExtensionNotFound:  # an authority made by other software
         public_key = authority.public_key()
-        assert isinstance(public_key, _PUBLIC_KEYS), "load_authority has seen it"
+        assert isinstance(public_key, _PUBLIC_KEYS), "load_authority has checked it"
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def fingerprint(certificate: bytes | x509.Certificate) -> str:
-    """SHA-256 of the certificate's DER, as 64 hex digits; of PEM bytes, that of the first certificate in them.
+    """Return the SHA-256 of a certificate's DER as 64 hex digits; for PEM bytes, of the first certificate in them.
 
-    :raises PkiError: if the bytes hold no certificate.
+    :raises PkiError: if the bytes contain no certificate.
     """
     if not isinstance(certificate, x509.Certificate):
         try:
             certificate = x509.load_pem_x509_certificate(certificate)
         except ValueError as wrong:
-            raise PkiError(f"There is no certificate in PEM form here: {wrong}") from wrong
+            raise PkiError(f"This is not a certificate in PEM form: {wrong}") from wrong
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def check_days(days: int) -> None:
-    """:raises PkiError: if nothing can be valid for so many days."""
+    """Check a validity period.
+
+    :raises PkiError: if it is out of range.
+    """
     if not 1 <= days <= 36500:
-        raise PkiError(f"A certificate cannot be valid for {days} days: give 1 to 36500.")
+        raise PkiError(f"A certificate cannot be valid for {days} days: use 1 to 36500.")
 
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
@@ -251,7 +254,7 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def _server_names(name: str, san: Sequence[str]) -> list[x509.GeneralName]:
-    """The host names and addresses of a server, each once; its own name among them if it is one."""
+    """Return the host names and addresses of a server, each once, including `name` if it is one."""
     found: list[x509.GeneralName] = []
     own = _host(name)
     if own is not None:
@@ -259,13 +262,13 @@ def _server_names(name: str, san: Sequence[str]) -> list[x509.GeneralName]:
     for text in san:
         host = _host(text)
         if host is None:
-            raise PkiError(f"{text!r} is neither a host name nor an IP address, so no server can have it as a name.")
+            raise PkiError(f"{text!r} is neither a host name nor an IP address: a server has no other kind of name.")
         if host not in found:
             found.append(host)
     if not found:
         raise PkiError(
-            f"{name!r} is neither a host name nor an IP address: give at least one that the server is dialled by, "
-            "with --san."
+            f"{name!r} is neither a host name nor an IP address: name at least one with --san, by which clients reach "
+            "the server."
         )
     return found
 
@@ -290,31 +293,31 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _client_names(kind: Kind, name: str, san: Sequence[str]) -> list[x509.GeneralName]:
-    """The one name that a controller or a user is known by."""
+    """Return the only name of a controller or a user."""
     if san:
         raise PkiError(
-            f"A {kind} certificate has one name, made of NAME, and takes no other: leave --san out, or ask for a "
-            "server certificate."
+            f"A {kind} certificate has only one name, derived from NAME: leave --san out, or ask for a server "
+            "certificate."
         )
     if kind == "controller" or "@" not in name:
         return [x509.UniformResourceIdentifier(f"scistream:{kind}:{name}")]
     local, _, host = name.partition("@")
     if not local or not isinstance(_host(host), x509.DNSName) or "*" in host:
-        raise PkiError(f"{name!r} is no e-mail address: write it like ada@example.org, or give a name without @.")
+        raise PkiError(f"{name!r} is not an e-mail address: write it like ada@example.org, or use a name without @.")
     return [x509.RFC822Name(name)]
 
 
 def load_authority(directory: Path) -> Authority:
-    """The authority in a directory: ``ca.pem`` (its certificate; if it is no root, those above it behind), ``ca.key``.
+    """Load the authority of a directory: ``ca.pem`` (its certificate, then those above it, if any) and ``ca.key``.
 
-    :raises PkiError: if it is not there, not readable, not whole, or has expired.
+    :raises PkiError: if it is missing, unreadable or inconsistent, or has expired.
     """
     try:
         chain = x509.load_pem_x509_certificates((directory / "ca.pem").read_bytes())
         key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
     except FileNotFoundError as wrong:
         raise PkiError(
-            f"{wrong.filename} is not there: make an authority first, with scistream pki init {directory}."
+            f"{wrong.filename} does not exist: create an authority first (scistream pki init {directory})."
         ) from wrong
     except OSError as wrong:
         raise PkiError(f"{wrong.filename} could not be read: {wrong.strerror}. Run this as its owner.") from wrong
@@ -324,34 +327,37 @@ def load_authority(directory: Path) -> Authority:
         ) from wrong
     authority = chain[0]
     if not isinstance(key, PrivateKey):
-        raise PkiError(f"{directory / 'ca.key'} is neither an elliptic-curve nor an RSA key: make an authority anew.")
+        raise PkiError(f"{directory / 'ca.key'} is neither an elliptic-curve nor an RSA key: create a new authority.")
     if key.public_key() != authority.public_key():
-        raise PkiError(f"ca.key and ca.pem in {directory} do not belong together: restore the two of one authority.")
+        raise PkiError(f"ca.key and ca.pem in {directory} do not belong together: restore both of the same authority.")
     if authority.not_valid_after_utc <= datetime.now(UTC):
         raise PkiError(
-            f"The authority in {directory} has expired on {authority.not_valid_after_utc:%Y-%m-%d}: make a new one "
-            "in another directory."
+            f"The authority in {directory} expired on {authority.not_valid_after_utc:%Y-%m-%d}: create a new one in "
+            "another directory."
         )
     return Authority(tuple(chain), key)
 
 
 def pem_of(*certificates: x509.Certificate) -> bytes:
-    """Certificates as a file has them."""
+    """Return certificates in PEM form."""
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def key_pem(key: PrivateKeyTypes) -> bytes:
-    """A private key as a file has it."""
+    """Return a private key in PEM form, unencrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def refuse_overwriting(files: Issued, remedy: str) -> None:
-    """:raises PkiError: if one of them is there."""
+    """Check that neither file exists.
+
+    :raises PkiError: if one does.
+    """
     for path in (files.certificate, files.key):
         if os.path.lexists(path):
-            raise PkiError(f"{path} is there already and is not overwritten. {remedy}")
+            raise PkiError(f"{path} exists already and is not overwritten. {remedy}")
 
 
 def _write(files: Issued, certificate: bytes, key: PrivateKeyTypes) -> None:
@@ -365,20 +371,21 @@ def _write(files: Issued, certificate: bytes, key: PrivateKeyTypes) -> None:
 
 
 def create_file(path: Path, data: bytes, mode: int) -> None:
-    """Make a new file, that has its mode from the first moment on, and never follow or replace what is there."""
+    """Create a file with this mode from the start, without following a link or replacing an existing file.
+
+    :raises PkiError: if it exists, or cannot be written.
+    """
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
     except FileExistsError as wrong:
-        raise PkiError(f"{path} is there already and is not overwritten. Move it away first.") from wrong
+        raise PkiError(f"{path} exists already and is not overwritten. Move it away first.") from wrong
     except OSError as wrong:
-        raise PkiError(
-            f"{path} could not be written: {wrong.strerror}. Choose a directory that you may write."
-        ) from wrong
+        raise PkiError(f"{path} could not be written: {wrong.strerror}. Choose a writable directory.") from wrong
 
 
 def replace_files(*contents: tuple[Path, bytes, int]) -> None:
-    """Put files (path, bytes, mode) in place of those that are there: each of them at once, and all or none begun.
+    """Write files (path, bytes, mode), replacing existing ones atomically, after all contents are on the disk.
 
     :raises PkiError: if one cannot be written; then none has changed.
     """
@@ -397,5 +404,5 @@ def replace_files(*contents: tuple[Path, bytes, int]) -> None:
         for new, _ in ready:
             new.unlink(missing_ok=True)
         raise PkiError(
-            f"{wrong.filename} could not be written: {wrong.strerror}. Choose a directory that you may write."
+            f"{wrong.filename} could not be written: {wrong.strerror}. Choose a writable directory."
         ) from wrong

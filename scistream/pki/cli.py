@@ -1,7 +1,6 @@
-"""The commands `scistream pki`: certificates from first request to revocation, on both ends of an enrolment.
+"""The commands `scistream pki`: certificates from request to revocation, at both ends of an enrolment.
 
-Nothing here makes a certificate itself: authority.py, enrolment.py and revocation.py do, and a `PkiError` of theirs
-becomes one line and exit status 2 here.
+authority.py, enrolment.py and revocation.py do the work; their `PkiError` becomes one line and exit status 2 here.
 """
 
 from __future__ import annotations
@@ -35,10 +34,11 @@ from scistream.tls.certificate_names import name_texts
 
 @click.group()
 def pki() -> None:
-    """Make, explain, renew and revoke the certificates of a facility.
+    """Issue, explain, renew and revoke the certificates of a facility.
 
-    A facility has one authority, made once with init. With issue it then certifies its servers (S2CS and S2DS),
-    the S2CS as the controller of its S2DS, and its users. Whoever has ca.key can do so: keep it off the gateways.
+    A facility has one authority, created once with init. The authority then issues certificates to its servers (S2CS
+    and S2DS), to the S2CS as the controller of its S2DS, and to its users. Anybody who has ca.key can issue
+    certificates: keep it off the gateways.
 
     \b
       scistream pki init /etc/scistream/pki --facility "Example Light Source"
@@ -46,7 +46,7 @@ def pki() -> None:
       scistream pki issue /etc/scistream/pki controller s2cs
       scistream pki issue /etc/scistream/pki user ada@example.org
 
-    So that no key moves, a user or a gateway makes the key herself and sends a request:
+    To issue a certificate without copying a private key, let the user or gateway create the key and send a request:
 
     \b
       ada$      scistream pki request user ada@example.org --out .
@@ -67,11 +67,11 @@ _SAN = click.option(
 )
 _DAYS = click.option("--days", default=397, show_default=True, help="How long the certificate is valid.")
 _CRL_DAYS = click.option(
-    "--crl-days", default=CRL_DAYS, show_default=True, help="How long the CRL is valid: make a fresh one before."
+    "--crl-days", default=CRL_DAYS, show_default=True, help="How long the CRL is valid; replace it before that."
 )
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object, or a list, in place of text.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
 
 
 def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
@@ -91,13 +91,13 @@ def _as_json(entry: Entry, now: datetime) -> dict[str, object]:
 
 @pki.command("init")
 @_DIRECTORY
-@click.option("--facility", required=True, metavar="NAME", help="The facility's name, for people to read.")
+@click.option("--facility", required=True, metavar="NAME", help="The facility's name, shown in the certificate.")
 @click.option("--days", default=3650, show_default=True, help="How long the authority is valid.")
 @_JSON
 def init_command(directory: Path, facility: str, days: int, as_json: bool) -> None:
-    """Make a facility's authority: ca.pem and ca.key in DIR.
+    """Create a facility's authority: ca.pem and ca.key in DIR.
 
-    Nothing is overwritten.
+    No file is overwritten.
     """
     with _one_line_errors():
         files = init_authority(directory.resolve(), facility, days)
@@ -108,9 +108,9 @@ def init_command(directory: Path, facility: str, days: int, as_json: bool) -> No
     _say_written(files, "the authority of " + facility)
     click.echo(f"SHA-256 of the authority: {fingerprint(pem)}")
     click.echo(
-        "\nNext: every server and user names this authority in its configuration (s2cs.toml, s2ds.toml, s2uc.toml):\n"
+        "\nNext: name this authority in the configuration of every server and user (s2cs.toml, s2ds.toml, s2uc.toml):\n"
         f'  authorities = ["{files.certificate}"]\n'
-        "and gets a certificate from it:\n"
+        "and issue a certificate to each:\n"
         f"  scistream pki issue {directory} server HOSTNAME"
     )
 
@@ -126,11 +126,11 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
     """Issue a certificate with the authority in DIR: NAME.pem, with the whole chain, and NAME.key.
 
     \b
-    server      an S2CS or an S2DS; NAME is the host name or address that it is dialled by
-    controller  an S2CS, as its S2DS know it: scistream:controller:NAME
-    user        a user, as policies know her: an e-mail address, or scistream:user:NAME
+    server      an S2CS or S2DS; NAME is the host name or address by which clients reach it
+    controller  an S2CS towards its S2DS, under the name scistream:controller:NAME
+    user        a user, under an e-mail address or the name scistream:user:NAME
 
-    Nothing is overwritten.
+    No file is overwritten.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -144,10 +144,10 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
     click.echo("Names: " + ", ".join(str(each.value) for each in found))
     click.echo(f"\nNext: {_WHERE[kind]}")
     _say_settings(kind, files, directory / "ca.pem", certificate)
-    click.echo("Copied to another machine, the key stays readable by its owner alone (chmod 600); ca.key stays here.")
+    click.echo("If you copy the key to another machine, let only its owner read it (chmod 600). Never copy ca.key.")
 
 
-# -- enrolment without moving a key
+# -- enrolment without copying a key
 
 
 @pki.command("request")
@@ -155,13 +155,17 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
 @click.argument("name")
 @_SAN
 @click.option(
-    "--out", required=True, metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Where to put both."
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for both files.",
 )
 @_JSON
 def request_command(kind: str, name: str, san: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Make a key, and a request for a certificate of it: NAME.key and NAME.csr.
+    """Create a key and a request for its certificate: NAME.key and NAME.csr.
 
-    The key stays here; the request goes to the facility. KIND and NAME are those of `scistream pki issue`.
+    Send the request to the facility; the key stays here. KIND and NAME are as for `scistream pki issue`.
     """
     with _one_line_errors():
         key, csr = make_request(out, cast(Kind, kind), name, _names(san))
@@ -171,12 +175,12 @@ def request_command(kind: str, name: str, san: tuple[str, ...], out: Path, as_js
         return
     click.echo(f"Wrote {key}: the private key, which stays on this machine")
     click.echo(f"Wrote {csr}: the request")
-    click.echo(f"SHA-256 of the key's public half: {key_digest(made.csr)}")
+    click.echo(f"SHA-256 of the public key: {key_digest(made.csr)}")
     click.echo(
-        f"\nNext: send {csr.name} to the facility, and tell its operator the SHA-256 by another way. There it is "
-        "signed\n"
+        f"\nNext: send {csr.name} to the facility, and tell its operator the SHA-256 through another channel. The "
+        "operator signs it:\n"
         f"  scistream pki sign DIR {csr.name} --kind {kind}\n"
-        "and what comes back is put in place here\n"
+        "Install the certificate that comes back here:\n"
         f"  scistream pki install {name}.pem --key {key} DIR"
     )
 
@@ -184,8 +188,8 @@ def request_command(kind: str, name: str, san: tuple[str, ...], out: Path, as_js
 @pki.command("sign")
 @_DIRECTORY
 @click.argument("request", metavar="FILE.csr", type=_FILE)
-@click.option("--kind", type=_KINDS, required=True, help="What it will be good for.")
-@click.option("--name", help="Whom it is for; without it, what the request says is shown for you to confirm.")
+@click.option("--kind", type=_KINDS, required=True, help="What the certificate is for.")
+@click.option("--name", help="Whom the certificate is for; without it, the name in the request is shown to confirm.")
 @_SAN
 @_DAYS
 @_JSON
@@ -194,8 +198,8 @@ def sign_command(
 ) -> None:
     """Sign a request with the authority in DIR: NAME.pem, with the whole chain.
 
-    The certificate gets the names that you say (--name, --san) or confirm, and KIND; nothing else of the request but
-    its key is taken over. A request that asks for other names is refused.
+    The certificate gets the key of the request, KIND, and the names that you give (--name, --san) or confirm. A
+    request that asks for other names is refused.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -209,11 +213,11 @@ def sign_command(
         authority = load_authority(directory).certificate
         check_key_is_new_or_good(directory, asked, authority)
     if as_json and name is None:
-        raise click.UsageError("--json asks nothing: say whom the certificate is for, with --name")
+        raise click.UsageError("--json does not ask for confirmation: say whom the certificate is for with --name")
     if not as_json:
         _say_asked(request, asked, kind, authority, days, name_texts(names))
     if name is None:
-        click.confirm("Have you made sure that this is who has sent it? Sign", abort=True)
+        click.confirm("Have you verified that the request comes from this user or server? Sign", abort=True)
     with _one_line_errors():
         files = sign_request(directory, asked, cast(Kind, kind), whom, more, days)
     certificate = _certificate_in(files.certificate)
@@ -223,21 +227,21 @@ def sign_command(
     click.echo(f"Wrote {files.certificate}: valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
     click.echo(f"SHA-256 of the authority: {fingerprint(authority)}")
     click.echo(
-        f"\nNext: send {files.certificate.name} back (it is no secret), and the SHA-256 of the authority by another "
-        f"way;\nthere: scistream pki install {files.certificate.name} --key {whom}.key DIR"
+        f"\nNext: send {files.certificate.name} back (it is not secret), and the SHA-256 of the authority through "
+        f"another channel. There run:\n  scistream pki install {files.certificate.name} --key {whom}.key DIR"
     )
 
 
 @pki.command("install")
 @click.argument("certificate", metavar="FILE.pem", type=_FILE)
-@click.option("--key", required=True, type=_FILE, help="The key that the request was made with.")
-@click.option("--ca", type=_FILE, help="The authority that it has to lead to, if DIR has no ca.pem.")
+@click.option("--key", required=True, type=_FILE, help="The key of the request.")
+@click.option("--ca", type=_FILE, help="The authority to which the certificate must lead, if DIR has no ca.pem.")
 @_DIRECTORY
 @_JSON
 def install_command(certificate: Path, key: Path, ca: Path | None, directory: Path, as_json: bool) -> None:
-    """Check a certificate that has come back from the facility, and put it, its key and the authority into DIR.
+    """Check a certificate from the facility, and put it, its key and the authority into DIR.
 
-    What is there under the same name is replaced at once, as for a renewal. A running server is then told to reload.
+    Existing files of the same name are replaced atomically, as for a renewal. Reload a running server afterwards.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -252,22 +256,24 @@ def install_command(certificate: Path, key: Path, ca: Path | None, directory: Pa
     click.echo(f"The key is {done.files.key}")
     click.echo(f"SHA-256 of the authority: {fingerprint(done.anchor)}")
     if not done.anchor_was_given:
-        click.echo("It has come with the certificate: compare this with what the facility says, before you trust it.")
+        click.echo(
+            "The authority came with the certificate: compare its SHA-256 with the facility before you trust it."
+        )
     click.echo(f"\nNext: {_WHERE[kind]}")
     _say_settings(kind, done.files, done.authority, done.leaf)
 
 
-# -- looking
+# -- inspection
 
 
 @pki.command("show")
 @click.argument("file", type=_FILE)
-@click.option("--ca", type=_FILE, help="The authority of a certificate that has come without it.")
+@click.option("--ca", type=_FILE, help="The authority of a certificate, if the file does not contain it.")
 @_JSON
 def show_command(file: Path, ca: Path | None, as_json: bool) -> None:
-    """Explain a certificate, a request, a CRL or a key in plain words.
+    """Explain a certificate, a request, a CRL or a key.
 
-    Exit status: 0 nothing is wrong with it, 1 it has problems, 2 it cannot be read.
+    Exit status: 0 if nothing is wrong, 1 if there are problems, 2 if the file cannot be read.
     """
     with _one_line_errors():
         found = describe(file, datetime.now(UTC), ca)
@@ -285,22 +291,22 @@ def show_command(file: Path, ca: Path | None, as_json: bool) -> None:
 @_DIRECTORY
 @_JSON
 def list_command(directory: Path, as_json: bool) -> None:
-    """Show what the authority in DIR has issued: serial number, kind, name, and whether it is valid.
+    """List the certificates of the authority in DIR: serial number, kind, name, and whether each is valid.
 
-    What was issued before there was a register (issued.jsonl) is not in it; it can be revoked by its file.
+    Certificates that were issued before the register (issued.jsonl) existed are not listed; revoke them by their file.
     """
     now = datetime.now(UTC)
     with _one_line_errors():
         entries = read_register(directory)
         if not entries and not (directory / "ca.pem").exists():
-            raise PkiError(f"There is no authority in {directory}: make one with scistream pki init {directory}.")
+            raise PkiError(f"There is no authority in {directory}: create one with scistream pki init {directory}.")
     if as_json:
         click.echo(json.dumps([_as_json(entry, now) for entry in entries]))
         return
     for entry in entries:
         click.echo(f"{entry.serial:040x}  {entry.kind or 'unknown':<10}  {entry.name:<32}  {entry.state(now)}")
     if not entries:
-        click.echo("nothing was issued yet")
+        click.echo("no certificates have been issued yet")
 
 
 # -- the end of a certificate
@@ -310,15 +316,19 @@ def list_command(directory: Path, as_json: bool) -> None:
 @_DIRECTORY
 @click.argument("which", metavar="NAME|FILE.pem|SERIAL")
 @click.option(
-    "--reason", type=click.Choice(list(REASONS)), default="unspecified", show_default=True, help="For the CRL."
+    "--reason",
+    type=click.Choice(list(REASONS)),
+    default="unspecified",
+    show_default=True,
+    help="The reason in the CRL.",
 )
 @_CRL_DAYS
 @_JSON
 def revoke_command(directory: Path, which: str, reason: str, crl_days: int, as_json: bool) -> None:
-    """Revoke what was issued under NAME, a certificate by its file, or by its serial number: DIR/crl.pem says so.
+    """Revoke certificates by NAME, file or serial number, and write the new CRL, DIR/crl.pem.
 
-    It cannot be undone. Servers heed it whose configuration names the CRL (crl = ["crl.pem"]), once they have the new
-    one and reload.
+    Revocation cannot be undone. It takes effect on servers whose configuration names the CRL (crl = ["crl.pem"]), once
+    they have the new CRL and have been reloaded.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -337,9 +347,9 @@ def revoke_command(directory: Path, which: str, reason: str, crl_days: int, as_j
 @_CRL_DAYS
 @_JSON
 def crl_command(directory: Path, crl_days: int, as_json: bool) -> None:
-    """Make the list of revoked certificates anew: DIR/crl.pem.
+    """Write a new CRL, the list of revoked certificates: DIR/crl.pem.
 
-    To be done before the old one expires, since servers let nobody in under a CRL that has expired.
+    Do this before the old one expires: with an expired CRL, servers refuse all certificates of the authority.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -354,12 +364,12 @@ def crl_command(directory: Path, crl_days: int, as_json: bool) -> None:
 @_DIRECTORY
 @click.argument("name")
 @_DAYS
-@click.option("--csr", type=_FILE, help="A request of a key that stays where it is; without it, a new key is made.")
+@click.option("--csr", type=_FILE, help="A request for a key that stays where it is; without it, a new key is created.")
 @_JSON
 def renew_command(directory: Path, name: str, days: int, csr: Path | None, as_json: bool) -> None:
-    """Issue anew what was issued as NAME, with the same names: its files are replaced at once.
+    """Issue a new certificate with the names of the certificate NAME, and replace its files.
 
-    The old certificate stays valid until its own end; revoke it by its serial number if its key may be known.
+    The old certificate stays valid until it expires; revoke it by its serial number if its key may be compromised.
     """
     directory = directory.resolve()
     with _one_line_errors():
@@ -372,22 +382,25 @@ def renew_command(directory: Path, name: str, days: int, csr: Path | None, as_js
     if csr is None:
         click.echo(f"Wrote {files.key}: a new private key")
     click.echo("Names: " + ", ".join(old.names))
-    click.echo(f"The old one, serial {old.serial:x}, is {old.state(datetime.now(UTC))}.")
+    click.echo(f"The old certificate, serial {old.serial:x}, is {old.state(datetime.now(UTC))}.")
     if csr is None:
-        click.echo("\nNext: copy both to where they are used, and let the server reload (systemctl reload, or SIGHUP).")
+        click.echo(
+            "\nNext: copy both files to where they are used, and reload the server (systemctl reload, or SIGHUP)."
+        )
     else:
         click.echo(
-            f"\nNext: send {files.certificate.name} back; there: scistream pki install, and let the server reload."
+            f"\nNext: send {files.certificate.name} back, install it there (scistream pki install), and reload the "
+            "server."
         )
 
 
-# -- words
+# -- output
 
 
 _WHERE = {
     "server": "in s2cs.toml of an S2CS, or s2ds.toml of an S2DS, set",
     "controller": "in s2cs.toml, in the section [controller], set",
-    "user": "in the user's s2uc.toml set (authorities: one for each facility that she uses)",
+    "user": "in the user's s2uc.toml, set (with the authority of each facility that the user works with)",
 }
 
 
@@ -402,9 +415,9 @@ def _say_settings(kind: str, files: Issued, authority: Path, certificate: x509.C
 
 
 def _print(files: Issued, certificate: x509.Certificate, **more: object) -> None:
-    """A certificate that was written, as a JSON object."""
+    """Print a certificate that was written, as a JSON object."""
     names = x509.SubjectAlternativeName([])
-    with suppress(x509.ExtensionNotFound):  # an authority has none
+    with suppress(x509.ExtensionNotFound):  # an authority has no subjectAltNames
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     facts = {
         "certificate": str(files.certificate),
@@ -421,16 +434,16 @@ def _say_asked(
 ) -> None:
     click.echo(f"Request: {request}")
     click.echo(f"Key: {key_words(asked.csr.public_key())}, SHA-256 {key_digest(asked.csr)}")
-    click.echo(f"To be certified as a {kind}, by {authority.subject.rfc4514_string()}, for at most {days} days:")
+    click.echo(f"To be certified as a {kind} by {authority.subject.rfc4514_string()} for at most {days} days:")
     for text in names:
         click.echo(f"  {text}")
 
 
 def _crl_of(directory: Path) -> tuple[Path, int, datetime]:
-    """The CRL that was just made: its file, how many it names, and its end."""
+    """Return the file of the new CRL, how many certificates it lists, and when it expires."""
     file = directory / "crl.pem"
     crl = x509.load_pem_x509_crl(file.read_bytes())
-    assert crl.next_update_utc is not None, "we have made it"
+    assert crl.next_update_utc is not None, "make_crl sets it"
     return file, len(crl), crl.next_update_utc
 
 
@@ -443,8 +456,8 @@ def _say_crl(directory: Path) -> None:
     file, count, until = _crl_of(directory)
     click.echo(f"Wrote {file}: {count} revoked certificates, valid until {until:%Y-%m-%d}")
     click.echo(
-        "\nNext: copy it to every server that is to heed it, name it in its configuration (once), and let the server "
-        "reload (systemctl reload, or SIGHUP):\n"
+        "\nNext: copy it to every server, name it in the server's configuration (once), and reload the server "
+        "(systemctl reload, or SIGHUP):\n"
         f'  crl = ["{file}"]'
     )
 
@@ -475,6 +488,6 @@ def _one_line_errors() -> Iterator[None]:
 
 
 class _Refusal(click.ClickException):
-    """Bad usage in the words of what was called, not of the command line: one line on standard error."""
+    """An error of the certificate tool, shown as one line on standard error."""
 
     exit_code = 2

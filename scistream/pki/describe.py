@@ -1,7 +1,7 @@
-"""A certificate, a request, a CRL or a key in plain words, for ``scistream pki show``. A key is never shown.
+"""Describe a certificate, a request, a CRL or a key for ``scistream pki show``. Private keys are never shown.
 
-What a certificate may be used for is said as SciStream reads it: which names a server has, and by which issuer and
-identity an S2CS or an S2DS knows a client.
+The description says what SciStream makes of a certificate: under which names clients accept a server, and under which
+issuer and identity an S2CS or S2DS knows a client.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _MOST_REVOKED = 20
 
 @dataclass
 class Description:
-    """What there is to say, a line each, and what is wrong with it."""
+    """The description of a file, line by line, and the problems found in it."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def describe(file: Path, now: datetime, ca: Path | None = None) -> Description:
-    """Explain what is in a file.
+    """Describe the contents of a file.
 
-    :param ca: a file of the authority, for a certificate that has come without it.
-    :raises PkiError: if nothing in it can be read.
+    :param ca: a file with the authority of a certificate, if `file` does not contain it.
+    :raises PkiError: if nothing in the file can be decoded.
     """
     data = _read(file)
     found = Description()
@@ -73,7 +73,7 @@ def describe(file: Path, now: datetime, ca: Path | None = None) -> Description:
     except ValueError as wrong:
         raise PkiError(f"{file} cannot be read: {printable(str(wrong))}.") from wrong
     if not found.lines:
-        raise PkiError(f"{file} holds no certificate, request, CRL or key in PEM form.")
+        raise PkiError(f"{file} contains no certificate, request, CRL or key in PEM form.")
     return found
 
 
@@ -94,7 +94,7 @@ def _certificate(
     found.lines.append(f"certificate for: {', '.join(_names(leaf)) or name_of(leaf.subject)}")
     path, whole = path_upwards(chain[0], [*chain[1:], *above])
     if is_authority(leaf):
-        found.lines.append("good for: signing certificates of others, as an authority (name it in `authorities`)")
+        found.lines.append("good for: signing certificates, as an authority (name it in `authorities`)")
     else:
         found.lines += _uses(found, leaf, path[-1] if whole else None)
     found.lines += _validity(found, "the certificate", leaf, now)
@@ -111,19 +111,19 @@ def _certificate(
         _validity(found, f"the authority {name_of(each.subject)}", each, now)
     if not whole:
         found.problems.append(
-            "its chain does not end at a self-signed authority here: servers send their whole chain, so put the "
-            "missing certificates behind it (or name the authority's file with --ca to look again)"
+            "its chain does not end at a self-signed authority: servers send their whole chain, so append the missing "
+            "certificates to the file (or name the authority's file with --ca)"
         )
     found.problems += [
-        f"whether {name_of(each.subject)} is signed by {name_of(each.issuer)} cannot be checked here "
-        f"({algorithm_of(each)}): whoever dials or is dialled has to be able to"
+        f"the signature of {name_of(each.issuer)} on {name_of(each.subject)} cannot be checked here "
+        f"({algorithm_of(each)}), and perhaps not by its peers either"
         for each, issuer in zip(path, (*path[1:], path[-1]), strict=True)
         if has_issued(issuer, each) is None
     ]
     strays = [each for each in chain if each not in path]
     if strays:
         found.problems.append(
-            f"not of its chain, though in the file: {', '.join(name_of(each.subject) for each in strays)}"
+            f"in the file but not part of the chain: {', '.join(name_of(each.subject) for each in strays)}"
         )
 
 
@@ -135,7 +135,7 @@ def _uses(found: Description, leaf: x509.Certificate, anchor: x509.Certificate |
     as_server = purposes is None or ExtendedKeyUsageOID.SERVER_AUTH in purposes
     as_client = purposes is None or ExtendedKeyUsageOID.CLIENT_AUTH in purposes
     if as_server and hosts:
-        yield f"good for: an S2CS or S2DS that is dialled as {', '.join(hosts)}"
+        yield f"good for: an S2CS or S2DS that clients reach as {', '.join(hosts)}"
     if as_client and len(people) == 1:
         controller = people[0].startswith("scistream:controller:")
         yield f"good for: {'an S2CS, as the controller of its S2DS' if controller else 'a user, at an S2CS'}"
@@ -144,11 +144,11 @@ def _uses(found: Description, leaf: x509.Certificate, anchor: x509.Certificate |
         if controller:
             yield f'  in s2ds.toml: controller = "{people[0]}"'
     elif as_client and people:
-        found.problems.append("as a client's it needs exactly one e-mail address or URI, and it has several")
+        found.problems.append("a client certificate needs exactly one e-mail address or URI, but this one has several")
     if not (as_server and hosts) and not (as_client and len(people) == 1):
         found.problems.append(
-            "it is good for nothing in SciStream: a server's has the extended key usage serverAuth (or none) and host "
-            "names or addresses, a client's clientAuth (or none) and one e-mail address or URI"
+            "it cannot be used with SciStream: a server certificate needs the extended key usage serverAuth (or none) "
+            "and host names or addresses, a client certificate clientAuth (or none) and one e-mail address or URI"
         )
 
 
@@ -160,12 +160,12 @@ def _validity(found: Description, what: str, certificate: x509.Certificate, now:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < start:
         found.problems.append(
-            f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}"
+            f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} here"
         )
     elif end <= now:
         found.problems.append(
-            f"{what} has expired on {end:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}: have it "
-            "renewed (scistream pki renew)"
+            f"{what} expired on {end:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} here: have it renewed "
+            "(scistream pki renew)"
         )
     else:
         warning = Expiry(what, start, end, "have it renewed in time").warning(now)
@@ -183,7 +183,7 @@ def _weaknesses(found: Description, certificate: x509.Certificate) -> None:
 
 
 def key_words(public_key: PublicKeyTypes) -> str:
-    """The kind of a key."""
+    """Return the kind and size of a key."""
     if isinstance(public_key, rsa.RSAPublicKey):
         exponent = public_key.public_numbers().e
         return f"RSA with {public_key.key_size} bits" + (
@@ -200,11 +200,11 @@ def key_words(public_key: PublicKeyTypes) -> str:
 
 
 def _request(found: Description, csr: x509.CertificateSigningRequest) -> None:
-    found.lines.append(f"certificate request, asks for: {', '.join(_names(csr)) or 'no names'}")
-    found.lines.append(f"subject (not believed): {name_of(csr.subject)}")
+    found.lines.append(f"certificate request for: {', '.join(_names(csr)) or 'no names'}")
+    found.lines.append(f"subject (not verified): {name_of(csr.subject)}")
     found.lines.append(f"key: {key_words(csr.public_key())}, SHA-256 {key_digest(csr)}")
     if not csr.is_signature_valid:
-        found.problems.append("it is not signed by its own key: it was changed, or its sender has not the key")
+        found.problems.append("it is not signed by its own key: it was changed, or its sender does not have the key")
     weak = weakness(csr.public_key())
     if weak is not None:
         found.problems.append(f"its key is refused: {weak}")
@@ -223,9 +223,12 @@ def _crl(found: Description, crl: x509.CertificateRevocationList, now: datetime)
             break
         found.lines.append(f"  serial {entry.serial_number:x}, on {entry.revocation_date_utc:%Y-%m-%d %H:%M} UTC")
     if until is not None and until <= now:
-        found.problems.append("it has expired: servers that have it refuse every certificate (scistream pki crl)")
+        found.problems.append(
+            "it has expired: servers that use it refuse every certificate of this authority; make a new one (scistream "
+            "pki crl)"
+        )
     elif until is not None:
-        warning = Expiry("it", crl.last_update_utc, until, "make a fresh one (scistream pki crl)").warning(now)
+        warning = Expiry("it", crl.last_update_utc, until, "make a new one (scistream pki crl)").warning(now)
         found.problems += [] if warning is None else [warning]
 
 
@@ -234,18 +237,18 @@ def _key(found: Description, file: Path, kind: str, block: bytes, certificates: 
     if exposed is not None:
         found.problems.append(f"{exposed}: run chmod 600 {file}")
     if kind == "ENCRYPTED PRIVATE KEY" or b"ENCRYPTED" in block:
-        found.lines.append("private key: locked with a passphrase")
-        found.problems.append("a server cannot be asked for a passphrase: store the key without one")
+        found.lines.append("private key: encrypted with a passphrase")
+        found.problems.append("a server cannot ask for a passphrase: store the key without one")
         return
     try:
         public_key = serialization.load_pem_private_key(block, None).public_key()
     except Exception as wrong:  # ValueError, TypeError, UnsupportedAlgorithm
-        raise PkiError(f"{file} holds a private key that cannot be read.") from wrong
+        raise PkiError(f"{file} contains a private key that cannot be decoded.") from wrong
     der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)
     found.lines.append(
-        f"private key (not shown): {key_words(public_key)}, SHA-256 of its public half {digest.finalize().hex()}"
+        f"private key (not shown): {key_words(public_key)}, SHA-256 of the public key {digest.finalize().hex()}"
     )
     weak = weakness(public_key)
     if weak is not None:

@@ -1,8 +1,8 @@
-"""Enrolment in which no key moves: a request is made where the key stays, signed at the facility, installed.
+"""Enrolment without copying a private key: a request is made where the key stays, signed at the facility, installed.
 
-`make_request` runs on the user's or the gateway's machine, `sign_request` at the facility, `install` on the first one
-again. The authority believes nothing of a request but that its sender has the key: the names in the certificate are
-those that the operator has said or confirmed.
+`make_request` runs on the user's or gateway's machine, `sign_request` at the facility, and `install` on the first
+machine again. A request proves only that its sender has the key: the certificate gets the names that the operator has
+given or confirmed.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ LEAST_EXPONENT = 65537
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
-# -- where the key stays
+# -- on the machine with the key
 
 
 def make_request(out: Path, kind: Kind, name: str, san: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Make a key and a request for a certificate: ``NAME.key`` and ``NAME.csr`` in `out`, which is made if missing.
+    """Create a key and a certificate request: ``NAME.key`` and ``NAME.csr`` in `out`, which is created if missing.
 
-    :raises PkiError: if the names do not fit the kind, or a file is there already.
+    :raises PkiError: if the names do not fit the kind, or a file exists already.
     """
     names = names_for(kind, name, san)
     key_file, csr_file = out / f"{name}.key", out / f"{name}.csr"
@@ -57,7 +57,7 @@ def make_request(out: Path, kind: Kind, name: str, san: Sequence[str] = ()) -> t
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as wrong:
-        raise PkiError(f"{out} could not be made: {wrong.strerror}. Choose another directory.") from wrong
+        raise PkiError(f"{out} could not be created: {wrong.strerror}. Choose another directory.") from wrong
     key = ec.generate_private_key(ec.SECP256R1())
     request = (
         x509.CertificateSigningRequestBuilder()
@@ -79,9 +79,10 @@ def make_request(out: Path, kind: Kind, name: str, san: Sequence[str] = ()) -> t
 
 @dataclass(frozen=True)
 class CertificateRequest:
-    """A request whose sender has the key, which is a strong one. The names are what it asks for, and no more.
+    """A request that its sender has signed with the key, which is strong enough. The names are not verified.
 
-    :ivar common_name: of its subject; empty if there is none.
+    :ivar common_name: of the subject; empty if there is none.
+    :ivar names: the names that the request asks for.
     """
 
     csr: x509.CertificateSigningRequest
@@ -90,9 +91,9 @@ class CertificateRequest:
 
 
 def read_request(file: Path) -> CertificateRequest:
-    """Read a request that somebody has sent.
+    """Load and check a request.
 
-    :raises PkiError: if it is none, its signature is bad, or its key is weak.
+    :raises PkiError: if it cannot be decoded, its signature is bad, or its key is weak.
     """
     try:
         csr = x509.load_pem_x509_csr(file.read_bytes())
@@ -103,15 +104,15 @@ def read_request(file: Path) -> CertificateRequest:
         algorithm = csr.signature_hash_algorithm
     except OSError as wrong:
         raise PkiError(f"{file} could not be read: {wrong.strerror}.") from wrong
-    except Exception as wrong:  # whatever the parser says of hostile bytes
-        raise PkiError(f"{file} is no certificate request that can be read: {printable(str(wrong))}.") from wrong
+    except Exception as wrong:  # the parser raises many types for malformed bytes
+        raise PkiError(f"{file} is not a valid certificate request: {printable(str(wrong))}.") from wrong
     if not proven:
         raise PkiError(
-            f"{file} is not signed by its own key: it was changed on the way, or its sender has not the key."
+            f"{file} is not signed by its own key: it was changed on the way, or its sender does not have the key."
         )
     weak = weakness(public_key)
     if weak is not None:
-        raise PkiError(f"{file} is for a key that is refused: {weak}. Have the request made by scistream pki request.")
+        raise PkiError(f"{file} is for a key that is refused: {weak}. Have it made with scistream pki request.")
     if algorithm is not None and algorithm.name in WEAK_HASHES:
         raise PkiError(f"{file} is signed with {algorithm.name.upper()}, which is broken: have a new request made.")
     return CertificateRequest(csr, printable(str(common[0].value)) if len(common) == 1 else "", names)
@@ -122,7 +123,7 @@ def sign_request(
 ) -> Issued:
     """Certify the key of a request under the names that the operator gives; write ``NAME.pem``, with the whole chain.
 
-    :raises PkiError: as `pki.issue`, and if the request asks for other names, or its key is refused.
+    :raises PkiError: as `issue`, and if the request asks for other names, or its key is refused.
     """
     check_days(days)
     names = names_for(kind, name, san)
@@ -139,42 +140,48 @@ def sign_request(
 
 
 def check_names_asked(request: CertificateRequest, allowed: Sequence[x509.GeneralName]) -> None:
-    """:raises PkiError: if a request asks for names that are not allowed."""
+    """Check that a request asks only for allowed names.
+
+    :raises PkiError: if not.
+    """
     more = [name for name in request.names if name not in allowed]
     if more:
         raise PkiError(
-            f"The request asks for {_words(more)}, and you allow {_words(allowed)}: nothing is signed. Allow all of it "
-            "(--name, --san), or have another request made."
+            f"The request asks for {_words(more)}, but only {_words(allowed)} is allowed: nothing is signed. Allow "
+            "these names as well (--name, --san), or have another request made."
         )
 
 
 def check_key_is_new_or_good(directory: Path, request: CertificateRequest, authority: x509.Certificate) -> None:
-    """:raises PkiError: if the key is the authority's own, or of a certificate that was revoked."""
+    """Check that the key of a request is neither the authority's own nor that of a revoked certificate.
+
+    :raises PkiError: if it is.
+    """
     digest = key_digest(request.csr)
     if digest == key_digest(authority):
-        raise PkiError("The request is for the key of the authority itself, which certifies others and nothing else.")
+        raise PkiError("The request is for the key of the authority itself: have a request with another key made.")
     for entry in read_register(directory):
         if entry.key == digest and entry.revoked is not None:
             raise PkiError(
-                f"The key of the request is that of {entry.name} (serial {entry.serial:x}), "
+                f"The key of the request is that of {entry.name} (serial {entry.serial:x}), which was "
                 f"{entry.state(datetime.now(UTC))}: have a request with a new key made."
             )
 
 
 def weakness(public_key: PublicKeyTypes) -> str | None:
-    """Why a key is not accepted, or None."""
+    """Return why a key is too weak or of the wrong kind, or None."""
     if isinstance(public_key, rsa.RSAPublicKey):
         exponent = public_key.public_numbers().e
         if public_key.key_size < LEAST_RSA_BITS:
-            return f"RSA with {public_key.key_size} bits, and {LEAST_RSA_BITS} are the least"
+            return f"RSA with {public_key.key_size} bits, but at least {LEAST_RSA_BITS} are required"
         if exponent < LEAST_EXPONENT:
-            return f"RSA with the public exponent {exponent}, and {LEAST_EXPONENT} is the least"
+            return f"RSA with the public exponent {exponent}, but at least {LEAST_EXPONENT} is required"
         return None
     if isinstance(public_key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
         return None
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         if not isinstance(public_key.curve, _CURVES):
-            return f"the curve {public_key.curve.name}, and only P-256, P-384 and P-521 are taken"
+            return f"the curve {public_key.curve.name}, but only P-256, P-384 and P-521 are accepted"
         return None
     return "neither an elliptic-curve (P-256, P-384, P-521, Ed25519, Ed448) nor an RSA key"
 
@@ -190,12 +197,12 @@ def _words(names: Sequence[x509.GeneralName]) -> str:
     return ", ".join(printable(text) for text in name_texts(list(names))) or "no name"
 
 
-# -- where the key has stayed
+# -- on the machine with the key again
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What is in place now."""
+    """The files that `install` wrote, and what they contain."""
 
     files: Issued
     authority: Path
@@ -205,25 +212,26 @@ class Installed:
 
 
 def install(certificate: Path, key: Path, directory: Path, ca: Path | None = None) -> Installed:
-    """Check a certificate that has come back, and put it, its key and its authority in place.
+    """Check a certificate from the facility, and put it, its key and its authority in place.
 
-    The key stays where it is if that is in `directory` already; otherwise it is copied there, with mode 0600.
+    The key stays where it is if it is in `directory` already; otherwise it is copied there, with mode 0600.
 
-    :param ca: the authority that it has to lead to; else ``ca.pem`` in `directory` if there is one, else the one that
-        has come with it, for the user to compare.
-    :raises PkiError: if the certificate is not for this key, not in date, or leads nowhere; nothing is changed.
+    :param ca: the authority to which the certificate must lead. None: ``ca.pem`` in `directory` if it exists, else the
+        authority in the certificate's file, which the user has to compare.
+    :raises PkiError: if the certificate is not for this key, not valid now, or does not lead to the authority; nothing
+        is changed then.
     """
     chain = _load_chain(certificate)
     leaf = chain[0]
     private_key = _load_own_key(key)
     if leaf.public_key() != private_key.public_key():
-        raise PkiError(f"{certificate} is not for the key {key}: name the key that its request was made with.")
+        raise PkiError(f"{certificate} is not for the key {key}: name the key of its request.")
     now = datetime.now(UTC)
     if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
         raise PkiError(
             f"{certificate} is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-            f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}: have a new one signed, or "
-            "set the clock."
+            f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, but it is {now:%Y-%m-%d %H:%M} here: have a new one "
+            "signed, or set the clock."
         )
     there = directory / "ca.pem"
     given = ca or (there if there.exists() else None)
@@ -232,7 +240,7 @@ def install(certificate: Path, key: Path, directory: Path, ca: Path | None = Non
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as wrong:
-        raise PkiError(f"{directory} could not be made: {wrong.strerror}. Choose another directory.") from wrong
+        raise PkiError(f"{directory} could not be created: {wrong.strerror}. Choose another directory.") from wrong
     new = [(files.key, key_pem(private_key), 0o600), (files.certificate, pem_of(*path), 0o644)]
     if files.key.exists() and os.path.samefile(key, files.key) and exposure(files.key.stat()) is None:
         new.pop(0)
@@ -250,7 +258,7 @@ def _load_chain(file: Path) -> list[x509.Certificate]:
     except OSError as wrong:
         raise PkiError(f"{file} could not be read: {wrong.strerror}.") from wrong
     except ValueError as wrong:
-        raise PkiError(f"{file} holds no certificate in PEM form: {printable(str(wrong))}.") from wrong
+        raise PkiError(f"{file} contains no certificate in PEM form: {printable(str(wrong))}.") from wrong
 
 
 def _load_own_key(file: Path) -> PrivateKey:
@@ -259,7 +267,7 @@ def _load_own_key(file: Path) -> PrivateKey:
     except OSError as wrong:
         raise PkiError(f"{file} could not be read: {wrong.strerror}.") from wrong
     except Exception as wrong:  # ValueError, TypeError (a passphrase), UnsupportedAlgorithm
-        raise PkiError(f"{file} holds no private key in PEM form without a passphrase.") from wrong
+        raise PkiError(f"{file} contains no private key in PEM form without a passphrase.") from wrong
     if not isinstance(key, PrivateKey):
         raise PkiError(f"{file} is neither an elliptic-curve nor an RSA key.")
     return key
@@ -269,12 +277,12 @@ def _anchors(given: Path | None, chain: Sequence[x509.Certificate], certificate:
     if given is not None:
         found = [each for each in _load_chain(given) if is_authority(each)]
         if not found:
-            raise PkiError(f"{given} holds no authority: name the file of the facility's authority.")
+            raise PkiError(f"{given} contains no authority: name the file of the facility's authority.")
         return found
     last = chain[-1]
     if len(chain) < 2 or last.subject != last.issuer or not is_authority(last):
         raise PkiError(
-            f"{certificate} has come without its authority: get the facility's ca.pem, and name it with --ca."
+            f"{certificate} does not contain its authority: get the facility's ca.pem, and name it with --ca."
         )
     return [last]
 
@@ -282,7 +290,7 @@ def _anchors(given: Path | None, chain: Sequence[x509.Certificate], certificate:
 def _path_to(
     chain: list[x509.Certificate], anchors: list[x509.Certificate], given: Path | None, certificate: Path
 ) -> list[x509.Certificate]:
-    """The verified path from the certificate to one of the authorities."""
+    """Return the verified path from a certificate to one of the authorities."""
     store = X509Store()
     for anchor in anchors:
         store.add_cert(X509.from_cryptography(anchor))
@@ -291,9 +299,9 @@ def _path_to(
     try:
         path = X509StoreContext(store, leaf, others).get_verified_chain()
     except X509StoreContextError as wrong:
-        whom = f"the authority in {given}" if given is not None else "the authority that came with it"
+        whom = f"the authority in {given}" if given is not None else "the authority in the same file"
         raise PkiError(
-            f"{certificate} does not lead to {whom} ({wrong}): it is from another authority (name that with --ca), or "
+            f"{certificate} does not lead to {whom} ({wrong}): it is from another authority (name it with --ca), or "
             "was changed on the way."
         ) from wrong
     return [each.to_cryptography() for each in path]

@@ -1,7 +1,7 @@
-"""What an authority has issued and revoked: the file ``issued.jsonl`` in its directory, one line an event.
+"""The register of an authority's certificates: the file ``issued.jsonl`` in its directory, one event per line.
 
-The register knows certificates whose files are lost, so that these can be revoked all the same. Lines are only ever
-added, under a lock. It holds nothing secret; losing it loses no certificate, only the means to revoke by name.
+With the register a certificate can be revoked even if its file is lost. Lines are only appended, under a lock. It
+contains no secrets; without it no certificate is lost, only the means to revoke by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _decoder: msgspec.json.Decoder[IssueEvent | RevokeEvent]
 
 
 class PkiError(Exception):
-    """An authority or a certificate could not be made. The message is a sentence with the remedy."""
+    """The certificate tool cannot do what was asked. The message is a sentence with the reason and the remedy."""
 
 
 class IssueEvent(Struct, frozen=True, kw_only=True, tag_field="event", tag="issued"):
@@ -53,9 +53,9 @@ class RevokeEvent(Struct, frozen=True, kw_only=True, tag_field="event", tag="rev
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """A certificate as the register knows it now. `kind` is empty for one that was issued before there was a register.
+    """The current state of a certificate. `kind` is empty if it was issued before the register existed.
 
-    :ivar names: in the form of `name_texts`.
+    :ivar names: as formatted by `name_texts`.
     """
 
     serial: int
@@ -67,7 +67,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     revoked: RevokeEvent | None = None
 
     def state(self, now: datetime) -> str:
-        """In words."""
+        """Describe the state: valid, expired or revoked, and since or until when."""
         if self.revoked is not None:
             reason = "" if self.revoked.reason == "unspecified" else f" ({self.revoked.reason})"
             return f"revoked on {self.revoked.at:%Y-%m-%d}{reason}"
@@ -78,7 +78,7 @@ _decoder = msgspec.json.Decoder(IssueEvent | RevokeEvent)
 
 
 def record_issue(directory: Path, kind: str, name: str, leaf: x509.Certificate) -> None:
-    """Write down a certificate; before it is handed out, so that none is unknown.
+    """Append a new certificate. Called before the certificate is handed out, so that none is missing.
 
     :raises PkiError: if the register cannot be written.
     """
@@ -97,7 +97,7 @@ def record_issue(directory: Path, kind: str, name: str, leaf: x509.Certificate) 
 
 
 def record_revocation(directory: Path, entry: Entry, reason: str) -> None:
-    """Write down that a certificate is revoked.
+    """Append the revocation of a certificate.
 
     :raises PkiError: if the register cannot be written.
     """
@@ -115,9 +115,9 @@ def record_revocation(directory: Path, entry: Entry, reason: str) -> None:
 
 
 def read_register(directory: Path) -> list[Entry]:
-    """All certificates, in the order in which they were issued; none if there is no register yet.
+    """Return all certificates in the order of their issue; an empty list if there is no register yet.
 
-    :raises PkiError: if it cannot be read, or a line of it is none.
+    :raises PkiError: if the register cannot be read, or has an invalid line.
     """
     file = directory / FILE
     try:
@@ -131,7 +131,7 @@ def read_register(directory: Path) -> list[Entry]:
         try:
             _take_in(entries, _decoder.decode(line))
         except (msgspec.DecodeError, ValueError) as wrong:
-            raise PkiError(f"{file}: line {number} is no line of a register ({wrong}): restore the file.") from wrong
+            raise PkiError(f"{file}: line {number} is not a valid event ({wrong}): restore the file.") from wrong
     return list(entries.values())
 
 
@@ -150,9 +150,9 @@ def _take_in(entries: dict[str, Entry], event: IssueEvent | RevokeEvent) -> None
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Nobody else who asks for this changes the register, or what is made of it, meanwhile.
+    """Lock the register, and the files derived from it, against changes by other processes.
 
-    :raises PkiError: if the directory cannot be written, or its lock is not had.
+    :raises PkiError: if the directory cannot be written, or the lock cannot be taken.
     """
     lock = directory / f".{FILE}.lock"
     with ExitStack() as held:
@@ -160,11 +160,11 @@ def locked(directory: Path) -> Iterator[None]:
             held.enter_context(locked_file(lock))
         except NotLockedError as wrong:
             raise PkiError(
-                f"{wrong}. The pki has to lie on a file system that has locks, such as a local disk."
+                f"{wrong}. The directory must be on a file system with locks, such as a local disk."
             ) from wrong
         except OSError as wrong:
             raise PkiError(
-                f"{lock} could not be written: {wrong.strerror}. Run this as the owner of the pki."
+                f"{lock} could not be written: {wrong.strerror}. Run this as the owner of the directory."
             ) from wrong
         yield
 
@@ -179,11 +179,11 @@ def _append(directory: Path, event: IssueEvent | RevokeEvent) -> None:
         finally:
             os.close(handle)
     except OSError as wrong:
-        raise PkiError(f"{file} could not be written: {wrong.strerror}. Run this as the owner of the pki.") from wrong
+        raise PkiError(f"{file} could not be written: {wrong.strerror}. Run this as the owner of the file.") from wrong
 
 
 def kind_of(leaf: x509.Certificate) -> str:
-    """Whom a certificate is for, by its names: a controller, a server, or else a user."""
+    """Return the kind of a certificate by its names: ``controller``, ``server``, or else ``user``."""
     names = names_of(leaf)
     if any(name.startswith("URI:scistream:controller:") for name in names):
         return "controller"
@@ -191,7 +191,7 @@ def kind_of(leaf: x509.Certificate) -> str:
 
 
 def key_digest(holder: x509.Certificate | x509.CertificateSigningRequest) -> str:
-    """The SHA-256 of a public key (DER), in hex: what people compare by telephone."""
+    """Return the SHA-256 of the public key (DER) in hex, which operators can compare by telephone."""
     der = holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)

@@ -1,6 +1,6 @@
-"""Revoking what an authority has issued, its CRL (``crl.pem`` in its directory), and renewing before the end.
+"""Revoke and renew the certificates of an authority, and write its CRL (``crl.pem`` in its directory).
 
-What is revoked is in the register first and in the CRL then; a CRL can be made from the register at any time.
+A revocation is written to the register first and to the CRL second, so the CRL can always be rebuilt.
 """
 
 from __future__ import annotations
@@ -55,27 +55,27 @@ REASONS = {
 }
 
 _KEEP = timedelta(days=30)
-"""How long a revoked certificate stays in the CRL after its own end."""
+"""How long a revoked certificate stays in the CRL after it has expired."""
 
 
 def revoke(directory: Path, which: str, reason: str = "unspecified", days: int = CRL_DAYS) -> list[Entry]:
-    """Revoke a certificate, or all of one name that have not expired, and make a new CRL.
+    """Revoke a certificate, or all certificates of a name that have not expired, and write a new CRL.
 
-    :param which: a name that was issued here, a certificate's file, or a serial number in hex.
-    :param days: until the CRL has to be made anew.
-    :returns: what is revoked by this, and was not before.
-    :raises PkiError: if it is not known, not of this authority, or revoked already.
+    :param which: the name of a certificate of this authority, a certificate's file, or a serial number in hex.
+    :param days: how long the CRL is valid.
+    :returns: the certificates that were not revoked before.
+    :raises PkiError: if no such certificate is known, or it is of another authority, or revoked already.
     """
     check_days(days)
     if reason not in REASONS:
-        raise PkiError(f"{reason!r} is no reason: choose one of {', '.join(REASONS)}.")
+        raise PkiError(f"{reason!r} is not a reason: choose one of {', '.join(REASONS)}.")
     authority = load_authority(directory)
     _check_may_sign_crls(authority, directory)
     with locked(directory):
         found = _find(directory, authority.certificate, which)
         fresh = [entry for entry in found if entry.revoked is None]
         if not fresh:
-            raise PkiError(f"{which} was {found[0].state(datetime.now(UTC))} already: nothing has changed.")
+            raise PkiError(f"{which} was already {found[0].state(datetime.now(UTC))}: nothing has changed.")
         for entry in fresh:
             record_revocation(directory, entry, reason)
         _write_crl(directory, authority, days)
@@ -83,10 +83,10 @@ def revoke(directory: Path, which: str, reason: str = "unspecified", days: int =
 
 
 def make_crl(directory: Path, days: int = CRL_DAYS) -> x509.CertificateRevocationList:
-    """Make the CRL anew: ``crl.pem``, in place of the old one.
+    """Write a new CRL: ``crl.pem``, replacing the old one.
 
-    :param days: until it has to be made anew again.
-    :raises PkiError: if there is no authority, or it may not.
+    :param days: how long the CRL is valid.
+    :raises PkiError: if there is no authority, or it may not sign CRLs.
     """
     check_days(days)
     authority = load_authority(directory)
@@ -101,7 +101,7 @@ def _check_may_sign_crls(authority: Authority, directory: Path) -> None:
     except x509.ExtensionNotFound:
         return
     if not may:
-        raise PkiError(f"The authority in {directory} may not sign CRLs (its key usage says so): nobody would heed it.")
+        raise PkiError(f"The authority in {directory} may not sign CRLs (by its key usage): use one that may.")
 
 
 def _find(directory: Path, authority: x509.Certificate, which: str) -> list[Entry]:
@@ -117,8 +117,8 @@ def _find(directory: Path, authority: x509.Certificate, which: str) -> list[Entr
         if path.is_file():
             return [_entry_of_file(path, authority, entries)]
     raise PkiError(
-        f"{which} is neither a name nor a serial number that was issued here, nor a file: scistream pki list "
-        f"{directory} shows what there is."
+        f"{which} is neither the name or serial number of a certificate of this authority nor a file: scistream pki "
+        f"list {directory} lists all certificates."
     )
 
 
@@ -128,14 +128,14 @@ def _entry_of_file(path: Path, authority: x509.Certificate, entries: list[Entry]
         leaf.verify_directly_issued_by(authority)
     except UnsupportedAlgorithm as wrong:
         raise PkiError(
-            f"{path} is signed in a way that cannot be checked here ({algorithm_of(leaf)}): use its serial number."
+            f"The signature of {path} cannot be checked here ({algorithm_of(leaf)}): use its serial number."
         ) from wrong
     except (InvalidSignature, ValueError, TypeError) as wrong:
         raise PkiError(
-            f"{path} is no certificate of this authority: only the authority that issued it can revoke it."
+            f"{path} is not a certificate of this authority: only the authority that issued it can revoke it."
         ) from wrong
     if leaf == authority:
-        raise PkiError(f"{path} is the authority itself, which cannot revoke itself: make a new one.")
+        raise PkiError(f"{path} is the authority itself, which cannot be revoked: create a new authority.")
     known = next((entry for entry in entries if entry.serial == leaf.serial_number), None)
     return known or Entry(
         serial=leaf.serial_number,
@@ -153,7 +153,7 @@ def _load_leaf(path: Path) -> x509.Certificate:
     except OSError as wrong:
         raise PkiError(f"{path} could not be read: {wrong.strerror}.") from wrong
     except ValueError as wrong:
-        raise PkiError(f"{path} holds no certificate in PEM form: {wrong}.") from wrong
+        raise PkiError(f"{path} contains no certificate in PEM form: {wrong}.") from wrong
 
 
 def _write_crl(directory: Path, authority: Authority, days: int) -> x509.CertificateRevocationList:
@@ -179,7 +179,7 @@ def _write_crl(directory: Path, authority: Authority, days: int) -> x509.Certifi
 
 
 def _number(file: Path) -> int:
-    """The number of the CRL that is there, which the next one has to exceed."""
+    """Return the number of the current CRL, which the next one has to exceed; 0 if there is none."""
     try:
         old = x509.load_pem_x509_crl(file.read_bytes())
         return old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
@@ -191,11 +191,11 @@ def _number(file: Path) -> int:
 
 
 def renew(directory: Path, name: str, days: int, request: CertificateRequest | None = None) -> tuple[Issued, Entry]:
-    """Issue anew what was issued as `name`: the same names and kind, in place of the old files.
+    """Issue a new certificate with the names and kind of the certificate `name`, and replace its files.
 
-    :param request: of a key that stays where it is; without one, a new key is made here.
-    :returns: the files, and what was renewed, which stays valid until its own end.
-    :raises PkiError: if it is not known, was revoked, its key was never here, or the request does not fit.
+    :param request: for a key that stays where it is; None creates a new key here.
+    :returns: the files, and the old certificate, which stays valid until it expires.
+    :raises PkiError: if the certificate is unknown or revoked, its key was made elsewhere, or the request is refused.
     """
     check_days(days)
     authority = load_authority(directory)
@@ -203,8 +203,8 @@ def renew(directory: Path, name: str, days: int, request: CertificateRequest | N
     old = _latest(directory, authority.certificate, name)
     if old.revoked is not None:
         raise PkiError(
-            f"{name} was {old.state(datetime.now(UTC))}, and what is revoked is not renewed: if this is meant, move "
-            f"{files.certificate} away and issue or sign it anew."
+            f"{name} was {old.state(datetime.now(UTC))}, so it cannot be renewed: to certify {name} again, move "
+            f"{files.certificate} away and issue or sign a new certificate."
         )
     names = [general_name(text) for text in old.names]
     kind = cast(Kind, old.kind)
@@ -218,8 +218,8 @@ def renew(directory: Path, name: str, days: int, request: CertificateRequest | N
         return files, old
     if not files.key.exists():
         raise PkiError(
-            f"{files.key} is not there: the key of {name} was made elsewhere and stays there. Have a request made "
-            "there (scistream pki request), and give it with --csr."
+            f"{files.key} does not exist: the key of {name} was made elsewhere and stays there. Have a request made "
+            "there (scistream pki request), and name it with --csr."
         )
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = certify(authority, kind, name, names, key.public_key(), days)
@@ -236,14 +236,14 @@ def _latest(directory: Path, authority: x509.Certificate, name: str) -> Entry:
     path = files_of(directory, name).certificate
     if not path.is_file():
         raise PkiError(
-            f"{name} was not issued here: scistream pki list {directory} shows what was, and scistream pki issue makes "
-            "a first certificate."
+            f"{name} was not issued here: scistream pki list {directory} lists all certificates, and scistream pki "
+            "issue makes a first one."
         )
     return _entry_of_file(path, authority, entries)
 
 
 def _check_same_key(files: Issued, request: x509.CertificateSigningRequest) -> None:
-    """The key that lies here would not fit the certificate any more."""
+    """Refuse a request whose key is not the one stored here, since key and certificate would no longer match."""
     if not files.key.exists():
         return
     try:
@@ -252,13 +252,13 @@ def _check_same_key(files: Issued, request: x509.CertificateSigningRequest) -> N
         own = None
     if own != request.public_key():
         raise PkiError(
-            f"{files.key} is here and is not the key of the request: move it away if the key is elsewhere from now on, "
-            "or leave --csr out."
+            f"{files.key} is not the key of the request: move it away if the key is kept elsewhere from now on, or "
+            "leave --csr out."
         )
 
 
 def general_name(text: str) -> x509.GeneralName:
-    """What `name_texts` has written.
+    """Parse a name that `name_texts` has formatted.
 
     :raises PkiError: if it is of a kind that is never issued here.
     """
@@ -271,5 +271,5 @@ def general_name(text: str) -> x509.GeneralName:
         "URI": x509.UniformResourceIdentifier,
     }
     if kind not in makers:
-        raise PkiError(f"The name {text} is of a kind that is not issued here: issue the certificate anew.")
+        raise PkiError(f"The name {text} is of a kind that is not issued here: issue a new certificate.")
     return makers[kind](value)

@@ -1,4 +1,4 @@
-"""The names in a certificate, as people read them."""
+"""The names in a certificate as text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from typing import Literal
 
 from cryptography import x509
 
-# -- names and keys in words
-
-
 _NameKind = Literal["DNS", "IP", "email", "URI"]
 
 
 def name_texts(names: x509.SubjectAlternativeName | list[x509.GeneralName]) -> list[str]:
-    """Each name as ``DNS:host``, ``IP:address``, ``email:address`` or ``URI:uri``; another kind by its class."""
+    """Format names as ``DNS:host``, ``IP:address``, ``email:address`` or ``URI:uri``; other kinds by their class."""
     kinds: dict[type[x509.GeneralName], _NameKind] = {
         x509.DNSName: "DNS",
         x509.IPAddress: "IP",
@@ -24,7 +21,7 @@ def name_texts(names: x509.SubjectAlternativeName | list[x509.GeneralName]) -> l
 
 
 def names_of(holder: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:
-    """The subjectAltNames in that form; none if it has none."""
+    """Return the subjectAltNames of a certificate or request, formatted by `name_texts`."""
     try:
         return name_texts(holder.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:

@@ -24,16 +24,13 @@ ALPN = b"scistream/1"
 """The name of version 1 of the control protocol in the TLS handshake."""
 
 ClientCertificate = Literal["required", "optional"]
-"""Whether everybody who dials must have a certificate, or may."""
+"""Whether clients must show a certificate or may."""
 
 ContextSource = SSL.Context | Callable[[], SSL.Context]
-"""A context, or what gives the one that is in force when a connection is made."""
+"""A context, or a function that returns the current one for each new connection."""
 
 VerifyCallback = Callable[[SSL.Connection, X509, int, int, int], bool]
 """What pyOpenSSL calls for each certificate of a path: connection, certificate, error, depth, verdict so far."""
-
-
-# --- contexts
 
 
 def server_context(
@@ -44,19 +41,19 @@ def server_context(
     client_certificate: ClientCertificate,
     crl: Sequence[Path] = (),
 ) -> SSL.Context:
-    """The context of a control server. A client certificate that is sent has to be valid, even where it is optional.
+    """Return the context of a control server. A client certificate must be valid even where it is optional.
 
-    :param certificate: a PEM file, the server's certificate first, then the rest of its chain.
+    :param certificate: a PEM file with the server's certificate first, then the rest of its chain.
     :param key: its private key, a PEM file that only its owner may read.
-    :param authorities: PEM files of the authorities that clients may come from; no others are trusted.
-    :param crl: PEM files of their CRLs; if there are any, each authority whose clients are to get in needs one.
-    :raises CertificateError: if a file is missing, unreadable, too readable or does not fit.
+    :param authorities: PEM files of the authorities whose clients are trusted; no others are.
+    :param crl: PEM files of their CRLs. If there are any, every authority whose clients should be admitted needs one.
+    :raises CertificateError: if a file is missing, unreadable, readable by others, or does not match the others.
     """
     return server_context_of(read_material(certificate, key, authorities, crl), client_certificate)
 
 
 def server_context_of(material: LoadedCertificates, client_certificate: ClientCertificate) -> SSL.Context:
-    """The same of files that have been read.
+    """Return the context of a control server for files that have been read already.
 
     :raises CertificateError: if OpenSSL refuses them.
     """
@@ -71,15 +68,15 @@ def server_context_of(material: LoadedCertificates, client_certificate: ClientCe
 def client_context(
     certificate: Path | None, key: Path | None, authorities: Sequence[Path], crl: Sequence[Path] = ()
 ) -> SSL.Context:
-    """The context of a dialer that has the authorities of the far end, and a certificate or none.
+    """Return the context of a client that knows the authorities of its server, with or without a certificate.
 
-    :raises CertificateError: as `server_context`, and if there is a certificate without a key or the reverse.
+    :raises CertificateError: as `server_context`, and if only one of certificate and key is given.
     """
     return client_context_of(read_material(certificate, key, authorities, crl))
 
 
 def client_context_of(material: LoadedCertificates) -> SSL.Context:
-    """The same of files that have been read.
+    """Return the context of a client for files that have been read already.
 
     :raises CertificateError: if OpenSSL refuses them.
     """
@@ -90,9 +87,9 @@ def client_context_of(material: LoadedCertificates) -> SSL.Context:
 
 
 def pinned_client_context() -> SSL.Context:
-    """The context of a dialer that knows only the SHA-256 of the far end's authority.
+    """Return the context of a client that knows only the SHA-256 of its server's authority.
 
-    Its handshake trusts whoever answers: `verify_pinned_server` must follow before a byte is sent.
+    The handshake accepts any server: call `verify_pinned_server` after it, before any byte is sent.
     """
     context = tls13_context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
@@ -101,10 +98,10 @@ def pinned_client_context() -> SSL.Context:
 
 
 def tls13_context(method: int) -> SSL.Context:
-    """A context for TLS 1.3 alone, that trusts nobody yet and resumes no session.
+    """Return a context for TLS 1.3 only, without trusted authorities and without session resumption.
 
-    OpenSSL sends tickets all the same (pyOpenSSL has no way to ask for none). `OP_NO_TICKET` makes each a mere
-    reference into the session cache; the cache being off, there is nothing that it could refer to.
+    OpenSSL sends tickets nevertheless (pyOpenSSL cannot turn them off). With `OP_NO_TICKET` a ticket is only a
+    reference into the session cache, and as the cache is off it refers to nothing.
     """
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
@@ -115,21 +112,21 @@ def tls13_context(method: int) -> SSL.Context:
 
 
 def trust(context: SSL.Context, authority: x509.Certificate) -> None:
-    """Trust this authority in this context."""
+    """Trust `authority` in `context`."""
     store = context.get_cert_store()
     assert store is not None, "every context has a store"
     store.add_cert(X509.from_cryptography(authority))
 
 
 def naming_refusals(untrusted: str, revoked: Callable[[x509.Certificate], str | None] | None = None) -> VerifyCallback:
-    """A verify callback that, when OpenSSL refuses a certificate, says which one and why.
+    """Return a verify callback that names the certificate that OpenSSL refuses, and the reason.
 
-    OpenSSL's own error is a bare "certificate verify failed". The callback decides one thing: where CRLs are asked,
-    the far end's own certificate needs one of its authority, and what stands above it is asked for only if the CRL
-    is there, since the root of a chain seldom issues one.
+    OpenSSL's own error is only "certificate verify failed". The callback changes one decision: with CRLs, the peer's
+    own certificate requires the CRL of its authority, but the certificates above it are checked only if their CRL is
+    present, since the root of a chain seldom issues one.
 
-    :param untrusted: what to say of a certificate whose authority is not trusted in this context.
-    :param revoked: gives when and why a certificate was revoked.
+    :param untrusted: the reason to give for a certificate whose authority is not trusted in this context.
+    :param revoked: returns when and why a certificate was revoked.
     """
 
     def name(_connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
@@ -151,11 +148,11 @@ def naming_refusals(untrusted: str, revoked: Callable[[x509.Certificate], str | 
 
 
 def _both_times(certificate: X509) -> str:
-    """When a certificate is valid, and what time it is here."""
+    """Return the period for which a certificate is valid, and the current time, as text."""
     try:
         parsed = certificate.to_cryptography()
         start, end = parsed.not_valid_before_utc, parsed.not_valid_after_utc
-    except ValueError:  # hostile bytes, and nothing is lost but the words
+    except ValueError:  # malformed on purpose, perhaps; only the explanation is lost
         return ""
     now = datetime.now(UTC)
     return f" (valid from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} here)"
@@ -164,20 +161,20 @@ def _both_times(certificate: X509) -> str:
 def _when_revoked(certificate: X509, revoked: Callable[[x509.Certificate], str | None]) -> str | None:
     try:
         return revoked(certificate.to_cryptography())
-    except ValueError:  # hostile bytes, and nothing is lost but the words
+    except ValueError:  # malformed on purpose, perhaps; only the explanation is lost
         return None
 
 
 def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
     if ALPN in offered:
         return ALPN
-    # pyOpenSSL turns an exception into the alert of that name, and raises it again from the handshake;
-    # it must be an SSL.Error, which is all that Twisted expects there.
+    # pyOpenSSL sends the alert of that name for an exception, and raises the exception again from the handshake, where
+    # Twisted handles nothing but SSL.Error.
     raise SSL.Error([("SSL routines", "", "no application protocol")])
 
 
 def _context(method: int, material: LoadedCertificates) -> SSL.Context:
-    """What the contexts of both ends have in common."""
+    """Return a context with what both ends have in common."""
     context = tls13_context(method)
     for authority in material.authorities:
         trust(context, authority.certificate)
@@ -189,7 +186,7 @@ def _context(method: int, material: LoadedCertificates) -> SSL.Context:
 
 
 def _present(context: SSL.Context, material: LoadedCertificates) -> None:
-    """Show this certificate and its chain to the far end."""
+    """Show this certificate and its chain to the peer."""
     leaf, *chain = (held.certificate for held in material.chain)
     assert material.key is not None, "a chain comes with its key"
     try:
@@ -205,7 +202,7 @@ def _present(context: SSL.Context, material: LoadedCertificates) -> None:
 
 
 def _ask_crls(context: SSL.Context, material: LoadedCertificates) -> None:
-    """Refuse what is revoked, on the whole path; see `naming_refusals` for authorities whose CRL is not there."""
+    """Refuse revoked certificates on the whole path; see `naming_refusals` for authorities without a CRL."""
     store = context.get_cert_store()
     assert store is not None, "every context has a store"
     for held in material.crls:
@@ -214,15 +211,17 @@ def _ask_crls(context: SSL.Context, material: LoadedCertificates) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
+    """Join names with commas, for messages."""
     return ", ".join(printable(name) for name in names) or "no name"
 
 
 def describe_certificate(certificate: X509) -> str:
+    """Return the subject and the issuer of a certificate, for messages."""
     try:
         parsed = certificate.to_cryptography()
         subject, issuer = parsed.subject.rfc4514_string(), parsed.issuer.rfc4514_string()
-    except Exception:  # hostile bytes, and nothing is lost but the words
-        return "one that cannot be read"
+    except Exception:  # malformed on purpose, perhaps; only the explanation is lost
+        return "one that cannot be decoded"
     return f"{printable(subject) or 'one without a subject'}, issued by {printable(issuer) or 'nobody'}"
 
 
@@ -241,15 +240,16 @@ _REFUSALS: dict[int, str] = {
     _CODES.ERR_CERT_HAS_EXPIRED: "it has expired, or our clock is ahead",
     _CODES.ERR_CERT_NOT_YET_VALID: "it is not valid yet, or our clock is behind",
     _CODES.ERR_CERT_SIGNATURE_FAILURE: "its signature is not that of its authority",
-    _CODES.ERR_INVALID_CA: "it has signed another one and is no authority",
+    _CODES.ERR_INVALID_CA: "it has signed another certificate but is not an authority",
     _CODES.ERR_PATH_LENGTH_EXCEEDED: "its authority may not have authorities below it",
     _CODES.ERR_CERT_REVOKED: "it was revoked",
-    _CODES.ERR_UNABLE_TO_GET_CRL: "there is no CRL of its authority in `crl`, and without one nobody can tell whether "
-    "it was revoked: name that authority's CRL there (scistream pki crl makes it)",
-    _CODES.ERR_CRL_HAS_EXPIRED: "the CRL of its authority has expired, or our clock is ahead: a fresh one has to be "
-    "put in place (scistream pki crl makes it), and the server told to reload",
+    _CODES.ERR_UNABLE_TO_GET_CRL: "there is no CRL of its authority in `crl`, so it is not known whether it was "
+    "revoked: add that authority's CRL (made by scistream pki crl)",
+    _CODES.ERR_CRL_HAS_EXPIRED: "the CRL of its authority has expired, or our clock is ahead: put a new one in place "
+    "(made by scistream pki crl) and reload the server",
     _CODES.ERR_CRL_NOT_YET_VALID: "the CRL of its authority is not valid yet: our clock is behind",
     _CODES.ERR_CRL_SIGNATURE_FAILURE: "the CRL of its authority is not signed by that authority: have it made again",
-    _CODES.ERR_KEYUSAGE_NO_CRL_SIGN: "its authority may not issue the CRL that `crl` names",
-    _CODES.ERR_INVALID_PURPOSE: "it is issued for another purpose (a server's is for servers, a client's for clients)",
+    _CODES.ERR_KEYUSAGE_NO_CRL_SIGN: "its authority may not issue the CRL that is in `crl`",
+    _CODES.ERR_INVALID_PURPOSE: "it was issued for another purpose: a server needs a server certificate, a client a "
+    "client certificate",
 }

@@ -1,4 +1,4 @@
-"""Twisted endpoints that speak TLS."""
+"""TLS endpoints for Twisted, with contexts that can be replaced at run time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from zope.interface import implementer
 from scistream.tls.contexts import ContextSource
 from scistream.tls.verify import is_ip_address
 
-# --- Twisted
-
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTLS:
-    """Makes the TLS side of each accepted connection."""
+    """Creates the TLS state of each accepted connection."""
 
     def __init__(self, context: ContextSource) -> None:
         self._context = context
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Return the server side of a new connection."""
         connection = SSL.Connection(_in_force(self._context), None)
         connection.set_accept_state()
         return connection
@@ -36,7 +35,7 @@ class ServerTLS:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTLS:
-    """Makes the TLS side of each dialled connection, and tells the server which name it was dialled by."""
+    """Creates the TLS state of each outgoing connection, and sends the host name to the server (SNI)."""
 
     def __init__(self, context: ContextSource, host: str) -> None:
         self._context = context
@@ -44,6 +43,7 @@ class ClientTLS:
         self._server_name = None if is_ip_address(host) else host.encode("idna")
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Return the client side of a new connection."""
         connection = SSL.Connection(_in_force(self._context), None)
         connection.set_connect_state()
         if self._server_name is not None:
@@ -53,7 +53,7 @@ class ClientTLS:
 
 @implementer(IStreamClientEndpoint)
 class _TLSEndpoint:
-    """Dials with TLS. Twisted's own wrapper takes no clock in all versions that we run on."""
+    """Connects with TLS. Not all supported versions of Twisted let their own wrapper take a clock."""
 
     def __init__(self, tls: ClientTLS, endpoint: IStreamClientEndpoint, clock: IReactorTime) -> None:
         self._tls = tls
@@ -61,7 +61,7 @@ class _TLSEndpoint:
         self._clock = clock
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Dial; the Deferred gives the protocol that runs inside TLS."""
+        """Connect; the Deferred fires with the protocol inside TLS."""
         factory = TLSMemoryBIOFactory(self._tls, True, protocolFactory, self._clock)
         return self._endpoint.connect(factory).addCallback(_inside)
 
@@ -77,16 +77,16 @@ def _in_force(context: ContextSource) -> SSL.Context:
 
 
 def wrap_server_factory(context: ContextSource, factory: IProtocolFactory, clock: IReactorTime) -> IProtocolFactory:
-    """A factory to listen with, whose connections speak TLS and hand the plain bytes to those of `factory`."""
+    """Return a factory for a listening port whose connections speak TLS and pass the plain bytes to `factory`'s."""
     return TLSMemoryBIOFactory(ServerTLS(context), False, factory, clock)
 
 
 def wrap_client_endpoint(
     context: ContextSource, host: str, endpoint: IStreamClientEndpoint, clock: IReactorTime
 ) -> IStreamClientEndpoint:
-    """An endpoint that dials as `endpoint` does and speaks TLS with `host`, a name or an address.
+    """Return an endpoint that connects through `endpoint` and speaks TLS with `host`, a name or an address.
 
-    Its Deferred fires when TCP is connected; the handshake ends later, with `handshakeCompleted`, or with
-    `connectionLost` and a reason for `explain`.
+    Its Deferred fires when TCP is connected. The handshake ends later: with `handshakeCompleted`, or with
+    `connectionLost` and a reason that `explain` can explain.
     """
     return _TLSEndpoint(ClientTLS(context, host), endpoint, clock)

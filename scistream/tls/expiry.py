@@ -1,8 +1,7 @@
-"""Warnings before a certificate, an authority or a CRL expires: 30, 7 and 1 days ahead, or less if its life is short.
+"""Warn before a certificate, an authority or a CRL expires: 30, 7 and 1 days ahead, or less if its life is short.
 
-An `ExpiryWatch` belongs to a server: it looks at its start, when its files were read again, at each threshold and at
-least once a day, and logs each threshold once. What it says in a log names the file; what it says to others (in
-status) does not.
+The `ExpiryWatch` of a server checks when it starts, after a reload, at each threshold and at least once a day, and logs
+each threshold once. Log lines name the file; warnings for other parties (in Status) do not.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from scistream.units import spoken_seconds
 
 WARN_AHEAD = timedelta(days=30)
 WARN_SHARE = 3
-"""The first warning comes `WARN_AHEAD` before the end, or in the last third of what lives no longer than that asks."""
+"""The first warning comes `WARN_AHEAD` before the end, or when a third of the life is left if that is later."""
 
 STEPS = (1.0, 7 / 30, 1 / 30)
-"""When warnings come, as shares of the time from the first one to the end: 30, 7 and 1 of 30 days."""
+"""When warnings come, as fractions of the time from the first one to the end: at 30, 7 and 1 of 30 days."""
 
 
 @dataclass(frozen=True)
 class Expiry:
-    """Something that will expire.
+    """Something that expires.
 
-    :param what: as it is called: "the server certificate of s2cs.example".
-    :param remedy: what to do, for who can do it.
+    :param what: its name in warnings, such as "the server certificate of s2cs.example".
+    :param remedy: what to do about it.
     """
 
     what: str
@@ -46,16 +45,16 @@ class Expiry:
 
     @property
     def thresholds(self) -> tuple[datetime, ...]:
-        """When warnings come, the last of them at the end itself."""
+        """The times of the warnings, the last of which is the end itself."""
         ahead = min(WARN_AHEAD, (self.ends - self.starts) / WARN_SHARE)
         return (*(self.ends - ahead * share for share in STEPS), self.ends)
 
     def level(self, now: datetime) -> int:
-        """How many thresholds have been passed; 0 as long as the end is far off."""
+        """Return how many thresholds have been passed."""
         return sum(threshold <= now for threshold in self.thresholds)
 
     def warning(self, now: datetime, *, with_file: bool = False) -> str | None:
-        """The sentence, if it is time for one."""
+        """Return the warning, or None if no threshold has been passed."""
         if not self.level(now):
             return None
         where = f" ({self.file})" if with_file and self.file is not None else ""
@@ -64,12 +63,12 @@ class Expiry:
 
 
 class ExpiryWatch:
-    """Looks after what a server presents and believes.
+    """Checks the certificates, authorities and CRLs of a server.
 
-    :param reactor: for the next look.
+    :param reactor: schedules the next check.
     :param all_credentials: by the name of their certificates in logs: "server", "controller".
-    :param wall: seconds since the epoch.
-    :param log: of the party.
+    :param wall: returns the seconds since the epoch.
+    :param log: the logger of the party.
     """
 
     def __init__(
@@ -78,24 +77,24 @@ class ExpiryWatch:
         self._all_credentials = all_credentials
         self._wall = wall
         self._log = log
-        self._said: dict[Expiry, int] = {}
+        self._levels_logged: dict[Expiry, int] = {}
         self._reactor = reactor
         self._next: IDelayedCall | None = None
         self._running = False
 
     def start(self) -> None:
-        """Look now, and from now on whenever there may be something to tell."""
+        """Check now, and again whenever a threshold may have been passed."""
         self._running = True
         self.look()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._running = False
         if self._next is not None and self._next.active():
             self._next.cancel()
 
     def _look_again(self, now: datetime) -> None:
-        """At the next threshold, and at least once a day: the wall clock may be set meanwhile."""
+        """Schedule a check for the next threshold, but at least once a day, since the wall clock may be set."""
         if self._next is not None and self._next.active():
             self._next.cancel()
         ahead = [time for ending in self._endings() for time in ending.thresholds if time > now]
@@ -105,26 +104,29 @@ class ExpiryWatch:
         )
 
     def look(self) -> None:
-        """Log what has come to a threshold since it was last told, and, each time, what the CRLs lack."""
+        """Log each expiry that has passed a new threshold, and every gap in the CRLs."""
         now = self._now()
         if self._running:
             self._look_again(now)
         for ending in self._endings():
             level = ending.level(now)
-            if level > self._said.get(ending, 0):
-                self._said[ending] = level
+            if level > self._levels_logged.get(ending, 0):
+                self._levels_logged[ending] = level
                 self._log.warn("EXPIRY: {warning}", warning=ending.warning(now, with_file=True))
         for credentials in self._all_credentials.values():
             for gap in credentials.material.gaps(now):
                 self._log.error("CRL: {gap}", gap=gap)
 
     def warnings(self) -> list[str]:
-        """All that is within the thresholds, for people elsewhere."""
+        """Return all current warnings, without file names, for other parties."""
         now = self._now()
         return [warning for ending in self._endings() if (warning := ending.warning(now)) is not None]
 
     def of_peer(self, link: Any, what: str, remedy: str) -> list[str]:
-        """The same of the certificate by which the peer of a link has proved who it is."""
+        """Return the warning about the certificate of a link's peer, as a list of at most one.
+
+        :param what: the name of the certificate in the warning.
+        """
         now = self._now()
         path = verified_path(link)
         warning = Expiry(what, *_life(path[0]), remedy).warning(now) if path else None
@@ -143,10 +145,10 @@ class ExpiryWatch:
 
 
 def expiring_soon(whose: str, trust: CertificateFiles) -> list[str]:
-    """The warnings of today about the files of somebody who has no server, with the names of the files.
+    """Return the current warnings about a user's files, with the names of the files.
 
-    :param whose: "your".
-    :raises CertificateError: if they are not usable.
+    :param whose: how to name the certificate in the warnings: "your".
+    :raises CertificateError: if the files cannot be used.
     """
     now = utc_now()
     material = read_material(trust.certificate, trust.key, trust.authorities, trust.crl)
@@ -155,24 +157,26 @@ def expiring_soon(whose: str, trust: CertificateFiles) -> list[str]:
 
 
 def expiries(whose: str, material: LoadedCertificates) -> Iterator[Expiry]:
-    """What of some files will expire.
+    """Yield everything in these files that expires.
 
-    :param whose: what their certificate is called by: "the server".
+    :param whose: how to name the certificate in warnings: "the server".
     """
     believed = {held.certificate for held in material.authorities}
     for number, held in enumerate(material.chain):
         if number > 0 and held.certificate in believed:
-            continue  # it has a line of its own
-        what = f"{whose} certificate" if number == 0 else f"in the chain of {whose} certificate, that"
+            continue  # reported below, as an authority
+        what = f"{whose} certificate" if number == 0 else f"in the chain of {whose} certificate, the one"
         remedy = "renew it (scistream pki renew), put it in place and reload"
         yield Expiry(f"{what} of {_whose(held.certificate)}", *_life(held.certificate), remedy, held.file)
     for held in material.authorities:
-        remedy = "put a new authority beside it in time (see docs/certificates.rst), since all its certificates end too"
+        remedy = (
+            "add a new authority before that (see docs/certificates.rst), since all its certificates expire with it"
+        )
         subject = _whose(held.certificate)
         yield Expiry(f"the authority {subject}", *_life(held.certificate), remedy, held.file)
     for list_ in material.crls:
         if list_.crl.next_update_utc is not None:
-            remedy = "make a fresh one (scistream pki crl), put it in place and reload"
+            remedy = "make a new one (scistream pki crl), put it in place and reload"
             life = list_.crl.last_update_utc, list_.crl.next_update_utc
             yield Expiry(f"the CRL of {name_of(list_.crl.issuer)}", *life, remedy, list_.file)
 

@@ -1,4 +1,4 @@
-"""Explain to a person why a link failed."""
+"""Explain to the user why a link failed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from scistream.tls.files import (
 
 
 class RefusedCertificate(SSL.Error):
-    """The handshake failed because we refuse the far end's certificate.
+    """The handshake failed because we refuse the peer's certificate.
 
-    :param sentence: says which one and why.
-    :param reason: why, in the same words for each certificate.
+    :param sentence: which certificate is refused and why.
+    :param reason: why, with the same wording for each certificate.
     """
 
     def __init__(self, sentence: str, reason: str) -> None:
@@ -27,11 +27,8 @@ class RefusedCertificate(SSL.Error):
         self.reason = reason
 
 
-# --- why a link failed
-
-
 def explain(problem: Failure | BaseException) -> str:
-    """One sentence for a person who dialled and got this failure instead of a link."""
+    """Return a sentence for the user, who got this failure instead of a link."""
     wrong = problem.value if isinstance(problem, Failure) else problem
     if isinstance(wrong, RefusedCertificate):
         return wrong.sentence
@@ -60,7 +57,7 @@ def _explain_tls(wrong: SSL.Error) -> str:
 
 
 def openssl_reason(wrong: SSL.Error) -> str | None:
-    """OpenSSL's words for the first thing that went wrong, or None if there are none."""
+    """Return OpenSSL's text for the first error in its queue, or None."""
     if isinstance(wrong, SSL.SysCallError):
         return str(wrong.args[-1]) if wrong.args else None
     queue = wrong.args[0] if wrong.args else None
@@ -75,18 +72,18 @@ _ALERTS: dict[str, str] = {
     "certificate required": "The far end asks for a client certificate and got none: set `certificate` and `key`.",
     "unknown ca": "The far end does not trust the authority of our certificate: use a certificate that this facility "
     "issued, or ask its operator to trust the authority.",
-    "certificate expired": "The far end finds our certificate expired (have a new one issued, and compare the clocks), "
-    "or its own list of revoked ones (then its log says so).",
+    "certificate expired": "The far end says that our certificate has expired (have a new one issued, and compare the "
+    "clocks), or its CRL has (then its log says so).",
     "certificate revoked": "The far end says that our certificate is revoked: have a new one issued.",
     "certificate unknown": "The far end refuses our certificate without saying why: its log says more.",
-    "bad certificate": "The far end refuses our certificate as not valid: compare the clocks, and see its log.",
+    "bad certificate": "The far end refuses our certificate as invalid: compare the clocks, and see its log.",
     "unsupported certificate": "The far end refuses our certificate because it is for another purpose: a client needs "
-    "a user's or a controller's certificate, a server a server's.",
+    "a user or controller certificate, a server needs a server certificate.",
     "decrypt error": "The far end refuses our signature: check that `certificate` and `key` belong together.",
     "access denied": "The far end denies us access: its operator can say why.",
     "no application protocol": _NOT_OURS,
     "protocol version": "The far end does not speak TLS 1.3, which SciStream requires: check the address and the port.",
-    "handshake failure": "The far end found no common ground in the TLS handshake: check the address and the port.",
+    "handshake failure": "The far end found no common TLS parameters: check the address and the port.",
     "internal error": "The far end failed inside the TLS handshake: its log says more.",
 }
 _TLS_PROBLEMS: dict[str, str] = {
@@ -102,15 +99,15 @@ _TLS_PROBLEMS: dict[str, str] = {
 _NETWORK_PROBLEMS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     (
         (error.ConnectionRefusedError, ConnectionRefusedError),
-        "The connection was refused: check the address and the port, and that the server runs.",
+        "The connection was refused: check the address and the port, and that the server is running.",
     ),
     (
         (error.TimeoutError, error.TCPTimedOutError, TimeoutError),
-        "There was no answer in time: check the address, and that no firewall stands in the way.",
+        "There was no answer in time: check the address, and that no firewall blocks the connection.",
     ),
     (
         (error.DNSLookupError, error.UnknownHostError, socket.gaierror),
-        "The host name is not known: check its spelling and this machine's name service.",
+        "The host name could not be resolved: check its spelling and this machine's name service.",
     ),
     (
         (error.NoRouteError,),

@@ -1,7 +1,7 @@
-"""What a certificate may be used for, and whether it is the right one for a server or a controller to show.
+"""Check that a certificate is the right kind for a server or a controller.
 
-What can be known without a far end is looked at when a daemon starts and when it reloads. Whether a server's names are
-those by which it will be dialled cannot be known then: a firewall or a name service may stand in between.
+Daemons check everything that can be checked without a peer when they start and when they reload. Whether clients use a
+name in the server's certificate cannot be checked then, since name services and firewalls may map addresses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ISSUE = "name one that `scistream pki issue DIR {kind} NAME` has made"
 
 
 def usages(leaf: x509.Certificate) -> x509.ExtendedKeyUsage | None:
-    """The extended key usages of a certificate; None if it has no such extension, and is good for all."""
+    """Return the extended key usages of a certificate; None if it has no such extension and may be used for all."""
     try:
         return leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
@@ -26,18 +26,18 @@ def usages(leaf: x509.Certificate) -> x509.ExtendedKeyUsage | None:
 
 
 def check_server(material: LoadedCertificates, *, pinned: bool) -> None:
-    """Whether what a server shows can be believed by those who dial it.
+    """Check that clients can accept the certificates of a server.
 
-    :param pinned: whether some of them know the SHA-256 of its authority and nothing else.
-    :raises CertificateError: with a line for each reason why not.
+    :param pinned: whether some clients know only the SHA-256 of its authority.
+    :raises CertificateError: if not, with a line for each problem.
     """
     _raise_if_any(_server_problems(material, pinned))
 
 
 def check_controller(material: LoadedCertificates) -> None:
-    """Whether what an S2CS shows to its gateways can be believed by them.
+    """Check that gateways can accept the controller certificate of an S2CS.
 
-    :raises CertificateError: with a line for each reason why not.
+    :raises CertificateError: if not, with a line for each problem.
     """
     _raise_if_any(_controller_problems(material))
 
@@ -55,18 +55,18 @@ def _server_problems(material: LoadedCertificates, pinned: bool) -> Iterator[str
         texts = names_of(leaf)
         hosts = [text for text in texts if text.startswith(("DNS:", "IP:"))]
         if is_authority(leaf):
-            yield f"{file} begins with an authority's certificate, not with a server's: {remedy}."
+            yield f"{file} begins with the certificate of an authority, not of a server: {remedy}."
         elif not _may_serve(leaf):
             yield f"{file} is not for servers ({_words(leaf, texts)}): {remedy}."
         elif not hosts:
-            yield f"{file} has no host name and no address by which a server could be dialled: {remedy}."
+            yield f"{file} has no host name or address by which clients could reach the server: {remedy}."
     except (x509.DuplicateExtension, ValueError) as wrong:
         yield f"{file} has an extension that cannot be read ({printable(str(wrong))}): have a new one issued."
     if pinned and not material.is_whole:
         yield (
             f"{file} does not lead to a self-signed authority, in the file itself or in `authorities`: join strings "
-            "name that authority, and every application would refuse this server. Put the missing certificates behind "
-            "the first one, the root last (scistream pki install does it)."
+            "name that authority, so every application would refuse this server. Append the missing certificates to "
+            "the file, the root last (scistream pki install does this)."
         )
 
 
@@ -77,11 +77,11 @@ def _controller_problems(material: LoadedCertificates) -> Iterator[str]:
         texts = names_of(leaf)
         names = [text.partition(":")[2] for text in texts if text.startswith(("URI:", "email:"))]
         if is_authority(leaf):
-            yield f"{file} begins with an authority's certificate, not with a controller's: {remedy}."
+            yield f"{file} begins with the certificate of an authority, not of a controller: {remedy}."
         elif not _has(leaf, ExtendedKeyUsageOID.CLIENT_AUTH):
             yield f"{file} is not for controllers ({_words(leaf, texts)}): {remedy}."
         elif len(names) != 1:
-            yield f"{file} has {len(names)} names of a controller, and gateways need exactly one: {remedy}."
+            yield f"{file} has {len(names)} controller names, but gateways need exactly one: {remedy}."
         elif names[0].startswith("scistream:user:"):
             yield f"{file} is the certificate of a user, {printable(names[0])}: {remedy}."
     except (x509.DuplicateExtension, ValueError) as wrong:
@@ -102,7 +102,7 @@ def _has(leaf: x509.Certificate, usage: x509.ObjectIdentifier) -> bool:
 
 
 def _words(leaf: x509.Certificate, texts: list[str]) -> str:
-    """What a certificate is for, and for whom."""
+    """Describe the names and purposes of a certificate."""
     found = usages(leaf)
     purposes = ", ".join(_PURPOSES.get(each, each.dotted_string) for each in found or ())
     names = printable(", ".join(texts)) or "nobody"

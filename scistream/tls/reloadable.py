@@ -1,8 +1,8 @@
-"""What one party shows and believes on its control links, in force now, and read again when its operator says so.
+"""Certificates of a party's control links that can be replaced while it runs.
 
-`ReloadableCredentials` reads its files when it is made and again at each `read`, which changes nothing by itself: a
-server that has several reads them all, and puts them in force only when every one is good. Links that are there go on
-under the context that they were made with; `refusal` tells which of them would not be let in any more.
+`ReloadableCredentials` reads its files when it is created and again at each `read`, which does not apply them yet: a
+server with several credentials reads all of them, and applies them only if all are valid. Established links keep their
+context; `refusal` tells which of them would be refused now.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from scistream.tls.purpose import check_controller, check_server
 
 
 class ReloadableCredentials:
-    """The files of a `CertificateFiles`, and the context made of them.
+    """The contents of `CertificateFiles`, and the TLS context made of them.
 
     :param make: makes the context.
-    :raises CertificateError: if the files are not usable.
+    :raises CertificateError: if the files cannot be used.
     """
 
     def __init__(self, trust: CertificateFiles, make: Callable[[LoadedCertificates], SSL.Context]) -> None:
@@ -31,27 +31,27 @@ class ReloadableCredentials:
         self.material, self.context = self._read(trust)
 
     def read(self, trust: CertificateFiles | None = None) -> Callable[[], None]:
-        """Read the files again; what comes back puts them in force for all links made from then on, and cannot fail.
+        """Read the files again, and return a function that applies them to all new links and cannot fail.
 
-        :param trust: names the files from now on; None: they are the same files as before.
-        :raises CertificateError: if they are not usable; nothing has changed.
+        :param trust: the files to use from now on; None: the same files as before.
+        :raises CertificateError: if they cannot be used; nothing has changed then.
         """
         files = trust or self.trust
         material, context = self._read(files)
 
-        def put_in_force() -> None:
+        def apply() -> None:
             self.trust, self.material, self.context = files, material, context
 
-        return put_in_force
+        return apply
 
     def _read(self, trust: CertificateFiles) -> tuple[LoadedCertificates, SSL.Context]:
         material = read_material(trust.certificate, trust.key, trust.authorities, trust.crl)
         return material, self._make(material)
 
     def check(self, connection: SSL.Connection) -> None:
-        """After a handshake that may have begun before the files were read again: is it still right?
+        """Check a peer again after its handshake, which may have begun before the files were replaced.
 
-        :raises CertificateError: if not.
+        :raises CertificateError: if the peer would be refused now.
         """
         path = connection.get_verified_chain(as_cryptography=True)
         if path and connection.get_context() is not self.context:
@@ -60,7 +60,7 @@ class ReloadableCredentials:
                 raise CertificateError(f"The far end's certificate is refused: {refusal}.")
 
     def refusal(self, link: Any) -> str | None:
-        """Why the peer of a link that is up would not be let in any more, or None; see `LoadedCertificates.refusal`."""
+        """Return why the peer of an established link would be refused now; see `LoadedCertificates.refusal`."""
         path = verified_path(link)
         return self.material.refusal(path) if path else None
 
@@ -91,7 +91,7 @@ def controller_credentials(trust: CertificateFiles) -> ReloadableCredentials:
 
 
 def verified_path(link: Any) -> Sequence[x509.Certificate]:
-    """The certificates by which the peer of a link has proved who it is, its own first; empty if by none."""
+    """Return the verified certificates of a link's peer, its own first; empty if it has shown none."""
     handle = link.transport.getHandle() if link is not None and link.transport is not None else None
     if not isinstance(handle, SSL.Connection):
         return []

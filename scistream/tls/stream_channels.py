@@ -1,11 +1,10 @@
-"""The credentials of one stream's WAN connections, as a gateway holds them.
+"""The credentials of a stream's WAN connections at a gateway.
 
-An S2DS makes a `StreamSecret` for each stream that it reserves, sends its certificate request upwards, and makes
-`Credentials` of the certificates that come back with the targets; its elements make a context of them, and of each
-new generation another one.
-Connect is the handshake under these contexts (protocol section 10.1), and `verify_consumer` at the producer
-and `verify_producer` at the consumer complete it: until they return, no application is dialled and no byte passed.
-The private key stays in memory. Nothing here opens a socket.
+An S2DS creates a `StreamSecret` for each stream that it reserves, sends its certificate request to the S2CS, and makes
+`Credentials` of the certificates that come back with the targets. Its elements make a context of the credentials of
+each generation. Connect is the handshake under these contexts (protocol section 10.1); `verify_consumer` at the
+producer's gateway and `verify_producer` at the consumer's complete it. Until then no application is connected and no
+byte forwarded. The private key stays in memory. Nothing here opens a socket.
 """
 
 from __future__ import annotations
@@ -32,36 +31,37 @@ CIPHERS = {
     "aes": b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
     "chacha20": b"TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
 }
-"""The ciphers of a connection over the WAN, the preferred ones first; the producer's gateway chooses.
+"""The ciphers of WAN connections, in order of preference; the producer's gateway chooses.
 
-``aes`` begins with AES-128: it is the fastest where a processor has AES, and a key lives no longer than its connection.
+``aes`` begins with AES-128, the fastest on processors with AES instructions; 128 bits suffice, since each key lives no
+longer than its connection.
 """
 
-_NOT_THIS_STREAM = "it belongs to another stream, or to another generation of this one's credentials"
+_NOT_THIS_STREAM = "it belongs to another stream, or to another generation of this stream's credentials"
 
 _SSL_MODE_ENABLE_PARTIAL_WRITE = 0x1
-"""OpenSSL's constant, which pyOpenSSL sets on every context and has no name for."""
+"""OpenSSL's constant; pyOpenSSL sets this mode on every context but does not export a name for it."""
 
 
 def server_name(uid: str, channel: int) -> str:
-    """The name that the consumer's gateway dials the producer's by, on this channel."""
+    """Return the name under which the consumer's gateway connects to the producer's, for this channel."""
     return f"{channel}.prod.{uid}.scistream"
 
 
 def producer_name(uid: str) -> str:
-    """The name in the certificates of the producer's gateways: all channels of this stream."""
+    """Return the name in the certificates of the producer's gateways, which covers all channels of the stream."""
     return f"*.prod.{uid}.scistream"
 
 
 def consumer_name(uid: str) -> str:
-    """The name in the certificates of the consumer's gateways."""
+    """Return the name in the certificates of the consumer's gateways."""
     return f"cons.{uid}.scistream"
 
 
 class StreamSecret:
-    """A gateway's key pair for one (uid, role). It is made here, is never written anywhere, and goes with this object.
+    """A gateway's key pair for one (uid, role), which exists only in memory, as long as this object.
 
-    :ivar csr: the certificate request, PEM. Its subject means nothing: whoever signs it chooses the names.
+    :ivar csr: the certificate request, PEM. Its subject is random: the signer chooses the names.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class StreamSecret:
         self.csr = request.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
     def credentials(self, data_conn_key: str, uid: str, role: Role) -> Credentials:
-        """What this gateway's WAN connections show and check from now on.
+        """Return the credentials of this gateway's WAN connections.
 
-        :param data_conn_key: PEM, the stream's authority and then one certificate a gateway.
-        :raises StreamError: ``bad-message``, if it does not parse, or no certificate in it fits this key and stream.
+        :param data_conn_key: PEM: the stream's authority, then one certificate for each gateway.
+        :raises StreamError: ``bad-message`` if it cannot be parsed, or has no certificate for this key and stream.
         """
         authority, certificates = _parse(data_conn_key)
         leaf = self._own(authority, certificates, uid, role)
@@ -86,7 +86,7 @@ class StreamSecret:
             certificate=leaf.public_bytes(encoding).decode(),
             key=self._key.private_bytes(encoding, form, serialization.NoEncryption()).decode(),
         )
-        made.context()  # OpenSSL may read more strictly than `cryptography`
+        made.context()  # to find errors now: OpenSSL may parse more strictly than `cryptography`
         return made
 
     def _own(
@@ -102,7 +102,7 @@ class StreamSecret:
         except CertificateError as wrong:
             raise _bad(f"the certificate for this gateway is not for this stream and role: {wrong}") from wrong
         except UnsupportedAlgorithm as wrong:
-            raise _bad(f"how its authority signs cannot be checked here ({algorithm_of(leaf)})") from wrong
+            raise _bad(f"its authority's signature cannot be checked here ({algorithm_of(leaf)})") from wrong
         except Exception as wrong:  # InvalidSignature, ValueError, TypeError: no common base
             raise _bad("the certificate for this gateway is not signed by the authority at its beginning") from wrong
         now = datetime.now(UTC)
@@ -124,7 +124,7 @@ class StreamSecret:
 class Credentials(Struct, frozen=True, kw_only=True):
     """The credentials of a stream's WAN connections at one gateway, as its elements get them.
 
-    Secret, and so it does not show itself: the key goes from memory to memory of one machine and nowhere else.
+    Secret, so its repr hides them: the key is passed between processes of one machine only.
     """
 
     role: Role
@@ -136,15 +136,14 @@ class Credentials(Struct, frozen=True, kw_only=True):
         return f"<Credentials of {self.role}>"
 
     def context(self, cipher: str = "aes") -> SSL.Context:
-        """The context of these connections: a server's for PROD, else a client's.
+        """Return the context of these connections: a server's for PROD, a client's for CONS.
 
-        :param cipher: which is preferred, a key of `CIPHERS`.
+        A `send` under it takes either all of its bytes or, on a full socket, none (`WantWriteError`: retry with the
+        same bytes). The server's session tickets are useless but arrive right after the handshake: a client that
+        closes without reading them resets its connection.
 
-        A `send` under it takes all of its bytes or, on a full socket, none (`WantWriteError`: come again with the
-        same bytes). The far end's tickets, which mean nothing, arrive right after the handshake: a client that
-        closes without having read them resets its connection.
-
-        :raises StreamError: ``bad-message``, if OpenSSL refuses them.
+        :param cipher: the preferred cipher, a key of `CIPHERS`.
+        :raises StreamError: ``bad-message`` if OpenSSL refuses the certificates.
         """
         context = tls13_context(SSL.TLS_SERVER_METHOD if self.role == PROD else SSL.TLS_CLIENT_METHOD)
         try:
@@ -163,40 +162,44 @@ class Credentials(Struct, frozen=True, kw_only=True):
 
 
 def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
-    """The private key of a stream."""
+    """Load the private key of a stream."""
     key = serialization.load_pem_private_key(pem.encode(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 
 
 def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:
-    """At the producer's gateway, after the handshake: the dialler is this stream's consumer and means this channel.
+    """Check, at the producer's gateway, that the peer is this stream's consumer and wants this channel.
 
-    :raises CertificateError: if not; close the connection and dial nothing.
+    Call it after the handshake.
+
+    :raises CertificateError: if not; close the connection, and connect to no application.
     """
     expected = server_name(uid, channel).encode()
     named = connection.get_servername()
     if named != expected:
         raise CertificateError(
-            f"The far end dialled {named!r} and {expected.decode()} listens here: this is the port of another stream "
-            "or channel than it means."
+            f"The far end asked for {named!r}, but this port belongs to {expected.decode()}: it has connected to the "
+            "port of another stream or channel."
         )
     _check_name(verified_certificate(connection), consumer_name(uid))
 
 
 def verify_producer(connection: SSL.Connection, uid: str, channel: int) -> None:
-    """At the consumer's gateway, after the handshake: the far end is this stream's producer, on this channel.
+    """Check, at the consumer's gateway, that the peer is this stream's producer, on this channel.
 
-    :raises CertificateError: if not; close the connection and pass nothing.
+    Call it after the handshake.
+
+    :raises CertificateError: if not; close the connection, and forward nothing.
     """
     _check_name(verified_certificate(connection), server_name(uid, channel))
 
 
 @lru_cache(1024)
 def _check_name(certificate: x509.Certificate, name: str) -> None:
-    """The same as `check_name`, once for all connections of a stream: the names in a certificate do not change.
+    """Call `check_name` once for all connections of a stream, since the names in a certificate do not change.
 
-    Whether it is trusted and still valid, OpenSSL finds out anew in each handshake.
+    OpenSSL checks trust and validity in each handshake.
     """
     check_name(certificate, name)
 
@@ -206,9 +209,9 @@ def _parse(data_conn_key: str) -> tuple[x509.Certificate, list[x509.Certificate]
         authority, *certificates = x509.load_pem_x509_certificates(data_conn_key.encode())
         is_authority = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension) as wrong:
-        raise _bad(f"it is no bundle of certificates in PEM form: {wrong}") from wrong
+        raise _bad(f"it is not a bundle of certificates in PEM form: {wrong}") from wrong
     if not is_authority:
-        raise _bad("its first certificate is not an authority's")
+        raise _bad("its first certificate is not that of an authority")
     return authority, certificates
 
 

@@ -1,4 +1,4 @@
-"""Who the peer of a control link is, and whether its certificate says so."""
+"""Authenticate the peer of a control link by its certificate."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from scistream.tls.files import (
 
 @dataclass(frozen=True)
 class Identity:
-    """Who presented a verified client certificate, and by which authority's word.
+    """The owner of a verified client certificate.
 
-    :param issuer: ``sha256:`` and the hex SHA-256 of the SubjectPublicKeyInfo (DER) of the authority at the
-        end of the verified path, so that a renewed certificate of the same authority changes no identity.
+    :param issuer: ``sha256:`` and the hex SHA-256 of the SubjectPublicKeyInfo (DER) of the authority at the end of the
+        verified path, so that renewing the authority's certificate changes no identity.
     :param name: the one URI or e-mail address among the certificate's subjectAltNames.
     """
 
@@ -49,12 +49,10 @@ class Identity:
         return f"{self.name} ({self.issuer})"
 
 
-# --- who the far end is
-
-
 def verify_server(connection: SSL.Connection, host: str) -> None:
-    """After a handshake under `client_context`: the far end speaks our protocol and is `host`, a name or an address.
+    """Check, after a handshake under `client_context`, that the peer speaks our protocol and is `host`.
 
+    :param host: a host name or an IP address.
     :raises CertificateError: if not; close the connection without writing to it.
     """
     _check_alpn(connection)
@@ -62,12 +60,10 @@ def verify_server(connection: SSL.Connection, host: str) -> None:
 
 
 def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) -> None:
-    """After a handshake under `pinned_client_context`: the far end is `host` by the word of the pinned authority.
+    """Check, after a handshake under `pinned_client_context`, that the pinned authority certifies the peer as `host`.
 
-    Protocol section 2.5.
-
-    The pinned certificate has to be among those that the server sent, and has to be an authority's, and the server's
-    own certificate has to lead to it by valid signatures: it is the only one trusted.
+    The server must have sent the pinned certificate, which must be an authority's and is the only one trusted, and the
+    server's own certificate must lead to it by valid signatures. Protocol section 2.5.
 
     :param ca_sha256: the SHA-256 of the authority's certificate (DER), in hex.
     :raises CertificateError: if not; close the connection without writing to it.
@@ -77,9 +73,8 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
     pinned = next((certificate for certificate in sent if _sha256(certificate) == ca_sha256.lower()), None)
     if pinned is None:
         raise CertificateError(
-            f"None of the {len(sent)} certificates that {host} sent is the authority with SHA-256 {ca_sha256}: the "
-            "server is not the one meant, does not send its whole chain, or has a new authority. Ask for a new join "
-            "string."
+            f"None of the {len(sent)} certificates that {host} sent is the authority with SHA-256 {ca_sha256}: it is "
+            "the wrong server, does not send its whole chain, or has a new authority. Ask for a new join string."
         )
     store = X509Store()
     store.add_cert(pinned)
@@ -90,30 +85,29 @@ def verify_pinned_server(connection: SSL.Connection, host: str, ca_sha256: str) 
         fit = is_authority(anchor) and all(_fit_for_server(certificate) for certificate in (leaf, *links))
     except X509StoreContextError as wrong:
         raise CertificateError(
-            f"The certificate of {host} does not lead to the pinned authority ({wrong}): the server is not the one "
-            "meant, or its operator has to renew the certificate."
+            f"The certificate of {host} does not lead to the pinned authority ({wrong}): it is the wrong server, or "
+            "its operator has to renew the certificate."
         ) from wrong
-    except ValueError:  # an extension that cannot be read, or a path of the pinned certificate alone
+    except ValueError:  # an extension that cannot be decoded, or a path with nothing but the pinned certificate
         fit = False
     if not fit or _sha256(path[-1]) != ca_sha256.lower():
         raise CertificateError(
-            f"The certificate of {host} is no server's certificate of the pinned authority: the server is not the one "
-            "meant."
+            f"The certificate of {host} is not a server certificate of the pinned authority: it is the wrong server."
         )
     check_name(leaf, host)
 
 
 def verify_client(connection: SSL.Connection) -> Identity | None:
-    """After a handshake under `server_context`: who has dialled, or None if it sent no certificate.
+    """Return the identity of the client after a handshake under `server_context`; None if it has no certificate.
 
-    :raises CertificateError: if it speaks no `ALPN`, or its certificate has not exactly one name.
+    :raises CertificateError: if it does not speak `ALPN`, or its certificate does not have exactly one name.
     """
     _check_alpn(connection)
     if connection.get_peer_certificate() is None:
         return None
     leaf = verified_certificate(connection)
     chain = connection.get_verified_chain(as_cryptography=True)
-    assert chain, "verified_certificate has seen it"
+    assert chain, "verified_certificate has checked it"
     names: list[str] = []
     found = _alternative_names(leaf)
     if found is not None:
@@ -121,14 +115,14 @@ def verify_client(connection: SSL.Connection) -> Identity | None:
         names += found.get_values_for_type(x509.RFC822Name)
     if len(names) != 1 or not names[0] or not names[0].isprintable():
         raise CertificateError(
-            "A client certificate needs exactly one URI or e-mail address among its subjectAltNames, and this one has "
-            f"{listed(names)}: have one issued with scistream pki issue."
+            "A client certificate needs exactly one URI or e-mail address among its subjectAltNames, but this one has "
+            f"{listed(names)}: have a new one issued (scistream pki issue)."
         )
     return Identity(issuer=issuer_name(chain[-1]), name=names[0])
 
 
 def issuer_name(authority: x509.Certificate) -> str:
-    """What `Identity.issuer` is for those whom this authority vouches for."""
+    """Return the `Identity.issuer` of clients that this authority certifies."""
     spki = authority.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -138,39 +132,39 @@ def issuer_name(authority: x509.Certificate) -> str:
 
 
 def load_authority(path: Path, setting: str) -> x509.Certificate:
-    """The one authority whose certificate a PEM file holds.
+    """Load a PEM file that contains the certificate of one authority.
 
     :param setting: the setting that names the file, for the message.
-    :raises CertificateError: if the file cannot be read, or holds anything else.
+    :raises CertificateError: if the file cannot be read, or contains anything else.
     """
     found = load_certificates(path, setting)
     if len(found) != 1 or not is_authority(found[0]):
         raise CertificateError(
-            f"{path} is not the certificate of one authority (it holds {len(found)}): name the authority's own file in "
-            f"`{setting}`."
+            f"{path} is not the certificate of one authority ({len(found)} certificates found): name the authority's "
+            f"own file in `{setting}`."
         )
     return found[0]
 
 
 def verified_certificate(connection: SSL.Connection) -> x509.Certificate:
-    """The far end's certificate, which this very handshake has verified.
+    """Return the peer's certificate, as verified in this very handshake.
 
-    OpenSSL keeps the verified path of a full handshake only, so a resumed session is refused here, and so is
-    a context that does not verify.
+    OpenSSL keeps the verified path only after a full handshake, so a resumed session is refused here, and so is a
+    context that does not verify.
 
-    :raises CertificateError: if there is none.
+    :raises CertificateError: if the handshake verified no certificate.
     """
     verifies = connection.get_context().get_verify_mode() & SSL.VERIFY_PEER
     chain = connection.get_verified_chain(as_cryptography=True) if verifies else None
     if not chain:
-        raise CertificateError("The far end has not proved who it is in this handshake: connect anew.")
+        raise CertificateError("The far end has not shown a certificate in this handshake: connect again.")
     return chain[0]
 
 
-def certificate_lasts(connection: SSL.Connection) -> tuple[float, str]:
-    """How many seconds the certificates by which the far end has proved itself still last, and what to say then.
+def certificate_expiry(connection: SSL.Connection) -> tuple[float, str]:
+    """Return the seconds until the first certificate of the peer's path expires, and the sentence to log then.
 
-    A far end that has shown none lasts for ever.
+    The time is infinite for a peer that has shown no certificate.
     """
     path = connection.get_verified_chain() or connection.get_peer_cert_chain() or []
     ends = [(certificate.to_cryptography().not_valid_after_utc, certificate) for certificate in path]
@@ -179,8 +173,8 @@ def certificate_lasts(connection: SSL.Connection) -> tuple[float, str]:
     end, first = min(ends, key=lambda each: each[0])
     now = datetime.now(UTC)
     return (end - now).total_seconds(), (
-        f"the certificate that this link was made with has ended: {describe_certificate(first)}: it was valid until "
-        f"{end:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}"
+        f"the certificate of this link has expired: {describe_certificate(first)}: it was valid until "
+        f"{end:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} here"
     )
 
 
@@ -197,13 +191,13 @@ def check_name(certificate: x509.Certificate, host: str) -> None:
     except (service_identity.VerificationError, service_identity.CertificateError, ValueError) as wrong:
         names = listed(str(name.value) for name in found or ())
         raise CertificateError(
-            f"The far end should be {host}, and its certificate is for {names}: dial it by a name in its certificate, "
-            "or have it issued one with that name."
+            f"The far end should be {host}, but its certificate is for {names}: use a name in its certificate, or have "
+            "a certificate with that name issued for it."
         ) from wrong
 
 
 def _patterns(names: x509.SubjectAlternativeName | None) -> list[CertificatePattern]:
-    """The names that a server can be dialled by.
+    """Return the names under which clients may reach a server.
 
     service-identity's own extract_patterns also reads URIs, and fails on ours, which have two colons.
     """
@@ -214,7 +208,7 @@ def _patterns(names: x509.SubjectAlternativeName | None) -> list[CertificatePatt
         *(
             IPAddressPattern(address)
             for address in names.get_values_for_type(x509.IPAddress)
-            if isinstance(address, IPv4Address | IPv6Address)  # and not a network, as in a name constraint
+            if isinstance(address, IPv4Address | IPv6Address)  # not a network, as in a name constraint
         ),
     ]
 
@@ -223,7 +217,7 @@ def _check_alpn(connection: SSL.Connection) -> None:
     spoken = connection.get_alpn_proto_negotiated()
     if spoken != ALPN:
         raise CertificateError(
-            f"The far end does not speak {ALPN.decode()} (its handshake agreed on {spoken!r}): check its address, its "
+            f"The far end does not speak {ALPN.decode()} (the handshake agreed on {spoken!r}): check its address, its "
             "port and its version."
         )
 
@@ -236,7 +230,7 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
 
 
 def _fit_for_server(certificate: x509.Certificate) -> bool:
-    """What OpenSSL checks in a handshake and not in a verification of its own: purpose, and no broken hash."""
+    """Check the purpose and the hash of a certificate, which OpenSSL does only within a handshake."""
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
@@ -254,6 +248,7 @@ def _sha256(certificate: X509) -> str:
 
 
 def is_ip_address(host: str) -> bool:
+    """Return True if `host` is a numeric address, not a name."""
     try:
         ip_address(host)
     except ValueError:

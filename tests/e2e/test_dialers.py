@@ -73,7 +73,7 @@ def expired(pki: Path) -> Chain:
 
 
 NOT_LEADING = "does not lead to the pinned authority"
-WRONG_HOST = f"The far end should be {HOST}, and its certificate is for elsewhere.example"
+WRONG_HOST = f"The far end should be {HOST}, but its certificate is for elsewhere.example"
 
 
 # -- appctrl and its pin

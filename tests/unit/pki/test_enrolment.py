@@ -1,4 +1,4 @@
-"""Enrolment in which no key moves: request, sign, install, and what each of them refuses."""
+"""Enrolment without copying a key: request, sign, install, and what each of them refuses."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_a_request_leaves_the_key_here_and_tells_its_digest(home: Path) -> None:
 def test_a_request_overwrites_nothing_and_takes_the_names_of_issue_only(home: Path) -> None:
     requested(home)
     before = files(home)
-    assert "is there already" in refused("request", "user", ADA, "--out", home)
-    assert "takes no other" in refused("request", "user", "bob", "--san", "x.example", "--out", home)
-    assert "cannot name a certificate" in refused("request", "user", "../up", "--out", home)
+    assert "exists already" in refused("request", "user", ADA, "--out", home)
+    assert "has only one name" in refused("request", "user", "bob", "--san", "x.example", "--out", home)
+    assert "cannot be the name of a certificate" in refused("request", "user", "../up", "--out", home)
     assert files(home) == before
 
 
@@ -173,7 +173,7 @@ def test_weak_and_unknown_keys_are_refused_and_strong_ones_are_not(facility: Pat
     weak = [
         (rsa.generate_private_key(65537, 1024), "RSA with 1024 bits"),
         (ec.generate_private_key(ec.SECP192R1()), "only P-256"),
-        (rsa.generate_private_key(3, 2048), "RSA with the public exponent 3, and 65537 is the least"),
+        (rsa.generate_private_key(3, 2048), "RSA with the public exponent 3, but at least 65537 is required"),
         (
             dsa.generate_private_key(2048),
             "nor an RSA key",
@@ -205,7 +205,7 @@ def test_a_request_that_was_changed_on_its_way_is_refused(facility: Path, home: 
         b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
     ):
         bad.write_bytes(nonsense)
-        assert "no certificate request" in refused("sign", facility, bad, "--kind", "user", "--name", ADA)
+        assert "not a valid certificate request" in refused("sign", facility, bad, "--kind", "user", "--name", ADA)
     assert "could not be read" in refused("sign", facility, home / "none.csr", "--kind", "user", "--name", ADA)
 
 
@@ -286,14 +286,14 @@ def test_nothing_is_installed_that_does_not_fit(facility: Path, home: Path, tmp_
     alone = written(tmp_path / "alone.pem", x509.load_pem_x509_certificate(back.read_bytes()))
     for words, arguments in (
         ("is not for the key", (back, "--key", other.key)),
-        ("holds no private key", (back, "--key", back)),
-        ("holds no certificate", (key, "--key", key)),
+        ("contains no private key", (back, "--key", back)),
+        ("contains no certificate", (key, "--key", key)),
         ("have a new one signed", (expired[0], "--key", expired[1])),
-        ("has come without its authority", (alone, "--key", key)),
+        ("does not contain its authority", (alone, "--key", key)),
         ("does not lead to the authority", (back, "--key", key, "--ca", tmp_path / "other" / "ca.pem")),
-        ("holds no authority", (back, "--key", key, "--ca", other.certificate.parent / "alone.pem")),
+        ("contains no authority", (back, "--key", key, "--ca", other.certificate.parent / "alone.pem")),
     ):
-        if words == "holds no authority":
+        if words == "contains no authority":
             written(tmp_path / "other" / "alone.pem", x509.load_pem_x509_certificate(other.certificate.read_bytes()))
         assert words in refused("install", *arguments, config)
         assert files(config) == {}
@@ -342,7 +342,7 @@ def test_an_intermediate_can_be_the_authority_of_a_facility(tmp_path: Path) -> N
 def test_an_openssl_authority_with_an_intermediate_signs_our_requests_and_revokes_by_its_own_crl(
     tmp_path: Path, home: Path
 ) -> None:
-    """A root, an intermediate, a signature on our request and a CRL, all by the program openssl."""
+    """The program openssl makes a root, an intermediate, a certificate for our request, and a CRL."""
     ca = tmp_path / "openssl"
     ca.mkdir()
     (ca / "index.txt").touch()

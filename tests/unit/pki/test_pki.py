@@ -74,10 +74,10 @@ def test_private_keys_belong_to_their_owner_alone_under_any_umask(tmp_path: Path
 
 def test_an_authority_is_not_overwritten(directory: Path) -> None:
     before = {path: path.read_bytes() for path in directory.iterdir()}
-    with pytest.raises(PkiError, match=r"ca\.pem is there already"):
+    with pytest.raises(PkiError, match=r"ca\.pem exists already"):
         init_authority(directory, "Another")
     (directory / "ca.pem").unlink()
-    with pytest.raises(PkiError, match=r"ca\.key is there already"):
+    with pytest.raises(PkiError, match=r"ca\.key exists already"):
         init_authority(directory, "Another")
     assert (directory / "ca.key").read_bytes() == before[directory / "ca.key"]
     assert not (directory / "ca.pem").exists()
@@ -138,8 +138,8 @@ def test_controllers_and_users_have_the_one_name_of_their_kind(
 
 def test_users_and_controllers_take_no_further_names(directory: Path) -> None:
     for kind in ("user", "controller"):
-        with pytest.raises(PkiError, match="takes no other"):
-            issue(directory, kind, "ada", ["ada.example.org"])  # type: ignore[arg-type]
+        with pytest.raises(PkiError, match="has only one name"):
+            issue(directory, kind, "ada", ["ada.example.org"])
     assert not (directory / "ada.key").exists()
 
 
@@ -154,10 +154,10 @@ def test_a_name_that_is_no_safe_file_name_or_address_is_refused(directory: Path,
 
 def test_a_certificate_is_not_overwritten(directory: Path) -> None:
     before = issue(directory, "user", "ada").key.read_bytes()
-    with pytest.raises(PkiError, match=r"ada\.pem is there already"):
+    with pytest.raises(PkiError, match=r"ada\.pem exists already"):
         issue(directory, "server", "ada")
     (directory / "ada.pem").unlink()
-    with pytest.raises(PkiError, match=r"ada\.key is there already"):
+    with pytest.raises(PkiError, match=r"ada\.key exists already"):
         issue(directory, "user", "ada")
     assert (directory / "ada.key").read_bytes() == before
 
@@ -167,7 +167,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(directory: Path, monke
     (directory / "ada.key").write_text("precious")
     (directory / "bob.pem").write_text("precious")
     for name in ("ada", "bob"):
-        with pytest.raises(PkiError, match="is there already"):
+        with pytest.raises(PkiError, match="exists already"):
             issue(directory, "user", name)
     assert (directory / "ada.key").read_text() == (directory / "bob.pem").read_text() == "precious"
     assert not (directory / "bob.key").exists(), "half of a pair is of no use"
@@ -175,7 +175,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(directory: Path, monke
 
 def test_a_dangling_link_is_not_written_through(directory: Path, tmp_path: Path) -> None:
     (directory / "ada.key").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PkiError, match="is there already"):
+    with pytest.raises(PkiError, match="exists already"):
         issue(directory, "user", "ada")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -193,7 +193,7 @@ def test_certificates_are_valid_from_an_hour_ago_and_never_longer_than_their_aut
 
 
 def test_a_directory_without_an_authority_or_with_half_of_one_is_named(tmp_path: Path, directory: Path) -> None:
-    with pytest.raises(PkiError, match=r"ca\.pem is not there.*scistream pki init"):
+    with pytest.raises(PkiError, match=r"ca\.pem does not exist.*scistream pki init"):
         issue(tmp_path, "user", "ada")
     init_authority(tmp_path / "other", "Other")
     (directory / "ca.key").write_bytes((tmp_path / "other" / "ca.key").read_bytes())
@@ -214,7 +214,7 @@ def test_a_life_without_sense_is_refused(directory: Path, days: int) -> None:
 
 @pytest.mark.parametrize("facility", ["", "  ", "x" * 65, "two\nlines"])
 def test_a_facility_needs_a_name_that_fits_a_certificate(tmp_path: Path, facility: str) -> None:
-    with pytest.raises(PkiError, match="no name for a facility"):
+    with pytest.raises(PkiError, match="cannot be the name of a facility"):
         init_authority(tmp_path, facility)
 
 
@@ -223,7 +223,7 @@ def test_a_fingerprint_is_the_sha256_of_the_der_of_the_first_certificate(directo
     leaf, _ = chain(files.certificate)
     expected = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
     assert fingerprint(files.certificate.read_bytes()) == fingerprint(leaf) == expected
-    with pytest.raises(PkiError, match="no certificate"):
+    with pytest.raises(PkiError, match="not a certificate"):
         fingerprint(b"nonsense")
 
 

@@ -1,4 +1,4 @@
-"""`scistream pki show`: what a file is, whom it is for, and what is wrong with it; never a key."""
+"""`scistream pki show`: the description of a file and its problems, without private keys."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_user_is_shown_as_policies_know_her(directory: Path) -> None:
 def test_a_server_and_a_controller_and_an_authority_are_told_apart(directory: Path) -> None:
     server = issue(directory, "server", "gw.lab.example", ["192.0.2.1"])
     controller = issue(directory, "controller", "s2cs")
-    assert "good for: an S2CS or S2DS that is dialled as gw.lab.example, 192.0.2.1" in show(server.certificate)[1]
+    assert "good for: an S2CS or S2DS that clients reach as gw.lab.example, 192.0.2.1" in show(server.certificate)[1]
     assert 'controller = "scistream:controller:s2cs"' in show(controller.certificate)[1]
     status, said = show(directory / "ca.pem")
     assert status == 0
@@ -77,7 +77,7 @@ def test_a_certificate_without_its_chain_is_a_problem_until_its_authority_is_nam
 
 def test_what_expires_soon_or_has_expired_is_a_problem(directory: Path) -> None:
     authority = Authority.load(directory)
-    for left, words in ((timedelta(days=5, hours=1), "expires in 5 days"), (timedelta(minutes=-1), "has expired on")):
+    for left, words in ((timedelta(days=5, hours=1), "expires in 5 days"), (timedelta(minutes=-1), "expired on")):
         leaf, key = authority.leaf(x509.RFC822Name("ada@lab.example"), usage=CLIENT)
         file, _ = store(directory, [leaf, authority.certificate], key)
         age(file, life=timedelta(days=90), left=left)
@@ -89,7 +89,7 @@ def test_what_expires_soon_or_has_expired_is_a_problem(directory: Path) -> None:
 def test_a_certificate_that_nobody_here_would_take_is_a_problem(directory: Path) -> None:
     authority = Authority.load(directory)
     for names, usage, words in (
-        ([x509.DNSName("gw.example")], CLIENT, "good for nothing in SciStream"),
+        ([x509.DNSName("gw.example")], CLIENT, "cannot be used with SciStream"),
         ([x509.RFC822Name("a@b.example"), x509.RFC822Name("c@b.example")], CLIENT, "exactly one e-mail address"),
     ):
         leaf, key = authority.leaf(*names, usage=usage)
@@ -104,7 +104,7 @@ def test_a_request_is_shown_with_the_names_that_it_asks_for(tmp_path: Path) -> N
     assert CliRunner().invoke(main, words).exit_code == 0
     status, said = show(tmp_path / "gw.lab.example.csr")
     assert status == 0
-    assert "asks for: DNS:gw.lab.example, IP:192.0.2.1" in said
+    assert "request for: DNS:gw.lab.example, IP:192.0.2.1" in said
 
 
 def test_a_crl_is_shown_with_what_it_revokes_and_when_it_ends(directory: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_weak_key_and_a_locked_one_are_problems(tmp_path: Path) -> None:
     assert "PROBLEM: it is refused: RSA with 1024 bits" in show(file)[1]
     locked = serialization.BestAvailableEncryption(b"secret")
     file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
-    assert "locked with a passphrase" in show(file)[1]
+    assert "encrypted with a passphrase" in show(file)[1]
 
 
 @pytest.mark.parametrize(

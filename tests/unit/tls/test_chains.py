@@ -1,4 +1,4 @@
-"""What a party shows of its chain, and certificates that are not for it: looked at when the files are read."""
+"""The chain that a party shows, and certificates of the wrong kind, which are refused when the files are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = "dtn1.lab.example"
 
 
 class Chain:
-    """A server's certificate below an intermediate below a root, none of them made by `pki`."""
+    """A server certificate under an intermediate under a root, none of them made by `pki`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class Chain:
         return CertificateFiles(*store(self.folder, shown, self.key), (authorities or self.anchor,))
 
     def is_pinned_by(self, credentials: ReloadableCredentials) -> bool:
-        """Whether somebody with nothing but a join string believes this server."""
+        """Return True if an application with only a join string accepts this server."""
         ends = join(credentials.context, contexts.pinned_client_context(), HOST.encode())
         try:
             verify.verify_pinned_server(ends.client, HOST, self.pin)
@@ -106,7 +106,7 @@ URI = x509.UniformResourceIdentifier
     [
         (URI("scistream:controller:s2cs"), CLIENT, r"not for servers \(it is for URI:scistream:controller:s2cs"),
         (x509.DNSName(HOST), CLIENT, "not for servers .* extended key usage clientAuth"),
-        (x509.RFC822Name("ada@lab.example"), SERVER, "no host name and no address"),
+        (x509.RFC822Name("ada@lab.example"), SERVER, "no host name or address"),
     ],
 )
 def test_a_certificate_that_is_no_server_s_is_a_problem_before_anybody_dials(
@@ -121,7 +121,7 @@ def test_a_certificate_that_is_no_server_s_is_a_problem_before_anybody_dials(
     [
         (x509.DNSName(HOST), SERVER, r"not for controllers \(it is for DNS:dtn1.lab.example"),
         (URI("scistream:controller:s2cs"), SERVER, "extended key usage serverAuth"),
-        (x509.DNSName(HOST), CLIENT, "has 0 names of a controller"),
+        (x509.DNSName(HOST), CLIENT, "has 0 controller names"),
         (URI("scistream:user:ada"), CLIENT, "is the certificate of a user"),
     ],
 )
@@ -136,9 +136,9 @@ def test_a_certificate_that_is_no_controller_s_is_a_problem_before_it_dials(
 
 def test_an_authority_is_no_party(chain: Chain) -> None:
     trust = CertificateFiles(*store(chain.folder, [chain.root.certificate], chain.root.key, "own"), (chain.anchor,))
-    with pytest.raises(CertificateError, match="begins with an authority's certificate"):
+    with pytest.raises(CertificateError, match="begins with the certificate of an authority"):
         server_credentials(trust, "required")
-    with pytest.raises(CertificateError, match="begins with an authority's certificate"):
+    with pytest.raises(CertificateError, match="begins with the certificate of an authority"):
         controller_credentials(trust)
 
 

@@ -1,4 +1,4 @@
-"""CRLs on control links: who is let in, who is not, and what is said when a CRL itself is the trouble."""
+"""CRLs on control links: who is accepted, who is refused, and errors about the CRL itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOST = "s2cs.example.org"
 
 
 class Lab:
-    """A facility of two users, and a server that heeds its CRL."""
+    """A facility with two users, and a server that uses its CRL."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -82,7 +82,7 @@ def test_under_a_crl_that_has_expired_nobody_gets_in_and_the_remedy_is_named(lab
     assert "scistream pki crl" in said
     (gap,) = credentials.material.gaps(datetime.now(UTC))
     assert str(lab.crl) in gap
-    assert "has expired" in gap
+    assert " expired on " in gap
     make_crl(lab.directory)
     credentials.read()()
     assert credentials.material.gaps(datetime.now(UTC)) == []
@@ -111,7 +111,7 @@ def foreign(home: Lab, host: Lab) -> SSL.Context:
 
 
 def test_two_authorities_of_one_name_have_each_their_own_crl(lab: Lab, tmp_path: Path) -> None:
-    """As in a rollover: `pki init` with the same facility gives the same name."""
+    """As in a rollover, `pki init` with the same facility makes an authority of the same name."""
     new = Lab(tmp_path / "new")
     revoke(lab.directory, "ada@example.org")
     revoke(new.directory, "bob@example.org")
@@ -141,9 +141,9 @@ def test_one_file_may_hold_the_crls_of_several_authorities(lab: Lab, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, r"is not there: have it made \(scistream pki crl\)"),
-        (b"nonsense", "holds no list of revoked certificates"),
-        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "holds no list of revoked certificates"),
+        (None, r"does not exist: create it \(scistream pki crl\)"),
+        (b"nonsense", "contains no CRL"),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "contains no CRL"),
     ],
 )
 def test_a_file_that_is_no_crl_is_a_problem_before_anything_listens(
@@ -168,7 +168,7 @@ def test_a_crl_that_somebody_else_has_signed_in_the_name_of_an_authority_is_a_pr
 
 
 class Chain:
-    """A root, an authority below it, and a user of that one, none of them made by `pki`."""
+    """A root, an authority under it, and a user of that authority, none of them made by `pki`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Warnings before something expires: a line at each threshold, and again in what others are told."""
+"""Warnings before something expires: one log line at each threshold, and warnings for other parties."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines() -> Iterator[list[str]]:
 
 
 class Watched:
-    """A server with a certificate of so many days, under a clock that starts now."""
+    """A server with a certificate valid for some days, and a clock that starts now."""
 
     def __init__(
         self, directory: Path, *, days: int = 40, crl_days: int | None = None, authority_days: int = 3650
@@ -120,7 +120,7 @@ def test_a_crl_that_has_expired_is_an_error_at_each_look(tmp_path: Path, lines: 
     watched.clock.advance(6 * DAY)
     watched.watch.look()
     watched.watch.look()
-    assert len([line for line in lines if line.startswith("CRL: ") and "is refused until a fresh one" in line]) == 2
+    assert len([line for line in lines if line.startswith("CRL: ") and "is refused until it is replaced" in line]) == 2
 
 
 def test_what_others_are_told_names_no_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Keys and signatures of every kind: authorities of others, their CRLs, and the leaves of either end of a link."""
+"""All kinds of keys and signatures, in authorities, CRLs, and the certificates of both ends of a link."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_crl_that_is_signed_by_rsa_pss_is_checked(tmp_path: Path) -> None:
 
 
 class OfAnotherWorld:
-    """A CRL whose signature the library has no algorithm for, as one of a kind that is not invented yet."""
+    """A CRL with a signature algorithm that the library does not know."""
 
     def __init__(self, crl: x509.CertificateRevocationList) -> None:
         self._crl = crl

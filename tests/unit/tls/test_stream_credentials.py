@@ -1,4 +1,4 @@
-"""Connect: the two gateways of one stream meet, and nobody else gets in between or in at all."""
+"""Connect: the two gateways of a stream accept each other, and nobody else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.memory_tls import CLIENT, Authority, Joined, common_name, join, say
 
 @dataclass
 class Stream:
-    """A stream with one gateway a side, and its credentials of one generation."""
+    """A stream with one gateway at each side, and its credentials of one generation."""
 
     uid: str = field(default_factory=lambda: str(uuid4()))
     producer: StreamSecret = field(default_factory=StreamSecret)
@@ -184,9 +184,9 @@ def test_a_resumed_session_would_be_refused(stream: Stream) -> None:
     verify_consumer(first.server, stream.uid, 0)
     resumed = join(server, client, stream.name(), session=first.client.get_session())
     assert resumed.done
-    with pytest.raises(CertificateError, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not shown a certificate"):
         verify_consumer(resumed.server, stream.uid, 0)
-    with pytest.raises(CertificateError, match="has not proved who it is"):
+    with pytest.raises(CertificateError, match="has not shown a certificate"):
         verify_producer(resumed.client, stream.uid, 0)
 
 
@@ -247,13 +247,13 @@ def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> N
         datetime.now(UTC) - timedelta(minutes=1),
     )
     for bundle, uid, role, why in (
-        ("", stream.uid, PROD, "no bundle of certificates"),
-        ("nonsense", stream.uid, PROD, "no bundle of certificates"),
-        ("ünï", stream.uid, PROD, "no bundle of certificates"),
-        (mine.csr, stream.uid, PROD, "no bundle of certificates"),
+        ("", stream.uid, PROD, "not a bundle of certificates"),
+        ("nonsense", stream.uid, PROD, "not a bundle of certificates"),
+        ("ünï", stream.uid, PROD, "not a bundle of certificates"),
+        (mine.csr, stream.uid, PROD, "not a bundle of certificates"),
         (pem(good[0]), stream.uid, PROD, "none of its 0 certificates"),
-        (pem(good[1]), stream.uid, PROD, "not an authority's"),
-        (pem(good[1], good[0]), stream.uid, PROD, "not an authority's"),
+        (pem(good[1]), stream.uid, PROD, "not that of an authority"),
+        (pem(good[1], good[0]), stream.uid, PROD, "not that of an authority"),
         (pem(authority.certificate, good[1]), stream.uid, PROD, "not signed by the authority"),
         (stream.bundles[PROD], str(uuid4()), PROD, "not for this stream and role"),
         (stream.bundles[PROD], stream.uid, CONS, "not for this stream and role"),
@@ -271,7 +271,7 @@ def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> N
 
 
 def test_an_authority_that_openssl_cannot_read_is_refused_though_another_library_could(stream: Stream) -> None:
-    """A fuzzer has found it: its issuer is no UTF-8."""
+    """A fuzzer found this certificate, whose issuer is not UTF-8."""
     authority, leaf = certificates(stream.bundles[PROD])
     der = authority.public_bytes(serialization.Encoding.DER)
     odd = x509.load_der_x509_certificate(der.replace(b"stream ", b"\xfftream ", 1))
