@@ -1,4 +1,4 @@
-"""`make bench`: this project beside HAProxy, nginx, stunnel and socat on the same machine, in turn.
+"""`make bench`: compare this project with HAProxy, nginx, stunnel and socat, in turn on the same machine.
 
-Not installed with the package: it runs from a checkout. `python -m bench --help` says what there is.
+The benchmark is not part of the installed package: run it from a checkout. `python -m bench --help` lists its options.
 """

@@ -28,15 +28,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.rst"
 WIDTH = 140
-"""Columns of what is printed to no terminal."""
+"""The width of the output, in columns, if it is not a terminal."""
 
 KEYS = [work.key for work in all_works(1, 0)]
 
 
 def elements_setting(text: str) -> str | int:
-    """The setting `elements` of a gateway as its file has it.
+    """Parse the setting `elements` of a gateway.
 
-    :raises ValueError: with a sentence.
+    :raises ValueError: with a sentence for the user.
     """
     setting = int(text) if text.isdigit() else text
     parse_elements(setting)
@@ -46,29 +46,34 @@ def elements_setting(text: str) -> str | int:
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
-What --only takes:
+The workloads for --only:
 """
     + "\n".join(f"  {work.key:13} {work.about}" for work in all_works(1, 0))
     + """
 
-Give options through make as ARGS: make bench ARGS='--quick --only tls-1'.
-What it needs and what the table means is in docs/performance.rst.""",
+Pass options through make in ARGS: make bench ARGS='--quick --only tls-1'.
+docs/performance.rst explains the requirements and the table.""",
 )
 @click.option("--quick", is_flag=True, help="Fewer and shorter runs: under five minutes.")
-@click.option("--only", type=click.Choice(KEYS), multiple=True, help="This work alone; may be given again.")
+@click.option("--only", type=click.Choice(KEYS), multiple=True, help="Run this workload only; may be repeated.")
 @click.option(
-    "--runs", type=click.IntRange(1, 1000), help=f"Turns of each path. [default: {FULL.rounds}, quick {QUICK.rounds}]"
+    "--runs", type=click.IntRange(1, 1000), help=f"Runs of each path.  [default: {FULL.rounds}, quick {QUICK.rounds}]"
 )
 @click.option(
     "--elements",
     type=ParsedType("auto|N", elements_setting),
     default="auto",
     show_default=True,
-    help="The setting `elements` of our gateways.",
+    help="The setting `elements` of the SciStream gateways.",
 )
-@click.option("--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="setup: how many streams.")
 @click.option(
-    "--half-open", type=click.IntRange(0, 10_000), default=0, help="setup: beside so many handshakes never finished."
+    "--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="setup: the number of streams."
+)
+@click.option(
+    "--half-open",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    help="setup: the number of unfinished handshakes at the same time.",
 )
 @click.option(
     "--results",
@@ -76,7 +81,7 @@ What it needs and what the table means is in docs/performance.rst.""",
     default=RESULTS,
     help="Folder for latest.json and the plot.  [default: bench/results]",
 )
-@click.option("--page", is_flag=True, help="Measure nothing: put the last result into docs/performance.rst.")
+@click.option("--page", is_flag=True, help="Do not measure; write the last result to docs/performance.rst.")
 def main(
     quick: bool,
     only: Sequence[str],
@@ -87,9 +92,9 @@ def main(
     results: Path,
     page: bool,
 ) -> None:
-    """Measure SciStream beside HAProxy, nginx, stunnel and socat on this machine, in turn, and print one table.
+    """Compare SciStream with HAProxy, nginx, stunnel and socat on this machine, in turn, and print one table.
 
-    Exit status: 0 if every row reaches what it should, 1 if one does not, 2 if a program is missing.
+    Exit status: 0 if every row meets its target, 1 if one does not, 2 if a program is missing.
     """
     if page:
         sys.exit(_write_page(results))
@@ -100,7 +105,7 @@ def main(
     packages = peers.missing(sorted(programs))
     if packages:
         click.echo(
-            f"error: these programs of others are not here: {' '.join(packages)}\n"
+            f"error: these packages are not installed: {' '.join(packages)}\n"
             f"On Debian:  apt-get install --no-install-recommends {' '.join(packages)}",
             err=True,
         )
@@ -111,7 +116,7 @@ def main(
 
 
 class Bench:
-    """One run of it all."""
+    """One run of the benchmark."""
 
     def __init__(
         self, workloads: Sequence[Work], profile: Profile, programs: Sequence[str], elements: str | int, results: Path
@@ -125,10 +130,10 @@ class Bench:
         self._progress = Console(stderr=True)
 
     async def course(self, reactor: Any) -> int:
-        """Measure, print, write; gives the exit status."""
+        """Measure, print and save; return the exit status."""
         try:
             return await self._course(reactor)
-        except ConnectingCancelledError:  # what an interrupted attempt to connect is called
+        except ConnectingCancelledError:  # the error of an interrupted attempt to connect
             raise CancelledError from None
 
     async def _course(self, reactor: Any) -> int:
@@ -160,7 +165,7 @@ class Bench:
                     found = await work.rows(environment, self._profile, tell)
                 except (BenchError, StreamError, OSError) as problem:
                     tell("\n".join([f"failed: {problem}", *getattr(problem, "log", [])]))
-                    found = work.lost()
+                    found = work.failed_rows()
                 for row in found:
                     line = "  ".join(report.words(row)[:-1])
                     self._progress.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -168,7 +173,7 @@ class Bench:
         return rows
 
     def _show(self, status: Status, title: str, what: str) -> None:
-        """What is being done now; where that cannot be shown in place, a line."""
+        """Show the current step: in place on a terminal, else as a line."""
         if self._progress.is_terminal and "\n" not in what:
             status.update(f"{title}: {what}")
         else:

@@ -1,7 +1,7 @@
-"""The applications of the benchmark at both ends of a path; iperf3 is the one that is not here.
+"""The applications at both ends of a path, except for iperf3.
 
-``python -m bench.load ROLE ARGUMENT ...``: the servers run until they are ended, the clients print one JSON object.
-Sockets that block and nothing else between them: what is measured is the path. Nothing of SciStream is imported.
+``python -m bench.load ROLE ARGUMENT ...``: servers run until they are killed, clients print one JSON object. They use
+plain blocking sockets, so that the path is measured and not the application. Nothing of SciStream is imported.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Any
 HOST = "127.0.0.1"
 TRIP = bytes(range(64))
 WARM_UP = 300
-"""Round trips before those that count."""
+"""Round trips before those that are measured."""
 HELD = bytes(16384)
-"""What each held connection passes, there and back: one full TLS record."""
+"""The data that each held connection passes in each direction: one full TLS record."""
 SMALL = 65536
-"""Bytes that the applications themselves let the kernel keep for a connection that nobody reads, in each socket."""
+"""The socket buffers of the applications in bytes, for connections that nobody reads."""
 OPENERS = 16
-"""Connections that are being opened at the same time."""
+"""Connections that are opened concurrently."""
 PATIENCE = 60.0
 """Seconds without an answer after which a path counts as broken."""
 
 
 def serve_trips(port: int) -> None:
-    """Echo, one connection after the other, without a detour over epoll."""
+    """Echo, one connection at a time, without epoll."""
     with _listening(port) as listener:
         while True:
             connection, _ = listener.accept()
@@ -47,7 +47,7 @@ def serve_trips(port: int) -> None:
 
 
 def serve_many(port: int) -> None:
-    """Echo, for thousands of connections at once."""
+    """Echo, for thousands of connections at the same time."""
     _raise_descriptor_limit()
     open_ones: dict[int, socket.socket] = {}
     with _listening(port) as listener, select.epoll() as poll:
@@ -74,7 +74,7 @@ def _accept_all(listener: socket.socket, poll: select.epoll, open_ones: dict[int
 
 
 def _echo(connection: socket.socket) -> bool:
-    """Send back what is there; False at the end of the connection."""
+    """Send back the data that has arrived; return False at the end of the connection."""
     try:
         data = connection.recv(65536)
         connection.sendall(data)
@@ -84,12 +84,12 @@ def _echo(connection: socket.socket) -> bool:
 
 
 def serve_flood(port: int) -> None:
-    """Send to each connection for as long as anything goes in."""
+    """Send to each connection as long as it takes data."""
     _raise_descriptor_limit()
     open_ones: dict[int, socket.socket] = {}
     chunk = bytes(SMALL)
     with _listening(port) as listener, select.epoll() as poll:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)  # what is accepted inherits it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)  # inherited by accepted connections
         listener.setblocking(False)
         poll.register(listener, select.EPOLLIN)
         while True:
@@ -110,7 +110,7 @@ def serve_flood(port: int) -> None:
 
 
 def trips(port: int, count: int) -> dict[str, float]:
-    """So many round trips of 64 bytes over one connection: microseconds, the median and the 99th of a hundred."""
+    """Measure round trips of 64 bytes over one connection: the median and the 99th percentile, in microseconds."""
     with _connected(port) as connection:
         for _ in range(WARM_UP):
             _one_trip(connection)
@@ -126,7 +126,7 @@ def _one_trip(connection: socket.socket) -> int:
 
 
 def connects(port: int, seconds: float, workers: int) -> dict[str, float]:
-    """How many connections in a second `workers` threads get through, each with a byte there and back."""
+    """Measure how many connections per second `workers` threads make, each with a byte in both directions."""
     until = time.monotonic() + seconds
 
     def work(_number: int) -> int:
@@ -144,7 +144,7 @@ def connects(port: int, seconds: float, workers: int) -> dict[str, float]:
 
 
 def hold(port: int, count: int) -> dict[str, float]:
-    """Open so many connections, print "held", keep them until SIGUSR1; each passes data before and after."""
+    """Open `count` connections, print "held", and keep them until SIGUSR1; each passes data before and after."""
     _raise_descriptor_limit()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     with ThreadPoolExecutor(OPENERS) as pool:
@@ -158,7 +158,7 @@ def hold(port: int, count: int) -> dict[str, float]:
 
 
 def stall(port: int, count: int, read: int) -> dict[str, float]:
-    """Open so many connections, read so many bytes from each and no more, print "held", end them at SIGUSR1."""
+    """Open `count` connections, read `read` bytes from each, print "held", and close them on SIGUSR1."""
     _raise_descriptor_limit()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
@@ -195,7 +195,7 @@ def _receive(connection: socket.socket, count: int) -> None:
     while count:
         data = connection.recv(count)
         if not data:
-            raise ConnectionError("the connection ended before the answer was there")
+            raise ConnectionError("the connection ended before the answer")
         count -= len(data)
 
 

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result belongs to."""
+"""Describe the machine and the software versions of a result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bench import peers
 
 
 def describe(programs: Iterable[str]) -> dict[str, str]:
-    """What it ran on, for people: name and value.
+    """Return a description of the machine: names and values.
 
-    :param programs: peers that took part; their versions are told.
+    :param programs: the peers, whose versions are included.
     """
     return {
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),

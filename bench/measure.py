@@ -1,4 +1,4 @@
-"""One run of one load over one path, and what it has cost."""
+"""Run a load over a path once, and measure its performance and cost."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from scistream.demo.children import Child
 Sample = Mapping[Figure, float]
 
 PATIENCE = 60.0
-"""Seconds that a run may last beyond its own time."""
+"""Seconds that a run may take beyond its own duration."""
 WORKERS = 8
-"""Clients that make new connections at the same time."""
+"""Clients that make new connections concurrently."""
 WARM_UP = 1
-"""Connections that a path carries when its memory is measured first, by a client like that of the many: what is
-loaded at first use is none of theirs, and what is shared with the client changes nothing. With more of these, buffers
-and pages that they leave behind would be taken for free."""
+"""Connections held by the same client when the memory of a path is measured for the first time, so that memory that is
+allocated once is not attributed to connections. With more of them, the buffers and pages that they leave behind would
+look free."""
 _LOOK_AGAIN = 0.05
 _STILL_KIB, _STILL_SECONDS = 256.0, 1.0
-"""The kernel's memory is at rest while it changes by no more than this in this time."""
+"""The kernel's memory is stable if it changes by no more than this within this time."""
 
 
 async def throughput(environment: Environment, route: Route, connections: int, seconds: int) -> Sample:
-    """Bulk data from the producer to the consumer, by iperf3; CPU time only where processes are on the way."""
+    """Send bulk data from the producer to the consumer with iperf3; measure CPU time if the path has processes."""
     port = str(route.port)
     command = [peers.found("iperf3"), "--client", HOST, "--port", port, "--parallel", str(connections)]
     before = cpu_seconds(route.roots)
@@ -44,7 +44,7 @@ async def throughput(environment: Environment, route: Route, connections: int, s
     received = said["end"].get("sum_received", {"bytes": 0})
     if not received["bytes"]:
         raise BenchError(
-            f"nothing arrived over {route.name}: {said.get('error', 'iperf3 does not say why')}", route.tails()
+            f"nothing arrived over {route.name}: {said.get('error', 'iperf3 gives no reason')}", route.tails()
         )
     cost = cpu_seconds(route.roots) - before
     rate = {THROUGHPUT: received["bits_per_second"] / 1e9}
@@ -52,20 +52,20 @@ async def throughput(environment: Environment, route: Route, connections: int, s
 
 
 async def trips(environment: Environment, route: Route, count: int) -> Sample:
-    """Small messages to and fro, one at a time."""
+    """Send small messages back and forth, one at a time."""
     said = await _result(environment, route, [*python("bench.load"), "trips", str(route.port), str(count)], 0)
     return {P50: said["p50_us"], P99: said["p99_us"]}
 
 
 async def connects(environment: Environment, route: Route, seconds: float) -> Sample:
-    """Connections that come, pass a byte each way, and go; several at a time."""
+    """Open connections, several concurrently, pass a byte in each direction, and close them."""
     command = [*python("bench.load"), "connects", str(route.port), str(seconds), str(WORKERS)]
     said = await _result(environment, route, command, seconds)
     return {CONNECTS: said["per_second"]}
 
 
 async def memory(environment: Environment, route: Route, connections: int, seconds: float) -> Sample:
-    """What each of so many connections holds while it is idle: at the gateway that holds more."""
+    """Measure the memory of an idle connection, at the gateway that uses more."""
     before = await _held(environment, route, WARM_UP, 0.0)
     after = await _held(environment, route, connections, seconds)
     grown = max(then - first for first, then in zip(before, after, strict=True))
@@ -73,7 +73,7 @@ async def memory(environment: Environment, route: Route, connections: int, secon
 
 
 async def _held(environment: Environment, route: Route, connections: int, seconds: float) -> list[float]:
-    """The memory of each gateway, in KiB, after so many connections have been idle for so long."""
+    """Return the memory of each gateway in KiB after connections have been idle for `seconds`."""
     async with _holding(environment, route, connections, "hold"):
         await deferLater(environment.reactor, seconds)
         return [memory_kib([gateway]) for gateway in route.gateways]
@@ -81,7 +81,7 @@ async def _held(environment: Environment, route: Route, connections: int, second
 
 @asynccontextmanager
 async def _holding(environment: Environment, route: Route, connections: int, role: str, *arguments: str) -> Any:
-    """Hold this many connections over a path by a client of this role, for the length of the block."""
+    """Hold connections over a path, with a client of this role, while the block runs."""
     async with _running(
         environment, [*python("bench.load"), role, str(route.port), str(connections), *arguments]
     ) as child:
@@ -100,11 +100,11 @@ async def _holding(environment: Environment, route: Route, connections: int, rol
 async def beside_stalled(
     environment: Environment, route: Route, other: Route, connections: int, read: int, seconds: int
 ) -> Sample:
-    """Bulk data beside connections of another stream of the same gateways whose far ends read no more.
+    """Send bulk data while consumers of another stream at the same gateways have stopped reading.
 
-    :param other: that stream, whose producer sends without end.
+    :param other: the path of the other stream, whose producer sends without end.
     :param read: bytes that each of its consumers reads before it stops.
-    :returns: the throughput, and what each stalled connection holds of the kernel's memory for TCP.
+    :returns: the throughput, and the kernel's TCP memory for each stalled connection.
     """
     before = await _at_rest(environment)
     async with _holding(environment, other, connections, "stall", str(read)):
@@ -115,7 +115,7 @@ async def beside_stalled(
 
 
 async def _at_rest(environment: Environment) -> float:
-    """The kernel's memory for TCP in KiB, when it changes no more or has been waited for long enough."""
+    """Wait until the kernel's TCP memory is stable, with a limit, and return it in KiB."""
     deadline = environment.reactor.seconds() + PATIENCE
     now, before = tcp_kib(), -1.0
     while abs(now - before) > _STILL_KIB and environment.reactor.seconds() < deadline:
@@ -125,7 +125,7 @@ async def _at_rest(environment: Environment) -> float:
 
 
 async def _result(environment: Environment, route: Route, command: Sequence[str], seconds: float) -> Any:
-    """Run a client to its end; gives the JSON that it has printed."""
+    """Run a client to its end; return the JSON that it has printed."""
     async with _running(environment, command) as child:
         await _end_of(environment, route, child, seconds + PATIENCE)
         return json.loads(child.out.read_text())
@@ -133,7 +133,7 @@ async def _result(environment: Environment, route: Route, command: Sequence[str]
 
 @asynccontextmanager
 async def _running(environment: Environment, command: Sequence[str]) -> Any:
-    """A client; what is left of it at the end is ended."""
+    """Run a client during the block, and kill it afterwards if it is still running."""
     children = environment.children("load")
     try:
         yield children.start("load", command, {}, lambda _child: None)
@@ -142,7 +142,10 @@ async def _running(environment: Environment, command: Sequence[str]) -> Any:
 
 
 async def _end_of(environment: Environment, route: Route, child: Child, seconds: float) -> None:
-    """:raises BenchError: if it does not end well in so many seconds."""
+    """Wait for the end of a client.
+
+    :raises BenchError: if it fails, or does not end within `seconds`.
+    """
     ended: Deferred[None] = child.ended()
     ended.addTimeout(seconds, environment.reactor)
     try:

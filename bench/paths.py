@@ -1,7 +1,7 @@
-"""The paths that are compared: each leads from ports of this machine to the same applications.
+"""The paths that are compared, all from a port of this machine to the same applications.
 
-`DIRECT` is no path at all; the peers' are those of peers.py; ours are two whole facilities as a user runs them, with a
-stream between them, and for one hop the relay alone.
+`DIRECT` has nothing in between; the peers' paths are made by peers.py; ours are two whole facilities with a stream
+between them, or, for one hop, the relay alone.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ DIRECT = "direct"
 
 CAPACITY = 400_000.0
 RATE = 100_000.0
-"""Mbit/s, of a gateway and of a stream: more than a machine moves over loopback."""
+"""The capacity of a gateway and the rate of a stream in Mbit/s: more than a machine can move over loopback."""
 
 MOST_STREAMS = 2
 UNREAD = "64G"
-"""Bytes that may wait at a gateway: by default it takes no more connections of a stream before the kernel is short of
-memory, and what these do is to be measured."""
+"""The limit on waiting bytes at a gateway. By default a gateway refuses connections of a stream before the kernel runs
+short of memory, but here the effect of such connections is measured."""
 
 CONGESTION = congestion_control("auto", "cubic")
-"""What a gateway asks for, where this user may, towards the other one in this test, whose WAN is a loopback interface;
-towards applications it does so by default. The peers have no such setting: they have the system's."""
+"""The congestion control between the gateways, whose WAN is a loopback interface here, if this user may set it. Towards
+applications it is the default. The peers have no such setting and use the system's."""
 
 _USER = "ada@lab.example"
 _POLICY = """[[rules]]
@@ -63,9 +63,9 @@ _LOOK_AGAIN = 0.02
 
 
 class BenchError(Exception):
-    """Something cannot be measured; the message is a sentence for a person.
+    """Something cannot be measured. The message is a sentence for the user.
 
-    :param log: lines of logs that tell more.
+    :param log: lines of logs with details.
     """
 
     def __init__(self, message: str, log: Sequence[str] = ()) -> None:
@@ -75,12 +75,12 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Route:
-    """A path that stands.
+    """A path that is ready for connections.
 
     :param port: where to connect.
-    :param roots: the processes that carry it, without their descendants: the CPU time of all counts.
-    :param gateways: those of them that hold connections, of which the memory counts, each by itself.
-    :param children: those processes.
+    :param roots: the processes that carry it; their CPU time counts, with that of their descendants.
+    :param gateways: the processes among them that hold connections, whose memory is measured separately.
+    :param children: the same processes, with their logs.
     :param close: ends them.
     """
 
@@ -92,12 +92,12 @@ class Route:
     close: Callable[[], Awaitable[Any]]
 
     def tails(self) -> list[str]:
-        """The last lines of its logs."""
+        """Return the last lines of the processes' logs."""
         return self.children.tails() if self.children is not None else []
 
 
 class Environment:
-    """What all paths share: a folder, the applications behind them, certificates, and free ports.
+    """The common environment of all paths: a folder, the applications, certificates, and free ports.
 
     :param elements: the setting `elements` of our gateways.
     """
@@ -108,7 +108,7 @@ class Environment:
         self.ports = DemoPorts()
         self.targets = {name: self.ports.take() for name in (BULK, TRIPS, MANY, FLOOD)}
         self.configurations: dict[str, str] = {}
-        """Of the peers that were started: how, and with what."""
+        """The command lines and configurations of the peers that were started."""
         self._folder = folder
         self._numbers = count()
         self._applications = self.children("applications")
@@ -118,17 +118,17 @@ class Environment:
         self.certificates = Certificates(trusted, near, far)
 
     def children(self, name: str) -> Children:
-        """Processes that end together, with a folder of their own."""
+        """Create a group of processes that end together, with a folder of its own."""
         return Children(self.reactor, self.folder(name))
 
     def folder(self, name: str) -> Path:
-        """A new folder."""
+        """Create a new folder."""
         path = self._folder / f"{next(self._numbers)}-{name}"
         path.mkdir(mode=0o700)
         return path
 
     def endpoints(self, application: str) -> Endpoints:
-        """New ports of a path to that application."""
+        """Return new ports for a path to an application."""
         return Endpoints(self.ports.take(), self.targets[application], self.ports.take())
 
     async def open(self) -> None:
@@ -150,7 +150,7 @@ class Environment:
     async def until_listening(self, children: Sequence[Child], ports: Sequence[int]) -> None:
         """Wait until these processes listen on all of these ports.
 
-        :raises BenchError: if they do not in time, or end.
+        :raises BenchError: if they do not do so in time, or end.
         """
         deadline = self.reactor.seconds() + _UP_WITHIN
         for port in ports:
@@ -159,25 +159,25 @@ class Environment:
                 if ended or self.reactor.seconds() > deadline:
                     names = " and ".join(child.name for child in children)
                     log = [line for child in children for line in child.tail()]
-                    raise BenchError(f"nobody listens on port {port}: {names} did not come up", log)
+                    raise BenchError(f"nothing listens on port {port}: {names} failed to start", log)
                 await deferLater(self.reactor, _LOOK_AGAIN)
 
 
 Builder = Callable[[Environment, str], Awaitable[Route]]
-"""Makes a way to the application of that name."""
+"""Builds a path to the application of that name."""
 
 
 async def direct(environment: Environment, application: str) -> Route:
-    """The application without anything before it."""
+    """Build the path without anything in between."""
 
     async def close() -> None:
-        """Nothing is there to be ended."""
+        """Do nothing: the path has no processes."""
 
     return Route(DIRECT, environment.targets[application], [], [], None, close)
 
 
 def one_hop(name: str, program_for: Callable[[Endpoints], Program]) -> Builder:
-    """A peer that forwards as it is."""
+    """Return a builder for one hop through a peer, without TLS."""
 
     async def build(environment: Environment, application: str) -> Route:
         endpoints = environment.endpoints(application)
@@ -187,7 +187,7 @@ def one_hop(name: str, program_for: Callable[[Endpoints], Program]) -> Builder:
 
 
 def two_hops(name: str, programs_for: Callable[[Endpoints, Certificates], list[Program]]) -> Builder:
-    """A pair of a peer's processes, with TLS between them."""
+    """Return a builder for two hops through a pair of a peer's processes, with TLS between them."""
 
     async def build(environment: Environment, application: str) -> Route:
         endpoints = environment.endpoints(application)
@@ -224,7 +224,7 @@ def _start(children: Children, program: Program, folder: Path) -> Child:
 
 
 async def plain_hop(environment: Environment, application: str) -> Route:
-    """Our relay alone."""
+    """Build one hop through our relay alone."""
     endpoints = environment.endpoints(application)
     children = environment.children("plain-hop")
     command = [
@@ -243,13 +243,13 @@ async def plain_hop(environment: Environment, application: str) -> Route:
 
 
 async def two_gateways(environment: Environment, application: str) -> Route:
-    """Two facilities with a policy and their audit trails, and a stream between them."""
+    """Build a path through two facilities with a policy and audit trails, and a stream between them."""
     (route,) = await gateways_for(environment, application)
     return route
 
 
 async def gateways_for(environment: Environment, *applications: str) -> list[Route]:
-    """Set up two gateways with a stream to each of these applications; closing one way closes them all."""
+    """Build paths through two gateways, with a stream to each of these applications; closing one closes all."""
     children = environment.children("facilities")
     try:
         return await _Facilities(environment, children).open(applications)
@@ -259,7 +259,7 @@ async def gateways_for(environment: Environment, *applications: str) -> list[Rou
 
 
 class _Facilities:
-    """What stands behind our way of two hops."""
+    """The two facilities of our path with two hops."""
 
     def __init__(self, environment: Environment, children: Children) -> None:
         folder = environment.folder("facilities")
@@ -280,6 +280,7 @@ class _Facilities:
         self._streams: list[Stream] = []
 
     async def open(self, applications: Sequence[str]) -> list[Route]:
+        """Start the facilities, and set up a stream to each application."""
         gateways, servers = [], []
         for facility in (self._lab, self._centre):
             wan = {"congestion": CONGESTION}
@@ -303,7 +304,7 @@ class _Facilities:
         ]
 
     async def _ask(self, target: int) -> int:
-        """Set a stream up as a user does; gives the port where the consumer connects."""
+        """Set up a stream as a user does; return the port to which the consumer connects."""
         reactor, prod, cons = self._environment.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
         stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
         self._streams.append(stream)
@@ -317,6 +318,7 @@ class _Facilities:
         return Address.parse(told.listeners[0]).port
 
     async def close(self) -> None:
+        """Release the streams and end all processes."""
         try:
             while self._streams:
                 await self._streams.pop().release()
@@ -326,18 +328,18 @@ class _Facilities:
 
 
 def python(module: str) -> list[str]:
-    """A command line that runs a module."""
+    """Return the command line that runs a module."""
     return [sys.executable, "-P", "-m", module]
 
 
 def say_ended(child: Child) -> None:
-    """Tell of a process that should have run on."""
+    """Report a process that has ended although it should still run."""
     lines = "\n".join(child.tail())
     print(f"{child.name} ended unexpectedly ({child.end})\n{lines}", file=sys.stderr)
 
 
 def ignore(_line: str) -> None:
-    """A producer has nothing to announce."""
+    """Do nothing with the messages of a controller."""
 
 
 PLAIN: dict[str, Builder] = {

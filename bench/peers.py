@@ -1,7 +1,7 @@
-"""The peers and their configurations: each at its best on one machine, none at its defaults.
+"""The peers and their configurations, each tuned for one machine.
 
-Sessions are never resumed, since SciStream never resumes one: every TLS connection makes its whole handshake, with
-certificates of both sides. AES-128-GCM comes first, as with us. What was tried and gained nothing is left out.
+TLS sessions are never resumed, as in SciStream: every connection makes a full handshake with certificates of both
+sides. AES-128-GCM is preferred, as in SciStream. Settings that were tried and gained nothing are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAR_NAME = "far.bench.example"
 NGINX_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 ADMINISTRATORS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where programs are that an ordinary user may not have in the PATH."""
+"""Directories of programs that may not be in the PATH of an ordinary user."""
 
 PACKAGES = {
     "haproxy": "haproxy",
@@ -43,9 +43,9 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a path is entered, and the application that it leads to: ports of this machine.
+    """The ports of a path: where it is entered, and where its application listens.
 
-    :param middle: of two hops, where the second one listens; 0 for one hop.
+    :param middle: where the second of two hops listens; 0 for one hop.
     """
 
     enter: int
@@ -55,7 +55,7 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Certificates:
-    """The certificates of both hops, and the authority of both."""
+    """The certificates of two hops, and their common authority."""
 
     authority: Path
     near: Issued
@@ -66,8 +66,8 @@ class Certificates:
 class Program:
     """A process to start.
 
-    :param files: what it needs in its folder: name and content.
-    :param arguments: "{folder}" in them is that folder.
+    :param files: the files in its folder: names and contents.
+    :param arguments: the command line, in which "{folder}" stands for that folder.
     """
 
     name: str
@@ -75,16 +75,16 @@ class Program:
     arguments: tuple[str, ...]
 
     def command(self, folder: Path) -> list[str]:
-        """Its command line, with its files in that folder."""
+        """Return the command line, with `folder` filled in."""
         return [word.replace("{folder}", str(folder)) for word in self.arguments]
 
     def shown(self) -> str:
-        """For people: its command line and its configuration; keys are left out."""
+        """Return the command line and configuration for display, without private keys."""
         texts = [text.rstrip() for text in self.files.values() if "PRIVATE KEY" not in text]
         return "\n".join([f"--- {' '.join(self.arguments)}", *texts])
 
     def write(self, folder: Path) -> None:
-        """Put its files there; keys may be among them."""
+        """Write the files to a new folder that only this user can read, since there may be keys among them."""
         folder.mkdir(mode=0o700)
         for name, content in self.files.items():
             path = folder / name
@@ -93,27 +93,27 @@ class Program:
 
 
 def find(program: str) -> str | None:
-    """Where a program is; those of administrators are looked for too, whoever asks."""
+    """Return the path of a program, in the PATH or a directory of system programs, or None."""
     names = ("stunnel4", "stunnel") if program == "stunnel" else (program,)
-    places = os.pathsep.join([os.environ.get("PATH", os.defpath), *ADMINISTRATORS])
-    return next((found for name in names if (found := shutil.which(name, path=places))), None)
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *ADMINISTRATORS])
+    return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
 def missing(programs: Iterable[str]) -> list[str]:
-    """The packages of those of these programs that are not here."""
+    """Return the packages of the programs that are not installed."""
     lacking = [name for name in programs if find(name) is None or (name == "nginx" and not _nginx_has_streams())]
     return [package for name in lacking for package in PACKAGES[name].split()]
 
 
 def version(program: str) -> str:
-    """What a program says of its version, in a line."""
+    """Return the line in which a program prints its version."""
     said = subprocess.run([found(program), *VERSIONS[program]], capture_output=True, text=True, check=False, timeout=60)
     lines = [line.strip() for line in (said.stdout + said.stderr).splitlines()]
     return next((line for line in lines if any(sign.isdigit() for sign in line)), "of unknown version")
 
 
 def haproxy(endpoints: Endpoints, threads: int | None = None) -> Program:
-    """One hop: splices, and buffers of 256 KiB for what is not spliced."""
+    """Configure one hop, with splicing, and buffers of 256 KiB for data that is not spliced."""
     route = _LISTEN.format(listen=f"{HOST}:{endpoints.enter}", to=f"{HOST}:{endpoints.target}")
     return _haproxy(
         "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + route
@@ -121,7 +121,7 @@ def haproxy(endpoints: Endpoints, threads: int | None = None) -> Program:
 
 
 def haproxy_pair(endpoints: Endpoints, certificates: Certificates, threads: int | None = None) -> list[Program]:
-    """Two hops with TLS between them."""
+    """Configure two hops with TLS between them."""
     head = _HAPROXY.format(threads=threads or _threads(), more=_HAPROXY_TLS, option="")
     tls = f"ssl crt {{folder}}/own.pem ca-file {certificates.authority} verify required"
     far = f"{HOST}:{endpoints.middle} {tls}"
@@ -134,7 +134,7 @@ def haproxy_pair(endpoints: Endpoints, certificates: Certificates, threads: int 
 
 
 def _threads() -> int:
-    """A second thread gains nothing where the applications already keep two processors busy."""
+    """Return the best number of threads: one on two processors, which the applications already keep busy."""
     cores = os.cpu_count() or 1
     return cores if cores > 2 else 1
 
@@ -175,12 +175,12 @@ def _both(issued: Issued) -> str:
 
 
 def nginx(endpoints: Endpoints, workers: str = "auto") -> Program:
-    """One hop through buffers of 256 KiB."""
+    """Configure one hop through buffers of 256 KiB."""
     return _nginx("nginx", workers, f"{HOST}:{endpoints.enter}", f"{HOST}:{endpoints.target}", "")
 
 
 def nginx_pair(endpoints: Endpoints, certificates: Certificates, workers: str = "auto") -> list[Program]:
-    """Two hops with TLS between them."""
+    """Configure two hops with TLS between them."""
     near = f"""
     proxy_ssl on;
     proxy_ssl_session_reuse off;
@@ -232,11 +232,11 @@ def _nginx_has_streams() -> bool:
     if NGINX_MODULE.exists():
         return True
     said = subprocess.run([found("nginx"), "-V"], capture_output=True, text=True, check=False, timeout=60)
-    return "--with-stream " in said.stderr  # and not as a module that is elsewhere
+    return "--with-stream " in said.stderr  # built in, not as a module in an unknown place
 
 
 def stunnel_pair(endpoints: Endpoints, certificates: Certificates) -> list[Program]:
-    """Two hops with TLS between them."""
+    """Configure two hops with TLS between them."""
     middle = f"{HOST}:{endpoints.middle}"
     near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{endpoints.enter}\nconnect = {middle}\n"
     far = f"\n[far]\naccept = {middle}\nconnect = {HOST}:{endpoints.target}\n"
@@ -267,13 +267,13 @@ socket = r:TCP_NODELAY=1
 
 
 def socat(endpoints: Endpoints) -> Program:
-    """One hop; a process for each connection."""
+    """Configure one hop, with a process for each connection."""
     listen = f"TCP4-LISTEN:{endpoints.enter},bind={HOST},fork,reuseaddr,nodelay,backlog=1024"
     return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{HOST}:{endpoints.target},nodelay"))
 
 
 def found(program: str) -> str:
-    """Where a program is.
+    """Return the path of a program.
 
     :raises FileNotFoundError: if it is not installed.
     """

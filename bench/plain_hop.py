@@ -1,7 +1,7 @@
-"""One hop of this project with no TLS: the listener and the elements of a gateway, and nothing around them.
+"""One hop of this project without TLS: only the listener and the elements of a gateway.
 
-``python -m bench.plain_hop ENTER TARGET COUNT``: what enters at a port of this machine goes on to another one. It is
-what HAProxy and nginx are without TLS; no gateway runs like this, since the leg between facilities is always TLS.
+``python -m bench.plain_hop ENTER TARGET COUNT`` forwards connections from one port of this machine to another, like
+HAProxy and nginx without TLS. No real gateway runs like this, since the leg between facilities always has TLS.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ HOST = "127.0.0.1"
 CONGESTION = "cubic"
 UID = "00000000-0000-0000-0000-000000000000"
 RATE = 1e5
-"""Mbit/s: more than comes through."""
+"""Mbit/s: more than can be forwarded."""
 
 
 def main(enter: int, target: int, count: int) -> None:
-    """Run until SIGTERM, with so many element processes; 0: in this one."""
+    """Run until SIGTERM, with `count` element processes; 0 forwards in this process."""
     from twisted.internet import reactor as installed
 
     reactor: Any = installed

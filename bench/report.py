@@ -1,4 +1,4 @@
-"""What a person sees of the result: a table, a plot, and the part of the documentation that is made from them."""
+"""Present the result: as a table, as a plot, and in the documentation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEGIN, END = ".. the last full run begins here", ".. the last full run ends here"
-_COLUMNS = ("work", "peer", "ours", "theirs", "ratio", "to reach", "met", "runs")
+_COLUMNS = ("workload", "peer", "ours", "theirs", "ratio", "target", "met", "runs")
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """All rows, for a terminal."""
+    """Make a table of all rows, for a terminal."""
     drawn = Table(
-        title="SciStream beside its peers", title_justify="left", caption=_caption(rows), caption_justify="left"
+        title="SciStream compared with its peers", title_justify="left", caption=_caption(rows), caption_justify="left"
     )
     for column in _COLUMNS:
-        drawn.add_column(column, justify="left" if column in ("work", "peer", "met") else "right")
+        drawn.add_column(column, justify="left" if column in ("workload", "peer", "met") else "right")
     for row in rows:
         style = {True: "green", False: "bold red", None: "dim"}[row.met]
         *cells, met, runs = words(row)
@@ -34,7 +34,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def words(row: Row) -> list[str]:
-    """The cells of a row; what is not there is a dash."""
+    """Return the cells of a row, with a dash for a missing value."""
     sign = ">=" if row.better == "higher" else "<="
     reach = "-" if row.reach is None else f"{sign} {row.reach:g}" + (" x" if row.peer else f" {row.unit}")
     met = {True: "met", False: "MISSED", None: "-"}[row.met]
@@ -58,11 +58,11 @@ def _figure(value: float | None, unit: str) -> str:
 def _caption(rows: Sequence[Row]) -> str:
     wanted = [row for row in rows if row.met is not None]
     met = sum(row.met is True for row in wanted)
-    return f"{met} of {len(wanted)} rows met (within 5%); ratio = ours / theirs, the median over pairs of runs in turn"
+    return f"{met} of {len(wanted)} targets met (within 5%); ratio = ours / theirs, the median over pairs of runs"
 
 
 def save(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write latest.json, machine.json and the plot as PNG and SVG; gives what was written."""
+    """Write latest.json, machine.json and the plot as PNG and SVG; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "latest.json", folder / "machine.json"]
     written[0].write_text("[\n" + ",\n".join(json.dumps(row.as_json()) for row in rows) + "\n]\n")
@@ -71,7 +71,7 @@ def save(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> list[
 
 
 def load(folder: Path) -> tuple[list[Row], dict[str, str]]:
-    """What `save` has written."""
+    """Read the rows and the machine that `save` has written."""
     rows = [Row(**row) for row in json.loads((folder / "latest.json").read_text())]
     return rows, json.loads((folder / "machine.json").read_text())
 
@@ -85,7 +85,7 @@ _PANELS: tuple[tuple[Figure, str], ...] = (
 
 
 def bars(rows: Sequence[Row], figure: Figure) -> dict[str, dict[str, float]]:
-    """For one panel of the plot: by path, the figure of each who took part."""
+    """Return the data of one panel of the plot: for each path, the figure of each program."""
     panel: dict[str, dict[str, float]] = {}
     for row in rows:
         path, _, name = row.work.rpartition(": ")
@@ -129,9 +129,9 @@ _COLOURS = {OURS: "#0b6e4f", "HAProxy": "#5b8db8", "nginx": "#8fb3d1", "stunnel"
 
 
 def _draw(axis: Axes, panel: Mapping[str, Mapping[str, float]]) -> None:
-    """Horizontal bars, one group a path, the first one on top."""
+    """Draw horizontal bars, one group for each path, the first one on top."""
     at = 0
-    places: list[int] = []
+    ticks: list[int] = []
     names: list[str] = []
     for path, group in panel.items():
         axis.text(0, at, path, va="center", fontsize=8, style="italic")
@@ -139,10 +139,10 @@ def _draw(axis: Axes, panel: Mapping[str, Mapping[str, float]]) -> None:
             at += 1
             bar = axis.barh(at, value, color=_COLOURS.get(who, "#dddddd"))
             axis.bar_label(bar, fmt="%.4g", fontsize=7, padding=2)
-            places.append(at)
+            ticks.append(at)
             names.append(who)
         at += 1
-    axis.set_yticks(places, names, fontsize=8)
+    axis.set_yticks(ticks, names, fontsize=8)
     axis.set_ylim(at - 0.2, -0.8)
     axis.margins(x=0.1)
     axis.spines[["top", "right"]].set_visible(False)
@@ -150,9 +150,9 @@ def _draw(axis: Axes, panel: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str]) -> str:
-    """The page of documentation with this result in place of the one in it.
+    """Replace the result in the documentation page with this one, and return the page.
 
-    :raises ValueError: if the page has no such place.
+    :raises ValueError: if the page lacks the lines around the result.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -166,5 +166,5 @@ def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str]) -> str
 
 
 def _in_rst(cells: Sequence[str]) -> list[str]:
-    """A dash alone would begin a list."""
+    """Escape cells that are only a dash, which would begin a list."""
     return ["\\-" if cell == "-" else cell for cell in cells]

@@ -1,6 +1,6 @@
-"""The rows of the result: figures of ours beside a peer's, the ratio, and whether it reaches what it should.
+"""The rows of the result: our figure, a peer's figure, their ratio, and whether the target is met.
 
-Pure: no process, no file.
+Computation only: no processes, no files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ Better = Literal["higher", "lower"]
 Pair = tuple[float, float]
 
 TOLERANCE = 0.05
-"""A row is met if it is within so much of what it should reach."""
+"""A target counts as met within this fraction of it."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What is measured.
+    """Something that is measured.
 
-    :param name: for people, as "throughput".
+    :param name: its name in the table, such as "throughput".
     """
 
     name: str
@@ -43,13 +43,13 @@ SET_UP = Figure("set-up of a stream", "ms", "lower")
 class Row:
     """One line of the result.
 
-    :param work: what was done, and which figure this is.
-    :param peer: who ours is compared with; None where the figure itself is to reach something.
-    :param ours: median of all runs; None if it could not be measured.
+    :param work: the workload and the figure.
+    :param peer: the program of comparison; None if the target is for our figure itself.
+    :param ours: the median of all runs; None if it could not be measured.
     :param ratio: ours / theirs, the median over pairs of runs made in turn; None without a peer.
-    :param reach: the ratio, or without a peer the figure, that is to be reached; None for a row to look at only.
-    :param met: None where there is nothing to reach.
-    :param runs: how many runs, or pairs of runs, it comes from.
+    :param reach: the target of the ratio, or without a peer of our figure; None if there is no target.
+    :param met: whether the target is met; None without a target.
+    :param runs: the number of runs, or of pairs of runs.
     """
 
     work: str
@@ -64,17 +64,17 @@ class Row:
     better: Better
 
     def as_json(self) -> dict[str, Any]:
-        """For results/latest.json."""
+        """Return the row as stored in results/latest.json."""
         return asdict(self)
 
 
 def is_met(value: float, reach: float, better: Better) -> bool:
-    """Whether a value is as good as it should be, within the tolerance."""
+    """Return True if a value meets its target, within the tolerance."""
     return value >= reach * (1 - TOLERANCE) if better == "higher" else value <= reach * (1 + TOLERANCE)
 
 
 def paired(path: str, figure: Figure, peer: str, pairs: Sequence[Pair], reach: float | None) -> Row:
-    """Ours beside a peer.
+    """Make a row that compares us with a peer.
 
     :param pairs: (ours, theirs) of runs made one after the other.
     """
@@ -94,7 +94,7 @@ def paired(path: str, figure: Figure, peer: str, pairs: Sequence[Pair], reach: f
 
 
 def absolute(path: str, figure: Figure, runs: Sequence[float], reach: float) -> Row:
-    """A figure of ours that is to reach something by itself."""
+    """Make a row with a target for our own figure."""
     ours = statistics.median(runs)
     met = is_met(ours, reach, figure.better)
     return Row(
@@ -103,13 +103,13 @@ def absolute(path: str, figure: Figure, runs: Sequence[float], reach: float) -> 
 
 
 def failed(path: str, figure: Figure, peer: str | None, reach: float | None) -> Row:
-    """What could not be measured: missed, if there is something to reach."""
+    """Make a row for a figure that could not be measured; its target, if any, is missed."""
     met = None if reach is None else False
     return Row(work_of(path, figure), peer, None, None, None, reach, met, 0, figure.unit, figure.better)
 
 
 def work_of(path: str, figure: Figure) -> str:
-    """What a row calls its work."""
+    """Return the name of a workload and figure in the table."""
     return f"{path}: {figure.name}" if path else figure.name
 
 

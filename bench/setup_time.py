@@ -1,8 +1,7 @@
-"""How long the library takes to set a stream up: from the first REQ sent to the last RESP received.
+"""Measure how long the library takes to set up a stream, from the first REQ to the last RESP.
 
-Two facilities on loopback with certificates of their own (real `twistd` processes), mutual TLS on every
-control link, fresh links for every stream. Both application controllers say Hello as soon as they have their
-join string.
+There are two facilities on loopback, each with its own authority (real `twistd` processes), mutual TLS on every control
+link, and new links for every stream. Both application controllers say Hello as soon as they have their join string.
 
     make bench ARGS='--only setup --streams 50'
     make bench ARGS='--only setup --half-open 1000'
@@ -33,22 +32,22 @@ from scistream.s2uc.client import Client
 
 REACH_MS = 150.0
 REACH_BESIDE_MS = 1000.0
-"""With half-open handshakes."""
+"""The target with half-open handshakes."""
 CHANNELS = 4
 FROM_ONE_ADDRESS = 40
-"""Half-open handshakes from one address: more than a listener accepts from it."""
+"""Half-open handshakes from one address: more than a listener accepts from one address."""
 
 
 async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
-    """Set so many streams up, one after the other.
+    """Set up streams, one after the other.
 
-    :param half_open: beside so many handshakes that were begun at the producer's S2CS, anew for each stream.
-    :returns: what each has taken, in milliseconds.
+    :param half_open: unfinished handshakes at the producer's S2CS meanwhile, new ones for each stream.
+    :returns: the duration of each set-up, in milliseconds.
     """
     attacker = count()
     with TemporaryDirectory(prefix="scistream-bench-") as name:
         children = Children(reactor, Path(name))
-        os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")  # not the list of whoever runs this
+        os.environ["XDG_STATE_HOME"] = str(Path(name) / "state")  # to leave the user's own list of streams alone
         try:
             ports = DemoPorts()
             lab = DemoFacility(Path(name) / "lab", "Lab", "lab", CHANNELS, 1000.0, ports)
@@ -66,13 +65,13 @@ async def measure(reactor: Any, streams: int, half_open: int) -> list[float]:
 
 @contextmanager
 def _half_open(address: Address, many: int, attacker: Iterator[int]) -> Iterator[None]:
-    """So many connections that begin a TLS handshake and say no more, each time from new addresses of loopback."""
+    """Hold connections that begin a TLS handshake and send nothing more, from new loopback addresses each time."""
     with ExitStack() as opened:
         for number in range(many):
             if number % FROM_ONE_ADDRESS == 0:
                 source = f"127.{next(attacker) // 250 % 200 + 50}.{next(attacker) % 250}.{next(attacker) % 250 + 1}"
             sock = opened.enter_context(socket.create_connection(address, timeout=60, source_address=(source, 0)))
-            with suppress(OSError):  # it is closed already
+            with suppress(OSError):  # the server may have closed it already
                 sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
         yield
 
@@ -91,7 +90,7 @@ def _server_ended(child: Any) -> None:
 
 
 async def _one(reactor: Any, user: Issued, lab: DemoFacility, centre: DemoFacility) -> float:
-    """Set one stream up and release it; gives the seconds of the set-up."""
+    """Set up one stream and release it; return the duration of the set-up in seconds."""
     authorities = [lab.authority, centre.authority]
     async with Client(certificate=user.certificate, key=user.key, authorities=authorities, reactor=reactor) as client:
         began = reactor.seconds()
@@ -106,4 +105,4 @@ async def _one(reactor: Any, user: Issued, lab: DemoFacility, centre: DemoFacili
 
 
 def _ignore(_line: str) -> None:
-    """Where to connect is of no use here: nothing is sent."""
+    """Do nothing with the messages of a controller, since no data is sent."""

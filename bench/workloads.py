@@ -1,4 +1,4 @@
-"""What is measured, beside whom, and what is to be reached: the table that `make bench` prints is made from this."""
+"""The workloads: what is measured, compared with which peers, and the targets."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from bench.rows import (
 
 @dataclass(frozen=True)
 class Profile:
-    """How much work a run of the benchmark makes of it.
+    """The size of a benchmark run.
 
-    :param rounds: how often each path has its turn; of them comes the median.
-    :param seconds: of one run of bulk data, or of new connections.
-    :param trips: round trips of one run.
-    :param idle: connections that are held.
-    :param held: how many seconds they are.
-    :param stalled: connections that nobody reads, each number of them in turn.
-    :param all_peers: whether peers come in that nothing is to be reached beside, to look at.
+    :param rounds: the number of runs of each path, of which the median is taken.
+    :param seconds: the duration of one run of bulk data, or of new connections.
+    :param trips: the number of round trips in one run.
+    :param idle: the number of idle connections.
+    :param held: how many seconds they are held.
+    :param stalled: numbers of connections that nobody reads; each is measured.
+    :param all_peers: whether to include peers without a target.
     """
 
     rounds: int
@@ -65,7 +65,7 @@ class Profile:
     all_peers: bool
 
     def with_rounds(self, rounds: int) -> Profile:
-        """The same with another number of turns."""
+        """Return the same profile with another number of runs."""
         return replace(self, rounds=rounds)
 
 
@@ -76,39 +76,39 @@ Tell = Callable[[str], None]
 
 
 class Work(Protocol):
-    """Something to measure."""
+    """A workload."""
 
     @property
     def key(self) -> str:
-        """What --only calls it."""
+        """Its name for --only."""
         ...
 
     @property
     def about(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         ...
 
     def programs(self, profile: Profile) -> set[str]:
-        """The programs of others that it needs."""
+        """Return the third-party programs that it needs."""
         ...
 
     async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
-        """Measure it."""
+        """Measure, and return the rows of the result."""
         ...
 
-    def lost(self) -> list[Row]:
-        """Its rows when it could not be measured."""
+    def failed_rows(self) -> list[Row]:
+        """Return the rows of the result if it could not be measured."""
         ...
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs over our path and those of peers, in turn.
+    """A comparison of our path with those of peers, measured in turn.
 
-    :param paths: in the order in which they have their turns, ours first.
-    :param application: what stands behind them.
-    :param run: one run over one path.
-    :param figures: what is measured, and what is to be reached beside which peer.
+    :param paths: builders in the order of their turns, ours first.
+    :param application: the application at the end of the paths.
+    :param run: measures one run over one path.
+    :param figures: the figures, and the target of each compared with each peer.
     """
 
     key: str
@@ -120,14 +120,16 @@ class Comparison:
     figures: Mapping[Figure, Mapping[str, float]]
 
     def contestants(self, profile: Profile) -> list[str]:
-        """Who takes part, ours first."""
+        """Return the names of the paths to measure, ours first."""
         needed = {OURS, *(peer for reach in self.figures.values() for peer in reach)}
         return [name for name in self.paths if profile.all_peers or name in needed]
 
     def programs(self, profile: Profile) -> set[str]:
+        """Return the third-party programs that it needs."""
         return {"iperf3"} | {PROGRAMS[name] for name in self.contestants(profile) if name in PROGRAMS}
 
     async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
+        """Measure, and return the rows of the result."""
         ours, *others = self.contestants(profile)
         samples = await self._samples(environment, [ours, *others], profile, tell)
         return [
@@ -137,7 +139,8 @@ class Comparison:
             if figure in samples[peer][0]
         ]
 
-    def lost(self) -> list[Row]:
+    def failed_rows(self) -> list[Row]:
+        """Return the rows of the result if it could not be measured."""
         return [
             failed(self.path, figure, peer, wanted)
             for figure, reach in self.figures.items()
@@ -169,7 +172,7 @@ def _pairs(samples: Mapping[str, Sequence[Sample]], ours: str, peer: str, figure
 
 @dataclass(frozen=True)
 class Memory:
-    """What idle connections hold at a gateway that has just been started."""
+    """The memory of idle connections at a gateway that has just been started."""
 
     key: str
     path: str
@@ -178,9 +181,11 @@ class Memory:
     reach: float
 
     def programs(self, _profile: Profile) -> set[str]:
+        """Return the third-party programs that it needs."""
         return {"iperf3"}
 
     async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
+        """Measure, and return the rows of the result."""
         tell("starting")
         many = min(profile.idle, connections_allowed())
         route = await self.build(environment, MANY)
@@ -191,33 +196,36 @@ class Memory:
             await route.close()
         return [absolute(self.path, MEMORY, [sample[MEMORY]], self.reach)]
 
-    def lost(self) -> list[Row]:
+    def failed_rows(self) -> list[Row]:
+        """Return the rows of the result if it could not be measured."""
         return [failed(self.path, MEMORY, None, self.reach)]
 
 
 def connections_allowed() -> int:
-    """How many connections a process may carry, of which each takes two descriptors."""
+    """Return how many connections a process may carry, with two descriptors for each."""
     return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 500) // 2
 
 
 ALONE = "alone"
 FIRST_READ = 2 * 2**20
-"""Bytes that a consumer reads before it stops, so that its connection has shown to carry much."""
+"""Bytes that a consumer reads before it stops, so that the buffers of its connection have grown."""
 
 
 @dataclass(frozen=True)
 class Stalled:
-    """One stream beside connections of another one, at the same gateways, that nobody reads; and alone, in turn."""
+    """A stream alone, and beside unread connections of another stream at the same gateways, in turn."""
 
     key: str = "stalled"
-    about: str = "bulk data beside connections of another stream that nobody reads"
+    about: str = "bulk data beside unread connections of another stream"
     reach: float = 0.8
     reach_kib: float = 3072.0
 
     def programs(self, _profile: Profile) -> set[str]:
+        """Return the third-party programs that it needs."""
         return {"iperf3"}
 
     async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
+        """Measure, and return the rows of the result."""
         tell("starting")
         route, other = await gateways_for(environment, BULK, FLOOD)
         samples: dict[tuple[int, int], list[tuple[Sample, Sample]]] = {kind: [] for kind in self._kinds(profile)}
@@ -239,7 +247,8 @@ class Stalled:
             rows.append(absolute(path, KERNEL, [beside[KERNEL] for beside, _ in found], self.reach_kib))
         return rows
 
-    def lost(self) -> list[Row]:
+    def failed_rows(self) -> list[Row]:
+        """Return the rows of the result if it could not be measured."""
         return [
             row
             for many, read in self._kinds(FULL)
@@ -260,26 +269,29 @@ class Stalled:
 
 @dataclass(frozen=True)
 class SetUp:
-    """How long a stream takes to set up.
+    """The time that it takes to set up a stream.
 
-    :param streams: how many are set up.
-    :param half_open: beside so many handshakes that are never finished.
+    :param streams: how many streams to set up.
+    :param half_open: the number of unfinished handshakes meanwhile.
     """
 
     streams: int
     half_open: int
     key: str = "setup"
-    about: str = "how long a stream takes to set up"
+    about: str = "the time that it takes to set up a stream"
 
     def programs(self, _profile: Profile) -> set[str]:
+        """Return the third-party programs that it needs."""
         return set()
 
     async def rows(self, environment: Environment, _profile: Profile, tell: Tell) -> list[Row]:
+        """Measure, and return the rows of the result."""
         tell(f"{self.streams} streams, one after the other")
         taken = await setup_time.measure(environment.reactor, self.streams, self.half_open)
         return [absolute(self._path, SET_UP, taken, self._reach)]
 
-    def lost(self) -> list[Row]:
+    def failed_rows(self) -> list[Row]:
+        """Return the rows of the result if it could not be measured."""
         return [failed(self._path, SET_UP, None, self._reach)]
 
     @property
@@ -309,7 +321,7 @@ _BULK_TLS = {THROUGHPUT: {"stunnel": 1.25, "nginx": 1.0}, CPU: {"stunnel": 1.0, 
 
 
 def all_works(streams: int, half_open: int) -> list[Work]:
-    """Everything that can be measured, in this order."""
+    """Return all workloads, in the order in which they are measured."""
     hop, gateways = "one hop plain", "two gateways TLS"
     return [
         Comparison("plain-1", f"{hop}, 1 connection", "bulk data, the relay alone", BULK, PLAIN, _bulk(1), _BULK_PLAIN),

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its configurations of the peers, and what it reads from the system."""
+"""The benchmark's arithmetic, its configurations of the peers, and its measurements of processes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_table_says_every_figure_its_ratio_and_whether_it_is_met() -> None:
         "1",
     ]
     assert any("20.5 KiB" in line and "<= 24 KiB" in line for line in lines)
-    assert any("2 of 3 rows met" in line for line in lines)
+    assert any("2 of 3 targets met" in line for line in lines)
 
 
 def test_results_are_written_as_promised_and_read_again(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_the_works_and_what_they_reach_are_those_of_the_page() -> None:
     assert len({work.key for work in workloads}) == len(workloads)
     for work in workloads:
         assert f"``{work.key}``" in page
-        assert work.lost(), "each has something to reach"
-        for row in work.lost():
+        assert work.failed_rows(), "each has a target"
+        for row in work.failed_rows():
             assert report.words(row)[5] in page
 
 
