@@ -1,7 +1,7 @@
-"""The results of the libraries, to be awaited under Twisted and under plain asyncio alike.
+"""Results that can be awaited both under Twisted and under plain asyncio.
 
-Under Twisted a coroutine waits for Deferreds; in an asyncio task it must wait for futures. `Awaitable`
-is whichever its awaiter needs, and `current_reactor` finds or makes the reactor to go with it.
+Under Twisted a coroutine awaits Deferreds; in an asyncio task it must await futures. An `Awaitable` acts as either,
+depending on who awaits it, and `current_reactor` finds or makes the reactor that goes with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Awaitable(Coroutine[Any, Any, T]):
-    """A result that is not there yet. Await it once, or give it to whatever takes a coroutine.
+    """A result that is not available yet. Await it once, or pass it to anything that takes a coroutine.
 
     :param deferred: fires with the result.
     """
@@ -30,7 +30,7 @@ class Awaitable(Coroutine[Any, Any, T]):
 
     @property
     def deferred(self) -> Deferred[T]:
-        """The result for who handles Deferreds by himself."""
+        """The underlying Deferred, for code that uses Deferreds directly."""
         return self._deferred
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -48,42 +48,42 @@ class Awaitable(Coroutine[Any, Any, T]):
     # -- as a coroutine, for asyncio.create_task and the like
 
     def send(self, value: Any, /) -> Any:
-        """Called by whoever runs it."""
+        """Advance, as a coroutine; called by the task or event loop."""
         if self._steps is None:
             self._steps = self.__await__()
         return self._steps.send(value)
 
     def throw(self, *raised: Any) -> Any:
-        """Called by whoever cancels it."""
+        """Raise an exception where it waits, as in a coroutine; called to cancel it."""
         if self._steps is None:
             self._drop()
             self._steps = self.__await__()
         return self._steps.throw(*raised)
 
     def close(self) -> None:
-        """Called by whoever gives it up."""
+        """Abandon the result, as for a coroutine that is never awaited."""
         if self._steps is None:
             self._drop()
         else:
             self._steps.close()
 
     def _drop(self) -> None:
-        """Give it up before anybody has waited for it."""
+        """Cancel the Deferred, which nothing has awaited."""
         self._deferred.addErrback(lambda _: None)
         self._deferred.cancel()
         self._not_taken()
 
-    # -- for those who lend more than a result
+    # -- for subclasses that own resources
 
     def _taken(self) -> None:
-        """Whoever waited has the result."""
+        """Handle that the awaiter has got the result."""
 
     def _not_taken(self) -> None:
-        """Whoever waited does not have it and will not get it."""
+        """Handle that nobody will get the result."""
 
 
 def current_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop of the asyncio task that this is called in, if there is one."""
+    """Return the event loop of the current asyncio task, or None outside of tasks."""
     try:
         return asyncio.get_running_loop() if asyncio.current_task() is not None else None
     except RuntimeError:
@@ -94,7 +94,7 @@ _made_here: WeakSet[Any] = WeakSet()
 
 
 def current_reactor() -> Any:
-    """The reactor to use where none was given: in an asyncio task a new one on its loop, otherwise the global one."""
+    """Return the default reactor: in an asyncio task a new one on its loop, otherwise the global one."""
     loop = current_loop()
     if loop is not None:
         reactor = _reactor_on(loop)
@@ -106,7 +106,7 @@ def current_reactor() -> Any:
 
 
 def _reactor_on(loop: asyncio.AbstractEventLoop) -> Any:
-    """A reactor that a running loop drives: it is started here, and its `run` is never called."""
+    """Start a reactor that a running loop drives; its `run` is never called."""
     from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
     reactor = AsyncioSelectorReactor(loop)
@@ -117,7 +117,7 @@ def _reactor_on(loop: asyncio.AbstractEventLoop) -> Any:
 
 
 def leave(reactor: Any) -> None:
-    """A client is done with its reactor: one that `current_reactor` made gives its threads and descriptors back."""
+    """Release the threads and descriptors of a reactor that `current_reactor` made; do nothing for another reactor."""
     if reactor not in _made_here:
         return
     _made_here.discard(reactor)

@@ -1,8 +1,8 @@
-"""Read a TOML file into a struct of settings, and report everything that is wrong with it at once.
+"""Read a TOML file into a struct of settings, and report all problems at once.
 
-A `SettingProblem` names the keys that it is about. What only the settings themselves can tell (a rate that is no rate,
-two numbers that contradict each other) comes from the method `problems` of their struct; it is asked even when other
-keys are wrong, and what it says about those keys is left out.
+A `SettingProblem` names the keys that it is about. Types are checked here. Values are checked by the method `problems`
+of the struct (a text that is not a rate, two numbers that contradict each other); it is called even if some keys have
+the wrong type, and its problems with those keys are left out.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ BOM = b"\xef\xbb\xbf"
 _MOST_SHOWN = 60
 _MOST_PROBLEMS = 50
 _WRONG: Any = object()
-"""Stands for a value that cannot be used, and has been reported."""
+"""Placeholder for an invalid value that has been reported."""
 
 
 class ConfigError(Exception):
-    """A configuration file or a setting that cannot be used; the message has a sentence for a person in each line."""
+    """A configuration file or a setting cannot be used. Each line of the message is a sentence for the user."""
 
 
 class SettingProblem(NamedTuple):
-    """Something that is wrong with a file.
+    """A problem with a configuration file.
 
-    :ivar keys: what the sentence is about; it is told under the first one, as ``limits.links``.
+    :ivar keys: the keys of the settings involved, such as ``limits.links``; the first one begins the message.
     :ivar why: the value, and what is allowed.
     """
 
@@ -54,24 +54,24 @@ class SettingProblem(NamedTuple):
         return f"{self.keys[0]}: {self.why}"
 
     def below(self, section: str) -> SettingProblem:
-        """The same for a reader of the whole file, of which `section` is a part."""
+        """Return the same problem with `section` prepended to its keys."""
         return SettingProblem(tuple(f"{section}.{key}" for key in self.keys), self.why)
 
 
 class Section(Protocol):
-    """The struct of a file, or of a section."""
+    """The struct of a file or a section."""
 
     def problems(self) -> Iterable[SettingProblem]:
-        """What is wrong with the values, whose types are right."""
+        """Return the problems with the values, whose types are right."""
 
 
 AnySettings = TypeVar("AnySettings", bound=Section)
 
 
 def load(path: Path, kind: type[AnySettings]) -> AnySettings:
-    """Read a file of settings.
+    """Read a configuration file.
 
-    :raises ConfigError: if it cannot be read, is not TOML, or has wrong, unknown or missing keys: a line for each.
+    :raises ConfigError: if it cannot be read, is not TOML, or has invalid, unknown or missing keys: a line for each.
     """
     settings, problems = read(path, kind)
     raise_if_any(path, problems)
@@ -79,7 +79,7 @@ def load(path: Path, kind: type[AnySettings]) -> AnySettings:
 
 
 def read(path: Path, kind: type[AnySettings]) -> tuple[AnySettings, list[SettingProblem]]:
-    """Read a file of settings; those that cannot be used have their defaults, and a problem each.
+    """Read a configuration file; return the settings, with defaults for invalid ones, and the problems.
 
     :raises ConfigError: if it cannot be read, or is not TOML.
     """
@@ -87,19 +87,22 @@ def read(path: Path, kind: type[AnySettings]) -> tuple[AnySettings, list[Setting
 
 
 def checked(raw: dict[str, Any], kind: type[AnySettings]) -> tuple[AnySettings, list[SettingProblem]]:
-    """The settings that are in a mapping, as a parser gives it; those that cannot be used have a problem each."""
+    """Convert parsed TOML; return the settings, with defaults for invalid ones, and the problems."""
     found: list[SettingProblem] = []
     settings: AnySettings = _section(kind, raw, "", found)
     wrong = {key for problem in found for key in problem.keys}
-    around = {place for key in wrong for place in _places(key)}
+    around = {path for key in wrong for path in _paths(key)}
     for problem in settings.problems():
-        if not any(key in around or wrong.intersection(_places(key)) for key in problem.keys):
+        if not any(key in around or wrong.intersection(_paths(key)) for key in problem.keys):
             found.append(problem)
     return settings, found
 
 
 def raise_if_any(path: Path, problems: Sequence[SettingProblem | str]) -> None:
-    """:raises ConfigError: with a line for each problem, if there are any."""
+    """Report the problems of a file.
+
+    :raises ConfigError: if there are any, with a line for each.
+    """
     lines = [f"{path}: {problem}" for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"{path}: and {len(problems) - _MOST_PROBLEMS} more")
@@ -108,7 +111,7 @@ def raise_if_any(path: Path, problems: Sequence[SettingProblem | str]) -> None:
 
 
 def unless(parse: Callable[[Any], Any], value: Any, *keys: str) -> Iterator[SettingProblem]:
-    """The problem of a value that `parse` refuses with a ValueError, if it does."""
+    """Yield a problem if `parse` refuses a value with a ValueError."""
     try:
         parse(value)
     except ValueError as wrong:
@@ -116,35 +119,35 @@ def unless(parse: Callable[[Any], Any], value: Any, *keys: str) -> Iterator[Sett
 
 
 def below(section: str, problems: Iterable[SettingProblem]) -> Iterator[SettingProblem]:
-    """The problems of a section, for a reader of the whole file."""
+    """Prepend `section` to the keys of problems."""
     return (problem.below(section) for problem in problems)
 
 
 def expanded(text: str) -> Path:
-    """The path that a setting names, with a home folder in place of ``~``.
+    """Return the path that a setting names, with ``~`` expanded.
 
-    :raises ValueError: with a sentence, if there is no such home folder, or no file can have that name.
+    :raises ValueError: with a sentence, if there is no such home folder, or the name has a NUL character.
     """
     if "\0" in text:
-        raise ValueError(f"{text!r} names no file: it has a NUL character")
+        raise ValueError(f"{text!r} is not a file name: it has a NUL character")
     if not text.startswith("~"):
         return Path(text)
     name = text[1:].partition("/")[0]
     home = os.environ.get("HOME")
     if name:
-        why = f"there is no user {name!r} here"
+        why = f"there is no user {name!r} on this machine"
     elif home is None:
         why = "HOME is not set, and this user has no home folder"
     else:
-        why = f"HOME is {home!r}, which is no absolute path"
+        why = f"HOME is {home!r}, which is not an absolute path"
     path = os.path.expanduser(text)
     if not os.path.isabs(path) or (not name and home == ""):
-        raise ValueError(f"{text!r} names no file: {why}; write the whole path")
+        raise ValueError(f"{text!r} cannot be expanded: {why}; write the whole path")
     return Path(path)
 
 
-def _places(key: str) -> Iterator[str]:
-    """A key, and the sections that it lies in: ``a.b[1].c``, ``a.b[1]``, ``a.b``, ``a``."""
+def _paths(key: str) -> Iterator[str]:
+    """Yield a key and the sections around it: ``a.b[1].c``, ``a.b[1]``, ``a.b``, ``a``."""
     yield key
     for end in range(len(key) - 1, 0, -1):
         if key[end] in ".[":
@@ -158,17 +161,19 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {problem.strerror}") from None
     except UnicodeDecodeError as wrong:
         raise ConfigError(f"{path}: is not TOML: it is not UTF-8 text ({wrong}); save it as UTF-8") from None
-    except (ValueError, RecursionError) as wrong:  # tomllib.TOMLDecodeError, and what int() says of very long numbers
+    except (ValueError, RecursionError) as wrong:  # tomllib.TOMLDecodeError, and the error of int() for a long number
         raise ConfigError(f"{path}: is not TOML: {wrong}") from None
 
 
 def _section(kind: Any, raw: dict[str, Any], place: str, found: list[SettingProblem]) -> Any:
-    """The struct of a section, with placeholders for what is wrong."""
+    """Return the struct of a section, with defaults or placeholders for invalid values."""
     fields = _fields(kind)
     values = {}
     allowed = ", ".join(sorted(fields))
     found += [
-        SettingProblem((_join(place, key),), f"no such key; allowed are {allowed}") for key in raw if key not in fields
+        SettingProblem((_join(place, key),), f"unknown key; the keys here are {allowed}")
+        for key in raw
+        if key not in fields
     ]
     for name, (field, wanted) in fields.items():
         key = _join(place, name)
@@ -176,7 +181,7 @@ def _section(kind: Any, raw: dict[str, Any], place: str, found: list[SettingProb
         if name in raw:
             value = _value(wanted, raw[name], key, _default(field), found)
         elif field.required:
-            found.append(SettingProblem((key,), "is missing and has no default"))
+            found.append(SettingProblem((key,), "is missing, but required"))
         if value is not _WRONG:
             values[name] = value
         elif field.required:
@@ -190,7 +195,7 @@ def _fields(kind: Any) -> dict[str, tuple[msgspec.structs.FieldInfo, Type]]:
 
 
 def _value(wanted: Type, raw: Any, key: str, default: Any, found: list[SettingProblem]) -> Any:
-    """A value as its type asks for it, or `_WRONG`."""
+    """Return a value that fits its type, or `_WRONG`."""
     options = wanted.types if isinstance(wanted, UnionType) else (wanted,)
     for option in options:
         if isinstance(option, StructType) and isinstance(raw, dict):
@@ -204,7 +209,7 @@ def _value(wanted: Type, raw: Any, key: str, default: Any, found: list[SettingPr
             return raw
     such = "" if default in (NODEFAULT, None, "", []) else f", such as {_shown(default)}"
     words = " or ".join(_words(option) for option in options if not isinstance(option, NoneType))
-    found.append(SettingProblem((key,), f"{_shown(raw)} cannot be used here: write {words}{such}"))
+    found.append(SettingProblem((key,), f"{_shown(raw)} is not valid here: write {words}{such}"))
     return _WRONG
 
 
@@ -220,7 +225,7 @@ def _is_one(wanted: Type, raw: Any) -> bool:
 
 
 def _words(wanted: Type) -> str:
-    """What a value of this type looks like in a file."""
+    """Describe what a value of this type looks like in a file."""
     if isinstance(wanted, StrType):
         return "text in quotes"
     if isinstance(wanted, BoolType):
@@ -230,7 +235,7 @@ def _words(wanted: Type) -> str:
     if isinstance(wanted, ListType):
         return f"a list in brackets, of {_words(wanted.item_type)}"
     if isinstance(wanted, StructType):
-        return f"a section of its own with {', '.join(sorted(field.name for field in wanted.fields))}"
+        return f"a section with {', '.join(sorted(field.name for field in wanted.fields))}"
     assert isinstance(wanted, IntType), f"no setting is a {wanted}"
     least = f" from {wanted.ge}" if wanted.ge is not None else ""
     most = f" to {wanted.le}" if wanted.le is not None else ""
@@ -238,7 +243,7 @@ def _words(wanted: Type) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value much as TOML writes it, and not too long."""
+    """Format a value about as TOML does, and shorten it."""
     if isinstance(value, Struct):
         value = msgspec.to_builtins(value)
     try:

@@ -1,4 +1,4 @@
-"""A lock on a file that processes take for the time of one change, with a limit to the wait for it."""
+"""A file lock that processes hold during one change, with a limit on the wait for it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scistream import timing
 
 
 class NotLockedError(Exception):
-    """The lock was not had. The message is a sentence that names the file and the reason."""
+    """A lock could not be taken. The message is a sentence that names the file and the reason."""
 
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is not there and stays when the lock is given back.
+    """Hold the lock of a file, which is created if it does not exist and is not deleted afterwards.
 
     :raises OSError: if the file cannot be opened for writing.
-    :raises NotLockedError: if another process keeps the lock, or the file system has no locks.
+    :raises NotLockedError: if another process holds the lock for too long, or the file system does not support locks.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -47,12 +47,12 @@ def _take(handle: int, path: Path) -> None:
                 ) from None
         except OSError as problem:
             raise NotLockedError(
-                f"{path} cannot be locked: {problem.strerror} (some network file systems have no locks)"
+                f"{path} cannot be locked: {problem.strerror} (some network file systems do not support locks)"
             ) from None
         time.sleep(timing.FILE_LOCK_LOOK)
 
 
 def holder(written: bytes) -> str:
-    """Who holds a lock, from what the holder wrote into its file; empty if that is no process number."""
+    """Name the process that holds a lock, by the contents of its file; empty if they are not a process number."""
     number = written.strip()
     return f", process {number.decode()}" if number.isdigit() else ""

@@ -1,6 +1,6 @@
-"""What keeps the log short: failures that last, and events that others can cause without end.
+"""Keep the log short: log a lasting failure once, and count events that peers can cause without limit.
 
-Every party logs through `twisted.logger`, lines as events with fields. Nothing secret may be a field of an event.
+Every party logs through `twisted.logger`, as events with fields. A field must not contain a secret.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from scistream import timing
 
 
 class Lasting:
-    """Logs the beginning and the end of a failure that may last, and not each time that it is met in between. A failure
-    that comes and goes is logged once a minute.
+    """Logs the beginning and the end of a lasting failure, but not each occurrence in between.
 
-    :param seconds: tells the time.
+    A failure that comes and goes is logged once a minute.
+
+    :param seconds: returns the time.
     """
 
     def __init__(self, log: Logger, seconds: Callable[[], float] = time.monotonic) -> None:
@@ -41,19 +42,19 @@ class Lasting:
     def is_over(self, what: str) -> None:
         """Log the end of the failure, with its count; do nothing if there was none."""
         if self._is_told:
-            self._log.info("{what}; times that it failed: {count}", what=what, count=self._count)
+            self._log.info("{what}; failures before that: {count}", what=what, count=self._count)
             self._is_told, self._count = False, 0
 
 
 Key = TypeVar("Key", bound=Hashable)
 
 MOST_COUNTED = 64
-"""Keys that a `Tally` counts at the same time."""
+"""How many keys a `Tally` counts at the same time."""
 
 
 @dataclass
 class _Count:
-    """How often it has happened, how often that was when it was told last, and what was said of the last time."""
+    """How many events there were, how many of them have been reported, and the detail of the last one."""
 
     seen: int = 0
     told: int = 0
@@ -62,12 +63,14 @@ class _Count:
 
 
 class Tally(Generic[Key]):
-    """Counts what others can cause without end, and tells of it in few words: of each key the first, the tenth, the
-    hundredth and so on, and once a minute what has come since. A key begins anew after a minute without any.
+    """Counts events that peers can cause without limit, and reports only some of them.
+
+    For each key it reports the 1st, 10th, 100th event and so on, and once a minute those that came since. A minute
+    without events resets a key.
 
     :param clock: an `IReactorTime`.
-    :param tell: called with a key, how many there were, and what was said of the last one.
-    :param other: under which those are counted that come while there are as many keys as there may be.
+    :param tell: called with a key, the number of events, and the detail of the last one.
+    :param other: the key for events with a new key while there are `MOST_COUNTED` already.
     """
 
     def __init__(self, clock: Any, tell: Callable[[Key, int, str], None], other: Key) -> None:
@@ -78,7 +81,10 @@ class Tally(Generic[Key]):
         self._timer: IDelayedCall | None = None
 
     def add(self, key: Key, number: int = 1, last: str = "") -> None:
-        """It has happened so many times."""
+        """Count `number` events of `key`.
+
+        :param last: the detail of the last one.
+        """
         if key not in self._counts and len(self._counts) >= MOST_COUNTED:
             key = self._other
         count = self._counts.setdefault(key, _Count())
@@ -91,7 +97,7 @@ class Tally(Generic[Key]):
             self._say(key, count)
 
     def stop(self) -> None:
-        """Tell what is not told yet, and forget all."""
+        """Report everything that has not been reported, and reset all counts."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

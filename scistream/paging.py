@@ -1,4 +1,4 @@
-"""The order of streams on the pages of Status: by uid and role, kept sorted, so that no page costs a look at all."""
+"""The order of streams on the pages of Status: by uid and role, kept sorted so that a page needs no full scan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scistream.protocol.messages import CONS, PROD, StreamKey
 
 
 def page_key(key: StreamKey) -> str:
-    """Return the text that stands for a stream where a page ends, and by which streams are ordered."""
+    """Return the text by which a stream is sorted, and which marks the end of a page."""
     uid, role = key
     return f"{uid}/{role}"
 
@@ -24,11 +24,11 @@ class PageOrder:
         return len(self._keys)
 
     def add(self, key: StreamKey) -> None:
-        """Put a stream in its place; one that is in already must not be added again."""
+        """Add a stream, which must not be present."""
         insort(self._keys, page_key(key))
 
     def remove(self, key: StreamKey) -> None:
-        """Take out a stream that is in."""
+        """Remove a stream, which must be present."""
         del self._keys[bisect_left(self._keys, page_key(key))]
 
     def after(self, last: str) -> Iterator[StreamKey]:

@@ -1,4 +1,4 @@
-"""Monotonic timers, and a listening port that pauses while descriptors are short."""
+"""Monotonic timers, and a listening port that pauses when file descriptors run out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from scistream.protocol.address import Address
 ACCEPTS_A_TURN = 64
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""The errors of `accept` that pass when others close something."""
+"""The errors of `accept` that mean a lack of resources, and may pass."""
 
 
 class Shortage:
-    """Says once that a listener has to pause, and once that it goes on.
+    """Logs once that a listener pauses, and once that it accepts again.
 
     :param reactor: an `IReactorTime`.
     """
@@ -33,37 +33,37 @@ class Shortage:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._last: float | None = None
-        self._resting = False
+        self._is_logged = False
 
     def begins(self, listener: Address, problem: OSError) -> None:
-        """Accepting failed for want of something."""
+        """Report that accepting failed for lack of a resource."""
         now = self._reactor.seconds()
         if self._last is None or now - self._last > timing.SHORTAGE_QUIET:
-            self._resting = True
+            self._is_logged = True
             self.log.warn(
-                "Accepting on {listener} rests until the system has room again: {reason}. Connections wait meanwhile; "
-                "if this happens often, raise the limit of open files (LimitNOFILE)",
+                "Accepting on {listener} is paused: {reason}. New connections wait until resources are free; if this "
+                "happens often, raise the limit of open files (LimitNOFILE)",
                 listener=str(listener),
                 reason=os.strerror(problem.errno or 0),
             )
         self._last = now
 
     def ends(self, listener: Address) -> None:
-        """Accepting works. Cheap, since every connection says so."""
-        if self._resting:
-            self._resting = False
-            self.log.info("Accepting on {listener} goes on", listener=str(listener))
+        """Report that accepting works. Called for every connection, so it is cheap."""
+        if self._is_logged:
+            self._is_logged = False
+            self.log.info("Accepting on {listener} again", listener=str(listener))
 
 
 class PatientPort(tcp.Port):
-    """A TCP port whose connections wait when there are no descriptors left."""
+    """A TCP port that stops accepting for a while when there are no file descriptors left."""
 
     reactor: Any
     _pause: IDelayedCall | None = None
     _shortage: Shortage | None = None
 
     def doRead(self) -> None:
-        """Accept what waits, a number of connections at most."""
+        """Accept the connections that wait, up to a limit."""
         for _ in range(ACCEPTS_A_TURN):
             if not self.connected or self.disconnecting:
                 return
@@ -75,25 +75,26 @@ class PatientPort(tcp.Port):
                 if problem.errno in EXHAUSTED:
                     self._rest(problem)
                     return
-                continue  # this one connection failed before it was accepted
+                continue  # this connection failed before it was accepted
             if self._shortage is not None:
                 self._shortage.ends(self._address)
             self._hand_on(sock, peer)
 
     def loseConnection(self, connDone: Any = None) -> Any:
-        """Stop accepting; gives a Deferred that fires when the port is closed."""
+        """Stop accepting; return a Deferred that fires when the port is closed."""
         self._stop_pause()
         return super().loseConnection(*(() if connDone is None else (connDone,)))
 
     stopListening = loseConnection
 
     def connectionLost(self, reason: Failure) -> None:
+        """Clean up after the port has been closed."""
         self._stop_pause()
         super().connectionLost(reason)
 
     def _hand_on(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
         try:
-            if len(peer) == 4:  # IPv6: the host with its scope
+            if len(peer) == 4:  # IPv6: a host with its scope
                 host, _ = socket.getnameinfo(peer, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
                 peer = (host, *peer[1:])
             assert self.factory is not None
@@ -101,12 +102,12 @@ class PatientPort(tcp.Port):
             if protocol is None:
                 sock.close()
                 return
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # or a host that vanished would stay for ever
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a vanished host would never be noticed
             self.sessionno += 1
             transport = self.transport(sock, protocol, peer, self, self.sessionno, self.reactor)
             protocol.makeConnection(transport)
         except Exception:
-            self._logger.failure("A connection from {peer} could not be handed on", peer=peer)
+            self._logger.failure("A connection from {peer} could not be set up", peer=peer)
             sock.close()
 
     def _rest(self, problem: OSError) -> None:
@@ -131,10 +132,10 @@ class PatientPort(tcp.Port):
 
 
 def check_bindable(address: Address) -> None:
-    """Whether a program like this one could listen there.
+    """Check that this process could listen on an address.
 
-    :param address: with port 0 only the host is looked at.
-    :raises ValueError: with a sentence that names it and the reason.
+    :param address: with port 0 only the host is checked.
+    :raises ValueError: if not, with a sentence that names the address and the reason.
     """
     problem = bind_problem(address)
     if problem is not None:
@@ -142,36 +143,36 @@ def check_bindable(address: Address) -> None:
 
 
 def bind_problem(address: Address) -> OSError | None:
-    """What the system says to a program like this one that would listen there; None if nothing is against it."""
+    """Return the error with which the system refuses to let this process listen on an address, or None."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        place = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
+        name = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what only waits out TIME_WAIT is free
-            sock.bind(place)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
+            sock.bind(name)
     except OSError as problem:
         return problem
     return None
 
 
 def explain_bind(address: Address, problem: OSError) -> str:
-    """A sentence for it."""
+    """Return a sentence for the user about the error of `bind_problem`."""
     where = str(address) if address.port else address.host
     return f"{where!r} cannot be listened on: {_NOT_BINDABLE.get(problem.errno or 0) or problem.strerror or problem}"
 
 
 _NOT_BINDABLE = {
-    errno.EADDRNOTAVAIL: "it is no address of this machine",
-    errno.EADDRINUSE: "another program listens there",
-    errno.EACCES: "this user may not: a port below 1024 takes CAP_NET_BIND_SERVICE, or choose a higher one",
-    errno.EAFNOSUPPORT: "this machine has no such addresses: IPv6 is off",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine",
+    errno.EADDRINUSE: "another program listens on it",
+    errno.EACCES: "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE, or choose a higher port",
+    errno.EAFNOSUPPORT: "IPv6 is disabled on this machine",
 }
 
 
 def listen_patiently(reactor: Any) -> None:
-    """Let every TCP port that this reactor listens on from now on be a `PatientPort`."""
+    """Make every TCP port on which this reactor listens from now on a `PatientPort`."""
 
     def listen(port: int, factory: Any, backlog: int = 50, interface: str = "") -> IListeningPort:
         patient = PatientPort(port, factory, backlog, interface, reactor)
@@ -182,8 +183,8 @@ def listen_patiently(reactor: Any) -> None:
 
 
 def run_on_monotonic_time(reactor: Any) -> None:
-    """Let the timers of a reactor that has none yet follow the monotonic clock.
+    """Make the timers of a reactor, which must not have any yet, follow the monotonic clock.
 
-    A reactor's own `seconds` is wall time, which an operator or NTP may set back or forth.
+    By default a reactor uses wall time, which an operator or NTP may set back or forth.
     """
     reactor.seconds = time.monotonic

@@ -1,7 +1,7 @@
-"""What a daemon does with a configuration that was read again while it runs: which settings change, and which cannot.
+"""Apply a configuration that was read again while a daemon runs: which settings change, and which cannot.
 
-Some settings are bound up with what the process was started with, as the address that it listens on. They keep the
-value in force and are named, so that the operator knows that a restart is needed.
+Some settings are fixed when the process starts, such as the address on which it listens. They keep their value, and
+are reported, so that the operator knows that a restart is needed.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from scistream.config import SettingProblem, raise_if_any
 
 
 class _OfDaemon(Protocol):
-    """What the configurations of the daemons have in common."""
+    """The common part of the daemons' configurations."""
 
     @property
-    def insecure(self) -> bool: ...
+    def insecure(self) -> bool:
+        """Whether links are plain TCP."""
 
-    def problems(self) -> Iterator[SettingProblem]: ...
+    def problems(self) -> Iterator[SettingProblem]:
+        """Yield the problems with the values."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=_OfDaemon)
 
 _TRUST = ("certificate", "key", "authorities", "crl", "controller")
-"""Settings that go with `insecure`, which needs them or forbids them."""
+"""The settings that `insecure` forbids if it is true and requires if it is false."""
 
 
 class Change(NamedTuple):
-    """The difference between the settings in force and those of a file.
+    """The difference between the current settings and those of a file.
 
-    :ivar changed: the keys that get another value, as ``limits.links``.
-    :ivar needs_restart: the keys whose new value counts only after a restart.
+    :ivar changed: the keys whose value changes, such as ``limits.links``.
+    :ivar needs_restart: the keys whose new value takes effect only after a restart.
     """
 
     changed: list[str]
@@ -42,7 +44,7 @@ class Change(NamedTuple):
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """The keys under which two structs of one type differ; in a section that both have, the keys of the section."""
+    """Return the keys whose values differ in two structs of the same type; for a section in both, its keys."""
     found = []
     for name in old.__struct_fields__:
         before, after = getattr(old, name), getattr(new, name)
@@ -63,13 +65,13 @@ def merge(
     kept: Mapping[str, Any] | None = None,
     moved: Collection[str] = (),
 ) -> tuple[AnyConfig, Change]:
-    """Return the settings to put in force: the new ones, except for what needs a restart.
+    """Return the settings to apply: the new ones, except for those that need a restart.
 
-    :param file: the file of the new settings, for the sentences.
-    :param fixed: the keys at the top of the file whose values need a restart.
-    :param kept: more values that stay in force.
-    :param moved: the keys of which `kept` holds the old value.
-    :raises ConfigError: if the new values contradict those that stay in force.
+    :param file: the file of the new settings, for messages.
+    :param fixed: the top-level keys whose values need a restart.
+    :param kept: further values to keep.
+    :param moved: the keys of the values in `kept`.
+    :raises ConfigError: if the new values contradict those that are kept.
     """
     values = {key: getattr(in_force, key) for key in fixed} | dict(kept or {})
     if new.insecure != in_force.insecure:

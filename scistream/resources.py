@@ -1,6 +1,6 @@
-"""What this process may use of the machine: processors and memory, as its control groups allow.
+"""The processors and memory that this process may use, according to its control groups (version 1 and 2).
 
-Both versions of control groups are looked at. Whatever cannot be read counts as no limit.
+A limit that cannot be read counts as no limit.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 _GROUPS = Path("sys/fs/cgroup")
 _TCP_PART = 16
-"""Linux lets TCP have one part in so many of the memory, unless net.ipv4.tcp_mem is set."""
+"""Linux lets TCP use 1/16 of the memory, unless net.ipv4.tcp_mem is set."""
 
 
 def processors(root: Path = Path("/")) -> int:
-    """How many processors this process may keep busy: those that it may run on, or its quota of time if that is less.
+    """Return how many processors this process may use: those of its affinity, or its CPU quota if that is less.
 
-    :param root: where /proc and /sys are.
+    :param root: the folder of /proc and /sys.
     """
     quotas = [quota for quota in _quotas(root) if quota > 0]
     return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas)]))
 
 
 def memory(root: Path = Path("/")) -> int:
-    """How many bytes of memory there are for this process: the machine's, or the limit of its group if that is less."""
+    """Return the bytes of memory for this process: the machine's, or the limit of its group if that is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for folder, name in [
         *((folder, "memory.max") for folder in _folders(root, "")),
@@ -38,9 +38,9 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def tcp_memory(root: Path = Path("/")) -> int:
-    """How many bytes the kernel uses for TCP before it becomes sparing with them.
+    """Return how many bytes of memory the kernel uses for TCP before it comes under pressure.
 
-    Where it does not tell, as in a container, they are what it takes by itself.
+    Where the kernel does not tell, as in a container, this is its default.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError, IndexError):
@@ -49,21 +49,21 @@ def tcp_memory(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """In processors, of the group that this process is in and of each one around it."""
+    """Yield the CPU quotas of this process's control group and of all its ancestors, in processors."""
     for folder in _folders(root, ""):
         with suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = (folder / "cpu.max").read_text().split()
-            yield int(quota) / int(period)  # or "max"
+            yield int(quota) / int(period)  # "max" is a ValueError: no quota
     for folder in _folders(root, "cpu"):
         with suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            yield int(quota) / int(period)  # or -1
+            yield int(quota) / int(period)  # -1: no quota
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:
-    """Where the settings of a control group are, and of those around it; an empty `controller` is version 2.
+    """Yield the folders of this process's control group and of its ancestors; an empty `controller` means version 2.
 
-    In a container the path is often that of the machine, and what is there is the container's: so each end counts.
+    In a container the path may be that of the host while the mounted tree is the container's, so all ancestors count.
     """
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():

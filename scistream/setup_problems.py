@@ -1,4 +1,4 @@
-"""What can keep a daemon from starting or from reloading, and how several such problems are told together."""
+"""Collect the problems that keep a daemon from starting or reloading, to report all of them at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from scistream.protocol.errors import StreamError
 from scistream.tls.files import CertificateError
 
 SETUP_PROBLEMS = (ConfigError, CertificateError, StreamError, CannotListenError)
-"""All of them are the operator's to mend."""
+"""The errors that an operator can fix, by changing the configuration or its files."""
 
 
 class SetupProblems:
-    """Collects the problems of several steps, none of which needs the one before::
+    """Collects the problems of several independent steps.
+
+    Use it like this::
 
     problems = SetupProblems()
     with problems.of_step():
@@ -31,13 +33,16 @@ class SetupProblems:
 
     @contextmanager
     def of_step(self) -> Iterator[None]:
-        """A step; what stops it is kept, and the next one is taken all the same."""
+        """Run a step; if it fails, keep its problems and go on with the next one."""
         try:
             yield
         except SETUP_PROBLEMS as problem:
             self._lines += [line for line in str(problem).splitlines() if line not in self._lines]
 
     def raise_if_any(self) -> None:
-        """:raises ConfigError: with a line for each problem, if there are any."""
+        """Report the problems of all steps.
+
+        :raises ConfigError: if there are any, with a line for each.
+        """
         if self._lines:
             raise ConfigError("\n".join(self._lines))

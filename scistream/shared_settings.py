@@ -1,4 +1,4 @@
-"""What settings of several parties have in common."""
+"""Settings that several parties have in common, and their checks."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ IDENTITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[^\s@]+@[^\s@]+")
 
 
 DEFAULT_RATE = 1000.0
-"""Mbit/s of a stream whose user does not say."""
+"""The rate of a stream in Mbit/s if the user gives none."""
 
 
 def parse_ports(text: str) -> tuple[int, int]:
-    """Read a range of ports, ``5100-5200``, both ends included.
+    """Parse a range of ports, ``5100-5200``, both ends included.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
     match = _PORTS.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is no range of ports: write it like 5100-5200")
+        raise ValueError(f"{text!r} is not a range of ports: write it like 5100-5200")
     low, high = int(match[1]), int(match[2])
     if not 1 <= low <= high <= 65535:
-        raise ValueError(f"{text!r} is no range of ports: it runs upwards between 1 and 65535")
+        raise ValueError(f"{text!r} is not a range of ports: use two ports from 1 to 65535, the lower one first")
     return low, high
 
 
 def parse_port_ranges(text: str) -> list[tuple[int, int]]:
-    """Read ports and ranges of ports, ``5075, 5100-5200``.
+    """Parse ports and ranges of ports, ``5075, 5100-5200``.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
@@ -58,14 +58,14 @@ def parse_port_ranges(text: str) -> list[tuple[int, int]]:
             ranges.append(parse_ports(f"{first}-{last if dash else first}"))
         except ValueError:
             raise ValueError(
-                f"{text!r} is no list of ports: write ports from 1 to 65535 and ranges that run upwards, like "
-                "5075, 5100-5200"
+                f"{text!r} is not a list of ports: write ports from 1 to 65535 and ranges with the lower port first, "
+                "like 5075, 5100-5200"
             ) from None
     return ranges
 
 
 def parse_chosen_ports(text: str) -> list[tuple[int, int]]:
-    """Read the ranges of ports that a stream may ask for by number; ``none`` means that it may ask for none.
+    """Parse the ranges of ports that a stream may ask for by number; ``none`` means no port at all.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
@@ -73,18 +73,18 @@ def parse_chosen_ports(text: str) -> list[tuple[int, int]]:
         return []
     ranges = parse_port_ranges(text)
     if len(ranges) > MAX_RANGES:
-        raise ValueError(f"{text!r} has {len(ranges)} ranges of ports: write at most {MAX_RANGES}")
+        raise ValueError(f"{text!r} has {len(ranges)} ranges of ports: at most {MAX_RANGES} are allowed")
     low = next((first for first, _ in ranges if first < FIRST_USER_PORT), None)
     if low is not None:
         raise ValueError(
-            f"{text!r} has port {low}: ports below {FIRST_USER_PORT} belong to services of the system, and no stream "
-            "may choose one"
+            f"{text!r} has port {low}: ports below {FIRST_USER_PORT} are reserved for system services, so streams may "
+            "not choose them"
         )
     return ranges
 
 
 class SettingsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all sections share."""
+    """Base class of all sections."""
 
 
 Count = Annotated[int, Meta(ge=1)]
@@ -97,11 +97,11 @@ _PARTS_OF_LIMITS = (
     ("unproven_per_address", "unproven"),
     ("unproven_per_address", "links_per_address"),
 )
-"""Which limits bound a part of what others bound; a default never contradicts what somebody has set."""
+"""Pairs of limits of which the first must not exceed the second, unless the first one is a default."""
 
 
 class Limits(SettingsSection, frozen=True, kw_only=True):
-    """How much the listener for control links accepts; see `scistream.links.admission.Bounds`."""
+    """The limits of a listener for control links; see `scistream.links.admission.Bounds`."""
 
     links: Count = 4096
     links_per_address: Count = 512
@@ -113,16 +113,16 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
     longest_refusal: str = "30s"
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield the problems with the values."""
         yield from unless(parse_seconds, self.longest_refusal, "longest_refusal")
         for part, whole in _PARTS_OF_LIMITS:
             if getattr(self, part) > getattr(self, whole) and getattr(self, part) != getattr(Limits(), part):
-                why = f"{getattr(self, part)} is more than {whole}, {getattr(self, whole)}, of which it is a part"
+                why = f"{getattr(self, part)} is more than {whole}, {getattr(self, whole)}, which includes it"
                 yield SettingProblem((part, whole), why)
 
     @property
     def bounds(self) -> Bounds:
-        """Return the same as an admission controller takes it."""
+        """The limits, as an admission controller takes them."""
         return Bounds(
             links=self.links,
             links_per_address=self.links_per_address,
@@ -136,7 +136,7 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
 
 
 class ControllerSettings(SettingsSection, frozen=True, kw_only=True):
-    """With what an S2CS shows itself to its gateways, and whom it takes for one."""
+    """The certificate that an S2CS shows to its gateways, and the authorities of theirs."""
 
     certificate: str
     key: str
@@ -144,55 +144,58 @@ class ControllerSettings(SettingsSection, frozen=True, kw_only=True):
     crl: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
-        """What is wrong with the values."""
+        """Yield the problems with the values."""
         yield from files_problems(self)
         yield from missing(self, "certificate", "key", "authorities")
 
 
 def resolve_path(config_file: Path, name: str) -> Path:
-    """The path that a setting names: relative ones start at the folder of the configuration file.
+    """Return the path that a setting names; relative paths start at the folder of the configuration file.
 
-    :raises ValueError: if it has a home folder that there is not; the settings of a file that `load` has read have
-        been checked.
+    :raises ValueError: if it has a home folder that does not exist; never for settings that `load` has checked.
     """
     return config_file.resolve().parent / expanded(name)
 
 
 def user_folder(variable: str, default: str) -> Path:
-    """The folder of a user's files that an environment variable names, as ``XDG_STATE_HOME``, or else the default.
+    """Return the folder that an environment variable such as ``XDG_STATE_HOME`` names, or else the default.
 
     :param default: with ``~``.
-    :raises ConfigError: naming the variable, if neither is a folder that can be found again.
+    :raises ConfigError: naming the variable, if its value is not absolute, or it is unset and there is no home folder.
     """
     named = os.environ.get(variable)
     if named and os.path.isabs(named):
         return Path(named)
     if named:
-        raise ConfigError(f"{variable}: {named!r} is no absolute path: write a whole one, or unset the variable")
+        raise ConfigError(f"{variable}: {named!r} is not an absolute path: set an absolute path, or unset the variable")
     try:
         return expanded(default)
     except ValueError as wrong:
-        raise ConfigError(f"{variable}: is not set, and its default {wrong}, into {variable}") from None
+        raise ConfigError(f"{variable}: is not set, and its default {wrong}, in {variable}") from None
 
 
 class _WithCertificates(Protocol):
     """A section that names certificates."""
 
     @property
-    def certificate(self) -> str: ...
+    def certificate(self) -> str:
+        """The file of the certificate chain."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """The file of its private key."""
 
     @property
-    def authorities(self) -> list[str]: ...
+    def authorities(self) -> list[str]:
+        """The files of trusted authorities."""
 
     @property
-    def crl(self) -> list[str]: ...
+    def crl(self) -> list[str]:
+        """The files of CRLs."""
 
 
 def trust_of(section: _WithCertificates, config_file: Path) -> CertificateFiles:
-    """The files that a section names."""
+    """Return the paths of the files that a section names."""
     return CertificateFiles(
         resolve_path(config_file, section.certificate),
         resolve_path(config_file, section.key),
@@ -202,17 +205,17 @@ def trust_of(section: _WithCertificates, config_file: Path) -> CertificateFiles:
 
 
 def networks(texts: list[str]) -> tuple[Network, ...]:
-    """The networks of a setting that has been checked."""
+    """Parse the networks of a setting that has been checked."""
     return tuple(parse_network(text) for text in texts)
 
 
 def numeric_address(host: str) -> IPAddress | None:
-    """A host as an address, or None if it is a name."""
+    """Return a host as an IP address, or None if it is a name."""
     return Address(host, 1).numeric
 
 
 def address_or_none(text: str) -> Address | None:
-    """An address in one form, whichever way it is written; None if it is none."""
+    """Parse an address and return its canonical form, or None if the text is not an address."""
     try:
         return canonical(Address.parse(text))
     except ValueError:
@@ -229,21 +232,26 @@ def canonical(address: Address) -> Address:
 
 
 def exceeds(parse: Callable[[str], float], text: str, most: str) -> bool:
+    """Return True if one setting is more than another; False if either cannot be parsed."""
     try:
         return parse(text) > parse(most)
-    except ValueError:  # which is a problem of its own
+    except ValueError:  # reported as a separate problem
         return False
 
 
 def _controller_name(text: str) -> None:
-    """:raises ValueError: if no controller's certificate can have this name."""
+    """Check the name of a controller.
+
+    :raises ValueError: if the certificate of a controller cannot have this name.
+    """
     if not IDENTITY_NAME.fullmatch(text):
-        raise ValueError(f"{text!r} is no name in a certificate: write the whole of it, as scistream:controller:{text}")
+        raise ValueError(f"{text!r} is not a whole name of a certificate: write it like scistream:controller:{text}")
     if text.startswith("scistream:user:"):
-        raise ValueError(f"{text!r} is a user, and a gateway obeys an S2CS: write scistream:controller:NAME")
+        raise ValueError(f"{text!r} is a user, but the controller is an S2CS: write scistream:controller:NAME")
 
 
 def files_problems(section: _WithCertificates) -> Iterator[SettingProblem]:
+    """Yield the file names of a section that cannot be expanded."""
     for key in ("certificate", "key"):
         yield from unless(expanded, getattr(section, key), key)
     for key in ("authorities", "crl"):
@@ -252,29 +260,34 @@ def files_problems(section: _WithCertificates) -> Iterator[SettingProblem]:
 
 
 def plain_problems(insecure: bool, text: str, key: str) -> Iterator[SettingProblem]:
-    """Plain TCP does not leave this machine."""
-    place = address_or_none(text) if insecure else None
-    if place is not None and not place.is_on_loopback:
-        why = f"{text} is not on loopback, and plain TCP goes no further: use certificates (`scistream pki`)"
+    """Yield a problem if plain TCP would leave this machine."""
+    address = address_or_none(text) if insecure else None
+    if address is not None and not address.is_on_loopback:
+        why = f"{text} is not on loopback, and plain TCP is allowed there only: use certificates (`scistream pki`)"
         yield SettingProblem((key, "insecure"), why)
 
 
 def trust_problems(config: Any, *keys: str) -> Iterator[SettingProblem]:
+    """Yield a problem if settings for certificates contradict `insecure`."""
     yield from superfluous(config, *keys) if config.insecure else missing(config, *keys)
 
 
 def superfluous(config: Struct, *keys: str) -> Iterator[SettingProblem]:
-    there = [key for key in keys if getattr(config, key)]
-    if there:
-        why = f"true turns all certificates off, and there are settings for them: {', '.join(there)}; take out either"
-        yield SettingProblem(("insecure", *there), why)
+    """Yield a problem if settings are present that `insecure` forbids."""
+    present = [key for key in keys if getattr(config, key)]
+    if present:
+        why = (
+            f"true turns all certificates off, but these settings need them: {', '.join(present)}; remove one or other"
+        )
+        yield SettingProblem(("insecure", *present), why)
 
 
 def missing(config: Struct, *keys: str) -> Iterator[SettingProblem]:
+    """Yield a problem for each setting that is missing and required without `insecure`."""
     for key in keys:
         if not getattr(config, key):
             yield SettingProblem(
                 (key, "insecure"),
-                "is needed (make certificates with `scistream pki`); only on loopback, for a trial, "
-                "`insecure = true` does without",
+                "is required (create certificates with `scistream pki`); on loopback, for a trial, `insecure = true` "
+                "works without",
             )

@@ -1,4 +1,4 @@
-"""Tables on standard output: for a terminal of 80 columns, and as plain columns for pipes and files."""
+"""Print tables: folded to the width of a terminal, and as plain columns for pipes and files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ SHORT_UID = 8
 
 
 class Columns:
-    """Rows under headings. A terminal gets them folded to its width, and the notes of rows below; anything else gets a
-    line for each row, with two spaces or more between columns and the note as the last of them.
+    """A table with headings.
+
+    On a terminal, cells are folded to its width and the notes of rows follow below the table. Otherwise each row is one
+    line, with at least two spaces between columns and the note in the last column.
 
     :param headings: of the columns.
     :param note: the heading of the notes; None if rows have none.
-    :param whole: columns that are not needed on a terminal, by their headings.
+    :param whole: the headings of columns that are left out on a terminal.
     """
 
     def __init__(self, *headings: str, note: str | None = None, whole: tuple[str, ...] = ()) -> None:
@@ -31,9 +33,9 @@ class Columns:
         self._rows: list[tuple[tuple[str, ...], str, str]] = []
 
     def add(self, *cells: str, note: str = "", noted: str = "") -> None:
-        """Add a row. What is not printable in it becomes a question mark: it may come from a far end.
+        """Add a row. Its text may come from a peer, so unprintable characters are replaced by question marks.
 
-        :param noted: what the note is of, in words for a terminal.
+        :param noted: what the note is about, shown before it on a terminal.
         """
         self._rows.append((tuple(map(printable, cells)), printable(note), printable(noted)))
 
@@ -41,7 +43,7 @@ class Columns:
         return len(self._rows)
 
     def show(self) -> None:
-        """Print it."""
+        """Print the table."""
         if sys.stdout.isatty():
             self._show_on_terminal()
         else:
@@ -60,7 +62,6 @@ class Columns:
         shown = [number for number, heading in enumerate(self._headings) if heading not in self._whole]
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="none")
         for number in shown:
-            # What begins with a letter may be folded; numbers and short words keep together.
             table.add_column(self._headings[number].upper(), overflow="fold", no_wrap=self._headings[number] == "uid")
         for cells, _, _ in self._rows:
             table.add_row(*(Text(cells[number]) for number in shown))
@@ -71,7 +72,7 @@ class Columns:
 
 
 def short_uids(uids: list[str]) -> dict[str, str]:
-    """For a terminal the beginnings of uids, as long as it takes to tell them apart; otherwise the whole."""
+    """Return shortened uids for a terminal, long enough to be distinct; otherwise the full uids."""
     if not sys.stdout.isatty():
         return {uid: uid for uid in uids}
     length = SHORT_UID

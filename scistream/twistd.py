@@ -1,4 +1,4 @@
-"""What `twistd s2cs` and `twistd s2ds` share: the option --config, and errors of set-up as one line."""
+"""The common part of `twistd s2cs` and `twistd s2ds`: options, start, reload and end of a daemon."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from scistream.standard_streams import fill_descriptors
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
-    """The options of a daemon; `config_type` is set by each."""
+    """The options of a daemon; each subclass sets `config_type`."""
 
     config_type: type[AnySettings]
     config: AnySettings
     file: Path
-    optParameters = (("config", "c", None, "the configuration file (TOML); needed"),)
+    optParameters = (("config", "c", None, "the configuration file (TOML); required"),)
 
     def postOptions(self) -> None:
-        """Read the file."""
-        fill_descriptors()  # before the reactor opens anything: the standard error of elements goes there
+        """Read the configuration file."""
+        fill_descriptors()  # before the reactor opens any file, so that none gets the numbers of standard streams
         keep_secrets()
         if self["config"] is None:
-            refuse_to_start("which configuration? Say --config FILE; conf/ has commented examples")
+            refuse_to_start("no configuration: name a file with --config FILE; conf/ has commented examples")
         self.file = Path(self["config"])
         try:
             self.config = load(self.file, self.config_type)
@@ -43,10 +43,10 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
 
 
 def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
-    """End with the reasons on standard error, also where twistd has put its log in that place, and exit status 2.
+    """Exit with status 2 and the reasons on standard error, even if twistd has redirected it to its log.
 
     :param why: a line for each reason.
-    :param file: the configuration, which each line is to name.
+    :param file: the configuration file, with which each line then begins.
     """
     if file is not None:
         why = "\n".join(line if line.startswith(f"{file}: ") else f"{file}: {line}" for line in why.splitlines())
@@ -60,8 +60,8 @@ def _tell(why: str) -> None:
 
 
 def end_daemon(reactor: Any, why: str) -> None:
-    """Stop a daemon that runs and cannot go on: a sentence on standard error, exit status 2 in the end."""
-    Logger("scistream.twistd").critical("it cannot go on: {why}", why=why)
+    """Stop a running daemon that cannot continue: a sentence on standard error, and exit status 2."""
+    Logger("scistream.twistd").critical("the daemon cannot continue: {why}", why=why)
     _tell(why)
     reactor.addSystemEventTrigger("after", "shutdown", os._exit, 2)  # twistd would end with 0
     reactor.stop()
@@ -70,10 +70,10 @@ def end_daemon(reactor: Any, why: str) -> None:
 def make_daemon(
     options: DaemonOptions[Any], found: Iterable[SettingProblem], make: Callable[[Any, SetupProblems], Service]
 ) -> Service:
-    """A daemon, set up and not started; or this process ends, and all that is wrong is told.
+    """Set up a daemon without starting it, or report all problems and exit.
 
-    :param found: what is wrong with the settings on this machine.
-    :param make: makes the party's service for a reactor; it raises what has been found before, too.
+    :param found: problems with the settings on this machine.
+    :param make: makes the party's service for a reactor; it also raises the problems found before.
     """
     problems = SetupProblems()
     with problems.of_step():
@@ -85,7 +85,7 @@ def make_daemon(
 
 
 def daemon_reactor() -> Any:
-    """The reactor that twistd runs, with timers that the wall clock cannot disturb and ports that wait for room."""
+    """Return the reactor that twistd runs, with monotonic timers, and ports that pause when descriptors run out."""
     from twisted.internet import reactor
 
     run_on_monotonic_time(reactor)
@@ -94,20 +94,22 @@ def daemon_reactor() -> Any:
 
 
 class Reloadable(Protocol):
-    """What a daemon runs."""
+    """The service that a daemon runs."""
 
     def reload(self, config: Any) -> Change:
-        """Put new settings in force and read again the files that they name; raise one of `SETUP_PROBLEMS` with
-        nothing changed if any of it is bad."""
+        """Apply new settings, and read the files that they name again.
+
+        If anything is wrong, nothing changes, and one of `SETUP_PROBLEMS` is raised.
+        """
 
 
 class Daemon(MultiService):
-    """Runs a party's service under twistd; what keeps it from starting is told in one line.
+    """Runs a party's service under twistd; a problem that keeps it from starting is reported in one line.
 
-    At SIGHUP the configuration file is read again, and the service puts it in force.
+    On SIGHUP the configuration file is read again, and the service applies it.
 
     :param file: the configuration file.
-    :param config_type: what `file` holds.
+    :param config_type: the type of its settings.
     """
 
     log = Logger()
@@ -121,18 +123,19 @@ class Daemon(MultiService):
         self.addService(service)
 
     def startService(self) -> None:
+        """Start the service, or report why it cannot start and exit."""
         from twisted.internet import reactor
 
-        keep_secrets()  # again, since twistd may have become another user meanwhile, which undoes it
+        keep_secrets()  # again, since twistd may have changed its user meanwhile, which undoes it
         raise_descriptor_limit()
         if os.geteuid() == 0:
             self.log.warn(
-                "this daemon runs as root, which it has no need of: run it as the user `scistream`, as the units in "
-                "conf/systemd do (scistream.sysusers makes that user)"
+                "this daemon runs as root, which is not needed: run it as the user `scistream`, as the units in "
+                "conf/systemd do (scistream.sysusers creates that user)"
             )
         _stop_at_signals(reactor)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
-        reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor sets its own when it starts
+        reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor installs its own at its start
         try:
             super().startService()
         except SETUP_PROBLEMS as problem:
@@ -145,22 +148,25 @@ class Daemon(MultiService):
             change = self._reloadable.reload(load(self._absolute, self._config_type))
         except SETUP_PROBLEMS as problem:
             for line in str(problem).splitlines():
-                self.log.error("NOT reloaded, what was in force before stays: {problem}", problem=line)
+                self.log.error("NOT reloaded, the previous settings stay in force: {problem}", problem=line)
             return
         if change.needs_restart:
             self.log.warn(
-                "a restart is needed for these settings, which keep the value that they had at the start: {keys}",
+                "a restart is needed to change these settings: {keys}",
                 keys=", ".join(change.needs_restart),
             )
         self.log.info(
-            "reloaded what {file} names; settings that changed: {keys}",
+            "reloaded {file} and the files that it names; settings that changed: {keys}",
             file=self._file,
             keys=", ".join(change.changed) or "none",
         )
 
 
 def _stop_at_signals(reactor: Any) -> None:
-    """Let an orderly end have exit status 0, where twistd would end by the signal; a second Ctrl-C ends at once."""
+    """Stop on SIGTERM and SIGINT with exit status 0, where twistd would end by the signal.
+
+    A second Ctrl-C ends the process at once.
+    """
 
     def stop(number: int, _frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)

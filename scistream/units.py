@@ -1,7 +1,7 @@
-"""Rates, times and sizes as text: how they are read, and how they are written.
+"""Parse and format rates, times and sizes.
 
-Configuration files, policies and options have them as ``10Gbit``, ``90s`` and ``2G``. What is written here in that form
-is read back as the same value; sentences for people have units of their own, below.
+Configuration files, policies and options have them as ``10Gbit``, ``90s`` and ``2G``; formatted text can be
+parsed again. Messages for users have other units: see the end of this module.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from decimal import Decimal
 from scistream.protocol.messages import MAX_LIFE, MAX_RATE
 
 MIN_LIFE = 1.0
-"""Seconds. Nobody can ask two facilities for a stream and use it in less."""
+"""Seconds. A stream with a shorter life would be over before anybody could use it."""
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:bit(?:/s)?|bps)?\Z", re.IGNORECASE)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?\Z", re.IGNORECASE)
@@ -23,17 +23,17 @@ _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
-# -- as files and options have them
+# -- for files and options
 
 
 def parse_rate(text: str) -> float:
-    """Read ``10Gbit``, ``500Mbit`` or a plain number of Mbit/s; return Mbit/s.
+    """Parse ``10Gbit``, ``500Mbit`` or a plain number of Mbit/s; return Mbit/s.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
     match = _RATE.match(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no rate: write it like 10Gbit, 500Mbit, or a plain number of Mbit/s")
+        raise ValueError(f"{text!r} is not a rate: write it like 10Gbit, 500Mbit, or a plain number of Mbit/s")
     rate = float(match[1]) * _MBIT[match[2].lower() or "m"]
     if not 0 < rate <= MAX_RATE:
         raise ValueError(f"{text!r} is out of range: a rate is above 0 and at most {MAX_RATE / 1e6:g} Tbit/s")
@@ -41,7 +41,7 @@ def parse_rate(text: str) -> float:
 
 
 def format_rate(mbit: float) -> str:
-    """Write a rate in Mbit/s: in Gbit or Tbit if it is a whole number of them, or else in Mbit."""
+    """Format a rate given in Mbit/s: in Tbit or Gbit if it is a whole number of them, else in Mbit."""
     for unit, size in (("Tbit", 1e6), ("Gbit", 1e3)):
         if mbit >= size and mbit % size == 0:
             return f"{_plain(mbit / size)}{unit}"
@@ -49,13 +49,13 @@ def format_rate(mbit: float) -> str:
 
 
 def parse_seconds(text: str) -> float:
-    """Read ``90s``, ``15m``, ``8h``, ``2d`` or a plain number of seconds.
+    """Parse ``90s``, ``15m``, ``8h``, ``2d`` or a plain number of seconds; return seconds.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
     match = _TIME.match(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no time: write it like 30s, 15m, 8h or 2d")
+        raise ValueError(f"{text!r} is not a time: write it like 30s, 15m, 8h or 2d")
     seconds = float(match[1]) * _SECONDS[(match[2] or "s").lower()]
     if not 0 < seconds <= MAX_LIFE:
         raise ValueError(f"{text!r} is out of range: a time is above 0 and at most {MAX_LIFE / 86400:g}d")
@@ -63,7 +63,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_life(text: str) -> float:
-    """Read how long a stream lives or is waited for: as `parse_seconds`, and `MIN_LIFE` at least.
+    """Parse the life of a stream, or the wait for it: as `parse_seconds`, but at least `MIN_LIFE`.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
@@ -76,7 +76,7 @@ def parse_life(text: str) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a time in the largest unit of which it is a whole number."""
+    """Format a time in the largest unit of which it is a whole number."""
     for unit in ("d", "h", "m"):
         if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
             return f"{_plain(seconds / _SECONDS[unit])}{unit}"
@@ -84,18 +84,18 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes, with K, M, G or T for powers of 1024.
+    """Parse a number of bytes, with K, M, G or T for powers of 1024.
 
     :raises ValueError: with a sentence that names the text and what is allowed.
     """
     match = _SIZE.match(text.strip())
     if match is None or (size := int(float(match[1]) * _BYTES[match[2].lower()])) < 1:
-        raise ValueError(f"{text!r} is no size: write it like 4096, 64K, 512M or 2G")
+        raise ValueError(f"{text!r} is not a size: write it like 4096, 64K, 512M or 2G")
     return size
 
 
 def format_size(count: int) -> str:
-    """Write a number of bytes with four digits, which say it exactly where it was given with as many."""
+    """Format a number of bytes with four digits, which is exact if it was given with at most four."""
     for unit in "TGMK":
         if count >= _BYTES[unit.lower()]:
             return f"{count / _BYTES[unit.lower()]:.4g}{unit}"
@@ -103,15 +103,15 @@ def format_size(count: int) -> str:
 
 
 def _plain(number: float) -> str:
-    """Write a number exactly, without an exponent and without digits that say nothing."""
+    """Format a number exactly, without an exponent or trailing zeros."""
     return f"{Decimal(repr(number)):f}".removesuffix(".0")
 
 
-# -- for people
+# -- for messages
 
 
 def spoken_seconds(seconds: float) -> str:
-    """Say how long something takes or is away: ``3 days``, ``90 seconds``; two of a unit at least."""
+    """Format a duration: ``3 days``, ``90 seconds``; at least two of a unit."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -119,7 +119,7 @@ def spoken_seconds(seconds: float) -> str:
 
 
 def short_seconds(seconds: float) -> str:
-    """Say the same in the cells and notes of tables: ``3 d``, ``90 s``."""
+    """Format a duration for tables: ``3 d``, ``90 s``."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -127,7 +127,7 @@ def short_seconds(seconds: float) -> str:
 
 
 def spoken_size(count: int) -> str:
-    """Say how many bytes were moved, in powers of 1000 and with three digits."""
+    """Format a number of bytes in powers of 1000, with three digits."""
     size, unit = float(count), 0
     while size >= 999.5 and unit < len(_DECIMAL) - 1:
         size, unit = size / 1000, unit + 1

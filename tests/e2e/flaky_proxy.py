@@ -65,7 +65,7 @@ class Cutter:
                     if key.fileobj is self._listener:
                         self._accept(selector)
                     elif key.fileobj in self._partner:
-                        self._relay(selector, key.fileobj)  # type: ignore[arg-type]
+                        self._relay(selector, key.fileobj)
                 if time.monotonic() >= next_cut:
                     self._cut(selector)
                     next_cut = self._next_cut()

@@ -279,15 +279,15 @@ async def streams() -> AsyncIterator[Callable[..., Stream]]:
 
 
 def _readers() -> list[Any]:
-    return [found for found in reactor.getReaders() if _is_ours(found)]  # type: ignore[attr-defined]
+    return [found for found in reactor.getReaders() if _is_ours(found)]
 
 
 def _writers() -> list[Any]:
-    return [found for found in reactor.getWriters() if _is_ours(found)]  # type: ignore[attr-defined]
+    return [found for found in reactor.getWriters() if _is_ours(found)]
 
 
 def _calls() -> list[Any]:
-    calls = reactor.getDelayedCalls()  # type: ignore[attr-defined]
+    calls = reactor.getDelayedCalls()
     return [call for call in calls if call.func.__module__.startswith("scistream")]
 
 

@@ -130,7 +130,7 @@ class HandMade:
         """Return the chain that the gateway of the other side would present, with the given deviations."""
         usage = CLIENT if self.role == PROD else SERVER
         names = [x509.DNSName(name or self.of_other_side_name)]
-        return (signer or self.authority).sign(names, usage, **validity)  # type: ignore[arg-type]
+        return (signer or self.authority).sign(names, usage, **validity)
 
 
 def context(chain: Chain | None, *, server: bool = False, newest: int = SSL.TLS1_3_VERSION) -> SSL.Context:

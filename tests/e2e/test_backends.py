@@ -76,6 +76,6 @@ def test_a_reload_of_all_daemons_under_load_disturbs_no_byte_and_no_new_connecti
             here, there = together(lambda: says_all(other.connect()), lambda: says_all(accept(listener)))
             assert sha256(here) == sha256(there) == sha256(NOISE)
             for daemon in world.daemons:
-                until(lambda d=daemon, n=number: d.words().count(" reloaded what ") >= n, daemon.words)
+                until(lambda d=daemon, n=number: d.words().count(" reloaded ") >= n, daemon.words)
             exchange.wait_for_more()
         assert exchange.finish() == "whole"

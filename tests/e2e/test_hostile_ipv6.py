@@ -72,9 +72,9 @@ def test_links_of_a_64_are_bounded_and_an_ipv4_address_at_the_same_listener_has_
         with half_open(four, [HOST], MOST_LINKS):
             assert is_shut_out(four, HOST)
     words = server.words()
-    assert "refused a link from ::/64; so far 1" in words
-    assert f"refused a link from {HOST}; so far 1" in words
-    assert f"it has {MOST_LINKS} links already (`links_per_address`)" in words
+    assert "refused a link from ::/64; 1 so far" in words
+    assert f"refused a link from {HOST}; 1 so far" in words
+    assert f"it already has {MOST_LINKS} links (limit `links_per_address`)" in words
 
 
 def test_rubbish_shuts_a_64_out_and_no_ipv4_address_and_both_are_let_in_again(
@@ -90,7 +90,7 @@ def test_rubbish_shuts_a_64_out_and_no_ipv4_address_and_both_are_let_in_again(
 
     until(throw, server.words)
     assert not is_shut_out(four, HOST)
-    assert "lets ::/64 wait" in server.words()
+    assert "refuses links from ::/64" in server.words()
     until(lambda: is_served(world), server.words)
 
 

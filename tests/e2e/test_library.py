@@ -230,7 +230,7 @@ def test_a_request_that_is_cancelled_in_the_middle_is_released_at_both_sides(
     world: World, tmp_path: Path, how: str
 ) -> None:
     gateway = world.centre.gateways[0]
-    gateway.program.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+    gateway.program.process.send_signal(signal.SIGSTOP)
     try:
         program = start(world, tmp_path, CANCEL[how])
         uid = said(program)["uid"]
@@ -241,7 +241,7 @@ def test_a_request_that_is_cancelled_in_the_middle_is_released_at_both_sides(
         until(lambda: world.lab.states()[uid, "PROD"] == "Released", lambda: world.lab.server.words())
         until(lambda: world.centre.states()[uid, "CONS"] == "Releasing", lambda: world.centre.server.words())
     finally:
-        gateway.program.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+        gateway.program.process.send_signal(signal.SIGCONT)
     assert said(program) == {"state": "Released"}
     assert world.centre.states()[uid, "CONS"] == "Released"
     program.end()

@@ -110,10 +110,10 @@ def test_what_cannot_be_had_is_refused_with_the_port_the_reason_and_the_remedy(w
     with world.request(1, "1Gbit", "--listen-port", f"cons={FIRST + 2}") as asked:
         assert asked.state("CONS") == "Listening"
         taken = refused_request(world, "--listen-port", f"cons={FIRST + 2}")
-        assert f"port {FIRST + 2} was asked for, and another stream has it: choose another port" in taken
+        assert f"port {FIRST + 2} was requested, but another stream has it: choose another port" in taken
     for port in (80, world.centre.gateways[0].first_port):
         outside = refused_request(world, "--listen-port", f"cons={port}")
-        assert f"port {port} was asked for, and of this gateway's ports {PORT}, {FIRST}-{FIRST + 3} may be" in outside
+        assert f"port {port} was requested, but this gateway lets streams choose {PORT}, {FIRST}-{FIRST + 3}" in outside
     with closing(socket.create_server((HOST, PORT))):
         used = refused_request(world, "--listen-port", f"cons={PORT}")
         assert f"port {PORT} was requested, but another program on this gateway uses it at {HOST}" in used
@@ -144,7 +144,7 @@ def test_a_file_asks_for_ports_as_the_command_line_does(world: World) -> None:
     file.write_text(json.dumps(wishes))
     ended = world.s2uc("--req-file", str(file), check=False)
     assert ended.returncode == 2
-    assert "listen_ports: '5075-' is no list of ports" in ended.stderr
+    assert "listen_ports: '5075-' is not a list of ports" in ended.stderr
 
 
 def test_a_probe_finds_out_whether_ports_are_granted(world: World) -> None:

@@ -173,7 +173,7 @@ def test_an_address_where_nobody_listens_and_a_name_that_nobody_knows_are_told_a
     lines = probe(world, status=1, prod=nowhere, cons="no-such-host.invalid:5000")
     assert verdicts(lines) == ["ok", "FAILED", "FAILED", "-", "-", "-", "-"]
     assert f"producer's S2CS {nowhere}: The connection was refused" in lines[1]
-    assert "The host name is not known" in lines[2]
+    assert "The host name could not be resolved" in lines[2]
 
 
 def test_wrong_usage_of_a_probe_ends_with_status_2(world: World) -> None:
@@ -189,7 +189,7 @@ def test_a_facility_whose_s2cs_is_down_is_named(fresh_world: MakeWorld) -> None:
     world.centre.server.stop()
     lines = probe(world, status=1)
     assert verdicts(lines) == ["ok", "ok", "FAILED", "ok", "-", "-", "ok"]
-    assert "The connection was refused: check the address and the port, and that the server runs." in lines[2]
+    assert "The connection was refused: check the address and the port, and that the server is running." in lines[2]
     world.centre.server.start()
     world.centre.server.wait_until_ready()
     world.centre.wait_for_links()

@@ -175,7 +175,7 @@ def test_a_server_without_certificates_names_the_key_that_is_missing(
     settings = KINDS[kind](pki)
     del settings[key]
     line = refusal_of(tmp_path, kind, settings)
-    assert line.startswith(f"{key}: is needed")
+    assert line.startswith(f"{key}: is required")
     assert "scistream pki" in line
 
 
@@ -183,7 +183,7 @@ def test_a_server_without_certificates_names_the_key_that_is_missing(
 @pytest.mark.parametrize("key", ["certificate", "key"])
 def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path, pki: Path, kind: str, key: str) -> None:
     line = refusal_of(tmp_path, kind, {**KINDS[kind](pki), key: f'"{tmp_path / "nowhere.pem"}"'})
-    assert f"{tmp_path / 'nowhere.pem'} is not there" in line
+    assert f"{tmp_path / 'nowhere.pem'} does not exist" in line
     assert f"`{key}`" in line
 
 
@@ -215,9 +215,19 @@ def test_plain_tcp_to_a_gateway_beyond_loopback_is_refused(tmp_path: Path, pki: 
 @pytest.mark.parametrize(
     ("kind", "key", "value", "named"),
     [
-        ("s2ds", "capcity", '"1Gbit"', ["capcity: no such key", "allowed are app_networks", "capacity", "wan_timeout"]),
-        ("s2cs", "hello", '"1h"', ["hello: no such key", "allowed are audit, authorities", "hello_timeout"]),
-        ("s2ds", "lan", '{ bnd = "127.0.0.1" }', ["lan.bnd: no such key", "allowed are advertise, bind, congestion"]),
+        (
+            "s2ds",
+            "capcity",
+            '"1Gbit"',
+            ["capcity: unknown key", "the keys here are app_networks", "capacity", "wan_timeout"],
+        ),
+        ("s2cs", "hello", '"1h"', ["hello: unknown key", "the keys here are audit, authorities", "hello_timeout"]),
+        (
+            "s2ds",
+            "lan",
+            '{ bnd = "127.0.0.1" }',
+            ["lan.bnd: unknown key", "the keys here are advertise, bind, congestion"],
+        ),
         ("s2ds", "capacity", '"fast"', ["capacity:", "'fast'", "10Gbit"]),
         ("s2ds", "capacity", "10", ["capacity:", "10", '"10Gbit"']),
         ("s2ds", "ports", '"5200-5100"', ["ports:", "'5200-5100'"]),
@@ -248,7 +258,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path, pki: Path, kin
     assert sorted(line.partition(":")[0] for line in lines) == sorted(wrong)
 
 
-NOT_HERE = "it is no address of this machine"
+NOT_HERE = "it is not an address of this machine"
 MACHINE: list[tuple[str, dict[str, str], str]] = [
     ("s2ds", {"listen": '"192.0.2.1:5001"'}, f"listen: '192.0.2.1:5001' cannot be listened on: {NOT_HERE}"),
     ("s2cs", {"listen": '"192.0.2.1:5000"'}, f"listen: '192.0.2.1:5000' cannot be listened on: {NOT_HERE}"),
@@ -264,7 +274,7 @@ MACHINE: list[tuple[str, dict[str, str], str]] = [
         "wan.bind: '2001:db8::1' cannot be listened on: ",
     ),
     ("s2ds", {"lan": '{ bind = "::", advertise = "127.0.0.1" }'}, "lan.advertise: '127.0.0.1' is an IPv4 address"),
-    ("s2ds", {"controller": '"s2cs"'}, "controller: 's2cs' is no name in a certificate"),
+    ("s2ds", {"controller": '"s2cs"'}, "controller: 's2cs' is not a whole name of a certificate"),
     ("s2cs", {"expires": '"9d"'}, "expires: '9d' is longer than longest_expires, '7d'"),
     ("s2cs", {"limits": "{ unproven = 5000 }"}, "limits.unproven: 5000 is more than links, 4096"),
     ("s2ds", {"insecure": "true"}, "insecure: true turns all certificates off"),
@@ -295,7 +305,7 @@ def test_ports_below_1024_are_refused_to_a_user_without_the_privilege(tmp_path: 
     without_rights = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
     file = write(tmp_path, "s2ds", {**s2ds(pki), "ports": '"700-800"'})
     lines = refusals(tmp_path, "s2ds", "--config", str(file), before=without_rights)
-    assert f"{file}: ports: '700-800': '127.0.0.1:700' cannot be listened on: this user may not" in lines[0]
+    assert f"{file}: ports: '700-800': '127.0.0.1:700' cannot be listened on: permission denied" in lines[0]
 
 
 CERTIFICATES: list[tuple[str, dict[str, str], str]] = [
@@ -306,7 +316,7 @@ CERTIFICATES: list[tuple[str, dict[str, str], str]] = [
         "is not for servers (it is for email",
     ),
     ("s2cs", {"controller": "gateway"}, "is not for controllers (it is for DNS:gateway"),
-    ("s2cs", {"certificate": "ca.pem", "key": "ca.key"}, "begins with an authority's certificate"),
+    ("s2cs", {"certificate": "ca.pem", "key": "ca.key"}, "begins with the certificate of an authority"),
     (
         "s2cs",
         {"certificate": "leaf.pem", "authorities": "../other/ca.pem"},
@@ -397,7 +407,7 @@ def test_a_second_server_with_the_same_store_is_refused_while_the_first_one_live
         wait_until_it_serves(first, settings)
         listen, store = refusals(tmp_path, "s2cs", "--config", file)
         assert "listen: " in listen
-        assert "another program listens there" in listen
+        assert "another program listens on it" in listen
         assert f"the store {tmp_path / 's2cs.sqlite'} is in use by another S2CS, process {first.pid}: " in store
         assert first.process.poll() is None
         first.process.kill()
@@ -407,8 +417,8 @@ def test_a_second_server_with_the_same_store_is_refused_while_the_first_one_live
 
 
 BROKEN = [
-    ("rates = 1", "rule 1 `a`: rates: no such key; allowed are "),
-    ('rate = "lots"', "rule 1 `a`: rate: 'lots' is no rate"),
+    ("rates = 1", "rule 1 `a`: rates: unknown key; the keys here are "),
+    ('rate = "lots"', "rule 1 `a`: rate: 'lots' is not a rate"),
     ('roles = ["PROD"]', "is not TOML: "),
     ('[[administrators]]\nissuer = "nowhere.pem"\nidentities = ["x:y"]', "administrators 1: issuer: "),
 ]

@@ -37,7 +37,7 @@ def test_a_gateway_whose_name_is_unknown_at_the_start_is_named_and_the_others_se
         server.wait_until_ready()
         with world.request(1, "100Mbit") as stream:
             assert stream.state(PROD) == "Listening"
-        until(lambda: "no link to lost: The host name is not known" in server.words(), server.words)
+        until(lambda: "no link to lost: The host name could not be resolved" in server.words(), server.words)
         assert "gateway lost is connected" not in server.words()
     finally:
         server.stop()

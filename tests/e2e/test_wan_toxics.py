@@ -273,7 +273,7 @@ async def test_an_end_of_tcp_that_is_held_back_for_seconds_changes_nothing_for_t
 
 def descriptors(side: Side) -> list[int]:
     """How many descriptors each element process of a gateway has open."""
-    return [open_descriptors(member._process.pid) for member in side.elements._members]  # type: ignore[attr-defined]
+    return [open_descriptors(member._process.pid) for member in side.elements._members]
 
 
 @pytest_twisted.ensureDeferred

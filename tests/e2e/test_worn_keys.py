@@ -34,7 +34,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def cipher_of(stream: Stream) -> str:
     (one,) = stream.prod.relays()
     (wan,) = [leg for leg in one._legs if leg.wan]
-    name: Any = wan.connection.get_cipher_name()  # type: ignore[attr-defined]
+    name: Any = wan.connection.get_cipher_name()
     return str(name)
 
 

@@ -185,7 +185,7 @@ def test_a_gateway_that_was_out_of_reach_when_a_stream_ended_tells_its_last_figu
 
 
 def test_a_request_that_no_gateway_can_take_is_told_with_its_refusal_and_its_end(world: World) -> None:
-    world.prod.gateways[0].ports.taken = set(range(100_000))  # type: ignore[attr-defined]
+    world.prod.gateways[0].ports.taken = set(range(100_000))
     world.refusal(world.ask())
     request, refused, end = told(world.prod, "request", "refused", "end")[:3]
     assert (request.uid, refused.uid, end.uid) == (request.uid,) * 3

@@ -186,7 +186,7 @@ def test_a_wrong_key_in_the_user_s_configuration_names_the_file_and_the_keys_tha
     refused = run("s2uc status", "--config", str(file))
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    for part in (str(file), "certifcate: no such key", "authorities, certificate, crl, facilities, insecure, key"):
+    for part in (str(file), "certifcate: unknown key", "authorities, certificate, crl, facilities, insecure, key"):
         assert part in line
 
 
@@ -224,25 +224,25 @@ def test_a_second_release_says_that_the_stream_is_already_released(length: int) 
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example"}', "cons: 'b.example'"),
         (
             '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": "5"}',
-            'num_conn: "5" cannot be used here: write a whole number from 1 to 1024, such as 1',
+            'num_conn: "5" is not valid here: write a whole number from 1 to 1024, such as 1',
         ),
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "num_conn": 1025}', "num_conn"),
         (
             '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": "fast"}',
-            "rate: 'fast' is no rate: write it like 10Gbit",
+            "rate: 'fast' is not a rate: write it like 10Gbit",
         ),
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": -1}', "rate: '-1' is"),
-        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": [1]}', "rate: [1] cannot be used here"),
-        ('{"cmd": "REQ", "prod": 5, "cons": "b.example:1"}', "prod: 5 cannot be used here: write text in quotes"),
+        ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "rate": [1]}', "rate: [1] is not valid here"),
+        ('{"cmd": "REQ", "prod": 5, "cons": "b.example:1"}', "prod: 5 is not valid here: write text in quotes"),
         ('{"cmd": 7}', "its cmd is 7: write {"),
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "expires": "soon"}', "expires: 'soon'"),
         ('{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "uid": "nix"}', "uid: 'nix'"),
         (
             '{"cmd": "REQ", "prod": "a.example:1", "cons": "b.example:1", "speed": 1}',
-            "speed: no such key; allowed are cons, expires",
+            "speed: unknown key; the keys here are cons, expires",
         ),
         ('{"cmd": "REL"}', "uid: is missing"),
-        ('{"cmd": "REL", "uid": 7}', "uid: 7 cannot be used here: write text in quotes"),
+        ('{"cmd": "REL", "uid": 7}', "uid: 7 is not valid here: write text in quotes"),
     ],
 )
 def test_a_wrong_request_file_is_named_with_the_field(tmp_path: Path, text: str, named: str) -> None:
@@ -424,7 +424,7 @@ def test_a_broken_join_string_is_refused_without_being_repeated(
         arguments = ["--join-file", "-"]
     refused = say("appctrl cons", *arguments, given=broken)
     assert refused.exit_code == 2
-    assert "this is no join string" in refused.output
+    assert "this is not a join string" in refused.output
     assert JOIN.app_key not in refused.output
 
 

@@ -1,4 +1,4 @@
-"""Configuration files, and the values that people write in them."""
+"""Configuration files and the values in them."""
 
 from __future__ import annotations
 
@@ -93,20 +93,24 @@ def test_without_chosen_ports_those_of_the_range_may_be_chosen() -> None:
 
 
 WRONG: dict[tuple[Any, str], tuple[str, ...]] = {
-    (parse_rate, "is no rate: write it like 10Gbit"): ("", "fast", "-1", "1e3", "1Xbit", "1 2", "1Gbyte"),
+    (parse_rate, "is not a rate: write it like 10Gbit"): ("", "fast", "-1", "1e3", "1Xbit", "1 2", "1Gbyte"),
     (parse_rate, "is out of range"): ("0", "0Gbit", "10.1Tbit", "9" * 400),
-    (parse_seconds, "is no time: write it like 30s"): ("", "soon", "-5s", "5 weeks", "1h30m", "infd"),
+    (parse_seconds, "is not a time: write it like 30s"): ("", "soon", "-5s", "5 weeks", "1h30m", "infd"),
     (parse_seconds, "is out of range"): ("0", "0s", "367d", "9" * 400),
-    (parse_size, "is no size: write it like 4096"): ("", "big", "0", "-1", "0.1", "5X", "9" * 400),
-    (parse_ports, "is no range of ports: write it like 5100-5200"): (
+    (parse_size, "is not a size: write it like 4096"): ("", "big", "0", "-1", "0.1", "5X", "9" * 400),
+    (parse_ports, "is not a range of ports: write it like 5100-5200"): (
         *("", "5100", "5100-", "-5200", "a-b", "1-2-3", "5100:5200", "²-³", "1-" + "9" * 5000),
     ),
-    (parse_chosen_ports, "is no list of ports: write ports from 1 to 65535 and ranges that run upwards"): (
+    (parse_chosen_ports, "is not a list of ports: write ports from 1 to 65535 and ranges with the lower port first"): (
         *("", "any", "5075,", "5075;5076", "5076-5075", "65536", "1-2-3", "None", "²"),
     ),
-    (parse_chosen_ports, "belong to services of the system"): ("80", "5075, 1000-2000", "1023"),
-    (parse_chosen_ports, "65 ranges of ports: write at most 64"): (", ".join(map(str, range(5000, 5065))),),
-    (parse_ports, "is no range of ports: it runs upwards between 1 and 65535"): ("5200-5100", "0-10", "1-65536"),
+    (parse_chosen_ports, "are reserved for system services"): ("80", "5075, 1000-2000", "1023"),
+    (parse_chosen_ports, "65 ranges of ports: at most 64 are allowed"): (", ".join(map(str, range(5000, 5065))),),
+    (parse_ports, "is not a range of ports: use two ports from 1 to 65535, the lower one first"): (
+        "5200-5100",
+        "0-10",
+        "1-65536",
+    ),
 }
 
 
@@ -211,13 +215,28 @@ def test_what_is_not_toml_is_named(tmp_path: Path, text: str | bytes) -> None:
         (
             S2DSConfig,
             "insecure = true\nprots = 1",
-            "prots: no such key; allowed are ",
+            "prots: unknown key; the keys here are ",
             ["app_networks", "listen", "ports", "wan"],
         ),
-        (S2DSConfig, "insecure = true\n[lan]\nbnid = 1", "lan.bnid: no such key; allowed are ", ["advertise", "bind"]),
-        (S2CSConfig, S2CS + "port = 1", "gateways[0].port: no such key; allowed are ", ["address", "name"]),
-        (S2CSConfig, S2CS + CONTROLLER + "ca = 1", "controller.ca: no such key; allowed are ", ["authorities", "key"]),
-        (S2UCConfig, "cert = 1", "cert: no such key; allowed are ", ["authorities", "certificate", "insecure", "key"]),
+        (
+            S2DSConfig,
+            "insecure = true\n[lan]\nbnid = 1",
+            "lan.bnid: unknown key; the keys here are ",
+            ["advertise", "bind"],
+        ),
+        (S2CSConfig, S2CS + "port = 1", "gateways[0].port: unknown key; the keys here are ", ["address", "name"]),
+        (
+            S2CSConfig,
+            S2CS + CONTROLLER + "ca = 1",
+            "controller.ca: unknown key; the keys here are ",
+            ["authorities", "key"],
+        ),
+        (
+            S2UCConfig,
+            "cert = 1",
+            "cert: unknown key; the keys here are ",
+            ["authorities", "certificate", "insecure", "key"],
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_those_that_are_allowed_there(
@@ -240,42 +259,42 @@ def test_an_unknown_key_is_named_with_those_that_are_allowed_there(
     ],
 )
 def test_a_missing_key_is_named(tmp_path: Path, text: str, key: str) -> None:
-    assert problem(tmp_path, text, S2CSConfig) == f"{key}: is missing and has no default"
+    assert problem(tmp_path, text, S2CSConfig) == f"{key}: is missing, but required"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("listen = 5001", 'listen: 5001 cannot be used here: write text in quotes, such as "127.0.0.1:5001"'),
-        ("insecure = 1", "insecure: 1 cannot be used here: write true or false, such as false"),
-        ('insecure = "yes"', 'insecure: "yes" cannot be used here: write true or false, such as false'),
+        ("listen = 5001", 'listen: 5001 is not valid here: write text in quotes, such as "127.0.0.1:5001"'),
+        ("insecure = 1", "insecure: 1 is not valid here: write true or false, such as false"),
+        ('insecure = "yes"', 'insecure: "yes" is not valid here: write true or false, such as false'),
         (
             'app_networks = "10.0.0.0/8"',
-            'app_networks: "10.0.0.0/8" cannot be used here: write a list in brackets, of text in quotes, such as '
+            'app_networks: "10.0.0.0/8" is not valid here: write a list in brackets, of text in quotes, such as '
             '["127.0.0.0/8","::1/128"]',
         ),
-        ("app_networks = [10]", "app_networks[0]: 10 cannot be used here: write text in quotes"),
+        ("app_networks = [10]", "app_networks[0]: 10 is not valid here: write text in quotes"),
         (
             'lan = "eth0"',
-            'lan: "eth0" cannot be used here: write a section of its own with advertise, bind, congestion',
+            'lan: "eth0" is not valid here: write a section with advertise, bind, congestion',
         ),
-        ("[lan]\nbind = 1", 'lan.bind: 1 cannot be used here: write text in quotes, such as "127.0.0.1"'),
-        ("capacity = 10", 'capacity: 10 cannot be used here: write text in quotes, such as "10Gbit"'),
-        ("capacity = 1e4", 'capacity: 10000.0 cannot be used here: write text in quotes, such as "10Gbit"'),
-        ("capacity = 1979-05-27", 'capacity: "1979-05-27" cannot be used here: write text in quotes'),
+        ("[lan]\nbind = 1", 'lan.bind: 1 is not valid here: write text in quotes, such as "127.0.0.1"'),
+        ("capacity = 10", 'capacity: 10 is not valid here: write text in quotes, such as "10Gbit"'),
+        ("capacity = 1e4", 'capacity: 10000.0 is not valid here: write text in quotes, such as "10Gbit"'),
+        ("capacity = 1979-05-27", 'capacity: "1979-05-27" is not valid here: write text in quotes'),
         (
             "elements = true",
-            'elements: true cannot be used here: write a whole number or text in quotes, such as "auto"',
+            'elements: true is not valid here: write a whole number or text in quotes, such as "auto"',
         ),
         (
             "[limits]\nfailures = 0",
-            "limits.failures: 0 cannot be used here: write a whole number from 1, such as 20",
+            "limits.failures: 0 is not valid here: write a whole number from 1, such as 20",
         ),
         (
             '[limits]\nunproven = "many"',
-            'limits.unproven: "many" cannot be used here: write a whole number from 1, such as 512',
+            'limits.unproven: "many" is not valid here: write a whole number from 1, such as 512',
         ),
-        ("[limits]\nlinks = true", "limits.links: true cannot be used here: write a whole number from 1"),
+        ("[limits]\nlinks = true", "limits.links: true is not valid here: write a whole number from 1"),
         (f"listen = [{'1, ' * 100}]", "listen: [1,1,1,"),
     ],
 )
@@ -289,22 +308,22 @@ def test_a_value_of_the_wrong_type_is_named_with_the_one_that_is_expected(tmp_pa
     ("text", "key", "value"),
     [
         ('listen = "5001"', "listen", "'5001' has no port"),
-        ('listen = "localhost:0"', "listen", "'localhost:0' has the port '0'"),
+        ('listen = "localhost:0"', "listen", "'localhost:0' has the invalid port '0'"),
         ('listen = "::1:5001"', "listen", "without brackets"),
-        ('ports = "5100"', "ports", "'5100' is no range of ports"),
-        ('chosen_ports = "5075 5076"', "chosen_ports", "'5075 5076' is no list of ports"),
-        ('capacity = "lots"', "capacity", "'lots' is no rate"),
-        ('wan_timeout = "soon"', "wan_timeout", "'soon' is no time"),
-        ('app_networks = ["lab"]', "app_networks", "'lab' is no network"),
-        ('wan_networks = ["::1/128", "10.0.0.0/40"]', "wan_networks", "'10.0.0.0/40' is no network"),
+        ('ports = "5100"', "ports", "'5100' is not a range of ports"),
+        ('chosen_ports = "5075 5076"', "chosen_ports", "'5075 5076' is not a list of ports"),
+        ('capacity = "lots"', "capacity", "'lots' is not a rate"),
+        ('wan_timeout = "soon"', "wan_timeout", "'soon' is not a time"),
+        ('app_networks = ["lab"]', "app_networks", "'lab' is not a network"),
+        ('wan_networks = ["::1/128", "10.0.0.0/40"]', "wan_networks", "'10.0.0.0/40' is not a network"),
         ('[lan]\nbind = "eth0"', "lan.bind", "'eth0' is not a numeric address"),
         ('[wan]\nbind = "0.0.0.0"', "wan.advertise", "write the address at which others reach this gateway"),
         ('[wan]\nbind = "::"', "wan.advertise", "write the address at which others reach this gateway"),
         ('[wan]\nadvertise = "a host"', "wan.advertise", "'a host'"),
-        ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is no network"),
+        ('[limits]\ncontroller_networks = ["here"]', "limits.controller_networks", "'here' is not a network"),
         ('wan_cipher = "des"', "wan_cipher", "'des' is not a cipher that a gateway can prefer: write aes or chacha20"),
-        ('[limits]\nunread = "much"', "limits.unread", "'much' is no size"),
-        ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is no time"),
+        ('[limits]\nunread = "much"', "limits.unread", "'much' is not a size"),
+        ('[limits]\nlongest_refusal = "never"', "limits.longest_refusal", "'never' is not a time"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text: str, key: str, value: str) -> None:
@@ -322,10 +341,10 @@ def test_a_value_that_cannot_be_used_is_named_with_its_key(tmp_path: Path, text:
             "gateways: 2 gateways have the name 'dtn1'",
         ),
         ("insecure = true\ngateways = []", "gateways: add at least one section"),
-        ('expires = "never"' + S2CS, "expires: 'never' is no time"),
-        ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is no time"),
+        ('expires = "never"' + S2CS, "expires: 'never' is not a time"),
+        ('longest_expires = "10y"' + S2CS, "longest_expires: '10y' is not a time"),
         ('hello_timeout = "0s"' + S2CS, "hello_timeout: '0s' is out of range"),
-        ('release_broken_after = "soon"' + S2CS, "release_broken_after: 'soon' is no time"),
+        ('release_broken_after = "soon"' + S2CS, "release_broken_after: 'soon' is not a time"),
         ('listen = "[::1]"' + S2CS, "listen: '[::1]' has"),
     ],
 )
@@ -399,7 +418,7 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path, bom: 
         written(tmp_path, bom + b'# an editor wrote this\r\ninsecure = true\r\nports = "1-2"\r\n'), S2DSConfig
     )
     assert config == S2DSConfig(insecure=True, ports="1-2")
-    assert problem(tmp_path, bom + b"insecure = true\nport = 1").startswith("port: no such key")
+    assert problem(tmp_path, bom + b"insecure = true\nport = 1").startswith("port: unknown key")
 
 
 def test_a_file_in_utf_16_is_told_apart(tmp_path: Path) -> None:
@@ -425,13 +444,13 @@ def test_a_path_that_cannot_be_expanded_is_named_with_its_setting(
     monkeypatch.setenv("HOME", "nowhere")
     said = problem(tmp_path, f'{key} = "{text}"\n{sound}', kind)
     assert said.startswith(f"{key}: ")
-    assert "names no file" in said
+    assert "is not a file name" in said or "cannot be expanded" in said
 
 
 @pytest.mark.parametrize("key", ["authorities", "crl"])
 def test_a_path_in_a_list_that_cannot_be_expanded_is_named_with_its_setting(tmp_path: Path, key: str) -> None:
     assert problem(tmp_path, f'{key} = ["a.pem", "~nosuchuser/x"]', S2UCConfig).startswith(
-        f"{key}: '~nosuchuser/x' names no file: there is no user 'nosuchuser' here"
+        f"{key}: '~nosuchuser/x' cannot be expanded: there is no user 'nosuchuser' on this machine"
     )
 
 
@@ -462,11 +481,11 @@ def test_the_folder_of_a_user_s_files_is_named_by_its_variable(
     monkeypatch.setenv(variable, "/srv/ada")
     assert user_folder(variable, "~/.local") == Path("/srv/ada")
     monkeypatch.setenv(variable, "~/state")
-    with pytest.raises(ConfigError, match=rf"{variable}: '~/state' is no absolute path"):
+    with pytest.raises(ConfigError, match=rf"{variable}: '~/state' is not an absolute path"):
         user_folder(variable, "~/.local")
     monkeypatch.setenv("HOME", "")
     monkeypatch.delenv(variable)
-    with pytest.raises(ConfigError, match=f"{variable}: is not set, and its default '~/.local' names no file"):
+    with pytest.raises(ConfigError, match=f"{variable}: is not set, and its default '~/.local' cannot be expanded"):
         user_folder(variable, "~/.local")
 
 
@@ -495,11 +514,11 @@ def test_a_server_needs_certificates_unless_it_is_told_to_be_insecure(tmp_path: 
     load(written(tmp_path, "\n".join(everything.values())), kind)
     without = "\n".join(text for name, text in everything.items() if name != key)
     said = problem(tmp_path, without, kind)
-    assert said.startswith(f"{key}: is needed")
+    assert said.startswith(f"{key}: is required")
     assert "scistream pki" in said
     (superfluous,) = problems(tmp_path, "insecure = true\n" + without, kind)
     assert superfluous.startswith("insecure: true turns all certificates off")
-    named = superfluous.partition("settings for them: ")[2].partition(";")[0].split(", ")
+    named = superfluous.partition("these settings need them: ")[2].partition(";")[0].split(", ")
     assert set(named) == set(everything) - {key, "gateways"}
     load(written(tmp_path, "insecure = true\n" + everything.get("gateways", "")), kind)
 
@@ -518,7 +537,7 @@ CONTRADICTIONS: list[tuple[Any, str, str, str]] = [
     (S2DSConfig, 'listen = "127.0.0.1:5150"', "ports", "has port 5150"),
     (S2DSConfig, 'listen = "0.0.0.0:5200"', "ports", "has port 5200"),
     (S2DSConfig, 'chosen_ports = "4000, 5000-5001"', "chosen_ports", "has port 5001"),
-    (S2DSConfig, 'controller = "s2cs"', "controller", "as scistream:controller:s2cs"),
+    (S2DSConfig, 'controller = "s2cs"', "controller", "like scistream:controller:s2cs"),
     (S2DSConfig, 'controller = "scistream:user:ada"', "controller", "is a user"),
     (S2DSConfig, "limits.unproven = 5000", "limits.unproven", "more than links, 4096"),
     (S2CSConfig, "limits.links_per_address = 5000", "limits.links_per_address", "more than links, 4096"),

@@ -330,7 +330,7 @@ def test_an_unknown_stream_is_released_once_at_the_operator_s_request_however_of
             asked.append(command)
             return ask(command, timeout)
 
-        server.false.dialer.ask = note  # type: ignore[method-assign]
+        server.false.dialer.ask = note
         server.hear([page(*numbered(3))])
         for _ in range(2):
             server.hear([b"!15"])

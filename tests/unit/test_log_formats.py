@@ -14,7 +14,7 @@ LEVELS = frozenset({"debug", "info", "warn", "error", "critical", "failure", "em
 
 
 def logging_calls() -> Iterator[tuple[str, ast.Call]]:
-    """Each call of a logger, and where it is."""
+    """Yield each call of a logger, and its location."""
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS):

@@ -67,7 +67,7 @@ def overheard(world: World, port: int) -> list[UpdateTargets]:
             heard.append(command)
         return ask(command, timeout)
 
-    dialer.ask = noted  # type: ignore[method-assign]
+    dialer.ask = noted
     return heard
 
 
@@ -128,7 +128,7 @@ def release(world: World, stream: Stream) -> None:
 def moves_while_silent(world: World, port: int) -> tuple[Stream, Any]:
     """Return a stream whose producer now listens elsewhere while a gateway does not answer, and its application."""
     stream = left_alone(world)
-    world.running[0].program.end()  # type: ignore[union-attr]
+    world.running[0].program.end()
     world.network.mute(port)
     world.network.run(3 * timing.GATEWAY_ANSWER)
     application = world.application(stream.join[PROD], "detector", listeners=(MOVED,))

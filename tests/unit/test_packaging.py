@@ -1,4 +1,4 @@
-"""What setup.cfg asks for, and the versions in constraints.txt."""
+"""The requirements in setup.cfg, and the versions in constraints.txt."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_port_that_another_stream_has_is_refused_until_that_one_ends(world: Wo
     first = world.stream(listen_ports={CONS: [LAN + 3]})
     msg = refused(world, listen_ports={CONS: [LAN + 3]})
     assert msg == (
-        f"consumer side: gateway dtn{CONS_PORT + 1}: port {LAN + 3} was asked for, and another stream has it: choose "
+        f"consumer side: gateway dtn{CONS_PORT + 1}: port {LAN + 3} was requested, but another stream has it: choose "
         "another port, or wait until that stream ends"
     )
     world.result(first.release().deferred)
@@ -102,19 +102,19 @@ def test_a_port_that_another_stream_has_is_refused_until_that_one_ends(world: Wo
 
 def test_a_port_that_a_stream_got_without_asking_is_refused_to_others(world: World) -> None:
     (port,) = ports_of(world.request().listeners[CONS])
-    assert f"port {port} was asked for, and another stream has it" in refused(world, listen_ports={CONS: [port]})
+    assert f"port {port} was requested, but another stream has it" in refused(world, listen_ports={CONS: [port]})
 
 
 @pytest.mark.parametrize("port", [22, CONS_PORT + 1, 50000])
 def test_a_port_that_no_stream_may_choose_is_refused_with_those_that_may_be(world: World, port: int) -> None:
     msg = refused(world, listen_ports={CONS: [port]})
-    assert f"port {port} was asked for, and of this gateway's ports {LAN}-{LAN + 7} may be chosen: choose one" in msg
-    assert "have its operator add the port to `chosen_ports`" in msg
+    assert f"port {port} was requested, but this gateway lets streams choose {LAN}-{LAN + 7} only: choose one" in msg
+    assert "ask its operator to add the port to `chosen_ports`" in msg
 
 
 @pytest.mark.parametrize("chosen_ports", ["none"])
 def test_where_no_port_may_be_chosen_any_is_refused(world: World) -> None:
-    assert "no port of this gateway may be chosen: ask for none" in refused(world, listen_ports={CONS: [LAN]})
+    assert "this gateway lets streams choose no port: do not ask for one" in refused(world, listen_ports={CONS: [LAN]})
 
 
 def test_a_port_of_another_program_is_refused_with_its_name(world: World) -> None:
@@ -168,7 +168,7 @@ def test_the_gateway_of_a_pool_that_has_the_port_free_gets_the_stream(pools: Wor
     assert len({tuple(gateways_of(pools, stream)) for stream in streams}) == 3
     msg = refused(pools, rate=1.0, listen_ports={CONS: [5075]})
     for number in range(1, 4):
-        assert f"gateway dtn{CONS_PORT + number}: port 5075 was asked for, and another stream has it" in msg
+        assert f"gateway dtn{CONS_PORT + number}: port 5075 was requested, but another stream has it" in msg
     freed = gateways_of(pools, streams[1])
     pools.result(streams[1].release().deferred)
     assert gateways_of(pools, pools.stream(rate=1.0, listen_ports={CONS: [5075]})) == freed
@@ -253,7 +253,7 @@ def test_an_s2cs_that_grants_another_port_since_it_is_older_is_refused_and_relea
 def test_a_gateway_that_grants_another_port_than_it_was_asked_for_fails_the_stream(world: World) -> None:
     gateway = world.cons.gateways[0]
     reserve = gateway.ports.reserve
-    gateway.ports.reserve_chosen = lambda host, ports, excluded=(): reserve(host, len(ports), excluded)  # type: ignore[method-assign]
+    gateway.ports.reserve_chosen = lambda host, ports, excluded=(): reserve(host, len(ports), excluded)
     error = world.refusal(world.ask(listen_ports={CONS: [LAN + 3]}))
     assert error.code == "gateway-failed"
     assert f"listens on {HOST}:{LAN}, but port {LAN + 3} was requested" in error.msg
@@ -264,7 +264,7 @@ def test_a_gateway_that_grants_another_port_than_it_was_asked_for_fails_the_stre
     ("wishes", "why"),
     [
         ({"num_conn": 2, "listen_ports": {CONS: [LAN]}}, "1 ports for 2 channels: name one port for each channel"),
-        ({"num_conn": 2, "listen_ports": {CONS: [LAN, LAN]}}, f"port {LAN} is named twice"),
+        ({"num_conn": 2, "listen_ports": {CONS: [LAN, LAN]}}, f"port {LAN} is listed twice"),
         ({"listen_ports": {CONS: [0]}}, "listen_ports"),
         ({"listen_ports": {CONS: [65536]}}, "listen_ports"),
         ({"listen_ports": {"cons": [LAN]}}, "'cons' is not a side of a stream: write 'PROD' or 'CONS'"),

@@ -33,7 +33,7 @@ PRIVATE: dict[str, dict[str, set[str]]] = {
     "state_machines.py": {"automat": {"__automat_data__", "__automat_transitioner__", "_state", "automat._typed"}},
     "tls/files.py": {"cryptography.x509.ObjectIdentifier": {"_name"}},
 }
-"""For each file, what is private in which dependency."""
+"""For each file, the private names that it uses of each dependency."""
 
 DOCUMENTED = {"_asdict", "_exit", "_fields", "_replace"}
 """Named tuples and `os` have these in their documentation."""
@@ -64,7 +64,7 @@ def is_private(name: str) -> bool:
 
 
 def private_uses(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """Give each private name that is used, and whether it is one of `self`, whose class may have it from a base."""
+    """Yield each private name that is used, and whether it belongs to `self`, which may inherit it."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name) if is_private(name):

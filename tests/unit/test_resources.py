@@ -1,4 +1,4 @@
-"""What a process may use: of the machine, and of what its control groups leave of it."""
+"""The processors and memory that a process may use, by the machine and by its control groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the log says of a machine's changes of state, and what a table of transitions must have to become a machine."""
+"""Logging of a machine's changes of state, and the checks on tables of transitions."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from scistream.state_machines import MOST_SAME_CHANGES, SAME, begin_in, build, d
 
 
 class NoEffects:
-    """Does nothing of what it is asked."""
+    """Effects that do nothing."""
 
     def say_hello(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def serve(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def connect(self, listeners: list[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish(self, error: StreamError | None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def traced() -> tuple[Any, list[Any]]:
@@ -128,7 +128,7 @@ class Lamp(Protocol):
 
 @dataclass
 class LampCore:
-    """What its states share."""
+    """The common data of its states."""
 
     state: str = "Off"
     seen: list[Any] = field(default_factory=list)
@@ -155,7 +155,7 @@ def note_light(lamp: Lamp, core: LampCore, light: Light, finger: str) -> None:
 
 
 class Parts:
-    """The states of a lamp whose table is still to be written."""
+    """The states of a lamp, for tests that write its table."""
 
     def __init__(self) -> None:
         self.builder = TypeMachineBuilder(Lamp, LampCore)
@@ -244,7 +244,7 @@ MACHINES = sorted(Path(scistream.__file__).parent.rglob("machine.py"))
 
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
 def test_no_handler_writes_the_state_that_its_machine_is_in(path: Path) -> None:
-    """Only what builds a machine from its table does, and the one property that keeps the state in a record."""
+    """Only the builder of machines may write the state, and the property that keeps it in a record."""
     tree = ast.parse(path.read_text())
     setters = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "state"]
     inside = {id(node) for setter in setters for node in ast.walk(setter)}

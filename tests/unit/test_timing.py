@@ -1,4 +1,4 @@
-"""All time limits are in `timing.py`, each with its reason, and each is one that something uses."""
+"""All time limits are in `timing.py`, each with its reason, and each is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "timing.py")
 LINES = Path(timing.__file__).read_text().splitlines()
 LIMITS = {name: value for name, value in vars(timing).items() if name.isupper() and not name.startswith("_")}
 WAITS = {"callLater": 0, "addTimeout": 0, "deferLater": 1, "sleep": 0, "settimeout": 0, "wait": 0, "join": 0}
-"""Calls that wait, and which positional argument says for how long."""
+"""Calls that wait, and the positional argument that says how long."""
 OF_TIME = re.compile(r"seconds|patience|timeout|grace|again|within|every|interval|delay|lifetime", re.IGNORECASE)
 NO_TIME = {
     "MAX_PROBE_SECONDS": "the most that the protocol allows in a field",
@@ -25,7 +25,7 @@ NO_TIME = {
     "_CONNECTIONS_A_SECOND": "a rate",
     "_TIMES_THE_RATE": "a factor",
 }
-"""Constants elsewhere whose names sound like times."""
+"""Constants elsewhere with names like those of times."""
 
 
 def test_each_limit_is_one_line_with_its_reason() -> None:
@@ -73,7 +73,7 @@ def own_limits(tree: ast.Module) -> Iterator[str]:
 
 
 def is_number(node: ast.AST | None) -> bool:
-    """Whether it is a number that is written out, and not nothing."""
+    """Return True if a node is a literal number other than 0."""
     if isinstance(node, ast.BinOp):
         return is_number(node.left) and is_number(node.right)
     return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and bool(node.value)

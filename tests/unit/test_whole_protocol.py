@@ -940,7 +940,7 @@ class NobodyAnswers:
 
 
 def test_a_name_that_is_not_answered_for_is_given_up_and_the_targets_refused(world: World) -> None:
-    world.network.nameResolver = NobodyAnswers(world.network.nameResolver)  # type: ignore[attr-defined]
+    world.network.nameResolver = NobodyAnswers(world.network.nameResolver)
     for gateway in world.prod.gateways:
         gateway.config = msgspec.structs.replace(gateway.config, wan=LegSettings(advertise="gateway.example"))
     stream = world.request()

@@ -1,4 +1,4 @@
-"""`twistd s2cs` and `twistd s2ds`. Twisted reads this file to list its services, so it imports nothing heavy."""
+"""Register `twistd s2cs` and `twistd s2ds`. Twisted imports this module to list plugins, so it imports little."""
 
 from twisted.application.service import ServiceMaker
 

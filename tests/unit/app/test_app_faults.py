@@ -38,7 +38,7 @@ def live(world: World, role: Role) -> Application:
     program = {PROD: detector, CONS: analysis}[role].program
     stream.release()
     world.network.run(40)
-    program.end()  # type: ignore[union-attr]
+    program.end()
     world.network.run(5)
     return detector if role == PROD else analysis
 

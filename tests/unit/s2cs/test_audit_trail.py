@@ -459,7 +459,7 @@ def entry(sock: socket.socket) -> dict[str, str]:
     if files:
         with os.fdopen(files[0]) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
             data = mapped[:]
-    return dict(line.split("=", 1) for line in data.decode().splitlines())  # type: ignore[misc]
+    return dict(line.split("=", 1) for line in data.decode().splitlines())
 
 
 def test_lines_go_to_the_journal_as_entries_of_its_native_protocol(

@@ -132,9 +132,9 @@ def test_the_issuer_may_be_left_out_if_there_is_only_one_or_named_by_its_file(fi
     ("arguments", "words"),
     [
         (["--as", "ada@lab.example", "--issuer", "sha256:1"], "error: --issuer: 'sha256:1' is not a fingerprint"),
-        (["--as", "ada@lab.example", "--issuer", "nowhere.pem"], "nowhere.pem is not there"),
+        (["--as", "ada@lab.example", "--issuer", "nowhere.pem"], "nowhere.pem does not exist"),
         (["--as", "ada@lab.example", "--target", "lab.example"], "'lab.example' has no port"),
-        (["--as", "ada@lab.example", "--rate", "lots"], "'lots' is no rate"),
+        (["--as", "ada@lab.example", "--rate", "lots"], "'lots' is not a rate"),
         (["--rate", "10Gbit"], "which names the user"),
         (["--role", "PROD"], "which names the user"),
     ],
@@ -151,4 +151,4 @@ def test_a_broken_file_ends_with_status_2_and_one_line(file: Path) -> None:
         done = check(file, *arguments)
         assert done.exit_code == 2
         [line] = done.output.splitlines()
-        assert line.startswith(f"error: {file}: rule 1 `beamline-7`: rate: 'lots' is no rate")
+        assert line.startswith(f"error: {file}: rule 1 `beamline-7`: rate: 'lots' is not a rate")

@@ -153,8 +153,8 @@ def test_a_port_goes_to_a_gateway_that_lets_it_be_chosen_and_has_it_free() -> No
     with pytest.raises(StreamError) as refused:
         place_channels(pool[:3], 1, 1.0, [5075])
     assert refused.value.code == "no-ports"
-    for part in ("gateway old: port 5075", "gateway narrow: port 5075", "5100-5200 may be chosen",
-                 "gateway busy: port 5075 was asked for, and another stream has it"):  # fmt: skip
+    for part in ("gateway old: port 5075", "gateway narrow: port 5075", "choose 5100-5200 only",
+                 "gateway busy: port 5075 was requested, but another stream has it"):  # fmt: skip
         assert part in refused.value.msg
 
 

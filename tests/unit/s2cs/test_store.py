@@ -185,7 +185,7 @@ def test_a_disk_that_stays_full_is_told_once_and_that_there_is_room_again_once(t
     told, over = lines
     assert "cannot be written: database or disk is full" in told
     assert "free disk space" in told
-    assert over.endswith("can be written again; times that it failed: 1000")
+    assert over.endswith("can be written again; failures before that: 1000")
 
 
 def test_a_recurring_failure_is_logged_once_a_minute_with_its_count() -> None:
@@ -198,6 +198,6 @@ def test_a_recurring_failure_is_logged_once_a_minute_with_its_count() -> None:
             clock.advance(1.0)
     assert lines == [
         "full",
-        "room again; times that it failed: 1",
-        *["full", "room again; times that it failed: 60"] * 2,
+        "room again; failures before that: 1",
+        *["full", "room again; failures before that: 60"] * 2,
     ]

@@ -283,8 +283,8 @@ def test_a_chosen_port_is_given_to_only_one_stream_at_a_time(choosing: ListenPor
     choosing.release(sock)
     assert taken(choosing.reserve_chosen("127.0.0.1", [FIRST + 6])) == [FIRST + 6]
     (port,) = taken(choosing.reserve("127.0.0.1", 1))
-    assert f"port {port} was asked for, and another stream has it" in refusal(choosing, port)
-    assert f"port {FIRST + 2} was asked for, and another stream" in refusal(choosing, FIRST + 2, excluded={FIRST + 2})
+    assert f"port {port} was requested, but another stream has it" in refusal(choosing, port)
+    assert f"port {FIRST + 2} was requested, but another stream" in refusal(choosing, FIRST + 2, excluded={FIRST + 2})
 
 
 def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_not_ask(choosing: ListenPorts) -> None:
@@ -296,8 +296,8 @@ def test_a_chosen_port_outside_the_range_is_never_given_to_a_stream_that_does_no
 
 def test_a_port_that_may_not_be_chosen_is_refused_with_those_that_may_be() -> None:
     ports = ListenPorts(FIRST, LAST, [(FIRST + 2, FIRST + 2), (FIRST + 4, FIRST + 5)])
-    assert f"{FIRST + 2}, {FIRST + 4}-{FIRST + 5} may be chosen" in refusal(ports, FIRST + 3)
-    assert "no port of this gateway may be chosen" in refusal(ListenPorts(FIRST, LAST), FIRST + 3)
+    assert f"choose {FIRST + 2}, {FIRST + 4}-{FIRST + 5} only" in refusal(ports, FIRST + 3)
+    assert "this gateway lets streams choose no port" in refusal(ListenPorts(FIRST, LAST), FIRST + 3)
 
 
 def test_a_chosen_port_on_which_another_program_listens_is_refused_and_no_socket_is_left(choosing: ListenPorts) -> None:

@@ -180,7 +180,7 @@ def test_a_facility_that_is_always_at_work_is_not_waited_for_without_end(interim
             network.callLater(1.0, self.again, command)
 
     listener = Servers(lambda _: [])
-    listener.protocol = Working  # type: ignore[assignment]
+    listener.protocol = Working
     network.listenTCP(5000, listener)
     network.listenTCP(6000, listener)
     client = Client(insecure=True, reactor=network)
