@@ -52,7 +52,7 @@ def pki() -> None:
       ada$      scistream pki request user ada@example.org --out .
       facility$ scistream pki sign /etc/scistream/pki ada@example.org.csr --kind user
       ada$      scistream pki install ada@example.org.pem --key ada@example.org.key ~/.config/scistream
-    """  # noqa: D301  # click needs the character that \b stands for
+    """
 
 
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
@@ -131,7 +131,7 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
     user        a user, under an e-mail address or the name scistream:user:NAME
 
     No file is overwritten.
-    """  # noqa: D301  # click needs the character that \b stands for
+    """
     directory = directory.resolve()
     with _one_line_errors():
         files = issue(directory, cast(Kind, kind), name, _names(san), days)

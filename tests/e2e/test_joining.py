@@ -158,7 +158,7 @@ run(main)
     parts = [
         ("bad-message", "this join string is for the consumer: pass it to consumer()"),
         ("bad-message", "this join string is for the producer: pass it to producer()"),
-        ("bad-message", "it is cut in its last part"),
+        ("bad-message", "its last part, ca=, is incomplete"),
         ("bad-message", "localhost:7000: gateways do not resolve"),
         ("bad-message", "'7000'"),
         ("target-refused", "203.0.113.5"),
