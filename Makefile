@@ -29,9 +29,12 @@ help:  ## Show this list.
 test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach too few branches.
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered $(ARGS)
 
-# By hand: what is measured takes longer, and some tests watch the clock.
-coverage-e2e: $(VENV)/.installed-test  ## Say how much of the code the end-to-end tests reach.
-	-$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m pytest -n 3 --dist loadfile -p no:cov tests/e2e $(ARGS)
+# The end-to-end tests to measure: all of them, or some files as in .ci/run.
+E2E ?= tests/e2e
+
+coverage-e2e: $(VENV)/.installed-test  ## Run end-to-end tests; fail where they and their daemons reach too few branches.
+	rm -f .coverage-e2e*
+	$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m pytest -n 3 --dist loadfile -p no:cov $(E2E) $(ARGS)
 	$(BIN)/coverage combine --rcfile=tests/e2e/coverage.toml --quiet
 	$(BIN)/coverage report --rcfile=tests/e2e/coverage.toml --skip-covered
 
