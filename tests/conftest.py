@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from support.leased_ports import leased
-from support.programs import many_processes
+pytest.register_assert_rewrite("support")
+
+from support.leased_ports import leased  # noqa: E402
+from support.programs import many_processes  # noqa: E402
 
 OPEN = Path("/proc/self/fd")
 FEW = 8

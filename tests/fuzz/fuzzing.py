@@ -15,13 +15,11 @@ from pathlib import Path
 
 import atheris
 
-_TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(_TESTS), str(_TESTS / "unit")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 logging.disable()  # `cryptography` and others may talk
 
 with atheris.instrument_imports(include=["scistream"]):
-    import hostile_parties
-    import hostile_scripts
+    from support import hostile_parties, hostile_scripts
 
 MOST_LINES = 60
 PLAIN_SHARE = 0.2

@@ -20,8 +20,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from scistream.protocol.messages import Status
+from support.memory_network import HOST, ListeningPort, MemoryTransport
 
-HOST = "127.0.0.1"
 DIAL_PATIENCE = 10.0
 QUIET = "quiet"
 """The `hold` of an item that waits until nothing else is on its way."""
@@ -133,7 +133,7 @@ class Process:
         """IReactorTCP."""
         assert port not in self.network.listeners, f"two listen on {port}"
         self.network.listeners[port] = (self, factory)
-        return _ListeningPort(self.network, port)
+        return ListeningPort(self.network.listeners, port)
 
     def resolveHostName(self, receiver: Any, name: str, *_: Any, **__: Any) -> Any:
         """IHostnameResolver: every name is that of this host, and looking it up takes a while."""
@@ -144,16 +144,6 @@ class Process:
         """IReactorFDSet: nobody ever connects to a gateway's ports."""
 
     removeReader = addReader
-
-
-class _ListeningPort:
-    def __init__(self, network: Network, port: int) -> None:
-        self._network = network
-        self._port = port
-
-    def stopListening(self) -> None:
-        """IListeningPort."""
-        self._network.listeners.pop(self._port, None)
 
 
 class Item:
@@ -213,18 +203,17 @@ class Connection:
         return self.client.open or self.server.open
 
 
-class End:
+class End(MemoryTransport):
     """The transport of one end."""
 
     def __init__(self, connection: Connection, process: Process, host: IPv4Address, peer: IPv4Address) -> None:
+        super().__init__(host, peer)
         self.connection = connection
         self.process = process
         self.protocol: Any = None
         self.link: Any = None
         self.open = True
         self.closing = False
-        self._host = host
-        self._peer = peer
 
     @property
     def disconnecting(self) -> bool:
@@ -252,9 +241,6 @@ class End:
             network.add(Item("close", self.other, self.process, self.other.process, text="closed"))
             network.add(Item("gone", self, None, self.process, text="closed"))
 
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """ITCPTransport. Nothing is held back here."""
-
     def abortConnection(self) -> None:
         """ITCPTransport."""
         self.loseConnection()
@@ -266,20 +252,6 @@ class End:
             self.process.network.touched.add(self.process.party)
             if self.process.alive:
                 self.protocol.connectionLost(Failure(why))
-
-    def getPeer(self) -> IPv4Address:
-        """ITransport."""
-        return self._peer
-
-    def getHost(self) -> IPv4Address:
-        """ITransport."""
-        return self._host
-
-    def registerProducer(self, _producer: Any, _streaming: bool) -> None:
-        """IConsumer: the network takes all."""
-
-    def unregisterProducer(self) -> None:
-        """IConsumer."""
 
 
 _ADDRESSES: dict[int, IPv4Address] = {}
@@ -469,7 +441,8 @@ class Network:
         process.alive = False
         self.touched.add(process.party)
         self.timers = [timer for timer in self.timers if timer.process is not process]
-        self.listeners = {port: listener for port, listener in self.listeners.items() if listener[0] is not process}
+        for port in [port for port, (listens, _) in self.listeners.items() if listens is process]:
+            del self.listeners[port]
         self.flight = [
             item
             for item in self.flight

@@ -35,7 +35,7 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Role, StreamKey
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import Store
-from scistream.s2ds.ports import ListenPorts
+from support.memory_network import MemoryPorts
 
 
 class Now:
@@ -109,39 +109,6 @@ class ModelLock:
 
     def release(self) -> None:
         """Given back."""
-
-
-class ModelSocket:
-    """As much of a socket as ports and listeners need."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._name = (host, port)
-        self.listens = False
-        self.closed = False
-
-    def getsockname(self) -> tuple[str, int]:
-        return self._name
-
-    def setsockopt(self, *_: Any) -> None:
-        """Nothing to set."""
-
-    def listen(self, _backlog: int) -> None:
-        assert not self.closed
-        self.listens = True
-
-    def fileno(self) -> int:
-        return -1 if self.closed else self._name[1]
-
-    def close(self) -> None:
-        self.closed = True
-        self.listens = False
-
-
-class ModelPorts(ListenPorts):
-    """The real bookkeeping, without the kernel's."""
-
-    def _bind_one(self, host: str, port: int, *, reuse: bool) -> Any:
-        return ModelSocket(host, port)
 
 
 class ModelElements:
@@ -261,7 +228,7 @@ def installed() -> Iterator[None]:
         (scistream.s2cs.service, "Store", lambda path: Now.open_store(path)),
         (scistream.s2cs.service, "StoreLock", ModelLock),
         (scistream.s2cs.service, "resolve_path", lambda file, name: file.parent / name),
-        (scistream.s2ds.service, "ListenPorts", ModelPorts),
+        (scistream.s2ds.service, "ListenPorts", MemoryPorts),
         (scistream.s2ds.service, "Elements", ModelElements),
         (scistream.s2ds.service, "secrets", types.SimpleNamespace(token_hex=_boot)),
         (scistream.s2ds.settings, "memory", _memory),

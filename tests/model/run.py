@@ -16,6 +16,10 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model_explorer import Counts, Seen, explore, story
 from model_faults import CRASH, NETWORK, SOON, Bounds

@@ -17,7 +17,7 @@ import scistream.s2ds.settings
 from scistream.resources import memory, processors, tcp_memory
 
 if TYPE_CHECKING:
-    from test_whole_protocol import World
+    from support.memory_facilities import World
 
 settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")
@@ -48,7 +48,7 @@ def _resources_read_once() -> Iterator[None]:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """Two facilities in memory."""
-    from test_whole_protocol import World
+    from support.memory_facilities import World
 
     world = World(tmp_path)
     yield world

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memory_network import HOST
-from test_whole_protocol import World
 
 from scistream.app.controller import Controller, NoProgram
 from scistream.protocol.address import Address
@@ -18,6 +16,8 @@ from scistream.protocol.join_string import Join
 from scistream.protocol.messages import MAX_CHANNELS, MAX_OTHER_ADDRESSES, PROD, UNSENT, Hello, UpdateTargets
 from scistream.s2cs.record import Record, update_for_gateway
 from scistream.s2uc.client import Stream
+from support.memory_facilities import World
+from support.memory_network import HOST
 from support.requirements import needs_ipv6
 
 UID = "00000000-0000-4000-8000-000000000000"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_network import HOST
-from test_whole_protocol import CONS_PORT, Facility, World
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2cs.audit.events import read_line
 from scistream.s2ds.elements.shared_figures import TO_CONSUMER
 from scistream.s2uc.client import Stream
+from support.memory_facilities import CONS_PORT, Facility, World
+from support.memory_network import HOST
 
 
 @pytest.fixture

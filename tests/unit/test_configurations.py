@@ -12,11 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from hostile_parties import FAR, KEY, PROD, SCRIPTS, SETTLE, UID, DataServerParty, _listener, a_gateway
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_network import HOST, MemoryNetwork, MemoryPorts
-from test_whole_protocol import CONS_S2CS, PROD_S2CS, World
 from twisted.logger import globalLogPublisher
 
 from scistream.config import ConfigError, load, raise_if_any
@@ -38,6 +35,9 @@ from scistream.setup_problems import SETUP_PROBLEMS
 from scistream.shared_settings import parse_ports, resolve_path
 from scistream.tls.files import CertificateError
 from scistream.units import parse_rate
+from support.hostile_parties import FAR, KEY, PROD, SCRIPTS, SETTLE, UID, DataServerParty, _listener, a_gateway
+from support.memory_facilities import CONS_S2CS, PROD_S2CS, World
+from support.memory_network import HOST, MemoryNetwork, MemoryPorts
 
 BINDS = ["127.0.0.1", "127.0.0.2", "::1", "0.0.0.0", "::", "192.0.2.1"]
 NETWORKS = [["127.0.0.0/8", "::1/128"], ["127.0.0.0/8"], ["::1/128"], ["192.0.2.0/24"], []]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from planted_faults import PlantedError, break_method, logged_faults
-from test_whole_protocol import World
 from twisted.internet.defer import Deferred
 
 from scistream import timing
@@ -16,6 +15,7 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Command, Role
 from scistream.s2cs.machine_core import Effects
 from scistream.s2cs.stream import ServerStream
+from support.memory_facilities import World
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 

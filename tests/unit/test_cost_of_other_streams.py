@@ -15,9 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from memory_network import HOST
 from test_users_who_mean_harm import Unwalked, a_request
-from test_whole_protocol import CONS_PORT, PROD_PORT, World
 
 import scistream
 from scistream.links.dialer import Dialer
@@ -26,6 +24,8 @@ from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import CONS, PROD, UNSENT, Hello, Message, Role, Status
 from scistream.s2cs.live_streams import LiveStreams
+from support.memory_facilities import CONS_PORT, PROD_PORT, World
+from support.memory_network import HOST
 
 ROOT = f"{Path(scistream.__file__).parent}/"
 FEW, MANY = 4, 60

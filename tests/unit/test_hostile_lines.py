@@ -16,7 +16,12 @@ from random import Random
 from typing import Any, TypeVar
 
 import pytest
-from hostile_parties import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scistream.links.link import MAX_BAD_LINES
+from scistream.protocol.messages import Error, Message, Rel, ReqListeners, Resp, Status
+from support.hostile_parties import (
     BOOT,
     CONS,
     KEY,
@@ -33,13 +38,8 @@ from hostile_parties import (
     UserAtControlServer,
     UserClient,
 )
-from hostile_scripts import mutate
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from memory_network import HOST
-
-from scistream.links.link import MAX_BAD_LINES
-from scistream.protocol.messages import Error, Message, Rel, ReqListeners, Resp, Status
+from support.hostile_scripts import mutate
+from support.memory_network import HOST
 
 KINDS = list(SCRIPTS)
 AnyParty = TypeVar("AnyParty", bound=Party)

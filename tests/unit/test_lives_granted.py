@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_policy_at_work import rule
-from test_whole_protocol import Facility, World
 
 import scistream.cli
 from scistream import timing
@@ -24,6 +23,7 @@ from scistream.s2uc.cli import main as s2uc
 from scistream.s2uc.client import Stream
 from scistream.s2uc.history import StreamHistory
 from scistream.s2uc.stream_certificates import issue_credentials
+from support.memory_facilities import Facility, World
 
 HERE = "insecure:loopback"
 """Who everybody is that comes without certificates."""

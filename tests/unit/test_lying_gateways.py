@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_network import HOST
 from test_policy_at_work import ADA, BOB, UIDS, Lab, a_req, everything, rule
-from test_whole_protocol import PROD_PORT
 
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD, UNSENT, ChannelFigures, ReqListeners
+from support.memory_facilities import PROD_PORT
+from support.memory_network import HOST
 
 HUGE = 2**62
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from memory_network import HOST
 from test_policy_at_work import rule
-from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World, targets_in_force
+from test_whole_protocol import targets_in_force
 
 from scistream import timing
 from scistream.app.controller import Controller, NoProgram
@@ -21,6 +20,8 @@ from scistream.s2cs.policy.file import load_policy
 from scistream.s2cs.store.database import STEPS, Store, StoreError
 from scistream.s2cs.stream import ServerStream
 from scistream.s2uc.client import Client, Stream
+from support.memory_facilities import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
+from support.memory_network import HOST
 
 MOVED = Address(HOST, 7077)
 OTHER = Address("::1", 7077)

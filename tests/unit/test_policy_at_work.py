@@ -13,8 +13,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from memory_network import HOST, MemoryNetwork
-from test_whole_protocol import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
 from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
@@ -34,6 +32,8 @@ from scistream.s2cs.settings import S2CSConfig
 from scistream.s2ds.elements.shared_figures import TO_CONSUMER
 from scistream.s2uc.client import Client, Stream
 from scistream.tls.verify import Identity
+from support.memory_facilities import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
+from support.memory_network import HOST, MemoryNetwork
 
 LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 ADA = Identity(LAB, "ada@lab.example")

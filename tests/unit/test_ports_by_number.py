@@ -11,8 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from memory_network import HOST, MemoryPorts
-from test_whole_protocol import CONS_PORT, PROD_PORT, Facility, World
 from twisted.logger import formatEvent, globalLogPublisher
 
 from scistream.protocol.address import Address
@@ -22,6 +20,8 @@ from scistream.s2cs.service import ControlServer
 from scistream.s2ds import ports as ports_module
 from scistream.s2ds.service import DataServer
 from scistream.s2uc.client import Stream
+from support.memory_facilities import CONS_PORT, PROD_PORT, Facility, World
+from support.memory_network import HOST, MemoryPorts
 
 WAN = (PROD_PORT + 1) * 10
 LAN = (CONS_PORT + 1) * 10

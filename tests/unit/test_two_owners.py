@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_network import HOST
-from test_whole_protocol import PROD_PORT, PROD_S2CS, World
 from twisted.logger import formatEvent, globalLogPublisher
 
 from scistream.links.dialer import Dialer
@@ -18,6 +16,8 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD, UNSENT, Rel, ReqListeners, Resp, Status, UpdateTargets
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
+from support.memory_facilities import PROD_PORT, PROD_S2CS, World
+from support.memory_network import HOST
 
 SECOND_PORT = 5900
 NOBODYS = "has no record"

@@ -7,8 +7,6 @@ from typing import NoReturn
 from uuid import uuid4
 
 import pytest
-from memory_network import HOST
-from test_whole_protocol import PROD_PORT, PROD_S2CS, Facility, World
 from twisted.internet.defer import Deferred
 
 import scistream.s2cs.service
@@ -20,6 +18,8 @@ from scistream.protocol.messages import CONS, PROD, UNSENT, Rel, Req, Resp, Role
 from scistream.s2cs.gateway import MOST_FIGURES_REQUESTS
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES as MOST_OF_ONE_OWNER
+from support.memory_facilities import PROD_PORT, PROD_S2CS, Facility, World
+from support.memory_network import HOST
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from planted_faults import PlantedError, break_method, logged_faults
-from test_whole_protocol import Application, World
 
 from scistream.app.controller import Controller
 from scistream.app.machine import Effects
 from scistream.protocol.messages import CONS, PROD, Role
+from support.memory_facilities import Application, World
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 HANDLERS = ["_up", "_down", "_heard", "_hello_if_answered", "_welcomed", "_refused", "_program_ended"]

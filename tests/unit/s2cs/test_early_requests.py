@@ -6,12 +6,12 @@ import uuid
 from typing import Any
 
 import pytest
-from test_whole_protocol import World
 
 from scistream import timing
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, Req
 from scistream.s2cs.early_requests import MOST_EARLY, MOST_EARLY_OF_OWNER, EarlyRequests
+from support.memory_facilities import World
 
 
 def restart_without_gateway(world: World) -> Any:

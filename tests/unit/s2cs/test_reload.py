@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memory_network import MemoryNetwork
 
 from scistream import timing
 from scistream.config import ConfigError
@@ -16,6 +15,7 @@ from scistream.s2cs.record import Record
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 from scistream.shared_settings import ControllerSettings
+from support.memory_network import MemoryNetwork
 
 RULE = '[[rules]]\nname = "{}"\nissuer = "pki/ca.pem"\nidentities = ["ada@lab.example"]\nroles = ["{}"]\n'
 

@@ -6,11 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from hostile_parties import SCRIPTS, DataServerParty
-from memory_network import HOST
 
 from scistream.protocol.address import Address
 from scistream.s2ds.self_target import is_own_address
+from support.hostile_parties import SCRIPTS, DataServerParty
+from support.memory_network import HOST
 
 CONTROL, LENT = 5001, [(5100, 5200), (5075, 5075)]
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from planted_faults import PlantedError, break_method, logged_faults
-from test_whole_protocol import World
 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2uc.history import StreamHistory
 from scistream.s2uc.machine import Effects
 from scistream.s2uc.stream import ClientStream
+from support.memory_facilities import World
 
 EFFECTS = sorted(name for name in vars(Effects) if not name.startswith("_"))
 HEARING = [

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_network import HOST, MemoryNetwork
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
@@ -25,6 +24,7 @@ from scistream.s2uc import admin, commands, show
 from scistream.s2uc.client import Client
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.options import OutputOptions, RequestOptions
+from support.memory_network import HOST, MemoryNetwork
 
 UID = "12345678-1234-4234-8234-123456789abc"
 OTHER = "12345678-9999-4234-8234-123456789abc"

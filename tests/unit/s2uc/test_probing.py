@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_whole_protocol import CONS_PORT, CONS_S2CS, PROD_PORT, PROD_S2CS, RELEASED, SET_UP_AT_S2CS, World
+from test_whole_protocol import RELEASED, SET_UP_AT_S2CS
 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, ProbeResult
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.probe import Report
 from scistream.s2uc.probe_side import Check
+from support.memory_facilities import CONS_PORT, CONS_S2CS, PROD_PORT, PROD_S2CS, World
 
 DONE = ProbeResult(
     state="done", connect_ms=21.0, rtt_ms=20.0, mbit_to_consumer=95.0, mbit_to_producer=96.0, bytes=120_000_000

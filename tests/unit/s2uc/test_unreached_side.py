@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory_network import HOST, MemoryNetwork
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
@@ -12,6 +11,7 @@ from scistream.protocol.codec import decode, encode
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Error, Message, Rel, Req, Resp
 from scistream.s2uc.client import Client
+from support.memory_network import HOST, MemoryNetwork
 
 FULL, LATE = 5000, 6000
 

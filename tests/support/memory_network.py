@@ -123,7 +123,7 @@ class MemoryNetwork(MemoryReactorClock):
         port = port or next(self._numbers)
         assert port not in self.listeners, f"two listen on {port}"
         self.listeners[port] = factory
-        return _ListeningPort(self, port)
+        return ListeningPort(self.listeners, port)
 
     def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:
         """IReactorTCP."""
@@ -152,9 +152,11 @@ def _is_sorted(_call: DelayedCall) -> None:
 
 
 @implementer(IListeningPort)
-class _ListeningPort:
-    def __init__(self, network: MemoryNetwork, port: int) -> None:
-        self._network = network
+class ListeningPort:
+    """A port that listens as long as it is in `listeners`."""
+
+    def __init__(self, listeners: dict[int, Any], port: int) -> None:
+        self._listeners = listeners
         self._port = port
 
     def startListening(self) -> None:
@@ -162,7 +164,7 @@ class _ListeningPort:
 
     def stopListening(self) -> None:
         """IListeningPort."""
-        self._network.listeners.pop(self._port, None)
+        self._listeners.pop(self._port, None)
 
     def getHost(self) -> IPv4Address:
         """IListeningPort."""
@@ -217,17 +219,41 @@ class Link:
             self.network.links.remove(self)
 
 
+class MemoryTransport:
+    """What every transport in memory does alike: it has two addresses, and never fills."""
+
+    def __init__(self, host: IPv4Address, peer: IPv4Address) -> None:
+        self._host = host
+        self._peer = peer
+
+    def getPeer(self) -> IPv4Address:
+        """ITransport."""
+        return self._peer
+
+    def getHost(self) -> IPv4Address:
+        """ITransport."""
+        return self._host
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """ITCPTransport. Nothing is held back here."""
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """IConsumer."""
+
+    def unregisterProducer(self) -> None:
+        """IConsumer."""
+
+
 @implementer(ITransport)
-class End:
+class End(MemoryTransport):
     """The transport of one end."""
 
     disconnecting = False
 
     def __init__(self, link: Link, host: IPv4Address, peer: IPv4Address, protocol: Any) -> None:
+        super().__init__(host, peer)
         self.protocol = protocol
         self._link = link
-        self._host = host
-        self._peer = peer
         self._open = True
 
     def write(self, data: bytes) -> None:
@@ -254,9 +280,6 @@ class End:
             self._link.network.callLater(LATENCY, other.gone, ConnectionDone())
             self._link.network.callLater(LATENCY, self.gone, ConnectionDone())
 
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """ITCPTransport. Nothing is held back here."""
-
     def abortConnection(self) -> None:
         """ITCPTransport."""
         other = self._link.other(self)
@@ -269,20 +292,6 @@ class End:
             self._open = False
             self._link.forget()
             self.protocol.connectionLost(Failure(why))
-
-    def getPeer(self) -> IPv4Address:
-        """ITransport."""
-        return self._peer
-
-    def getHost(self) -> IPv4Address:
-        """ITransport."""
-        return self._host
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """IConsumer: a memory never fills."""
-
-    def unregisterProducer(self) -> None:
-        """IConsumer."""
 
     def pauseProducing(self) -> None:
         """IPushProducer."""

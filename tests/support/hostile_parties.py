@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from memory_network import HOST, MemoryNetwork, MemoryPorts, Program
 from msgspec import structs
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import globalLogPublisher
@@ -55,6 +54,7 @@ from scistream.s2uc.machine import STATES as S2UC_STATES
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret
 from scistream.tls.verify import Identity
+from support.memory_network import HOST, MemoryNetwork, MemoryPorts, Program
 
 UID = "12345678-1234-4234-8234-123456789abc"
 """The stream that the far side talks about."""
