@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Command, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
+from scistream.protocol.messages import PROD, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import new_stream
-from scistream.s2cs.machine_core import Core, Stream
+from scistream.s2cs.machine_core import Core, Effects
 from scistream.s2cs.record import Record
-from scistream.state_machines import Caller, state_of
+from scistream.state_machines import Caller
+from support import machine_rig
 
 STATES = [state.name for state in s2cs.STATES]
 LIVE = [state.name for state in s2cs.LIVE]
@@ -28,17 +27,20 @@ BAD_KEY = StreamError("bad-message", "data_conn_key: it is not a bundle")
 SILENT = StreamError("timeout", "dtn1 did not answer in 20 s")
 
 
-@dataclass
-class Recorder:
-    """Effects that record their calls, and check that no message is sent before the record is written."""
+class Recorder(machine_rig.Recorder):
+    """Effects that record their calls, and check that no message is sent before the record is written.
 
-    record: Record
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-    full: Callable[[int], bool] = lambda _count: False
-    saves: int = 0
-    stored: Any = None
-    was_full: bool = False
-    has_owner: bool = True
+    :param full: whether the store is full at the write of this number, from 1.
+    """
+
+    def __init__(self, record: Record, full: Callable[[int], bool]) -> None:
+        super().__init__(Effects)
+        self.record = record
+        self.full = full
+        self.saves = 0
+        self.stored: Any = None
+        self.was_full = False
+        self.has_owner = True
 
     def save(self, record: Record) -> bool:
         self.saves += 1
@@ -53,13 +55,9 @@ class Recorder:
     def forget(self, record: Record) -> None:
         self.calls.append(("forget",))
 
-    def ask(self, gateway: str, command: Command) -> None:
-        self.calls.append(("ask", gateway, command))
-
     def answer(self, caller: Caller, message: Resp | Error) -> None:
         self._check_that_it_is_stored()
-        assert message.seq == caller.seq
-        self.calls.append(("answer", message))
+        super().answer(caller, message)
 
     def tell_owner(self, message: ProdLstn | Error) -> None:
         self._check_that_it_is_stored()
@@ -74,12 +72,6 @@ class Recorder:
 
     def shorten_life(self, record: Record, seconds: float) -> None:
         self.calls.append(("shorten life", seconds))
-
-    def stop_timers(self) -> None:
-        self.calls.append(("stop timers",))
-
-    def await_targets(self) -> None:
-        self.calls.append(("await targets",))
 
     def has_owner_link(self) -> bool:
         return self.has_owner
@@ -102,7 +94,7 @@ def told_by(record: Record) -> Any:
     )
 
 
-class Rig:
+class Rig(machine_rig.Rig):
     """One stream at an S2CS, with its gateways and two callers: its owner, and an application."""
 
     def __init__(
@@ -112,16 +104,11 @@ class Rig:
         self.gateways = [f"dtn{number}" for number in range(1, gateways + 1)]
         self.plan = {name: [2 * at, 2 * at + 1] for at, name in enumerate(self.gateways)}
         self.record = Record(uid=UID, role=role, owner="ada", life=600.0)
-        self.effects = Recorder(self.record, full=full)
-        self.core = Core(self.effects, self.record)
-        self.machine: Stream = new_stream(self.core)
-        self._seqs = itertools.count(1)
-        self._seen = 0
+        effects: Any = Recorder(self.record, full)
+        self.core = Core(effects, self.record)
+        super().__init__(new_stream(self.core), effects, self.record)
 
     # -- what comes in
-
-    def caller(self) -> Caller:
-        return Caller(cast(Any, None), next(self._seqs))
 
     def req(self, owner: str = "ada", **changes: Any) -> int:
         caller = self.caller()
@@ -174,12 +161,6 @@ class Rig:
 
     # -- where it is
 
-    @property
-    def state(self) -> str:
-        name = state_of(self.machine)
-        assert name == self.record.state, "the record says another state than the machine"
-        return name
-
     def to(self, state: str, before_update: str = "") -> Rig:
         """Bring the machine to a state by the inputs that lead there."""
         if state == "Idle":
@@ -204,13 +185,6 @@ class Rig:
         self.news()
         return self
 
-    # -- what it did
-
-    def news(self) -> list[tuple[Any, ...]]:
-        """Return the calls of effects since the last call of this method."""
-        news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
-        return news
-
     def snapshot(self) -> Any:
         return msgspec.to_builtins(self.record)
 
@@ -229,10 +203,6 @@ def told_owner(news: list[tuple[Any, ...]]) -> list[Any]:
 
 def told_application(news: list[tuple[Any, ...]]) -> list[Any]:
     return [call[1] for call in news if call[0] == "tell application"]
-
-
-def kinds(news: list[tuple[Any, ...]]) -> list[str]:
-    return [call[0] for call in news]
 
 
 def answered(news: list[tuple[Any, ...]], seq: int) -> Any:

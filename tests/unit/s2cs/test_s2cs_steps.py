@@ -21,7 +21,6 @@ from stream_at_s2cs import (
     answered,
     answers,
     asked,
-    kinds,
     told_application,
     told_owner,
 )
@@ -41,6 +40,7 @@ from scistream.protocol.messages import (
 )
 from scistream.s2cs.machine import restored_stream, resume
 from scistream.s2cs.machine_core import Core
+from support.machine_rig import kinds
 
 ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
 from state_tables import inputs_of, tables_of
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, ChannelFigures, Error, ReqListeners, Resp, UpdateTargets
+from scistream.protocol.messages import PROD, ChannelFigures, ReqListeners, Resp, UpdateTargets
 from scistream.s2ds import machine as s2ds
-from scistream.s2ds.machine import Core, Stream, Update, new_stream
-from scistream.state_machines import Caller, data_of, state_of
+from scistream.s2ds.machine import Core, Effects, Stream, Update, new_stream
+from scistream.state_machines import data_of
+from support import machine_rig
+from support.machine_rig import Recorder, kinds
 
 [TABLE] = tables_of(s2ds.__doc__)
 STATES = [state.name for state in s2ds.STATES]
@@ -29,47 +30,13 @@ BAD_KEY = StreamError("bad-message", "data_conn_key: it is not a bundle")
 BROKEN = StreamError("gateway-failed", "an element died")
 
 
-@dataclass
-class Recorder:
-    """Effects that only keep what was asked of them."""
-
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def bind(self, request: ReqListeners) -> None:
-        self.calls.append(("bind", request))
-
-    def arm(self, command: UpdateTargets) -> None:
-        self.calls.append(("arm", command))
-
-    def close(self) -> None:
-        self.calls.append(("close",))
-
-    def answer(self, caller: Caller, message: Resp | Error) -> None:
-        assert message.seq == caller.seq
-        self.calls.append(("answer", message))
-
-    def start_timer(self, seconds: float) -> None:
-        self.calls.append(("start timer", seconds))
-
-    def shorten_life(self, seconds: float) -> None:
-        self.calls.append(("shorten life", seconds))
-
-    def stop_timer(self) -> None:
-        self.calls.append(("stop timer",))
-
-
-class Rig:
+class Rig(machine_rig.Rig):
     """One stream on a gateway, and the controller that commands it."""
 
     def __init__(self) -> None:
-        self.effects = Recorder()
-        self.core = Core(self.effects, UID, PROD, BOOT)
-        self.machine: Stream = new_stream(self.core)
-        self._seqs = itertools.count(1)
-        self._seen = 0
-
-    def caller(self) -> Caller:
-        return Caller(cast(Any, None), next(self._seqs))
+        effects: Any = Recorder(Effects)
+        self.core = Core(effects, UID, PROD, BOOT)
+        super().__init__(new_stream(self.core), effects, self.core)
 
     def req(self, **changes: Any) -> int:
         caller = self.caller()
@@ -96,12 +63,6 @@ class Rig:
     def bound(self) -> None:
         self.machine.bound(LISTENERS, "<csr>")
 
-    @property
-    def state(self) -> str:
-        name = state_of(self.machine)
-        assert name == self.core.state, "the core says another state than the machine"
-        return name
-
     def to(self, state: str, before_update: str = "Reserved") -> Rig:
         """Bring it there by what others would do."""
         if state != "Idle":
@@ -122,11 +83,6 @@ class Rig:
         self.news()
         return self
 
-    def news(self) -> list[tuple[Any, ...]]:
-        """Return the calls of effects since the last call of this method."""
-        news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
-        return news
-
     def answer_to(self, seq: int) -> Any:
         [message] = [call[1] for call in self.news() if call[0] == "answer" and call[1].seq == seq]
         return message
@@ -142,10 +98,6 @@ class Rig:
         """The command that is being carried out."""
         update = data_of(self.machine, Update)
         return update.command if update is not None else None
-
-
-def kinds(news: list[tuple[Any, ...]]) -> list[str]:
-    return [call[0] for call in news]
 
 
 # -- every input in every state

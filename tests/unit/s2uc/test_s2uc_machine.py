@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from state_tables import inputs_of, tables_of
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Command, Rel, Req, Resp, Role, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, Rel, Req, Resp, Role, UpdateTargets
 from scistream.s2uc import machine as s2uc
-from scistream.s2uc.machine import Core, Operation, Stream, new_stream, remembered_stream
+from scistream.s2uc.machine import Core, Effects, Operation, Stream, new_stream, remembered_stream
 from scistream.state_machines import data_of, state_of
+from support import machine_rig
+from support.machine_rig import Recorder
 
 [TABLE] = tables_of(s2uc.__doc__)
 STATES = [state.name for state in s2uc.STATES]
@@ -28,40 +30,14 @@ SILENT = StreamError("timeout", "s2cs.example:5000 did not answer REL in 30 s")
 UNKNOWN = StreamError("unknown-uid", "never seen")
 
 
-@dataclass
-class Recorder:
-    """Effects that only keep what was asked of them."""
-
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def ask(self, role: Role, command: Command) -> None:
-        self.calls.append(("ask", role, command))
-
-    def forget(self, role: Role) -> None:
-        self.calls.append(("forget", role))
-
-    def provision(self, generation: int) -> None:
-        self.calls.append(("provision", generation))
-
-    def reserved(self) -> None:
-        self.calls.append(("reserved",))
-
-    def streaming(self) -> None:
-        self.calls.append(("streaming",))
-
-    def ended(self) -> None:
-        self.calls.append(("ended",))
-
-
-class Rig:
+class Rig(machine_rig.Rig):
     """One stream of a user, and what its two sides say."""
 
     def __init__(self, *, reached: tuple[Role, ...] = BOTH) -> None:
-        self.effects = Recorder()
-        self.core = Core(self.effects, UID)
-        self.machine: Stream = new_stream(self.core)
+        effects: Any = Recorder(Effects)
+        self.core = Core(effects, UID)
+        super().__init__(new_stream(self.core), effects, self.core)
         self._reached = reached
-        self._seen = 0
 
     def request(self) -> None:
         fields: dict[str, Any] = {"num_conn": 1, "rate": 100.0, "app_key_hash": "0" * 64}
@@ -92,12 +68,6 @@ class Rig:
             data_conn_key="",
         )
 
-    @property
-    def state(self) -> str:
-        name = state_of(self.machine)
-        assert name == self.core.state, "the core says another state than the machine"
-        return name
-
     def to(self, state: str) -> Rig:
         """Bring it there by what others would do."""
         if state == "Idle":
@@ -118,11 +88,6 @@ class Rig:
         assert self.state == state
         self.news()
         return self
-
-    def news(self) -> list[tuple[Any, ...]]:
-        """Return the calls of effects since the last call of this method."""
-        news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
-        return news
 
     def snapshot(self) -> Any:
         data = data_of(self.machine, Operation)
@@ -471,7 +436,7 @@ def test_a_stream_that_was_never_asked_for_is_released_without_asking_anybody() 
 
 
 def test_a_remembered_stream_can_be_released() -> None:
-    effects = Recorder()
+    effects: Any = Recorder(Effects)
     core = Core(effects, UID, reached={PROD, CONS})
     machine = remembered_stream(core)
     assert state_of(machine) == core.state == "Streaming"
