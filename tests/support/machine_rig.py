@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
-from scistream.protocol.messages import Error, Resp
+from scistream.protocol.messages import Error, Resp, UpdateTargets
 from scistream.state_machines import Caller, state_of
 
 Calls = list[tuple[Any, ...]]
@@ -61,6 +63,42 @@ class Rig:
         """Return the calls of effects since the last call of this method."""
         news, self._seen = self.effects.calls[self._seen :], len(self.effects.calls)
         return news
+
+
+class CommandedRig(Rig, ABC):
+    """A machine that takes UpdateTargets and REL. Each of these methods returns the number of its command."""
+
+    @abstractmethod
+    def command(self, *args: Any, **kwargs: Any) -> UpdateTargets:
+        """Return an UpdateTargets for the current state of the stream."""
+
+    def update(self, *args: Any, **kwargs: Any) -> int:
+        caller = self.caller()
+        self.machine.update_targets(caller, self.command(*args, **kwargs))
+        return caller.seq
+
+    def rel(self) -> int:
+        caller = self.caller()
+        self.machine.rel(caller)
+        return caller.seq
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a machine in a rig, how to give it, and its name in the state table.
+
+    :ivar name: the method of the machine.
+    :ivar called: returns the name in the table for a state; "" if the input does nothing there.
+    """
+
+    name: str
+    give: Callable[[Any], Any]
+    called: Callable[[str], str]
+
+
+def always(name: str) -> Callable[[str], str]:
+    """Return a function that gives an input the same name in every state."""
+    return lambda _state: name
 
 
 def kinds(news: Calls) -> list[str]:

@@ -94,7 +94,7 @@ def told_by(record: Record) -> Any:
     )
 
 
-class Rig(machine_rig.Rig):
+class Rig(machine_rig.CommandedRig):
     """One stream at an S2CS, with its gateways and two callers: its owner, and an application."""
 
     def __init__(
@@ -131,16 +131,6 @@ class Rig(machine_rig.Rig):
         }
         number = self.record.generation + 1 if generation is None else generation
         return UpdateTargets(uid=UID, role=self.role, seq=1, generation=number, data_conn_key=key, **fields)
-
-    def update(self, *args: Any, **kwargs: Any) -> int:
-        caller = self.caller()
-        self.machine.update_targets(caller, self.command(*args, **kwargs))
-        return caller.seq
-
-    def rel(self) -> int:
-        caller = self.caller()
-        self.machine.rel(caller)
-        return caller.seq
 
     def answers(self, *gateways: str, boot: str = "b" * 32, count: int | None = None) -> None:
         """Let these gateways answer ReqListeners or UpdateTargets; all of them if none is named."""

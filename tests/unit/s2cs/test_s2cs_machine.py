@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,25 +14,12 @@ from scistream.protocol.messages import CONS, PROD, Resp, Role
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine_core import Stream, Update
 from scistream.state_machines import data_of
-from support.machine_rig import kinds
+from support.machine_rig import Input, always, kinds
 
 [TABLE] = tables_of(s2cs.__doc__)
 BROKEN = StreamError("gateway-failed", "oops")
 
 # -- every input in every state
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input, how to give it, and its name in the table for each state; "" if it does nothing there."""
-
-    name: str
-    give: Callable[[Rig], Any]
-    called: Callable[[str], str]
-
-
-def always(name: str) -> Callable[[str], str]:
-    return lambda _state: name
 
 
 def only_in(**names: str) -> Callable[[str], str]:

@@ -30,7 +30,7 @@ BAD_KEY = StreamError("bad-message", "data_conn_key: it is not a bundle")
 BROKEN = StreamError("gateway-failed", "an element died")
 
 
-class Rig(machine_rig.Rig):
+class Rig(machine_rig.CommandedRig):
     """One stream on a gateway, and the controller that commands it."""
 
     def __init__(self) -> None:
@@ -49,16 +49,6 @@ class Rig(machine_rig.Rig):
         number = self.core.generation + 1 if generation is None else generation
         targets = dict.fromkeys(LISTENERS, target)
         return UpdateTargets(uid=UID, role=PROD, seq=1, generation=number, connection_map=targets, data_conn_key=key)
-
-    def update(self, *args: Any, **kwargs: Any) -> int:
-        caller = self.caller()
-        self.machine.update_targets(caller, self.command(*args, **kwargs))
-        return caller.seq
-
-    def rel(self) -> int:
-        caller = self.caller()
-        self.machine.rel(caller)
-        return caller.seq
 
     def bound(self) -> None:
         self.machine.bound(LISTENERS, "<csr>")

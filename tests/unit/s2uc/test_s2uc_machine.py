@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from scistream.s2uc import machine as s2uc
 from scistream.s2uc.machine import Core, Effects, Operation, Stream, new_stream, remembered_stream
 from scistream.state_machines import data_of, state_of
 from support import machine_rig
-from support.machine_rig import Recorder
+from support.machine_rig import Input, Recorder, always
 
 [TABLE] = tables_of(s2uc.__doc__)
 STATES = [state.name for state in s2uc.STATES]
@@ -102,19 +101,6 @@ def asked(news: list[tuple[Any, ...]]) -> list[tuple[Role, type[Any]]]:
 
 
 # -- every input in every state
-
-
-@dataclass(frozen=True)
-class Input:
-    """How something comes in, and what the table calls it in a state; "" if it is nothing there."""
-
-    name: str
-    give: Callable[[Rig], Any]
-    called: Callable[[str], str]
-
-
-def always(name: str) -> Callable[[str], str]:
-    return lambda _state: name
 
 
 def while_live(name: str) -> Callable[[str], str]:
