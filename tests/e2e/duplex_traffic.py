@@ -9,9 +9,8 @@ import threading
 from contextlib import suppress
 from types import TracebackType
 
-from harness import MIB, address_of, noise
-
 from scistream.protocol.address import Address
+from support.applications import MIB, address_of, noise
 from support.facilities import HOST
 from support.waiting import PATIENCE, until
 

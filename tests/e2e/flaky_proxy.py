@@ -10,9 +10,8 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from harness import address_of
-
 from scistream.protocol.address import Address
+from support.applications import address_of
 from support.facilities import HOST
 from support.waiting import PATIENCE
 

@@ -6,10 +6,7 @@ Applications are blocking sockets in threads; the gateways run in the reactor of
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -29,70 +26,14 @@ from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.s2ds.relay import relay
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret
+from support.applications import NOISE, how_it_ends
 from support.leased_ports import leased
 from support.waiting import until_in_reactor
 
-MIB = 1024 * 1024
 PATIENCE = 20.0
-RESET = struct.pack("ii", 1, 0)
-NOISE = os.urandom(MIB)
 
 
 # Applications
-
-
-def send(sock: socket.socket, count: int) -> str:
-    """Send that many bytes; their SHA-256."""
-    digest = hashlib.sha256()
-    while count:
-        chunk = memoryview(NOISE)[: min(count, MIB)]
-        sock.sendall(chunk)
-        digest.update(chunk)
-        count -= len(chunk)
-    return digest.hexdigest()
-
-
-def receive(sock: socket.socket) -> tuple[int, str]:
-    """Receive until the end: how many bytes, and their SHA-256."""
-    digest, count, buffer = hashlib.sha256(), 0, bytearray(MIB)
-    while got := sock.recv_into(buffer):
-        digest.update(memoryview(buffer)[:got])
-        count += got
-    return count, digest.hexdigest()
-
-
-def receive_exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        chunk = sock.recv(count - len(data))
-        assert chunk, f"the end came after {len(data)} of {count} bytes"
-        data += chunk
-    return data
-
-
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    sock.close()
-
-
-def how_it_ends(sock: socket.socket) -> str:
-    """'end' or 'reset', after whatever still comes."""
-    try:
-        receive(sock)
-    except ConnectionResetError:
-        return "reset"
-    return "end"
-
-
-def push(sock: socket.socket) -> str:
-    """Send until that fails; what the failure is."""
-    try:
-        while True:
-            sock.sendall(NOISE)
-    except ConnectionResetError:
-        return "reset"
-    except BrokenPipeError:
-        return "broken pipe"
 
 
 async def both(*jobs: Callable[[], Any]) -> list[Any]:

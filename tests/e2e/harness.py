@@ -6,23 +6,21 @@ Its processes are asked to end with it, and by the kernel should the test run it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scistream.pki.authority import init_authority, issue
-from scistream.protocol.address import Address
 from scistream.s2uc.history import StreamHistory
 from support import facilities
+from support.applications import MIB, connect
 from support.facilities import HOST, Daemon, Facility, files_of, loopback, toml_of
 from support.leased_ports import leased
 from support.programs import INSTALLED, Descriptors, Program
@@ -30,80 +28,12 @@ from support.requirements import missing
 from support.tcp_sockets import ESTABLISHED, tcp_sockets
 from support.waiting import PATIENCE, until
 
-MIB = 1024 * 1024
-
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:
     """Run blocking jobs at once, each in a thread, and give their results. They start no processes."""
     with ThreadPoolExecutor(len(jobs)) as pool:
         running = [pool.submit(job) for job in jobs]
         return [one.result(2 * PATIENCE) for one in running]
-
-
-# Applications in the test's own process
-
-
-def listen(host: str = HOST) -> socket.socket:
-    """Open a listener of a ProdApp on a free port."""
-    sock = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
-    sock.settimeout(PATIENCE)
-    return sock
-
-
-def address_of(sock: socket.socket) -> str:
-    """Where a listener listens, as the protocol writes it."""
-    return str(Address(*sock.getsockname()[:2]))
-
-
-def accept(listener: socket.socket) -> socket.socket:
-    """Accept the next connection."""
-    sock, _ = listener.accept()
-    sock.settimeout(PATIENCE)
-    return sock
-
-
-def connect(listener: str) -> socket.socket:
-    """Open a connection of a ConsApp."""
-    address = Address.parse(listener)
-    return socket.create_connection((address.host, address.port), timeout=PATIENCE)
-
-
-def is_reset(listener: str, limit: float = PATIENCE) -> bool:
-    """Whether a connection of a ConsApp is reset, be it before it knows that it was accepted."""
-    try:
-        with closing(connect(listener)) as sock:
-            sock.settimeout(limit)
-            return sock.recv(1) != b""
-    except ConnectionResetError:
-        return True
-
-
-def noise(count: int, seed: int = 0) -> bytes:
-    """Return `count` random bytes, the same for each call with one seed."""
-    return random.Random(seed).randbytes(count)
-
-
-def receive(sock: socket.socket) -> bytes:
-    """All until the other side ends its direction."""
-    parts = []
-    while part := sock.recv(MIB):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def receive_exactly(sock: socket.socket, count: int) -> bytes:
-    """Receive `count` bytes; fail if the connection ends before."""
-    data = b""
-    while len(data) < count:
-        part = sock.recv(count - len(data))
-        assert part, f"the end came after {len(data)} of {count} bytes"
-        data += part
-    return data
-
-
-def sha256(data: bytes) -> str:
-    """Return the digest of `data`: comparing digests keeps the report of a failure short."""
-    return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()}"
 
 
 # Ports
@@ -401,10 +331,3 @@ def refused_request(world: World, *options: str, prod: str = "", cons: str = "")
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("waiting for ")]
     assert world.remembered.all() == remembered
     return line
-
-
-@contextmanager
-def listeners(count: int, host: str = HOST) -> Iterator[list[socket.socket]]:
-    """So many listeners of a ProdApp, closed at the end."""
-    with ExitStack() as opened:
-        yield [opened.enter_context(listen(host)) for _ in range(count)]

@@ -24,9 +24,10 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import accept, address_of, connect, free_ports, listen, receive
+from harness import free_ports
 
 from scistream.protocol.address import Address
+from support.applications import accept, address_of, connect, listen, receive
 from support.facilities import HOST, Daemon
 from support.programs import INSTALLED, Program
 from support.protocol_page import PAGE, replaced

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from harness import Streaming, World, accept, address_of, assert_same, listen, noise, receive, receive_exactly
+from harness import Streaming, World, assert_same
 from small_disk import small_disk
 from test_refusals import RawLink, a_request, ada, everything, reserved, to_s2cs
 
@@ -28,6 +28,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import KINDS, read_line
 from scistream.s2cs.audit.sinks import JOURNAL
+from support.applications import accept, address_of, listen, noise, receive, receive_exactly
 from support.facilities import HOST, Facility
 from support.waiting import until
 

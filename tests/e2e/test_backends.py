@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 from duplex_traffic import Exchange
-from harness import MIB, World, accept, free_ports, noise, receive, sha256, together
+from harness import World, free_ports, together
 
+from support.applications import MIB, accept, noise, receive, sha256
 from support.facilities import HOST
 from support.waiting import until
 

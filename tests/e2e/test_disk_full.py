@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import World, address_of, assert_same, listen
+from harness import World, assert_same
 from small_disk import Disk, small_disk
 
+from support.applications import address_of, listen
 from support.waiting import until
 
 CANNOT = "the store of this S2CS cannot be written"

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from harness import MIB, Streaming, World, accept, address_of, listen, noise, receive, receive_exactly, sha256, together
+from harness import Streaming, World, together
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import ChannelFigures
+from support.applications import MIB, accept, address_of, listen, noise, receive, receive_exactly, sha256
 from support.facilities import Daemon, elements_of
 from support.waiting import until
 

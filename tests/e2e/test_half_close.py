@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-from harness import MIB, World, accept, address_of, listeners, noise, receive, sha256, together
+from harness import World, together
+
+from support.applications import MIB, accept, address_of, listeners, noise, receive, sha256
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

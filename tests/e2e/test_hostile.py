@@ -30,13 +30,14 @@ from attackers import (
     many_descriptors,
     seconds_of_dripping,
 )
-from harness import MIB, World, accept, address_of, connect, listen, open_descriptors, receive_exactly, together
+from harness import World, open_descriptors, together
 from raw_peers import RawLink
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, hash_app_key, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.applications import MIB, accept, address_of, connect, listen, receive_exactly
 from support.facilities import Daemon, elements_of
 from support.waiting import PATIENCE, until
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import MIB, World, free_ports, noise
+from harness import World, free_ports
 
+from support.applications import MIB, noise
 from support.facilities import HOST
 from support.requirements import needs
 

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from harness import World, address_of, connect, free_ports, listen, noise, receive, sha256
+from harness import World, free_ports
 
 from scistream.protocol.messages import CONS, PROD
+from support.applications import address_of, connect, listen, noise, receive, sha256
 from support.facilities import HOST
 from support.programs import Program
 

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import pytest_twisted
-from gateways import MIB, NOISE, Make, Stream, both, receive_exactly, reset
+from gateways import Make, Stream, both
+
+from support.applications import MIB, NOISE, receive_exactly, reset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

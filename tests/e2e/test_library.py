@@ -10,8 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from harness import World, address_of, connect, listen, receive_exactly
+from harness import World
 
+from support.applications import address_of, connect, listen, receive_exactly
 from support.programs import Program
 from support.waiting import until
 

@@ -11,20 +11,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from harness import (
-    MIB,
-    World,
-    accept,
-    connect,
-    free_ports,
-    noise,
-    receive,
-    receive_exactly,
-    refused_request,
-    sha256,
-    together,
-)
+from harness import World, free_ports, refused_request, together
 
+from support.applications import MIB, accept, connect, noise, receive, receive_exactly, sha256
 from support.facilities import HOST
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import MIB, World
+from harness import World
 from test_refusals import a_request, ada, to_s2cs
 
 from scistream.pki.authority import issue
 from scistream.protocol.messages import PROD
+from support.applications import MIB
 
 MOST_TIMES_AS_LONG = 3
 MOST_MEMORY = 40 * MIB

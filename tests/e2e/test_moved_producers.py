@@ -6,9 +6,10 @@ import json
 import socket
 from functools import partial
 
-from harness import MIB, World, accept, address_of, listeners, noise, receive, receive_exactly, sha256, together
+from harness import World, together
 
 from scistream.protocol.messages import CONS, PROD
+from support.applications import MIB, accept, address_of, listeners, noise, receive, receive_exactly, sha256
 from support.waiting import until
 
 

@@ -6,8 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness import World, accept, address_of, listen, noise, receive, sha256
+from harness import World
 
+from support.applications import accept, address_of, listen, noise, receive, sha256
 from support.facilities import HOST
 from support.requirements import needs_ipv6
 

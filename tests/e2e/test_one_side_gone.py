@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from harness import World, address_of, listen
+from harness import World
 
 from scistream.protocol.messages import CONS, PROD
+from support.applications import address_of, listen
 from support.waiting import until
 
 BETWEEN_ATTEMPTS = 1.0

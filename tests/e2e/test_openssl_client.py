@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness import World, address_of, listen
+from harness import World
 from manual_stream import PROD, HandMade, nobody_waits
 
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
 from scistream.tls.stream_channels import server_name
+from support.applications import address_of, listen
 from support.facilities import CONTROLLER
 from support.requirements import needs
 

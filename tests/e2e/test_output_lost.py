@@ -14,9 +14,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import World, address_of, listen
+from harness import World
 
 from scistream.protocol.messages import CONS, PROD
+from support.applications import address_of, listen
 from support.programs import Program
 from support.waiting import PATIENCE, until
 

@@ -13,23 +13,12 @@ from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 
 from attackers import client_hello
-from harness import (
-    Streaming,
-    World,
-    accept,
-    address_of,
-    is_reset,
-    listen,
-    noise,
-    open_descriptors,
-    receive,
-    receive_exactly,
-    together,
-)
+from harness import Streaming, World, open_descriptors, together
 from test_stalled import opened
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD
+from support.applications import accept, address_of, is_reset, listen, noise, receive, receive_exactly
 from support.facilities import Gateway
 from support.waiting import PATIENCE, until
 

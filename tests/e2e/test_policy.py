@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Requested, World, accept, address_of, free_ports, listen, noise, receive_exactly, together
+from harness import Requested, World, free_ports, together
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.messages import CONS, PROD
+from support.applications import accept, address_of, listen, noise, receive_exactly
 from support.facilities import HOST
 from support.waiting import PATIENCE, until
 

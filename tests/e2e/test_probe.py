@@ -10,8 +10,9 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from harness import World, assert_same, connect, free_ports
+from harness import World, assert_same, free_ports
 
+from support.applications import connect
 from support.facilities import HOST
 from support.waiting import until
 

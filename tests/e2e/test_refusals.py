@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 from fault_matrix import freeze, thaw
-from harness import Requested, World, accept, address_of, free_ports, listen, receive_exactly, refused_request, together
+from harness import Requested, World, free_ports, refused_request, together
 from OpenSSL import SSL
 from raw_peers import RawLink, dial_wan
 
@@ -29,6 +29,7 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret, server_name
+from support.applications import accept, address_of, listen, receive_exactly
 from support.facilities import HOST, Daemon
 from support.programs import Program
 from support.waiting import until

@@ -16,22 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from cryptography.x509 import load_pem_x509_certificates
-from gateways import (
-    MIB,
-    NOISE,
-    PATIENCE,
-    Make,
-    _readers,
-    both,
-    fill,
-    how_it_ends,
-    push,
-    receive,
-    receive_exactly,
-    reset,
-    send,
-    sleep,
-)
+from gateways import PATIENCE, Make, _readers, both, fill, sleep
 from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
@@ -43,6 +28,7 @@ from scistream.s2ds.relay import pump
 from scistream.s2ds.relay.tls import RECORD
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import server_name
+from support.applications import MIB, NOISE, how_it_ends, push, receive_digest, receive_exactly, reset, send
 from support.leased_ports import leased
 from support.requirements import needs_ipv6
 
@@ -63,7 +49,10 @@ async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
         return digest
 
     sent_up, sent_down, got_up, got_down = await both(
-        lambda: talk(consumer), lambda: talk(producer), lambda: receive(producer), lambda: receive(consumer)
+        lambda: talk(consumer),
+        lambda: talk(producer),
+        lambda: receive_digest(producer),
+        lambda: receive_digest(consumer),
     )
     assert got_up == (64 * MIB, sent_up)
     assert got_down == (64 * MIB, sent_down)
@@ -84,7 +73,7 @@ async def test_an_end_that_comes_together_with_the_last_full_record_is_passed_on
         consumer, producer = await stream.pair()
         question = await deferToThread(send, consumer, 4 * RECORD)
         consumer.shutdown(socket.SHUT_WR)
-        assert await deferToThread(receive, producer) == (4 * RECORD, question)
+        assert await deferToThread(receive_digest, producer) == (4 * RECORD, question)
         producer.close()
         consumer.close()
 
@@ -97,14 +86,14 @@ async def test_either_side_may_end_its_direction_first_and_goes_on_listening(mak
     early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
     question = await deferToThread(send, early, MIB)
     early.shutdown(socket.SHUT_WR)
-    assert await deferToThread(receive, late) == (MIB, question)
+    assert await deferToThread(receive_digest, late) == (MIB, question)
 
     def answer() -> str:
         digest = send(late, 10 * MIB)
         late.close()
         return digest
 
-    sent, got = await both(answer, lambda: receive(early))
+    sent, got = await both(answer, lambda: receive_digest(early))
     assert got == (10 * MIB, sent)
     await stream.until(lambda: not stream.prod.figures().connections and not stream.cons.figures().connections)
     assert stream.prod.figures().reset == stream.cons.figures().reset == 0
@@ -408,11 +397,11 @@ async def test_a_slow_reader_slows_its_writer_and_nobody_else(make: Make) -> Non
         producer.close()
         return digest
 
-    sent, got = await both(talk, lambda: receive(consumer))
+    sent, got = await both(talk, lambda: receive_digest(consumer))
     assert got == (64 * MIB, sent)
     assert time.monotonic() - began < 10.0
     slow_producer.close()
-    count, _ = await deferToThread(receive, slow_consumer)
+    count, _ = await deferToThread(receive_digest, slow_consumer)
     assert count == written
 
 
@@ -423,7 +412,7 @@ async def test_a_reader_that_rests_longer_than_a_wan_break_may_last_loses_nothin
     written = await deferToThread(fill, producer, threading.Event())
     await sleep(2.0)
     producer.close()
-    count, _ = await deferToThread(receive, consumer)
+    count, _ = await deferToThread(receive_digest, consumer)
     assert count == written
     assert stream.cons.figures().reset == stream.prod.figures().reset == 0
 

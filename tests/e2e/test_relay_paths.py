@@ -18,23 +18,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from gateways import (
-    MIB,
-    NOISE,
-    PATIENCE,
-    Make,
-    Stream,
-    both,
-    fill,
-    how_it_ends,
-    push,
-    receive,
-    receive_exactly,
-    reset,
-    send,
-    sleep,
-    streams,
-)
+from gateways import PATIENCE, Make, Stream, both, fill, sleep, streams
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import gatherResults
@@ -43,6 +27,7 @@ from twisted.internet.threads import deferToThread
 from scistream import timing
 from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.relay import pump
+from support.applications import MIB, NOISE, how_it_ends, push, receive_digest, receive_exactly, reset, send
 from support.requirements import needs_root
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
@@ -66,7 +51,7 @@ async def exchange(stream: Stream, count: int = BIG, connections: int = 1) -> No
     def run() -> None:
         with ThreadPoolExecutor(4 * connections) as pool:
             said = [[pool.submit(say, end, count) for end in pair] for pair in pairs]
-            got = [[pool.submit(receive, end) for end in pair] for pair in pairs]
+            got = [[pool.submit(receive_digest, end) for end in pair] for pair in pairs]
         for (up, down), (down_there, up_there) in zip(said, got, strict=True):
             assert up_there.result(PATIENCE) == (count, up.result(PATIENCE))
             assert down_there.result(PATIENCE) == (count, down.result(PATIENCE))
@@ -124,7 +109,10 @@ async def test_writers_of_any_size(make: Make, wan: str, size: int, times: int) 
         return digest.hexdigest()
 
     up, down, got_up, got_down = await both(
-        lambda: write(consumer), lambda: write(producer), lambda: receive(producer), lambda: receive(consumer)
+        lambda: write(consumer),
+        lambda: write(producer),
+        lambda: receive_digest(producer),
+        lambda: receive_digest(consumer),
     )
     assert (got_up[1], got_down[1]) == (up, down)
 
@@ -212,7 +200,7 @@ async def test_connections_beyond_the_limit_of_pipes_do_without(make: Make) -> N
     await exchange(stream)
     for (consumer, producer), count in zip(stalled, written, strict=True):
         producer.close()
-        got, _ = await deferToThread(receive, consumer)
+        got, _ = await deferToThread(receive_digest, consumer)
         assert got == count
         consumer.close()
     await gone(stream)
@@ -258,7 +246,7 @@ async def test_a_stopped_reader_holds_its_writer_and_nobody_else(make: Make, wan
     assert max(map(max, after)) <= most
     for (consumer, producer), count in zip(stalled, written, strict=True):
         producer.close()
-        got, _ = await deferToThread(receive, consumer)
+        got, _ = await deferToThread(receive_digest, consumer)
         assert got == count
         consumer.close()
     await gone(stream)
@@ -467,7 +455,7 @@ async def test_a_gateway_without_a_port_to_dial_from_tries_again_until_it_has_on
     short = NoAddresses(monkeypatch, 2)
     consumer, producer = await stream.pair()
     assert short.tries == 4, "three from one gateway to the other, and one to ProdApp"
-    said, heard = await both(lambda: say(consumer, MIB), lambda: receive(producer))
+    said, heard = await both(lambda: say(consumer, MIB), lambda: receive_digest(producer))
     assert heard == (MIB, said)
     assert stream.cons.reasons == stream.prod.reasons == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import MIB, Requested, World, accept, connect, noise, receive, sha256
+from harness import Requested, World
 from test_certificates import expired_crl, reload, said_since, to
 from test_refusals import RawLink, a_request, ada, everything
 from test_survival import flowing
@@ -19,6 +19,7 @@ from test_survival import flowing
 from scistream.pki.authority import issue
 from scistream.pki.revocation import make_crl, revoke
 from scistream.protocol.messages import PROD
+from support.applications import MIB, accept, connect, noise, receive, sha256
 from support.facilities import HOST, Daemon, toml_of
 from support.waiting import until
 

@@ -14,10 +14,11 @@ from functools import partial
 
 import msgspec
 import pytest
-from harness import Streaming, World, accept, address_of, free_ports, is_reset, listen, receive_exactly, together
+from harness import Streaming, World, free_ports, together
 
 from scistream.protocol.messages import ResetReason
 from scistream.s2cs.audit.events import ResetsEvent, read_line
+from support.applications import accept, address_of, is_reset, listen, receive_exactly
 from support.facilities import HOST
 from support.waiting import until
 

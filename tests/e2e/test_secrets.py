@@ -17,11 +17,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import World, address_of, free_ports, listen
+from harness import World, free_ports
 
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
+from support.applications import address_of, listen
 from support.facilities import HOST, elements_of
 from support.programs import INSTALLED
 from support.requirements import needs

@@ -10,22 +10,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import (
-    MIB,
-    Streaming,
-    World,
-    accept,
-    address_of,
-    connect,
-    free_ports,
-    listeners,
-    noise,
-    receive,
-    receive_exactly,
-    sha256,
-    together,
-)
+from harness import Streaming, World, free_ports, together
 
+from support.applications import MIB, accept, address_of, connect, listeners, noise, receive, receive_exactly, sha256
 from support.facilities import HOST
 from support.requirements import needs_ipv6
 from support.waiting import until

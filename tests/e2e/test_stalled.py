@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from hashlib import sha256
 
-import gateways
-from gateways import MIB, NOISE, Make, Stream, both, sleep
-from harness import Streaming, World, accept, address_of, listen, receive, receive_exactly, together
+from gateways import Make, Stream, both, sleep
+from harness import Streaming, World, together
 
 from scistream.pki.authority import issue
+from support.applications import MIB, NOISE, accept, address_of, listen, receive, receive_digest, receive_exactly
 from support.waiting import PATIENCE, until
 
 _SO_MEMINFO = 55
@@ -55,7 +55,7 @@ async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(make: 
     assert held(stream) < STALLED * MOST_OF_ONE, f"{held(stream) / STALLED / MIB:.1f} MiB each"
     for consumer, producer in pairs:
         producer.shutdown(socket.SHUT_WR)
-        count, digest = (await both(lambda sock=consumer: gateways.receive(sock)))[0]
+        count, digest = (await both(lambda sock=consumer: receive_digest(sock)))[0]
         assert count == sent[producer]
         assert digest == sha256(NOISE * (count // MIB) + NOISE[: count % MIB]).hexdigest()
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from harness import World, accept, address_of, connect, listen
+from harness import World
 from manual_stream import CONS, PROD, HandMade, context, nobody_waits
 from OpenSSL import SSL
 from raw_peers import RawLink
@@ -21,6 +21,7 @@ from test_refusals import ada
 
 from scistream.protocol.address import Address
 from scistream.tls.stream_channels import server_name
+from support.applications import accept, address_of, connect, listen
 from support.facilities import HOST
 from support.waiting import until
 

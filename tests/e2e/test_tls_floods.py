@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import pytest_twisted
-from gateways import Make, Stream, both, how_it_ends, receive_exactly
+from gateways import Make, Stream, both
 from OpenSSL import SSL
 from tls_records import (
     APPLICATION_DATA,
@@ -29,6 +29,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2ds.relay.tls import EMPTY_BURST
 from scistream.tls.stream_channels import server_name
+from support.applications import how_it_ends, receive_exactly
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
-from harness import World, address_of, free_ports, listen
+from harness import World, free_ports
 
 from scistream.s2uc.history import RememberedStream
+from support.applications import address_of, listen
 from support.facilities import HOST
 from support.waiting import PATIENCE, until
 

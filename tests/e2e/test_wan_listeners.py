@@ -16,12 +16,13 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from harness import World, accept, address_of, connect, listen, listeners, receive_exactly
+from harness import World
 from manual_stream import CONS, PROD, HandMade, context, nobody_waits, trusting
 from OpenSSL import SSL
 from raw_peers import CLIENT, HOUR, SERVER, Chain, Signer, dial_wan, self_signed
 
 from scistream.tls.stream_channels import consumer_name, producer_name, server_name
+from support.applications import accept, address_of, connect, listen, listeners, receive_exactly
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

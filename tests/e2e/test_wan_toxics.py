@@ -15,26 +15,13 @@ from hashlib import sha256
 
 import pytest
 import pytest_twisted
-from gateways import (
-    MIB,
-    NOISE,
-    PATIENCE,
-    Make,
-    Side,
-    Stream,
-    both,
-    how_it_ends,
-    receive,
-    receive_exactly,
-    reset,
-    send,
-    sleep,
-)
+from gateways import PATIENCE, Make, Side, Stream, both, sleep
 from harness import open_descriptors
 from twisted.internet.threads import deferToThread
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS
+from support.applications import MIB, NOISE, how_it_ends, receive_digest, receive_exactly, reset, send
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -152,7 +139,10 @@ async def test_segments_of_a_few_bytes_make_no_difference(make: Make, part: int)
             return digest
 
         said, answered, heard, got = await both(
-            lambda: talk(consumer), lambda: talk(producer), lambda: receive(producer), lambda: receive(consumer)
+            lambda: talk(consumer),
+            lambda: talk(producer),
+            lambda: receive_digest(producer),
+            lambda: receive_digest(consumer),
         )
         assert heard == (40_000, said)
         assert got == (40_000, answered)
@@ -228,7 +218,7 @@ async def test_delay_and_jitter_that_change_in_the_middle_of_a_transfer_make_no_
 
         def hear(sock: socket.socket) -> str:
             digest = "".join(sha256(receive_exactly(sock, MIB // 2)).hexdigest() for _ in range(8))
-            assert receive(sock)[0] == 0, "the end, and not one byte more"
+            assert receive_digest(sock)[0] == 0, "the end, and not one byte more"
             return digest
 
         changing = deferToThread(change)
@@ -261,7 +251,7 @@ async def test_an_end_of_tcp_that_is_held_back_for_seconds_changes_nothing_for_t
         late.sendall(b"meanwhile")
         late.shutdown(socket.SHUT_WR)
         began = time.monotonic()
-        heard, answer = await both(lambda: receive(late), lambda: until_the_end(early))
+        heard, answer = await both(lambda: receive_digest(late), lambda: until_the_end(early))
         assert heard == (MIB // 2, said)
         assert answer == (b"meanwhile", "end")
         for sock in (consumer, producer):
@@ -324,7 +314,7 @@ async def test_a_half_close_that_lasts_longer_than_a_break_of_the_wan_may_loses_
     early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
     said = send(early, MIB)
     early.shutdown(socket.SHUT_WR)
-    assert (await both(lambda: receive(late)))[0] == (MIB, said)
+    assert (await both(lambda: receive_digest(late)))[0] == (MIB, said)
     await sleep(6.0)
 
     def answer() -> str:
@@ -332,7 +322,7 @@ async def test_a_half_close_that_lasts_longer_than_a_break_of_the_wan_may_loses_
         late.close()
         return digest
 
-    answered, got = await both(answer, lambda: receive(early))
+    answered, got = await both(answer, lambda: receive_digest(early))
     assert got == (3 * MIB, answered)
     assert stream.cons.figures().reset == stream.prod.figures().reset == 0
 

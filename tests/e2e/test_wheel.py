@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import World, accept, address_of, listen, noise, receive, sha256
+from harness import World
+
+from support.applications import accept, address_of, listen, noise, receive, sha256
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("scistream", "twisted", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from gateways import MIB, Make, Stream, both, receive_exactly, send, sleep
+from gateways import Make, Stream, both, sleep
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from scistream import timing
 from scistream.s2ds.relay import relay
+from support.applications import MIB, receive_exactly, send
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import World, noise
+from harness import World
 
+from support.applications import noise
 from support.facilities import HOST
 from support.requirements import needs_module
 from support.waiting import PATIENCE

@@ -18,12 +18,11 @@ from typing import Any
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
-from support.leased_ports import can_bind, leased
+from support.leased_ports import HOST, can_bind, leased
 from support.programs import INSTALLED, Program
 from support.tcp_sockets import ESTABLISHED, HOLDING, LISTEN, TcpSocket, tcp_sockets
 from support.waiting import PATIENCE, until
 
-HOST = "127.0.0.1"
 CONTROLLER = "s2cs-controller"
 
 

@@ -14,6 +14,7 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 
+HOST = "127.0.0.1"
 _BLOCK = 50
 _FIRST, _LAST = 10_000, 65_535
 _FEWEST_BLOCKS = 100
@@ -30,7 +31,7 @@ class PortLease:
         self._fresh: list[range] = []
         self._used: list[range] = []
 
-    def take(self, count: int = 1, host: str = "127.0.0.1") -> int:
+    def take(self, count: int = 1, host: str = HOST) -> int:
         """Give the first of `count` ports in a row that no socket is bound to at the numeric address `host`.
 
         :raises AssertionError: if the machine has none left.

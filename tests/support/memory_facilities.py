@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from scistream.app.controller import Controller
+from scistream.app.controller import Controller, NoProgram
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import Join

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import socket
 import subprocess
 import sys
@@ -22,12 +21,12 @@ from testbed_addresses import Addresses
 from testbed_facilities import Facilities, Stream
 
 from scistream.protocol.address import Address
+from support import applications
+from support.applications import MIB, how_it_ends, push
 from support.programs import executed_programs
 from support.requirements import needs
 from support.waiting import PATIENCE, until
 
-MIB = 1024 * 1024
-NOISE = random.Random(0).randbytes(MIB)
 SIGN = b"through"
 
 
@@ -41,14 +40,9 @@ def address_of(listener: socket.socket) -> Address:
 
 def send(sock: socket.socket, count: int) -> str:
     """Send that many bytes and end the direction; their SHA-256."""
-    digest = hashlib.sha256()
-    while count:
-        part = memoryview(NOISE)[: min(count, MIB)]
-        sock.sendall(part)
-        digest.update(part)
-        count -= len(part)
+    digest = applications.send(sock, count)
     sock.shutdown(socket.SHUT_WR)
-    return digest.hexdigest()
+    return digest
 
 
 class Receiver:
@@ -65,24 +59,6 @@ class Receiver:
             digest.update(memoryview(buffer)[:got])
             self.count += got
         return digest.hexdigest()
-
-
-def how_it_ends(sock: socket.socket) -> str:
-    """Return what an application that reads sees at the end."""
-    try:
-        Receiver(sock).run()
-    except ConnectionResetError:
-        return "reset"
-    return "end"
-
-
-def how_pushing_ends(sock: socket.socket) -> str:
-    """Return what an application that writes sees at the end."""
-    try:
-        while True:
-            sock.sendall(NOISE)
-    except ConnectionResetError:
-        return "reset"
 
 
 @contextmanager
@@ -489,7 +465,7 @@ def test_a_cut_longer_than_the_wan_timeout_resets_both_applications(wan: Testbed
             one.sendall(SIGN)
             assert other.recv(len(SIGN)) == SIGN
 
-        ends = [lambda: how_pushing_ends(writer), lambda: how_it_ends(reader)]
+        ends = [lambda: push(writer), lambda: how_it_ends(reader)]
         ends += [lambda one=one: how_it_ends(one) for one in idle]
         busy = wan.counters()
         with background(*ends) as results:
