@@ -415,6 +415,8 @@ class Stream:
     """A stream, made by `Client.request` or `Client.remembered`.
 
     Sides are named by their role, ``"PROD"`` or ``"CONS"``.
+
+    :ivar uid: the UUID of the stream.
     """
 
     def __init__(self, client: Client, uid: str, servers: dict[Role, Address], *, remembered: bool = False) -> None:
