@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from scistream.pki.authority import init_authority, issue
 from scistream.s2uc.history import StreamHistory
 from support import facilities
 from support.applications import MIB, connect
-from support.facilities import HOST, Daemon, Facility, files_of, loopback, toml_of
+from support.facilities import HOST, Daemon, Facility, files_of, loopback
 from support.leased_ports import leased
 from support.programs import INSTALLED, Descriptors, Program
 from support.requirements import missing
@@ -197,7 +199,9 @@ class World:
         settings = folder / "config" / "scistream" / "s2uc.toml"
         settings.parent.mkdir(parents=True)
         authorities = [str(each.authority) for each in self.facilities]
-        settings.write_text(toml_of({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities}))
+        settings.write_text(
+            tomli_w.dumps({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities})
+        )
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
         self.env.update(XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"))
         self.remembered = StreamHistory(folder / "state" / "scistream" / "streams")

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,7 +32,7 @@ from scistream.pki.revocation import make_crl, renew, revoke
 from scistream.protocol.address import Address
 from scistream.protocol.messages import PROD
 from support.aged_certificates import age
-from support.facilities import CONTROLLER, HOST, Daemon, Facility, toml_of
+from support.facilities import CONTROLLER, HOST, Daemon, Facility
 from support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -422,7 +423,9 @@ def test_what_expires_soon_is_in_the_log_and_in_what_the_user_is_told(world: Wor
     age(soon.certificate, life=timedelta(days=90), left=timedelta(days=6, hours=1))
     config = tmp_path / "s2uc.toml"
     authorities = [str(each.authority) for each in world.facilities]
-    config.write_text(toml_of({"certificate": str(soon.certificate), "key": str(soon.key), "authorities": authorities}))
+    config.write_text(
+        tomli_w.dumps({"certificate": str(soon.certificate), "key": str(soon.key), "authorities": authorities})
+    )
     assert "expires in 6 days" in world.s2uc("list", "--config", str(config)).stderr
     assert world.s2uc("list").stderr == ""
 

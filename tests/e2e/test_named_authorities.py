@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from harness import World
 
 from scistream.config import ConfigError, load
@@ -19,12 +20,16 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 def config(world: World, folder: Path, named: dict[str, Facility], others: list[Facility]) -> list[str]:
     """Return the option for a configuration with named authorities for some facilities, and others for the rest."""
     users = world.folder / "users"
-    lines = [f'certificate = "{users / "ada.pem"}"', f'key = "{users / "ada.key"}"']
-    lines.append(f"authorities = {json.dumps([str(one.authority) for one in others])}")
-    for address, facility in named.items():
-        lines += ["[[facilities]]", f'address = "{address}"', f'authorities = ["{facility.authority}"]']
+    settings = {
+        "certificate": str(users / "ada.pem"),
+        "key": str(users / "ada.key"),
+        "authorities": [str(one.authority) for one in others],
+        "facilities": [
+            {"address": address, "authorities": [str(facility.authority)]} for address, facility in named.items()
+        ],
+    }
     file = folder / "s2uc.toml"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text(tomli_w.dumps(settings))
     return ["--config", str(file)]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from harness import Requested, World, free_ports, together
 
 from scistream.pki.authority import Issued, init_authority, issue
@@ -46,7 +47,7 @@ MANY = 10_000
 
 
 def section(kind: str, **fields: Any) -> str:
-    return f"[[{kind}]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+    return f"[[{kind}]]\n{tomli_w.dumps(fields)}"
 
 
 def policy(visitors: Path) -> str:

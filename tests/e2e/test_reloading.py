@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from harness import Requested, World
 from test_certificates import expired_crl, reload, said_since, to
 from test_refusals import RawLink, a_request, ada, everything
@@ -20,7 +21,7 @@ from scistream.pki.authority import issue
 from scistream.pki.revocation import make_crl, revoke
 from scistream.protocol.messages import PROD
 from support.applications import MIB, accept, connect, noise, receive, sha256
-from support.facilities import HOST, Daemon, toml_of
+from support.facilities import HOST, Daemon
 from support.waiting import until
 
 NOISE = noise(MIB + 7)
@@ -38,7 +39,7 @@ def rewrite(daemon: Daemon, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the settings in a configuration file; the daemon does not hear of it."""
     settings = tomllib.loads(daemon.file.read_text())
     change(settings)
-    daemon.file.write_text(toml_of(settings))
+    daemon.file.write_text(tomli_w.dumps(settings))
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
+import tomllib
 
+import tomli_w
 from harness import World
 
 from scistream.protocol.messages import CONS, PROD
@@ -29,9 +31,10 @@ def test_a_request_right_after_the_start_of_a_facility_waits_for_its_gateway(wor
 def test_a_gateway_whose_name_is_unknown_at_the_start_is_named_and_the_others_serve(world: World) -> None:
     server = world.lab.server
     before = server.file.read_text()
-    unknown = '[[gateways]]\nname = "lost"\naddress = "no-such-host.invalid:5001"\n\n'
+    settings = tomllib.loads(before)
+    settings["gateways"].insert(0, {"name": "lost", "address": "no-such-host.invalid:5001"})
     server.stop()
-    server.file.write_text(before.replace("[[gateways]]", unknown + "[[gateways]]", 1))
+    server.file.write_text(tomli_w.dumps(settings))
     try:
         server.start()
         server.wait_until_ready()

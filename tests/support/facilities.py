@@ -6,7 +6,6 @@ reactor.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
@@ -15,6 +14,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
@@ -124,7 +125,7 @@ class Daemon:
         self.address = address
         self.log = folder / f"{name}.log"
         self.file = folder / f"{name}.toml"
-        self.file.write_text(toml_of(settings))
+        self.file.write_text(tomli_w.dumps(settings))
         self._arguments = ["-n", "--pidfile=", f"--logfile={self.log}", kind, "--config", str(self.file)]
         self.program: Program | None = None
         self.env: dict[str, str] = {}
@@ -171,19 +172,6 @@ class Daemon:
         """All that it has logged."""
         logs = [path.read_text(errors="replace") for path in (self.log, self.log.with_suffix(".err")) if path.exists()]
         return "".join(logs)
-
-
-def toml_of(settings: Mapping[str, Any]) -> str:
-    """TOML of these settings; a JSON string, number, truth value or list of strings is one of TOML too."""
-    lines, sections = [], []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            sections.append(f"[{key}]\n{toml_of(value)}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            sections += [f"[[{key}]]\n{toml_of(each)}" for each in value]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join([*lines, *sections]) + "\n"
 
 
 class Gateway(Daemon):

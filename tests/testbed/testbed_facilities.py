@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import netns
+import tomli_w
 from testbed import Testbed
 from testbed_addresses import Addresses
 
 from scistream.pki.authority import init_authority, issue
 from scistream.protocol.address import Address
 from support import facilities
-from support.facilities import Facility, GatewaySite, Machine, Site, files_of, toml_of
+from support.facilities import Facility, GatewaySite, Machine, Site, files_of
 from support.programs import INSTALLED, Program
 from support.tcp_sockets import TcpSocket, tcp_sockets
 from support.waiting import PATIENCE
@@ -108,7 +109,9 @@ class Facilities:
         homes = user_environment(testbed, port)
         settings = _new(Path(homes["XDG_CONFIG_HOME"]) / "scistream") / "s2uc.toml"
         authorities = [str(each.authority) for each in self._both]
-        settings.write_text(toml_of({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities}))
+        settings.write_text(
+            tomli_w.dumps({**files_of(issue(folder / "users", "user", "ada")), "authorities": authorities})
+        )
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"} | homes
 
     @property

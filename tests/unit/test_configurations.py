@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import globalLogPublisher
@@ -61,14 +62,6 @@ CONFIGURATIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         ),
     },
 )
-
-
-def in_toml(configuration: dict[str, Any]) -> str:
-    sections = {key: value for key, value in configuration.items() if isinstance(value, dict)}
-    text = "".join(f"{key} = {json.dumps(configuration[key])}\n" for key in configuration if key not in sections)
-    for name, values in sections.items():
-        text += f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-    return text
 
 
 def assert_names_settings(
@@ -123,7 +116,7 @@ def test_a_gateway_refuses_a_configuration_at_its_start_or_takes_a_stream_with_i
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "s2ds.toml")
-        file.write_text(in_toml(configuration))
+        file.write_text(tomli_w.dumps(configuration))
         Configured.file = file
         try:
             Configured.config = load(file, S2DSConfig)
@@ -270,16 +263,6 @@ def names_the_policy(sentence: str) -> bool:
     return bool(re.match(r"rule \d+ `|no rule of this facility's policy is for ", sentence))
 
 
-def with_tables(configuration: dict[str, Any]) -> str:
-    """TOML of settings some of which are lists of tables."""
-    tables = {key: configuration[key] for key in configuration.keys() & {"gateways", "rules", "facilities"}}
-    text = ""
-    for key, values in tables.items():
-        inline = ["{" + ", ".join(f"{name} = {json.dumps(each)}" for name, each in one.items()) + "}" for one in values]
-        text += f"{key} = [{', '.join(inline)}]\n"
-    return text + in_toml({key: value for key, value in configuration.items() if key not in tables})
-
-
 @settings(max_examples=150)
 @given(CONTROL_CONFIGURATIONS, RULES)
 def test_a_control_server_refuses_a_configuration_at_its_start_or_serves_a_stream_with_it(
@@ -288,8 +271,8 @@ def test_a_control_server_refuses_a_configuration_at_its_start_or_serves_a_strea
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "s2cs.toml"
-        file.write_text(with_tables(configuration))
-        (folder / "policy.toml").write_text(with_tables({"rules": rules}))
+        file.write_text(tomli_w.dumps(configuration))
+        (folder / "policy.toml").write_text(tomli_w.dumps({"rules": rules}))
         (folder / "text").write_text("some words\n")
         (folder / "folder").mkdir()
         os.mkfifo(folder / "fifo")
@@ -361,7 +344,7 @@ def test_a_user_s_configuration_is_refused_by_its_key_or_serves_or_its_request_e
 ) -> None:
     """Her certificates are looked at when a facility is dialled; servers of plain TCP refuse whoever has them."""
     file = users_files / "s2uc.toml"
-    file.write_text(with_tables(configuration))
+    file.write_text(tomli_w.dumps(configuration))
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         client = None
@@ -387,11 +370,11 @@ def test_a_facility_is_vouched_for_by_its_own_authorities_however_its_address_is
     own = {"address": "Lab.example.:5000", "authorities": ["own.pem"]}
     for_all = {"certificate": "ada.pem", "key": "ada.key", "authorities": ["ca.pem"], "facilities": [own]}
     file = users_files / "s2uc.toml"
-    file.write_text(with_tables(for_all))
+    file.write_text(tomli_w.dumps(for_all))
     trust = Client.from_config(file, reactor=MemoryNetwork())._certificates_for(Address.parse(asked))
     assert trust is not None
     (authority,) = trust.authorities
     assert authority.name == ("ca.pem" if asked.startswith("other") else "own.pem")
-    file.write_text(with_tables({**for_all, "facilities": [own, {**own, "address": "lab.example:5000"}]}))
+    file.write_text(tomli_w.dumps({**for_all, "facilities": [own, {**own, "address": "lab.example:5000"}]}))
     with pytest.raises(ConfigError, match="facilities: two have the same address"):
         Client.from_config(file)

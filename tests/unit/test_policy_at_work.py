@@ -5,7 +5,6 @@ The links are plain, and say who their user is by the test's word. The parties a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import tomli_w
 from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
@@ -146,7 +146,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def rule(identity: str = "ada@lab.example", issuer: str = LAB, name: str = "beamline", **limits: Any) -> str:
     fields = {"name": name, "issuer": issuer, "identities": [identity], "roles": ["PROD", "CONS"], **limits}
-    return "[[rules]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+    return "[[rules]]\n" + tomli_w.dumps(fields)
 
 
 ADMINISTRATORS = f'[[administrators]]\nissuer = "{LAB}"\nidentities = ["operator@lab.example"]\n'
