@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,12 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.logger import LogBeginner, globalLogPublisher
 
 import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
-from scistream import entry
+from scistream import cli_support, entry
 from scistream.cli_support import Commands
 
 COMMANDS: dict[str, Commands] = {
@@ -72,6 +74,8 @@ def run(command_line: str, spoilt: dict[int, str]) -> tuple[int, str, str]:
                 spoil(descriptor, how)
             name, *arguments = command_line.split()
             sys.argv = [name, *arguments]
+            # As in a process of its own, nothing was logged before: not even by the tests that ran before this one.
+            cli_support.globalLogBeginner = LogBeginner(globalLogPublisher, sys.stderr, sys, warnings)
             try:
                 COMMANDS[name]()
             except SystemExit as end:
