@@ -17,7 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The tests wait more than they work, so several files run at once. In the order of their names the longest ones, those
 # of the end-to-end tests, are first; by their numbers of tests they would be last, and the end would wait for one.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+RUN := pytest -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m $(RUN)
 
 test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.
 	$(PYTEST) $(ARGS)
@@ -29,12 +30,9 @@ help:  ## Show this list.
 test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach too few branches.
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered $(ARGS)
 
-# The end-to-end tests to measure: all of them, or some files as in .ci/run.
-E2E ?= tests/e2e
-
 coverage-e2e: $(VENV)/.installed-test  ## Run end-to-end tests; fail where they and their daemons reach too few branches.
 	rm -f .coverage-e2e*
-	$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m pytest -n 3 --dist loadfile -p no:cov $(E2E) $(ARGS)
+	$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m $(RUN) -p no:cov tests/e2e $(ARGS)
 	$(BIN)/coverage combine --rcfile=tests/e2e/coverage.toml --quiet
 	$(BIN)/coverage report --rcfile=tests/e2e/coverage.toml --skip-covered
 
