@@ -256,7 +256,7 @@ def test_a_port_that_another_program_takes_is_named(
     assert "Traceback" not in err
 
 
-LIMITS = "from scistream import timing; timing.DEMO_STEP = 12.0; timing.DEMO_BYTES = 3.0"
+LIMITS = "from scistream import timing; timing.DEMO_START = timing.DEMO_STEP = 12.0; timing.DEMO_BYTES = 3.0"
 
 
 def test_a_detector_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:
