@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fork_server() -> Iterator[None]:
     """Fork the project's commands, which takes little time, instead of executing them."""
     with many_processes():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _core_files() -> Iterator[None]:
+    """Keep this process able to have core files: commands called within it would end that for all tests after them."""
+    own, setrlimit = os.getpid(), resource.setrlimit
+
+    def set_other_limits(number: int, limits: tuple[int, int]) -> None:
+        if number != resource.RLIMIT_CORE or os.getpid() != own:
+            setrlimit(number, limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "setrlimit", set_other_limits)
         yield
 
 
