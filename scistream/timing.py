@@ -1,7 +1,8 @@
 """All time limits in seconds: how long to wait, how often to check, how long to remember.
 
-One line each, with the reason. Modules read a limit where they use it, as `timing.HANDSHAKE`, so that a test can change
-it in one place. Settings of configuration files, ranges of protocol fields and fractions of a time are not here.
+One line each; the comment continues "seconds ...", with the reason where it is not obvious. Modules read a limit where
+they use it, as `timing.HANDSHAKE`, so that a test can change it in one place. Settings of configuration files, ranges
+of protocol fields and fractions of a time are not here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 # -- links between all parties
 
 CONNECT = 10.0  # to connect to a control port: a host that is down does not answer at all
-HANDSHAKE = 10.0  # for the TLS handshake of a link, which takes a slow but honest peer a few round trips
+HANDSHAKE = 10.0  # for the TLS handshake of a control link, which takes a slow but honest peer a few round trips
 FIRST_LINE = 10.0  # from the handshake to the first line: a peer that has nothing to send needs no link
 CLOSE = 10.0  # for the peer to read pending data and close its end
 LONGEST_TIMER = _DAY  # for a timer that closes a link when a certificate expires, since the wall clock may be set
@@ -19,7 +20,7 @@ FIRST_REPEAT = 2.0  # until an unanswered command is repeated: longer than most 
 LONGEST_REPEAT = 10.0  # between two repetitions, doubled up to this
 FIRST_RECONNECT = 0.2  # until a lost link is connected again: a restarted server is back soon
 LONGEST_RECONNECT = 5.0  # between two attempts to reconnect, doubled up to this
-POLL = 15.0  # between two Status requests on a link that is silent otherwise
+POLL = 15.0  # between two polls of the peer on a link, by Status or an application's Hello, in case a message was lost
 
 # -- admission at a control port
 
@@ -99,6 +100,9 @@ SAMPLE = 2.0  # between two samples of the round-trip times and rates of connect
 NAME_KEPT = 15.0  # for which the addresses of a name are cached: enough for a burst of connections
 NAME_LOOK_UP = 8.0  # to resolve the name of a target: the sum of NAME_SERVER_TRIES, and one more second
 LAN_SILENCE = 60.0  # until it is noticed that the host of an idle application has vanished
+DATA_HANDSHAKE = 10.0  # for the TLS handshake of a data connection
+DATA_DIAL = 10.0  # to connect to a target, in all attempts
+SHORTEST_DIAL = 0.1  # for the last address of a target, however long the others took
 DIAL_AGAIN = 0.1  # between two attempts to connect to a target
 HANDSHAKE_AHEAD = 0.05  # that a connection waits for earlier handshakes, beyond the duration of its own
 DELIVER = 10.0  # to deliver the data that came before a reset, before the reset is passed on anyway

@@ -384,7 +384,7 @@ class Admission:
 
     def evict(self) -> None:
         """Close the link to make room for another."""
-        why = "it did not authenticate in time, and other links were waiting"
+        why = "it had not authenticated yet when another link needed its place"
         self.failed(why)
         self.closed()
         self._abort(why)

@@ -93,7 +93,7 @@ def _check_addresses(name: str, addresses: list[str] | None) -> None:
 
 def _check_probe(protocol: str, seconds: float | None) -> None:
     if (protocol == "probe") != (seconds is not None):
-        raise ValueError("probe_seconds: required for protocol 'probe', not allowed otherwise")
+        raise ValueError("probe_seconds: required for a probe, not allowed otherwise")
 
 
 def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
@@ -157,7 +157,7 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
         _check_listen_ports(self.listen_ports, self.num_conn)
         _check_probe(self.protocol, self.probe_seconds)
         if self.protocol == "probe" and (self.expires is None or self.expires > PROBE_LIFE):
-            raise ValueError(f"expires: required for protocol 'probe', and at most {PROBE_LIFE:g} s")
+            raise ValueError(f"expires: required for a probe, and at most {PROBE_LIFE:g} s")
 
 
 class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):

@@ -559,13 +559,13 @@ class ControlServer(Service):
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             grant.check_targets(command.connection_map.values() if command.role == PROD else ())
-            self._refuse_pool(stream.record, command.connection_map.values())
+            self._refuse_own_gateways(stream.record, command.connection_map.values())
             stream.keep_allowed_addresses(grant)
             stream.machine.update_targets(caller, command)
         else:
             stream.release(caller, owner)
 
-    def _refuse_pool(self, record: Record, targets: Iterable[str]) -> None:
+    def _refuse_own_gateways(self, record: Record, targets: Iterable[str]) -> None:
         """Refuse targets that are addresses of the pool itself.
 
         :raises StreamError: `target-refused`.
@@ -646,7 +646,7 @@ class ControlServer(Service):
         hello = self._choose_addresses(stream.record, hello, grant)
         if hello.role == PROD and hello.listeners != stream.record.app_listeners:
             grant.check_targets(hello.listeners or [])
-        self._refuse_pool(stream.record, hello.listeners or [])
+        self._refuse_own_gateways(stream.record, hello.listeners or [])
         is_probe = request is not None and request.protocol == "probe"  # gateways do not dial the listener of a probe
         for name in stream.record.plan if not is_probe else ():
             if name in self.gateways:
@@ -687,7 +687,7 @@ class ControlServer(Service):
         :raises StreamError: if they do not.
         """
         grant.check_targets(addresses)
-        self._refuse_pool(record, addresses)
+        self._refuse_own_gateways(record, addresses)
         for name in record.plan:
             if name in self.gateways:
                 self.gateways[name].check_targets(addresses)

@@ -198,7 +198,7 @@ class Client:
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
-            uid = _checked_uid(uid or str(uuid.uuid4()))
+            uid = _parse_uid(uid or str(uuid.uuid4()))
             request = StreamRequest(
                 num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label), listen_ports or {}
             )
@@ -264,7 +264,7 @@ class Client:
         cons: str,
         num_conn: int = 1,
         rate: float | str = DEFAULT_RATE,
-        seconds: float = timing.PROBE_DATA,
+        seconds: float | None = None,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
         tell: Callable[[Check], None] | None = None,
     ) -> Awaitable[Report]:
@@ -276,7 +276,7 @@ class Client:
         :param cons: HOST:PORT of the S2CS at the consumer's facility.
         :param num_conn: number of channels, 1 to 1024.
         :param rate: rate to reserve, as for `request`; no more than that is measured.
-        :param seconds: how long test data flows in each direction.
+        :param seconds: how long test data flows in each direction; 5 by default.
         :param listen_ports: as for `request`: the report says whether each facility grants these ports.
         :param tell: called with each check as soon as its result is known.
         :returns: the report. Every failure of a facility or of the path is in it.
@@ -290,7 +290,7 @@ class Client:
                 self._certificates_for,
                 num_conn=num_conn,
                 rate=_mbit(rate),
-                seconds=seconds,
+                seconds=timing.PROBE_DATA if seconds is None else seconds,
                 listen_ports=listen_ports or {},
                 tell=tell or (lambda _: None),
             )
@@ -315,7 +315,7 @@ class Client:
         :raises StreamError: if the S2CS does not answer, refuses, or has no such stream; `bad-message`, if `uid` is
             not a UUID.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._dialer_to(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._dialer_to(s2cs), _parse_uid(uid))))
 
     def release_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Release one S2CS's side of a stream of this user or, as an administrator of the facility, of any user.
@@ -326,23 +326,27 @@ class Client:
         :raises StreamError: if the S2CS does not answer, refuses, or has no such stream; `bad-message`, if `uid` is
             not a UUID.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.release_at(self._dialer_to(s2cs), _uid_of(uid))))
+        return Awaitable(Deferred.fromCoroutine(admin.release_at(self._dialer_to(s2cs), _parse_uid(uid))))
 
     def reason_at(self, s2cs: str) -> str:
         """Say why an S2CS cannot be reached, as a sentence for a person; empty if it can be, or was never asked.
 
         :param s2cs: HOST:PORT of the S2CS.
+        :raises StreamError: `bad-message`, if `s2cs` is not HOST:PORT.
         """
-        return self._server(Address.parse(s2cs)).dialer.outbox.reason
+        return self._server_at(s2cs).dialer.outbox.reason
 
     def _dialer_to(self, s2cs: str) -> Dialer:
+        to_server = self._server_at(s2cs).dialer
+        if not to_server.running:
+            to_server.startService()
+        return to_server
+
+    def _server_at(self, s2cs: str) -> Server:
         try:
-            dialer = self._server(Address.parse(s2cs)).dialer
+            return self._server(Address.parse(s2cs))
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
-        if not dialer.running:
-            dialer.startService()
-        return dialer
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
         """Return a stream that was requested earlier, perhaps by another process, to check, attach or release it.
@@ -354,7 +358,7 @@ class Client:
         """
         try:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
-            uid = _checked_uid(uid)
+            uid = _parse_uid(uid)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
         stream = Stream(self, uid, servers, remembered=True)
@@ -378,8 +382,10 @@ class Client:
 
     async def _close(self) -> None:
         streams = {stream for server in self._servers.values() for stream in server.streams}
-        for ended in [stream.client_closes() for stream in streams]:
-            await ended
+        for stream in streams:
+            stream.client_closes()
+        for stream in streams:  # only now: one may begin its release while another's is awaited
+            await stream.when_released()
         await gatherResults([server.dialer.stopService() for server in self._servers.values()])
         self._servers.clear()
         if self._unclosed_warning is not None:
@@ -485,7 +491,8 @@ class Stream:
     def join(self) -> dict[Role, str]:
         """The join string for the application of each side. They are secrets, valid once both sides have reserved.
 
-        Empty for a remembered stream: join strings are not stored.
+        Empty for a remembered stream: join strings are not stored. Reading them marks the stream as handed over to its
+        applications: it is not released when the client is closed.
         """
         self._effects.handed_out = True
         return self._effects.join_strings()
@@ -618,19 +625,12 @@ def _encodable(label: str | None) -> str | None:
     return label if label is None else label.encode(errors="replace").decode()
 
 
-def _uid_of(text: str) -> str:
+def _parse_uid(text: str) -> str:
     """Return a uid in canonical form.
 
     :raises StreamError: `bad-message`, if the text is not a UUID.
     """
     try:
-        return _checked_uid(text)
-    except ValueError as wrong:
-        raise StreamError("bad-message", str(wrong)) from None
-
-
-def _checked_uid(text: str) -> str:
-    try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise ValueError(f"uid {text!r} is not a UUID: correct it, or leave it out to get a new one") from None
+        raise StreamError("bad-message", f"uid {text!r} is not a UUID") from None

@@ -36,8 +36,11 @@ class StreamAtServer(Protocol):
     def message_received(self, server: Server, message: ProdLstn | Error) -> None:
         """Take a message about this stream."""
 
-    def client_closes(self) -> Deferred[None]:
-        """Release the stream if the user does not have it; fire when no release is in progress."""
+    def client_closes(self) -> None:
+        """Release the stream if the user does not have it."""
+
+    def when_released(self) -> Deferred[None]:
+        """Return a Deferred that fires when no release is in progress."""
 
 
 class Server:

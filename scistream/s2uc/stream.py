@@ -417,10 +417,13 @@ class ClientStream:
             self._ended.append(waiting)
         return waiting
 
-    def client_closes(self) -> Deferred[None]:
-        """Release the stream if the user does not have it; fire when no release is in progress."""
+    def client_closes(self) -> None:
+        """Release the stream if the user does not have it."""
         if not self.handed_out:
             self.machine.release()
+
+    def when_released(self) -> Deferred[None]:
+        """Return a Deferred that fires when no release is in progress."""
         return self.when_ended() if self.core.state == "Releasing" else succeed(None)
 
     def _request_cancelled(self, cancelled: Deferred[Any]) -> None:

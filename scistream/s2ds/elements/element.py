@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -74,8 +74,8 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     """
 
     wan_timeout: float = 60.0
-    dial_timeout: float = 10.0
-    handshake_timeout: float = 10.0
+    dial_timeout: float = field(default_factory=lambda: timing.DATA_DIAL)
+    handshake_timeout: float = field(default_factory=lambda: timing.DATA_HANDSHAKE)
     lan_congestion: str = ""
     wan_congestion: str = ""
     buffer_size: int = 262144

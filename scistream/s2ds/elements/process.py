@@ -356,9 +356,9 @@ class CommandLink(LineOnlyReceiver):
                 timer.cancel()
             answered.errback(ElementDiedError())
 
-    def lineReceived(self, link: bytes) -> None:
+    def lineReceived(self, line: bytes) -> None:
         """Handle an answer or a report of the element."""
-        report = read_report(link)
+        report = read_report(line)
         if isinstance(report, LogLine):
             level = LogLevel.lookupByName(report.level)
             self.log.emit(level, "element {number}: {text}", number=self._number, text=report.text)

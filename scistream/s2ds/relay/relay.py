@@ -315,12 +315,13 @@ class Relay:
             )
 
     async def _open(self) -> tuple[Leg, Leg]:
-        # Verify an incoming WAN peer first: ProdApp must not be dialled for a stranger.
+        """Return the leg towards the consumer and the leg towards the producer, both open."""
         if self._target.role == CONS:
             prepare(self._sock, timing.LAN_SILENCE, self._context.lan_congestion)
             lan: Leg = self._plain_leg(self._sock, "ConsApp", wan=False)
             await self._turn.wait()
             return lan, await self._connect_wan()
+        # Verify the peer first: ProdApp must not be dialled for a stranger.
         prepare(self._sock, self._context.wan_timeout, self._context.wan_congestion)
         began = self._context.reactor.seconds()
         wan = await self._accept_wan()
@@ -405,19 +406,22 @@ class Relay:
             reason = f"{self._target.peer_name} could not be reached; see the log of this gateway for the reason"
             self._finish(ConnectionEnding(False, reason, "wan", detail))
 
-    async def _dial(self, timeout: float, *, wan: bool) -> socket.socket:
-        """Connect to the target; while this machine lacks resources, try again for `dial_timeout` seconds."""
+    async def _dial(self, dead_after: float, *, wan: bool) -> socket.socket:
+        """Connect to the target; while this machine lacks resources, try again for `dial_timeout` seconds.
+
+        :param dead_after: seconds in which a target that vanishes later is noticed.
+        """
         context = self._context
         deadline = context.reactor.seconds() + context.dial_timeout
         while True:
             try:
-                return await self._dial_any(timeout, deadline, wan=wan)
+                return await self._dial_any(dead_after, deadline, wan=wan)
             except ShortageError:
                 if context.reactor.seconds() + timing.DIAL_AGAIN > deadline:
                     raise
             await deferLater(context.reactor, timing.DIAL_AGAIN)
 
-    async def _dial_any(self, timeout: float, deadline: float, *, wan: bool) -> socket.socket:
+    async def _dial_any(self, dead_after: float, deadline: float, *, wan: bool) -> socket.socket:
         """Connect to the first address of the target that answers; the time left is divided among the addresses."""
         context, target = self._context, self._target.address
         congestion = context.wan_congestion if wan else context.lan_congestion
@@ -426,10 +430,17 @@ class Relay:
             f"{self._target.peer_name} has no address that this gateway can find and may dial", "wan"
         )
         for tried, address in enumerate(addresses):
-            left = max(0.1, deadline - context.reactor.seconds()) / (len(addresses) - tried)
+            seconds_left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds()) / (len(addresses) - tried)
             try:
                 dialling = dial(
-                    context.reactor, context.poller, address, self._target.peer_name, left, timeout, congestion, wan=wan
+                    context.reactor,
+                    context.poller,
+                    address,
+                    self._target.peer_name,
+                    seconds_left,
+                    dead_after,
+                    congestion,
+                    wan=wan,
                 )
                 self._turn.finish()  # the SYN is sent, so the next connection may be dialled
                 sock = await dialling
