@@ -29,8 +29,8 @@ HOST = "127.0.0.1"
 
 _TWISTD = [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
 _CONTROLLER = "s2cs-controller"
-_FIRST_PORT = 20000
-_LAST_PORT = 32000
+PORTS = range(24_000, 32_000)
+"""Ports of demonstrations and benchmarks; tests of everything else use others."""
 _TRIES = 200
 
 
@@ -144,12 +144,12 @@ class DemoPorts:
         :raises DemoError: if no such ports are found.
         """
         for _ in range(_TRIES):
-            first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
+            first = random.randrange(PORTS.start, PORTS.stop - count)
             row = range(first, first + count)
             if self._taken.isdisjoint(row) and _all_free(row):
                 self._taken.update(row)
                 return first
-        raise DemoError(f"found no {count} consecutive free ports between {_FIRST_PORT} and {_LAST_PORT}")
+        raise DemoError(f"found no {count} consecutive free ports between {PORTS.start} and {PORTS.stop}")
 
 
 def _all_free(ports: range) -> bool:

@@ -2,7 +2,8 @@
 
 Ports are leased in blocks. The lease of a block is a Unix socket with an abstract name, which belongs to the network
 namespace as ports do, works between users, and ends with the process. Blocks lie outside the range from which the
-system takes the ports of outgoing connections, so that no program gets one of them by chance.
+system takes the ports of outgoing connections and those from which demonstrations take theirs, so that no program gets
+one of them by chance.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 
+from scistream.demo.facilities import PORTS as DEMO_PORTS
+
 HOST = "127.0.0.1"
 _BLOCK = 50
 _FIRST, _LAST = 10_000, 65_535
 _FEWEST_BLOCKS = 100
-_MOST_LEASED = 60
+_MOST_LEASED = 40
 """Blocks of one process, after which it uses ports again that it used long ago."""
 
 
@@ -108,7 +111,12 @@ def _blocks() -> list[int]:
     """Return the first ports of all blocks."""
     lowest, highest = _outgoing()
     every = range(_FIRST, _LAST - _BLOCK + 2, _BLOCK)
-    outside = [block for block in every if block + _BLOCK <= lowest or block > highest]
+    outside = [
+        block
+        for block in every
+        if (block + _BLOCK <= lowest or block > highest)
+        and (block + _BLOCK <= DEMO_PORTS.start or block >= DEMO_PORTS.stop)
+    ]
     return outside if len(outside) >= _FEWEST_BLOCKS else list(every)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scistream.demo.facilities import PORTS as DEMO_PORTS
 from support import leased_ports
 from support.leased_ports import PortLease, can_bind
 
@@ -45,6 +46,15 @@ def test_ports_are_outside_those_of_outgoing_connections(monkeypatch: pytest.Mon
     finally:
         lease.close()
     assert not [port for port in ports if 20_000 <= port <= 50_000]
+
+
+def test_ports_are_outside_those_of_demonstrations() -> None:
+    lease = PortLease()
+    try:
+        ports = [lease.take(25) for _ in range(100)]
+    finally:
+        lease.close()
+    assert not [port for port in ports if port in DEMO_PORTS or port + 24 in DEMO_PORTS]
 
 
 def test_where_the_system_takes_nearly_all_ports_for_itself_there_are_some_still(
