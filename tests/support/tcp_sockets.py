@@ -11,7 +11,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-ESTABLISHED, LISTEN = 1, 10
+ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
 """States, as the kernel numbers them."""
 HOLDING = (1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)
 """The states in which a socket belongs to a process, or holds its port: all but TIME_WAIT."""
