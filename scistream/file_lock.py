@@ -49,7 +49,7 @@ def _take(handle: int, path: Path) -> None:
             raise NotLockedError(
                 f"{path} cannot be locked: {problem.strerror} (some network file systems do not support locks)"
             ) from None
-        time.sleep(timing.FILE_LOCK_LOOK)
+        time.sleep(timing.FILE_LOCK_POLL)
 
 
 def holder(written: bytes) -> str:

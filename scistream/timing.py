@@ -31,11 +31,11 @@ COMMAND_BURST = 5.0  # worth of commands that may come at once: a client that wa
 
 # -- certificates, logs, files, descriptors
 
-EXPIRY_LOOK = _DAY  # between two checks for expiring certificates: warnings are counted in days
-SOONEST_EXPIRY_LOOK = 1.0  # until a check that would be due already
+EXPIRY_CHECK = _DAY  # between two checks for expiring certificates: warnings are counted in days
+SOONEST_EXPIRY_CHECK = 1.0  # until a check that would be due already
 TALLY = 60.0  # during which events of one kind are counted, and reported in one line of the log
 FILE_LOCK = 10.0  # for another command to release a lock, which it holds for milliseconds
-FILE_LOCK_LOOK = 0.05  # between two attempts to take that lock
+FILE_LOCK_POLL = 0.05  # between two attempts to take that lock
 ACCEPT_PAUSE = 0.5  # without accepting, when descriptors have run out, to let connections close
 SHORTAGE_QUIET = 60.0  # without a shortage of descriptors, until the next one is logged again
 
@@ -60,13 +60,13 @@ FIGURES_GRACE = 60.0  # by which a gateway's clock may differ before its figures
 # -- S2DS, its initiator
 
 REMEMBER_FIGURES = _DAY  # for which the last figures of a stream are kept for an S2CS that is away
-TARGET_LOOK_UP = 10.0  # to resolve the names in new targets: less than GATEWAY_ANSWER, which includes it
-NAME_SERVER_TRIES = (1, 2, 4)  # for a name server to answer each attempt: less than TARGET_LOOK_UP in all
+TARGET_LOOKUP = 10.0  # to resolve the names in new targets: less than GATEWAY_ANSWER, which includes it
+NAME_SERVER_TRIES = (1, 2, 4)  # for a name server to answer each attempt: less than TARGET_LOOKUP in all
 DIAGNOSIS_CONNECT = 5.0  # for a test connection to the other gateway, to find out why others fail
 DIAGNOSIS_WAIT = 2.0  # for the other gateway to close a test connection, if it refuses this gateway
 CHANNEL_BROKEN = 30.0  # of failures without any success, after which a channel counts as broken
 OUTAGE_FORGOTTEN = 120.0  # without an attempt, after which it is unknown whether a channel is broken
-ROOM_LOOK = 0.1  # between two checks of a listener that has no room for connections
+ROOM_POLL = 0.1  # between two checks of a listener that has no room for connections
 ELEMENT_ANSWER = 10.0  # for an element to answer: one that is silent and idle is killed
 ELEMENT_START = 30.0  # for an element to answer while it starts, on a busy machine
 ELEMENT_BUSY = 60.0  # for an element to answer while it is busy with something else
@@ -96,47 +96,47 @@ WAN_GRACE = 1.0  # for the handshake of a connection from the WAN, before anothe
 WAN_SHARE_GRACE = 0.5  # the same for a connection of an address that has more than its share
 WAN_SILENT_GRACE = 0.1  # the same for a connection that has sent nothing: a gateway sends at once
 RESETS_TOLD = 1.0  # between two reports of reset reasons
-SAMPLE = 2.0  # between two samples of the round-trip times and rates of connections
+SAMPLE_INTERVAL = 2.0  # between two samples of the round-trip times and rates of connections
 NAME_KEPT = 15.0  # for which the addresses of a name are cached: enough for a burst of connections
-NAME_LOOK_UP = 8.0  # to resolve the name of a target: the sum of NAME_SERVER_TRIES, and one more second
+NAME_LOOKUP = 8.0  # to resolve the name of a target: the sum of NAME_SERVER_TRIES, and one more second
 LAN_SILENCE = 60.0  # until it is noticed that the host of an idle application has vanished
 DATA_HANDSHAKE = 10.0  # for the TLS handshake of a data connection
 DATA_DIAL = 10.0  # to connect to a target, in all attempts
 SHORTEST_DIAL = 0.1  # for the last address of a target, however long the others took
 DIAL_AGAIN = 0.1  # between two attempts to connect to a target
 HANDSHAKE_AHEAD = 0.05  # that a connection waits for earlier handshakes, beyond the duration of its own
-DELIVER = 10.0  # to deliver the data that came before a reset, before the reset is passed on anyway
+DELIVER_BEFORE_RESET = 10.0  # to deliver the data that came before a reset, before the reset is passed on anyway
 DELIVER_STALLED = 1.0  # after which delivery is given up if the far end takes nothing
-DELIVERED_LOOK = 0.01  # between two checks whether the far end has everything
+DELIVERED_POLL = 0.01  # between two checks whether the far end has everything
 TURN = 0.5  # that a connection waits to be forwarded in the order of accepting
-TURN_LOOK = 0.001  # until the first check whose turn it is, doubled while nothing changes
-LONGEST_TURN_LOOK = 0.008  # up to which the time between these checks is doubled
+TURN_POLL = 0.001  # until the first check whose turn it is, doubled while nothing changes
+LONGEST_TURN_POLL = 0.008  # up to which the time between these checks is doubled
 
 # -- S2UC
 
-ANSWER = 30.0  # for one answer of a facility: more than GATEWAY_ANSWER, which may be part of it
-RELEASE = 60.0  # for a release in all: the facility continues it even if a gateway is silent
-WORK = 120.0  # for any other command in all, however many interim answers a facility sends
-REACH = 5.0  # to reach a facility that is asked about an existing stream
-STATE_LOOK = 0.5  # between two Status requests to a side that is in the middle of an operation
+FACILITY_ANSWER = 30.0  # for one answer of a facility: more than GATEWAY_ANSWER, which may be part of it
+FACILITY_RELEASE = 60.0  # for a release in all: the facility continues it even if a gateway is silent
+FACILITY_WORK = 120.0  # for any other command in all, however many interim answers a facility sends
+FACILITY_REACHED = 5.0  # to reach a facility that is asked about an existing stream
+STATE_POLL = 0.5  # between two Status requests to a side that is in the middle of an operation
 BETWEEN_TARGETS = 1.0  # between two generations, however often a facility reports new listeners of ProdApp
 SAME_END = 1.0  # by which the ends of both sides may differ and still count as the same
 PAGE_OF_LIST = 30.0  # for one page of a list
-LIST = 120.0  # for a list in all, however many pages it has
+WHOLE_LIST = 120.0  # for a list in all, however many pages it has
 INTERRUPTED_RELEASE = 5.0  # for both sides to confirm a release, when a command fails or is interrupted
 FIRST_WORD = 0.4  # of silence before a command says what it is waiting for
-PROGRESS = 0.5  # between two checks whether the message about what a command waits for has changed
-WATCH_LOOK = 0.5  # between two Status requests about a stream that is waited for
-LONG_LOOK = 2.0  # without an answer to Status, after which the silent side is named
+PROGRESS_INTERVAL = 0.5  # between two checks whether the message about what a command waits for has changed
+WATCH_POLL = 0.5  # between two Status requests about a stream that is waited for
+SILENT_SIDE = 2.0  # without an answer to Status, after which the silent side is named
 REMEMBER_OVER = _DAY  # for which an ended stream stays in the list: as long as facilities know it
 BETWEEN_CLEARINGS = _HOUR  # until a running program removes the files of old streams again
 PROBE_REACH = 15.0  # for a probe to reach a facility, with several attempts
 PROBE_STATUS = 10.0  # for the first answer to a probe, which needs no gateway
-PROBE_GRANT = 30.0  # for a facility to reserve for a probe, as ANSWER
+PROBE_GRANT = 30.0  # for a facility to reserve for a probe, as FACILITY_ANSWER
 PROBE_RELEASE = 30.0  # for a facility to release a probe
 PROBE_UPDATE = 25.0  # for a facility to set the targets of a probe: more than GATEWAY_ANSWER
 PROBE_BESIDE_DATA = 40.0  # for a probe, in addition to the duration of its test data
-PROBE_LOOK = 0.25  # between two requests for the result of a probe
+PROBE_POLL = 0.25  # between two requests for the result of a probe
 PROBE_DATA = 5.0  # of test data in each direction, unless the user asks for another duration
 
 # -- applications
@@ -147,16 +147,16 @@ APP_SILENCE = 2.0  # of waiting, after which a controller says what it is waitin
 # -- the demonstration
 
 DEMO_START = 60.0  # for a server to accept connections, on a busy laptop
-DEMO_LISTEN_LOOK = 0.05  # between two checks whether a server accepts connections
+DEMO_LISTEN_POLL = 0.05  # between two checks whether a server accepts connections
 DEMO_CONNECT = 5.0  # for one such check
 DEMO_STOP = 5.0  # for a process to exit after SIGTERM
 DEMO_GONE = 2.0  # for the processes of a group to disappear after SIGKILL
-DEMO_GONE_LOOK = 0.05  # between two checks whether they have
-DEMO_LOOK = 0.5  # between two Status requests, whose answers the view shows
-DEMO_LAST_LOOK = 3.0  # for the answer to the last of these requests
+DEMO_GONE_POLL = 0.05  # between two checks whether they have
+DEMO_POLL = 0.5  # between two Status requests, whose answers the view shows
+DEMO_LAST_STATUS = 3.0  # for the answer to the last of these requests
 DEMO_DETECTOR = 5.0  # for the detector to exit after its consumer
 DEMO_CLOSE = 3.0  # for the client to close its links
 DEMO_STEP = 60.0  # for each step of the facilities and applications
 DEMO_BYTES = 60.0  # without progress, after which the demonstration gives up
-DETECTOR_LOOK = 0.25  # between two checks of a waiting channel whether another one has failed
+DETECTOR_POLL = 0.25  # between two checks of a waiting channel whether another one has failed
 DEMO_LINE = 2.0  # between two lines of the view if it is not on a terminal

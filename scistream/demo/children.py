@@ -131,7 +131,7 @@ class Children:
         """Poll, for a bounded time, until killed descendants are gone. They are not children of this process."""
         deadline = self._reactor.seconds() + timing.DEMO_GONE
         while self._reactor.seconds() < deadline and any(_group_lives(child) for child in self._all):
-            await deferLater(self._reactor, timing.DEMO_GONE_LOOK)
+            await deferLater(self._reactor, timing.DEMO_GONE_POLL)
 
 
 def _signal(send: Callable[[int, int], None], child: Child, number: int, *, even_if_ended: bool = False) -> None:

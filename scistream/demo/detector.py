@@ -84,7 +84,7 @@ class DetectorChannel(threading.Thread):
                 self._failed.set()
 
     def _accept(self) -> socket.socket | None:
-        self._listener.settimeout(timing.DETECTOR_LOOK)
+        self._listener.settimeout(timing.DETECTOR_POLL)
         while not self._failed.is_set():
             try:
                 connection, _peer = self._listener.accept()

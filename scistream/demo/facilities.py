@@ -167,7 +167,7 @@ async def _ready(reactor: Any, server: str, address: Address) -> None:
     while not await _accepts(reactor, address):
         if reactor.seconds() > deadline:
             raise DemoError(f"{server} does not listen on {address} after {timing.DEMO_START:g} s")
-        await deferLater(reactor, timing.DEMO_LISTEN_LOOK)
+        await deferLater(reactor, timing.DEMO_LISTEN_POLL)
 
 
 async def _accepts(reactor: Any, address: Address) -> bool:

@@ -189,7 +189,7 @@ class Demo:
         self._meter, whole_time = _RateMeter(self._reactor.seconds), _RateMeter(self._reactor.seconds)
         polling = LoopingCall(lambda: Deferred.fromCoroutine(self._poll(stream)))
         polling.clock = self._reactor
-        polled = polling.start(timing.DEMO_LOOK).addCallbacks(_nothing, _no_answer)
+        polled = polling.start(timing.DEMO_POLL).addCallbacks(_nothing, _no_answer)
         try:
             await consumer.ended()
             await self._bounded(detector.ended(), timing.DEMO_DETECTOR)
@@ -198,7 +198,7 @@ class Demo:
                 polling.stop()
         if stream.state != "Streaming":
             await stream.ended()
-        await self._bounded(polled, timing.DEMO_LAST_LOOK)
+        await self._bounded(polled, timing.DEMO_LAST_STATUS)
         self._meter = whole_time
         await self._poll(stream)
 

@@ -15,8 +15,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
@@ -25,7 +23,7 @@ from twisted.logger import Logger
 
 from scistream import timing
 from scistream.logs import Tally
-from scistream.protocol.address import Address, Network, inside
+from scistream.protocol.address import Address, Network, address_group, inside
 
 SHARE = 4
 """A full listener evicts unproven links of other addresses only for an address with fewer unproven links than this."""
@@ -56,36 +54,22 @@ class Bounds:
     longest_refusal: float = 30.0
 
 
-@lru_cache(1024)
-def address_group(host: str) -> str:
-    """Return the key under which an address is counted: an IPv4 address (also if mapped into IPv6) or an IPv6 /64."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:  # not an IP transport
-        return host
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((address, 64), strict=False))
-
-
 class DecayingCounter:
     """A count that halves every `timing.REFUSALS_HALVE` seconds."""
 
-    __slots__ = ("_at", "_count")
+    __slots__ = ("_changed_at", "_count")
 
     def __init__(self) -> None:
         self._count = 0.0
-        self._at = 0.0
+        self._changed_at = 0.0
 
-    def at(self, now: float) -> float:
+    def value_at(self, now: float) -> float:
         """Return the count at the time `now`, in seconds."""
-        return self._count * math.exp2(-max(0.0, now - self._at) / timing.REFUSALS_HALVE)
+        return self._count * math.exp2(-max(0.0, now - self._changed_at) / timing.REFUSALS_HALVE)
 
     def add(self, now: float, most: float) -> float:
         """Add one, up to `most`, and return the new count."""
-        self._count, self._at = min(self.at(now) + 1.0, most), now
+        self._count, self._changed_at = min(self.value_at(now) + 1.0, most), now
         return self._count
 
     def clear(self) -> None:
@@ -178,9 +162,9 @@ class AdmissionController:
         """Return the admission of a new connection from `host`, or None if it must be closed at once."""
         now = self._clock.seconds()
         source = self._source_of(host)
-        refusal = self._refusal(source, now)
-        if refusal is not None:
-            self._refuse(source, *refusal)
+        exceeded = self._check_limits(source, now)
+        if exceeded is not None:
+            self._refuse(source, *exceeded)
             return None
         return Admission(self, source, now)
 
@@ -206,8 +190,11 @@ class AdmissionController:
                     del self._sources[name]
                     break
 
-    def _refusal(self, source: _Source, now: float) -> tuple[str, str] | None:
-        """Return the name of the exceeded limit and a sentence with its numbers, or None to admit the link."""
+    def _check_limits(self, source: _Source, now: float) -> tuple[str, str] | None:
+        """Close an older unproven link if a limit is reached and that makes room.
+
+        :returns: the name of the limit that is still exceeded and a sentence with its numbers; None to admit the link.
+        """
         bounds = self._bounds
         if source.refused_until > now:
             return "failures", f"too many failures; it is refused for {source.refused_until - now:.0f} s more"
@@ -310,10 +297,11 @@ class AdmissionController:
                 f"for {seconds:g} s, after {round(count)} failures, the last one: {why}",
             )
 
-    def budget_for(self, identity: str | None, source: _Source) -> _CommandBudget | None:
-        """Return the command budget of a proven peer, or None if its identity has too many links.
+    def link_proven(self, identity: str | None, source: _Source) -> _CommandBudget | None:
+        """Forget the failures of the address of a proven peer.
 
-        All links of an identity share one budget; a peer without an identity gets its own.
+        :returns: the command budget of the peer, or None if its identity has too many links. All links of an
+            identity share one budget; a peer without an identity gets its own.
         """
         source.is_proven = True
         source.failures.clear()
@@ -368,7 +356,7 @@ class Admission:
         """
         self._admission_controller.remove_unproven(self, self._source)
         if self._budget is None:
-            self._budget = self._admission_controller.budget_for(identity, self._source)
+            self._budget = self._admission_controller.link_proven(identity, self._source)
             self._identity = identity if self._budget is not None else None
         return self._budget is not None
 

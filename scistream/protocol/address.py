@@ -104,3 +104,17 @@ def inside(address: IPAddress, networks: tuple[Network, ...]) -> bool:
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     plain = mapped or address
     return any(plain.version == network.version and plain in network for network in networks)
+
+
+@lru_cache(1024)
+def address_group(host: str) -> str:
+    """Return the key under which an address is counted: an IPv4 address (also if mapped into IPv6) or an IPv6 /64."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:  # not an IP transport
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, 64), strict=False))

@@ -13,8 +13,9 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 
 from scistream import timing
-from scistream.links.admission import DecayingCounter, address_group, doubling
+from scistream.links.admission import DecayingCounter, doubling
 from scistream.links.link import Link
+from scistream.protocol.address import address_group
 from scistream.protocol.messages import Hello
 
 AT_ONCE = 3

@@ -82,6 +82,10 @@ from scistream.tls.verify import Identity
 from scistream.units import parse_seconds
 
 MAX_PAGE_BYTES = 150_000
+STATUS_BYTES = 400
+"""An estimate of the bytes that a stream takes in a page of Status, without its certificate request and listeners."""
+LISTENER_BYTES = 200
+"""An estimate of the bytes that a listener takes there, with the figures of its channel."""
 MOST_NAMED = 10
 """Streams that one error message names."""
 _FIXED = ("listen", "state", "audit", "insecure")
@@ -158,7 +162,7 @@ class ControlServer(Service):
         self.pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
         self.unwritten: set[StreamKey] = set()
-        self._early = EarlyRequests(reactor, self._early_over)
+        self._early = EarlyRequests(reactor, self._resume_request)
 
     def _open_files(self, file: Path, lock: StoreLock | None) -> tuple[StoreLock, Store, Sink | None]:
         """Open the lock, the store and the destination of the audit trail.
@@ -426,7 +430,7 @@ class ControlServer(Service):
         if self._wrong_keys.has(link):
             self._misused(link, "another message after a wrong key")
             return
-        self._take(link, message, partial(self._carry_out, link, message))
+        self._carry_out_or_refuse(link, message, partial(self._carry_out, link, message))
 
     def _carry_out(self, link: Link, message: Message) -> None:
         if isinstance(message, Hello):
@@ -436,7 +440,7 @@ class ControlServer(Service):
         elif not isinstance(message, Resp | Error):
             raise StreamError("not-authorized", _COMMANDS)
 
-    def _take(self, link: Link, message: Message, carry_out: Callable[[], None]) -> None:
+    def _carry_out_or_refuse(self, link: Link, message: Message, carry_out: Callable[[], None]) -> None:
         """Carry out a message. If that fails, answer with the error."""
         try:
             carry_out()
@@ -480,7 +484,7 @@ class ControlServer(Service):
         elif isinstance(command, Req):
             self._req(link, owner, command)
         else:
-            self._of_stream(link, owner, command)
+            self._change_stream(link, owner, command)
 
     def _req(self, link: Link, owner: str, request: Req, *, waits: bool = True) -> None:
         stream = self.find((request.uid, request.role))
@@ -508,10 +512,10 @@ class ControlServer(Service):
     def _is_settled(self) -> bool:
         return all(gateway.settled for gateway in self.gateways.values())
 
-    def _early_over(self, link: Link, request: Req) -> None:
+    def _resume_request(self, link: Link, request: Req) -> None:
         """Carry out a request that has waited for the gateways, with the gateways that are known by now."""
         if link.is_up:  # otherwise its sender repeats it on a new link, unless the certificate was revoked meanwhile
-            self._take(link, request, partial(self._req, link, _user(link), request, waits=False))
+            self._carry_out_or_refuse(link, request, partial(self._req, link, _user(link), request, waits=False))
 
     def _new_stream(self, link: Link, owner: str, request: Req, *, is_free: bool) -> None:
         self._forget_old()
@@ -519,7 +523,7 @@ class ControlServer(Service):
         self.audit.request(link, request, owner)
         grant.check()
         life = grant.life
-        hello = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
+        hello_timeout = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
         members = self._members()
         plan = place_channels(members, request.num_conn, request.rate, request.listen_ports)
         if not is_free:  # checked last, so that only a user who could have the stream learns that the uid is in use
@@ -530,7 +534,7 @@ class ControlServer(Service):
             owner=owner,
             life=life,
             expires_at=self.wall() + life,
-            hello_by=self.wall() + hello,
+            hello_by=self.wall() + hello_timeout,
         )
         stream = ServerStream(self, record)
         self.streams.add(stream)
@@ -546,7 +550,7 @@ class ControlServer(Service):
             if gateway.room is not None and gateway.dialer.link is not None
         ]
 
-    def _of_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
+    def _change_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
         key = (command.uid, command.role)
         stream = self.find(key)
         grant = self.authorizer.authorise(command, owner, stream.record if stream is not None else None)
@@ -609,7 +613,7 @@ class ControlServer(Service):
         size = 0
         for stream in page[: command.limit]:
             status = stream.status()
-            size += 400 + len(status.csr) + 200 * len(status.listeners)
+            size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners)
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)
@@ -644,17 +648,14 @@ class ControlServer(Service):
         link.mark_proven(None)
         grant = self.authorizer.of_stream(stream.record)
         hello = self._choose_addresses(stream.record, hello, grant)
+        listeners = hello.listeners or []
         if hello.role == PROD and hello.listeners != stream.record.app_listeners:
-            grant.check_targets(hello.listeners or [])
-        self._refuse_own_gateways(stream.record, hello.listeners or [])
-        is_probe = request is not None and request.protocol == "probe"  # gateways do not dial the listener of a probe
-        for name in stream.record.plan if not is_probe else ():
-            if name in self.gateways:
-                self.gateways[name].check_targets(hello.listeners or [])
+            grant.check_targets(listeners)
+        self._check_pool(stream.record, listeners)
         stream.note_application(link)
         stream.core.other_addresses = hello.other_addresses or {}
         self.streams.note_link(stream, link)
-        stream.machine.hello(Caller(link, hello.seq, "Hello"), hello.listeners or [])
+        stream.machine.hello(Caller(link, hello.seq, "Hello"), listeners)
 
     def _choose_addresses(self, record: Record, hello: Hello, grant: Grant) -> Hello:
         """Drop the addresses of each listener that must not be dialled; the first remaining one becomes the listener.
@@ -687,7 +688,16 @@ class ControlServer(Service):
         :raises StreamError: if they do not.
         """
         grant.check_targets(addresses)
+        self._check_pool(record, addresses)
+
+    def _check_pool(self, record: Record, addresses: list[str]) -> None:
+        """Check that addresses are not the pool's own, and that the gateways of a stream connect to them.
+
+        :raises StreamError: `target-refused`.
+        """
         self._refuse_own_gateways(record, addresses)
+        if record.request is not None and record.request.protocol == "probe":
+            return  # gateways do not connect to the listener of a probe
         for name in record.plan:
             if name in self.gateways:
                 self.gateways[name].check_targets(addresses)

@@ -303,7 +303,7 @@ class ChannelListener:
                 return
             try:
                 if not self._has_room():
-                    self._pause_for(timing.ROOM_LOOK)
+                    self._pause_for(timing.ROOM_POLL)
                     return
                 sock, peer = self._sock.accept()
             except BlockingIOError:

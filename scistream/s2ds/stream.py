@@ -191,7 +191,7 @@ class GatewayStream:
         if names:
             semaphore = DeferredSemaphore(MOST_LOOKUPS)
             waiting = DeferredList([semaphore.run(self._resolve, name, found) for name in names])
-            waiting.addTimeout(timing.TARGET_LOOK_UP, self._server.reactor, lambda _, __: None)
+            waiting.addTimeout(timing.TARGET_LOOKUP, self._server.reactor, lambda _, __: None)
         waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
 
     def close(self) -> None:
@@ -405,7 +405,7 @@ class GatewayStream:
             if hosts:
                 found[name] = hosts
 
-        return look_up(self._server.reactor, name, timing.TARGET_LOOK_UP).addCallback(note)
+        return look_up(self._server.reactor, name, timing.TARGET_LOOKUP).addCallback(note)
 
     def _credentials_of(self, command: UpdateTargets) -> Credentials:
         """Return the credentials in the command, or the current ones if it has none.

@@ -22,11 +22,11 @@ async def streams_at(link: Dialer) -> list[StreamStatus]:
     :raises StreamError: if the S2CS does not answer or refuses, or the list is too long.
     """
     found: list[StreamStatus] = []
-    size, after, deadline = 0, None, link.clock.seconds() + timing.LIST
+    size, after, deadline = 0, None, link.clock.seconds() + timing.WHOLE_LIST
     while True:
         left = deadline - link.clock.seconds()
         if left <= 0 or size > MAX_LIST:
-            limit = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{timing.LIST:g} s"
+            limit = f"{MAX_LIST >> 20} MiB" if size > MAX_LIST else f"{timing.WHOLE_LIST:g} s"
             raise _wrong(link, f"its list of streams is not complete after {limit}")
         answer = await link.ask(Status(uid=None, role=None, seq=UNSENT, after=after), min(timing.PAGE_OF_LIST, left))
         size += len(msgspec.json.encode(answer))
@@ -58,13 +58,13 @@ async def release_at(link: Dialer, uid: str) -> list[StreamStatus]:
     sides = await stream_at(link, uid)
     for side in sides:
         await link.ask(Rel(uid=uid, role=side.role, seq=UNSENT), timing.PAGE_OF_LIST).addTimeout(
-            timing.LIST, link.clock, lambda *_: _still(link)
+            timing.WHOLE_LIST, link.clock, lambda *_: _still(link)
         )
     return sides
 
 
 def _still(link: Dialer) -> None:
-    raise _wrong(link, f"it is still Releasing after {timing.LIST:g} s: a gateway there does not answer")
+    raise _wrong(link, f"it is still Releasing after {timing.WHOLE_LIST:g} s: a gateway there does not answer")
 
 
 def _wrong(link: Dialer, what: str) -> StreamError:

@@ -278,7 +278,7 @@ class _UntilStreaming:
 
     def waits_for(self) -> str:
         """Return which side has not answered for a while, or else the states that both sides reported last."""
-        if not self._states or self._reactor.seconds() - self._asked_at > timing.LONG_LOOK:
+        if not self._states or self._reactor.seconds() - self._asked_at > timing.SILENT_SIDE:
             return self._stream.waits_for
         return f"the applications or the user: {self._states}"
 
@@ -301,4 +301,4 @@ class _UntilStreaming:
             if all(side.state == "Streaming" for side in sides.values()):
                 return
             self._states = ", ".join(f"{SIDE[role]} {side.state}" for role, side in sides.items())
-            await deferLater(self._reactor, timing.WATCH_LOOK)
+            await deferLater(self._reactor, timing.WATCH_POLL)

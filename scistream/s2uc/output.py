@@ -113,7 +113,7 @@ def progress(client: Client, waits_for: Callable[[], str]) -> Iterator[None]:
 
     ticks = LoopingCall(tick)
     ticks.clock = client.reactor
-    start = client.reactor.callLater(timing.FIRST_WORD, ticks.start, timing.PROGRESS)
+    start = client.reactor.callLater(timing.FIRST_WORD, ticks.start, timing.PROGRESS_INTERVAL)
     try:
         yield
     finally:

@@ -197,7 +197,7 @@ class Probing:
                 if found.state != "Streaming":
                     reason = found.last_error.msg if found.last_error is not None else f"the stream is {found.state}"
                     raise StreamError("gateway-failed", f"consumer side: {reason}")
-            await deferLater(self._reactor, timing.PROBE_LOOK)
+            await deferLater(self._reactor, timing.PROBE_POLL)
         raise StreamError("timeout", "the consumer's gateways have not finished their measurement in time")
 
     def _describe(self, result: ProbeResult) -> str:

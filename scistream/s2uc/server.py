@@ -84,7 +84,8 @@ class Server:
     def ask_if_reached(self, command: Command, timeout: float | None) -> Deferred[Resp]:
         """Send a command until it is answered, but give up early if the server cannot be reached.
 
-        :returns: as `Dialer.ask`; fails with `timeout` and the reason if there is no link after `timing.REACH` seconds.
+        :returns: as `Dialer.ask`; fails with `timeout` and the reason if there is no link after
+            `timing.FACILITY_REACHED` seconds.
         """
         answer = self.dialer.ask(command, timeout)
         reason: list[str] = []
@@ -101,7 +102,7 @@ class Server:
                 raise StreamError("timeout", f"{self.dialer.peer_name} cannot be reached: {reason[0]}")
             return result
 
-        timer = self.dialer.clock.callLater(timing.REACH, give_up)
+        timer = self.dialer.clock.callLater(timing.FACILITY_REACHED, give_up)
         return answer.addBoth(settled)
 
     def _up(self) -> None:

@@ -176,14 +176,15 @@ class ClientStream:
 
         :raises StreamError: if a side does not answer, or the stream is over at a side, or is released meanwhile.
         """
-        deadline = self._reactor.seconds() + timing.ANSWER
+        deadline = self._reactor.seconds() + timing.FACILITY_ANSWER
         sides = await self.status()
         while any(side.state in ("Reserving", "Updating") for side in sides.values()):
             if self._reactor.seconds() > deadline:
                 raise StreamError(
-                    "timeout", f"a side is still Reserving or Updating after {timing.ANSWER:g} s: try again later"
+                    "timeout",
+                    f"a side is still Reserving or Updating after {timing.FACILITY_ANSWER:g} s: try again later",
                 )
-            await deferLater(self._reactor, timing.STATE_LOOK)
+            await deferLater(self._reactor, timing.STATE_POLL)
             sides = await self.status()
         for role in (PROD, CONS):
             if role not in sides or sides[role].state in ("Releasing", "Released"):
@@ -282,11 +283,11 @@ class ClientStream:
             earlier.cancel()
         server = self._servers[role]
         if isinstance(command, Rel) and not self._follows:
-            answer = server.ask_if_reached(command, timing.ANSWER)
+            answer = server.ask_if_reached(command, timing.FACILITY_ANSWER)
         else:
-            answer = server.dialer.ask(command, timing.ANSWER)
+            answer = server.dialer.ask(command, timing.FACILITY_ANSWER)
         self._pending_commands[role] = answer
-        timeout = timing.RELEASE if isinstance(command, Rel) else timing.WORK
+        timeout = timing.FACILITY_RELEASE if isinstance(command, Rel) else timing.FACILITY_WORK
         answer.addTimeout(timeout, self._reactor, lambda *_: _still_working(command, timeout))
         answer.addCallbacks(self._guarded._command_answered, self._guarded._command_failed, (command,), {}, (role,))
 
@@ -524,7 +525,7 @@ class ClientStream:
         """Ask for the state of a stream on which no operation is pending, in case a ProdLstn or an ERROR was lost."""
         if self._follows and self.core.state in ("Reserved", "Streaming"):
             for role in self.roles_at(server):
-                answer = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
+                answer = server.dialer.ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.FACILITY_ANSWER)
                 guarded_self = self._guarded
                 answer.addCallbacks(guarded_self._status_answered, guarded_self._status_failed, (role,), {}, (role,))
 
@@ -588,7 +589,7 @@ class ClientStream:
             self._servers[role].warnings = answer.warnings or []
             return self._of_side(answer, role)
 
-        answer = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.ANSWER)
+        answer = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.FACILITY_ANSWER)
         self._pending_status[role] = answer
         return answer.addCallbacks(answered, refused)
 

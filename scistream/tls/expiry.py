@@ -98,9 +98,9 @@ class ExpiryWatch:
         if self._next is not None and self._next.active():
             self._next.cancel()
         ahead = [time for ending in self._endings() for time in ending.thresholds if time > now]
-        seconds = (min(ahead) - now).total_seconds() if ahead else timing.EXPIRY_LOOK
+        seconds = (min(ahead) - now).total_seconds() if ahead else timing.EXPIRY_CHECK
         self._next = self._reactor.callLater(
-            min(timing.EXPIRY_LOOK, max(timing.SOONEST_EXPIRY_LOOK, seconds)), self.look
+            min(timing.EXPIRY_CHECK, max(timing.SOONEST_EXPIRY_CHECK, seconds)), self.look
         )
 
     def look(self) -> None:

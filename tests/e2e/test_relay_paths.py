@@ -500,7 +500,7 @@ async def test_connections_that_are_idle_for_long_are_no_load_for_those_that_are
     for _ in range(4):
         pair = await both(stream.connect, stream.accept)
         talks.append(deferToThread(talk, *pair, over))
-        await sleep(1.5 * timing.SAMPLE)
+        await sleep(1.5 * timing.SAMPLE_INTERVAL)
     try:
         assert spread(stream, shared_figures.OPEN) == [10, 2]
     finally:

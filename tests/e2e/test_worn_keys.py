@@ -19,7 +19,7 @@ from support.applications import MIB, receive_exactly, send
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Yield the log lines about keys while connections are inspected often."""
-    monkeypatch.setattr(timing, "SAMPLE", 0.2)
+    monkeypatch.setattr(timing, "SAMPLE_INTERVAL", 0.2)
     lines: list[str] = []
 
     def hear(event: LogEvent) -> None:
@@ -56,7 +56,7 @@ async def test_a_connection_that_has_carried_much_under_one_key_is_noted_once_wi
     assert "GCM" in cipher_of(stream)
     await stream.until(lambda: len(noted) == 2)  # by each of the two gateways
     assert all(stream.uid in line and 'wan_cipher = "chacha20"' in line for line in noted)
-    await sleep(1.5 * timing.SAMPLE)
+    await sleep(1.5 * timing.SAMPLE_INTERVAL)
     assert len(noted) == 2
 
 
@@ -66,11 +66,11 @@ async def test_with_the_other_cipher_as_with_little_data_nothing_is_noted(
 ) -> None:
     little = make()
     await carried(little)
-    await sleep(1.5 * timing.SAMPLE)
+    await sleep(1.5 * timing.SAMPLE_INTERVAL)
     monkeypatch.setattr(relay, "MOST_UNDER_ONE_KEY", 3 * MIB)
     await little.close()
     stream = make(wan_cipher="chacha20")
     await carried(stream)
     assert "CHACHA20" in cipher_of(stream)
-    await sleep(1.5 * timing.SAMPLE)
+    await sleep(1.5 * timing.SAMPLE_INTERVAL)
     assert noted == []

@@ -102,13 +102,13 @@ def world(tmp_path: Path) -> Any:
 
 def _overhear(world: World, heard: list[Any]) -> None:
     for facility in (world.prod, world.cons):
-        control, take = facility.control, facility.control._take
+        control, take = facility.control, facility.control._carry_out_or_refuse
 
         def taken(link: Any, message: Any, *rest: Any, take: Any = take) -> Any:
             heard.append(message)
             return take(link, message, *rest)
 
-        control._take = taken
+        control._carry_out_or_refuse = taken
 
 
 def test_both_sides_end_with_the_one_that_has_granted_less(world: World, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_limits_and_times_are_those_of_the_code() -> None:
         "First delay": f"{timing.FIRST_RECONNECT:g} s",
         "Longest delay": f"{timing.LONGEST_RECONNECT:g} s",
         "Time between two Status": f"{timing.POLL:g} s",
-        "Timeout of S2UC": f"{timing.ANSWER:g} s",
+        "Timeout of S2UC": f"{timing.FACILITY_ANSWER:g} s",
         "Timeout of S2CS": f"{timing.GATEWAY_ANSWER:g} s",
         "A REQ waits": f"{timing.EARLY_REQUEST:g} s",
         "The owner's client": f"{timing.OWNER_SETS_TARGETS:g} s",

@@ -46,13 +46,13 @@ def test_no_limit_is_below_nothing_and_what_is_doubled_has_room_for_it() -> None
     assert timing.FIRST_RECONNECT < timing.LONGEST_RECONNECT
     assert timing.FIRST_WRONG_KEY < timing.LONGEST_WRONG_KEY < timing.FIRST_LINE
     assert timing.ELEMENT_AGAIN < timing.LONGEST_ELEMENT_AGAIN
-    assert timing.TURN_LOOK < timing.LONGEST_TURN_LOOK < timing.TURN
+    assert timing.TURN_POLL < timing.LONGEST_TURN_POLL < timing.TURN
 
 
 def test_an_outer_party_gives_up_later_than_an_inner_one() -> None:
-    assert sum(timing.NAME_SERVER_TRIES) < timing.NAME_LOOK_UP < timing.TARGET_LOOK_UP < timing.GATEWAY_ANSWER
+    assert sum(timing.NAME_SERVER_TRIES) < timing.NAME_LOOKUP < timing.TARGET_LOOKUP < timing.GATEWAY_ANSWER
     assert timing.GATEWAY_ANSWER < timing.PROBE_UPDATE
-    assert timing.GATEWAY_ANSWER < timing.ANSWER
+    assert timing.GATEWAY_ANSWER < timing.FACILITY_ANSWER
     assert timing.DIAGNOSIS_CONNECT + timing.DIAGNOSIS_WAIT < timing.PROBE_CONNECT
     assert timing.ELEMENT_ANSWER < timing.ELEMENT_START < timing.ELEMENT_BUSY
 

@@ -16,8 +16,8 @@ import msgspec
 from twisted.logger import Logger
 
 from scistream import __version__, timing
-from scistream.links.admission import address_group
 from scistream.links.link import Link
+from scistream.protocol.address import address_group
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Error, Req, ResetReason, Resp, Role
 from scistream.s2cs.audit.events import (

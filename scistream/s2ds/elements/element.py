@@ -33,13 +33,13 @@ from scistream.s2ds.elements.commands import (
     SetTargets,
 )
 from scistream.s2ds.elements.shared_figures import SharedFigures
-from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.relay.buffers import Buffers
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import prepare
 from scistream.s2ds.relay.receive_windows import StreamWindows, Windows, most_wide
 from scistream.s2ds.relay.relay import ChannelTarget, ConnectionEnding, Relay, RelayContext
+from scistream.s2ds.relay.target_names import Names
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.token_bucket import TokenBucket
@@ -149,7 +149,7 @@ class Element:
         else:
             channel.carry(self._context, sock, hand_over.number)
             if self._sampling is None:
-                self._sampling = self._context.reactor.callLater(timing.SAMPLE, self._sample)
+                self._sampling = self._context.reactor.callLater(timing.SAMPLE_INTERVAL, self._sample)
 
     def lost(self, hand_over: HandOver) -> None:
         """Count a connection that was handed over and lost, since this process had no descriptor for it."""
@@ -182,7 +182,9 @@ class Element:
             for channel in stream.channels.values():
                 if channel.is_used:
                     channel.sample()
-                    self._sampling = self._sampling or self._context.reactor.callLater(timing.SAMPLE, self._sample)
+                    self._sampling = self._sampling or self._context.reactor.callLater(
+                        timing.SAMPLE_INTERVAL, self._sample
+                    )
 
     def _open(self, command: ArmChannels) -> None:
         if (command.uid, command.role) not in self._streams:

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 
 from scistream.protocol.messages import ChannelFigures
+from scistream.s2ds.relay.turns import TURNS
 
 (TO_CONSUMER, TO_PRODUCER, OPEN, JOINING, TAKEN, RESET, RTT_US, RETRANSMITS, DELIVERY, WAITING) = range(10)
 """The words of a row.
@@ -31,8 +32,6 @@ ACTIVE = 14
 """The connections that were new or carried bytes in the last sample. Some of them may have ended since."""
 
 _ROW = 15
-TURNS = 128
-"""The number of words for the turns of a channel's connections: see `turns.py`."""
 _BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 

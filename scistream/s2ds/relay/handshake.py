@@ -49,7 +49,7 @@ class Handshake:
         self._output = b""
         self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         """Continue as far as the socket allows."""
         leg = self._leg
         try:

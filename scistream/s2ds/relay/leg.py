@@ -197,7 +197,7 @@ def pending_error(sock: socket.socket) -> int:
 class PumpEnd(Protocol):
     """The reader or writer of a leg."""
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         """Move the bytes that can be moved now. Never raises."""
 
 
@@ -375,11 +375,11 @@ class Leg(ABC):
         if mask & READABLE:
             self.readable = self.is_first = True
             if self.reader is not None:
-                self.reader.turn()
+                self.reader.advance()
         if wakes_writer:
             self.writable = True
             if self.writer is not None:
-                self.writer.turn()
+                self.writer.advance()
 
     def _break(self, problem: OSError) -> ConnectionBrokenError:
         return broken_by(problem.errno or errno.EIO, self)

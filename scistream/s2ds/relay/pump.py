@@ -92,7 +92,7 @@ class Pump:
         source.reader = self
         sink.writer = self
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         """Move the bytes that can be moved now, up to `TURN_BYTES`."""
         if self._is_queued or self.ended or self._owner.over:
             return
@@ -109,7 +109,7 @@ class Pump:
     def resume(self) -> None:
         """Take a turn after a wait."""
         self._is_queued = False
-        self.turn()
+        self.advance()
 
     def held(self) -> int:
         """Return how many bytes it has read and not written."""
@@ -123,7 +123,7 @@ class Pump:
         if self.ended:
             self._owner.delivered()
         else:
-            self.turn()
+            self.advance()
 
     def sink_broke(self) -> None:
         """Stop, since the sink broke."""

@@ -19,18 +19,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.links.admission import address_group
-from scistream.protocol.address import Address
+from scistream.protocol.address import Address, address_group
 from scistream.protocol.messages import CONS, PROD, Cause, Role
-from scistream.s2ds.elements.prod_app_start import ProdAppStart
-from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.relay.buffers import Buffers, Pipes
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import ConnectionBrokenError, DialRefusedError, Leg, ShortageError, explain, prepare
 from scistream.s2ds.relay.plain import PlainLeg, dial
 from scistream.s2ds.relay.poller import Poller, poller_of
+from scistream.s2ds.relay.prod_app_start import ProdAppStart
 from scistream.s2ds.relay.pump import PlainPump, Pump
+from scistream.s2ds.relay.target_names import Names
 from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
@@ -228,7 +227,7 @@ class Relay:
         if self.over:
             return
         if leg is not None and leg.is_opening and leg.reader is not None:
-            leg.reader.turn()  # the rest of the handshake may have arrived before the reset
+            leg.reader.advance()  # the rest of the handshake may have arrived before the reset
             if self.over:
                 return
         if leg is None or leg.is_opening:
@@ -237,7 +236,7 @@ class Relay:
         if self._broken is None:
             self._broken = _Break(leg, str(broken), broken.cause)
             self._broken_at = self._progressed_at = self._context.reactor.seconds()
-            self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_LOOK, self._check_delivery)
+            self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_POLL, self._check_delivery)
         elif leg is not self._broken.leg:
             self.reset(self._broken.reason, self._broken.cause)
             return
@@ -269,13 +268,13 @@ class Relay:
                 is_delivered = pump.ended and not left[1]
                 if left != self._undelivered:
                     self._undelivered, self._progressed_at = left, now
-        limit = min(self._broken_at + timing.DELIVER, self._progressed_at + timing.DELIVER_STALLED)
+        limit = min(self._broken_at + timing.DELIVER_BEFORE_RESET, self._progressed_at + timing.DELIVER_STALLED)
         if is_delivered or (now >= limit and self._pumps):
             self.reset(broken.reason, broken.cause)
             return
         if self._delivery_check.active():
             self._delivery_check.cancel()
-        self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_LOOK, self._check_delivery)
+        self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_POLL, self._check_delivery)
 
     def has_received(self) -> bool:
         """Return True if any byte has arrived on the accepted connection."""
@@ -351,7 +350,7 @@ class Relay:
         if self._broken is not None:  # before the first turn, which would read its end as a clean one
             self._pass_on(self._broken.leg)
         for pump in self._pumps:
-            pump.turn()
+            pump.advance()
 
     def _pump(self, source: Leg, sink: Leg, flow: Flow) -> Pump:
         context = self._context

@@ -87,7 +87,7 @@ class TlsLeg(Leg):
         handshake = Handshake(self, reactor, timeout)
         self.is_opening = True
         self.reader = self.writer = handshake
-        handshake.turn()
+        handshake.advance()
         return handshake.result
 
     def take_over(self) -> None:

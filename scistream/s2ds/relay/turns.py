@@ -14,7 +14,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from scistream import timing
-from scistream.s2ds.elements.shared_figures import TURNS
+
+TURNS = 128
+"""The number of words of shared memory for the turns of a channel's connections."""
 
 
 class Turns:
@@ -33,7 +35,7 @@ class Turns:
         self._waiting: dict[int, tuple[float, float, Deferred[None]]] = {}
         self._timer: IDelayedCall | None = None
         self._is_serving = False
-        self._interval = timing.TURN_LOOK
+        self._interval = timing.TURN_POLL
 
     def is_due(self, number: int, *, skip: bool = False) -> bool:
         """Return True if all connections before this one are done.
@@ -84,13 +86,13 @@ class Turns:
                         break
                     self._lowest = number
                 del self._waiting[number]
-                self._interval = timing.TURN_LOOK
+                self._interval = timing.TURN_POLL
                 turn.callback(None)
         finally:
             self._is_serving = False
         if self._waiting and self._timer is None:
             self._timer = self._reactor.callLater(self._interval, self._serve_later)
-            self._interval = min(2 * self._interval, timing.LONGEST_TURN_LOOK)
+            self._interval = min(2 * self._interval, timing.LONGEST_TURN_POLL)
         elif not self._waiting:
             self._stop()
 

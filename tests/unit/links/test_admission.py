@@ -12,8 +12,8 @@ from twisted.internet.task import Clock
 
 from scistream import timing
 from scistream.links import admission as guard_module
-from scistream.links.admission import Admission, AdmissionController, Bounds, DecayingCounter, address_group, doubling
-from scistream.protocol.address import parse_network
+from scistream.links.admission import Admission, AdmissionController, Bounds, DecayingCounter, doubling
+from scistream.protocol.address import address_group, parse_network
 
 ATTACKER, USER = "192.0.2.66", "192.0.2.7"
 
@@ -377,8 +377,8 @@ def test_a_fading_count_never_exceeds_how_often_it_happened_and_fades_to_nothing
     for number, at in enumerate(times, 1):
         assert 1.0 <= count.add(at, 1000.0) <= number
     end = times[-1]
-    assert count.at(end + later) <= count.at(end)
-    assert count.at(end + 40 * timing.REFUSALS_HALVE) < 0.001
+    assert count.value_at(end + later) <= count.value_at(end)
+    assert count.value_at(end + 40 * timing.REFUSALS_HALVE) < 0.001
 
 
 @given(st.floats(-100, 1e6), st.floats(0.5, 1e4))

@@ -19,8 +19,8 @@ from twisted.names.server import DNSServerFactory
 from scistream import timing
 from scistream.protocol.address import Address
 from scistream.s2ds.elements.element import ElementSettings, _may_dial
-from scistream.s2ds.elements.target_names import Names
 from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
+from scistream.s2ds.relay.target_names import Names
 from support.leased_ports import leased
 
 PATIENCE = 30.0
@@ -247,7 +247,7 @@ def test_what_was_known_of_a_name_has_to_do_while_nobody_answers_for_it() -> Non
     rig.clock.advance(timing.NAME_KEPT)
     later = rig.dials("gateway.example:5100")
     assert later == []
-    rig.clock.advance(timing.NAME_LOOK_UP)
+    rig.clock.advance(timing.NAME_LOOKUP)
     assert later == [["203.0.113.1:5100"]]
 
 

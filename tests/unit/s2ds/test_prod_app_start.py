@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from scistream.s2ds.elements.prod_app_start import ProdAppStart
+from scistream.s2ds.relay.prod_app_start import ProdAppStart
 
 AGAIN, PATIENCE = 0.1, 10.0
 

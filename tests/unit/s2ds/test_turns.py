@@ -16,8 +16,8 @@ from scistream import timing
 from scistream.s2ds.elements.commands import ElementCommand, HandOver
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
-from scistream.s2ds.elements.shared_figures import TURNS, SharedFigures
-from scistream.s2ds.relay.turns import Turn, Turns
+from scistream.s2ds.elements.shared_figures import SharedFigures
+from scistream.s2ds.relay.turns import TURNS, Turn, Turns
 
 
 class Channel:
@@ -42,7 +42,7 @@ class Channel:
 
     def look(self, times: int = 1) -> None:
         """Let every element look as often at what the others have written."""
-        self.clock.pump([timing.LONGEST_TURN_LOOK] * times)
+        self.clock.pump([timing.LONGEST_TURN_POLL] * times)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def test_nobody_waits_longer_for_one_that_does_not_come(numbers: set[int], eleme
     with channel(elements) as made:
         for number in sorted(numbers):
             made.come(number % elements, number)
-        made.look(round(timing.TURN / timing.LONGEST_TURN_LOOK) + len(numbers) + 1)
+        made.look(round(timing.TURN / timing.LONGEST_TURN_POLL) + len(numbers) + 1)
         assert sorted(made.dialled) == sorted(numbers)
         assert made.clock.getDelayedCalls() == []
 
@@ -93,7 +93,7 @@ def test_those_that_wait_keep_their_order_when_one_before_them_is_given_up(
     with channel(elements) as made:
         for number, seconds in zip(ready, timeout, strict=True):
             made.come(number % elements, number, seconds)
-        made.look(round(0.2 / timing.LONGEST_TURN_LOOK) + len(ready) + 1)
+        made.look(round(0.2 / timing.LONGEST_TURN_POLL) + len(ready) + 1)
         assert made.dialled == sorted(ready)
         assert made.clock.getDelayedCalls() == []
 
@@ -103,7 +103,7 @@ def test_connections_without_a_number_wait_for_nobody() -> None:
         made.come(0, 2)
         made.come(1, 0)
         assert made.dialled == [0]
-        made.look(round(timing.TURN / timing.LONGEST_TURN_LOOK) + 1)
+        made.look(round(timing.TURN / timing.LONGEST_TURN_POLL) + 1)
         assert made.dialled == [0, 2]
 
 

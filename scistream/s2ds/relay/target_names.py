@@ -72,7 +72,7 @@ class Names:
         waiting = self._lookups.setdefault(name, [])
         waiting.append(answered)
         if len(waiting) == 1:
-            look_up(self._reactor, name, timing.NAME_LOOK_UP).addCallback(self._note, name)
+            look_up(self._reactor, name, timing.NAME_LOOKUP).addCallback(self._note, name)
         return answered
 
     def _note(self, hosts: list[str], name: str) -> None:
