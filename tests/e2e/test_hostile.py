@@ -449,7 +449,8 @@ def test_an_owner_who_never_reads_notifications_is_cut_off_and_one_who_reads_is_
         reader.ask("Status", **name, seq=1)  # from now on it hears what the other one does
 
         def hello(seq: int) -> None:
-            listeners = [f"127.0.0.1:{10_000 + (seq + one) % 1000}" for one in range(1000)]
+            # Below all ports that daemons of tests have: no target may be one of them.
+            listeners = [f"127.0.0.1:{2_000 + (seq + one) % 1000}" for one in range(1000)]
             answer = application.ask("Hello", **name, seq=seq, app_key=key, listeners=listeners)
             assert answer["cmd"] == "RESP"
             told = reader.hear()
