@@ -20,7 +20,7 @@ class _OfDaemon(Protocol):
 
     @property
     def insecure(self) -> bool:
-        """Whether links are plain TCP."""
+        """True if links are plain TCP."""
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield the problems with the values."""

@@ -38,7 +38,7 @@ class Program(Protocol):
 
 
 class NoProgram:
-    """Takes the place of a program that the controller does not start. It only stores where to connect."""
+    """A stand-in for a program that the controller does not start. It only stores where to connect."""
 
     def __init__(self) -> None:
         self.listeners: list[str] = []

@@ -36,7 +36,7 @@ from scistream.state_machines import build, on
 
 
 class Effects(Protocol):
-    """What the machines decide, for others to carry out. No effect raises."""
+    """The actions that the machines trigger. No effect raises."""
 
     def say_hello(self) -> None:
         """Say Hello until the S2CS answers, and call the input `welcomed` or `failed`."""

@@ -54,7 +54,7 @@ class Address(NamedTuple):
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether the address is a loopback address, so that traffic to it stays on this machine."""
+        """True if the address is a loopback address, so that traffic to it stays on this machine."""
         return self.numeric.is_loopback if self.numeric is not None else self.host == "localhost"
 
 

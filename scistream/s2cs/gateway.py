@@ -89,7 +89,7 @@ class GatewayLink:
         self.dialer.on_down = self._down
         self.dialer.on_poll = self._compare
         self.settled = False
-        """Whether the S2CS knows the capacity of the gateway, or that it cannot be reached."""
+        """True if the S2CS knows the capacity of the gateway, or that it cannot be reached."""
         self.room: GatewayCapacity | None = None
         """The capacity of the gateway; None while it is not known, and while the gateway is silent."""
         self._networks: tuple[Network, ...] | None = None
@@ -100,7 +100,7 @@ class GatewayLink:
         self._silent_since: float | None = self._dialled_since
         """When the gateway was last heard, if it does not answer; None while it answers."""
         self._is_paging = False
-        """Whether pages of Status are being requested: once at a time."""
+        """True if pages of Status are being requested: once at a time."""
         self._releasing: set[StreamKey] = set()
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
@@ -109,9 +109,9 @@ class GatewayLink:
         self.unknown_streams: dict[StreamKey, StreamUse] = {}
         """Streams on the gateway of which the S2CS has no record."""
         self.unknown_use = GatewayUse()
-        """What these streams use on the gateway."""
+        """The ports and the rate that these streams use on the gateway."""
         self.is_compared = False
-        """Whether all its streams have been compared with the records since this process started."""
+        """True if all its streams have been compared with the records since this process started."""
 
     @property
     def silent_seconds(self) -> float | None:
@@ -120,12 +120,12 @@ class GatewayLink:
 
     @property
     def answers(self) -> bool:
-        """Whether the gateway is connected and has answered the last request."""
+        """True if the gateway is connected and has answered the last request."""
         return self.dialer.link is not None and self._silent_since is None and self.room is not None
 
     @property
     def keeps_credentials(self) -> bool:
-        """Whether the gateway accepts targets without credentials; older versions, without `chosen_ports`, do not."""
+        """True if the gateway accepts targets without credentials; older versions, without `chosen_ports`, do not."""
         return self.room is not None and self.room.chosen_ports is not None
 
     def fetch_figures(self, uid: str | None) -> Deferred[None]:

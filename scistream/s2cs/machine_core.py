@@ -13,7 +13,7 @@ from scistream.state_machines import Caller, wrong_state
 
 
 class Effects(Protocol):
-    """What the machine can do outside itself. No effect raises: an exception becomes the input `fault`.
+    """The actions that the machine triggers. No effect raises: an exception becomes the input `fault`.
 
     No effect calls the machine before it returns, except through inputs that Automat queues.
     """

@@ -58,7 +58,7 @@ _IGNORED_ADDRESS = "other addresses of ProdApp ignored because they may not be d
 
 
 class GatewayServices(Protocol):
-    """What a stream uses of its gateway."""
+    """The parts of its gateway that a stream uses."""
 
     reactor: Any
     config: S2DSConfig

@@ -437,7 +437,7 @@ class Stream:
 
     @property
     def waits_for(self) -> str:
-        """What is missing before the stream streams or is released, to complete the sentence "waiting for ..."."""
+        """The end of the sentence "waiting for ...": what is missing before the stream is streaming or released."""
         return self._effects.waits_for()
 
     @property

@@ -36,7 +36,7 @@ from scistream.state_machines import SAME, begin_in, build, on
 
 
 class Effects(Protocol):
-    """What the machine decides, for others to carry out. No effect raises; its result comes back as an input."""
+    """The actions that the machine triggers. No effect raises; its result comes back as an input."""
 
     def ask(self, role: Role, command: Command) -> None:
         """Send a command to that side, in place of any earlier one that still waits there."""

@@ -53,7 +53,7 @@ def print_failure(uid: str | None, problem: BaseException, **more: Any) -> None:
 
 @contextmanager
 def failure_in_json(uid: str | None, as_json: bool) -> Iterator[None]:
-    """If the block fails and the command prints JSON, print the failure as its last line."""
+    """Print the failure of the block as the last line of JSON, if the command prints JSON."""
     try:
         yield
     except (StreamError, ConfigError, CertificateError, CancelledError) as problem:

@@ -55,7 +55,7 @@ class Server:
         self.authority: str | None = None
         """The digest of the authority that vouches for the server; None before the first connection."""
         self.warnings: list[str] = []
-        """What the server reported last about certificates that expire soon."""
+        """The latest report of the server about certificates that expire soon."""
         link.on_up = self._up
         link.on_down = self._down
         link.on_poll = self._poll

@@ -69,7 +69,7 @@ def closed(sockets: Sequence[socket.socket]) -> int:
 
 
 def is_shut_out(address: Address, source: str) -> bool:
-    """Whether a connection from there is closed at once, before a byte of it is read: a TLS server answers a hello."""
+    """Return True if a connection from there is closed at once, before a byte of it is read: a TLS server answers a hello."""
     with connection(address, source) as sock:
         try:
             sock.sendall(client_hello())
@@ -97,7 +97,7 @@ def seconds_of_dripping(sock: socket.socket, data: bytes) -> float:
 
 
 def attempted(work: Callable[[], Any]) -> bool:
-    """Whether it worked, and was not cut off."""
+    """Return True if the attack worked and was not cut off."""
     try:
         work()
     except (OSError, ssl.SSLError):

@@ -122,7 +122,7 @@ class Exchange:
         self._thread.join(PATIENCE)
 
     def connect(self, listeners: list[str]) -> bool:
-        """Let the consumer connect on every channel; whether anybody was there."""
+        """Let the consumer connect on every channel; return False if a listener was missing."""
         for channel, listener in enumerate(listeners):
             address = Address.parse(listener)
             try:
@@ -143,7 +143,7 @@ class Exchange:
         until(lambda: self.moved() >= goal, lambda: f"{goal} bytes have not arrived everywhere:\n{self}")
 
     def is_reset(self) -> bool:
-        """Whether every connection there was has been reset."""
+        """Return True if every connection there was has been reset."""
         ends = [*self.ends, *self._joining]
         return bool(ends) and all(end.how == "reset" for end in ends)
 

@@ -121,7 +121,7 @@ def restart(daemon: Daemon, facility: Facility) -> None:
 
 
 def both_are(world: World, uid: str, state: str) -> bool:
-    """Whether both sides are in that state."""
+    """Return True if both sides are in that state."""
     return states(world, uid) == (state, state)
 
 
@@ -210,7 +210,7 @@ class Life:
         self._strike(BEFORE, self._has_asked_in_vain)
 
     def _has_asked_in_vain(self) -> bool:
-        """Whether a request has found that a party is not there."""
+        """Return True if a request has found that a party is not there."""
         if self._victim_daemon() is self.facility.server:
             return states(self.world, self.uid)[self.cell.role == PROD] == "Listening"
         return "gateway-failed" in self.client.end(status=1).stderr
@@ -346,14 +346,14 @@ class Life:
 
     @property
     def _needs_programs(self) -> bool:
-        """Whether the application controllers are to stay as long as their programs run."""
+        """True if the application controllers are to stay as long as their programs run."""
         if self.cell.victim == "producer appctrl":
             return self.cell.step != LISTENING
         return self.cell.victim == "consumer appctrl" and self.cell.step in (STREAMING, RELEASING)
 
     @property
     def _is_held_by_a_program(self) -> bool:
-        """Whether the user has a program that keeps its link while the stream streams, as s2uc does not."""
+        """True if the user has a program that keeps its link while the stream streams, as s2uc does not."""
         return self.cell.victim == "S2UC" and self.cell.step == STREAMING
 
     def _tend(self) -> None:

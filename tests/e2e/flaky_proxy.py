@@ -50,7 +50,7 @@ class Cutter:
         self._thread.join(PATIENCE)
 
     def has_cut(self) -> bool:
-        """Whether any connection has been cut so far."""
+        """Return True if any connection has been cut so far."""
         return self._cuts > 0
 
     # In the thread

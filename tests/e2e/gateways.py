@@ -108,7 +108,7 @@ class Side:
         return stopped
 
     def is_ready(self) -> bool:
-        """Whether its elements take connections."""
+        """Return True if its elements take connections."""
         return all(member.ready for member in self.elements._members)
 
     def relays(self) -> list[relay.Relay]:
@@ -172,7 +172,7 @@ class Stream:
         await until_in_reactor(reactor, condition, lambda: f"producer's gateway: {self.prod}\nconsumer's: {self.cons}")
 
     def nobody_came(self) -> bool:
-        """Whether ProdApp was not dialled."""
+        """Return True if ProdApp was not dialled."""
         self.app.settimeout(0.05)
         try:
             self.accept()

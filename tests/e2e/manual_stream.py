@@ -158,7 +158,7 @@ def trusting(made: SSL.Context, *authorities: x509.Certificate) -> SSL.Context:
 
 
 def nobody_waits(listener: socket.socket) -> bool:
-    """Whether nobody has connected there who was not accepted yet."""
+    """Return True if no connection is waiting to be accepted."""
     listener.setblocking(False)
     try:
         listener.accept()[0].close()

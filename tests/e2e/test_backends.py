@@ -23,7 +23,7 @@ NOISE = noise(MIB + 7)
 
 
 def is_reset(connect: Callable[[], socket.socket]) -> bool:
-    """Whether a connection to an application that is down ends by a reset."""
+    """Return True if a connection to an application that is down ends by a reset."""
     try:
         with connect() as sock:
             sock.sendall(NOISE[:100])

@@ -41,7 +41,7 @@ class Listener:
     def serves(
         self, issued: Issued | None, *, alpn: Sequence[str] = ("scistream/1",), newest: ssl.TLSVersion | None = None
     ) -> bool:
-        """Whether who shows this gets an answer that is no refusal."""
+        """Return True if a client with this certificate gets an answer that is no refusal."""
         version = newest or ssl.TLSVersion.MAXIMUM_SUPPORTED
         try:
             with RawLink(self.address, self.server, issued, alpn=alpn, newest=version) as link:

@@ -81,7 +81,7 @@ class Pairs:
 
 
 def is_reset(sock: socket.socket) -> bool:
-    """Whether a connection was reset; False when it is whole and nothing has come."""
+    """Return True if a connection was reset; False when it is whole and nothing has come."""
     sock.settimeout(20.0)
     try:
         assert sock.recv(1) == b"", "nothing was sent"

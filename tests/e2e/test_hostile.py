@@ -69,7 +69,7 @@ def status(link: RawLink) -> dict[str, Any]:
 
 
 def is_served(world: World, source: str = "127.0.0.1") -> bool:
-    """Whether a user with a certificate gets her answer from there."""
+    """Return True if a user with a certificate gets her answer from there."""
     try:
         with RawLink(world.lab.server.address, world.lab.authority, ada(world), source=source) as link:
             link.say("Status", uid=None, role=None, seq=1)
@@ -150,7 +150,7 @@ def test_a_thousand_half_open_handshakes_at_a_gateway_do_not_keep_its_controller
 
 
 def reserves(world: World) -> bool:
-    """Whether the producer's S2CS gets ports of its gateway; they are given back."""
+    """Return True if the producer's S2CS gets ports of its gateway; they are given back."""
     uid = str(uuid4())
     wishes = {"num_conn": 1, "rate": 1.0, "app_key_hash": "0" * 64}
     with RawLink(world.lab.server.address, world.lab.authority, ada(world)) as link:
@@ -648,7 +648,7 @@ def test_a_flood_of_silent_connections_from_one_address_keeps_no_gateway_out(
 
 
 def is_reset(port: Address, source: str) -> bool:
-    """Whether a connection from there is reset, be it before the kernel has said that it is there."""
+    """Return True if a connection from this address is reset, at once or after it was accepted."""
     try:
         with connection(port, source) as sock:
             return sock.recv(1) != b""

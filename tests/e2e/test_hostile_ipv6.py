@@ -50,7 +50,7 @@ def four(world: World) -> Address:
 
 
 def is_served(world: World) -> bool:
-    """Whether a user with a certificate gets her answer over IPv6."""
+    """Return True if a user with a certificate gets her answer over IPv6."""
     issued = Issued(world.folder / "users" / "ada.pem", world.folder / "users" / "ada.key")
     try:
         with RawLink(world.lab.server.address, world.lab.authority, issued, source=SIX) as link:

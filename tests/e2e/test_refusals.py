@@ -485,7 +485,7 @@ def test_a_producer_outside_the_networks_of_the_applications_is_refused_and_the_
 
 
 def reset_of(sock: socket.socket) -> bool:
-    """Whether a connection ends with a reset."""
+    """Return True if a connection ends with a reset."""
     try:
         while sock.recv(65536):
             pass

@@ -127,7 +127,7 @@ def starts(folder: Path, kind: str, settings: dict[str, str]) -> None:
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return True if somebody listens there."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -136,7 +136,7 @@ def accepts(port: int) -> bool:
 
 
 def serves(port: int) -> bool:
-    """Whether what listens there also answers, be it with a refusal."""
+    """Return True if the listener answers, even if the answer is a refusal."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
             sock.sendall(b"no TLS\n")

@@ -186,7 +186,7 @@ def granted(world: World, rate: str) -> Requested | None:
 
 
 def carries(listener: str, producer: socket.socket) -> bool:
-    """Whether a new connection of the consumer reaches the producer, with all bytes; False if it is reset."""
+    """Return True if a new connection of the consumer reaches the producer, with all bytes; False if it is reset."""
     try:
         with connect(listener) as sock:
             sock.settimeout(30)

@@ -49,7 +49,7 @@ def wait_for_reset(world: World, uid: str, role: str, cause: str, count: int = 1
 
 
 def ends_with_a_reset(sock: socket.socket) -> bool:
-    """Whether it is reset; anything else that ends it is an end in order."""
+    """Return True if it is reset; anything else that ends it is an end in order."""
     try:
         return sock.recv(1) != b""
     except ConnectionResetError:

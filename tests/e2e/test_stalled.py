@@ -217,7 +217,7 @@ def test_a_stream_that_nobody_reads_gets_no_more_connections_until_somebody_does
         stalled: list[tuple[socket.socket, socket.socket, int]] = []
 
         def refused() -> bool:
-            """Whether one more is refused; if not, it is filled, and nobody reads it."""
+            """Return True if one more is refused; if not, it is filled, and nobody reads it."""
             try:
                 consumer = ends.enter_context(closing(unread.connect(0)))
                 consumer.sendall(b"!")

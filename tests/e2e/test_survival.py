@@ -326,13 +326,13 @@ def test_a_control_server_that_is_silent_for_20_seconds_leaves_both_sides_agreed
 
 
 def is_reserved(program: Program) -> bool:
-    """Whether an s2uc comes to print the join strings; otherwise it says that this was given up."""
+    """Return True if an s2uc comes to print the join strings; otherwise it says that this was given up."""
     until(lambda: program.has_line() or program.process.poll() is not None, lambda: f"it does not end: {program}")
     return '"join"' in program.peek() if program.has_line() else is_done(program)
 
 
 def is_done(program: Program) -> bool:
-    """Whether an s2uc ends well; otherwise it says in a line what was given up."""
+    """Return True if an s2uc ends well; otherwise it says in a line what was given up."""
     ended = program.end(status=None)
     assert ended.returncode in (0, 1)
     assert ended.returncode == 0 or ended.stderr.splitlines()[-1].startswith("error: "), str(program)

@@ -44,7 +44,7 @@ def producer(world: World, *offered: str) -> Iterator[tuple[HandMade, socket.soc
 
 
 def still_leads_to(stream: HandMade, detector: socket.socket) -> bool:
-    """Whether the stream's channel leads there."""
+    """Return True if the stream's channel leads there."""
     made = context(stream.of_other_side())
     with socket.create_connection(stream.address(), timeout=20) as sock:
         connection = SSL.Connection(made, sock)

@@ -35,7 +35,7 @@ def wan_name(stream: HandMade, channel: int = 0) -> bytes:
 
 
 def reaches(stream: HandMade, detector: socket.socket, made: SSL.Context, name: bytes | None = None) -> bool:
-    """Whether a WAN connection under this context comes through to the application, which then ends it."""
+    """Return True if a WAN connection under this context comes through to the application, which then ends it."""
 
     def serve() -> None:
         with suppress(OSError):
@@ -55,7 +55,7 @@ def is_let_in(stream: HandMade, detector: socket.socket) -> bool:
 
 
 def is_refused(stream: HandMade, detector: socket.socket, made: SSL.Context, name: bytes | None = None) -> bool:
-    """Whether a WAN connection ends without a trace at the application."""
+    """Return True if a WAN connection ends and the application notices nothing."""
     ended = dial_wan(stream.address(), made, wan_name(stream) if name is None else name)
     return ended != "closed" and nobody_waits(detector)
 

@@ -160,7 +160,7 @@ def at_rest(world: World) -> Iterator[str]:
 
 
 def complete(world: World, role: Role) -> bool:
-    """Whether the S2CS of a side and all its gateways are there."""
+    """Return True if the S2CS of a side and all its gateways are there."""
     facility = world.facilities[role]
     return all(world.is_there(party) for party in (facility.control, *facility.gateways))
 
@@ -294,7 +294,7 @@ World.on_write = (on_write,)
 
 
 def may_change(world: World, data: bytes) -> bool:
-    """Whether a late repetition of this line is news: ProdApp's old Hello, which replaces a newer one, and its echo."""
+    """Return True if a late repetition of this line is news: ProdApp's old Hello, which replaces a newer one, and its echo."""
     message = decoded(data)
     record = record_of(world, PROD)
     known = record.app_listeners if record is not None else None

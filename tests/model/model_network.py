@@ -52,7 +52,7 @@ class Timer:
 
     @property
     def kind(self) -> str:
-        """Whether it ends something soon, comes again and again, or is the end of a stream's time."""
+        """True if it ends something soon, comes again and again, or is the end of a stream's time."""
         if self.label == "_give_up":
             return RECURRENT if isinstance(self.args[0].command, Status) else FINITE
         return RECURRENT if self.label in _RECURRENT else LONG if self.label in _LONG else FINITE
@@ -111,7 +111,7 @@ class Process:
         return self._count
 
     def may(self) -> bool:
-        """Whether an effect on the outside still happens: not in a run that has died in the middle of an event."""
+        """Return True if an effect on the outside still happens: not in a run that has died in the middle of an event."""
         if not self.alive:
             return False
         self.effects += 1
@@ -199,7 +199,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether either end believes so."""
+        """True if either end believes so."""
         return self.client.open or self.server.open
 
 

@@ -285,7 +285,7 @@ class World:
             self.start(party)
 
     def is_there(self, party: str) -> bool:
-        """Whether a party runs and can be reached."""
+        """Return True if a party runs and can be reached."""
         process = self.processes.get(party)
         return process is not None and process.alive and not process.silent
 
@@ -349,7 +349,7 @@ class World:
         self.user.client.close()
 
     def can(self, step: str) -> bool:
-        """Whether a step of the script makes sense now."""
+        """Return True if a step of the script makes sense now."""
         user = self.user
         state = user.core.state if user is not None and not user.attaching and not user.closed else None
         if step == "ask":

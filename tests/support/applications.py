@@ -47,7 +47,7 @@ def connect(listener: str) -> socket.socket:
 
 
 def is_reset(listener: str, limit: float = PATIENCE) -> bool:
-    """Whether a connection of a ConsApp is reset, be it before it knows that it was accepted."""
+    """Return True if a connection of a ConsApp is reset, at once or after it was accepted."""
     try:
         with closing(connect(listener)) as sock:
             sock.settimeout(limit)

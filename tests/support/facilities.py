@@ -211,7 +211,7 @@ class Gateway(Daemon):
         return frozenset(seen | {port for port in mine if not can_bind(self.host, port)})
 
     def offers(self, listener: str) -> bool:
-        """Whether a listener is one of its ports."""
+        """Return True if a listener is one of its ports."""
         return self.first_port <= Address.parse(listener).port <= self.last_port
 
 

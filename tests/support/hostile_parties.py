@@ -248,7 +248,7 @@ class Party(ABC):
 
 
 def _is_bad(line: bytes) -> bool:
-    """Whether it is surely a line that is no message, and nothing else."""
+    """Return True if it is surely a line that is no message, and nothing else."""
     if b"\n" in line:
         return False
     is_answer(line)

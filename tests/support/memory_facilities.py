@@ -101,7 +101,7 @@ class Facility:
             }
 
     def is_empty(self) -> bool:
-        """Whether all ports and all capacity of all gateways are free, and nothing listens there."""
+        """Return True if all ports and all capacity of all gateways are free, and nothing listens there."""
         return not any(self.held()) and not self.listening()
 
     def held(self) -> list[tuple[int, float]]:

@@ -135,7 +135,7 @@ class Program:
         return line.rstrip("\n")
 
     def has_line(self) -> bool:
-        """Whether it is there already."""
+        """Return True if it is there already."""
         return not self._lines.empty() and self._lines.queue[0] is not None
 
     def peek(self) -> str:

@@ -113,7 +113,7 @@ HOST_OF = {
 
 
 def reaches(testbed: Testbed, host: str, address: str, port: int, timeout: float = 0.3) -> bool:
-    """Whether a connection from a host comes about."""
+    """Return True if a connection from a host comes about."""
     try:
         testbed.connect(host, address, port, timeout).close()
     except OSError:

@@ -207,7 +207,7 @@ class Testbed:
         return [self.namespace(host) for host in HOSTS]
 
     def is_up(self) -> bool:
-        """Whether its router answers."""
+        """Return True if its router answers."""
         try:
             self._ask({})
         except TestbedError:

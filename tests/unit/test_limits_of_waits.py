@@ -93,7 +93,7 @@ def _can_wait_for_ever(call: ast.Call, polls: set[str]) -> bool:
 
 
 def _endless(call: ast.Call, place: int) -> bool:
-    """Whether a call that takes a `timeout` has none, or None."""
+    """Return True if a call that takes a `timeout` has none, or None."""
     given = [keyword.value for keyword in call.keywords if keyword.arg in ("timeout", None)] + call.args[place:]
     return not given or (isinstance(given[0], ast.Constant) and given[0].value is None)
 

@@ -316,7 +316,7 @@ class _Window:
 
     @property
     def is_full(self) -> bool:
-        """Whether the window has all its lines."""
+        """True if the window has all its lines."""
         return self.written >= self._most
 
     def is_over(self, now: float) -> bool:

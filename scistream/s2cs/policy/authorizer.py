@@ -108,7 +108,7 @@ class Grant:
 
     @property
     def allows_role(self) -> bool:
-        """Whether the caller may have streams of this role at all."""
+        """True if the caller may have streams of this role at all."""
         return self.decision is None or self.decision.allowed
 
     def check(self) -> None:
