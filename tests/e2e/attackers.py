@@ -69,7 +69,7 @@ def closed(sockets: Sequence[socket.socket]) -> int:
 
 
 def is_shut_out(address: Address, source: str) -> bool:
-    """Return True if a connection from there is closed at once, before a byte of it is read: a TLS server answers a hello."""
+    """Return True if a connection from `source` is closed at once, before the server reads a byte of it."""
     with connection(address, source) as sock:
         try:
             sock.sendall(client_hello())

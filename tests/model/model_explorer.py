@@ -131,7 +131,7 @@ class Seen:
         return 0
 
     def settled(self, earlier: int, run: int, worker: int) -> bool:
-        """Return True if `run` may rely on the run that was in a state earlier: it is over, or relies on nobody later."""
+        """Return True if `run` may rely on an earlier run through the same state, which must not rely on later runs."""
         return earlier < run or not self._in_progress_elsewhere(earlier, worker)
 
 

@@ -294,7 +294,7 @@ World.on_write = (on_write,)
 
 
 def may_change(world: World, data: bytes) -> bool:
-    """Return True if a late repetition of this line is news: ProdApp's old Hello, which replaces a newer one, and its echo."""
+    """Return True if a late repetition of this line changes a record: an old Hello of ProdApp, or its echo."""
     message = decoded(data)
     record = record_of(world, PROD)
     known = record.app_listeners if record is not None else None

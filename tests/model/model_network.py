@@ -111,7 +111,7 @@ class Process:
         return self._count
 
     def may(self) -> bool:
-        """Return True if an effect on the outside still happens: not in a run that has died in the middle of an event."""
+        """Return True if effects on the outside still happen: they do not in a party that died during an event."""
         if not self.alive:
             return False
         self.effects += 1
