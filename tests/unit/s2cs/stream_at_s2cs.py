@@ -198,3 +198,7 @@ def told_application(news: list[tuple[Any, ...]]) -> list[Any]:
 def answered(news: list[tuple[Any, ...]], seq: int) -> Any:
     [message] = [message for message in answers(news) if message.seq == seq]
     return message
+
+
+def answered_after(rig: Rig, seq: int) -> Any:
+    return answered(rig.news(), seq)
