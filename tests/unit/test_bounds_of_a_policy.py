@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_policy_at_work import ADA, BOB, UIDS, Knowing, Lab, a_req, rule
+from policy_lab import ADA, BOB, UIDS, Knowing, Lab, a_req, rule
 
 from scistream.links.dialer import Dialer
 from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Rel, Role, UpdateTargets

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_policy_at_work import rule
+from policy_lab import rule
 
 import scistream.cli
 from scistream import timing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_policy_at_work import ADA, BOB, UIDS, Lab, a_req, everything, rule
+from policy_lab import ADA, BOB, UIDS, Lab, a_req, everything, rule
 
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address

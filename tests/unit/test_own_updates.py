@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_policy_at_work import rule
+from policy_lab import rule
 from test_whole_protocol import targets_in_force
 
 from scistream import timing

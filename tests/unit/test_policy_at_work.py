@@ -1,7 +1,4 @@
-"""A policy at work in memory: what it refuses at each command changes nothing, and what it allows goes on as ever.
-
-The links are plain, and say who their user is by the test's word. The parties are those of `test_whole_protocol`.
-"""
+"""A policy at work in memory: a refused command changes nothing, and an allowed one works as without a policy."""
 
 from __future__ import annotations
 
@@ -12,129 +9,31 @@ from typing import Any
 
 import msgspec
 import pytest
-import tomli_w
-from twisted.internet.defer import Deferred
+from policy_lab import ADA, BOB, IMPOSTOR, LAB, OPERATOR, OTHER, UIDS, Lab, a_req, everything, rule
 from twisted.logger import formatEvent, globalLogPublisher
-from zope.interface import directlyProvides, providedBy
 
-from scistream.links.dialer import Dialer
-from scistream.links.tls_links import PLAIN_IDENTITY, dialer
+from scistream.links.tls_links import PLAIN_IDENTITY
 from scistream.pki.authority import init_authority
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import hash_app_key, new_app_key
-from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Hello, Rel, Req, Resp, Role, Status, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Hello, Rel, Req, Status, UpdateTargets
 from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy.authorizer import Authorizer, identity_of, owner_of, policy_of
-from scistream.s2cs.policy.file import Policy, load_policy
-from scistream.s2cs.record import Record
+from scistream.s2cs.policy.file import Policy
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2ds.elements.shared_figures import TO_CONSUMER
-from scistream.s2uc.client import Client, Stream
+from scistream.s2uc.client import Stream
 from scistream.tls.verify import Identity
-from support.memory_facilities import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
-from support.memory_network import HOST, MemoryNetwork
-
-LAB, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-ADA = Identity(LAB, "ada@lab.example")
-BOB = Identity(LAB, "bob@lab.example")
-IMPOSTOR = Identity(OTHER, "ada@lab.example")
-OPERATOR = Identity(LAB, "operator@lab.example")
-UIDS = [f"00000000-0000-4000-8000-{n:012}" for n in range(9)]
-
-
-class As:
-    """The network, as one user comes to it: the listeners of the S2CS know who she is."""
-
-    def __init__(self, network: MemoryNetwork, identity: Identity) -> None:
-        self._network = network
-        self._identity = identity
-        directlyProvides(self, providedBy(network))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-    def connectTCP(self, host: str, port: int, factory: Any, *args: Any, **kwargs: Any) -> Any:
-        """IReactorTCP."""
-        build = factory.buildProtocol
-
-        def build_known(address: Any) -> Any:
-            self._network.listeners[port].coming = self._identity
-            return build(address)
-
-        factory.buildProtocol = build_known
-        return self._network.connectTCP(host, port, factory, *args, **kwargs)
+from support.memory_facilities import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS
+from support.memory_network import HOST
 
 
 def life(admission_controller: Authorizer, owner: str, request: Req) -> float:
-    """How long a new stream may live of an owner who has no other one."""
+    """Return the seconds that a new stream may live if its owner has no other one."""
     grant = admission_controller.authorise(request, owner, use=OwnerUse())
     grant.check()
     return grant.life
-
-
-class Knowing:
-    """A listener that gives the next link the peer that was announced; nobody, if none was."""
-
-    def __init__(self, listener: Any) -> None:
-        self._listener = listener
-        self.coming: Identity | None = None
-
-    def buildProtocol(self, address: Any) -> Any:
-        """IProtocolFactory."""
-        link = self._listener.buildProtocol(address)
-        link.peer, self.coming = self.coming, None
-        return link
-
-
-class Lab:
-    """A world whose producer's facility has a policy."""
-
-    def __init__(self, folder: Path, gateways: int = 1) -> None:
-        self._file = folder / "policy.toml"
-        self.world = World(folder, gateways)
-        self.control = self.world.prod.control
-        for port in (self.world.prod.port, self.world.cons.port):
-            self.world.network.listeners[port] = Knowing(self.world.network.listeners[port])
-
-    def has(self, *sections: str) -> None:
-        """From now on this is its policy."""
-        self._file.write_text("\n".join(sections))
-        self.control.authorizer.policy = load_policy(self._file)
-
-    def client(self, identity: Identity = ADA) -> Client:
-        return Client(insecure=True, reactor=As(self.world.network, identity))
-
-    def ask(self, identity: Identity = ADA, **wishes: Any) -> Deferred[Stream]:
-        fields = {"prod": PROD_S2CS, "cons": CONS_S2CS, "rate": 100.0, "expires": 3600.0, **wishes}
-        return self.client(identity).request(**fields).deferred
-
-    def request(self, identity: Identity = ADA, **wishes: Any) -> Stream:
-        return self.world.result(self.ask(identity, **wishes))
-
-    def refusal(self, identity: Identity = ADA, **wishes: Any) -> str:
-        """Return the error message of a refused stream; check that neither side keeps anything."""
-        before = self.world.prod.held(), self.world.cons.held(), self.live()
-        error = self.world.refusal(self.ask(identity, **wishes))
-        assert error.code == "not-authorized"
-        assert (self.world.prod.held(), self.world.cons.held(), self.live()) == before
-        return error.msg
-
-    def live(self) -> list[Record]:
-        """Return the records in the store of streams that are not released."""
-        return [record for record in self.control.store.load() if record.state != "Released"]
-
-    def link(self, identity: Identity) -> Dialer:
-        """Open a lasting link of a user to the S2CS, to send what no library sends."""
-        link = dialer(As(self.world.network, identity), Address(HOST, PROD_PORT), "the S2CS", None)
-        link.startService()
-        return link
-
-    def say(self, identity: Identity, command: Command) -> Resp:
-        return self.world.result(self.link(identity).ask(command, 30.0))
-
-    def refused(self, identity: Identity, command: Command) -> StreamError:
-        return self.world.refusal(self.link(identity).ask(command, 30.0))
 
 
 @pytest.fixture
@@ -144,21 +43,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     lab.world.close()
 
 
-def rule(identity: str = "ada@lab.example", issuer: str = LAB, name: str = "beamline", **limits: Any) -> str:
-    fields = {"name": name, "issuer": issuer, "identities": [identity], "roles": ["PROD", "CONS"], **limits}
-    return "[[rules]]\n" + tomli_w.dumps(fields)
-
-
 ADMINISTRATORS = f'[[administrators]]\nissuer = "{LAB}"\nidentities = ["operator@lab.example"]\n'
-
-
-def a_req(uid: str = UIDS[0], role: Role = PROD, **fields: Any) -> Req:
-    whole = {"num_conn": 1, "rate": 1.0, "app_key_hash": "0" * 64, **fields}
-    return Req(uid=uid, role=role, seq=UNSENT, **whole)
-
-
-def everything(uid: str | None = None) -> Status:
-    return Status(uid=uid, role=None, seq=UNSENT)
 
 
 # -- REQ
@@ -597,7 +482,7 @@ def test_an_issuer_that_the_facility_does_not_trust_is_named_in_the_log(tmp_path
     assert OTHER in warning
 
 
-def test_a_guard_without_a_policy_keeps_to_the_facility_s_own_bounds() -> None:
+def test_without_a_policy_the_facility_s_own_bounds_hold() -> None:
     admission_controller = Authorizer(
         S2CSConfig(gateways=[], longest_expires="1h", expires="30m"), None, lambda owner: 2**60
     )
