@@ -247,7 +247,7 @@ class Link(LineOnlyReceiver):
 
     @property
     def next_bad_line_closes(self) -> bool:
-        """True if the link is closed if the next line is bad."""
+        """True if the next bad line closes the link."""
         return self._bad_lines + 1 >= MAX_BAD_LINES
 
     @property

@@ -24,7 +24,7 @@ ALPN = b"scistream/1"
 """The name of version 1 of the control protocol in the TLS handshake."""
 
 ClientCertificate = Literal["required", "optional"]
-"""True if clients must show a certificate or may."""
+"""Whether clients must show a certificate, or may show one."""
 
 ContextSource = SSL.Context | Callable[[], SSL.Context]
 """A context, or a function that returns the current one for each new connection."""

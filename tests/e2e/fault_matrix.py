@@ -346,7 +346,7 @@ class Life:
 
     @property
     def _needs_programs(self) -> bool:
-        """True if the application controllers are to stay as long as their programs run."""
+        """True if the application controllers must stay as long as their programs run."""
         if self.cell.victim == "producer appctrl":
             return self.cell.step != LISTENING
         return self.cell.victim == "consumer appctrl" and self.cell.step in (STREAMING, RELEASING)
