@@ -369,7 +369,7 @@ class Life:
             self._gave_up = True
             if self.cell.back == RELEASE:
                 released = self.world.s2uc("release", self.uid, check=False)
-                assert released.returncode == 0 or (self.chance and "no stream with a uid" in released.stderr), released
+                assert released.returncode == 0 or (self.chance and "no stream with the uid" in released.stderr), released
 
     def _state(self) -> str:
         return states(self.world, self.uid)[self.cell.role == CONS]
