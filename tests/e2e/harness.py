@@ -25,6 +25,7 @@ from scistream.s2uc.history import StreamHistory
 from support import facilities
 from support.applications import MIB, connect
 from support.facilities import HOST, Daemon, Facility, files_of, loopback
+from support.fork_server import TIMING
 from support.leased_ports import leased
 from support.programs import INSTALLED, Descriptors, Program
 from support.requirements import missing
@@ -183,6 +184,8 @@ class World:
     :param lab: how the producer's facility differs from the usual, as `loopback` and `Facility` take it.
     :param centre: the same of the consumer's facility.
     :param programs: the folder of the installed commands.
+    :param timing: limits of `scistream.timing` that daemons and commands have instead of the usual ones, so that a test
+        need not wait for long.
     """
 
     def __init__(
@@ -192,6 +195,7 @@ class World:
         lab: Mapping[str, Any] | None = None,
         centre: Mapping[str, Any] | None = None,
         programs: Path = INSTALLED,
+        timing: Mapping[str, float] | None = None,
     ) -> None:
         self.folder = folder
         self.programs = programs
@@ -202,6 +206,7 @@ class World:
         self.centre = _facility(folder / "centre", users, **(centre or {}))
         for daemon in self.daemons:
             daemon.programs = programs
+            daemon.timing = timing or {}
         settings = folder / "config" / "scistream" / "s2uc.toml"
         settings.parent.mkdir(parents=True)
         authorities = [str(each.authority) for each in self.facilities]
@@ -210,6 +215,8 @@ class World:
         )
         self.env = {name: value for name, value in os.environ.items() if name != "SCISTREAM_JOIN"}
         self.env.update(XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"))
+        if timing:
+            self.env[TIMING] = json.dumps(timing)
         self.remembered = StreamHistory(folder / "state" / "scistream" / "streams")
         """What the user's ``s2uc`` remembers."""
         self._programs: list[Program] = []

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import World, open_descriptors
 
+from support.facilities import elements_of
 from support.fork_server import Child
 from support.programs import INSTALLED, Program, executed_programs
 from support.waiting import PATIENCE
@@ -87,6 +89,21 @@ def test_a_forked_command_does_what_an_executed_one_does(
     forked = run("forked")
     with executed_programs():
         assert run("executed") == forked
+
+
+def test_elements_are_started_as_their_gateway_is_and_have_the_same_descriptors(
+    fresh_world: Callable[..., World],
+) -> None:
+    lines, descriptors = [], []
+    for how in (contextlib.nullcontext, executed_programs):
+        with how():
+            (gateway,) = fresh_world().lab.gateways
+        (element,) = elements_of(gateway.pid)
+        lines.append(Path(f"/proc/{element}/cmdline").read_text())
+        descriptors.append(open_descriptors(element))
+    assert "fork_server" in lines[0]
+    assert "scistream.s2ds.elements.worker" in lines[1]
+    assert descriptors[0] == descriptors[1]
 
 
 def test_what_another_interpreter_would_be_told_is_not_forked(tmp_path: Path) -> None:

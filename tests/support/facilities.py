@@ -6,6 +6,7 @@ reactor.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -19,6 +20,7 @@ import tomli_w
 
 from scistream.pki.authority import Issued, init_authority, issue
 from scistream.protocol.address import Address
+from support.fork_server import TIMING
 from support.leased_ports import HOST, can_bind, leased
 from support.programs import INSTALLED, Program
 from support.tcp_sockets import ESTABLISHED, HOLDING, LISTEN, TcpSocket, tcp_sockets
@@ -130,6 +132,8 @@ class Daemon:
         self.program: Program | None = None
         self.env: dict[str, str] = {}
         """What its environment has besides the test's own, from its next start on."""
+        self.timing: Mapping[str, float] = {}
+        """Limits that it has instead of those of `scistream.timing`, from its next start on, if it is forked."""
 
     @property
     def pid(self) -> int:
@@ -140,7 +144,8 @@ class Daemon:
     def start(self) -> None:
         """Start it; it is ready when `wait_until_ready` returns."""
         command = [str(self.programs / "twistd"), *self._arguments]
-        self.program = self.machine.start(command, self.log.with_suffix(".err"), {**os.environ, **self.env})
+        env = {**os.environ, **self.env, **({TIMING: json.dumps(self.timing)} if self.timing else {})}
+        self.program = self.machine.start(command, self.log.with_suffix(".err"), env)
 
     def wait_until_ready(self) -> None:
         """Wait until it listens."""

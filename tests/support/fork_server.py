@@ -24,7 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from scistream import timing
+
+_ELEMENTS = "forked_elements"
+"""The module beside this file that lets gateways fork their elements."""
 _MODULES = (
+    _ELEMENTS,
     "scistream.app.cli",
     "scistream.cli",
     "scistream.s2cs.tap",
@@ -40,6 +45,9 @@ _ENTRIES = {
     "scistream": ("scistream.entry", "scistream"),
     "twistd": ("twisted.scripts.twistd", "run"),
 }
+TIMING = "SCISTREAM_TEST_TIMING"
+"""A variable with other limits of `scistream.timing` for a forked process and its elements, as JSON. A process that is
+executed ignores it."""
 _BESIDE = os.path.dirname(sys.executable)
 _READ_BY_PYTHON_ALONE = ("LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
 """What begins so in the environment takes effect when an interpreter starts, and not in a fork of one."""
@@ -253,6 +261,9 @@ def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> NoRe
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    for limit, seconds in json.loads(os.environ.pop(TIMING, "{}")).items():
+        assert hasattr(timing, limit), limit
+        setattr(timing, limit, seconds)
     command = order["command"]
     if command[1] == "-c":
         sys.argv = ["-c", *command[3:]]
@@ -261,6 +272,8 @@ def _become(order: Mapping[str, Any], files: Sequence[int], parent: int) -> NoRe
         sys.exit()
     sys.argv = command
     module, name = _ENTRIES[os.path.basename(command[0])]
+    if "coverage" not in sys.modules:  # Twisted ends the measurement of what it forks
+        importlib.import_module(_ELEMENTS).fork_elements()
     sys.exit(getattr(importlib.import_module(module), name)())
 
 
