@@ -35,6 +35,7 @@ from support.waiting import until
 KIB = 1024
 POLL = 40.0
 """Within this an S2CS has asked its gateways for their figures."""
+OFTEN = {"POLL": 1.0}
 OUT, BACK = noise(700 * KIB + 13, 1), noise(50 * KIB + 7, 2)
 
 
@@ -320,7 +321,7 @@ def test_invalid_lines_are_recorded_with_their_sender_and_the_one_that_closed_th
 def test_a_gateway_that_is_killed_leaves_a_lower_bound(
     fresh_world: Callable[..., World], detector: socket.socket
 ) -> None:
-    world = fresh_world()
+    world = fresh_world(timing=OFTEN)
     with world.stream([address_of(detector)], rate="100Mbit") as stream:
         exchange(stream, detector)
         until(lambda: moved(world, world.lab) == (len(OUT), len(BACK)), world.lab.server.words, POLL)
@@ -339,7 +340,7 @@ def test_a_gateway_that_is_killed_leaves_a_lower_bound(
 def test_after_a_kill_of_the_s2cs_in_the_middle_all_bytes_are_there_once(
     fresh_world: Callable[..., World], detector: socket.socket
 ) -> None:
-    world = fresh_world()
+    world = fresh_world(timing=OFTEN)
     server = world.lab.server
     with world.stream([address_of(detector)], rate="100Mbit") as stream:
         exchange(stream, detector)

@@ -12,7 +12,6 @@ from duplex_traffic import Exchange
 from fault_matrix import restart
 from harness import Requested, World, connections_to
 
-from scistream import timing
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import read_line
 from support.facilities import Daemon, Facility
@@ -70,9 +69,18 @@ def party(world: World, which: str) -> tuple[Daemon, Facility]:
     return (facility.server if kind == "server" else facility.gateways[0]), facility
 
 
+FIRST_LINE = 6.0
+"""Seconds within which a link has to say something, or else counts as an intruder's."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("world"), timing={"FIRST_LINE": FIRST_LINE}) as made:
+        yield made
+
+
 def all_have_waited() -> None:
-    """Let the time pass within which a link has to say something, or else counts as an intruder's."""
-    time.sleep(timing.FIRST_LINE + 1)
+    time.sleep(FIRST_LINE + 1)
 
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill])

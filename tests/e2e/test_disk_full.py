@@ -34,7 +34,8 @@ def world(disk: Disk, tmp_path: Path) -> Iterator[World]:
     folder = tmp_path / "world"
     folder.mkdir()
     store = disk.folder / "s2cs.sqlite"
-    world = World(folder, lab={"settings": {"state": str(store), "audit": str(folder / "audit.jsonl")}})
+    settings = {"state": str(store), "audit": str(folder / "audit.jsonl")}
+    world = World(folder, lab={"settings": settings}, timing={"POLL": 1.0})
     world.lab.store = store
     with world:
         with world.request():

@@ -12,13 +12,14 @@ from scistream.protocol.messages import CONS, PROD
 from support.applications import address_of, listen
 from support.waiting import until
 
-BETWEEN_ATTEMPTS = 1.0
+BETWEEN_ATTEMPTS = 0.5
+SHORT = {"CHANNEL_BROKEN": 2.0, "POLL": 1.0}
 
 
 def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
     fresh_world: Callable[..., World],
 ) -> None:
-    world = fresh_world(centre={"settings": {"release_broken_after": "45s"}})
+    world = fresh_world(centre={"settings": {"release_broken_after": "10s"}}, timing=SHORT)
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         world.s2uc("release", "--at", world.lab.s2cs, stream.uid)
         assert stream.requested.state(PROD) == "Released"
@@ -31,8 +32,8 @@ def test_the_side_that_is_left_says_that_it_is_broken_and_is_released_in_time(
             said.append(world.s2uc("status", stream.uid).stdout)
             return said[-1]
 
-        until(lambda: "consumer, channel 0: broken for " in status_after_an_attempt(), lambda: said[-1], 90.0)
+        until(lambda: "consumer, channel 0: broken for " in status_after_an_attempt(), lambda: said[-1], 60.0)
         assert stream.requested.state(CONS) == "Streaming"
-        until(lambda: "Streaming" not in status_after_an_attempt(), lambda: said[-1], 90.0)
+        until(lambda: "Streaming" not in status_after_an_attempt(), lambda: said[-1], 60.0)
         assert "timeout: channel 0 was broken and the stream carried no bytes for " in " ".join(said[-1].split())
         assert stream.requested.state(CONS) == "Released"

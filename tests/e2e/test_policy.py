@@ -75,7 +75,7 @@ def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     trusting = {"authorities": [str(folder / "users/ca.pem"), str(visitors)]}
     settings = {"policy": str(folder / "policy.toml"), **trusting}
     (folder / "policy.toml").write_text(policy(visitors))
-    with World(folder, lab={"settings": settings}, centre={"settings": trusting}) as world:
+    with World(folder, lab={"settings": settings}, centre={"settings": trusting}, timing={"POLL": 3.0}) as world:
         yield world
 
 
