@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from support.requirements import needs_root, unprivileged
+from support.requirements import unprivileged
 from support.waiting import until
 
 DEADLINE = 120.0
 MARK = "SCISTREAM_TEST_MARK"
 CONSUMER = f"{sys.executable} -P -m scistream.demo.consumer"
 DETECTOR = f"{sys.executable} -P -m scistream.demo.detector"
+LASTING = ("--seconds", "600", "--num-conn", "2", "--rate", "100Mbit")
+"""Options of a run that a test ends: it takes little of the processors that other tests need."""
 SERVER = f"{sys.executable} -P -c from twisted.scripts.twistd"
 
 
@@ -109,13 +112,13 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def test_every_frame_arrives_and_nothing_is_left(run: Callable[..., Run]) -> None:
-    total = (64 << 20) + 5
+    total = (16 << 20) + 5
     one = run("--bytes", str(total), "--num-conn", "3", "--json")
     status, out, err = one.end()
     assert status == 0, err
     summary = json.loads(out.splitlines()[-1])
     assert summary["bytes"] == total
-    assert (summary["frames"], summary["frames_lost"]) == (65, 0)
+    assert (summary["frames"], summary["frames_lost"]) == (17, 0)
     assert summary["sha256_sent"] == summary["sha256_received"]
     assert summary["released"] is True
     assert summary["gbit_per_s"] > 0
@@ -124,71 +127,46 @@ def test_every_frame_arrives_and_nothing_is_left(run: Callable[..., Run]) -> Non
     assert list(one.temporary.iterdir()) == []
 
 
-def test_a_stream_for_some_seconds(run: Callable[..., Run]) -> None:
-    status, out, err = run("--seconds", "1", "--num-conn", "1", "--json").end()
-    assert status == 0, err
-    summary = json.loads(out.splitlines()[-1])
-    assert 0.5 < summary["seconds"] < 30
-    assert summary["frames"] > 1
-    assert summary["sha256_sent"] == summary["sha256_received"]
-
-
-def test_an_unprivileged_user_needs_no_setting_for_it(run: Callable[..., Run]) -> None:
+def test_an_unprivileged_user_needs_no_setting_for_it_and_is_told_the_summary(run: Callable[..., Run]) -> None:
     with TemporaryDirectory() as folder:  # pytest's own are closed to other users
-        one = run("--bytes", "4M", "--json", folder=Path(folder), launcher=unprivileged(Path(folder)))
+        options = ["--seconds", "1", "--num-conn", "1", "--rate", "1Gbit"]
+        one = run(*options, folder=Path(folder), launcher=unprivileged(Path(folder)))
         status, out, err = one.end()
         assert status == 0, err
-        summary = json.loads(out.splitlines()[-1])
-        assert summary["sha256_sent"] == summary["sha256_received"]
+        (arrived,) = re.findall(r"(\d+) arrived, 0 lost", out)
+        assert int(arrived) > 1
+        assert "yes, on both sides" in out
+        assert "Streaming" in err
         one.clean_up()
 
 
-def test_the_summary_for_people_has_the_same_facts(run: Callable[..., Run]) -> None:
-    status, out, err = run("--bytes", "4M").end()
-    assert status == 0, err
-    assert "4 arrived, 0 lost" in out
-    assert "yes, on both sides" in out
-    assert "Streaming" in err
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_the_middle_leaves_nothing(run: Callable[..., Run], number: signal.Signals) -> None:
-    one = run("--seconds", "60")
+def test_a_signal_in_the_middle_leaves_nothing(run: Callable[..., Run]) -> None:
+    one = run(*LASTING)
     one.wait_until_streaming()
-    one.process.send_signal(number)
+    one.process.send_signal(signal.SIGTERM)
     status, _, err = one.end()
     assert status == 1
-    assert err.splitlines()[-1] == f"scistream demo: stopped by {number.name}; every process that it started has ended"
+    assert err.splitlines()[-1] == "scistream demo: stopped by SIGTERM; every process that it started has ended"
     assert "Traceback" not in err
     assert one.descendants() == {}
     assert list(one.temporary.iterdir()) == []
 
 
-def test_a_signal_while_the_servers_start_leaves_nothing(run: Callable[..., Run]) -> None:
-    one = run("--seconds", "60")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_servers_start_leaves_nothing(run: Callable[..., Run], number: signal.Signals) -> None:
+    one = run(*LASTING)
     one.wait_for(lambda: one.find(SERVER))
-    one.process.send_signal(signal.SIGINT)
+    one.process.send_signal(number)
     status, _, err = one.end()
     assert status == 1
-    assert "stopped by SIGINT" in err
+    assert f"stopped by {number.name}" in err
     assert "Traceback" not in err
     assert one.descendants() == {}
 
 
-def test_even_if_it_is_killed_nothing_goes_on_and_nothing_is_in_the_list_of_the_user(
-    run: Callable[..., Run], tmp_path: Path
-) -> None:
-    one = run("--seconds", "60", XDG_STATE_HOME=str(tmp_path / "state"))
-    one.wait_until_streaming()
-    one.process.kill()
-    one.process.wait(DEADLINE)
-    until(lambda: not one.descendants(), one.descendants, 20)
-    assert not (tmp_path / "state").exists()
-
-
-@pytest.mark.parametrize("server", ["lab/s2ds.toml", "centre/s2ds.toml", "lab/s2cs.toml"])
+@pytest.mark.parametrize("server", ["lab/s2ds.toml", "centre/s2cs.toml"])
 def test_a_server_that_dies_is_named_with_its_last_words(run: Callable[..., Run], server: str) -> None:
-    one = run("--seconds", "60")
+    one = run(*LASTING)
     one.wait_until_streaming()
     os.kill(one.find(SERVER, server), signal.SIGKILL)
     status, _, err = one.end()
@@ -201,7 +179,7 @@ def test_a_server_that_dies_is_named_with_its_last_words(run: Callable[..., Run]
 
 @pytest.mark.parametrize(("program", "name"), [(CONSUMER, "consumer"), (DETECTOR, "detector")])
 def test_a_program_that_dies_is_no_success(run: Callable[..., Run], program: str, name: str) -> None:
-    one = run("--seconds", "60")
+    one = run(*LASTING)
     one.wait_until_streaming()
     os.kill(one.find(program), signal.SIGKILL)
     status, _, err = one.end()
@@ -211,14 +189,20 @@ def test_a_program_that_dies_is_no_success(run: Callable[..., Run], program: str
     assert one.descendants() == {}
 
 
-def test_no_child_inherits_the_join_string_of_the_user(run: Callable[..., Run]) -> None:
-    needs_root("only root may look into processes that keep secrets")
-    one = run("--seconds", "60", SCISTREAM_JOIN="the-user-s-own")
+def test_even_if_it_is_killed_nothing_goes_on_and_nothing_of_the_user_is_read_or_written(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    one = run(*LASTING, XDG_STATE_HOME=str(tmp_path / "state"), SCISTREAM_JOIN="the-user-s-own")
     one.wait_until_streaming()
-    known = one.descendants()
-    assert len(known) >= 6, known
-    for pid in known:
-        assert b"the-user-s-own" not in Path(f"/proc/{pid}/environ").read_bytes(), known[pid]
+    if os.geteuid() == 0:  # only root may look into processes that keep secrets
+        known = one.descendants()
+        assert len(known) >= 6, known
+        for pid in known:
+            assert b"the-user-s-own" not in Path(f"/proc/{pid}/environ").read_bytes(), known[pid]
+    one.process.kill()
+    one.process.wait(DEADLINE)
+    until(lambda: not one.descendants(), one.descendants, 20)
+    assert not (tmp_path / "state").exists()
 
 
 TAKE = """
@@ -237,12 +221,11 @@ facilities.DemoPorts.take = take
 @pytest.mark.parametrize(
     ("number", "problem", "words"),
     [
-        (0, "listen", "lab-s2cs ended unexpectedly (status 2)"),
         (1, "listen", "lab-s2ds ended unexpectedly (status 2)"),
         (2, "other programs use all these ports", "lab-s2ds ended unexpectedly (status 2)"),
         (6, "listen", "the detector ended"),
     ],
-    ids=["S2CS", "S2DS", "range", "detector"],
+    ids=["S2DS", "range", "detector"],
 )
 def test_a_port_that_another_program_takes_is_named(
     run: Callable[..., Run], number: int, problem: str, words: str
@@ -256,21 +239,25 @@ def test_a_port_that_another_program_takes_is_named(
     assert "Traceback" not in err
 
 
-LIMITS = "from scistream import timing; timing.DEMO_START = timing.DEMO_STEP = 12.0; timing.DEMO_BYTES = 3.0"
+LIMITS = """
+from scistream import timing
+timing.DEMO_START = timing.DEMO_STEP = {}
+timing.DEMO_BYTES = timing.DEMO_STOP = 2.0
+"""
 
 
 def test_a_detector_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:
-    one = run("--seconds", "600", before=LIMITS)
+    one = run(*LASTING, before=LIMITS.format(30.0))
     one.wait_until_streaming()
     os.kill(one.find(DETECTOR), signal.SIGSTOP)
     status, _, err = one.end()
     assert status == 1
-    assert err.splitlines()[-1] == "scistream demo: no byte has arrived within 3 s"
+    assert err.splitlines()[-1] == "scistream demo: no byte has arrived within 2 s"
     assert one.descendants() == {}
 
 
 def test_a_facility_that_falls_silent_ends_the_demonstration(run: Callable[..., Run]) -> None:
-    one = run("--seconds", "600", before=LIMITS)
+    one = run(*LASTING, before=LIMITS.format(8.0))
     one.wait_for(lambda: one.find(SERVER, "centre/s2cs.toml"))
     os.kill(one.find(SERVER, "centre/s2cs.toml"), signal.SIGSTOP)
     status, _, err = one.end()
