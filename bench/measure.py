@@ -30,6 +30,8 @@ WARM_UP = 1
 """Connections held by the same client when the memory of a path is measured for the first time, so that memory that is
 allocated once is not attributed to connections. With more of them, the buffers and pages that they leave behind would
 look free."""
+SETTLE = 60.0
+"""Seconds that the kernel's memory is given to become stable, as it does on a machine that does nothing else."""
 _LOOK_AGAIN = 0.05
 _STILL_KIB, _STILL_SECONDS = 256.0, 1.0
 """The kernel's memory is stable if it changes by no more than this within this time."""
@@ -116,7 +118,7 @@ async def beside_stalled(
 
 async def _at_rest(environment: Environment) -> float:
     """Wait until the kernel's TCP memory is stable, with a limit, and return it in KiB."""
-    deadline = environment.reactor.seconds() + PATIENCE
+    deadline = environment.reactor.seconds() + SETTLE
     now, before = tcp_kib(), -1.0
     while abs(now - before) > _STILL_KIB and environment.reactor.seconds() < deadline:
         await deferLater(environment.reactor, _STILL_SECONDS)
