@@ -35,6 +35,7 @@ class RawLink:
     :param source: the address that it comes from, if not any.
     :param alpn: what it offers to speak.
     :param newest: the newest version of TLS that it speaks.
+    :param room: the bytes that the kernel keeps for it until it reads; 0: as many as usual, which is millions.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RawLink:
         source: str = "",
         alpn: Sequence[str] = ("scistream/1",),
         newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
+        room: int = 0,
     ) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(authority)
@@ -54,9 +56,14 @@ class RawLink:
             context.set_alpn_protocols(list(alpn))
         if issued is not None:
             context.load_cert_chain(issued.certificate, issued.key)
-        at = (source, 0) if source else None
-        sock = socket.create_connection(address, timeout=TIMEOUT, source_address=at)
+        sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
         try:
+            sock.settimeout(TIMEOUT)
+            if room:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+            if source:
+                sock.bind((source, 0))
+            sock.connect(address)
             self.sock = context.wrap_socket(sock, server_hostname=address.host)
         except BaseException:
             sock.close()

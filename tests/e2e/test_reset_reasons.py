@@ -112,7 +112,7 @@ def test_an_application_that_resets_is_told_apart_from_a_gateway_that_is_gone(wo
 
 
 def test_many_resets_are_few_lines_in_the_logs_of_both_gateways(world: World) -> None:
-    many = 500
+    many = 200
     with closing(listen()) as detector, world.stream([address_of(detector)]) as stream:
 
         def reset_one() -> None:
