@@ -46,6 +46,15 @@ def test_the_figures_of_a_channel_are_the_sums_over_its_elements(shared: SharedF
     assert shared.figures(0, 1).bytes_to_consumer == shared.figures(0, 3).bytes_to_consumer == 0
 
 
+def test_bytes_beyond_32_bits_are_counted(shared: SharedFigures) -> None:
+    for element, count in ((0, 2**32 - 1), (1, 2**40)):
+        for word in (shared_figures.TO_CONSUMER, shared_figures.TO_PRODUCER):
+            shared.words[shared.row(2, element) + word] = count
+            shared.words[shared.row(2, element) + word] += 2
+    figures = shared.figures(9, 2)
+    assert figures.bytes_to_consumer == figures.bytes_to_producer == 2**32 + 2**40 + 3
+
+
 def test_a_cleared_slot_keeps_nothing_of_its_former_owner(shared: SharedFigures) -> None:
     for slot in range(4):
         for element in range(2):
