@@ -126,14 +126,14 @@ def scripts_from(kind: type[Party]) -> st.SearchStrategy[list[bytes]]:
     return st.builds(mutated, st.sampled_from(SCRIPTS[kind]), st.integers(1, 4), st.randoms())
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(kind=st.sampled_from(KINDS), data=st.data())
 def test_mutated_lines_break_no_promise(kind: type[Party], data: st.DataObject) -> None:
     with party(kind) as one:
         one.hear(data.draw(scripts_from(kind)))
 
 
-@settings(max_examples=90)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(KINDS), said=st.lists(lines, max_size=12))
 def test_random_lines_break_no_promise(kind: type[Party], said: list[bytes]) -> None:
     with party(kind) as one:

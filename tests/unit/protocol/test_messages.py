@@ -49,7 +49,7 @@ def test_examples_give_every_field_so_that_each_is_tried(kind: type[Any]) -> Non
     assert command_name(decode(line(kind.__struct_config__.tag))) == kind.__struct_config__.tag
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(message=messages)
 def test_any_valid_message_survives_encoding_and_decoding(message: Message) -> None:
     assert decode(without_lf(message)) == message
@@ -225,7 +225,7 @@ def objects_of(said: Any) -> list[dict[str, Any]]:
     ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(message=messages, data=st.data())
 def test_fields_of_a_later_version_change_nothing_in_any_message(message: Message, data: st.DataObject) -> None:
     said = json.loads(without_lf(message))
@@ -256,7 +256,7 @@ def says_twice(said: Any, at: dict[str, Any]) -> Any:
     return (Twice if said is at else dict)({name: says_twice(value, at) for name, value in said.items()})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(message=messages, data=st.data())
 def test_a_field_that_is_there_twice_in_any_object_is_refused(message: Message, data: st.DataObject) -> None:
     said = {**json.loads(without_lf(message)), "new_field": {"x": [{"y": 10**400}]}}

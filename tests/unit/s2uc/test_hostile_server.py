@@ -312,7 +312,7 @@ WORKS: dict[str, Callable[[Client], Coroutine[Any, Any, int]]] = {
 
 
 @given(name=st.sampled_from(sorted(WORKS)), said=st.lists(replies(), min_size=1, max_size=6))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_answer_of_a_server_ends_a_command_in_a_sentence(
     name: str, said: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
