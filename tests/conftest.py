@@ -6,10 +6,12 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.assertion import rewrite
 
 pytest.register_assert_rewrite("support")
 
@@ -36,6 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.remove(item)
         others = [index for index, other in enumerate(items) if other.path == item.path]
         items.insert(others[-1] + 1 if others else len(items), item)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Rewrite the asserts of a share of the files, so that not each worker does it for all of them."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or sys.dont_write_bytecode:
+        return
+    number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    for file in sorted(Path(__file__).parent.rglob("test_*.py"))[number::count]:
+        compiled = rewrite.get_cache_dir(file) / f"{file.stem}{rewrite.PYC_TAIL}"
+        if rewrite._read_pyc(file, compiled) is None and rewrite.try_makedirs(compiled.parent):
+            status, code = rewrite._rewrite_test(file, session.config)
+            rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, status, compiled)
 
 
 @pytest.fixture(scope="session")
