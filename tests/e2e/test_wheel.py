@@ -39,9 +39,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(REPOSITORY / part, source)
     run(sys.executable, "-m", "pip", "wheel", *PIP, "--no-deps", "--wheel-dir", folder, source, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     programs = folder / "venv" / "bin"
-    run(programs / "python", "-m", "pip", "install", *PIP, wheel, cwd=folder)
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python")
+    run(*pip, "install", *PIP, "--no-compile", wheel, cwd=folder)  # compiling all would take longer than these tests
     shutil.rmtree(source)
     return programs
 
