@@ -369,7 +369,8 @@ class Life:
             self._gave_up = True
             if self.cell.back == RELEASE:
                 released = self.world.s2uc("release", self.uid, check=False)
-                assert released.returncode == 0 or (self.chance and "no stream with the uid" in released.stderr), released
+                was_unknown = "no stream with the uid" in released.stderr
+                assert released.returncode == 0 or (self.chance and was_unknown), released
 
     def _state(self) -> str:
         return states(self.world, self.uid)[self.cell.role == CONS]
