@@ -57,6 +57,8 @@ def _become_element(arguments: Sequence[str], environment: Mapping[str, str] | N
     gc.freeze()
     gc.enable()
     signal.set_wakeup_fd(-1)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python when it starts, and reset since by Twisted
+        signal.signal(ignored, signal.SIG_IGN)
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
