@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogBeginner, globalLogPublisher
 
@@ -118,6 +118,7 @@ def test_a_wrong_option_is_refused_with_status_2_whether_or_not_anybody_can_be_t
         assert "Traceback" not in said
 
 
+@settings(max_examples=40)
 @given(st.fixed_dictionaries({}, optional={number: st.sampled_from(HOW) for number in (0, 1, 2)}))
 def test_a_command_ends_in_order_with_any_descriptors(spoilt: dict[int, str]) -> None:
     status, shown, said = run("s2uc list", spoilt)
