@@ -135,7 +135,6 @@ class Daemon(MultiService):
             )
         _stop_at_signals(reactor)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
-        reactor.callWhenRunning(_stop_at_signals, reactor)  # again, since the reactor installs its own at its start
         try:
             super().startService()
         except SETUP_PROBLEMS as problem:
@@ -174,3 +173,4 @@ def _stop_at_signals(reactor: Any) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    reactor.sigTerm = stop  # which the reactor installs at its start, in place of the handler for SIGTERM alone
