@@ -15,8 +15,8 @@ demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine
 # Hundreds of processes would compile the same modules, and each worker would rewrite all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The tests wait more than they work, so several files run at once. In the order of their names the longest ones, those
-# of the end-to-end tests, are first; by their numbers of tests they would be last, and the end would wait for one.
+# The tests wait more than they work, so several files run at once, in the order that tests/conftest.py gives them; in the
+# order of their numbers of tests the longest ones would be last, and the end would wait for one.
 RUN := pytest -n 4 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m $(RUN)
 

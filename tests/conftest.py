@@ -32,8 +32,17 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+FIRST = (
+    *("bench_runs", "survival", "hostile", "elements", "relay_paths", "testbed", "model", "demo", "comebacks"),
+    *("reset_reasons", "reloading", "certificates", "audit", "disk_full", "unreached", "stalled", "relay", "shapes"),
+    *("probe", "one_side_gone", "policy", "backends", "refused_starts", "output_lost", "wan_toxics", "places"),
+)
+"""The files that take longest. They are run first, whatever the order of the others, so that no worker ends late."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a test that looks at what the others of its file have done run after them."""
+    """Run the longest files first, and a test that looks at what the others of its file have done after them."""
+    items.sort(key=lambda item: FIRST.index(name) if (name := item.path.stem[len("test_") :]) in FIRST else len(FIRST))
     for item in [item for item in items if item.get_closest_marker("after_the_others")]:
         items.remove(item)
         others = [index for index, other in enumerate(items) if other.path == item.path]
