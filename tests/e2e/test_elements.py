@@ -33,8 +33,7 @@ COUNT = 2
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Each gateway has two elements, whatever the machine has."""
     settings = {"gateway": {"elements": COUNT}, "gateways": 1, "ports": 8}
-    shorter = {"ELEMENT_ANSWER": 6.0}
-    with World(tmp_path_factory.mktemp("elements"), lab=settings, centre=settings, timing=shorter) as made:
+    with World(tmp_path_factory.mktemp("elements"), lab=settings, centre=settings) as made:
         for gateway in gateways(made):
             wait_for_elements(gateway)
         yield made
@@ -172,7 +171,7 @@ def waited_for_a_processor(pid: int) -> float:
 
 
 def test_connections_opened_at_once_arrive_in_their_order(world: World) -> None:
-    wanted, many = 40, 16
+    wanted, many = 60, 6  # the fewer at once, the shorter is a round, and the fewer wait for a processor meanwhile
     pids = [pid for gateway in gateways(world) for pid in gateway.processes()]
     rounds: list[tuple[float, bool]] = []
 
