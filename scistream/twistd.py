@@ -173,4 +173,4 @@ def _stop_at_signals(reactor: Any) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    reactor.sigTerm = stop  # which the reactor installs at its start, in place of the handler for SIGTERM alone
+    reactor.sigTerm = stop  # the reactor replaces the handler of SIGTERM with this attribute when it starts to run

@@ -42,7 +42,8 @@ FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, and a test that looks at what the others of its file have done after them."""
-    items.sort(key=lambda item: FIRST.index(name) if (name := item.path.stem[len("test_") :]) in FIRST else len(FIRST))
+    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
     for item in [item for item in items if item.get_closest_marker("after_the_others")]:
         items.remove(item)
         others = [index for index, other in enumerate(items) if other.path == item.path]

@@ -24,7 +24,7 @@ ALPN = b"scistream/1"
 """The name of version 1 of the control protocol in the TLS handshake."""
 
 ClientCertificate = Literal["required", "optional"]
-"""Whether clients must show a certificate, or may show one."""
+"""How a server treats clients without a certificate: it refuses them, or serves them too."""
 
 ContextSource = SSL.Context | Callable[[], SSL.Context]
 """A context, or a function that returns the current one for each new connection."""

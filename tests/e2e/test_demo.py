@@ -135,6 +135,7 @@ def test_an_unprivileged_user_needs_no_setting_for_it_and_is_told_the_summary(ru
         assert status == 0, err
         (arrived,) = re.findall(r"(\d+) arrived, 0 lost", out)
         assert int(arrived) > 1
+        assert "equal at both ends" in out
         assert "yes, on both sides" in out
         assert "Streaming" in err
         one.clean_up()

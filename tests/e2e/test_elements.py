@@ -178,7 +178,7 @@ def test_connections_opened_at_once_arrive_in_their_order(world: World) -> None:
     def fluent() -> list[bool]:
         """Return which rounds were in order, of those in which no connection can have been late.
 
-        Nobody waits for ever for a connection whose gateway or element gets no processor.
+        Turns do not wait forever for a connection whose gateway or element gets no processor.
         """
         return [in_order for waited, in_order in rounds if waited < timing.HANDSHAKE_AHEAD]
 

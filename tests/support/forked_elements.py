@@ -21,7 +21,7 @@ from twisted.logger import LogBeginner, LogPublisher, globalLogPublisher
 from scistream.s2ds.elements import worker
 
 _START = ["-P", "-m", worker.__name__]
-"""What Python is told to execute an element; the element's own arguments are next."""
+"""The arguments with which Python executes the module of an element; those of the element follow."""
 
 
 def fork_elements() -> None:
@@ -57,7 +57,10 @@ def _become_element(arguments: Sequence[str], environment: Mapping[str, str] | N
     gc.freeze()
     gc.enable()
     signal.set_wakeup_fd(-1)
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python when it starts, and reset since by Twisted
+    for ignored in (
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    ):  # as Python does at its start; Twisted undid it
         signal.signal(ignored, signal.SIG_IGN)
     if environment is not None:
         os.environ.clear()

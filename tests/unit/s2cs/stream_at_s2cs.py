@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import new_stream
 from scistream.s2cs.machine_core import Core, Effects
@@ -16,6 +17,7 @@ from scistream.s2cs.record import Record
 from scistream.state_machines import Caller
 from support import machine_rig
 
+ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 STATES = [state.name for state in s2cs.STATES]
 LIVE = [state.name for state in s2cs.LIVE]
 UID = "12345678-1234-4234-8234-123456789abc"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from state_tables import inputs_of, tables_of
-from stream_at_s2cs import BAD_KEY, LIVE, NO_PORTS, OTHER_APP, REFUSED, SILENT, STATES, UID, Rig, answered, asked
+from stream_at_s2cs import BAD_KEY, LIVE, NO_PORTS, OTHER_APP, REFUSED, ROLES, SILENT, STATES, UID, Rig, answered, asked
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Resp, Role
+from scistream.protocol.messages import PROD, Resp, Role
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine_core import Stream, Update
 from scistream.state_machines import data_of
@@ -82,7 +82,6 @@ INPUTS = [
     ),
 ]
 
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 EVERY_STATE = pytest.mark.parametrize("state", STATES)
 
 

@@ -11,6 +11,7 @@ from stream_at_s2cs import (
     NO_PORTS,
     OTHER_APP,
     REFUSED,
+    ROLES,
     UID,
     Rig,
     answered,
@@ -33,8 +34,6 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from support.machine_rig import kinds
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 def test_prod_app_s_hello_is_answered_and_told_to_the_owner() -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from stream_at_s2cs import (
     LIVE,
+    ROLES,
     Rig,
     answered,
     answered_after,
@@ -18,13 +19,10 @@ from stream_at_s2cs import (
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
-    PROD,
     Rel,
     Role,
 )
 from support.machine_rig import kinds
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 @ROLES

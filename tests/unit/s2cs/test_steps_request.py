@@ -10,6 +10,7 @@ from stream_at_s2cs import (
     LIVE,
     NO_PORTS,
     REFUSED,
+    ROLES,
     SILENT,
     STATES,
     UID,
@@ -23,7 +24,6 @@ from stream_at_s2cs import (
 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
-    CONS,
     PROD,
     ProdLstn,
     Rel,
@@ -31,8 +31,6 @@ from scistream.protocol.messages import (
     Role,
 )
 from support.machine_rig import kinds
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 def test_req_is_recorded_before_the_gateways_are_asked_for_their_shares() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from stream_at_s2cs import (
     APP,
+    ROLES,
     UID,
     Rig,
     answered_after,
@@ -15,7 +16,6 @@ from stream_at_s2cs import (
 )
 
 from scistream.protocol.messages import (
-    CONS,
     PROD,
     LastError,
     ProdLstn,
@@ -24,8 +24,6 @@ from scistream.protocol.messages import (
 )
 from scistream.s2cs.machine import restored_stream, resume
 from scistream.s2cs.machine_core import Core
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 def restarted(state: str, role: Role = PROD, **fields: Any) -> Rig:

@@ -6,6 +6,7 @@ import pytest
 from stream_at_s2cs import (
     OTHER_APP,
     REFUSED,
+    ROLES,
     Rig,
     answered,
     answers,
@@ -16,14 +17,11 @@ from stream_at_s2cs import (
 
 from scistream.protocol.messages import (
     CONS,
-    PROD,
     Rel,
     Role,
     UpdateTargets,
 )
 from support.machine_rig import kinds
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 def test_without_a_store_no_stream_is_taken() -> None:

@@ -7,6 +7,7 @@ from stream_at_s2cs import (
     APP,
     OTHER_APP,
     REFUSED,
+    ROLES,
     SILENT,
     Rig,
     answered,
@@ -24,8 +25,6 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from support.machine_rig import kinds
-
-ROLES = pytest.mark.parametrize("role", [PROD, CONS])
 
 
 def test_each_gateway_gets_its_part_of_the_map_after_the_record_is_saved() -> None:
