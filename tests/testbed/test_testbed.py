@@ -215,11 +215,8 @@ def round_trip(testbed: Testbed, host: str, address: str) -> float:
     return best
 
 
-def shoot(testbed: Testbed, count: int, burst: int = 200) -> tuple[list[int], Traffic]:
-    """Send numbered datagrams from the user to the consumer's gateway: those that arrive, and what the WAN counted.
-
-    :param burst: how many are sent at once. More could overflow net.core.netdev_max_backlog on a busy machine.
-    """
+def shoot(testbed: Testbed, count: int) -> tuple[list[int], Traffic]:
+    """Send numbered datagrams from the user to the consumer's gateway: those that arrive, and what the WAN counted."""
     with ExitStack() as opened:
         target = opened.enter_context(closing(testbed.open_socket("cgw", socket.SOCK_DGRAM)))
         target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * MIB)
@@ -227,17 +224,13 @@ def shoot(testbed: Testbed, count: int, burst: int = 200) -> tuple[list[int], Tr
         source = opened.enter_context(closing(testbed.open_socket("user", socket.SOCK_DGRAM)))
         source.connect(target.getsockname())
         before = testbed.counters()
-
-        def entered() -> int:
-            return (testbed.counters() - before).of("user", "cgw").entered_packets
-
         for number in range(count):
             source.send(number.to_bytes(4, "big"))
-            if number % burst == burst - 1:
-                until(lambda sent=number + 1: entered() == sent, lambda: f"{testbed.counters() - before}")
 
         def quiet() -> bool:
-            return entered() == count and not any(way.held_bytes for way in testbed.wan())
+            ways = testbed.wan()
+            entered = (Traffic({(way.source, way.target): way.counters for way in ways}) - before).of("user", "cgw")
+            return entered.entered_packets == count and not any(way.held_bytes for way in ways)
 
         until(quiet, lambda: f"{testbed.counters() - before}")
         seen = testbed.counters() - before
@@ -297,7 +290,7 @@ def test_a_rate_holds_back_tcp_and_drops_what_a_flood_brings_on_top(wan: Testbed
             Receiver(target).run()
         assert 0.9 < time.monotonic() - started < 3
     wan.wan(rate="1Mbit", queue="50ms")
-    arrived, seen = shoot(wan, 2000, burst=2000)  # 64 kB of packets, of which 6 kB may wait
+    arrived, seen = shoot(wan, 2000)  # 64 kB of packets, of which 6 kB may wait
     assert 0 < len(arrived) < 1000
     assert seen.of("user", "cgw").dropped_queue == 2000 - len(arrived)
 

@@ -52,6 +52,8 @@ _OFF = (
     "ipv6/conf/all/accept_dad",  # a search for others with the same address, which takes seconds
     "ipv6/conf/default/accept_dad",
 )
+_LISTENING = "0A"
+"""A listener's state in /proc/net/tcp, where its queues mean something else."""
 _ID = re.compile(r"[a-z0-9]{1,8}\Z")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|)\Z")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
@@ -364,6 +366,25 @@ class Testbed:
         return sock
 
     # The WAN
+
+    def unacknowledged(self) -> list[str]:
+        """Return the TCP sockets of all hosts that wait for an acknowledgement, as lines of /proc/net/tcp.
+
+        Those that the kernel still closes for an ended program are among them.
+        """
+        found = []
+        for name in self.namespaces:
+            with netns.inside(name):
+                lines = [
+                    line
+                    for table in Path("/proc/thread-self/net").glob("tcp*")  # tcp6 where there is IPv6
+                    for line in table.read_text().splitlines()[1:]
+                ]
+            for line in lines:
+                _, _, _, state, queues, *_ = line.split()
+                if state != _LISTENING and not queues.startswith("00000000:"):
+                    found.append(f"{name} {line}")
+        return found
 
     def wan(
         self,
