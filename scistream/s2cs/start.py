@@ -9,6 +9,7 @@ from pathlib import Path
 from scistream.config import SettingProblem, unless
 from scistream.protocol.address import Address
 from scistream.reactors import check_bindable
+from scistream.s2cs.audit.events import FIRST_BYTES
 from scistream.s2cs.audit.sinks import audit_file
 from scistream.s2cs.settings import S2CSConfig
 from scistream.shared_settings import resolve_path
@@ -29,7 +30,7 @@ def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingP
         return
     audit = audit_file(config.audit, config_file, resolve_path(config_file, config.state))
     if audit is not None:
-        problems = [*unless(_check_file, audit, "audit")]
+        problems = [*unless(_check_file, audit, "audit"), *unless(_check_trail, audit, "audit")]
         yield from problems
         if problems:
             return
@@ -45,6 +46,18 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file, so it cannot be read back: name another file")
+
+
+def _check_trail(path: Path) -> None:
+    """Check that an audit trail at `path` would not be appended to something else.
+
+    :raises ValueError: if there is a file with other contents.
+    """
+    if not path.is_file():
+        return
+    with suppress(OSError), path.open("rb") as file:  # `FileSink` says why it cannot be opened
+        if not FIRST_BYTES.startswith(file.read(len(FIRST_BYTES))):
+            raise ValueError(f"{path} exists and is no audit trail: name another file, or move this one away")
 
 
 def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[SettingProblem]:

@@ -15,6 +15,8 @@ from msgspec import Struct
 from scistream.protocol.messages import Role
 
 SCHEMA: Final = 1
+FIRST_BYTES: Final = b'{"event":"'
+"""What each line, so each file of a trail, begins with."""
 
 
 class _Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
