@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The tests wait more than they work, so several files run at once, in the order that tests/conftest.py gives them; in the
 # order of their numbers of tests the longest ones would be last, and the end would wait for one.
-RUN := pytest -n 4 --dist loadfile --no-loadscope-reorder
+RUN := pytest -n 5 --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m $(RUN)
 
 test: $(VENV)/.installed-test  ## Run the tests, or those that ARGS names.

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,22 +32,40 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-FIRST = (
-    *("bench_runs", "survival", "hostile", "elements", "relay_paths", "testbed", "model", "demo", "comebacks"),
-    *("reset_reasons", "reloading", "certificates", "audit", "disk_full", "unreached", "stalled", "relay", "shapes"),
-    *("probe", "one_side_gone", "policy", "backends", "refused_starts", "output_lost", "wan_toxics", "places"),
+WORKING = ("survival", "demo", "model", "bench_runs", "control_server_faults", "client_faults", "audit")
+"""The files that keep a processor busy for longest, which are begun in the first half, so that no worker ends late."""
+WAITING = (
+    *("hostile", "comebacks", "testbed", "unreached", "relay_paths", "stalled", "output_lost", "wan_toxics"),
+    *("certificates", "elements", "probe", "relay", "reset_reasons", "programs", "backends", "reloading", "places"),
+    *("one_side_gone",),
 )
-"""The files that take longest. They are run first, whatever the order of the others, so that no worker ends late."""
+"""The files that wait for most of their time, the longest first, which are begun in the first three quarters. Side by
+side they would leave the processors idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, and a test that looks at what the others of its file have done after them."""
-    places = {f"test_{name}": place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
-    for item in [item for item in items if item.get_closest_marker("after_the_others")]:
-        items.remove(item)
-        others = [index for index, other in enumerate(items) if other.path == item.path]
-        items.insert(others[-1] + 1 if others else len(items), item)
+    """Mix files that work, files that wait and short ones; put what looks at the other tests of its file after them."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    working, waiting = _named(WORKING, files), _named(WAITING, files)
+    short = [file for file in files if file not in {*working, *waiting}]
+    place = {
+        file: share * index / len(kind)
+        for kind, share in ((waiting, 0.75), (working, 0.5), (short, 1.0))
+        for index, file in enumerate(kind)
+    }
+    items[:] = [
+        item
+        for file in sorted(place, key=lambda file: place[file])
+        for item in sorted(files[file], key=lambda item: item.get_closest_marker("after_the_others") is not None)
+    ]
+
+
+def _named(names: tuple[str, ...], files: Iterable[Path]) -> list[Path]:
+    """Return those of the files that have one of these names, in their order."""
+    places = {f"test_{name}": place for place, name in enumerate(names)}
+    return sorted((file for file in files if file.stem in places), key=lambda file: places[file.stem])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ class Daemon:
         """What its environment has besides the test's own, from its next start on."""
         self.timing: Mapping[str, float] = {}
         """Limits that it has instead of those of `scistream.timing`, from its next start on, if it is forked."""
+        self.before_start: Callable[[], None] = lambda: None
 
     @property
     def pid(self) -> int:
@@ -143,6 +145,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it; it is ready when `wait_until_ready` returns."""
+        self.before_start()
         command = [str(self.programs / "twistd"), *self._arguments]
         env = {**os.environ, **self.env, **({TIMING: json.dumps(self.timing)} if self.timing else {})}
         self.program = self.machine.start(command, self.log.with_suffix(".err"), env)
@@ -256,6 +259,11 @@ class Facility:
             "gateways": [{"name": each.name, "address": str(each.address)} for each in self.gateways],
         }
         self.server = Daemon("s2cs", f"{name}-s2cs", folder, site.server, {**mine, **(settings or {})}, site.machine)
+        self._links_before = dict.fromkeys(self.gateways, 0)
+        """The links to each gateway that its S2CS had made when one of the two was last started."""
+        for gateway in self.gateways:
+            gateway.before_start = partial(self._count_links, gateway)
+        self.server.before_start = partial(self._count_links, *self.gateways)
 
     @property
     def s2cs(self) -> str:
@@ -268,13 +276,26 @@ class Facility:
         return [*self.gateways, self.server]
 
     def wait_for_links(self) -> None:
-        """Wait until its S2CS has a connection to each gateway; both ends then have all that they hold at rest."""
-        ports = {gateway.address.port for gateway in self.gateways}
+        """Wait until its S2CS has a link to each gateway; both ends then have all that they hold at rest.
+
+        A connection alone is none: the handshake may still go on, and until its end the S2CS gives it no stream.
+        """
 
         def linked() -> bool:
-            return ports <= {sock.local for sock in self.site.machine.sockets(ESTABLISHED) if sock.is_accepted}
+            connected = {sock.local for sock in self.site.machine.sockets(ESTABLISHED) if sock.is_accepted}
+            return all(
+                gateway.address.port in connected and self._links_made(gateway) > self._links_before[gateway]
+                for gateway in self.gateways
+            )
 
         until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
+
+    def _links_made(self, gateway: Gateway) -> int:
+        return self.server.words().count(f"gateway {gateway.name} is connected\n")
+
+    def _count_links(self, *gateways: Gateway) -> None:
+        for gateway in gateways:
+            self._links_before[gateway] = self._links_made(gateway)
 
     def states(self) -> dict[tuple[str, str], str]:
         """Return the state of each stream in its store, by uid and role."""
