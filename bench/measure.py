@@ -117,12 +117,12 @@ async def beside_stalled(
 
 
 async def _at_rest(environment: Environment) -> float:
-    """Wait until the kernel's TCP memory is stable, with a limit, and return it in KiB."""
+    """Wait until the kernel memory of our connections is stable, with a limit, and return it in KiB."""
     deadline = environment.reactor.seconds() + SETTLE
-    now, before = tcp_kib(), -1.0
+    now, before = tcp_kib(environment.ports.taken), -1.0
     while abs(now - before) > _STILL_KIB and environment.reactor.seconds() < deadline:
         await deferLater(environment.reactor, _STILL_SECONDS)
-        now, before = tcp_kib(), now
+        now, before = tcp_kib(environment.ports.taken), now
     return now
 
 

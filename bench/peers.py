@@ -29,6 +29,7 @@ PACKAGES = {
     "stunnel": "stunnel4",
     "socat": "socat",
     "iperf3": "iperf3",
+    "ss": "iproute2",
 }
 """The Debian packages of each program."""
 
@@ -38,6 +39,7 @@ VERSIONS = {
     "stunnel": ("-version",),
     "socat": ("-V",),
     "iperf3": ("--version",),
+    "ss": ("-V",),
 }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from bench.peers import found
+
 PROC = Path("/proc")
+_MEMORY = re.compile(r"([a-z]+)(\d+)")
 
 
 def tree(roots: Iterable[int]) -> list[int]:
@@ -41,10 +44,23 @@ def memory_kib(roots: Sequence[int]) -> float:
     return sum(_memory_of(pid) for pid in tree(roots)) / 1024
 
 
-def tcp_kib() -> float:
-    """Return the kernel memory of all TCP sockets of this machine, in KiB."""
-    found = re.search(r"^TCP: .*\bmem (\d+)", (PROC / "net" / "sockstat").read_text(), re.MULTILINE)
-    return int(found[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 if found else 0.0
+def tcp_kib(ports: Set[int]) -> float:
+    """Return the kernel memory of the TCP connections to these ports of this machine, both their ends, in KiB.
+
+    /proc/net/sockstat would have the connections of all other programs in it, too.
+
+    :raises subprocess.CalledProcessError: if ``ss`` fails.
+    """
+    said = subprocess.run([found("ss"), "-tmnHO"], capture_output=True, text=True, check=True, timeout=60).stdout
+    total = 0
+    for line in said.splitlines():
+        _, _, _, *ends = line.split()[:5]
+        memory = dict(_MEMORY.findall(line.partition("skmem:(")[2]))
+        if any(int(end.rpartition(":")[2]) in ports for end in ends):
+            total += sum(
+                int(memory.get(part, 0)) for part in ("r", "f", "w")
+            )  # received, reserved, and waiting to be sent
+    return total / 1024
 
 
 def _memory_of(pid: int) -> int:

@@ -222,7 +222,7 @@ class Stalled:
 
     def programs(self, _profile: Profile) -> set[str]:
         """Return the third-party programs that it needs."""
-        return {"iperf3"}
+        return {"iperf3", "ss"}
 
     async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
         """Measure, and return the rows of the result."""

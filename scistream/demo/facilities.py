@@ -133,10 +133,12 @@ class DemoPorts:
     """Free ports of this machine, each of which is given out once.
 
     They are below the ports that the system uses for outgoing connections, and are found by binding them.
+
+    :ivar taken: those that were given out.
     """
 
     def __init__(self) -> None:
-        self._taken: set[int] = set()
+        self.taken: set[int] = set()
 
     def take(self, count: int = 1) -> int:
         """Return the first of `count` consecutive free ports.
@@ -146,8 +148,8 @@ class DemoPorts:
         for _ in range(_TRIES):
             first = random.randrange(PORTS.start, PORTS.stop - count)
             row = range(first, first + count)
-            if self._taken.isdisjoint(row) and _all_free(row):
-                self._taken.update(row)
+            if self.taken.isdisjoint(row) and _all_free(row):
+                self.taken.update(row)
                 return first
         raise DemoError(f"found no {count} consecutive free ports between {PORTS.start} and {PORTS.stop}")
 
