@@ -9,7 +9,7 @@ from typing import Any
 PATIENCE = 30.0
 """Seconds after which something that should have happened has not."""
 _LOOK_AGAIN = 0.02
-_REST, _LONGEST_REST = 3.0, 0.5
+_REST, _LONGEST_REST = 8.0, 0.5
 """How many times as long as a look the rest after it is, and the most seconds: what is waited for needs the processors.
 """
 
