@@ -169,9 +169,9 @@ def run(main: Main, *, interruptible: bool = True) -> int:
     status: list[int] = []
 
     def start() -> None:
+        if interruptible:  # before the first step, which may start programs
+            _cancel_on_signals(reactor, lambda: working.cancel())
         working = Deferred.fromCoroutine(main(reactor))
-        if interruptible:
-            _cancel_on_signals(reactor, working)
         working.addCallbacks(status.append, lambda failure: status.append(report(failure)))
         working.addBoth(lambda _: reactor.stop())
 
@@ -180,12 +180,15 @@ def run(main: Main, *, interruptible: bool = True) -> int:
     return status[0] if status else 1
 
 
-def _cancel_on_signals(reactor: Any, working: Deferred[Any]) -> None:
-    """Replace the reactor's handlers of SIGINT and SIGTERM. The reactor has to be running already."""
+def _cancel_on_signals(reactor: Any, stop: Callable[[], None]) -> None:
+    """Replace the reactor's handlers of SIGINT and SIGTERM. The reactor has to be running already.
+
+    :param stop: is called in a later turn of the reactor.
+    """
 
     def cancel(signum: int, _frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
-        reactor.callFromThread(working.cancel)
+        reactor.callFromThread(stop)
 
     signal.signal(signal.SIGINT, cancel)
     signal.signal(signal.SIGTERM, cancel)

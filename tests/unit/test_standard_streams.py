@@ -212,3 +212,17 @@ def test_an_interrupt_that_the_caller_ignores_stays_ignored() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
     assert ended.returncode == signal.SIG_IGN
+
+
+def test_a_signal_in_the_first_step_of_a_command_interrupts_it() -> None:
+    script = (
+        "import os, signal\n"
+        "from twisted.internet.task import deferLater\n"
+        "from scistream.cli_support import run\n"
+        "async def main(reactor):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    await deferLater(reactor, 30)\n"
+        "raise SystemExit(run(main))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "interrupted\n")
