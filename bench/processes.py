@@ -1,4 +1,4 @@
-"""Measure the CPU time and memory of processes and their descendants."""
+"""Measure the CPU time and memory of processes and their descendants, and the kernel memory of their connections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
-from bench.peers import found
+from bench import peers
 
 PROC = Path("/proc")
-_MEMORY = re.compile(r"([a-z]+)(\d+)")
+_MEMORY = re.compile(r"\b([rfw])(\d+)")
+"""In the output of ss: the bytes that were received, that are reserved for the socket, and that wait to be sent."""
 
 
 def tree(roots: Iterable[int]) -> list[int]:
@@ -45,21 +46,18 @@ def memory_kib(roots: Sequence[int]) -> float:
 
 
 def tcp_kib(ports: Set[int]) -> float:
-    """Return the kernel memory of the TCP connections to these ports of this machine, both their ends, in KiB.
+    """Return the kernel memory, in KiB, of all TCP connections to these ports of this machine, at both ends.
 
-    /proc/net/sockstat would have the connections of all other programs in it, too.
+    The total in /proc/net/sockstat would include the connections of all other programs.
 
     :raises subprocess.CalledProcessError: if ``ss`` fails.
     """
-    said = subprocess.run([found("ss"), "-tmnHO"], capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run([peers.found("ss"), "-tmnHO"], capture_output=True, text=True, check=True, timeout=60).stdout
     total = 0
     for line in said.splitlines():
-        _, _, _, *ends = line.split()[:5]
-        memory = dict(_MEMORY.findall(line.partition("skmem:(")[2]))
+        _state, _received, _sent, *ends = line.split()[:5]
         if any(int(end.rpartition(":")[2]) in ports for end in ends):
-            total += sum(
-                int(memory.get(part, 0)) for part in ("r", "f", "w")
-            )  # received, reserved, and waiting to be sent
+            total += sum(int(count) for _, count in _MEMORY.findall(line.partition("skmem:(")[2]))
     return total / 1024
 
 

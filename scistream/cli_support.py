@@ -183,7 +183,7 @@ def run(main: Main, *, interruptible: bool = True) -> int:
 def _cancel_on_signals(reactor: Any, stop: Callable[[], None]) -> None:
     """Replace the reactor's handlers of SIGINT and SIGTERM. The reactor has to be running already.
 
-    :param stop: is called in a later turn of the reactor.
+    :param stop: called after the first signal, in a later turn of the reactor.
     """
 
     def cancel(signum: int, _frame: Any) -> None:

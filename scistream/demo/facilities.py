@@ -134,7 +134,7 @@ class DemoPorts:
 
     They are below the ports that the system uses for outgoing connections, and are found by binding them.
 
-    :ivar taken: those that were given out.
+    :ivar taken: the ports that were given out.
     """
 
     def __init__(self) -> None:

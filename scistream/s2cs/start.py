@@ -49,15 +49,15 @@ def _check_file(path: Path) -> None:
 
 
 def _check_trail(path: Path) -> None:
-    """Check that an audit trail at `path` would not be appended to something else.
+    """Check that a file at `path`, if there is one, is an audit trail, since the S2CS appends to it.
 
-    :raises ValueError: if there is a file with other contents.
+    :raises ValueError: if the file begins with something else.
     """
     if not path.is_file():
         return
     with suppress(OSError), path.open("rb") as file:  # `FileSink` says why it cannot be opened
         if not FIRST_BYTES.startswith(file.read(len(FIRST_BYTES))):
-            raise ValueError(f"{path} exists and is no audit trail: name another file, or move this one away")
+            raise ValueError(f"{path} exists and is not an audit trail: name another file, or move this one away")
 
 
 def _files_written_over(config: S2CSConfig, config_file: Path, audit: Path | None) -> Iterator[SettingProblem]:

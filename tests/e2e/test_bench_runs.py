@@ -92,13 +92,16 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(run: Callable[..., Run]) -> None:
-    one = run(*(word for key in ("tls-1", "trips-plain", "setup") for word in ("--only", key)), "--streams", "3")
+    one = run(
+        *(word for key in ("tls-1", "trips-plain", "trips-tls", "setup") for word in ("--only", key)), "--streams", "3"
+    )
     out, err = one.end()
     rows = json.loads((one.results / "latest.json").read_text())
     found = {(row["work"], row["peer"]): row for row in rows}
-    trips = found["one hop plain: round trip of 64 bytes, p50", "HAProxy"]
-    assert min(trips["ours"] or 0, trips["theirs"] or 0) > 0, err
-    assert (trips["reach"], trips["runs"]) == (1.5, 1)
+    for path, peer, reach in (("one hop plain", "HAProxy", 1.5), ("two gateways TLS", "stunnel", 1.6)):
+        trips = found[f"{path}: round trip of 64 bytes, p50", peer]
+        assert min(trips["ours"] or 0, trips["theirs"] or 0) > 0, err
+        assert (trips["reach"], trips["runs"]) == (reach, 1)
     for figure in ("throughput", "CPU time"):
         for peer in ("stunnel", "nginx"):
             bulk = found[f"two gateways TLS, 1 connection: {figure}", peer]
@@ -108,7 +111,7 @@ def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(ru
     assert "sessionResume = no" in out
     assert "PRIVATE KEY" not in out
     assert all(str(row["work"]) in out for row in rows)
-    assert "2 of 3: trips-plain (small messages, the relay alone): HAProxy, run 1 of 1" in err
+    assert "3 of 4: trips-tls (small messages, installed daemons): stunnel, run 1 of 1" in err
     assert list(one.temporary.iterdir()) == []
 
 

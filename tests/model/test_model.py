@@ -27,7 +27,7 @@ from scistream.state_machines import Caller
 
 OTHERS = [name for name in SCENARIOS if name != "life"]
 
-SOME_NETWORK = Bounds(1, 0, frozenset({"lose", "break"}))
+SOME_NETWORK = Bounds(1, 0, frozenset({"lose", "again late", "break"}))
 SOME_CRASHES = Bounds(0, 1, frozenset({"crash"}), (SOON,))
 """In a life of a stream all faults are tried. The other scenarios differ from it in what people do and in how many
 gateways there are, and are explored with the faults that find most; those with more states are left to `make model`,

@@ -136,6 +136,7 @@ class Daemon:
         self.timing: Mapping[str, float] = {}
         """Limits that it has instead of those of `scistream.timing`, from its next start on, if it is forked."""
         self.before_start: Callable[[], None] = lambda: None
+        """Called at the beginning of `start`."""
 
     @property
     def pid(self) -> int:
@@ -260,7 +261,7 @@ class Facility:
         }
         self.server = Daemon("s2cs", f"{name}-s2cs", folder, site.server, {**mine, **(settings or {})}, site.machine)
         self._links_before = dict.fromkeys(self.gateways, 0)
-        """The links to each gateway that its S2CS had made when one of the two was last started."""
+        """How many links to each gateway the S2CS had made when one of the two was last started."""
         for gateway in self.gateways:
             gateway.before_start = partial(self._count_links, gateway)
         self.server.before_start = partial(self._count_links, *self.gateways)
@@ -278,7 +279,7 @@ class Facility:
     def wait_for_links(self) -> None:
         """Wait until its S2CS has a link to each gateway; both ends then have all that they hold at rest.
 
-        A connection alone is none: the handshake may still go on, and until its end the S2CS gives it no stream.
+        An open TCP connection is not enough: until its TLS handshake is complete, the S2CS gives the gateway no stream.
         """
 
         def linked() -> bool:
@@ -291,6 +292,7 @@ class Facility:
         until(linked, lambda: f"{self.server.name} has not reached its gateways:\n{self.server.words()}")
 
     def _links_made(self, gateway: Gateway) -> int:
+        """Return how many links to a gateway the S2CS has made, according to its log."""
         return self.server.words().count(f"gateway {gateway.name} is connected\n")
 
     def _count_links(self, *gateways: Gateway) -> None:

@@ -32,9 +32,9 @@ def testbed() -> Iterator[Testbed]:
 
 @pytest.fixture
 def wan(testbed: Testbed) -> Iterator[Testbed]:
-    """Provide the testbed to a test that disturbs the WAN: it begins undisturbed, and nothing of an earlier test moves.
+    """Provide the testbed to a test that disturbs the WAN, once no packet of an earlier test can come any more.
 
-    A packet that TCP repeats for a connection that an earlier test closed would be counted as one of this test.
+    TCP repeats packets of connections that an earlier test has closed; they would be counted as packets of this test.
     """
     testbed.wan(clear=True)
     until(lambda: not testbed.unacknowledged(), lambda: f"not acknowledged: {testbed.unacknowledged()}")

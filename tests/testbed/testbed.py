@@ -370,7 +370,7 @@ class Testbed:
     def unacknowledged(self) -> list[str]:
         """Return the TCP sockets of all hosts that wait for an acknowledgement, as lines of /proc/net/tcp.
 
-        Those that the kernel still closes for an ended program are among them.
+        They include the sockets of ended programs, which the kernel still has to close.
         """
         found = []
         for name in self.namespaces:

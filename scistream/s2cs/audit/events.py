@@ -16,7 +16,7 @@ from scistream.protocol.messages import Role
 
 SCHEMA: Final = 1
 FIRST_BYTES: Final = b'{"event":"'
-"""What each line, so each file of a trail, begins with."""
+"""The bytes with which every line of the audit trail begins, and therefore every file of it."""
 
 
 class _Event(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
