@@ -1,8 +1,9 @@
-"""Imports lead downwards only, and no party imports another."""
+"""Imports lead downwards only, no party imports another, and a class name means one thing."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ ROOT = Path(scistream.__file__).parent
 PARTIES = {"s2uc", "s2cs", "s2ds", "app"}
 ABOVE_ALL = {"scistream.demo", "scistream.cli"}
 """Packages above the parties: they may import all parties, and no party imports them."""
+OF_EACH_MACHINE = {"Stream", "Core", "Effects", "Operation", "Reservation", "Update", "Release"}
+"""The classes of which each machine has its own: the parts of the pattern, and the data of its states."""
+OF_EACH_PLUGIN = {"Options"}
+"""twistd calls it so."""
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -205,3 +210,11 @@ def test_a_relative_import_is_known_by_its_full_name() -> None:
     code = "from . import pool\nfrom .machine import Core\nfrom ..s2ds import ports"
     names = {"scistream.s2cs.pool", "scistream.s2cs.machine.Core", "scistream.s2ds.ports"}
     assert imported(code, "scistream.s2cs", top_only=False) == names
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    names = Counter(
+        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    )
+    twice = {name for name, count in names.items() if count > 1}
+    assert twice <= OF_EACH_MACHINE | OF_EACH_PLUGIN
