@@ -151,6 +151,10 @@ class LegSettings(SettingsSection, frozen=True, kw_only=True):
         return None
 
 
+class WanSettings(LegSettings, frozen=True, kw_only=True):
+    """The settings of the side to other gateways: [wan]."""
+
+
 class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     """The settings of an S2DS; rates and times as text (``10Gbit``, ``60s``)."""
 
@@ -167,7 +171,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     elements: int | str = "auto"
     order: bool = True
     lan: LegSettings = field(default_factory=LegSettings)
-    wan: LegSettings = field(default_factory=LegSettings)
+    wan: WanSettings = field(default_factory=WanSettings)
     app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_timeout: str = "60s"

@@ -45,7 +45,7 @@ from scistream.s2ds.probe.measure import Probe
 from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
 from scistream.s2ds.self_target import has_family_of, is_own_address
-from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.settings import LegSettings, S2DSConfig
 from scistream.state_machines import OUR_FAULT, Caller, guarded, trace
 from scistream.tls.stream_channels import Credentials, StreamSecret
 
@@ -144,7 +144,8 @@ class GatewayStream:
             self._not_bound(error)
             return
         self._rate = request.rate
-        leg, excluded = server.config.wan, Counter[int]()
+        leg: LegSettings = server.config.wan
+        excluded = Counter[int]()
         if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
             leg, excluded = server.config.lan, server.dialled
         try:
