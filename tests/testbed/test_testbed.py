@@ -363,6 +363,8 @@ def test_people_bring_a_testbed_up_use_it_and_take_it_down(testbed: Testbed) -> 
         )
         assert "is no share" in command("wan", "--loss", "much", status=2)
         assert "cut" in command("wan", "--cut")
+        middlebox = command("wan", "--forget-idle", "10s", "--reset-idle", "20s", "--strip-multipath")
+        assert "forget idle 10000ms, reset idle 20000ms, strip multipath" in middlebox
         status = json.loads(command("status", "--json"))
         assert [len(status["processes"][host]) for host in ("plan", "pgw", "wan", "cgw", "clan", "user")] == [
             0,

@@ -108,6 +108,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "reorder": parse_share,
     "rate": parse_limit,
     "queue": parse_time,
+    "forget_idle": parse_time,
+    "reset_idle": parse_time,
 }
 
 
@@ -338,11 +340,13 @@ class Testbed:
             program.stop()
             self._programs.remove(program)
 
-    def open_socket(self, host: str, kind: int = socket.SOCK_STREAM, like: str = "0.0.0.0") -> socket.socket:
+    def open_socket(
+        self, host: str, kind: int = socket.SOCK_STREAM, like: str = "0.0.0.0", protocol: int = 0
+    ) -> socket.socket:
         """Open a socket of a host for this process, of the same IP version as `like`."""
         family = socket.AF_INET6 if ":" in like else socket.AF_INET
         with netns.inside(self.namespace(host)):
-            sock = socket.socket(family, kind)
+            sock = socket.socket(family, kind, protocol)
         sock.settimeout(PATIENCE)
         return sock
 
@@ -393,6 +397,7 @@ class Testbed:
         one_way: bool = False,
         clear: bool = False,
         cut: bool | None = None,
+        strip_multipath: bool | None = None,
         **settings: str,
     ) -> list[Way]:
         """Change how the WAN treats packets, and say how it does. What is not named stays as it is.
@@ -401,8 +406,11 @@ class Testbed:
         :param one_way: only from the first to the second.
         :param clear: everything as it was in the beginning, first.
         :param cut: nothing passes; False heals that.
+        :param strip_multipath: a middlebox removes the option of Multipath TCP; False ends that.
         :param settings: `delay`, `jitter` ("50ms"; each way), `loss`, `duplicate`, `reorder` ("1%"),
-            `rate` ("100Mbit", "none"), `queue` (with a rate: "100ms" of traffic wait, more is dropped).
+            `rate` ("100Mbit", "none"), `queue` (with a rate: "100ms" of traffic wait, more is dropped);
+            a middlebox that drops what belongs to connections that were idle for longer (`forget_idle`), or resets
+            them then (`reset_idle`; "10s", "0" ends it).
         :raises TestbedError: the testbed is not up, or there is no such setting or host.
         :raises ValueError: a setting cannot be read.
         """
@@ -410,8 +418,9 @@ class Testbed:
         if wrong:
             raise TestbedError(f"the WAN has no {', '.join(wrong)}: it has {', '.join(sorted(SETTINGS))}")
         values = {name: _PARSERS[name](text) for name, text in settings.items()}
-        if cut is not None:
-            values["cut"] = cut
+        values |= {
+            name: value for name, value in (("cut", cut), ("strip_multipath", strip_multipath)) if value is not None
+        }
         command: dict[str, Any] = {"settings": values, "clear": clear}
         if between is not None:
             if len({*between} & {*ON_WAN}) != 2:

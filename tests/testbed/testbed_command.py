@@ -132,6 +132,15 @@ def _value(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parame
 @click.option("--reorder", metavar="SHARE", callback=_value(parse_share), help="These arrive 5 ms late, after others.")
 @click.option("--rate", metavar="RATE", callback=_value(parse_limit), help="100Mbit, each way; or none.")
 @click.option("--queue", metavar="TIME", callback=_value(parse_time), help="With a rate: what waits longer is dropped.")
+@click.option(
+    "--forget-idle", metavar="TIME", callback=_value(parse_time), help="A middlebox drops what was idle longer; 0: no."
+)
+@click.option(
+    "--reset-idle", metavar="TIME", callback=_value(parse_time), help="A middlebox resets what was idle so long; 0: no."
+)
+@click.option(
+    "--strip-multipath/--keep-multipath", default=None, help="A middlebox removes the option of Multipath TCP."
+)
 @click.option("--cut/--heal", default=None, help="Nothing passes; or it does again.")
 @click.pass_obj
 def wan(testbed: Testbed, /, between: tuple[str, str] | None, **options: Any) -> None:
@@ -175,11 +184,27 @@ def _addresses(testbed: Testbed, host: str) -> str:
 
 def _carried(ways: list[Way]) -> Table:
     table = Table(
-        "way", "packets", "MB", "lost", "cut", "queue full", "host", "twice", "late", "treatment", title="the WAN"
+        *(
+            "way",
+            "packets",
+            "MB",
+            "lost",
+            "cut",
+            "queue full",
+            "host",
+            "forgotten",
+            "twice",
+            "late",
+            "reset",
+            "stripped",
+        ),
+        "treatment",
+        title="the WAN",
     )
     for way in ways:
         c = way.counters
-        counts = (c.dropped_loss, c.dropped_cut, c.dropped_queue, c.dropped_host, c.duplicated, c.reordered)
+        dropped = (c.dropped_loss, c.dropped_cut, c.dropped_queue, c.dropped_host, c.dropped_forgotten)
+        counts = (*dropped, c.duplicated, c.reordered, c.resets, c.stripped)
         carried = (str(c.delivered_packets), f"{c.delivered_bytes / 1e6:.3f}")
         table.add_row(f"{way.source} > {way.target}", *carried, *map(str, counts), _treatment(way.settings))
     return table
@@ -193,14 +218,14 @@ def _treatment(settings: Settings) -> str:
         value = getattr(settings, name)
         if value == getattr(usual, name):
             continue
-        if name == "cut":
-            words.append("cut")
+        if name in ("cut", "strip_multipath"):
+            words.append(name.replace("_", " "))
         elif name == "rate":
             words.append(f"rate {value / 1e6:g}Mbit")
         elif name in ("loss", "duplicate", "reorder"):
             words.append(f"{name} {value * 100:g}%")
         else:
-            words.append(f"{name} {value * 1000:g}ms")
+            words.append(f"{name.replace('_', ' ')} {value * 1000:g}ms")
     return ", ".join(words) or "as it comes"
 
 

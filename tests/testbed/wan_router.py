@@ -26,6 +26,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from middlebox import Middlebox, without_multipath
 from netns import inside
 
 INTERFACE = "wan0"
@@ -59,6 +60,17 @@ class Settings:
     """With a rate: a packet that finds more seconds' worth waiting is dropped."""
     cut: bool = False
     """Nothing arrives, not even what is on its way."""
+    forget_idle: float = 0.0
+    """Seconds after which the middlebox forgets an idle connection: its packets are dropped from then on. 0: never."""
+    reset_idle: float = 0.0
+    """Seconds after which the middlebox resets an idle connection at both ends. 0: never."""
+    strip_multipath: bool = False
+    """The middlebox removes the option of Multipath TCP."""
+
+    @property
+    def knows_connections(self) -> bool:
+        """Whether the middlebox has to know connections."""
+        return bool(self.forget_idle or self.reset_idle)
 
 
 @dataclass
@@ -74,8 +86,14 @@ class Counters:
     dropped_queue: int = 0
     dropped_host: int = 0
     """Not taken by the receiving host's interface."""
+    dropped_forgotten: int = 0
+    """Of connections that the middlebox has forgotten."""
     duplicated: int = 0
     reordered: int = 0
+    resets: int = 0
+    """Sent by the middlebox."""
+    stripped: int = 0
+    """Packets from which the middlebox has removed an option."""
 
 
 class Held:
@@ -105,10 +123,12 @@ class Way:
     """One direction between two hosts.
 
     :param out: the descriptor of the tun device of the host that it leads to.
+    :param middlebox: the one between the two hosts, which both directions pass.
     """
 
-    def __init__(self, source: str, target: str, out: int, held: Held, seed: int) -> None:
+    def __init__(self, source: str, target: str, out: int, held: Held, middlebox: Middlebox, seed: int) -> None:
         self.name = f"{source}>{target}"
+        self.middlebox = middlebox
         self.settings = Settings()
         self.counters = Counters()
         self._out = out
@@ -131,6 +151,11 @@ class Way:
         if settings.cut:
             counters.dropped_cut += 1
             return
+        if settings.strip_multipath:
+            packet = self._stripped(packet)
+        if settings.knows_connections and not self.middlebox.passes(packet, now, settings.forget_idle):
+            counters.dropped_forgotten += 1
+            return
         if self._happens(settings.loss):
             counters.dropped_loss += 1
             return
@@ -142,6 +167,18 @@ class Way:
         if self._happens(settings.duplicate):
             counters.duplicated += 1
             self._pass(due, packet, now)
+
+    def reset(self, packet: bytes, now: float) -> None:
+        """Send a packet with which the middlebox resets a connection."""
+        self.counters.resets += 1
+        self._pass(self._due(len(packet), now), packet, now)
+
+    def _stripped(self, packet: bytes) -> bytes:
+        changed = without_multipath(packet)
+        if changed is None:
+            return packet
+        self.counters.stripped += 1
+        return changed
 
     def _happens(self, share: float) -> bool:
         return share > 0 and self._random.random() < share
@@ -228,15 +265,23 @@ class Router:
         self._unroutable = 0
         tuns = {host.name: _open_tun(host.namespace) for host in hosts}
         pairs = list(itertools.permutations(hosts, 2))
+        boxes = {frozenset((one.name, other.name)): Middlebox(self._reset) for one, other in pairs}
         self.ways = {
-            (one.name, other.name): Way(one.name, other.name, tuns[other.name], self._held, seed)
+            (one.name, other.name): Way(
+                one.name, other.name, tuns[other.name], self._held, boxes[frozenset((one.name, other.name))], seed
+            )
             for one, other in pairs
         }
-        self._routes: dict[int, dict[bytes, Way]] = {fd: {} for fd in tuns.values()}
-        for one, other in pairs:
-            for address in other.addresses:
-                packed = ipaddress.ip_address(address).packed
-                self._routes[tuns[one.name]][packed] = self.ways[one.name, other.name]
+        self._host_of = {
+            ipaddress.ip_address(address).packed: host.name for host in hosts for address in host.addresses
+        }
+        self._resetting: list[Way] = []
+        self._routes = {
+            tuns[one.name]: {
+                packed: self.ways[one.name, name] for packed, name in self._host_of.items() if name != one.name
+            }
+            for one in hosts
+        }
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.bind(control)
         self._control.listen()
@@ -247,14 +292,29 @@ class Router:
         for fd in (*self._routes, self._control.fileno()):
             poll.register(fd, select.EPOLLIN)
         while True:
-            events = poll.poll(self._held.wait())
+            events = poll.poll(self._wait())
             now = time.monotonic()
             self._held.deliver(now)
+            for way in self._resetting:
+                way.middlebox.expire(now, way.settings.reset_idle)
             for fd, _ in events:
                 if fd in self._routes:
                     self._read(fd, now)
                 else:
                     self._serve()
+
+    def _wait(self) -> float | None:
+        """Return the seconds until something is due."""
+        wait = self._held.wait()
+        for way in self._resetting:
+            due = way.middlebox.due(way.settings.reset_idle)
+            if due is not None:
+                left = max(0.0, due - time.monotonic())
+                wait = left if wait is None else min(left, wait)
+        return wait
+
+    def _reset(self, source: bytes, target: bytes, packet: bytes) -> None:
+        self.ways[self._host_of[source], self._host_of[target]].reset(packet, time.monotonic())
 
     def _read(self, fd: int, now: float) -> None:
         ways, size = self._routes[fd], self._mtu + _HEADERS
@@ -288,6 +348,10 @@ class Router:
             way.change(command.get("settings", {}))
             if "seed" in command:
                 way.sow(command["seed"])
+        self._resetting = [way for way in self.ways.values() if way.settings.reset_idle]
+        for (source, target), way in self.ways.items():
+            if not (way.settings.knows_connections or self.ways[target, source].settings.knows_connections):
+                way.middlebox.clear()
         return {
             "mtu": self._mtu,
             "unroutable": self._unroutable,
