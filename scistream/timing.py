@@ -100,6 +100,7 @@ SAMPLE_INTERVAL = 2.0  # between two samples of the round-trip times and rates o
 NAME_KEPT = 15.0  # for which the addresses of a name are cached: enough for a burst of connections
 NAME_LOOKUP = 8.0  # to resolve the name of a target: the sum of NAME_SERVER_TRIES, and one more second
 LAN_SILENCE = 60.0  # until it is noticed that the host of an idle application has vanished
+DISTANT = 0.005  # of round-trip time, above which the receive window of a new connection grows early
 DATA_HANDSHAKE = 10.0  # for the TLS handshake of a data connection
 DATA_DIAL = 10.0  # to connect to a target, in all attempts
 SHORTEST_DIAL = 0.1  # for the last address of a target, however long the others took

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from hashlib import sha256
 
+import pytest
 from gateways import Make, Stream, both, sleep
 from harness import Streaming, World, together
 
+from scistream import timing
 from scistream.pki.authority import issue
+from scistream.s2ds.relay.leg import SMALL_RECEIVE_BUFFER
 from support.applications import MIB, NOISE, accept, address_of, listen, receive, receive_digest, receive_exactly
 from support.waiting import PATIENCE, until
 
@@ -39,7 +42,12 @@ def held(stream: Stream) -> int:
     return sum(kernel_memory(leg.sock) for leg in legs)
 
 
-async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(make: Make) -> None:
+@pytest.mark.parametrize("distant", [False, True], ids=["near", "distant"])
+async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(
+    make: Make, monkeypatch: pytest.MonkeyPatch, distant: bool
+) -> None:
+    if distant:
+        monkeypatch.setattr(timing, "DISTANT", 0.0)
     stream = make()
     pairs = [await stream.pair() for _ in range(STALLED)]
     sent = dict.fromkeys((producer for _, producer in pairs), 0)
@@ -58,6 +66,40 @@ async def test_a_stalled_connection_keeps_little_memory_and_loses_no_byte(make: 
         count, digest = (await both(lambda sock=consumer: receive_digest(sock)))[0]
         assert count == sent[producer]
         assert digest == sha256(NOISE * (count // MIB) + NOISE[: count % MIB]).hexdigest()
+
+
+SOME = 704 * 1024
+"""Fewer bytes than prove that a near connection is read."""
+
+
+@pytest.mark.parametrize("distant", [False, True], ids=["near", "distant"])
+async def test_the_window_of_a_distant_connection_grows_early_and_only_as_the_consumer_reads(
+    make: Make, monkeypatch: pytest.MonkeyPatch, distant: bool
+) -> None:
+    if distant:
+        monkeypatch.setattr(timing, "DISTANT", 0.0)
+    stream = make()
+    consumer, producer = await stream.pair()
+    (relay,) = stream.cons.relays()
+    wan = next(leg for leg in relay._legs if leg.wan)
+
+    def window() -> int:
+        return wan.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+    producer.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < SOME:
+            sent += producer.send(NOISE[sent:SOME])
+    await stream.until(lambda: stream.cons.figures().bytes_to_consumer)
+    unread = window()
+    assert SMALL_RECEIVE_BUFFER <= unread <= 2 * SMALL_RECEIVE_BUFFER
+    assert wan.has_small_window
+    producer.settimeout(PATIENCE)
+    _, got = await both(lambda: producer.sendall(NOISE[sent:SOME]), lambda: receive_exactly(consumer, SOME))
+    assert got == NOISE[:SOME]
+    assert wan.has_small_window != distant
+    assert (window() > unread) == distant
 
 
 MANY_STALLED = 100

@@ -441,6 +441,29 @@ def test_a_stream_is_set_up_and_carries_all_bytes_over_50_ms_and_1_percent_loss(
     assert seen.between("user", "cgw").delivered_packets > 0
 
 
+def test_a_new_connection_over_100_ms_reaches_the_rate_of_the_path_as_soon_as_plain_tcp(
+    wan: Testbed, facilities: Facilities
+) -> None:
+    amount = 16 * MIB
+    wan.wan(("pgw", "cgw"), delay="50ms")
+
+    def seconds(consumer: socket.socket, producer: socket.socket) -> float:
+        begun = time.monotonic()
+        with background(lambda: send(producer, amount)) as (sent,):
+            assert Receiver(consumer).run() == sent()
+        return time.monotonic() - begun
+
+    with (
+        closing(wan.listen("pgw", wan.v4.pgw)) as listener,
+        closing(wan.connect("cgw", *listener.getsockname()[:2])) as consumer,
+        closing(listener.accept()[0]) as producer,
+    ):
+        alone = seconds(consumer, producer)
+    with one_connection(wan, facilities) as (consumer, producer):
+        through = seconds(consumer, producer)
+    assert through < 1.5 * alone, f"{through:.2f} s through gateways, {alone:.2f} s by plain TCP"
+
+
 def test_a_transfer_goes_on_after_5_s_without_wan_and_all_bytes_arrive(wan: Testbed, facilities: Facilities) -> None:
     amount = 24 * MIB
     wan.wan(("pgw", "cgw"), rate="100Mbit")

@@ -25,6 +25,7 @@ from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.poller import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.receive_windows import StreamWindows
+from scistream.s2ds.relay.tcp_info import tcp_info
 
 WANT = -1
 """The result of a read that would block."""
@@ -94,6 +95,8 @@ SMALL_RECEIVE_BUFFER = 128 * 1024
 """The receive buffer, in bytes, of a connection that has not yet shown that its bytes are read at the other side."""
 MEDIUM_RECEIVE_BUFFER = 512 * 1024
 """The receive buffer afterwards, while its stream has no large window to give; net.core.rmem_max limits it."""
+FIRST_LARGE_BUFFER = 1024 * 1024
+"""The receive buffer from which a large window of a distant connection grows; net.core.rmem_max limits it."""
 _TCP_NOTSENT_LOWAT = 25
 _SO_BUF_LOCK = 72
 
@@ -135,6 +138,15 @@ def shrink_receive_buffer(sock: socket.socket) -> bool:
 def autotune_receive_buffer(sock: socket.socket) -> None:
     """Let the kernel adapt the receive buffer to the path again."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+
+
+def set_receive_window(sock: socket.socket, size: int) -> None:
+    """Let a socket with a small receive buffer receive up to `size` bytes ahead.
+
+    The kernel derives a limit of the window from the first receive buffer, and keeps it when the buffer grows.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
 
 
 def congestion_control(setting: str, suited: str = "") -> str:
@@ -231,6 +243,7 @@ class Leg(ABC):
 
     __slots__ = (
         "_dead_peers",
+        "_is_distant",
         "_owner",
         "_poller",
         "_retries_both",
@@ -276,6 +289,7 @@ class Leg(ABC):
         self.read_cost = 0
         self.batch_added = 0
         self.has_small_window = shrink_receive_buffer(sock)
+        self._is_distant = False  # known once it has read some bytes
         self._windows: StreamWindows | None = None  # set once the leg has asked for a large window
         poller.add(self)
         if wan:
@@ -341,13 +355,28 @@ class Leg(ABC):
             self._windows = windows
             windows.ask(self)
 
+    def find_distance(self) -> bool:
+        """Return True if the round-trip time is so long that a small receive window would slow the connection."""
+        self._is_distant = self._owner is not None and tcp_info(self._sock).min_rtt > timing.DISTANT
+        return self._is_distant
+
+    def grow_window(self, size: int) -> None:
+        """Let the small receive window of a distant connection grow to `size` bytes."""
+        if self._owner is not None:
+            set_receive_window(self._sock, size)
+
     def widen(self) -> None:
         """Let the receive window grow with the path."""
+        if self._is_distant:  # by itself the kernel would let it grow later than the sender could use it
+            set_receive_window(self._sock, FIRST_LARGE_BUFFER)
         autotune_receive_buffer(self._sock)
 
     def hold(self) -> None:
         """Set a medium receive window that does not grow."""
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MEDIUM_RECEIVE_BUFFER)
+        if self._is_distant:
+            set_receive_window(self._sock, MEDIUM_RECEIVE_BUFFER)
+        else:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MEDIUM_RECEIVE_BUFFER)
 
     def break_off(self, reason: str) -> None:
         """End the connection, whose peer is dead."""

@@ -18,6 +18,7 @@ from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg
 from scistream.s2ds.relay.plain import CannotSpliceError, PlainLeg
 from scistream.s2ds.relay.poller import Poller
+from scistream.s2ds.relay.tcp_info import bytes_to_send
 
 TURN_BYTES = 1024 * 1024
 """The number of bytes that one direction of one connection may move before others have their turn."""
@@ -26,6 +27,15 @@ PROOF_BYTES = 768 * 1024
 """The number of bytes after which the source gets a larger receive buffer.
 
 It is more than the sockets on the way can hold, so the other end must have read some of the bytes.
+"""
+
+FIRST_WINDOW = 64 * 1024
+"""The number of bytes that the kernel lets a peer send ahead at first, in a small receive buffer."""
+
+DISTANT_PROOF_BYTES = 256 * 1024
+"""The number of bytes taken by the other end after which a distant source gets a larger receive buffer.
+
+They are as good a proof as `PROOF_BYTES` that were read here: the sockets and the buffer between hold the rest.
 """
 
 SMALL_SPLICE = 16384
@@ -69,6 +79,7 @@ class Pump:
         "_source",
         "_source_broken",
         "_start",
+        "_window_step",
         "ended",
     )
 
@@ -84,7 +95,8 @@ class Pump:
         self._read_size = buffers.size  # bytes per read
         self._in_flight: Buffer | Pipe | None = None
         self._start = self._end = 0  # the part of a buffer that is not written yet
-        self._bytes_read = 0  # bytes read so far, counted up to `PROOF_BYTES`
+        self._bytes_read = 0  # bytes read so far, counted while the source has a small window
+        self._window_step = FIRST_WINDOW  # the number of bytes read after which the window may grow
         self._eof = False
         self._source_broken = False  # the source broke, so its end is not a clean end
         self._is_queued = False  # queued for its turn or for the stream's rate
@@ -178,8 +190,27 @@ class Pump:
 
     def _count_read(self, count: int) -> None:
         self._bytes_read += count
-        if self._bytes_read > PROOF_BYTES:
-            self._source.request_large_window(self._flow.windows)
+        if self._bytes_read >= self._window_step:
+            self._adapt_window()
+
+    def _adapt_window(self) -> None:
+        """Let the small receive window of the source grow as the other end takes the bytes.
+
+        A distant sender doubles what it has on the way in each round trip. If the window stops it for some of them,
+        its congestion control takes the window for the rate of the path.
+        """
+        source, step = self._source, self._window_step
+        if step == FIRST_WINDOW and not source.find_distance():
+            self._window_step = PROOF_BYTES + 1
+        elif step > PROOF_BYTES:
+            source.request_large_window(self._flow.windows)
+        else:
+            taken = self._bytes_read - self.held() - bytes_to_send(self._sink.sock)
+            if taken >= DISTANT_PROOF_BYTES:
+                source.request_large_window(self._flow.windows)
+            elif taken >= step:
+                self._window_step = 2 * step
+                source.grow_window(2 * step)
 
     def _fill(self, allowed: int) -> int:
         """Read up to `allowed` bytes, and write what the sink takes. Return the number read, `WANT` or `EOF`."""

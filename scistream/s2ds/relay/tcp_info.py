@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_delivery_rate
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
-_DELIVERY_RATE = 42
+_MIN_RTT, _DELIVERY_RATE = 39, 42
 _BYTES_ACKED, _BYTES_RECEIVED = 34, 35
 _OUTQ_NOT_SENT = 0x894B  # SIOCOUTQNSD
 _COUNT = struct.Struct("@i")
@@ -24,6 +24,7 @@ class TcpInfo(NamedTuple):
     :param probes: probes of a closed window or an idle peer that are not answered.
     :param silent: time since something was received.
     :param rtt: the smoothed round-trip time.
+    :param min_rtt: the least round-trip time of the last minutes: that of the path without queues.
     :param total_retrans: segments retransmitted since the connection was opened.
     :param delivery_rate: the latest rate, per second.
     :param received: bytes received since the connection was opened.
@@ -34,6 +35,7 @@ class TcpInfo(NamedTuple):
     probes: int
     silent: float
     rtt: float
+    min_rtt: float
     total_retrans: int
     delivery_rate: int
     received: int
@@ -52,6 +54,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
         probes=info[_PROBES],
         silent=min(info[_LAST_DATA_RECEIVED], info[_LAST_ACK_RECEIVED]) / 1000,
         rtt=info[_RTT] / 1e6,
+        min_rtt=info[_MIN_RTT] / 1e6,
         total_retrans=info[_TOTAL_RETRANS],
         delivery_rate=info[_DELIVERY_RATE],
         received=info[_BYTES_RECEIVED],
