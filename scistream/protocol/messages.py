@@ -35,6 +35,8 @@ MAX_OTHER_ADDRESSES = 64
 """For all names of a message together, so that they fit into a line with the longest connection map and credentials."""
 MAX_RANGES = 64
 MAX_RESETS = 16
+MAX_NOTICES = 16
+MAX_NOTICE = 400
 """How many reset reasons are reported for one stream."""
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
@@ -356,6 +358,9 @@ BrokenChannels = Annotated[list[BrokenChannel], Meta(max_length=MAX_RESETS)]
 Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
 
 
+Notices = Annotated[list[Annotated[str, Meta(max_length=MAX_NOTICE)]], Meta(max_length=MAX_NOTICES)]
+
+
 class LastError(Struct, frozen=True, kw_only=True):
     """The code and message of the ERROR with which a stream failed."""
 
@@ -391,6 +396,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     first; `broken` lists channels that do not reach the other gateway. `store` is sent by an S2DS and names the store
     of the S2CS that reserved the stream. `silent` is sent by an S2CS: the gateways of the stream that do not answer,
     and for how many seconds. `listen_ports` are the ports that were requested by number.
+    `notices` are sentences for the user about what slows the stream, with the remedy.
     """
 
     uid: Uid
@@ -416,6 +422,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     broken: BrokenChannels = field(default_factory=list)
     silent: dict[Annotated[str, Meta(max_length=255)], Measured] = field(default_factory=dict)
     listen_ports: ListenPorts | None = None
+    notices: Notices = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

@@ -105,6 +105,7 @@ class GatewayLink:
         self.figures: dict[StreamKey, list[ChannelFigures]] = {}
         self.probes: dict[StreamKey, ProbeResult] = {}
         self.broken: dict[StreamKey, list[BrokenChannel]] = {}
+        self.notices: dict[StreamKey, list[str]] = {}
         self._figures_requests = 0
         self.unknown_streams: dict[StreamKey, StreamUse] = {}
         """Streams on the gateway of which the S2CS has no record."""
@@ -268,7 +269,7 @@ class GatewayLink:
             self._settle()
 
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
-        self.figures, self.probes, self.broken = {}, {}, {}
+        self.figures, self.probes, self.broken, self.notices = {}, {}, {}, {}
         self._hear(answer.boot or "", known.values())
         self.room = answer.room
         if answer.app_networks is not None:
@@ -305,6 +306,7 @@ class GatewayLink:
                 by_channel = {one.channel: one for one in status.figures if one.channel in channels}
                 figures[key] = list(by_channel.values())
                 self.broken[key] = [one for one in status.broken if one.channel in channels]
+                self.notices[key] = status.notices
                 resets[key] = [one for one in status.resets if one.channel in channels]
                 if status.probe is not None:
                     self.probes[key] = status.probe

@@ -359,6 +359,7 @@ class ControlServer(Service):
             gateway.figures.pop(stream.record.key, None)
             gateway.probes.pop(stream.record.key, None)
             gateway.broken.pop(stream.record.key, None)
+            gateway.notices.pop(stream.record.key, None)
         self.store.keep_newest(stream.record.owner, MOST_RELEASED)
         self.streams.remove(stream)
 
@@ -614,6 +615,7 @@ class ControlServer(Service):
         for stream in page[: command.limit]:
             status = stream.status()
             size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners)
+            size += sum(map(len, status.notices))
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)

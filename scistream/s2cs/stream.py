@@ -17,6 +17,8 @@ from scistream.links.outbox import Outbox
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
+    MAX_NOTICE,
+    MAX_NOTICES,
     MAX_RESETS,
     MAX_TEXT,
     UNSENT,
@@ -456,6 +458,7 @@ class ServerStream:
             wrong_hellos=self.wrong_hellos,
             resets=self._all_resets(),
             broken=self._broken(),
+            notices=self._notices(),
             silent=self._silent(),
             listen_ports=record.request.listen_ports if record.request is not None else None,
         )
@@ -482,6 +485,15 @@ class ServerStream:
     def _broken(self) -> list[BrokenChannel]:
         broken = [one for gateway in self._gateways() for one in gateway.broken.get(self.record.key, [])]
         return sorted(broken, key=lambda one: -one.seconds)[:MAX_RESETS] if self.record.state != "Released" else []
+
+    def _notices(self) -> list[str]:
+        """Return what the gateways say about the stream, each sentence with the name of its gateway."""
+        said = [
+            f"gateway {gateway.name}, {notice}"[:MAX_NOTICE]
+            for gateway in self._gateways()
+            for notice in gateway.notices.get(self.record.key, [])
+        ]
+        return said[:MAX_NOTICES] if self.record.state != "Released" else []
 
     def longest_broken_channel(self) -> BrokenChannel | None:
         """Return the channel that has been broken for longest, or None if no channel is broken.

@@ -65,6 +65,8 @@ from scistream.units import parse_rate, parse_seconds
 
 LAN_CONGESTION = "cubic"
 """The congestion control for a LAN. Pacing, as in bbr, costs a timer for each burst and gains nothing there."""
+WAN_CONGESTION = "bbr"
+"""The congestion control for a WAN: over 100 ms, others lose most of the rate with one lost packet in a thousand."""
 MOST_RELEASED = 1000
 """The least number of released streams to remember: an S2CS that was away asks for their last figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
@@ -150,7 +152,7 @@ class DataServer(Service):
             control=Address.parse(config.listen).port,
             lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
-            wan_congestion=self._congestion("wan", config.wan.congestion, ""),
+            wan_congestion=self._congestion("wan", config.wan.congestion, WAN_CONGESTION),
         )
 
     def _congestion(self, key: str, setting: str, suited: str) -> str:

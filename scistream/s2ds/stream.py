@@ -46,6 +46,7 @@ from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
 from scistream.s2ds.self_target import has_family_of, is_own_address
 from scistream.s2ds.settings import LegSettings, S2DSConfig
+from scistream.s2ds.tcp_bounds import BoundCheck
 from scistream.state_machines import OUR_FAULT, Caller, guarded, trace
 from scistream.tls.stream_channels import Credentials, StreamSecret
 
@@ -108,6 +109,7 @@ class GatewayStream:
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
         self.resets = ResetLog(server.reactor, (command.uid, command.role))
+        self._bounds = BoundCheck(self.key, 0.0)
         self._refused: Tally[str] = Tally(server.reactor, self._log_refused, _REFUSED_TARGET)
         self._timer: IDelayedCall | None = None
         self._expires_at = 0.0
@@ -144,6 +146,7 @@ class GatewayStream:
             self._not_bound(error)
             return
         self._rate = request.rate
+        self._bounds = BoundCheck(self.key, request.rate)
         leg: LegSettings = server.config.wan
         excluded = Counter[int]()
         if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
@@ -317,6 +320,8 @@ class GatewayStream:
     def status(self) -> StreamStatus:
         """Return the state of this stream, for an answer to Status."""
         core = self._core
+        figures = self._server.elements.figures(core.uid, core.role)
+        self._bounds.look(figures, partial(self._server.elements.held, core.uid, core.role))
         return StreamStatus(
             uid=core.uid,
             role=core.role,
@@ -327,13 +332,14 @@ class GatewayStream:
             csr=core.csr,
             generation=core.generation,
             connection_map=dict(core.current.connection_map) if core.current is not None else {},
-            figures=self._server.elements.figures(core.uid, core.role) or core.figures,
+            figures=figures or core.figures,
             seconds_left=max(0.0, self._expires_at - self._server.reactor.seconds()) if self._listeners else 0.0,
             last_error=core.last_error,
             probe=self._probe.result if self._probe is not None else None,
             store=core.request.store if core.request is not None else None,
             resets=self.resets.latest(),
             broken=self._broken(),
+            notices=self._bounds.notices,
         )
 
     # -- targets

@@ -88,6 +88,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
             _print_channels(answers[streams[0].uid])
             _print_resets(answers[streams[0].uid])
             _print_silent(answers[streams[0].uid])
+            _print_notices(answers[streams[0].uid])
         _print_warnings(client)
     for one, error in errors.items():
         tell(f"{one}: {error}")
@@ -165,6 +166,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
     _print_channels({side.role: side for side in sides})
     _print_resets({side.role: side for side in sides})
     _print_silent({side.role: side for side in sides})
+    _print_notices({side.role: side for side in sides})
     return 0
 
 
@@ -194,6 +196,12 @@ def _print_silent(sides: dict[Role, StreamStatus]) -> None:
         for name, seconds in sides[role].silent.items() if role in sides else ():
             silence = f"{SIDE[role]}, gateway {name}: has not answered its S2CS for {short_seconds(seconds)}"
             click.echo(printable(f"{silence}; if it was restarted, this side ends when it is back"))
+
+
+def _print_notices(sides: dict[Role, StreamStatus]) -> None:
+    for role in (PROD, CONS):
+        for notice in sides[role].notices if role in sides else ():
+            click.echo(printable(f"{SIDE[role]}, {notice}"))
 
 
 def reset_sentence(reset: ResetReason) -> str:

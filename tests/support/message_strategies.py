@@ -14,6 +14,7 @@ from scistream.protocol.messages import (
     CONS,
     MAX_CHANNELS,
     MAX_LIFE,
+    MAX_NOTICE,
     MAX_PROBE_SECONDS,
     MAX_RATE,
     MAX_REASON,
@@ -145,6 +146,7 @@ statuses = st.builds(
     broken=st.lists(
         st.builds(BrokenChannel, channel=channels, reason=text(MAX_REASON), seconds=st.floats(0, 1e9)), max_size=3
     ),
+    notices=st.lists(text(MAX_NOTICE), max_size=3),
 )
 
 

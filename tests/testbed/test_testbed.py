@@ -464,6 +464,43 @@ def test_a_new_connection_over_100_ms_reaches_the_rate_of_the_path_as_soon_as_pl
     assert through < 1.5 * alone, f"{through:.2f} s through gateways, {alone:.2f} s by plain TCP"
 
 
+@contextmanager
+def kernel_setting(namespace: str, name: str, value: str) -> Iterator[None]:
+    """Set a value in ``/proc/sys/net/ipv4`` of a host, and restore it."""
+    file = Path("/proc/sys/net/ipv4", name)
+    with netns.inside(namespace):
+        before = file.read_text()
+        file.write_text(value)
+    try:
+        yield
+    finally:
+        with netns.inside(namespace):
+            file.write_text(before)
+
+
+def test_the_user_learns_once_that_buffers_bound_a_stream_and_which_setting_helps(wan: Testbed) -> None:
+    amount = 4 * MIB
+    wan.wan(("pgw", "cgw"), delay="50ms")
+    with ExitStack() as opened:
+        opened.enter_context(kernel_setting(wan.namespace("pgw"), "tcp_wmem", f"4096 16384 {MIB}"))
+        facilities = opened.enter_context(Facilities(wan, port=9000))
+        listener = opened.enter_context(closing(wan.listen("plan", wan.v4.plan)))
+        stream = opened.enter_context(facilities.stream([address_of(listener)], rate="1Gbit"))
+        consumer, producer = opened.enter_context(connected(wan, stream, listener))
+        with background(lambda: applications.send(producer, amount)) as (sent,):
+            assert hashlib.sha256(applications.receive_exactly(consumer, amount)).hexdigest() == sent()
+
+        def told() -> list[str]:
+            lines = facilities.s2uc("status", stream.uid).splitlines()
+            return [line for line in lines if "below the stream's 1000 Mbit/s" in line]
+
+        (notice,) = until(told, lambda: facilities.s2uc("status", stream.uid))
+        assert "sysctl -w net.ipv4.tcp_wmem=" in notice
+        assert [notice] == told()
+        log = facilities.producer.gateways[0].log.read_text()
+        assert log.count("sysctl -w net.ipv4.tcp_wmem=") == 1
+
+
 def test_a_transfer_goes_on_after_5_s_without_wan_and_all_bytes_arrive(wan: Testbed, facilities: Facilities) -> None:
     amount = 24 * MIB
     wan.wan(("pgw", "cgw"), rate="100Mbit")

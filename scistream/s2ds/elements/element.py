@@ -402,13 +402,14 @@ class _Channel:
         share = max(1.0, len(chosen) / SAMPLES)
         if share > 1.0:
             chosen = random.sample(chosen, SAMPLES)
-        rtt = delivery = waiting = unread = active = 0.0
+        rtt = delivery = waiting = unread = active = held = 0.0
         for relay in chosen:
             one = relay.sample()
             rtt += one.rtt
             delivery += one.delivery_rate
             waiting += one.waiting
             unread += one.unread
+            held += one.is_held
             retransmits, moved = self.relays[relay]
             active += one.moved != moved
             words[row + shared_figures.RETRANSMITS] += max(0, one.retransmits - retransmits)
@@ -417,6 +418,7 @@ class _Channel:
         words[row + shared_figures.DELIVERY] = int(delivery * share)
         words[row + shared_figures.WAITING] = int(waiting * share)
         words[row + shared_figures.UNREAD] = int(unread * share)
+        words[row + shared_figures.HELD] = int(held * share)
         words[row + shared_figures.ACTIVE] = int(active * share) + len(self._joining)
 
     def _relay_joined(self, relay: Relay) -> None:

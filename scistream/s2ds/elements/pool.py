@@ -261,6 +261,14 @@ class Elements:
             return 0
         return sum(self._word(slot, member.number, shared_figures.JOINED) for member in self._members)
 
+    def held(self, uid: str, role: Role, channel: int) -> int:
+        """Return how many open connections of a channel get no large receive window, as last sampled."""
+        stream = self._streams.get((uid, role))
+        slot = stream.start.slots.get(channel) if stream is not None else None
+        if slot is None:
+            return 0
+        return sum(self._word(slot, member.number, shared_figures.HELD) for member in self._members)
+
     # -- connections
 
     def has_room(self, uid: str, role: Role, channel: int) -> bool:
@@ -442,6 +450,7 @@ class Elements:
                     shared_figures.WAITING,
                     shared_figures.UNREAD,
                     shared_figures.ACTIVE,
+                    shared_figures.HELD,
                     shared_figures.BUSY,
                     shared_figures.BUSY + 1,
                 ):

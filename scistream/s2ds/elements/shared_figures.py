@@ -31,7 +31,10 @@ UNREAD = 13
 ACTIVE = 14
 """The connections that were new or carried bytes in the last sample. Some of them may have ended since."""
 
-_ROW = 15
+HELD = 15
+"""The connections that get no large receive window, since there is no memory for more of them."""
+
+_ROW = 16
 _BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 

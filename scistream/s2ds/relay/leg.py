@@ -230,6 +230,7 @@ class Leg(ABC):
     :ivar readable: False if a read would block.
     :ivar writable: False if a write would block.
     :ivar has_small_window: True while its receive buffer is small, see `shrink_receive_buffer`.
+    :ivar is_held: True while it waits for a large receive window.
     :ivar is_ending: True if the peer has ended its direction, or the connection is over.
     :ivar is_opening: True until it can carry bytes.
     :ivar is_first: True if nothing has been read since it last became readable.
@@ -253,6 +254,7 @@ class Leg(ABC):
         "has_small_window",
         "is_ending",
         "is_first",
+        "is_held",
         "is_opening",
         "is_urgent",
         "peer_name",
@@ -278,7 +280,7 @@ class Leg(ABC):
         self._sock = sock
         self._dead_peers = dead_peers
         self._owner: LegOwner | None = owner
-        self.is_ending = False
+        self.is_ending = self.is_held = False
         self._retries_both = False  # TLS must write before it can read, or read before it can write
         self.peer_name = peer_name
         self.readable = self.writable = self.is_first = True
@@ -370,9 +372,11 @@ class Leg(ABC):
         if self._is_distant:  # by itself the kernel would let it grow later than the sender could use it
             set_receive_window(self._sock, FIRST_LARGE_BUFFER)
         autotune_receive_buffer(self._sock)
+        self.is_held = False
 
     def hold(self) -> None:
         """Set a medium receive window that does not grow."""
+        self.is_held = True
         if self._is_distant:
             set_receive_window(self._sock, MEDIUM_RECEIVE_BUFFER)
         else:

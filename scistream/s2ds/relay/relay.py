@@ -110,6 +110,7 @@ class Sample(NamedTuple):
     :param waiting: bytes in the gateway's buffers and in the buffers of both sockets.
     :param unread: the same without sent bytes that are not acknowledged.
     :param moved: bytes in both directions over the WAN since the connection was opened.
+    :param is_held: whether it gets no large receive window on the WAN, since there is no memory for more of them.
     """
 
     rtt: float
@@ -118,6 +119,7 @@ class Sample(NamedTuple):
     waiting: int
     unread: int
     moved: int
+    is_held: bool
 
 
 class ConnectionEnding(NamedTuple):
@@ -288,7 +290,7 @@ class Relay:
     def sample(self) -> Sample:
         """Return the current figures; all are zero before both sides are joined and after the end."""
         if not self._pumps:
-            return Sample(0.0, 0, 0.0, 0, 0, 0)
+            return Sample(0.0, 0, 0.0, 0, 0, 0, False)
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
         if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_overused:
@@ -298,7 +300,7 @@ class Relay:
         waiting = held + sum(one.in_all for one in in_sockets)
         unread = held + sum(one.unsent for one in in_sockets)
         moved = info.received + info.acknowledged
-        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved)
+        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved, wan.is_held)
 
     def _warn_of_key_use(self, wan: Leg) -> None:
         self._is_key_overused = True

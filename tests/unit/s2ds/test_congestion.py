@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.testing import MemoryReactorClock
 
 from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.settings import LegSettings
+from scistream.s2ds.service import DataServer
+from scistream.s2ds.settings import LegSettings, S2DSConfig
 
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
@@ -38,6 +41,21 @@ def test_a_name_that_was_written_is_taken_or_refused_with_what_is_allowed(name: 
     else:
         with pytest.raises(ValueError, match=f"{name}.*choose one of {', '.join(ALLOWED)},"):
             congestion_control(name, suited="reno")
+
+
+def test_a_lan_gets_cubic_and_a_wan_bbr_by_default_where_they_can_be_had() -> None:
+    settings = DataServer(MemoryReactorClock(), S2DSConfig(insecure=True), Path("s2ds.toml"))._settings()
+    for name, chosen in (("cubic", settings.lan_congestion), ("bbr", settings.wan_congestion)):
+        assert chosen == (name if can_be_had(name) else "")
+
+
+def test_a_gateway_without_privileges_starts_with_the_defaults_on_any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", forbidden)
+    settings = DataServer(MemoryReactorClock(), S2DSConfig(insecure=True), Path("s2ds.toml"))._settings()
+    assert (settings.lan_congestion, settings.wan_congestion) == ("", "")
 
 
 def test_an_empty_text_is_what_the_system_does() -> None:
