@@ -90,6 +90,7 @@ PROBE_OWN_CONNECT = 1.0  # for a connection of the gateway to itself, which need
 
 RATE_BURST = 0.05  # of a stream's rate that may be sent at once
 RATE_TURN = 0.002  # of a stream's rate that one connection gets at a time, so that all get their share
+RATE_LOCK = 0.001  # until tokens that another element has locked are tried again: it has them for microseconds
 LEAST_WAIT = 1e-6  # for tokens: a shorter wait could be rounded to nothing and repeated without end
 LATEST_KEEPALIVE = 15.0  # until TCP probes a silent peer: kernel timers are exact to 0.25 s up to 16 s, not beyond
 WAN_GRACE = 1.0  # for the handshake of a connection from the WAN, before another may take its place

@@ -295,7 +295,8 @@ def _throttle(reactor: Any, figures: SharedFigures, element: int, rate: float, s
     def tell_busy(count: int) -> None:
         words[here] = count
 
-    return Throttle(reactor, TokenBucket(rate, time.monotonic, figures.tokens(slot, direction), share), tell_busy)
+    tokens = figures.tokens(slot, direction)
+    return Throttle(reactor, TokenBucket(rate, time.monotonic, tokens, share, figures.elements), tell_busy)
 
 
 class _Channel:

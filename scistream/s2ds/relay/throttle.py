@@ -29,11 +29,12 @@ class Throttle:
 
     def take(self, wanted: int) -> int:
         """Return how many of `wanted` bytes may be sent now. After 0, call `wait`."""
-        if self._waiting:
-            if not self._its_turn:
-                return 0  # others wait already
+        if self._waiting and not self._its_turn:
+            return 0  # others wait already
+        granted = self._bucket.take(wanted)
+        if granted:
             self._its_turn = False
-        return self._bucket.take(wanted)
+        return granted
 
     def give_back(self, unused: int) -> None:
         """Return bytes that were taken and not sent."""
@@ -41,7 +42,11 @@ class Throttle:
 
     def wait(self, resume: Callable[[], None]) -> None:
         """Call `resume` once, in turn. The caller must not be waiting already."""
-        self._waiting.append(resume)
+        if self._its_turn:  # it got nothing: another element has locked the tokens, or was faster
+            self._its_turn = False
+            self._waiting.appendleft(resume)
+        else:
+            self._waiting.append(resume)
         if not self._serving:
             self._tell_busy(len(self._waiting))
         if self._timer is None and not self._serving:

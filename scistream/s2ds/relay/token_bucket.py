@@ -10,7 +10,6 @@ from scistream import timing
 BYTES_PER_MBIT = 125_000
 """One Mbit/s is this many bytes a second."""
 
-LEAST_BURST = 256 * 1024
 LEAST_TURN = 1024
 """The least number of bytes in one turn of a connection that waits for its stream's rate: see `timing.RATE_TURN`."""
 
@@ -56,12 +55,15 @@ class PrivateTokenStore:
 class TokenBucket:
     """A token bucket over application bytes: one direction of one stream, shared by all its connections.
 
-    Tokens that were taken and given back are kept here for the next caller, so that small messages need no lock.
+    In any time t it lets through t x rate + `timing.RATE_BURST` x rate at most, over all buckets of one store together.
+    Tokens that were taken and given back are kept here for the next caller, so that small messages need no lock; they
+    count as part of the burst.
 
     :param rate: Mbit/s.
     :param clock: returns seconds of a monotonic clock, the same for all users of the store.
     :param store: shared with the buckets of the same stream and direction in other elements.
     :param share: returns the part of the rate, above 0 and up to 1, that this bucket may use while others use it too.
+    :param buckets: the number of buckets that share the store.
     """
 
     def __init__(
@@ -70,16 +72,21 @@ class TokenBucket:
         clock: Callable[[], float],
         store: TokenStore | None = None,
         share: Callable[[], float] = lambda: 1.0,
+        buckets: int = 1,
     ) -> None:
         self._speed = rate * BYTES_PER_MBIT
-        self._burst = max(LEAST_BURST, self._speed * timing.RATE_BURST)
-        self._turn = int(min(self._burst, max(LEAST_TURN, self._speed * timing.RATE_TURN)))
+        burst = self._speed * timing.RATE_BURST
+        self._turn = max(LEAST_TURN, int(self._speed * timing.RATE_TURN))
+        self._most_spare = min(self._turn, int(burst / 2 / buckets))
+        self._burst = max(self._turn, burst - (buckets - 1) * self._most_spare)
+        self._reserve = self._burst / 2
         self._clock = clock
         self._store = store if store is not None else PrivateTokenStore()
         self._share = share
         self._own = 0.0  # tokens that this bucket may take while others use the store
         self._own_at = clock()
         self._spare = 0
+        self._locked_until = 0.0
 
     def take(self, wanted: int) -> int:
         """Return how many of `wanted` bytes may be sent now: one turn at most, or 0 if less than a turn is available.
@@ -98,24 +105,34 @@ class TokenBucket:
     def give_back(self, unused: int) -> None:
         """Return bytes that were taken and not sent."""
         self._spare += unused
+        if self._spare > self._most_spare:
+            self._return_spare()
 
     def wait(self) -> float:
         """Return the seconds until a turn is available; 0.0 if it is available now."""
-        now, needed = self._clock(), self._turn - self._spare
-        missing, speed = needed - self._tokens(now), self._speed
-        share = self._share()
-        if share < 1.0 and needed - self._owned(now, share) > missing:
-            missing, speed = needed - self._owned(now, share), speed * share
-        return max(missing / speed, timing.LEAST_WAIT) if missing > 0 else 0.0
+        now, needed, share = self._clock(), self._turn - self._spare, self._share()
+        tokens = self._tokens(now)
+        seconds = (needed - tokens) / self._speed
+        if share < 1.0:
+            until_owned = (needed - self._owned(now, share)) / (self._speed * share)
+            if needed + self._reserve < self._burst:
+                until_owned = min(until_owned, (needed + self._reserve - tokens) / self._speed)
+            seconds = max(seconds, until_owned)
+        seconds = max(seconds, self._locked_until - now)
+        return max(seconds, timing.LEAST_WAIT) if seconds > 0 else 0.0
 
     def _draw(self, wanted: int) -> int:
         if not self._store.lock():
-            return 0  # the caller tries again soon: the lock is never held for long
+            # Its holder may have lost the processor, which it gets back sooner if nobody tries again all the time.
+            self._locked_until = self._clock() + timing.RATE_LOCK
+            return 0
         try:
             now, share = self._clock(), self._share()
             tokens = self._tokens(now)
             self._own, self._own_at = self._owned(now, share), now
-            allowed = min(tokens, self._own) if share < 1.0 else tokens
+            allowed = tokens
+            if share < 1.0:  # tokens beyond the reserve are there because the others do not take theirs
+                allowed = min(tokens, max(self._own, tokens - self._reserve))
             granted = min(wanted, int(allowed)) if allowed + self._spare >= self._turn else 0
             self._own -= granted
             self._store.put(tokens - granted, now)
@@ -123,12 +140,25 @@ class TokenBucket:
             self._store.unlock()
         return granted
 
+    def _return_spare(self) -> None:
+        """Return tokens to the store, unless another process has locked it."""
+        if not self._store.lock():
+            return
+        try:
+            now, unused = self._clock(), self._spare - self._most_spare
+            self._spare = self._most_spare
+            self._own += unused
+            self._store.put(min(self._burst - self._spare, self._tokens(now) + unused), now)
+        finally:
+            self._store.unlock()
+
     def _owned(self, now: float, share: float) -> float:
         """Return the tokens that this bucket may take, two turns at most: the others may use the rest."""
         return min(2.0 * self._turn, max(0.0, self._own) + (now - self._own_at) * self._speed * share)
 
     def _tokens(self, now: float) -> float:
+        most = self._burst - self._spare
         tokens, counted_at = self._store.get()
         if not counted_at:
-            return self._burst
-        return min(self._burst, tokens + (now - counted_at) * self._speed)
+            return most
+        return min(most, tokens + (now - counted_at) * self._speed)
