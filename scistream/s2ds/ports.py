@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.logger import Logger
@@ -25,6 +25,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.port_ranges import Ranges, already_lent, is_in, not_to_choose
 from scistream.reactors import ACCEPTS_A_TURN, EXHAUSTED, Shortage
+from scistream.s2ds.relay.mptcp import tcp_socket
 from scistream.shared_settings import parse_port_ranges
 
 BACKLOG = 1024
@@ -33,6 +34,21 @@ KERNEL_SETTINGS = Path("/proc/sys/net/ipv4")
 """The kernel's settings that say which ports it gives to outgoing connections over IPv4 and IPv6."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+
+
+class Paths(NamedTuple):
+    """How the listeners of a gateway's WAN side use its paths.
+
+    :param multipath: whether connections may use several paths.
+    :param others: further numeric addresses at which to listen, on the same port.
+    """
+
+    multipath: bool = False
+    others: tuple[str, ...] = ()
+
+
+ONE_PATH = Paths()
 
 
 class ListenPorts:
@@ -54,6 +70,7 @@ class ListenPorts:
         self._idle = dict.fromkeys(range(first, last + 1))  # the least recently used first
         self._given: dict[socket.socket, int] = {}
         self._given_ports: set[int] = set()
+        self._beside: dict[socket.socket, list[socket.socket]] = {}
 
     @property
     def free(self) -> int:
@@ -69,33 +86,43 @@ class ListenPorts:
         """Return the index of a port among all ports, counted from 0."""
         return self._slots[port]
 
-    def reserve(self, host: str, count: int, excluded: Container[int] = ()) -> list[socket.socket]:
+    def beside(self, sock: socket.socket) -> list[socket.socket]:
+        """Return the sockets on the same port at the addresses of other paths."""
+        return list(self._beside.get(sock, ()))
+
+    def reserve(
+        self, host: str, count: int, excluded: Container[int] = (), paths: Paths = ONE_PATH
+    ) -> list[socket.socket]:
         """Return `count` sockets bound to the numeric address `host`, each on a port of its own.
 
         The sockets do not listen: the kernel refuses connections until a `ChannelListener` is started.
 
         :param excluded: ports that must not be used.
+        :param paths: how to use the paths of the WAN; `beside` returns the sockets at their other addresses.
         :raises StreamError: ``no-ports`` if too few are free, ``gateway-failed`` if the address cannot be used. No port
             is reserved then.
         """
         with self._all_or_none() as bound:
             if count <= self.free:
-                self._bind(host, self._idle, count, bound, excluded)
+                self._bind(host, self._idle, count, bound, excluded, paths)
             if len(bound) < count:
                 raise self._too_few(host, count, len(bound))
         return list(bound.values())
 
-    def reserve_chosen(self, host: str, ports: Sequence[int], excluded: Container[int] = ()) -> list[socket.socket]:
+    def reserve_chosen(
+        self, host: str, ports: Sequence[int], excluded: Container[int] = (), paths: Paths = ONE_PATH
+    ) -> list[socket.socket]:
         """Return sockets bound to the numeric address `host` on the given ports, in their order.
 
         :param excluded: ports that must not be used, since they are targets of streams.
+        :param paths: as in `reserve`.
         :raises StreamError: as `reserve` does; the text names the first port that cannot be used.
         """
         for port in ports:
             self._refuse_choice(port, excluded)
         with self._all_or_none() as bound:
             for port in ports:
-                self._bind(host, [port], len(bound) + 1, bound)
+                self._bind(host, [port], len(bound) + 1, bound, paths=paths)
                 if port not in bound:
                     raise _taken(host, port)
         return list(bound.values())
@@ -118,7 +145,7 @@ class ListenPorts:
             yield bound
         except BaseException:
             for sock in bound.values():
-                sock.close()
+                self._close(sock)
             raise
         for port, sock in bound.items():
             self._idle.pop(port, None)
@@ -127,13 +154,18 @@ class ListenPorts:
 
     def release(self, sock: socket.socket) -> None:
         """Close a socket that `reserve` returned, and take its port back. Idempotent."""
-        sock.close()
+        self._close(sock)
         port = self._given.pop(sock, None)
         if port is None:
             return
         self._given_ports.discard(port)
         if self.first <= port <= self.last:
             self._idle[port] = None
+
+    def _close(self, sock: socket.socket) -> None:
+        sock.close()
+        for other in self._beside.pop(sock, ()):
+            other.close()
 
     def _bind(
         self,
@@ -142,6 +174,7 @@ class ListenPorts:
         count: int,
         bound: dict[int, socket.socket],
         excluded: Container[int] = (),
+        paths: Paths = ONE_PATH,
     ) -> None:
         """Add sockets on these ports to `bound` until it has `count`; try ports that may be in TIME_WAIT last."""
         for reuse in (False, True):
@@ -149,9 +182,32 @@ class ListenPorts:
                 if len(bound) == count:
                     return
                 if port not in bound and port not in excluded:
-                    sock = self._bind_one(host, port, reuse=reuse)
+                    sock = self._bind_at(host, port, paths, reuse=reuse)
                     if sock is not None:
                         bound[port] = sock
+
+    def _bind_at(self, host: str, port: int, paths: Paths, *, reuse: bool) -> socket.socket | None:
+        """Return a socket bound to this port, with one at each other path; None if the port is in use at any."""
+        if paths == ONE_PATH:
+            return self._bind_one(host, port, reuse=reuse)
+        bound: list[socket.socket] = []
+        try:
+            for each in (host, *paths.others):
+                # The address of another path may be away for a while.
+                sock = _bind_one(each, port, reuse, multipath=paths.multipath, away=each != host)
+                if sock is None:
+                    break
+                bound.append(sock)
+            else:
+                self._beside[bound[0]] = bound[1:]
+                return bound[0]
+        except StreamError:
+            for sock in bound:
+                sock.close()
+            raise
+        for sock in bound:
+            sock.close()
+        return None
 
     def _bind_one(self, host: str, port: int, *, reuse: bool) -> socket.socket | None:
         return _bind_one(host, port, reuse)
@@ -165,14 +221,18 @@ class ListenPorts:
         )
 
 
-def _bind_one(host: str, port: int, reuse: bool) -> socket.socket | None:
+def _bind_one(
+    host: str, port: int, reuse: bool, *, multipath: bool = False, away: bool = False
+) -> socket.socket | None:
     """Return a socket bound to this port, or None if the port is in use.
 
+    :param multipath: whether its connections may use several paths.
+    :param away: whether this machine may lack the address for now.
     :raises StreamError: ``gateway-failed`` if the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = tcp_socket(family, multipath=multipath)
     except OSError as problem:
         raise _unusable(host, port, problem) from None
     try:
@@ -181,6 +241,13 @@ def _bind_one(host: str, port: int, reuse: bool) -> socket.socket | None:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if reuse:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if away:
+            level, option = (
+                (socket.IPPROTO_IPV6, _IPV6_FREEBIND)
+                if family == socket.AF_INET6
+                else (socket.IPPROTO_IP, _IP_FREEBIND)
+            )
+            sock.setsockopt(level, option, 1)
         sock.bind((host, port))
         # Turn SO_REUSEADDR off: until this socket listens, another socket with the option could bind the same port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -239,17 +306,19 @@ class ChannelListener:
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
     :param sock: a bound socket, which `stop` closes. Release its port after that.
+    :param beside: sockets on the same port at the addresses of other paths, which listen as well.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, sock: socket.socket) -> None:
+    def __init__(self, reactor: Any, sock: socket.socket, beside: Sequence[socket.socket] = ()) -> None:
         self._reactor = reactor
         self._sock = sock
         self._on_accept: Callable[[socket.socket, tuple[Any, ...]], None] | None = None
         self._has_room: Callable[[], bool] = _always
         self._pause: Any = None
         self._shortage = Shortage(reactor)
+        self._beside = [ChannelListener(reactor, other) for other in beside]
 
     def start(
         self,
@@ -263,6 +332,8 @@ class ChannelListener:
             if the process has run out of a resource.
         :raises StreamError: ``gateway-failed`` if another program has started to listen there.
         """
+        for other in self._beside:
+            other.start(on_accept, has_room)
         started, self._on_accept = self._on_accept is not None, on_accept
         self._has_room = has_room or _always
         if started:
@@ -279,6 +350,8 @@ class ChannelListener:
 
     def stop(self) -> None:
         """Close the socket; the kernel resets connections that are not accepted yet. Idempotent."""
+        for other in self._beside:
+            other.stop()
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

@@ -51,7 +51,8 @@ from scistream.s2ds.capacity import Capacity, SharedLimits
 from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
-from scistream.s2ds.ports import ListenPorts, shared_with_connections
+from scistream.s2ds.paths import wan_paths
+from scistream.s2ds.ports import ONE_PATH, ListenPorts, shared_with_connections
 from scistream.s2ds.relay.leg import congestion_control
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
@@ -95,9 +96,12 @@ class DataServer(Service):
         self.config = config
         self._config_file = config_file
         problems = problems or SetupProblems()
+        self.wan_paths = ONE_PATH
         trust = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
             self._listener = LinkListener(reactor, Address.parse(config.listen), trust, client_certificate="required")
+        with problems.of_step():
+            self.wan_paths = wan_paths(config.wan)
         with problems.of_step():
             settings = self._settings()
         problems.raise_if_any()
@@ -152,6 +156,7 @@ class DataServer(Service):
             control=Address.parse(config.listen).port,
             lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
+            multipath=self.wan_paths.multipath,
             wan_congestion=self._congestion("wan", config.wan.congestion, WAN_CONGESTION),
         )
 

@@ -31,6 +31,9 @@ MAX_ELEMENTS = 256
 CONNECTION_BYTES = 2**20
 """The assumed memory of one connection. Without a setting, connections may use half of the memory."""
 WAN_CIPHERS = ("aes", "chacha20")
+MULTIPATH = ("auto", "yes", "no")
+MOST_PATHS = 8
+"""The number of addresses that Linux can use for the paths of one connection."""
 OWNER_SHARE = 75
 """Percent of a shared resource that all streams of one user may have."""
 
@@ -152,7 +155,51 @@ class LegSettings(SettingsSection, frozen=True, kw_only=True):
 
 
 class WanSettings(LegSettings, frozen=True, kw_only=True):
-    """The settings of the side to other gateways: [wan]."""
+    """The settings of the side to other gateways: [wan].
+
+    :ivar multipath: whether connections may use several paths: "yes", "no", or "auto".
+    :ivar paths: the numeric addresses of this gateway on the WAN, one for each path.
+    """
+
+    multipath: str = "auto"
+    paths: list[str] = field(default_factory=list)
+
+    @property
+    def other_paths(self) -> tuple[str, ...]:
+        """The addresses of paths at which `bind` alone would not listen."""
+        bound = ip_address(self.bind)
+        return tuple(
+            path
+            for path in self.paths
+            if ip_address(path) != bound and not (bound.is_unspecified and ip_address(path).version == bound.version)
+        )
+
+    def problems(self) -> Iterator[SettingProblem]:
+        """Yield what is wrong with the values."""
+        yield from super().problems()
+        if self.multipath not in MULTIPATH:
+            allowed = ", ".join(f'"{value}"' for value in MULTIPATH)
+            yield SettingProblem(("multipath",), f"{self.multipath!r} is not a choice: write one of {allowed}")
+        addresses = []
+        for text in self.paths:
+            address = numeric_address(text)
+            if address is None or address.is_unspecified or address.is_multicast or address.is_link_local:
+                why = (
+                    f"{text!r} is not the numeric address of a path: write an address of this machine that other "
+                    "gateways can reach"
+                )
+                yield SettingProblem(("paths",), why)
+                return
+            if address in addresses:
+                yield SettingProblem(("paths",), f"{text!r} is there twice: write each address once")
+            addresses.append(address)
+        if len(addresses) > MOST_PATHS:
+            why = f"has {len(addresses)} addresses, but the kernel uses {MOST_PATHS} at most: leave the others out"
+            yield SettingProblem(("paths",), why)
+        bound = numeric_address(self.bind)
+        if addresses and bound is not None and not bound.is_unspecified and bound not in addresses:
+            why = f"bind, {self.bind!r}, is not among the paths: add it, since connections begin there"
+            yield SettingProblem(("paths", "bind"), why)
 
 
 class S2DSConfig(SettingsSection, frozen=True, kw_only=True):

@@ -40,7 +40,7 @@ from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.names import look_up
-from scistream.s2ds.ports import ChannelListener, ListenPorts
+from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
 from scistream.s2ds.probe.measure import Probe
 from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
@@ -65,6 +65,7 @@ class GatewayServices(Protocol):
     config: S2DSConfig
     boot: str
     ports: ListenPorts
+    wan_paths: Paths
     capacity: Capacity
     elements: Elements
     app_networks: tuple[Network, ...]
@@ -148,21 +149,21 @@ class GatewayStream:
         self._rate = request.rate
         self._bounds = BoundCheck(self.key, request.rate)
         leg: LegSettings = server.config.wan
-        excluded = Counter[int]()
+        excluded, paths = Counter[int](), server.wan_paths
         if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
-            leg, excluded = server.config.lan, server.dialled
+            leg, excluded, paths = server.config.lan, server.dialled, ONE_PATH
         try:
             if request.listen_ports is None:
-                sockets = server.ports.reserve(leg.bind, len(request.channels), excluded)
+                sockets = server.ports.reserve(leg.bind, len(request.channels), excluded, paths)
             else:
-                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, excluded)
+                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, excluded, paths)
         except StreamError as error:
             self._return_resources()
             self._not_bound(error)
             return
         self._sockets = sockets
         self._listeners = {
-            channel: (sock, ChannelListener(server.reactor, sock))
+            channel: (sock, ChannelListener(server.reactor, sock, server.ports.beside(sock)))
             for channel, sock in zip(request.channels, sockets, strict=True)
         }
         advertised = [str(Address(leg.advertised, sock.getsockname()[1])) for sock in sockets]

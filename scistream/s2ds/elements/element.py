@@ -71,6 +71,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     :ivar wan_networks: the networks in which gateways with names may be dialled.
     :ivar control: the port on which this gateway listens for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
+    :ivar multipath: whether connections to other gateways may use several paths.
     """
 
     wan_timeout: float = 60.0
@@ -83,6 +84,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     wan_networks: list[str] = []
     control: int = 0
     lent: list[tuple[int, int]] = []
+    multipath: bool = False
 
 
 class Element:
@@ -114,6 +116,7 @@ class Element:
             settings.lan_congestion,
             settings.wan_congestion,
             Names(reactor, lambda address, own: _may_dial(self._settings, address, own)),
+            settings.multipath,
         )
         self._figures = figures
         self._number = number

@@ -23,6 +23,7 @@ from scistream import timing
 from scistream.protocol.messages import Cause
 from scistream.s2ds.relay.buffers import Buffer
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
+from scistream.s2ds.relay.mptcp import is_multipath
 from scistream.s2ds.relay.poller import ENDING, READABLE, WRITABLE, Poller
 from scistream.s2ds.relay.receive_windows import StreamWindows
 from scistream.s2ds.relay.tcp_info import tcp_info
@@ -110,7 +111,8 @@ def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> Non
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is part of the stream
+    if not is_multipath(sock):  # which has no urgent bytes
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is part of the stream
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -22,6 +22,7 @@ from scistream.s2ds.relay.leg import (
     pending_error,
     prepare,
 )
+from scistream.s2ds.relay.mptcp import tcp_socket
 from scistream.s2ds.relay.poller import WRITABLE, Poller
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -121,6 +122,7 @@ def dial(
     congestion: str = "",
     *,
     wan: bool,
+    multipath: bool = False,
 ) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds; fire with a prepared socket.
 
@@ -130,11 +132,12 @@ def dial(
     :param peer_name: a readable name of the peer.
     :param dead_after: the seconds after which an unreachable host is noticed once connected.
     :param congestion: the congestion control of the connection; empty: the system's.
+    :param multipath: whether the connection may use several paths.
     """
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     result: Deferred[socket.socket]
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = tcp_socket(family, multipath=multipath)
     except OSError as problem:
         result = Deferred()
         result.errback(Failure(_not_dialled(peer_name, problem.errno or errno.EIO, wan=wan)))

@@ -91,6 +91,7 @@ class RelayContext:
     lan_congestion: str
     wan_congestion: str
     names: Names
+    multipath: bool = False
     poller: Poller = field(init=False)
     small_buffers: Buffers = field(init=False)
     pipes: Pipes = field(init=False)
@@ -442,6 +443,7 @@ class Relay:
                     dead_after,
                     congestion,
                     wan=wan,
+                    multipath=wan and context.multipath,
                 )
                 self._turn.finish()  # the SYN is sent, so the next connection may be dialled
                 sock = await dialling

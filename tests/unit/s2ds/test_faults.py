@@ -20,7 +20,7 @@ from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.elements.process import ElementDiedError, log_failure
-from scistream.s2ds.ports import ListenPorts
+from scistream.s2ds.ports import ONE_PATH, ListenPorts
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.stream_certificates import issue_credentials
@@ -64,6 +64,7 @@ class Machine:
         self.config = config
         self.boot = "b" * 32
         self.ports = ListenPorts(FIRST, FIRST + 3)
+        self.wan_paths = ONE_PATH
         self.capacity = Capacity(1000.0)
         self.elements = Elements(self.reactor, 0, 4, ElementSettings())
         self.app_networks = networks(config.app_networks)
