@@ -16,10 +16,12 @@ from rich.status import Status
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectingCancelledError
 
-from bench import machine, peers, report
-from bench.paths import BenchError, Environment
+from bench import congestion, machine, peers, report
+from bench.errors import BenchError, SkippedError
+from bench.paths import Environment
+from bench.profiles import FULL, QUICK, Profile, Work
 from bench.rows import Row
-from bench.workloads import FULL, QUICK, Profile, Work, all_works
+from bench.workloads import all_works
 from scistream.cli_support import ParsedType, run, start_logging
 from scistream.protocol.errors import StreamError
 from scistream.s2ds.settings import parse_elements
@@ -67,6 +69,12 @@ docs/performance.rst explains the requirements and the table.""",
     help="The setting `elements` of the SciStream gateways.",
 )
 @click.option(
+    "--congestion",
+    "everywhere",
+    type=click.Choice(congestion.NAMES),
+    help="The congestion control of all programs on all sides, in a network namespace of its own. Needs root.",
+)
+@click.option(
     "--streams", type=click.IntRange(3, 1000), default=30, show_default=True, help="setup: the number of streams."
 )
 @click.option(
@@ -79,14 +87,16 @@ docs/performance.rst explains the requirements and the table.""",
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
-    help="Folder for latest.json and the plot.  [default: bench/results]",
+    help="Folder for latest.json and the plot; with --congestion, for a folder of that name with them.  "
+    "[default: bench/results]",
 )
-@click.option("--page", is_flag=True, help="Do not measure; write the last result to docs/performance.rst.")
+@click.option("--page", is_flag=True, help="Do not measure; write the last results to docs/performance.rst.")
 def main(
     quick: bool,
     only: Sequence[str],
     runs: int | None,
     elements: str | int,
+    everywhere: str | None,
     streams: int,
     half_open: int,
     results: Path,
@@ -110,8 +120,16 @@ def main(
             err=True,
         )
         sys.exit(2)
+    for_all = None
+    if everywhere:
+        try:
+            for_all = congestion.use_for_all(everywhere)
+        except SkippedError as skipped:
+            click.echo(f"error: {skipped}", err=True)
+            sys.exit(2)
+        results /= everywhere
     start_logging(0)
-    bench = Bench(workloads, profile, sorted(programs), elements, results)
+    bench = Bench(workloads, profile, sorted(programs), elements, for_all, results)
     sys.exit(run(bench.course))
 
 
@@ -119,12 +137,19 @@ class Bench:
     """One run of the benchmark."""
 
     def __init__(
-        self, workloads: Sequence[Work], profile: Profile, programs: Sequence[str], elements: str | int, results: Path
+        self,
+        workloads: Sequence[Work],
+        profile: Profile,
+        programs: Sequence[str],
+        elements: str | int,
+        everywhere: congestion.ForAll | None,
+        results: Path,
     ) -> None:
         self._works = workloads
         self._profile = profile
         self._programs = programs
         self._elements = elements
+        self._congestion = everywhere
         self._results = results
         self._out = Console(width=None if sys.stdout.isatty() else WIDTH)
         self._progress = Console(stderr=True)
@@ -137,15 +162,15 @@ class Bench:
             raise CancelledError from None
 
     async def _course(self, reactor: Any) -> int:
-        facts = machine.describe(self._programs)
+        facts = machine.describe(self._programs, self._congestion)
         for name, value in facts.items():
             self._out.print(f"{name:21} {value}", highlight=False, markup=False)
         with TemporaryDirectory(prefix="scistream-bench-", ignore_cleanup_errors=True) as folder:
-            environment = Environment(reactor, Path(folder), self._elements)
+            environment = Environment(reactor, Path(folder), self._elements, self._congestion)
             try:
                 if self._programs:
                     await environment.open()
-                rows = await self._measured(environment)
+                rows = await self._measured(environment, facts)
             finally:
                 await environment.close()
             for configuration in environment.configurations.values():
@@ -155,7 +180,7 @@ class Bench:
             self._out.print(f"written: {path}", highlight=False)
         return 1 if any(row.met is False for row in rows) else 0
 
-    async def _measured(self, environment: Environment) -> list[Row]:
+    async def _measured(self, environment: Environment, facts: dict[str, str]) -> list[Row]:
         rows: list[Row] = []
         with self._progress.status("") as status:
             for number, work in enumerate(self._works, 1):
@@ -163,6 +188,10 @@ class Bench:
                 tell = partial(self._show, status, title)
                 try:
                     found = await work.rows(environment, self._profile, tell)
+                except SkippedError as skipped:
+                    tell(f"skipped: {skipped}")
+                    facts[f"skipped: {work.key}"] = str(skipped)
+                    continue
                 except (BenchError, StreamError, OSError) as problem:
                     tell("\n".join([f"failed: {problem}", *getattr(problem, "log", [])]))
                     found = work.failed_rows()
@@ -182,8 +211,11 @@ class Bench:
 
 def _write_page(results: Path) -> int:
     try:
-        rows, facts = report.load(results)
-        PAGE.write_text(report.into_page(PAGE.read_text(), rows, facts))
+        page = report.into_page(PAGE.read_text(), *report.load(results))
+        for name in congestion.NAMES:
+            if (results / name).is_dir():
+                page = report.into_page(page, *report.load(results / name), f" with {name}")
+        PAGE.write_text(page)
         shutil.copy(results / "latest.svg", PAGE.with_suffix(".svg"))
     except (OSError, ValueError) as problem:
         click.echo(f"error: {problem}; run `make bench` first", err=True)

@@ -46,11 +46,11 @@ def serve_trips(port: int) -> None:
                     continue
 
 
-def serve_many(port: int) -> None:
+def serve_many(port: int, host: str = HOST) -> None:
     """Echo, for thousands of connections at the same time."""
     _raise_descriptor_limit()
     open_ones: dict[int, socket.socket] = {}
-    with _listening(port) as listener, select.epoll() as poll:
+    with _listening(port, host) as listener, select.epoll() as poll:
         listener.setblocking(False)
         poll.register(listener, select.EPOLLIN)
         while True:
@@ -114,8 +114,26 @@ def trips(port: int, count: int) -> dict[str, float]:
     with _connected(port) as connection:
         for _ in range(WARM_UP):
             _one_trip(connection)
-        taken = sorted(_one_trip(connection) for _ in range(count))
-    return {"p50_us": taken[count // 2] / 1000, "p99_us": taken[count * 99 // 100] / 1000}
+        return _percentiles([_one_trip(connection) for _ in range(count)])
+
+
+def trips_for(port: int, seconds: float) -> dict[str, float]:
+    """Measure round trips as long as `seconds`, after a quarter of that time in which they are not counted."""
+    with _connected(port) as connection:
+        _trips_until(connection, time.monotonic() + seconds / 4)
+        return _percentiles(_trips_until(connection, time.monotonic() + seconds))
+
+
+def _trips_until(connection: socket.socket, end: float) -> list[int]:
+    taken = [_one_trip(connection)]
+    while time.monotonic() < end:
+        taken.append(_one_trip(connection))
+    return taken
+
+
+def _percentiles(taken: list[int]) -> dict[str, float]:
+    ordered, count = sorted(taken), len(taken)
+    return {"p50_us": ordered[count // 2] / 1000, "p99_us": ordered[count * 99 // 100] / 1000, "count": count}
 
 
 def _one_trip(connection: socket.socket) -> int:
@@ -140,7 +158,35 @@ def connects(port: int, seconds: float, workers: int) -> dict[str, float]:
             count += 1
 
     with ThreadPoolExecutor(workers) as pool:
-        return {"per_second": sum(pool.map(work, range(workers))) / seconds}
+        count = sum(pool.map(work, range(workers)))
+    return {"per_second": count / seconds, "count": count}
+
+
+def first_bytes(count: int, interval: float, *addresses: str) -> dict[str, list[float]]:
+    """Open `count` connections to each address, one every `interval` seconds, the addresses in turn.
+
+    :returns: for each address, the milliseconds from the start of each connection to the first byte that comes back.
+    """
+    began = time.monotonic()
+
+    def work(number: int) -> list[float]:
+        taken = []
+        for turn in range(count):
+            time.sleep(max(0.0, began + interval * (turn + number / len(addresses)) - time.monotonic()))
+            taken.append(_first_byte(addresses[number]))
+        return taken
+
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return dict(zip(addresses, pool.map(work, range(len(addresses))), strict=True))
+
+
+def _first_byte(address: str) -> float:
+    host, _, port = address.rpartition(":")
+    began = time.perf_counter()
+    with _connected(int(port), host) as connection:
+        connection.sendall(b"?")
+        _receive(connection, 1)
+        return 1000 * (time.perf_counter() - began)
 
 
 def hold(port: int, count: int) -> dict[str, float]:
@@ -185,8 +231,8 @@ def _pass_data(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def _connected(port: int) -> socket.socket:
-    connection = socket.create_connection((HOST, port), timeout=PATIENCE)
+def _connected(port: int, host: str = HOST) -> socket.socket:
+    connection = socket.create_connection((host, port), timeout=PATIENCE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -199,8 +245,8 @@ def _receive(connection: socket.socket, count: int) -> None:
         count -= len(data)
 
 
-def _listening(port: int) -> socket.socket:
-    return socket.create_server((HOST, port), backlog=4096)
+def _listening(port: int, host: str = HOST) -> socket.socket:
+    return socket.create_server((host, port), backlog=4096)
 
 
 def _raise_descriptor_limit() -> None:
@@ -211,8 +257,10 @@ def _raise_descriptor_limit() -> None:
 ROLES: dict[str, tuple[Callable[..., Any], tuple[Callable[[str], Any], ...]]] = {
     "serve-trips": (serve_trips, (int,)),
     "serve-many": (serve_many, (int,)),
+    "serve-many-at": (serve_many, (int, str)),
     "serve-flood": (serve_flood, (int,)),
     "trips": (trips, (int, int)),
+    "trips-for": (trips_for, (int, float)),
     "connects": (connects, (int, float, int)),
     "hold": (hold, (int, int)),
     "stall": (stall, (int, int, int)),
@@ -221,8 +269,12 @@ ROLES: dict[str, tuple[Callable[..., Any], tuple[Callable[[str], Any], ...]]] = 
 
 def main(arguments: list[str]) -> None:
     """Play the role that the first argument names."""
-    play, kinds = ROLES[arguments[0]]
-    result = play(*(kind(text) for kind, text in zip(kinds, arguments[1:], strict=True)))
+    if arguments[0] == "first-bytes":
+        count, interval, *addresses = arguments[1:]
+        result = first_bytes(int(count), float(interval), *addresses)
+    else:
+        play, kinds = ROLES[arguments[0]]
+        result = play(*(kind(text) for kind, text in zip(kinds, arguments[1:], strict=True)))
     print(json.dumps(result))
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import deferLater
 
-from bench import peers
-from bench.paths import BenchError as BenchError
+from bench import load, peers
+from bench.errors import BenchError
 from bench.paths import Environment, Route, python
 from bench.peers import HOST
 from bench.processes import cpu_seconds, memory_kib, tcp_kib
-from bench.rows import CONNECTS, CPU, KERNEL, MEMORY, P50, P99, THROUGHPUT, Figure
+from bench.rows import CONNECTS, CPU, CPU_CONNECT, CPU_TRIP, KERNEL, MEMORY, P50, P99, THROUGHPUT, Sample
 from scistream.demo.children import Child
-
-Sample = Mapping[Figure, float]
 
 PATIENCE = 60.0
 """Seconds that a run may take beyond its own duration."""
@@ -39,31 +38,63 @@ _STILL_KIB, _STILL_SECONDS = 256.0, 1.0
 
 async def throughput(environment: Environment, route: Route, connections: int, seconds: int) -> Sample:
     """Send bulk data from the producer to the consumer with iperf3; measure CPU time if the path has processes."""
-    port = str(route.port)
-    command = [peers.found("iperf3"), "--client", HOST, "--port", port, "--parallel", str(connections)]
     before = cpu_seconds(route.roots)
-    said = await _result(environment, route, [*command, "--reverse", "--time", str(seconds), "--json"], seconds)
-    received = said["end"].get("sum_received", {"bytes": 0})
-    if not received["bytes"]:
-        raise BenchError(
-            f"nothing arrived over {route.name}: {said.get('error', 'iperf3 gives no reason')}", route.tails()
-        )
+    said = await _result(environment, route, _iperf3(route, connections, seconds), seconds)
+    received = _received(route, said)
     cost = cpu_seconds(route.roots) - before
     rate = {THROUGHPUT: received["bits_per_second"] / 1e9}
     return {**rate, CPU: cost / (received["bytes"] / 1e9)} if route.roots else rate
 
 
+def _iperf3(route: Route, connections: int, seconds: int) -> list[str]:
+    """Return the command line of a client that receives over a path."""
+    to = ["--client", HOST, "--port", str(route.port), "--parallel", str(connections)]
+    return [peers.found("iperf3"), *to, "--reverse", "--time", str(seconds), "--json"]
+
+
+def _received(route: Route, said: Any) -> Any:
+    """Return what iperf3 says of the data that has arrived.
+
+    :raises BenchError: if nothing has.
+    """
+    received = said["end"].get("sum_received", {"bytes": 0})
+    if not received["bytes"]:
+        raise BenchError(
+            f"nothing arrived over {route.name}: {said.get('error', 'iperf3 gives no reason')}", route.tails()
+        )
+    return received
+
+
 async def trips(environment: Environment, route: Route, count: int) -> Sample:
     """Send small messages back and forth, one at a time."""
+    before = cpu_seconds(route.roots)
     said = await _result(environment, route, [*python("bench.load"), "trips", str(route.port), str(count)], 0)
-    return {P50: said["p50_us"], P99: said["p99_us"]}
+    cost = cpu_seconds(route.roots) - before
+    found = {P50: said["p50_us"], P99: said["p99_us"]}
+    return {**found, CPU_TRIP: 1e6 * cost / (count + load.WARM_UP)} if route.roots else found
+
+
+async def trips_beside(environment: Environment, route: Route, bulk: Route, connections: int, seconds: float) -> Sample:
+    """Send small messages back and forth while bulk data flows over another path through the same processes."""
+    longer = math.ceil(2 * seconds) + 1  # both clients take a moment to start
+    command = _iperf3(bulk, connections, longer)
+    async with _running(environment, command) as child:
+        trips = [*python("bench.load"), "trips-for", str(route.port), str(seconds)]
+        said = await _result(environment, route, trips, seconds)
+        if child.end is not None:
+            raise BenchError(f"the bulk data over {route.name} ended too early ({child.end})", child.tail())
+        await _end_of(environment, bulk, child, longer + PATIENCE)
+        rate = _received(bulk, json.loads(child.out.read_text()))["bits_per_second"]
+    return {P50: said["p50_us"], P99: said["p99_us"], THROUGHPUT: rate / 1e9}
 
 
 async def connects(environment: Environment, route: Route, seconds: float) -> Sample:
     """Open connections, several concurrently, pass a byte in each direction, and close them."""
     command = [*python("bench.load"), "connects", str(route.port), str(seconds), str(WORKERS)]
+    before = cpu_seconds(route.roots)
     said = await _result(environment, route, command, seconds)
-    return {CONNECTS: said["per_second"]}
+    cost = cpu_seconds(route.roots) - before
+    return {CONNECTS: said["per_second"], CPU_CONNECT: 1000 * cost / said["count"]}
 
 
 async def memory(environment: Environment, route: Route, connections: int, seconds: float) -> Sample:

@@ -18,6 +18,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from bench import peers
+from bench.congestion import ForAll
+from bench.errors import BenchError as BenchError
 from bench.peers import FAR_NAME, HOST, Certificates, Endpoints, Program
 from bench.processes import listens
 from scistream.app.controller import Controller, NoProgram
@@ -44,8 +46,8 @@ UNREAD = "64G"
 """The limit on waiting bytes at a gateway. By default a gateway refuses connections of a stream before the kernel runs
 short of memory, but here the effect of such connections is measured."""
 
-CONGESTION = congestion_control("auto", "cubic")
-"""The congestion control between the gateways, whose WAN is a loopback interface here, if this user may set it. Towards
+CONGESTION = "cubic"
+"""The congestion control between our gateways, whose WAN is a loopback interface here, if this user may set it. Towards
 applications it is the default. The peers have no such setting and use the system's."""
 
 _USER = "ada@lab.example"
@@ -60,17 +62,6 @@ streams = 4
 """
 _UP_WITHIN = 30.0
 _LOOK_AGAIN = 0.02
-
-
-class BenchError(Exception):
-    """Something cannot be measured. The message is a sentence for the user.
-
-    :param log: lines of logs with details.
-    """
-
-    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.log = list(log)
 
 
 @dataclass(frozen=True)
@@ -100,11 +91,15 @@ class Environment:
     """The common environment of all paths: a folder, the applications, certificates, and free ports.
 
     :param elements: the setting `elements` of our gateways.
+    :param congestion: the congestion control of all programs on all sides; None: the usual one of each.
     """
 
-    def __init__(self, reactor: Any, folder: Path, elements: str | int = "auto") -> None:
+    def __init__(
+        self, reactor: Any, folder: Path, elements: str | int = "auto", congestion: ForAll | None = None
+    ) -> None:
         self.reactor = reactor
         self.elements = elements
+        self.congestion = congestion
         self.ports = DemoPorts()
         self.targets = {name: self.ports.take() for name in (BULK, TRIPS, MANY, FLOOD)}
         self.configurations: dict[str, str] = {}
@@ -166,6 +161,9 @@ class Environment:
 Builder = Callable[[Environment, str], Awaitable[Route]]
 """Builds a path to the application of that name."""
 
+SharedBuilder = Callable[..., Awaitable[list[Route]]]
+"""Builds a path to each of the applications named, all through the same processes; closing one closes all."""
+
 
 async def direct(environment: Environment, application: str) -> Route:
     """Build the path without anything in between."""
@@ -181,30 +179,41 @@ def one_hop(name: str, program_for: Callable[[Endpoints], Program]) -> Builder:
 
     async def build(environment: Environment, application: str) -> Route:
         endpoints = environment.endpoints(application)
-        return await _peer(environment, name, endpoints, [program_for(endpoints)], [endpoints.enter])
+        (route,) = await _peer(environment, name, [endpoints], [program_for(endpoints)], [endpoints.enter])
+        return route
 
     return build
 
 
-def two_hops(name: str, programs_for: Callable[[Endpoints, Certificates], list[Program]]) -> Builder:
+def two_hops(name: str, programs_for: Callable[[Sequence[Endpoints], Certificates], list[Program]]) -> SharedBuilder:
     """Return a builder for two hops through a pair of a peer's processes, with TLS between them."""
 
+    async def build(environment: Environment, *applications: str) -> list[Route]:
+        endpoints = [environment.endpoints(application) for application in applications]
+        programs = programs_for(endpoints, environment.certificates)
+        ports = [port for each in endpoints for port in (each.middle, each.enter)]
+        return await _peer(environment, name, endpoints, programs, ports)
+
+    return build
+
+
+def alone(build_all: SharedBuilder) -> Builder:
+    """Return a builder for one path."""
+
     async def build(environment: Environment, application: str) -> Route:
-        endpoints = environment.endpoints(application)
-        return await _peer(
-            environment,
-            name,
-            endpoints,
-            programs_for(endpoints, environment.certificates),
-            [endpoints.middle, endpoints.enter],
-        )
+        (route,) = await build_all(environment, application)
+        return route
 
     return build
 
 
 async def _peer(
-    environment: Environment, name: str, endpoints: Endpoints, programs: Sequence[Program], ports: Sequence[int]
-) -> Route:
+    environment: Environment,
+    name: str,
+    endpoints: Sequence[Endpoints],
+    programs: Sequence[Program],
+    ports: Sequence[int],
+) -> list[Route]:
     children = environment.children("peer")
     environment.configurations |= {program.name: program.shown() for program in programs}
     folder = environment.folder("configurations")
@@ -215,7 +224,7 @@ async def _peer(
         await children.end_all()
         raise
     pids = [child.pid for child in started]
-    return Route(name, endpoints.enter, pids, pids, children, children.end_all)
+    return [Route(name, each.enter, pids, pids, children, children.end_all) for each in endpoints]
 
 
 def _start(children: Children, program: Program, folder: Path) -> Child:
@@ -232,6 +241,7 @@ async def plain_hop(environment: Environment, application: str) -> Route:
         str(endpoints.enter),
         str(endpoints.target),
         str(parse_elements(environment.elements)),
+        environment.congestion.name if environment.congestion else CONGESTION,
     ]
     try:
         child = children.start("plain-hop", command, {}, say_ended)
@@ -240,12 +250,6 @@ async def plain_hop(environment: Environment, application: str) -> Route:
         await children.end_all()
         raise
     return Route(OURS, endpoints.enter, [child.pid], [child.pid], children, children.end_all)
-
-
-async def two_gateways(environment: Environment, application: str) -> Route:
-    """Build a path through two facilities with a policy and audit trails, and a stream between them."""
-    (route,) = await gateways_for(environment, application)
-    return route
 
 
 async def gateways_for(environment: Environment, *applications: str) -> list[Route]:
@@ -283,13 +287,14 @@ class _Facilities:
         """Start the facilities, and set up a stream to each application."""
         gateways, servers = [], []
         for facility in (self._lab, self._centre):
-            wan = {"congestion": CONGESTION}
-            limits = {"unread": UNREAD}
-            gateways.append(
-                facility.start_gateway(
-                    self._children, say_ended, elements=self._environment.elements, wan=wan, limits=limits
-                )
-            )
+            everywhere = self._environment.congestion.name if self._environment.congestion else None
+            settings = {
+                "elements": self._environment.elements,
+                "lan": {"congestion": everywhere or "auto"},
+                "wan": {"congestion": everywhere or congestion_control("auto", CONGESTION)},
+                "limits": {"unread": UNREAD},
+            }
+            gateways.append(facility.start_gateway(self._children, say_ended, **settings))
         for facility in (self._lab, self._centre):
             await facility.gateway_ready(self._environment.reactor)
             trusted = [self._lab.authority, self._centre.authority]
@@ -351,12 +356,15 @@ PLAIN: dict[str, Builder] = {
 }
 """One hop without TLS."""
 
-PAIRS: dict[str, Builder] = {
-    OURS: two_gateways,
+SHARED_PAIRS: dict[str, SharedBuilder] = {
+    OURS: gateways_for,
     "stunnel": two_hops("stunnel", peers.stunnel_pair),
     "nginx": two_hops("nginx", peers.nginx_pair),
     "HAProxy": two_hops("HAProxy", peers.haproxy_pair),
 }
+"""Two hops with mutual TLS 1.3 between them, to several applications through the same processes."""
+
+PAIRS: dict[str, Builder] = {name: alone(build) for name, build in SHARED_PAIRS.items()}
 """Two hops with mutual TLS 1.3 between them."""
 
 PROGRAMS = {"HAProxy": "haproxy", "nginx": "nginx", "stunnel": "stunnel", "socat": "socat"}

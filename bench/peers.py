@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ PACKAGES = {
     "socat": "socat",
     "iperf3": "iperf3",
     "ss": "iproute2",
+    "ip": "iproute2",
 }
 """The Debian packages of each program."""
 
@@ -40,6 +41,7 @@ VERSIONS = {
     "socat": ("-V",),
     "iperf3": ("--version",),
     "ss": ("-V",),
+    "ip": ("-V",),
 }
 
 
@@ -48,11 +50,28 @@ class Endpoints:
     """The ports of a path: where it is entered, and where its application listens.
 
     :param middle: where the second of two hops listens; 0 for one hop.
+    :param hosts: the addresses of the three, in this order.
     """
 
     enter: int
     target: int
     middle: int = 0
+    hosts: tuple[str, str, str] = (HOST, HOST, HOST)
+
+    @property
+    def entrance(self) -> str:
+        """The address and port where the path is entered."""
+        return f"{self.hosts[0]}:{self.enter}"
+
+    @property
+    def application(self) -> str:
+        """The address and port of the application."""
+        return f"{self.hosts[1]}:{self.target}"
+
+    @property
+    def between(self) -> str:
+        """The address and port of the second of two hops."""
+        return f"{self.hosts[2]}:{self.middle}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +123,7 @@ def find(program: str) -> str | None:
 def missing(programs: Iterable[str]) -> list[str]:
     """Return the packages of the programs that are not installed."""
     lacking = [name for name in programs if find(name) is None or (name == "nginx" and not _nginx_has_streams())]
-    return [package for name in lacking for package in PACKAGES[name].split()]
+    return list(dict.fromkeys(package for name in lacking for package in PACKAGES[name].split()))
 
 
 def version(program: str) -> str:
@@ -116,22 +135,27 @@ def version(program: str) -> str:
 
 def haproxy(endpoints: Endpoints, threads: int | None = None) -> Program:
     """Configure one hop, with splicing, and buffers of 256 KiB for data that is not spliced."""
-    route = _LISTEN.format(listen=f"{HOST}:{endpoints.enter}", to=f"{HOST}:{endpoints.target}")
+    route = _LISTEN.format(number=0, listen=endpoints.entrance, to=endpoints.application)
     return _haproxy(
         "haproxy", _HAPROXY.format(threads=threads or _threads(), more="", option="    option splice-auto\n") + route
     )
 
 
-def haproxy_pair(endpoints: Endpoints, certificates: Certificates, threads: int | None = None) -> list[Program]:
+def haproxy_pair(
+    endpoints: Sequence[Endpoints], certificates: Certificates, threads: int | None = None
+) -> list[Program]:
     """Configure two hops with TLS between them."""
     head = _HAPROXY.format(threads=threads or _threads(), more=_HAPROXY_TLS, option="")
     tls = f"ssl crt {{folder}}/own.pem ca-file {certificates.authority} verify required"
-    far = f"{HOST}:{endpoints.middle} {tls}"
-    near = _LISTEN.format(listen=f"{HOST}:{endpoints.enter}", to=f"{far} verifyhost {FAR_NAME} no-ssl-reuse")
-    far = _LISTEN.format(listen=far, to=f"{HOST}:{endpoints.target}")
+    near = far = head
+    for number, each in enumerate(endpoints):
+        middle = f"{each.between} {tls}"
+        to = f"{middle} verifyhost {FAR_NAME} no-ssl-reuse"
+        near += _LISTEN.format(number=number, listen=each.entrance, to=to)
+        far += _LISTEN.format(number=number, listen=middle, to=each.application)
     return [
-        _haproxy("haproxy-near", head + near, {"own.pem": _both(certificates.near)}),
-        _haproxy("haproxy-far", head + far, {"own.pem": _both(certificates.far)}),
+        _haproxy("haproxy-near", near, {"own.pem": _both(certificates.near)}),
+        _haproxy("haproxy-far", far, {"own.pem": _both(certificates.far)}),
     ]
 
 
@@ -142,7 +166,7 @@ def _threads() -> int:
 
 
 _LISTEN = """
-listen way
+listen way{number}
     bind {listen}
     server next {to}
 """
@@ -178,10 +202,10 @@ def _both(issued: Issued) -> str:
 
 def nginx(endpoints: Endpoints, workers: str = "auto") -> Program:
     """Configure one hop through buffers of 256 KiB."""
-    return _nginx("nginx", workers, f"{HOST}:{endpoints.enter}", f"{HOST}:{endpoints.target}", "")
+    return _nginx("nginx", workers, [(endpoints.entrance, endpoints.application)], "")
 
 
-def nginx_pair(endpoints: Endpoints, certificates: Certificates, workers: str = "auto") -> list[Program]:
+def nginx_pair(endpoints: Sequence[Endpoints], certificates: Certificates, workers: str = "auto") -> list[Program]:
     """Configure two hops with TLS between them."""
     near = f"""
     proxy_ssl on;
@@ -204,14 +228,14 @@ def nginx_pair(endpoints: Endpoints, certificates: Certificates, workers: str = 
     ssl_client_certificate {certificates.authority};
     ssl_verify_client on;
 """
-    middle = f"{HOST}:{endpoints.middle}"
     return [
-        _nginx("nginx-near", workers, f"{HOST}:{endpoints.enter}", middle, near),
-        _nginx("nginx-far", workers, f"{middle} ssl", f"{HOST}:{endpoints.target}", far),
+        _nginx("nginx-near", workers, [(each.entrance, each.between) for each in endpoints], near),
+        _nginx("nginx-far", workers, [(f"{each.between} ssl", each.application) for each in endpoints], far),
     ]
 
 
-def _nginx(name: str, workers: str, listen: str, to: str, more: str) -> Program:
+def _nginx(name: str, workers: str, routes: Iterable[tuple[str, str]], more: str) -> Program:
+    servers = "\n".join(f"    server {{ listen {listen} backlog=4096; proxy_pass {to}; }}" for listen, to in routes)
     module = f"load_module {NGINX_MODULE};\n" if NGINX_MODULE.exists() else ""
     config = f"""{module}daemon off;
 worker_processes {workers};
@@ -223,7 +247,7 @@ stream {{
     proxy_buffer_size 256k;
     proxy_timeout 1h;
     tcp_nodelay on;
-    server {{ listen {listen} backlog=4096; proxy_pass {to}; }}
+{servers}
 {more}}}
 """
     arguments = (found("nginx"), "-c", "{folder}/nginx.conf", "-e", "{folder}/error.log", "-p", "{folder}")
@@ -237,17 +261,16 @@ def _nginx_has_streams() -> bool:
     return "--with-stream " in said.stderr  # built in, not as a module in an unknown place
 
 
-def stunnel_pair(endpoints: Endpoints, certificates: Certificates) -> list[Program]:
+def stunnel_pair(endpoints: Sequence[Endpoints], certificates: Certificates) -> list[Program]:
     """Configure two hops with TLS between them."""
-    middle = f"{HOST}:{endpoints.middle}"
-    near = f"\n[near]\nclient = yes\ncheckHost = {FAR_NAME}\naccept = {HOST}:{endpoints.enter}\nconnect = {middle}\n"
-    far = f"\n[far]\naccept = {middle}\nconnect = {HOST}:{endpoints.target}\n"
+    near, far = _stunnel(certificates, certificates.near), _stunnel(certificates, certificates.far)
+    for number, each in enumerate(endpoints):
+        client = f"client = yes\ncheckHost = {FAR_NAME}\n"
+        near += f"\n[near{number}]\n{client}accept = {each.entrance}\nconnect = {each.between}\n"
+        far += f"\n[far{number}]\naccept = {each.between}\nconnect = {each.application}\n"
     return [
         Program(name, {"stunnel.conf": config}, (found("stunnel"), "{folder}/stunnel.conf"))
-        for name, config in (
-            ("stunnel-near", _stunnel(certificates, certificates.near) + near),
-            ("stunnel-far", _stunnel(certificates, certificates.far) + far),
-        )
+        for name, config in (("stunnel-near", near), ("stunnel-far", far))
     ]
 
 
@@ -270,8 +293,8 @@ socket = r:TCP_NODELAY=1
 
 def socat(endpoints: Endpoints) -> Program:
     """Configure one hop, with a process for each connection."""
-    listen = f"TCP4-LISTEN:{endpoints.enter},bind={HOST},fork,reuseaddr,nodelay,backlog=1024"
-    return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{HOST}:{endpoints.target},nodelay"))
+    listen = f"TCP4-LISTEN:{endpoints.enter},bind={endpoints.hosts[0]},fork,reuseaddr,nodelay,backlog=1024"
+    return Program("socat", {}, (found("socat"), "-b262144", listen, f"TCP4:{endpoints.application},nodelay"))
 
 
 def found(program: str) -> str:

@@ -1,7 +1,8 @@
 """One hop of this project without TLS: only the listener and the elements of a gateway.
 
-``python -m bench.plain_hop ENTER TARGET COUNT`` forwards connections from one port of this machine to another, like
-HAProxy and nginx without TLS. No real gateway runs like this, since the leg between facilities always has TLS.
+``python -m bench.plain_hop ENTER TARGET COUNT CONGESTION`` forwards connections from one port of this machine to
+another, like HAProxy and nginx without TLS. No real gateway runs like this, since the leg between facilities always has
+TLS.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.ports import ChannelListener, ListenPorts
 
 HOST = "127.0.0.1"
-CONGESTION = "cubic"
 UID = "00000000-0000-0000-0000-000000000000"
 RATE = 1e5
 """Mbit/s: more than can be forwarded."""
 
 
-def main(enter: int, target: int, count: int) -> None:
+def main(enter: int, target: int, count: int, congestion: str) -> None:
     """Run until SIGTERM, with `count` element processes; 0 forwards in this process."""
     from twisted.internet import reactor as installed
 
@@ -36,7 +36,7 @@ def main(enter: int, target: int, count: int) -> None:
     raise_descriptor_limit()
     run_on_monotonic_time(reactor)
     (sock,) = ListenPorts(enter, enter).reserve(HOST, 1)
-    elements = Elements(reactor, count, 1, ElementSettings(lan_congestion=CONGESTION, wan_congestion=CONGESTION))
+    elements = Elements(reactor, count, 1, ElementSettings(lan_congestion=congestion, wan_congestion=congestion))
     elements.start()
     elements.open(UID, CONS, RATE, {0: 0})
     armed = elements.arm(UID, CONS, {0: Address(HOST, target)}, None)
@@ -53,4 +53,4 @@ def _listen(reactor: Any, sock: socket.socket, elements: Elements) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -15,7 +15,7 @@ from bench.rows import CONNECTS, CPU, P50, THROUGHPUT, Figure, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEGIN, END = ".. the last full run begins here", ".. the last full run ends here"
+BEGIN, END = ".. the last full run{} begins here", ".. the last full run{} ends here"
 _COLUMNS = ("workload", "peer", "ours", "theirs", "ratio", "target", "met", "runs")
 
 
@@ -58,7 +58,10 @@ def _figure(value: float | None, unit: str) -> str:
 def _caption(rows: Sequence[Row]) -> str:
     wanted = [row for row in rows if row.met is not None]
     met = sum(row.met is True for row in wanted)
-    return f"{met} of {len(wanted)} targets met (within 5%); ratio = ours / theirs, the median over pairs of runs"
+    return (
+        f"{met} of {len(wanted)} targets met (within 5%, the first byte exactly); "
+        "ratio = ours / theirs, the median over pairs of runs"
+    )
 
 
 def save(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> list[Path]:
@@ -149,20 +152,22 @@ def _draw(axis: Axes, panel: Mapping[str, Mapping[str, float]]) -> None:
     axis.tick_params(axis="x", labelsize=7)
 
 
-def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str]) -> str:
+def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str], kind: str = "") -> str:
     """Replace the result in the documentation page with this one, and return the page.
 
+    :param kind: " with cubic" for a run with this congestion control for all programs.
     :raises ValueError: if the page lacks the lines around the result.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(BEGIN.format(kind))
+    _, end, after = rest.partition(END.format(kind))
     if not begin or not end:
-        raise ValueError(f"the page lacks the lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the page lacks the lines {BEGIN.format(kind)!r} and {END.format(kind)!r}")
     facts = "\n".join(f":{name}: {value}" for name, value in machine.items())
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for cells in (_COLUMNS, *(words(row) for row in rows)):
         lines += [f"   {'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(_in_rst(cells))]
-    return f"{before}{BEGIN}\n\n{facts}\n\n" + "\n".join(lines) + f"\n\n{_caption(rows)}.\n\n{END}{after}"
+    table = "\n".join(lines)
+    return f"{before}{begin}\n\n{facts}\n\n{table}\n\n{_caption(rows)}.\n\n{end}{after}"
 
 
 def _in_rst(cells: Sequence[str]) -> list[str]:

@@ -6,15 +6,12 @@ Computation only: no processes, no files.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Better = Literal["higher", "lower"]
 Pair = tuple[float, float]
-
-TOLERANCE = 0.05
-"""A target counts as met within this fraction of it."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +19,27 @@ class Figure:
     """Something that is measured.
 
     :param name: its name in the table, such as "throughput".
+    :param tolerance: a target counts as met within this fraction of it.
     """
 
     name: str
     unit: str
     better: Better
+    tolerance: float = 0.05
+
+
+Sample = Mapping[Figure, float]
+"""What one run over one path has measured."""
 
 
 THROUGHPUT = Figure("throughput", "Gbit/s", "higher")
 CPU = Figure("CPU time", "s/GB", "lower")
 P50 = Figure("round trip of 64 bytes, p50", "us", "lower")
 P99 = Figure("round trip of 64 bytes, p99", "us", "lower")
+CPU_TRIP = Figure("CPU time of a round trip", "us", "lower")
 CONNECTS = Figure("new connections", "1/s", "higher")
+CPU_CONNECT = Figure("CPU time of a new connection", "ms", "lower")
+FIRST_BYTE = Figure("first byte of a new connection", "ms", "lower", tolerance=0.0)
 MEMORY = Figure("memory of an idle connection", "KiB", "lower")
 KERNEL = Figure("kernel memory of a connection that nobody reads", "KiB", "lower")
 SET_UP = Figure("set-up of a stream", "ms", "lower")
@@ -68,9 +74,16 @@ class Row:
         return asdict(self)
 
 
-def is_met(value: float, reach: float, better: Better) -> bool:
-    """Return True if a value meets its target, within the tolerance."""
-    return value >= reach * (1 - TOLERANCE) if better == "higher" else value <= reach * (1 + TOLERANCE)
+def is_met(value: float, reach: float, figure: Figure) -> bool:
+    """Return True if a value of a figure meets its target, within its tolerance."""
+    if figure.better == "higher":
+        return value >= reach * (1 - figure.tolerance)
+    return value <= reach * (1 + figure.tolerance)
+
+
+def pairs_of(ours: Sequence[Sample], theirs: Sequence[Sample], figure: Figure) -> list[Pair]:
+    """Return the pairs of a figure in runs made one after the other."""
+    return [(one[figure], other[figure]) for one, other in zip(ours, theirs, strict=True)]
 
 
 def paired(path: str, figure: Figure, peer: str, pairs: Sequence[Pair], reach: float | None) -> Row:
@@ -86,7 +99,7 @@ def paired(path: str, figure: Figure, peer: str, pairs: Sequence[Pair], reach: f
         theirs=_rounded(statistics.median(theirs for _, theirs in pairs)),
         ratio=round(ratio, 3),
         reach=reach,
-        met=None if reach is None else is_met(ratio, reach, figure.better),
+        met=None if reach is None else is_met(ratio, reach, figure),
         runs=len(pairs),
         unit=figure.unit,
         better=figure.better,
@@ -96,7 +109,7 @@ def paired(path: str, figure: Figure, peer: str, pairs: Sequence[Pair], reach: f
 def absolute(path: str, figure: Figure, runs: Sequence[float], reach: float) -> Row:
     """Make a row with a target for our own figure."""
     ours = statistics.median(runs)
-    met = is_met(ours, reach, figure.better)
+    met = is_met(ours, reach, figure)
     return Row(
         work_of(path, figure), None, _rounded(ours), None, None, reach, met, len(runs), figure.unit, figure.better
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 from bench import measure, setup_time
-from bench.measure import Sample
+from bench.beside import Beside
 from bench.paths import (
     BULK,
     FLOOD,
@@ -23,11 +22,13 @@ from bench.paths import (
     Route,
     gateways_for,
     plain_hop,
-    two_gateways,
 )
+from bench.profiles import FULL, Profile, Tell, Work
 from bench.rows import (
     CONNECTS,
     CPU,
+    CPU_CONNECT,
+    CPU_TRIP,
     KERNEL,
     MEMORY,
     P50,
@@ -35,70 +36,14 @@ from bench.rows import (
     SET_UP,
     THROUGHPUT,
     Figure,
-    Pair,
     Row,
+    Sample,
     absolute,
     failed,
     paired,
+    pairs_of,
 )
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The size of a benchmark run.
-
-    :param rounds: the number of runs of each path, of which the median is taken.
-    :param seconds: the duration of one run of bulk data, or of new connections.
-    :param trips: the number of round trips in one run.
-    :param idle: the number of idle connections.
-    :param held: how many seconds they are held.
-    :param stalled: numbers of connections that nobody reads; each is measured.
-    :param all_peers: whether to include peers without a target.
-    """
-
-    rounds: int
-    seconds: int
-    trips: int
-    idle: int
-    held: float
-    stalled: tuple[int, ...]
-    all_peers: bool
-
-    def with_rounds(self, rounds: int) -> Profile:
-        """Return the same profile with another number of runs."""
-        return replace(self, rounds=rounds)
-
-
-FULL = Profile(rounds=9, seconds=2, trips=5000, idle=5000, held=60.0, stalled=(300, 500), all_peers=True)
-QUICK = Profile(rounds=5, seconds=1, trips=2000, idle=1000, held=5.0, stalled=(300,), all_peers=False)
-
-Tell = Callable[[str], None]
-
-
-class Work(Protocol):
-    """A workload."""
-
-    @property
-    def key(self) -> str:
-        """Its name for --only."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """A short description."""
-        ...
-
-    def programs(self, profile: Profile) -> set[str]:
-        """Return the third-party programs that it needs."""
-        ...
-
-    async def rows(self, environment: Environment, profile: Profile, tell: Tell) -> list[Row]:
-        """Measure, and return the rows of the result."""
-        ...
-
-    def failed_rows(self) -> list[Row]:
-        """Return the rows of the result if it could not be measured."""
-        ...
+from bench.wan import Wan
 
 
 @dataclass(frozen=True)
@@ -133,7 +78,7 @@ class Comparison:
         ours, *others = self.contestants(profile)
         samples = await self._samples(environment, [ours, *others], profile, tell)
         return [
-            paired(self.path, figure, peer, _pairs(samples, ours, peer, figure), reach.get(peer))
+            paired(self.path, figure, peer, pairs_of(samples[ours], samples[peer], figure), reach.get(peer))
             for figure, reach in self.figures.items()
             for peer in others
             if figure in samples[peer][0]
@@ -164,10 +109,6 @@ class Comparison:
             for route in routes:
                 await route.close()
         return samples
-
-
-def _pairs(samples: Mapping[str, Sequence[Sample]], ours: str, peer: str, figure: Figure) -> list[Pair]:
-    return [(one[figure], other[figure]) for one, other in zip(samples[ours], samples[peer], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -341,7 +282,7 @@ def all_works(streams: int, half_open: int) -> list[Work]:
             TRIPS,
             PLAIN,
             _trips,
-            {P50: {"HAProxy": 1.5}, P99: {}},
+            {P50: {"HAProxy": 1.5}, P99: {}, CPU_TRIP: {}},
         ),
         Comparison(
             "trips-tls",
@@ -350,13 +291,21 @@ def all_works(streams: int, half_open: int) -> list[Work]:
             TRIPS,
             PAIRS,
             _trips,
-            {P50: {"stunnel": 1.6}, P99: {}},
+            {P50: {"stunnel": 1.25}, P99: {"stunnel": 1.3}, CPU_TRIP: {}},
         ),
         Comparison(
-            "connects", gateways, "new connections, 8 at a time", MANY, PAIRS, _connects, {CONNECTS: {"stunnel": 0.5}}
+            "connects",
+            gateways,
+            "new connections, 8 at a time",
+            MANY,
+            PAIRS,
+            _connects,
+            {CONNECTS: {"stunnel": 1.5}, CPU_CONNECT: {}},
         ),
+        Beside(),
         Memory("memory-plain", hop, "idle connections, the relay alone", plain_hop, 24.0),
-        Memory("memory-tls", gateways, "idle connections, installed daemons", two_gateways, 80.0),
+        Memory("memory-tls", gateways, "idle connections, installed daemons", PAIRS[OURS], 80.0),
         Stalled(),
         SetUp(streams, half_open),
+        Wan(),
     ]

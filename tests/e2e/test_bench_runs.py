@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bench import peers
 from bench.processes import tree
-from support.requirements import missing
+from support.requirements import missing, needs_root
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ BRIEFLY = f"""
 from dataclasses import replace
 from bench import __main__ as command, measure
 measure.SETTLE = 6.0
-command.QUICK = replace(command.QUICK, trips=500, stalled=({STALLED},))
+command.QUICK = replace(command.QUICK, trips=500, stalled=({STALLED},), losses=("0",), first_bytes=2, wan_seconds=1)
 command.main()
 """
 """The benchmark with little load, beside other tests, whose connections never let the kernel's memory become stable."""
@@ -98,7 +99,7 @@ def test_a_run_prints_and_writes_its_rows_and_the_configurations_of_the_peers(ru
     out, err = one.end()
     rows = json.loads((one.results / "latest.json").read_text())
     found = {(row["work"], row["peer"]): row for row in rows}
-    for path, peer, reach in (("one hop plain", "HAProxy", 1.5), ("two gateways TLS", "stunnel", 1.6)):
+    for path, peer, reach in (("one hop plain", "HAProxy", 1.5), ("two gateways TLS", "stunnel", 1.25)):
         trips = found[f"{path}: round trip of 64 bytes, p50", peer]
         assert min(trips["ours"] or 0, trips["theirs"] or 0) > 0, err
         assert (trips["reach"], trips["runs"]) == (reach, 1)
@@ -128,6 +129,81 @@ def test_a_stream_is_measured_alone_and_beside_connections_that_nobody_reads(run
         ]
         assert 256 < memory["ours"] < 16 * 1024, err
     assert list(one.temporary.iterdir()) == []
+
+
+def test_messages_are_measured_beside_bulk_data_with_one_congestion_control_for_all(run: Callable[..., Run]) -> None:
+    needs_root("a network namespace needs root")
+    one = run("--only", "beside", "--congestion", "cubic")
+    _, err = one.end()
+    if "does not allow it" in err:
+        pytest.skip(err)
+    rows = json.loads((one.results / "cubic" / "latest.json").read_text())
+    for many in ("1 connection", "8 connections"):
+        path = f"two gateways TLS, messages beside bulk data over {many}"
+        for figure, reach in (("round trip of 64 bytes, p50", 1.25), ("round trip of 64 bytes, p99", 1.3)):
+            (trips,) = [row for row in rows if row["work"] == f"{path}: {figure}" and row["peer"] == "stunnel"]
+            assert min(trips["ours"] or 0, trips["theirs"] or 0) > 0, err
+            assert trips["reach"] == reach
+        assert all(min(row["ours"], row["theirs"]) > 0 for row in rows if row["work"] == f"{path}: throughput")
+    facts = json.loads((one.results / "cubic" / "machine.json").read_text())
+    assert facts["congestion control"] == "cubic, of all programs"
+    assert list(one.temporary.iterdir()) == []
+
+
+def id_of_testbed_of(one: Run) -> str:
+    """Return the id of the testbed that a run has made, once its router runs."""
+
+    def found() -> str | None:
+        for pid in one.descendants():
+            with suppress(OSError):  # it has ended meanwhile
+                command = (Path("/proc") / str(pid) / "cmdline").read_text().split("\0")
+                if "--control" in command:
+                    return Path(command[command.index("--control") + 1]).parent.name
+        assert one.process.poll() is None, one.end()
+        return None
+
+    id: str = until(found, lambda: "no testbed", DEADLINE)
+    return id
+
+
+def left_of(id: str) -> list[Path]:
+    """Return the namespaces and the folder of a testbed."""
+    return [*Path("/run/netns").glob(f"st{id}-*"), *Path("/run/scistream-testbed").glob(id)]
+
+
+def test_the_wan_is_measured_and_its_testbed_removed(run: Callable[..., Run]) -> None:
+    needs_root("network namespaces need root")
+    one = run("--only", "wan")
+    id = id_of_testbed_of(one)
+    assert left_of(id)
+    _, err = one.end()
+    if "skipped: " in err:
+        pytest.skip(err)
+    rows = json.loads((one.results / "latest.json").read_text())
+    found = {(row["work"], row["peer"]): row for row in rows}
+    path = "WAN of 100 ms, no loss"
+    first = found[f"{path}: first byte of a new connection", None]
+    assert (first["reach"], first["runs"]) == (115.0, 2), err
+    assert first["ours"] >= 100
+    for peer in ("stunnel", "nginx"):
+        assert 250 < found[f"{path}: first byte of a new connection", peer]["theirs"] < 1000
+        for figure in ("throughput", "CPU time"):
+            row = found[f"{path}: {figure}", peer]
+            assert min(row["ours"], row["theirs"], row["ratio"]) > 0
+    assert left_of(id) == []
+    assert list(one.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_testbed_outlives_a_run_that_is_interrupted_or_killed(run: Callable[..., Run], number: int) -> None:
+    needs_root("network namespaces need root")
+    one = run("--only", "wan")
+    id = id_of_testbed_of(one)
+    started = one.descendants()
+    one.process.send_signal(number)
+    one.end()
+    until(lambda: not left_of(id), lambda: f"{left_of(id)}", DEADLINE)
+    until(lambda: not any(lives(pid) for pid in started), lambda: f"of {started} some still run", DEADLINE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

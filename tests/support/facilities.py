@@ -200,7 +200,9 @@ class Gateway(Daemon):
             **files_of(issue(facility.pki, "server", f"{name}-server", [site.control.host])),
             **facility.site.gateway_settings,
         }
-        super().__init__("s2ds", name, facility.folder, site.control, {**mine, **settings}, facility.site.machine)
+        sections = {key: {**mine[key], **settings[key]} for key in ("lan", "wan") if key in settings}
+        everything = {**mine, **settings, **sections}
+        super().__init__("s2ds", name, facility.folder, site.control, everything, facility.site.machine)
         self._elements = settings.get("elements", mine["elements"])
 
     def wait_until_ready(self) -> None:

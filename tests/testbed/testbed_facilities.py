@@ -95,10 +95,10 @@ class Facilities:
 
     :param port: the first port at each gateway; other facilities on the same testbed take another.
     :param v: the version of IP of all of it, `testbed.v4` if not given.
-    :param gateway: further settings of each S2DS: ``wan_timeout="3s"``.
+    :param gateway: further settings of each S2DS: ``wan_timeout="3s"``, ``wan={"congestion": "bbr"}``.
     """
 
-    def __init__(self, testbed: Testbed, *, port: int = PORT, v: Addresses | None = None, **gateway: str) -> None:
+    def __init__(self, testbed: Testbed, *, port: int = PORT, v: Addresses | None = None, **gateway: Any) -> None:
         self.testbed = testbed
         folder = _folder(testbed, port)
         users = init_authority(folder / "users", "Users of both").certificate
