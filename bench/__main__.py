@@ -16,7 +16,7 @@ from rich.status import Status
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectingCancelledError
 
-from bench import congestion, machine, peers, report
+from bench import congestion, expectations, machine, peers, report
 from bench.errors import BenchError, SkippedError
 from bench.paths import Environment
 from bench.profiles import FULL, QUICK, Profile, Work
@@ -211,7 +211,9 @@ class Bench:
 
 def _write_page(results: Path) -> int:
     try:
-        page = report.into_page(PAGE.read_text(), *report.load(results))
+        rows, facts = report.load(results)
+        page = report.into_page(PAGE.read_text(), rows, facts)
+        page = report.between(page, expectations.BEGIN, expectations.END, expectations.expectations(rows))
         for name in congestion.NAMES:
             if (results / name).is_dir():
                 page = report.into_page(page, *report.load(results / name), f" with {name}")

@@ -158,16 +158,24 @@ def into_page(page: str, rows: Sequence[Row], machine: Mapping[str, str], kind: 
     :param kind: " with cubic" for a run with this congestion control for all programs.
     :raises ValueError: if the page lacks the lines around the result.
     """
-    before, begin, rest = page.partition(BEGIN.format(kind))
-    _, end, after = rest.partition(END.format(kind))
-    if not begin or not end:
-        raise ValueError(f"the page lacks the lines {BEGIN.format(kind)!r} and {END.format(kind)!r}")
     facts = "\n".join(f":{name}: {value}" for name, value in machine.items())
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for cells in (_COLUMNS, *(words(row) for row in rows)):
         lines += [f"   {'* -' if number == 0 else '  -'} {cell}" for number, cell in enumerate(_in_rst(cells))]
     table = "\n".join(lines)
-    return f"{before}{begin}\n\n{facts}\n\n{table}\n\n{_caption(rows)}.\n\n{end}{after}"
+    return between(page, BEGIN.format(kind), END.format(kind), f"{facts}\n\n{table}\n\n{_caption(rows)}.")
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """Replace what is between two lines of a page, and return the page.
+
+    :raises ValueError: if the page lacks one of them.
+    """
+    before, found, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"the page lacks the lines {begin!r} and {end!r}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def _in_rst(cells: Sequence[str]) -> list[str]:

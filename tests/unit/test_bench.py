@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from bench import congestion, load, peers, processes, report
+from bench import congestion, expectations, load, peers, processes, report
 from bench.__main__ import PAGE, main
 from bench.errors import SkippedError
 from bench.peers import FAR_NAME, Certificates, Endpoints, Program
@@ -134,6 +134,31 @@ def test_the_page_of_documentation_takes_a_result_in_and_changes_nowhere_else(ki
     assert ":processor: one\n" in once
     assert once.partition(report.BEGIN.format(kind))[0] == page.partition(report.BEGIN.format(kind))[0]
     assert once.partition(report.END.format(kind))[2] == page.partition(report.END.format(kind))[2]
+
+
+def test_expectations_follow_from_the_larger_cost_of_a_byte() -> None:
+    rows = [
+        paired("two gateways TLS, 1 connection", CPU, "nginx", [(0.8, 1.0)], 1.0),
+        paired("two gateways TLS, 8 connections", CPU, "nginx", [(1.0, 1.0)], 1.0),
+        paired("one hop plain, 8 connections", CPU, "nginx", [(9.0, 1.0)], 1.0),
+    ]
+    assert expectations.cost_of(rows) == 1.0
+    assert expectations.processors(100, 0.5) == 9  # 12.5 GB/s x 0.5 s/GB / 0.7
+    words = expectations.expectations(rows)
+    assert "one gateway needs 0.5 s for 1 GB" in words
+    assert "1 / 0.5 = 2 GB/s = 16 Gbit/s" in words
+    with pytest.raises(ValueError, match="tls-1"):
+        expectations.expectations(rows[2:])
+
+
+def test_the_expectations_of_the_page_are_those_of_its_table() -> None:
+    page = PAGE.read_text()
+    table = page.partition(report.BEGIN.format(""))[2].partition(report.END.format(""))[0]
+    costs = re.findall(r"\* - (two gateways TLS, \d connections?: CPU time)\n +- stunnel\n +- ([0-9.]+) s/GB\n", table)
+    assert len(costs) == 2
+    rows = [Row(work, "stunnel", float(cost), None, None, None, None, 1, "s/GB", "lower") for work, cost in costs]
+    begin, end = expectations.BEGIN, expectations.END
+    assert report.between(page, begin, end, expectations.expectations(rows)) == page
 
 
 def test_the_works_and_what_they_reach_are_those_of_the_page() -> None:
