@@ -126,6 +126,7 @@ class TlsLeg(Leg):
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         """Write `buffer[start:end]`: see `Leg.write`."""
+        self._check_reset()
         corks = end - start > RECORD
         if corks:  # without it each record would be a packet of its own, and wake the peer
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
@@ -134,8 +135,19 @@ class TlsLeg(Leg):
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)
 
+    def _check_reset(self) -> None:
+        """Let OpenSSL not write after a reset: once a write has failed, it refuses to read what came before the reset.
+
+        :raises ConnectionBrokenError: if the peer has reset the connection. What arrived before can still be read.
+        """
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self.writable = False
+            raise broken_by(code, self)
+
     def finish_writing(self) -> bool:
         """Send a close_notify: see `Leg.finish_writing`."""
+        self._check_reset()
         try:
             self.connection.shutdown()
         except SSL.WantWriteError:

@@ -1,0 +1,102 @@
+"""A TLS leg over a real connection: what arrived before a reset can be read, whatever was to be written meanwhile."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from twisted.internet.task import Clock
+
+from scistream.protocol.messages import CONS, PROD
+from scistream.s2ds.relay.buffers import Buffers
+from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError
+from scistream.s2ds.relay.tcp_info import bytes_to_send
+from scistream.s2ds.relay.tls import TlsLeg
+from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.tls.stream_channels import StreamSecret, server_name
+from support.applications import NOISE, reset
+from support.waiting import until
+
+SIZES = [1, 20_000, 60_000]
+"""Bytes that fit into a receive buffer, so that all of them have arrived before the reset."""
+
+
+class Nothing:
+    """Takes the place of a poller, a detector of dead peers, and an owner."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_: None
+
+
+@pytest.fixture(scope="module")
+def contexts() -> tuple[Any, Any]:
+    uid = str(uuid4())
+    secrets = {role: StreamSecret() for role in (PROD, CONS)}
+    bundles = issue_credentials(uid, 1, 600.0, {role: secret.csr for role, secret in secrets.items()})
+    server, client = (secrets[role].credentials(bundles[role], uid, role).context() for role in (PROD, CONS))
+    return server, client
+
+
+@pytest.fixture
+def legs(contexts: tuple[Any, Any]) -> Iterator[tuple[TlsLeg, TlsLeg]]:
+    nothing: Any = Nothing()
+    with ExitStack() as opened:
+        listener = opened.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
+        ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
+        made = []
+        for sock, context, name in ((ends[1], contexts[0], None), (ends[0], contexts[1], server_name("u", 0))):
+            sock.setblocking(False)
+            opened.enter_context(closing(sock))
+            made.append(TlsLeg(nothing, sock, nothing, nothing, "the other gateway", context, name))
+        done: list[None] = []
+        for leg in made:
+            leg.handshake(Clock(), 10.0).addCallback(done.append)
+
+        def advance() -> bool:
+            for leg in made:
+                if leg.reader is not None:
+                    leg.readable = leg.writable = True
+                    leg.reader.advance()
+            return len(done) == len(made)
+
+        until(advance, lambda: "no handshake")
+        yield made[0], made[1]
+
+
+def everything(leg: TlsLeg) -> bytes:
+    """Return what a leg reads until it has broken."""
+    buffer, data = Buffers(65536).borrow(), b""
+    while True:
+        try:
+            count = leg.read_into(buffer, buffer.view.nbytes)
+        except ConnectionBrokenError:
+            return data
+        assert count not in (WANT, EOF), "the end is a clean one"
+        data += bytes(buffer.view[:count])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("doing", ["write", "end"])
+def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
+    legs: tuple[TlsLeg, TlsLeg], size: int, doing: str
+) -> None:
+    near, far = legs
+    sent = Buffers(size).borrow()
+    sent.view[:] = NOISE[:size]
+    done = 0
+    while done < size:
+        done += far.write(sent, done, size)
+    until(lambda: not bytes_to_send(far.sock), lambda: "not all bytes have arrived")
+    reset(far.sock)
+    poll = select.poll()
+    poll.register(near.sock, select.POLLERR)
+    assert poll.poll(10_000)
+    with pytest.raises(ConnectionBrokenError, match="reset the connection") as broken:
+        near.write(Buffers(100).borrow(), 0, 100) if doing == "write" else near.finish_writing()
+    assert broken.value.leg is near
+    assert everything(near) == NOISE[:size]
