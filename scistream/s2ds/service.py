@@ -51,7 +51,7 @@ from scistream.s2ds.capacity import Capacity, SharedLimits
 from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
-from scistream.s2ds.paths import wan_paths
+from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ListenPorts, shared_with_connections
 from scistream.s2ds.relay.leg import congestion_control
 from scistream.s2ds.settings import S2DSConfig
@@ -114,6 +114,7 @@ class DataServer(Service):
             known=networks(config.limits.controller_networks),
         )
         self._port: IListeningPort | None = None
+        self._path_manager: PathManager | None = None
         self._links: set[Link] = set()
         self.boot = secrets.token_hex(16)
         self.ports = ListenPorts(*parse_ports(config.ports), config.chosen_ranges)
@@ -179,6 +180,9 @@ class DataServer(Service):
         self._log_budget()
         self._port = self._listener.open(lambda: self, self._admission_controller)
         self.elements.start()
+        if self.wan_paths.multipath and self.config.wan.paths:
+            self._path_manager = PathManager(self.reactor, self.config.wan.paths)
+            self._path_manager.start()
         super().startService()
         if self._all_credentials():
             self._expiry.start()
@@ -221,6 +225,8 @@ class DataServer(Service):
         super().stopService()
         self._expiry.stop()
         self._admission_controller.stop()
+        if self._path_manager is not None:
+            self._path_manager.stop()
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None

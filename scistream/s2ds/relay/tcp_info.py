@@ -8,6 +8,8 @@ import struct
 import termios
 from typing import NamedTuple
 
+from scistream.s2ds.relay import mptcp
+
 _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_delivery_rate
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
 _MIN_RTT, _DELIVERY_RATE = 39, 42
@@ -47,7 +49,32 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
 
     :raises OSError: if the socket is closed.
     """
-    packed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    if mptcp.is_multipath(sock):
+        found = mptcp.subflow_infos(sock, _TCP_INFO.size)
+        if found is not None:
+            return over_all_paths(list(map(_parse, found)), mptcp.totals(sock))
+    return _parse(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+
+
+def over_all_paths(paths: list[TcpInfo], totals: mptcp.Totals | None) -> TcpInfo:
+    """Return the state of a connection with several paths: it is as well as the best of them."""
+    if not paths:  # the kernel waits for another one for a while
+        return TcpInfo(1, 2, totals.silent if totals else 0.0, 0.0, 0.0, 0, 0, *(totals[:2] if totals else (0, 0)))
+    best = min(paths, key=lambda path: (path.retransmits > 0, path.probes > 1, path.silent))
+    return TcpInfo(
+        retransmits=best.retransmits,
+        probes=best.probes,
+        silent=min(path.silent for path in paths),
+        rtt=best.rtt,
+        min_rtt=min(path.min_rtt for path in paths),
+        total_retrans=sum(path.total_retrans for path in paths),
+        delivery_rate=sum(path.delivery_rate for path in paths),
+        received=totals.received if totals else sum(path.received for path in paths),
+        acknowledged=totals.acknowledged if totals else sum(path.acknowledged for path in paths),
+    )
+
+
+def _parse(packed: bytes) -> TcpInfo:
     info = _TCP_INFO.unpack(packed.ljust(_TCP_INFO.size, b"\0"))  # older kernels return a shorter structure
     return TcpInfo(
         retransmits=info[_RETRANSMITS],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,18 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 
+from scistream import timing
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError
-from scistream.s2ds.paths import wan_paths
+from scistream.s2ds import paths
+from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
 from scistream.s2ds.relay import mptcp
 from scistream.s2ds.relay.leg import prepare
+from scistream.s2ds.relay.tcp_info import TcpInfo, over_all_paths, tcp_info
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import S2DSConfig, WanSettings
 from support.leased_ports import leased
 from support.requirements import missing
+from support.waiting import until
 
 BOTH = ["127.0.0.2", "127.0.0.3"]
 HERE = {"bind": "127.0.0.2", "paths": BOTH}
@@ -169,3 +176,156 @@ def test_a_system_that_switches_it_off_later_gets_plain_tcp(monkeypatch: pytest.
     monkeypatch.setattr(socket, "socket", without(errno.ENOPROTOOPT))
     with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sock:
         assert sock.proto in (0, socket.IPPROTO_TCP)
+
+
+class FakeKernel:
+    """A kernel's path manager that may refuse changes."""
+
+    def __init__(self, known: dict[str, int] | None = None, refusal: int | None = None) -> None:
+        self.known = known or {}
+        self.limit = 0, 2
+        self.refusal = refusal
+        self.calls: list[str] = []
+
+    def _change(self, call: str) -> None:
+        if self.refusal is not None:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        self.calls.append(call)
+
+    def endpoints(self) -> dict[str, int]:
+        return dict(self.known)
+
+    def add(self, address: str) -> None:
+        self._change(f"add {address}")
+        self.known[address] = max(self.known.values(), default=0) + 1
+
+    def delete(self, address: str, number: int) -> None:
+        assert self.known[address] == number
+        self._change(f"delete {address}")
+        del self.known[address]
+
+    def limits(self) -> tuple[int, int]:
+        return self.limit
+
+    def set_limits(self, accepted: int, subflows: int) -> None:
+        self._change(f"limits {accepted} {subflows}")
+        self.limit = accepted, subflows
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the addresses that this machine has, in place of the real ones."""
+    found = set(BOTH)
+    monkeypatch.setattr(paths, "is_here", lambda address: address in found)
+    return found
+
+
+@pytest.mark.usefixtures("here")
+def test_the_kernel_is_told_the_paths_and_all_is_taken_back_at_the_end() -> None:
+    kernel, clock = FakeKernel({BOTH[0]: 7}), Clock()
+    manager = PathManager(clock, BOTH, kernel)
+    manager.start()
+    assert (kernel.known, kernel.limit) == ({BOTH[0]: 7, BOTH[1]: 8}, (8, 8))
+    manager.stop()
+    assert (kernel.known, kernel.limit) == ({BOTH[0]: 7}, (0, 2))  # what the operator has set stays
+    manager.stop()
+    assert not clock.getDelayedCalls()
+
+
+@pytest.mark.usefixtures("here")
+def test_limits_that_somebody_changed_meanwhile_stay() -> None:
+    kernel = FakeKernel()
+    manager = PathManager(Clock(), BOTH, kernel)
+    manager.start()
+    kernel.limit = 3, 3
+    manager.stop()
+    assert kernel.limit == (3, 3)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_gateway_that_may_not_tell_the_kernel_says_once_what_to_run() -> None:
+    clock = Clock()
+    with capturedLogs() as logs:
+        manager = PathManager(clock, BOTH, FakeKernel(refusal=errno.EPERM))
+        manager.start()
+        clock.pump([timing.PATHS_CHECK] * 5)
+        manager.stop()
+    (line,) = [formatEvent(event) for event in logs]
+    assert "CAP_NET_ADMIN is missing" in line
+    assert "`ip mptcp limits set add_addr_accepted 8 subflows 8`" in line
+    for address in BOTH:
+        assert f"`ip mptcp endpoint add {address} signal subflow`" in line
+
+
+def test_a_path_whose_address_comes_back_is_opened_again_and_both_are_logged(here: set[str]) -> None:
+    kernel, clock = FakeKernel(), Clock()
+    manager = PathManager(clock, BOTH, kernel)
+    manager.start()
+    kernel.calls.clear()
+    with capturedLogs() as logs:
+        here.discard(BOTH[1])
+        clock.pump([timing.PATHS_CHECK] * 3)
+        assert kernel.calls == []
+        here.add(BOTH[1])
+        clock.pump([timing.PATHS_CHECK] * 3)
+    assert kernel.calls == [f"delete {BOTH[1]}", f"add {BOTH[1]}"]
+    assert [formatEvent(event) for event in logs] == [
+        f"Path {BOTH[1]} of the WAN is away: this machine lost the address",
+        f"Path {BOTH[1]} of the WAN is back",
+    ]
+    manager.stop()
+
+
+def test_whether_this_machine_has_an_address_is_asked_of_the_system() -> None:
+    assert paths.is_here("127.0.0.1")
+    assert not paths.is_here("192.0.2.1")
+    assert not paths.is_here("2001:db8::1")
+
+
+def test_figures_of_several_paths_count_every_byte_once() -> None:
+    needs_mptcp()
+    with (
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as listener,
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sender,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        sender.connect(listener.getsockname())
+        receiver, _ = listener.accept()
+        with closing(receiver):
+            sender.sendall(bytes(100_000))
+            receiver.settimeout(20.0)
+            got = 0
+            while got < 100_000:
+                got += len(receiver.recv(65536))
+            until(lambda: tcp_info(sender).acknowledged >= 100_000, lambda: f"{tcp_info(sender)}")
+            info = tcp_info(receiver)
+            assert info.received == 100_000
+            assert info.retransmits == 0
+            assert info.silent < 20
+            assert mptcp.subflow_addresses(receiver) == [("127.0.0.1", "127.0.0.1")]
+
+
+def test_a_connection_is_as_alive_as_the_best_of_its_paths() -> None:
+    dead = TcpInfo(9, 0, 50.0, 0.3, 0.2, 12, 10, 100, 200)
+    alive = TcpInfo(0, 0, 0.1, 0.02, 0.01, 1, 1000, 500, 600)
+    both = over_all_paths([dead, alive], None)
+    assert both == TcpInfo(0, 0, 0.1, 0.02, 0.01, 13, 1010, 600, 800)
+    assert over_all_paths([dead, dead], None).retransmits == 9
+    nothing_left = over_all_paths([], mptcp.Totals(100, 200, 0, 70.0))
+    assert (nothing_left.retransmits, nothing_left.silent) == (1, 70.0)
+
+
+def test_a_peer_without_it_is_met_with_plain_tcp() -> None:
+    needs_mptcp()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sender,
+    ):
+        sender.connect(listener.getsockname())
+        receiver, _ = listener.accept()
+        with closing(receiver):
+            receiver.sendall(b"through")
+            assert sender.recv(100) == b"through"
+        assert mptcp.subflow_addresses(sender) is None
+        assert tcp_info(sender).received >= 7
