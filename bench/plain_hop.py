@@ -47,7 +47,7 @@ def main(enter: int, target: int, count: int, congestion: str) -> None:
 
 def _listen(reactor: Any, sock: socket.socket, elements: Elements) -> None:
     def carry(accepted: socket.socket, _peer: Any) -> None:
-        elements.carry(UID, CONS, 0, accepted)
+        elements.carry(UID, CONS, 0, accepted, wan=False)
 
     ChannelListener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0))
 

@@ -151,7 +151,7 @@ def certify(
     check_days(days)
     usage = ExtendedKeyUsageOID.SERVER_AUTH if kind == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
     not_after = min(datetime.now(UTC) + timedelta(days=days), authority.certificate.not_valid_after_utc)
-    return make_leaf(name, names, usage, public_key, authority.certificate, authority.key, not_after)
+    return make_leaf(name, names, [usage], public_key, authority.certificate, authority.key, not_after)
 
 
 def make_authority(subject: x509.Name, key: CertificateIssuerPrivateKeyTypes, not_after: datetime) -> x509.Certificate:
@@ -181,13 +181,13 @@ def hash_for(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | None:
 def make_leaf(
     common_name: str,
     names: Sequence[x509.GeneralName],
-    usage: x509.ObjectIdentifier,
+    usages: Sequence[x509.ObjectIdentifier],
     public_key: CertificatePublicKeyTypes,
     authority: x509.Certificate,
     authority_key: CertificateIssuerPrivateKeyTypes,
     not_after: datetime,
 ) -> x509.Certificate:
-    """Make a certificate with these subjectAltNames and this extended key usage, valid from an hour ago."""
+    """Make a certificate with these subjectAltNames and extended key usages, valid from an hour ago."""
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
@@ -198,7 +198,7 @@ def make_leaf(
         .not_valid_after(not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(issuer_id(authority), critical=False)

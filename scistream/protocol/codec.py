@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -12,6 +12,8 @@ from scistream.protocol.messages import Message, Seq, Uid
 
 MAX_LINE = 262_144
 MAX_FIRST_LINE = 65_536
+
+Kind = TypeVar("Kind")
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(cast(Any, Message))
 _encoder = msgspec.json.Encoder()
@@ -44,9 +46,14 @@ def decode(line: bytes) -> Message:
 
     :raises BadMessageError: naming the invalid field, with the uid and seq of the line if it has them.
     """
+    return decode_as(_decoder, line)
+
+
+def decode_as(decoder: msgspec.json.Decoder[Kind], line: bytes) -> Kind:
+    """Decode and validate one line as `decode` does, as a message of other kinds."""
     line = line.removesuffix(b"\r")
     try:
-        message = _decoder.decode(line)
+        message = decoder.decode(line)
         _refuse_duplicate_keys(line)
         return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as wrong:

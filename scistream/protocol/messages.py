@@ -2,7 +2,7 @@
 
 `Message` is their union, tagged by the field ``cmd``. Ranges and patterns are part of the types, so the codec refuses
 invalid values when it decodes a line. Unknown fields are ignored, since a peer of a later version may send them; an
-unknown ``cmd`` or value is refused. Connect has no message: it is the TLS handshake of a WAN connection.
+unknown ``cmd`` or value is refused. Connect, which only gateways send each other, is in `connect.py`.
 """
 
 from __future__ import annotations
@@ -305,7 +305,8 @@ class ChannelFigures(Struct, frozen=True, kw_only=True):
 
     The other figures come from TCP, for the connections between the gateways, and are at most a few seconds old: the
     mean round-trip time in milliseconds, segments retransmitted since the channel was reserved, the delivery rate of
-    all connections together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 if unknown.
+    all connections together in Mbit/s, and bytes that wait in this gateway or in its sockets. 0 if unknown. `ready`
+    connections are open between the gateways and not yet used by an application; they count as none of the others.
     """
 
     channel: Channel
@@ -318,6 +319,7 @@ class ChannelFigures(Struct, frozen=True, kw_only=True):
     retransmits: Count = 0
     delivery_mbit: Measured = 0.0
     waiting: Count = 0
+    ready: Count = 0
 
 
 Cause = Literal["application", "far-side", "wan", "stranger", "gateway"]

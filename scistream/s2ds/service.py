@@ -154,6 +154,7 @@ class DataServer(Service):
             wan_timeout=parse_seconds(config.wan_timeout),
             wan_cipher=config.wan_cipher,
             wan_networks=list(config.wan_networks),
+            ready="auto" if isinstance(config.wan.ready, str) else config.wan.ready,
             control=Address.parse(config.listen).port,
             lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),

@@ -28,6 +28,8 @@ from scistream.shared_settings import (
 from scistream.units import parse_rate, parse_seconds, parse_size
 
 MAX_ELEMENTS = 256
+MOST_READY = 64
+"""The ready connections that one channel may have, over all elements of a gateway."""
 CONNECTION_BYTES = 2**20
 """The assumed memory of one connection. Without a setting, connections may use half of the memory."""
 WAN_CIPHERS = ("aes", "chacha20")
@@ -159,8 +161,10 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
 
     :ivar multipath: whether connections may use several paths: "yes", "no", or "auto".
     :ivar paths: the numeric addresses of this gateway on the WAN, one for each path.
+    :ivar ready: the verified connections to the other gateway to keep open for each channel, or "auto".
     """
 
+    ready: int | str = 2
     multipath: str = "auto"
     paths: list[str] = field(default_factory=list)
 
@@ -177,6 +181,9 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
         yield from super().problems()
+        if self.ready != "auto" and (isinstance(self.ready, str) or not 0 <= self.ready <= MOST_READY):
+            why = f'{self.ready!r}: write "auto", or how many connections of a channel to keep ready, 0 to {MOST_READY}'
+            yield SettingProblem(("ready",), why)
         if self.multipath not in MULTIPATH:
             allowed = ", ".join(f'"{value}"' for value in MULTIPATH)
             yield SettingProblem(("multipath",), f"{self.multipath!r} is not a choice: write one of {allowed}")

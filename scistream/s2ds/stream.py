@@ -554,7 +554,7 @@ class GatewayStream:
         assert request.probe_seconds is not None
 
         def carry(channel: int, sock: socket.socket) -> None:
-            self._server.elements.carry(uid, role, channel, sock)
+            self._server.elements.carry(uid, role, channel, sock, wan=False)
 
         self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds)
         self._probe.start()
@@ -576,12 +576,13 @@ class GatewayStream:
                 outside = "its address is outside the networks that may use the channel"
                 self.resets.add(channel, "stranger", outside, last=f"the last one came from {peer[0]}")
                 return
-            self._server.elements.carry(core.uid, core.role, channel, sock)
+            self._server.elements.carry(core.uid, core.role, channel, sock, wan=core.role == PROD)
 
         return accepted
 
     def _room_check(self, channel: int) -> Callable[[], bool]:
-        return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel)
+        core = self._core
+        return lambda: self._server.elements.has_room(core.uid, core.role, channel, wan=core.role == PROD)
 
 
 def _allow_none(_host: str) -> bool:

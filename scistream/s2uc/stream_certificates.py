@@ -27,6 +27,9 @@ MAX_GATEWAYS = 64
 AFTERLIFE = timedelta(hours=1)
 """Certificates are valid for so long after the end of their stream, because the clocks of parties may differ."""
 
+_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""A gateway of either side may be the one that dials, which is TLS's client."""
+
 _REQUEST = re.compile(r"-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE REQUEST-----")
 
 
@@ -45,13 +48,9 @@ def issue_credentials(uid: str, generation: int, seconds_left: float, csr: Mappi
     authority = make_authority(subject, authority_key, not_after)
     bundles: dict[Role, str] = {}
     for role, public_keys in keys.items():
-        name, usage = (
-            (producer_name(uid), ExtendedKeyUsageOID.SERVER_AUTH)
-            if role == PROD
-            else (consumer_name(uid), ExtendedKeyUsageOID.CLIENT_AUTH)
-        )
+        name = producer_name(uid) if role == PROD else consumer_name(uid)
         leaves = [
-            make_leaf(name, [x509.DNSName(name)], usage, public_key, authority, authority_key, not_after)
+            make_leaf(name, [x509.DNSName(name)], _USAGES, public_key, authority, authority_key, not_after)
             for public_key in public_keys
         ]
         bundles[role] = "".join(

@@ -2,15 +2,16 @@
 
 An S2DS creates a `StreamSecret` for each stream that it reserves, sends its certificate request to the S2CS, and makes
 `Credentials` of the certificates that come back with the targets. Its elements make a context of the credentials of
-each generation. Connect is the handshake under these contexts (protocol section 10.1); `verify_consumer` at the
-producer's gateway and `verify_producer` at the consumer's complete it. Until then no application is connected and no
-byte forwarded. The private key stays in memory. Nothing here opens a socket.
+each generation. `verify_peer` completes each handshake under these contexts (protocol section 10.1), whichever side has
+dialled. Until then no application is connected and no byte forwarded. The private key stays in memory. Nothing here
+opens a socket.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 from uuid import uuid4
 
 from cryptography import x509
@@ -22,7 +23,7 @@ from msgspec import Struct
 from OpenSSL import SSL, crypto
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Role
+from scistream.protocol.messages import CONS, PROD, Role
 from scistream.tls.contexts import naming_refusals, tls13_context, trust
 from scistream.tls.files import CertificateError, algorithm_of
 from scistream.tls.verify import check_name, verified_certificate
@@ -37,15 +38,21 @@ CIPHERS = {
 longer than its connection.
 """
 
+DATA_ALPN = b"scistream-data/1"
+"""The protocol of connections between gateways that begin with Connect. Gateways of earlier versions do not know it."""
+
 _NOT_THIS_STREAM = "it belongs to another stream, or to another generation of this stream's credentials"
 
 _SSL_MODE_ENABLE_PARTIAL_WRITE = 0x1
 """OpenSSL's constant; pyOpenSSL sets this mode on every context but does not export a name for it."""
 
 
-def server_name(uid: str, channel: int) -> str:
-    """Return the name under which the consumer's gateway connects to the producer's, for this channel."""
-    return f"{channel}.prod.{uid}.scistream"
+def server_name(uid: str, channel: int, server: Role = PROD) -> str:
+    """Return the name under which a gateway connects to the other side's gateway, for this channel.
+
+    :param server: the role of the gateway that accepts the connection.
+    """
+    return f"{channel}.{server.lower()}.{uid}.scistream"
 
 
 def producer_name(uid: str) -> str:
@@ -135,17 +142,19 @@ class Credentials(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"<Credentials of {self.role}>"
 
-    def context(self, cipher: str = "aes") -> SSL.Context:
-        """Return the context of these connections: a server's for PROD, a client's for CONS.
+    def context(self, cipher: str = "aes", *, dials: bool | None = None) -> SSL.Context:
+        """Return the context of these connections: a client's for the gateway that dials, a server's for the other.
 
         A `send` under it takes either all of its bytes or, on a full socket, none (`WantWriteError`: retry with the
         same bytes). The server's session tickets are useless but arrive right after the handshake: a client that
         closes without reading them resets its connection.
 
         :param cipher: the preferred cipher, a key of `CIPHERS`.
+        :param dials: True if this gateway dials the other; None: the consumer's gateway does.
         :raises StreamError: ``bad-message`` if OpenSSL refuses the certificates.
         """
-        context = tls13_context(SSL.TLS_SERVER_METHOD if self.role == PROD else SSL.TLS_CLIENT_METHOD)
+        is_client = self.role == CONS if dials is None else dials
+        context = tls13_context(SSL.TLS_CLIENT_METHOD if is_client else SSL.TLS_SERVER_METHOD)
         try:
             trust(context, x509.load_pem_x509_certificate(self.authority.encode()))
             context.use_certificate(x509.load_pem_x509_certificate(self.certificate.encode()))
@@ -155,10 +164,22 @@ class Credentials(Struct, frozen=True, kw_only=True):
         context.set_tls13_ciphersuites(CIPHERS[cipher])
         context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, naming_refusals(_NOT_THIS_STREAM))
-        if self.role == PROD:
+        if is_client:
+            context.set_alpn_protos([DATA_ALPN])
+        else:
+            context.set_alpn_select_callback(_select_alpn)
             context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
             context.set_session_id(uuid4().bytes)
         return context
+
+
+def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> Any:
+    return DATA_ALPN if DATA_ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def speaks_connect(connection: SSL.Connection) -> bool:
+    """Return True if the handshake agreed that the connection begins with Connect."""
+    return bool(connection.get_alpn_proto_negotiated() == DATA_ALPN)
 
 
 def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
@@ -168,31 +189,24 @@ def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def verify_consumer(connection: SSL.Connection, uid: str, channel: int) -> None:
-    """Check, at the producer's gateway, that the peer is this stream's consumer and wants this channel.
+def verify_peer(connection: SSL.Connection, uid: str, channel: int, role: Role, *, dials: bool) -> None:
+    """Check that the peer is this stream's gateway of the other side and wants this channel.
 
     Call it after the handshake.
 
-    :raises CertificateError: if not; close the connection, and connect to no application.
+    :param role: the role of this gateway.
+    :param dials: True if this gateway has dialled.
+    :raises CertificateError: if not; close the connection, connect to no application and forward nothing.
     """
-    expected = server_name(uid, channel).encode()
-    named = connection.get_servername()
-    if named != expected:
-        raise CertificateError(
-            f"The far end asked for {named!r}, but this port belongs to {expected.decode()}: it has connected to the "
-            "port of another stream or channel."
-        )
-    _check_name(verified_certificate(connection), consumer_name(uid))
-
-
-def verify_producer(connection: SSL.Connection, uid: str, channel: int) -> None:
-    """Check, at the consumer's gateway, that the peer is this stream's producer, on this channel.
-
-    Call it after the handshake.
-
-    :raises CertificateError: if not; close the connection, and forward nothing.
-    """
-    _check_name(verified_certificate(connection), server_name(uid, channel))
+    if not dials:
+        expected, named = server_name(uid, channel, role).encode(), connection.get_servername()
+        if named != expected:
+            raise CertificateError(
+                f"The far end asked for {named!r}, but this port belongs to {expected.decode()}: it has connected to "
+                "the port of another stream or channel."
+            )
+    expected_name = consumer_name(uid) if role == PROD else server_name(uid, channel)
+    _check_name(verified_certificate(connection), expected_name)
 
 
 @lru_cache(1024)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -81,16 +81,43 @@ class Side:
         self.elements.open(uid, role, rate, dict(enumerate(range(channels))))
         self.sockets = ports.reserve("127.0.0.1", channels)
         self.listeners = [ChannelListener(reactor, sock) for sock in self.sockets]
+        self.wan_sockets: list[socket.socket] = []
+        """The WAN listeners of a consumer's gateway that the producer's gateway dials."""
 
     def address(self, channel: int = 0) -> Address:
         return Address(*self.sockets[channel].getsockname())
 
-    def arm(self, bundle: str | None, targets: list[Address]) -> None:
+    def listen_to_wan(self) -> list[Address]:
+        """Reserve WAN listeners at the consumer's gateway, and return their addresses."""
+        self.wan_sockets = self.ports.reserve("127.0.0.1", len(self.sockets))
+        self.listeners += [ChannelListener(reactor, sock) for sock in self.wan_sockets]
+        return [Address(*sock.getsockname()) for sock in self.wan_sockets]
+
+    def arm(
+        self,
+        bundle: str | None,
+        targets: list[Address],
+        wan_dialer: Role = CONS,
+        wan_targets: Sequence[Address] = (),
+    ) -> None:
         """Without a bundle, the WAN is plain TCP too."""
         credentials = self.secret.credentials(bundle, self.uid, self.role) if bundle is not None else None
-        self.elements.arm(self.uid, self.role, dict(enumerate(targets)), credentials)
-        for channel, listener in enumerate(self.listeners):
-            listener.start(lambda sock, _peer, number=channel: self.elements.carry(self.uid, self.role, number, sock))
+        self.elements.arm(
+            self.uid,
+            self.role,
+            dict(enumerate(targets)),
+            credentials,
+            wan_dialer=wan_dialer,
+            wan_targets=dict(enumerate(wan_targets)),
+        )
+        if self.role == PROD and wan_dialer == PROD:
+            return  # nobody connects to this gateway
+        channels = len(self.sockets)
+        for number, listener in enumerate(self.listeners):
+            listener.start(self._acceptor(number % channels, wan=self.role == PROD or number >= channels))
+
+    def _acceptor(self, channel: int, *, wan: bool) -> Callable[[socket.socket, object], None]:
+        return lambda sock, _peer: self.elements.carry(self.uid, self.role, channel, sock, wan=wan)
 
     def figures(self, channel: int = 0) -> ChannelFigures:
         return self.elements.figures(self.uid, self.role)[channel]
@@ -103,7 +130,7 @@ class Side:
             listener.stop()
         self.elements.close(self.uid, self.role)
         stopped = self.elements.stop()
-        for sock in self.sockets:
+        for sock in (*self.sockets, *self.wan_sockets):
             self.ports.release(sock)
         return stopped
 
@@ -122,22 +149,36 @@ class Stream:
 
     :param wan: "tls", or "plain" where the relay by itself is looked at.
     :param elements: how many processes each gateway has for it; 0 is none.
+    :param wan_dialer: the side whose gateway dials the other.
     """
 
     def __init__(
-        self, channels: int = 1, rate: float = 1e6, *, wan: str = "tls", elements: int = 0, **settings: float
+        self,
+        channels: int = 1,
+        rate: float = 1e6,
+        *,
+        wan: str = "tls",
+        elements: int = 0,
+        wan_dialer: Role = CONS,
+        **settings: float,
     ) -> None:
         self.uid = str(uuid4())
         self.app = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.app.settimeout(PATIENCE)
-        first = leased.take(2 * channels)
-        ports = ListenPorts(first, first + 2 * channels - 1)
+        first = leased.take(3 * channels)
+        ports = ListenPorts(first, first + 3 * channels - 1)
         self.prod = Side(PROD, self.uid, ports, channels, rate, elements, **settings)
         self.cons = Side(CONS, self.uid, ports, channels, rate, elements, **settings)
         self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})
         prod, cons = (self.bundles[PROD], self.bundles[CONS]) if wan == "tls" else (None, None)
-        self.prod.arm(prod, [Address(*self.app.getsockname())] * channels)
-        self.cons.arm(cons, [self.prod.address(channel) for channel in range(channels)])
+        programs = [Address(*self.app.getsockname())] * channels
+        if wan_dialer == CONS:
+            self.prod.arm(prod, programs)
+            self.cons.arm(cons, [self.prod.address(channel) for channel in range(channels)])
+        else:
+            gateways = self.cons.listen_to_wan()
+            self.cons.arm(cons, [], PROD)
+            self.prod.arm(prod, programs, PROD, gateways)
         self._ends: list[socket.socket] = [self.app]
 
     def connect(self, channel: int = 0) -> socket.socket:

@@ -23,6 +23,7 @@ from twisted.internet.threads import deferToThread
 
 import scistream
 from scistream.protocol.address import Address
+from scistream.protocol.connect import Connect, encode_connect
 from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2ds.relay import pump
 from scistream.s2ds.relay.tls import RECORD
@@ -261,7 +262,7 @@ while bundle.count("END CERTIFICATE") < 2:
 elements = Elements(reactor, 0, 1, ElementSettings())
 elements.open(uid, "PROD", 1e6, {0: 0})
 elements.arm(uid, "PROD", {0: target}, secret.credentials(bundle, uid, "PROD"))
-ChannelListener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PROD", 0, sock))
+ChannelListener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PROD", 0, sock, wan=True))
 print("armed", flush=True)
 reactor.run()
 """
@@ -359,7 +360,8 @@ async def test_a_stranger_without_tls_is_sent_away(make: Make, greeting: bytes) 
 async def test_a_wan_connection_that_ends_without_saying_so_is_a_reset_not_an_end(make: Make) -> None:
     stream = make()
     context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
-    _, sock = await deferToThread(knock, stream.prod.address(), context, server_name(stream.uid, 0))
+    first = encode_connect(Connect(uid=stream.uid, channel=0)) + b"let me in"
+    _, sock = await deferToThread(knock, stream.prod.address(), context, server_name(stream.uid, 0), first)
     producer = await deferToThread(stream.accept)
     assert await deferToThread(receive_exactly, producer, 9) == b"let me in"
     sock.shutdown(socket.SHUT_WR)  # as anyone on the way could

@@ -26,6 +26,7 @@ from tls_records import (
 from twisted.internet.threads import deferToThread
 
 from scistream.protocol.address import Address
+from scistream.protocol.connect import Connect, accepted, encode_connect
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2ds.relay.tls import EMPTY_BURST
 from scistream.tls.stream_channels import server_name
@@ -45,7 +46,9 @@ async def hostile(stream: Stream) -> tuple[RecordClient, socket.socket]:
     def dial() -> RecordClient:
         sock = socket.create_connection(stream.prod.address(), timeout=20)
         stream._keep(sock)
-        return RecordClient(sock, context, server_name(stream.uid, 0))
+        client = RecordClient(sock, context, server_name(stream.uid, 0))
+        sock.sendall(client.seal(APPLICATION_DATA, encode_connect(Connect(uid=stream.uid, channel=0))))
+        return client
 
     client, producer = await both(dial, stream.accept)
     return client, producer
@@ -189,7 +192,7 @@ async def test_what_follows_a_handshake_at_once_arrives_whole_in_pieces_of_any_s
                 except SSL.WantReadError:
                     pass
                 if is_agreed:
-                    connection.send(data[:16384])
+                    connection.send(encode_connect(Connect(uid=stream.uid, channel=0)) + data[:16000])
                 with contextlib.suppress(SSL.WantReadError):
                     while sealed := connection.bio_read(2**20):
                         for at in range(0, len(sealed), piece):
@@ -202,7 +205,7 @@ async def test_what_follows_a_handshake_at_once_arrives_whole_in_pieces_of_any_s
         arrived = threading.Event()
         job = deferToThread(talk, piece)
         producer = await deferToThread(stream.accept)
-        assert await deferToThread(receive_exactly, producer, 16384) == data[:16384]
+        assert await deferToThread(receive_exactly, producer, 16000) == data[:16000]
         arrived.set()
         await job
 
@@ -265,7 +268,9 @@ async def hostile_producer(stream: Stream) -> tuple[RecordServer, socket.socket]
     stream.cons.arm(stream.bundles[CONS], [Address(*listener.getsockname())])
 
     def serve() -> RecordServer:
-        return RecordServer(stream._keep(listener.accept()[0]), context)
+        server = RecordServer(stream._keep(listener.accept()[0]), context)
+        server.sock.sendall(server.seal(APPLICATION_DATA, accepted(stream.uid)))
+        return server
 
     server, consumer = await both(serve, stream.connect)
     return server, consumer
@@ -287,7 +292,7 @@ FLOODS: dict[str, Callable[[RecordServer], bytes]] = {
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_a_flood_from_a_producer_s_gateway_is_reset_and_another_stream_goes_on(make: Make, kind: str) -> None:
-    attacked, other = make(), make()
+    attacked, other = make(ready=0), make()
     server, consumer = await hostile_producer(attacked)
     flood = await deferToThread(FLOODS[kind], server)
     talk = Talk(*await other.pair())
@@ -302,7 +307,7 @@ async def test_a_flood_from_a_producer_s_gateway_is_reset_and_another_stream_goe
 
 @pytest_twisted.ensureDeferred
 async def test_some_tickets_and_key_updates_of_a_producer_s_gateway_leave_every_byte_whole(make: Make) -> None:
-    server, consumer = await hostile_producer(make())
+    server, consumer = await hostile_producer(make(ready=0))
     data = os.urandom(100_000)
     sent = b""
     for start in range(0, len(data), 10_000):

@@ -23,8 +23,17 @@ from raw_peers import CLIENT, HOUR, SERVER, Chain, Signer, dial_wan, self_signed
 
 from scistream.tls.stream_channels import consumer_name, producer_name, server_name
 from support.applications import accept, address_of, connect, listen, listeners, receive_exactly
+from support.facilities import HOST
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(scope="module")
+def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two facilities whose gateways keep no connections ready, which the gateways of the test do not expect."""
+    gateway = {"wan": {"bind": HOST, "ready": 0}}
+    with World(tmp_path_factory.mktemp("world"), lab={"gateway": gateway}, centre={"gateway": gateway}) as made:
+        yield made
 
 
 # -- the producer's gateway

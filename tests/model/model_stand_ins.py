@@ -137,7 +137,7 @@ class ModelElements:
         self.streams.pop((uid, role), None)
         return succeed([])
 
-    def has_room(self, _uid: str, _role: Role, _channel: int) -> bool:
+    def has_room(self, _uid: str, _role: Role, _channel: int, *, wan: bool) -> bool:
         return True
 
     def figures(self, _uid: str, _role: Role) -> list[Any]:

@@ -106,7 +106,7 @@ class Authority:
     ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         key = ec.generate_private_key(ec.SECP256R1())
         until = datetime.now(UTC) + left
-        return make_leaf("a leaf", names, usage, key.public_key(), self.certificate, self.key, until), key
+        return make_leaf("a leaf", names, [usage], key.public_key(), self.certificate, self.key, until), key
 
 
 def common_name(name: str) -> x509.Name:

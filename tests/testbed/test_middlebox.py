@@ -145,7 +145,7 @@ def test_without_its_option_multipath_tcp_falls_back_to_tcp_and_carries_all_byte
             with ThreadPoolExecutor(1) as pool:
                 received = pool.submit(receive_exactly, gateway, len(data))
                 user.sendall(data)
-                assert received.result() == data
+                assert received.result(PATIENCE) == data
         assert ((wan.counters() - before).between("user", "pgw").stripped > 0) is strip
 
 

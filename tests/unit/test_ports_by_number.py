@@ -253,7 +253,7 @@ def test_an_s2cs_that_grants_another_port_since_it_is_older_is_refused_and_relea
 def test_a_gateway_that_grants_another_port_than_it_was_asked_for_fails_the_stream(world: World) -> None:
     gateway = world.cons.gateways[0]
     reserve = gateway.ports.reserve
-    gateway.ports.reserve_chosen = lambda host, ports, excluded=(): reserve(host, len(ports), excluded)
+    gateway.ports.reserve_chosen = lambda host, ports, *rest, **more: reserve(host, len(ports), *rest, **more)
     error = world.refusal(world.ask(listen_ports={CONS: [LAN + 3]}))
     assert error.code == "gateway-failed"
     assert f"listens on {HOST}:{LAN}, but port {LAN + 3} was requested" in error.msg

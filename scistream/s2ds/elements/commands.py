@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from scistream.protocol.errors import ErrorCode
-from scistream.protocol.messages import Cause, Role
+from scistream.protocol.messages import CONS, Cause, Role
 from scistream.tls.stream_channels import Credentials
 
 
@@ -38,10 +38,13 @@ class ArmChannels(_Command, frozen=True, kw_only=True, tag="StartLstn"):
 class SetTargets(_Command, frozen=True, kw_only=True, tag="UpdateTargets"):
     """Connect new connections of each channel to these targets.
 
-    :ivar targets: the address of each channel's target.
+    :ivar targets: the address of each channel's target: of ProdApp at the producer's side, otherwise of the other
+        gateway, if this one dials it.
     :ivar credentials: for TLS on the WAN leg. With None it is plain TCP, which only benchmarks and tests use.
     :ivar own: ports of this gateway that are allowed as targets.
     :ivar other_addresses: for a channel, the addresses to try if the target does not answer.
+    :ivar wan_dialer: the role of the gateway that dials the other one.
+    :ivar wan_targets: at the producer's side: the address of the other gateway for each channel, if this one dials it.
     """
 
     uid: str
@@ -50,6 +53,8 @@ class SetTargets(_Command, frozen=True, kw_only=True, tag="UpdateTargets"):
     credentials: Credentials | None
     own: list[int] = []
     other_addresses: dict[int, list[str]] = {}
+    wan_dialer: Role = CONS
+    wan_targets: dict[int, str] = {}
 
 
 class CloseChannels(_Command, frozen=True, kw_only=True, tag="REL"):
@@ -144,12 +149,14 @@ class HandOver(Struct, frozen=True, kw_only=True):
     """The description of an accepted connection, whose descriptor comes with it.
 
     :ivar number: its number among the connections of the channel, counted from 1; 0 if their order does not matter.
+    :ivar wan: True if it was accepted from the WAN.
     """
 
     uid: str
     role: Role
     channel: Annotated[int, Meta(ge=0)]
     number: Annotated[int, Meta(ge=0)] = 0
+    wan: bool = False
 
 
 MAX_PACKET = 1024

@@ -5,11 +5,11 @@ The initiator sends commands and hands over accepted connections. It also enforc
 
 from __future__ import annotations
 
-import random
 import socket
 import time
 from collections.abc import Callable, Set
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -20,8 +20,8 @@ from twisted.logger import Logger
 from scistream import timing
 from scistream.protocol.address import Address, inside, parse_network
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import MAX_REASON, Cause, Role, StreamKey
-from scistream.s2ds.elements import shared_figures
+from scistream.protocol.messages import MAX_REASON, PROD, Cause, Role, StreamKey
+from scistream.s2ds.elements.channel import NOT_ARMED, ElementChannel, refuse
 from scistream.s2ds.elements.commands import (
     ArmChannels,
     CloseChannels,
@@ -32,30 +32,22 @@ from scistream.s2ds.elements.commands import (
     SetNetworks,
     SetTargets,
 )
+from scistream.s2ds.elements.ready import MOST_OF_GATEWAY, ReadyBudget, ReadySetting
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.buffers import Buffers
+from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayContext
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
-from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import prepare
 from scistream.s2ds.relay.receive_windows import StreamWindows, Windows, most_wide
-from scistream.s2ds.relay.relay import ChannelTarget, ConnectionEnding, Relay, RelayContext
 from scistream.s2ds.relay.target_names import Names
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.token_bucket import TokenBucket
-from scistream.s2ds.relay.turns import Turn, Turns
 from scistream.s2ds.self_target import is_own_address
-
-MOST_PROVEN = 256
-"""The number of verified peer addresses that a channel remembers."""
+from scistream.shared_settings import LOOPBACK
 
 MOST_RESETS = 256
 """The number of reasons in one report of an element, over all streams."""
-NOT_ARMED = "the channel has no target yet"
 NO_DESCRIPTOR = "an element of the gateway is out of descriptors: raise the limit of open files (LimitNOFILE)"
-
-SAMPLES = 200
-"""The number of connections of one channel in a sample, from which its sums are estimated."""
 
 
 class ElementSettings(Struct, frozen=True, kw_only=True):
@@ -68,7 +60,8 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     :ivar wan_congestion: the congestion control of connections to other gateways; empty: the system's.
     :ivar buffer_size: the number of bytes in flight in each direction of a connection, at most.
     :ivar wan_cipher: the preferred cipher on the WAN.
-    :ivar wan_networks: the networks in which gateways with names may be dialled.
+    :ivar wan_networks: the networks in which other gateways may be dialled.
+    :ivar ready: the connections to keep ready for each channel, if this gateway dials the other one.
     :ivar control: the port on which this gateway listens for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
     :ivar multipath: whether connections to other gateways may use several paths.
@@ -81,7 +74,8 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     wan_congestion: str = ""
     buffer_size: int = 262144
     wan_cipher: str = "aes"
-    wan_networks: list[str] = []
+    wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
+    ready: ReadySetting = 2
     control: int = 0
     lent: list[tuple[int, int]] = []
     multipath: bool = False
@@ -122,6 +116,7 @@ class Element:
         self._number = number
         self._streams: dict[StreamKey, _ElementStream] = {}
         self._windows = Windows(most_wide(figures.elements))
+        self._budget = ReadyBudget(max(1, MOST_OF_GATEWAY // figures.elements))
         self._sampling: IDelayedCall | None = None
         self._resets = _ResetReporter(reactor, on_resets) if on_resets is not None else None
 
@@ -140,7 +135,7 @@ class Element:
         elif isinstance(command, MakeRoom):
             self._make_room(command)
         elif isinstance(command, SetNetworks):
-            self._settings = msgspec.structs.replace(self._settings, wan_networks=command.wan_networks)
+            self._set_networks(command.wan_networks)
 
     def carry(self, hand_over: HandOver, sock: socket.socket) -> None:
         """Take over an accepted connection. Reset it if the channel has no target."""
@@ -149,10 +144,10 @@ class Element:
             refuse(sock)
             self._figures.words[self._figures.ended(self._number)] += 1
             self._note(hand_over.uid, hand_over.role, hand_over.channel, ConnectionEnding(False, NOT_ARMED))
+        elif hand_over.wan:
+            channel.carry_wan(sock)
         else:
-            channel.carry(self._context, sock, hand_over.number)
-            if self._sampling is None:
-                self._sampling = self._context.reactor.callLater(timing.SAMPLE_INTERVAL, self._sample)
+            channel.carry(sock, hand_over.number)
 
     def lost(self, hand_over: HandOver) -> None:
         """Count a connection that was handed over and lost, since this process had no descriptor for it."""
@@ -160,7 +155,7 @@ class Element:
         if channel is None:
             self._figures.words[self._figures.ended(self._number)] += 1
         else:
-            channel.count_lost(hand_over.number)
+            channel.count_lost(hand_over.number, wan=hand_over.wan)
         self._note(hand_over.uid, hand_over.role, hand_over.channel, ConnectionEnding(False, NO_DESCRIPTOR))
 
     def stop(self) -> None:
@@ -173,11 +168,18 @@ class Element:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+        for farewell in list(self._context.farewells):
+            farewell.end()
         self._context.pipes.close()
 
-    def _channel(self, hand_over: HandOver) -> _Channel | None:
+    def _channel(self, hand_over: HandOver) -> ElementChannel | None:
         stream = self._streams.get((hand_over.uid, hand_over.role))
         return stream.channels.get(hand_over.channel) if stream is not None else None
+
+    def _sample_later(self) -> None:
+        """Sample the figures after a while, as long as there are connections."""
+        if self._sampling is None:
+            self._sampling = self._context.reactor.callLater(timing.SAMPLE_INTERVAL, self._sample)
 
     def _sample(self) -> None:
         self._sampling = None
@@ -185,19 +187,20 @@ class Element:
             for channel in stream.channels.values():
                 if channel.is_used:
                     channel.sample()
-                    self._sampling = self._sampling or self._context.reactor.callLater(
-                        timing.SAMPLE_INTERVAL, self._sample
-                    )
+                    self._sample_later()
 
     def _open(self, command: ArmChannels) -> None:
         if (command.uid, command.role) not in self._streams:
             self._streams[command.uid, command.role] = _ElementStream(
-                self._context.reactor,
+                self._context,
                 self._figures,
                 self._number,
                 command,
                 self._windows.of_stream(command.owner),
+                self._budget,
+                self._settings.ready,
                 self._note,
+                self._sample_later,
             )
 
     def _note(self, uid: str, role: Role, channel: int, ending: ConnectionEnding) -> None:
@@ -211,17 +214,24 @@ class Element:
             raise StreamError("gateway-failed", f"an element does not know stream {command.uid} ({command.role})")
         context = None
         if command.credentials is not None:
-            context = command.credentials.context(self._settings.wan_cipher)
+            context = command.credentials.context(self._settings.wan_cipher, dials=command.wan_dialer == command.role)
             tune(context)
-        for channel, target in command.targets.items():
-            stream.channels[channel].target = ChannelTarget(
-                command.uid,
-                command.role,
-                channel,
-                Address.parse(target),
-                context,
-                own_ports=frozenset(command.own),
-                other_addresses=tuple(map(Address.parse, command.other_addresses.get(channel, ()))),
+        programs = command.targets if command.role == PROD else {}
+        gateways: dict[int, str] = {}
+        if command.wan_dialer == command.role:
+            gateways = command.wan_targets if command.role == PROD else command.targets
+        for number, channel in stream.channels.items():
+            channel.set_target(
+                ChannelTarget(
+                    command.uid,
+                    command.role,
+                    number,
+                    Address.parse(programs[number]) if number in programs else None,
+                    Address.parse(gateways[number]) if number in gateways else None,
+                    context,
+                    own_ports=frozenset(command.own),
+                    other_addresses=tuple(map(Address.parse, command.other_addresses.get(number, ()))),
+                )
             )
 
     def _close(self, command: CloseChannels) -> None:
@@ -235,6 +245,14 @@ class Element:
                 "Stream {uid} ({role}) is closed; connections reset: {cut}", uid=command.uid, role=command.role, cut=cut
             )
 
+    def _set_networks(self, wan_networks: list[str]) -> None:
+        """Dial only in these networks, and end the ready connections to others."""
+        self._settings = msgspec.structs.replace(self._settings, wan_networks=wan_networks)
+        networks = tuple(map(parse_network, wan_networks))
+        for stream in self._streams.values():
+            for channel in stream.channels.values():
+                channel.drop_outside(lambda host: inside(ip_address(host.partition("%")[0]), networks))
+
     def _make_room(self, command: MakeRoom) -> None:
         stream = self._streams.get((command.uid, command.role))
         if stream is not None:
@@ -246,40 +264,46 @@ class _ElementStream:
 
     def __init__(
         self,
-        reactor: Any,
+        context: RelayContext,
         figures: SharedFigures,
         element: int,
         command: ArmChannels,
         windows: StreamWindows,
+        budget: ReadyBudget,
+        ready: ReadySetting,
         note: Callable[[str, Role, int, ConnectionEnding], None],
+        note_use: Callable[[], None],
     ) -> None:
         first = next(iter(command.slots.values()))
         self._to_consumer, self._to_producer = (
-            _throttle(reactor, figures, element, command.rate, first, direction) for direction in (0, 1)
+            _throttle(context.reactor, figures, element, command.rate, first, direction) for direction in (0, 1)
         )
         self.windows = windows
         self.channels = {
-            channel: _Channel(
-                reactor,
+            channel: ElementChannel(
+                context,
                 figures,
                 element,
+                (command.uid, command.role),
+                channel,
                 slot,
                 self._to_consumer,
                 self._to_producer,
                 windows,
+                budget,
+                ready,
                 partial(note, command.uid, command.role, channel),
+                note_use,
             )
             for channel, slot in command.slots.items()
         }
 
     def close(self) -> int:
-        """Reset all connections, and return how many there were."""
-        relays = [relay for channel in self.channels.values() for relay in channel.relays]
-        for relay in relays:
-            relay.cut()
+        """Reset all connections, and return how many of applications there were."""
+        cut = sum(channel.close() for channel in self.channels.values())
         self._to_producer.stop()
         self._to_consumer.stop()
-        return len(relays)
+        return cut
 
 
 def _throttle(reactor: Any, figures: SharedFigures, element: int, rate: float, slot: int, direction: int) -> Throttle:
@@ -300,153 +324,6 @@ def _throttle(reactor: Any, figures: SharedFigures, element: int, rate: float, s
 
     tokens = figures.tokens(slot, direction)
     return Throttle(reactor, TokenBucket(rate, time.monotonic, tokens, share, figures.elements), tell_busy)
-
-
-class _Channel:
-    """One channel at this element, with its open connections and its row of figures."""
-
-    def __init__(
-        self,
-        reactor: Any,
-        figures: SharedFigures,
-        element: int,
-        slot: int,
-        to_consumer: Throttle,
-        to_producer: Throttle,
-        windows: StreamWindows,
-        note: Callable[[ConnectionEnding], None],
-    ) -> None:
-        self._note = note
-        self._words = figures.words
-        self._row = row = figures.row(slot, element)
-        self._ended_at = figures.ended(element)
-        self._to_consumer = Flow(to_consumer, windows, self._words, row + shared_figures.TO_CONSUMER)
-        self._to_producer = Flow(to_producer, windows, self._words, row + shared_figures.TO_PRODUCER)
-        self._turns = Turns(reactor, self._words, figures.turns(slot))
-        self.target: ChannelTarget | None = None
-        self.relays: dict[Relay, tuple[int, int]] = {}
-        """The open relays, with the retransmits and moved bytes of each at the last sample."""
-        self._joining: dict[Relay, float] = {}
-        self._proven: dict[str, None] = {}
-
-    @property
-    def is_used(self) -> bool:
-        """True if the channel has connections, or figures of ended ones that a sample has to clear."""
-        return bool(self.relays or self._words[self._row + shared_figures.RTT_US])
-
-    def carry(self, context: RelayContext, sock: socket.socket, number: int) -> None:
-        """Start a relay for an accepted connection, or reset it if the channel has no target."""
-        words, row = self._words, self._row
-        turn = Turn(self._turns, number)
-        words[row + shared_figures.TAKEN] += 1
-        if self.target is None:
-            self._count_reset()
-            turn.finish()
-            refuse(sock)
-            self._note(ConnectionEnding(False, NOT_ARMED))
-            return
-        words[row + shared_figures.OPEN] += 1
-        words[row + shared_figures.JOINING] += 1
-        words[row + shared_figures.ACTIVE] += 1
-        relay = Relay(
-            context,
-            self.target,
-            sock,
-            self._to_producer,
-            self._to_consumer,
-            self._relay_ended,
-            self._relay_joined,
-            turn,
-        )
-        self.relays[relay] = 0, 0
-        self._joining[relay] = context.reactor.seconds()
-        relay.start()
-
-    def count_lost(self, number: int) -> None:
-        """Count a connection that was handed over and lost."""
-        Turn(self._turns, number).finish()
-        self._words[self._row + shared_figures.TAKEN] += 1
-        self._count_reset()
-
-    def _count_reset(self) -> None:
-        self._words[self._row + shared_figures.RESET] += 1
-        self._words[self._ended_at] += 1
-
-    def make_room(self, now: float, count: int, share: int) -> None:
-        """Reset connections that are slow in their handshake.
-
-        Begin with the address that has the most of them, and end with addresses of verified gateways.
-
-        :param now: the time in seconds.
-        :param count: the number of connections to reset, at most.
-        :param share: the number of connections in a handshake beyond which an address has less time for each.
-        """
-        by_address: dict[str, list[Relay]] = {}
-        for relay in self._joining:
-            if not relay.is_verified:
-                by_address.setdefault(relay.source, []).append(relay)
-        addresses = sorted(by_address, key=lambda address: (address in self._proven, -len(by_address[address])))
-        slow = []
-        for address in addresses:
-            relays = by_address[address]
-            is_suspect = address not in self._proven
-            for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
-                grace = timing.WAN_GRACE
-                if is_suspect and left > share:
-                    grace = timing.WAN_SHARE_GRACE if relay.has_received() else timing.WAN_SILENT_GRACE
-                if now - self._joining[relay] >= grace:
-                    slow.append(relay)
-        for relay in slow[:count]:
-            relay.reset("its TLS handshake was not complete while other connections waited", "stranger")
-
-    def sample(self) -> None:
-        """Write TCP's figures of the connections over the WAN into the row, estimated from some if there are many."""
-        words, row = self._words, self._row
-        chosen = [relay for relay in self.relays if relay not in self._joining]
-        share = max(1.0, len(chosen) / SAMPLES)
-        if share > 1.0:
-            chosen = random.sample(chosen, SAMPLES)
-        rtt = delivery = waiting = unread = active = held = 0.0
-        for relay in chosen:
-            one = relay.sample()
-            rtt += one.rtt
-            delivery += one.delivery_rate
-            waiting += one.waiting
-            unread += one.unread
-            held += one.is_held
-            retransmits, moved = self.relays[relay]
-            active += one.moved != moved
-            words[row + shared_figures.RETRANSMITS] += max(0, one.retransmits - retransmits)
-            self.relays[relay] = one.retransmits, one.moved
-        words[row + shared_figures.RTT_US] = int(rtt * share * 1e6)
-        words[row + shared_figures.DELIVERY] = int(delivery * share)
-        words[row + shared_figures.WAITING] = int(waiting * share)
-        words[row + shared_figures.UNREAD] = int(unread * share)
-        words[row + shared_figures.HELD] = int(held * share)
-        words[row + shared_figures.ACTIVE] = int(active * share) + len(self._joining)
-
-    def _relay_joined(self, relay: Relay) -> None:
-        self._words[self._row + shared_figures.JOINED] += 1
-        self._mark_joined(relay)
-
-    def _mark_joined(self, relay: Relay) -> None:
-        if relay.is_verified:
-            self._proven.pop(relay.source, None)
-            self._proven[relay.source] = None
-            if len(self._proven) > MOST_PROVEN:
-                del self._proven[next(iter(self._proven))]
-        if self._joining.pop(relay, None) is not None:
-            self._words[self._row + shared_figures.JOINING] -= 1
-
-    def _relay_ended(self, relay: Relay, ending: ConnectionEnding) -> None:
-        self._mark_joined(relay)
-        self.relays.pop(relay, None)
-        words, row = self._words, self._row
-        words[row + shared_figures.OPEN] -= 1
-        words[row + shared_figures.RESET] += not ending.clean
-        words[self._ended_at] += 1
-        if ending.reason:
-            self._note(ending)
 
 
 class _ResetReporter:
@@ -492,9 +369,3 @@ def _may_dial(settings: ElementSettings, address: Address, own: Set[int]) -> boo
     if address.numeric is None or not inside(address.numeric, tuple(map(parse_network, settings.wan_networks))):
         return False
     return not is_own_address(address, settings.control, settings.lent, own, to_wan=True)
-
-
-def refuse(sock: socket.socket) -> None:
-    """Reset an accepted connection that is not carried."""
-    prepare(sock, timing.LAN_SILENCE)
-    sock.close()

@@ -18,9 +18,10 @@ from twisted.logger import Logger
 
 from scistream import timing
 from scistream.protocol.address import Address
-from scistream.protocol.messages import PROD, ChannelFigures, Role, StreamKey
+from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role, StreamKey
 from scistream.s2ds.capacity import STREAM_SHARE, SharedLimits, has_full_share
 from scistream.s2ds.elements import shared_figures
+from scistream.s2ds.elements.channel import MOST_HELD, NOT_ARMED, refuse
 from scistream.s2ds.elements.commands import (
     ArmChannels,
     CloseChannels,
@@ -31,7 +32,7 @@ from scistream.s2ds.elements.commands import (
     SetNetworks,
     SetTargets,
 )
-from scistream.s2ds.elements.element import NOT_ARMED, Element, ElementSettings, refuse
+from scistream.s2ds.elements.element import Element, ElementSettings
 from scistream.s2ds.elements.process import (
     ElementProcess,
     InProcessElement,
@@ -90,6 +91,8 @@ class _PlacedStream:
     update: SetTargets | None = None
     handed_over: dict[tuple[int, int], int] = field(default_factory=dict)
     """The number of connections handed over, by element and channel."""
+    handed_from_wan: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The same for connections from the WAN at the consumer's side."""
     numbers: dict[int, int] = field(default_factory=dict)
     """The number of the last connection that was handed over in order, by channel."""
 
@@ -207,6 +210,9 @@ class Elements:
         credentials: Credentials | None,
         own: Collection[int] = (),
         other_addresses: Mapping[int, Sequence[Address]] | None = None,
+        *,
+        wan_dialer: Role = CONS,
+        wan_targets: Mapping[int, Address] | None = None,
     ) -> Deferred[None]:
         """Set the targets of new connections; open connections keep their old target.
 
@@ -214,6 +220,8 @@ class Elements:
 
         :param own: ports of this gateway that are allowed as targets: WAN listeners of the same stream.
         :param other_addresses: for a channel, the addresses to try if the target does not answer.
+        :param wan_dialer: the role of the gateway that dials the other one.
+        :param wan_targets: at the producer's side: the other gateway for each channel, if this one dials it.
         """
         stream = self._streams[uid, role]
         stream.update = SetTargets(
@@ -223,6 +231,8 @@ class Elements:
             credentials=credentials,
             own=sorted(own),
             other_addresses={channel: list(map(str, found)) for channel, found in (other_addresses or {}).items()},
+            wan_dialer=wan_dialer,
+            wan_targets={channel: str(target) for channel, target in (wan_targets or {}).items()},
         )
         # If an element dies in the meantime, its successor gets this command before any connection.
         answers = [member.ask(stream.update).addErrback(ignore_death) for member in self._members]
@@ -271,8 +281,8 @@ class Elements:
 
     # -- connections
 
-    def has_room(self, uid: str, role: Role, channel: int) -> bool:
-        """Return whether the channel can take a connection now.
+    def has_room(self, uid: str, role: Role, channel: int, *, wan: bool) -> bool:
+        """Return whether the channel can take a connection now, from the WAN or from an application.
 
         If too many of its connections are not joined yet, reset those from the WAN that are slow in their handshake, so
         that silent peers cannot keep others out for long.
@@ -287,22 +297,25 @@ class Elements:
             return False
         if not any(self._has_descriptors(member) for member in ready):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if self._unjoined(stream, channel) < self._limits.half_open:
+        unjoined = self._unjoined if role == PROD or not wan else self._arriving
+        if unjoined(stream, channel) < self._limits.half_open:
             return True
-        if role != PROD:
+        if not wan:
             return False
-        slot = stream.start.slots[channel]
-        fullest = max(self._members, key=lambda member: self._word(slot, member.number, shared_figures.JOINING))
+        slot, word = stream.start.slots[channel], shared_figures.JOINING if role == PROD else shared_figures.ARRIVING
+        fullest = max(self._members, key=lambda member: self._word(slot, member.number, word))
         share = max(1, self._limits.half_open // (SHARE * len(self._members)))
         command = MakeRoom(uid=uid, role=role, channel=channel, count=ROOM_AT_ONCE, share=share)
         fullest.ask(command).addErrback(log_failure)
-        return self._unjoined(stream, channel) < self._limits.half_open
+        return unjoined(stream, channel) < self._limits.half_open
 
-    def carry(self, uid: str, role: Role, channel: int, sock: socket.socket) -> None:
+    def carry(self, uid: str, role: Role, channel: int, sock: socket.socket, *, wan: bool) -> None:
         """Hand an accepted connection to the least busy element, or reset it if no element can take it.
 
         That is the element with the fewest active connections of the channel; among equals the one with the fewest
         connections of the channel, then of all channels. The socket belongs to the element afterwards.
+
+        :param wan: True for a connection from the WAN, False for one of an application.
         """
         stream = self._streams.get((uid, role))
         if stream is None or channel not in stream.start.slots:
@@ -314,13 +327,16 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=exceeded, count=1))
             return
-        number = stream.numbers.get(channel, 0) + 1 if self._in_order else 0
-        hand_over = HandOver(uid=uid, role=role, channel=channel, number=number)
-        for member in sorted(self._members, key=lambda member: self._load(stream, channel, member.number)):
+        number = stream.numbers.get(channel, 0) + 1 if self._in_order and not wan else 0
+        hand_over = HandOver(uid=uid, role=role, channel=channel, number=number, wan=wan)
+        load = self._wan_load if wan else self._load
+        handed_over = stream.handed_from_wan if wan and role == CONS else stream.handed_over
+        for member in sorted(self._members, key=lambda member: load(stream, channel, member.number)):
             if member.ready and self._has_descriptors(member) and member.carry(hand_over, sock):
-                stream.numbers[channel] = number
+                if number:
+                    stream.numbers[channel] = number
                 key = member.number, channel
-                stream.handed_over[key] = stream.handed_over.get(key, 0) + 1
+                handed_over[key] = handed_over.get(key, 0) + 1
                 self._handed_over[member.number] += 1
                 return
         refuse(sock)
@@ -372,11 +388,13 @@ class Elements:
         """Return how many connections of a stream count against its share.
 
         Connections from the WAN that are not joined do not count: they may be strangers, and have a limit of their own.
+        Ready ones count, since the other gateway can let each of them be an application's at any moment.
         """
         unjoined = self._unjoined if stream.start.role == PROD else _none
         return sum(
             self._on_its_way(stream, channel, member.number)
             + self._channel_word(stream, channel, member.number, shared_figures.OPEN)
+            + self._channel_word(stream, channel, member.number, shared_figures.READY)
             for channel in stream.start.slots
             for member in self._members
         ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
@@ -399,17 +417,45 @@ class Elements:
 
     def _connections_at(self, element: int) -> int:
         """Return how many connections an element has, including those on their way to it."""
-        return self._handed_over[element] - self._figures.words[self._figures.ended(element)]
+        words, figures = self._figures.words, self._figures
+        return self._handed_over[element] - words[figures.ended(element)] + words[figures.self_dialled(element)]
 
-    def _load(self, stream: _PlacedStream, channel: int, element: int) -> tuple[int, int, int]:
+    def _load(self, stream: _PlacedStream, channel: int, element: int) -> tuple[int, int, int, int]:
         """Return the load of an element for a channel.
 
-        :returns: its active connections of the channel, all its connections of the channel, and all its connections.
+        A connection of ConsApp goes to an element that has a ready connection for it, unless another element is less
+        busy by more than one connection.
+
+        :returns: its active connections of the channel, one less if one is ready; 0 if one is ready; all its
+            connections of the channel, and all its connections.
         """
         on_its_way = self._on_its_way(stream, channel, element)
         there = self._channel_word(stream, channel, element, shared_figures.OPEN)
         active = min(there, self._channel_word(stream, channel, element, shared_figures.ACTIVE))
-        return on_its_way + active, on_its_way + there, self._connections_at(element)
+        is_ready = int(self._channel_word(stream, channel, element, shared_figures.READY) > on_its_way)
+        if stream.update is not None and stream.update.wan_dialer != stream.start.role:
+            is_ready *= MOST_HELD  # no other element can serve it soon
+        return on_its_way + active - is_ready, not is_ready, on_its_way + there, self._connections_at(element)
+
+    def _wan_load(self, stream: _PlacedStream, channel: int, element: int) -> tuple[int, int, int]:
+        """Return the load of an element for a connection from the WAN, which is not yet one of an application."""
+        ready = self._channel_word(stream, channel, element, shared_figures.READY)
+        if stream.start.role == PROD:
+            busy, _, there, total = self._load(stream, channel, element)
+            return busy + 2 * ready, there, total
+        arriving = ready + self._arriving_at(stream, channel, element)
+        unserved = self._channel_word(stream, channel, element, shared_figures.UNSERVED)
+        return arriving - unserved, arriving, self._connections_at(element)
+
+    def _arriving(self, stream: _PlacedStream, channel: int) -> int:
+        return sum(self._arriving_at(stream, channel, member.number) for member in self._members)
+
+    def _arriving_at(self, stream: _PlacedStream, channel: int, element: int) -> int:
+        """Return how many connections from the WAN are on their way or not verified, at the consumer's side."""
+        on_its_way = stream.handed_from_wan.get((element, channel), 0) - self._channel_word(
+            stream, channel, element, shared_figures.ARRIVED
+        )
+        return on_its_way + self._channel_word(stream, channel, element, shared_figures.ARRIVING)
 
     def _unjoined(self, stream: _PlacedStream, channel: int) -> int:
         return sum(
@@ -442,7 +488,12 @@ class Elements:
                 gone = words[row + shared_figures.OPEN] + on_its_way
                 words[row + shared_figures.TAKEN] += on_its_way
                 words[row + shared_figures.RESET] += gone
+                from_wan = stream.handed_from_wan.get((element, channel), 0) - words[row + shared_figures.ARRIVED]
+                words[row + shared_figures.ARRIVED] += from_wan
                 for word in (
+                    shared_figures.READY,
+                    shared_figures.ARRIVING,
+                    shared_figures.UNSERVED,
                     shared_figures.OPEN,
                     shared_figures.JOINING,
                     shared_figures.RTT_US,
@@ -461,6 +512,7 @@ class Elements:
                         Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=ELEMENT_DIED, count=gone)
                     )
         words[self._figures.ended(element)] = self._handed_over[element]
+        words[self._figures.self_dialled(element)] = 0
         return lost
 
     def _replay(self) -> list[ElementCommand]:

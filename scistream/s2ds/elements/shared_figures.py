@@ -20,7 +20,7 @@ from scistream.s2ds.relay.turns import TURNS
 
 They are bytes in each direction; connections that are open, not yet joined, ever taken over, and ended by a reset; and
 sums of TCP's figures for the open connections over the WAN: round-trip times in microseconds, retransmitted segments,
-delivery rates in bytes per second, and waiting bytes.
+delivery rates in bytes per second, and waiting bytes. Ready connections count as none of these.
 """
 BUSY = 10
 """Two words, in the row of a stream's first channel: connections that wait for the stream's rate, by direction."""
@@ -30,11 +30,21 @@ UNREAD = 13
 """The bytes that wait for a program to read them: `WAITING` without those sent and not acknowledged."""
 ACTIVE = 14
 """The connections that were new or carried bytes in the last sample. Some of them may have ended since."""
+ACCEPTED = 15
+"""The connections of applications so far; a ready connection becomes one with Connect."""
+READY = 16
+"""The ready connections to the other gateway."""
+ARRIVING = 17
+"""At a consumer's gateway that is dialled: connections from the WAN that are not verified."""
+ARRIVED = 18
+"""At a consumer's gateway that is dialled: connections from the WAN ever taken over."""
+UNSERVED = 19
+"""At a consumer's gateway that is dialled: connections of ConsApp that wait for a ready connection."""
 
-HELD = 15
+HELD = 20
 """The connections that get no large receive window, since there is no memory for more of them."""
 
-_ROW = 16
+_ROW = 21
 _BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 
@@ -84,6 +94,10 @@ class SharedFigures:
         """Return the index in `words` at which an element counts the connections that have ended."""
         return element
 
+    def self_dialled(self, element: int) -> int:
+        """Return the index in `words` at which an element counts the connections that it has dialled by itself."""
+        return self.elements + element
+
     def tokens(self, slot: int, direction: int) -> SharedTokens:
         """Return the tokens of a stream's rate in one direction (0 or 1).
 
@@ -114,20 +128,21 @@ class SharedFigures:
             bytes_to_consumer=sums[TO_CONSUMER],
             bytes_to_producer=sums[TO_PRODUCER],
             connections=is_open,
-            accepted=sums[TAKEN],
+            accepted=sums[ACCEPTED],
             reset=sums[RESET],
             rtt_ms=round(sums[RTT_US] / 1000 / is_open, 3) if is_open else 0.0,
             retransmits=sums[RETRANSMITS],
             delivery_mbit=round(sums[DELIVERY] * 8e-6, 3) if is_open else 0.0,
             waiting=sums[WAITING] if is_open else 0,
+            ready=sums[READY],
         )
 
     def _slot(self, slot: int) -> int:
-        return self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
+        return 2 * self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
 
 
 def _size(slots: int, elements: int) -> int:
-    return _WORD * (elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
+    return _WORD * (2 * elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from zope.interface import implementer
 from scistream.os_process import end_with, keep_secrets, raise_descriptor_limit
 from scistream.protocol.errors import StreamError
 from scistream.reactors import run_on_monotonic_time
+from scistream.s2ds.elements.channel import refuse
 from scistream.s2ds.elements.commands import (
     MAX_PACKET,
     Done,
@@ -40,7 +41,7 @@ from scistream.s2ds.elements.commands import (
     read_command,
     read_hand_over,
 )
-from scistream.s2ds.elements.element import Element, ElementSettings, refuse
+from scistream.s2ds.elements.element import Element, ElementSettings
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.names import use_dns
 from scistream.s2ds.relay.poller import install

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.leg import ConnectionBrokenError, broken_by
+from scistream.tls.stream_channels import speaks_connect
 
 if TYPE_CHECKING:
     from scistream.s2ds.relay.tls import TlsLeg
@@ -30,6 +31,10 @@ _HEADER = 5
 _PIECE_SIZE = 4096
 """The number of bytes passed to OpenSSL at a time; the messages of a peer usually fit into one piece."""
 _OUTPUT_SIZE = 65536
+
+
+class OldGatewayError(ConnectionBrokenError):
+    """The peer does not know Connect. It has not seen the end of the handshake, so it has dialled nobody."""
 
 
 class Handshake:
@@ -96,6 +101,8 @@ class Handshake:
                 self._flush()  # the alert that tells the peer why
             raise
         else:
+            if self._leg.must_speak_connect and not speaks_connect(connection):
+                raise OldGatewayError(f"{self._leg.peer_name} does not know Connect", "far-side", self._leg)
             self._is_complete = True
         self._collect_output()
 

@@ -56,6 +56,10 @@ class DialRefusedError(ConnectionBrokenError):
     """The target refused the connection; its program may not have started yet."""
 
 
+class ConnectRefusedError(ConnectionBrokenError):
+    """The other gateway answered Connect with an ERROR, whose sentence this is."""
+
+
 class ShortageError(ConnectionBrokenError):
     """This machine lacks a resource for the connection at the moment; another attempt may succeed."""
 
@@ -114,8 +118,7 @@ def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> Non
     if not is_multipath(sock):  # which has no urgent bytes
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is part of the stream
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    set_keepalive(sock, dead_after)
     with contextlib.suppress(OSError):  # before Linux 3.12
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     if congestion:
@@ -201,6 +204,12 @@ def keepalive(dead_after: float, fraction: float) -> tuple[int, int, int]:
     first = max(1, round(latest * (1 + fraction) / 2))
     between = max(1, round(dead_after / 10))
     return first, between, max(1, min(_MOST_PROBES, math.ceil((dead_after - first) / between)))
+
+
+def set_keepalive(sock: socket.socket, dead_after: float) -> None:
+    """Let TCP probe a silent peer so that its death is noticed after `dead_after` seconds."""
+    for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def pending_error(sock: socket.socket) -> int:
@@ -342,6 +351,12 @@ class Leg(ABC):
             if self.wan:
                 self._dead_peers.remove(self)
             self._sock.close()
+
+    def adopt(self, owner: LegOwner) -> None:
+        """Change its owner, if it is not closed."""
+        if self._owner is not None:
+            self._owner = owner
+            self.reader = self.writer = None
 
     def close(self) -> None:
         """Close the socket after both directions have ended cleanly; the kernel delivers the bytes that it holds."""

@@ -15,6 +15,7 @@ ffi = Binding.ffi
 """The foreign function interface; its `errno` is that of the last call."""
 
 read = Binding.lib.SSL_read
+peek = Binding.lib.SSL_peek
 write = Binding.lib.SSL_write
 get_error = Binding.lib.SSL_get_error
 WANT_READ = Binding.lib.SSL_ERROR_WANT_READ

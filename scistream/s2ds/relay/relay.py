@@ -8,98 +8,37 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.protocol.address import Address, address_group
-from scistream.protocol.messages import CONS, PROD, Cause, Role
-from scistream.s2ds.relay.buffers import Buffers, Pipes
-from scistream.s2ds.relay.dead_peers import DeadPeerDetector
+from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_connect, read_answer
+from scistream.protocol.errors import BadMessageError, ErrorCode, printable
+from scistream.protocol.messages import CONS, MAX_REASON, Cause, Error
+from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayContext
+from scistream.s2ds.relay.dialling import dial_target
 from scistream.s2ds.relay.flow import Flow
-from scistream.s2ds.relay.leg import ConnectionBrokenError, DialRefusedError, Leg, ShortageError, explain, prepare
-from scistream.s2ds.relay.plain import PlainLeg, dial
-from scistream.s2ds.relay.poller import Poller, poller_of
-from scistream.s2ds.relay.prod_app_start import ProdAppStart
+from scistream.s2ds.relay.leg import (
+    ConnectionBrokenError,
+    ConnectRefusedError,
+    DialRefusedError,
+    Leg,
+    ShortageError,
+    explain,
+    prepare,
+)
+from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.pump import PlainPump, Pump
-from scistream.s2ds.relay.target_names import Names
 from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
-from scistream.tls.files import CertificateError
-from scistream.tls.stream_channels import server_name, verify_consumer, verify_producer
-
-_OTHER = "the other gateway"
-
-PIPE_BUFFERS = 4
-"""The size of a pipe in buffers. It may be large, since bytes in a pipe are not copied and do not fill the caches."""
-
-
-SMALL_BUFFER = 65536
-"""The size, in bytes, of the buffers of plain connections that carry small messages."""
-
+from scistream.s2ds.relay.wan import WanConnection, refuse_connect
 
 MOST_UNDER_ONE_KEY = 362 * 2**30
 """The number of bytes in one direction after which RFC 8446 (section 5.5) advises new keys for AES-GCM."""
-
-
-@dataclass(frozen=True)
-class ChannelTarget:
-    """The target of the connections of one channel.
-
-    :param address: the address to connect to.
-    :param tls_context: the TLS context of the WAN leg: a server's for the role PROD, a client's for CONS. With None
-        both legs are plain TCP, which only benchmarks and tests use: a stream always has a context.
-    :param start: the start of ProdApp, at the producer's side.
-    :param own_ports: ports of this gateway that are allowed as targets.
-    :param other_addresses: other addresses of the same program, for when the target does not answer.
-    """
-
-    uid: str
-    role: Role
-    channel: int
-    address: Address
-    tls_context: SSL.Context | None
-    start: ProdAppStart = field(default_factory=ProdAppStart)
-    own_ports: frozenset[int] = frozenset()
-    other_addresses: tuple[Address, ...] = ()
-
-    @cached_property
-    def peer_name(self) -> str:
-        """A readable name of the target."""
-        places = " or ".join(map(str, (self.address, *self.other_addresses)))
-        return f"{'ProdApp' if self.role == PROD else 'the other gateway'} at {places}"
-
-
-@dataclass(frozen=True)
-class RelayContext:
-    """The resources and settings that the relays of an element share; times in seconds."""
-
-    reactor: Any
-    buffers: Buffers
-    dead_peers: DeadPeerDetector
-    dial_timeout: float
-    handshake_timeout: float
-    wan_timeout: float
-    lan_congestion: str
-    wan_congestion: str
-    names: Names
-    multipath: bool = False
-    poller: Poller = field(init=False)
-    small_buffers: Buffers = field(init=False)
-    pipes: Pipes = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "poller", poller_of(self.reactor))
-        object.__setattr__(self, "small_buffers", Buffers(min(SMALL_BUFFER, self.buffers.size)))
-        object.__setattr__(self, "pipes", Pipes(PIPE_BUFFERS * self.buffers.size))
 
 
 class Sample(NamedTuple):
@@ -123,15 +62,14 @@ class Sample(NamedTuple):
     is_held: bool
 
 
-class ConnectionEnding(NamedTuple):
-    """The end of a relay."""
+class WanSource(Protocol):
+    """Where a relay of the consumer's gateway finds its connection to the other gateway."""
 
-    clean: bool
-    reason: str = ""
-    """A sentence that is the same for all connections that end for this reason."""
-    cause: Cause = "gateway"
-    detail: str = ""
-    """Further details, for the log only."""
+    def claim(self) -> WanConnection | None:
+        """Return a ready connection, which is the caller's now; None if there is none."""
+
+    def wait_for_ready(self) -> Deferred[WanConnection]:
+        """Fire with a ready connection once the other gateway has opened one; fail with `ConnectionBrokenError`."""
 
 
 class _Break(NamedTuple):
@@ -143,35 +81,42 @@ class _Break(NamedTuple):
 
 
 class Relay:
-    """A relay that carries one accepted connection from `start` until it ends cleanly or is reset.
+    """A relay that carries one connection from `start` until it ends cleanly or is reset.
 
-    :param sock: the accepted connection, which the relay owns: from ConsApp for CONS, from the WAN for PROD.
     :param on_end: called once, with the relay and its ending, which has no reason if the stream was closed.
     :param on_open: called when both sides are joined.
     :param turn: the turn to wait for before dialling.
+    :param number: the number of the connection among those of its channel; 0 if their order does not matter.
+    :param sock: at the consumer's gateway: the connection from ConsApp, which the relay owns.
+    :param source: at the consumer's gateway: where connections to the other gateway come from.
+    :param wan: at the producer's gateway: the connection from the other gateway, which the relay takes.
     """
 
     __slots__ = (
         "__weakref__",
+        "_answer_timer",
         "_broken",
         "_broken_at",
         "_context",
         "_delivery_check",
+        "_dialling",
         "_flows",
         "_is_key_overused",
         "_legs",
+        "_number",
         "_on_end",
         "_on_open",
         "_opening",
+        "_owes_answer",
         "_progressed_at",
         "_pumps",
         "_sock",
+        "_source",
         "_target",
         "_turn",
         "_undelivered",
-        "is_verified",
+        "_wan",
         "over",
-        "source",
     )
 
     log = Logger()
@@ -180,16 +125,23 @@ class Relay:
         self,
         context: RelayContext,
         target: ChannelTarget,
-        sock: socket.socket,
         to_producer: Flow,
         to_consumer: Flow,
         on_end: Callable[[Relay, ConnectionEnding], None],
         on_open: Callable[[Relay], None],
         turn: Turn,
+        number: int,
+        *,
+        sock: socket.socket | None = None,
+        source: WanSource | None = None,
+        wan: WanConnection | None = None,
     ) -> None:
         self._context = context
         self._target = target
         self._sock = sock
+        self._source = source
+        self._wan = wan
+        self._number = number
         self._flows = (to_producer, to_consumer)
         self._on_end = on_end
         self._on_open = on_open
@@ -197,14 +149,15 @@ class Relay:
         self._legs: tuple[Leg, ...] = ()
         self._pumps: tuple[Pump, ...] = ()
         self._opening: Deferred[Any] | None = None
+        self._dialling: WanConnection | None = None  # while it opens, for this relay alone
+        self._owes_answer = False  # Connect has arrived, and is not answered
+        self._answer_timer: Any = None  # while the answer to Connect is awaited
         self._broken: _Break | None = None  # set while the bytes that came before a leg broke are delivered
         self._broken_at = self._progressed_at = 0.0  # when the leg broke, and when the other end last took bytes
         self._undelivered = (0, 0)
         self._delivery_check: Any = None
         self._is_key_overused = False
         self.over = False
-        self.source = _address_of(sock) if target.role == PROD else ""  # the address of the peer on the WAN
-        self.is_verified = False  # True once the certificate of the WAN peer is verified
 
     def start(self) -> None:
         """Connect the other side and start the pumps; no byte passes before the WAN peer is verified."""
@@ -216,8 +169,6 @@ class Relay:
 
         :param reason: a sentence that is the same for all connections reset for this reason.
         """
-        if self._target.role == PROD and not self.is_verified and cause != "gateway":
-            cause = "stranger"
         if not self.over:
             self._finish(ConnectionEnding(False, reason, cause))
 
@@ -229,11 +180,7 @@ class Relay:
         leg = broken.leg
         if self.over:
             return
-        if leg is not None and leg.is_opening and leg.reader is not None:
-            leg.reader.advance()  # the rest of the handshake may have arrived before the reset
-            if self.over:
-                return
-        if leg is None or leg.is_opening:
+        if leg is None:
             self.reset(str(broken), broken.cause)
             return
         if self._broken is None:
@@ -243,6 +190,8 @@ class Relay:
         elif leg is not self._broken.leg:
             self.reset(self._broken.reason, self._broken.cause)
             return
+        elif isinstance(broken, ConnectRefusedError):  # it arrived before the connection ended, and tells why
+            self._broken = _Break(leg, str(broken), broken.cause)
         self._pass_on(leg)
 
     def _pass_on(self, leg: Leg) -> None:
@@ -279,10 +228,6 @@ class Relay:
             self._delivery_check.cancel()
         self._delivery_check = self._context.reactor.callLater(timing.DELIVERED_POLL, self._check_delivery)
 
-    def has_received(self) -> bool:
-        """Return True if any byte has arrived on the accepted connection."""
-        return tcp_info(self._sock).received > 0
-
     def cut(self) -> None:
         """Reset both sides without a reason, since the stream is closed. Idempotent."""
         if not self.over:
@@ -318,27 +263,102 @@ class Relay:
 
     async def _open(self) -> tuple[Leg, Leg]:
         """Return the leg towards the consumer and the leg towards the producer, both open."""
-        if self._target.role == CONS:
+        if self._wan is None:
+            assert self._sock is not None
             prepare(self._sock, timing.LAN_SILENCE, self._context.lan_congestion)
-            lan: Leg = self._plain_leg(self._sock, "ConsApp", wan=False)
+            lan = self._plain_leg(self._sock, "ConsApp")
             await self._turn.wait()
-            return lan, await self._connect_wan()
-        # Verify the peer first: ProdApp must not be dialled for a stranger.
-        prepare(self._sock, self._context.wan_timeout, self._context.wan_congestion)
-        began = self._context.reactor.seconds()
-        wan = await self._accept_wan()
-        took = self._context.reactor.seconds() - began
-        await self._turn.wait(took + timing.HANDSHAKE_AHEAD)
-        return wan, self._plain_leg(await self._dial_program(), self._target.peer_name, wan=False)
+            return lan, await self._connect()
+        wan = self._take(self._wan)
+        self._owes_answer = self._wan.speaks_connect
+        await self._turn.wait(self._wan.seconds_to_open + timing.HANDSHAKE_AHEAD)
+        program = self._plain_leg(await self._dial_program(), self._target.program)
+        if self._owes_answer:
+            self._owes_answer = False
+            assert isinstance(wan, TlsLeg)
+            try:
+                wan.write_line(accepted(self._target.uid))
+            except ConnectionBrokenError as broken:
+                self.broke(broken)
+        return wan, program
+
+    async def _connect(self) -> Leg:
+        """Return the leg to the other gateway, on which Connect is sent and not yet answered."""
+        assert self._source is not None
+        while True:
+            ready = self._source.claim()
+            wan = ready or await self._wait_for_wan(self._source)
+            leg = self._take(wan)
+            if not wan.speaks_connect:
+                return leg
+            assert isinstance(leg, TlsLeg)
+            connect = Connect(uid=self._target.uid, channel=self._target.channel, number=self._number)
+            try:
+                leg.write_line(encode_connect(connect))
+            except ConnectionBrokenError:
+                if ready is None:
+                    raise
+                self._legs = self._legs[:-1]
+                leg.abort()
+                continue  # nothing was sent on it: another connection may do
+            self._turn.finish()
+            leg.first_line = self._read_answer
+            timeout = self._context.dial_timeout + self._context.wan_timeout
+            self._answer_timer = self._context.reactor.callLater(timeout, self._not_answered, timeout)
+            return leg
+
+    async def _wait_for_wan(self, source: WanSource) -> WanConnection:
+        if not self._target.dials_wan:
+            return await source.wait_for_ready()
+        opened: Deferred[WanConnection] = Deferred()
+        self._dialling = WanConnection(self._context, self._target, _Dialled(opened))
+        self._dialling.dial(self._turn.finish, must_speak_connect=False)
+        wan = await opened
+        self._dialling = None
+        return wan
+
+    def _take(self, wan: WanConnection) -> Leg:
+        leg = wan.take(self)
+        self._legs += (leg,)
+        return leg
+
+    def _read_answer(self) -> bool:
+        """Read the answer to Connect. Return False if it has not arrived.
+
+        :raises ConnectionBrokenError: if the other gateway refuses, or sends something else.
+        """
+        leg = next(leg for leg in self._legs if leg.wan)
+        assert isinstance(leg, TlsLeg)
+        line = leg.read_line(MAX_LINE)
+        if line is None:
+            return False
+        self._stop_waiting_for_answer()
+        leg.first_line = None
+        try:
+            answer = read_answer(line)
+        except BadMessageError as wrong:
+            reason = f"{leg.peer_name} did not answer Connect: {wrong.msg}"
+            raise ConnectRefusedError(reason[:MAX_REASON], "far-side", leg) from None
+        if isinstance(answer, Error):
+            raise ConnectRefusedError(printable(answer.msg)[:MAX_REASON], "far-side", leg)
+        return True
+
+    def _not_answered(self, timeout: float) -> None:
+        self.reset(f"{self._target.gateway} did not answer Connect within {timeout:g} s", "far-side")
+
+    def _stop_waiting_for_answer(self) -> None:
+        timer, self._answer_timer = self._answer_timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
     async def _dial_program(self) -> socket.socket:
         """Connect to ProdApp; while it starts, all connections of the channel wait for it together."""
-        reactor, start = self._context.reactor, self._target.start
+        context, start = self._context, self._target.start
         while True:
             try:
-                sock = await self._dial(timing.LAN_SILENCE, wan=False)
+                sock = await dial_target(context, self._target, self._turn.finish, wan=False)
             except DialRefusedError:
-                if not await start.wait(reactor, timing.DIAL_AGAIN, self._context.dial_timeout):
+                if not await start.wait(context.reactor, timing.DIAL_AGAIN, context.dial_timeout):
                     raise
             else:
                 start.finish()
@@ -363,41 +383,31 @@ class Relay:
             )
         return Pump(self, context.poller, source, sink, flow, context.buffers)
 
-    async def _connect_wan(self) -> Leg:
-        uid, channel = self._target.uid, self._target.channel
-        sock = await self._dial(self._context.wan_timeout, wan=True)
-        if self._target.tls_context is None:
-            return self._plain_leg(sock, self._target.peer_name, wan=True)
-        leg = self._tls_leg(sock, self._target.peer_name, self._target.tls_context, server_name(uid, channel))
-        await leg.handshake(self._context.reactor, self._context.handshake_timeout)
-        verify_producer(leg.connection, uid, channel)
-        return leg
-
-    async def _accept_wan(self) -> Leg:
-        if self._target.tls_context is None:
-            self.is_verified = True
-            return self._plain_leg(self._sock, _OTHER, wan=True)
-        leg = self._tls_leg(self._sock, _OTHER, self._target.tls_context, None)
-        await leg.handshake(self._context.reactor, self._context.handshake_timeout)
-        verify_consumer(leg.connection, self._target.uid, self._target.channel)
-        self.is_verified = True
-        return leg
-
     def _open_failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError):
+        if self.over or failure.check(CancelledError):
             return
         wrong = failure.value
-        if isinstance(wrong, ConnectionBrokenError | CertificateError):
-            cause = wrong.cause if isinstance(wrong, ConnectionBrokenError) else "wan"
-            if self._target.role == CONS and cause in ("wan", "far-side"):
+        if isinstance(wrong, ConnectionBrokenError):
+            if self._target.role == CONS and wrong.cause in ("wan", "far-side"):
                 self._fail_unreached(str(wrong))
             else:
-                self.reset(str(wrong), cause)
+                self._refuse(_code_for(wrong), str(wrong))
+                self.reset(str(wrong), wrong.cause)
         elif isinstance(wrong, OSError):
+            self._refuse("no-capacity", f"the producer's gateway lacks something: {explain(wrong)}")
             self.reset(explain(wrong), "gateway")
         else:
             self.log.failure("Failed to open a relay", failure=failure)
+            self._refuse("gateway-failed", "the producer's gateway has failed; see its log")
             self.reset(f"the gateway failed with {type(wrong).__name__}", "gateway")
+
+    def _refuse(self, code: ErrorCode, reason: str) -> None:
+        """Answer Connect with an ERROR, unless it is answered."""
+        if self._owes_answer:
+            self._owes_answer = False
+            wan = next(leg for leg in self._legs if leg.wan)
+            self._legs = tuple(leg for leg in self._legs if leg is not wan)
+            refuse_connect(self._context, wan, self._target.uid, code, reason)
 
     def _fail_unreached(self, detail: str) -> None:
         """End a connection that did not reach the other gateway.
@@ -405,65 +415,11 @@ class Relay:
         Only the log has the details: otherwise users could scan the networks of this gateway with streams.
         """
         if not self.over:
-            reason = f"{self._target.peer_name} could not be reached; see the log of this gateway for the reason"
+            reason = f"{self._target.gateway} could not be reached; see the log of this gateway for the reason"
             self._finish(ConnectionEnding(False, reason, "wan", detail))
 
-    async def _dial(self, dead_after: float, *, wan: bool) -> socket.socket:
-        """Connect to the target; while this machine lacks resources, try again for `dial_timeout` seconds.
-
-        :param dead_after: seconds in which a target that vanishes later is noticed.
-        """
-        context = self._context
-        deadline = context.reactor.seconds() + context.dial_timeout
-        while True:
-            try:
-                return await self._dial_any(dead_after, deadline, wan=wan)
-            except ShortageError:
-                if context.reactor.seconds() + timing.DIAL_AGAIN > deadline:
-                    raise
-            await deferLater(context.reactor, timing.DIAL_AGAIN)
-
-    async def _dial_any(self, dead_after: float, deadline: float, *, wan: bool) -> socket.socket:
-        """Connect to the first address of the target that answers; the time left is divided among the addresses."""
-        context, target = self._context, self._target.address
-        congestion = context.wan_congestion if wan else context.lan_congestion
-        addresses = await context.names.addresses(target, self._target.own_ports, self._target.other_addresses)
-        problem = ConnectionBrokenError(
-            f"{self._target.peer_name} has no address that this gateway can find and may dial", "wan"
-        )
-        for tried, address in enumerate(addresses):
-            seconds_left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds()) / (len(addresses) - tried)
-            try:
-                dialling = dial(
-                    context.reactor,
-                    context.poller,
-                    address,
-                    self._target.peer_name,
-                    seconds_left,
-                    dead_after,
-                    congestion,
-                    wan=wan,
-                    multipath=wan and context.multipath,
-                )
-                self._turn.finish()  # the SYN is sent, so the next connection may be dialled
-                sock = await dialling
-            except ShortageError:
-                raise
-            except ConnectionBrokenError as broken:
-                if not isinstance(problem, DialRefusedError):  # a program that refuses may not have started yet
-                    problem = broken
-            else:
-                context.names.prefer(target, address)
-                return sock
-        raise problem
-
-    def _plain_leg(self, sock: socket.socket, peer_name: str, *, wan: bool) -> PlainLeg:
-        leg = PlainLeg(self._context.poller, sock, self._context.dead_peers, self, peer_name, wan=wan)
-        self._legs += (leg,)
-        return leg
-
-    def _tls_leg(self, sock: socket.socket, peer_name: str, tls_context: SSL.Context, name: str | None) -> TlsLeg:
-        leg = TlsLeg(self._context.poller, sock, self._context.dead_peers, self, peer_name, tls_context, name)
+    def _plain_leg(self, sock: socket.socket, peer_name: str) -> PlainLeg:
+        leg = PlainLeg(self._context.poller, sock, self._context.dead_peers, self, peer_name, wan=False)
         self._legs += (leg,)
         return leg
 
@@ -477,24 +433,47 @@ class Relay:
         if self._delivery_check is not None and self._delivery_check.active():
             self._delivery_check.cancel()
         self._turn.finish()
+        self._stop_waiting_for_answer()
         if self._opening is not None:
             self._opening.cancel()
+        if self._dialling is not None:
+            self._dialling.abort()
         for leg in self._legs:
             if ending.clean:
                 leg.close()
             else:
                 leg.abort()
-        self._sock.close()  # for a relay without legs; otherwise a leg has closed it
+            if isinstance(leg, TlsLeg):
+                leg.first_line = None
+        if self._sock is not None:
+            self._sock.close()  # for a relay without legs; otherwise a leg has closed it
         for pump in self._pumps:
             pump.drop()
         self._legs = self._pumps = ()  # break the reference cycles
-        self._broken = self._delivery_check = None
+        self._broken = self._delivery_check = self._source = self._wan = self._dialling = None
         self._on_end(self, ending)
 
 
-def _address_of(sock: socket.socket) -> str:
-    """Return the address or network that identifies the peer; empty if the connection is over."""
-    try:
-        return address_group(sock.getpeername()[0])
-    except OSError:
-        return ""
+class _Dialled:
+    """The owner of a connection that one relay dials for itself."""
+
+    def __init__(self, opened: Deferred[WanConnection]) -> None:
+        self._opened = opened
+
+    def wan_opened(self, wan: WanConnection) -> None:
+        """Give the connection to the relay."""
+        self._opened.callback(wan)
+
+    def wan_connects(self, wan: WanConnection, connect: Connect) -> None:
+        """Do nothing: only the producer's gateway gets Connect, and it holds its own connections."""
+
+    def wan_ended(self, wan: WanConnection, ending: ConnectionEnding) -> None:
+        """Tell the relay why."""
+        self._opened.errback(Failure(ConnectionBrokenError(ending.reason, ending.cause)))
+
+
+def _code_for(broken: ConnectionBrokenError) -> ErrorCode:
+    """Return the code of the ERROR that answers Connect if ProdApp cannot be connected."""
+    if isinstance(broken, ShortageError) or broken.cause == "gateway":
+        return "no-capacity"
+    return "target-refused" if isinstance(broken, DialRefusedError) else "timeout"

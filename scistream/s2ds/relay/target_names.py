@@ -33,7 +33,7 @@ class Names:
         self._lookups: dict[str, list[Deferred[None]]] = {}
 
     async def addresses(
-        self, target: Address, own: Set[int] = frozenset(), others: Sequence[Address] = ()
+        self, target: Address, own: Set[int] = frozenset(), others: Sequence[Address] = (), *, wan: bool = True
     ) -> list[Address]:
         """Return the addresses of a target that may be dialled, the best one first.
 
@@ -41,10 +41,13 @@ class Names:
 
         :param own: ports of this gateway that are allowed as targets.
         :param others: other addresses of a numeric target.
+        :param wan: True if the target is a gateway: the networks in which gateways may be dialled can have changed
+            since the target was set.
         """
         if target.numeric is not None:
             preferred = self._preferred.get(target, target)
-            return sorted((target, *others), key=lambda address: address != preferred)
+            known = sorted((target, *others), key=lambda address: address != preferred)
+            return [address for address in known if not wan or self._may_dial(address, own)]
         until, _ = self._known.get(target.host, (0.0, []))
         if until <= self._reactor.seconds():
             await self._refresh(target.host)

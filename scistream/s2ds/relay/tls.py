@@ -13,17 +13,18 @@ import contextlib
 import errno
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 
 from scistream.s2ds.relay import openssl
-from scistream.s2ds.relay.buffers import Buffer
+from scistream.s2ds.relay.buffers import Buffer, Buffers
 from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.handshake import Handshake
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, LegOwner, broken_by
-from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, read, write
+from scistream.s2ds.relay.openssl import WANT_READ, WANT_WRITE, ffi, get_error, peek, read, write
 from scistream.s2ds.relay.poller import Poller
 
 RECORD = 16384
@@ -33,6 +34,8 @@ MOST_RECORDS = 64
 """The number of records that one read may consume: a record can contain a single byte."""
 RECORD_COST = 4096
 """The least cost of a record in bytes of a turn, however small it is."""
+_PIECE = Buffers(4096).borrow()
+"""For the pieces of a line, of all connections in turn."""
 EMPTY_BURST = 32
 """The number of records without application data, such as key updates, that a peer may send at once.
 
@@ -53,9 +56,11 @@ class TlsLeg(Leg):
     """A leg that carries application bytes under TLS; a close_notify ends a direction, a bare FIN breaks it.
 
     :param server_name: the name of the server to ask for, at the client's end; None at the server's end.
+    :ivar must_speak_connect: fail the handshake before the peer sees its end if the peer does not know Connect.
+    :ivar first_line: called before a read until it returns True, after which application bytes may be read.
     """
 
-    __slots__ = ("_empty", "_empty_since", "_ssl", "connection")
+    __slots__ = ("_empty", "_empty_since", "_line", "_ssl", "connection", "first_line", "must_speak_connect")
 
     def __init__(
         self,
@@ -78,6 +83,9 @@ class TlsLeg(Leg):
         openssl.end_reads_at_each_record(self.connection)
         self._empty = 0.0  # a decaying count of records without application data
         self._empty_since = 0.0
+        self._line = b""
+        self.first_line: Callable[[], bool] | None = None
+        self.must_speak_connect = False
 
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Do the TLS handshake within `timeout` seconds. The caller must verify the peer afterwards.
@@ -96,6 +104,8 @@ class TlsLeg(Leg):
 
     def read_into(self, buffer: Buffer, room: int) -> int:
         """Read up to `room` bytes: see `Leg.read_into`."""
+        if self.first_line is not None and not self.first_line():
+            return WANT
         ssl, at, filled, records = self._ssl, buffer.address, 0, 0
         while filled < room and records < MOST_RECORDS:
             count = read(ssl, at + filled, room - filled)  # reads one record at most
@@ -112,6 +122,43 @@ class TlsLeg(Leg):
                 self.is_first = False
                 break
         return filled
+
+    def read_line(self, limit: int) -> bytes | None:
+        """Read a line, and nothing after it. Return it without its LF, or None if its end has not arrived.
+
+        :param limit: the most bytes of a line.
+        :raises ConnectionBrokenError: if the line is longer, or the connection has ended.
+        """
+        while True:
+            count = peek(self._ssl, _PIECE.address, _PIECE.pool.size)  # of one record at most
+            if count <= 0:
+                if ffi.errno != errno.EAGAIN and get_error(self._ssl, count) == WANT_READ:
+                    self._no_data()
+                    continue
+                if self._no_record(count, 0) == EOF:
+                    raise ConnectionBrokenError(
+                        f"{self.peer_name} ended the connection before a line", "far-side", self
+                    )
+                return None
+            end = bytes(_PIECE.view[:count]).find(b"\n")
+            taken: int = read(self._ssl, _PIECE.address, count if end < 0 else end + 1)
+            self._line += bytes(_PIECE.view[:taken])
+            if len(self._line) > limit:
+                raise ConnectionBrokenError(
+                    f"{self.peer_name} sent a first line of more than {limit} bytes", "far-side", self
+                )
+            if end >= 0:
+                line, self._line = self._line[:-1], b""
+                return line
+
+    def write_line(self, line: bytes) -> None:
+        """Write a line as the first bytes, which the socket has room for.
+
+        :raises ConnectionBrokenError: if the connection has ended.
+        """
+        count: int = write(self._ssl, ffi.from_buffer("char[]", line), len(line))
+        if count <= 0 and not self._no_room(count):
+            raise ConnectionBrokenError(f"{self.peer_name} takes no bytes", "wan", self)
 
     def _no_data(self) -> None:
         """Count a record without application data.

@@ -196,8 +196,13 @@ class Rig:
 
 def test_a_numeric_target_asks_nobody() -> None:
     rig = Rig()
-    assert rig.dials("198.51.100.1:5100") == [["198.51.100.1:5100"]]
+    assert rig.dials("203.0.113.9:5100") == [["203.0.113.9:5100"]]
     assert rig.resolver.asked == []
+
+
+def test_a_numeric_target_outside_the_networks_of_now_is_not_dialled() -> None:
+    rig = Rig()
+    assert rig.dials("198.51.100.1:5100") == [[]]
 
 
 def test_where_the_system_has_no_ipv6_a_name_with_addresses_of_both_families_is_dialled(no_ipv6: None) -> None:
@@ -266,7 +271,7 @@ def test_a_numeric_target_that_stands_for_a_name_is_dialled_at_all_addresses_of_
 
     def order() -> list[Address]:
         found: list[list[Address]] = []
-        Deferred.fromCoroutine(rig.names.addresses(target, frozenset(), others)).addCallback(found.append)
+        Deferred.fromCoroutine(rig.names.addresses(target, frozenset(), others, wan=False)).addCallback(found.append)
         return found[0]
 
     assert order() == [target, *others]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from twisted.internet.task import Clock
@@ -12,6 +13,7 @@ from twisted.internet.task import Clock
 from scistream import timing
 from scistream.s2ds.elements import element
 from scistream.s2ds.elements.commands import ArmChannels
+from scistream.s2ds.elements.ready import ReadyBudget
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.receive_windows import Windows
 from scistream.s2ds.relay.throttle import Throttle
@@ -230,7 +232,17 @@ def test_one_busy_channel_of_four_has_the_whole_rate(make: Callable[..., Machine
         patch.setattr(element.time, "monotonic", machine.time.seconds)
         windows = Windows(4).of_stream("")
         streams = [
-            element._ElementStream(clock, machine.figures, number, command, windows, lambda *_: None)
+            element._ElementStream(
+                cast(Any, SimpleNamespace(reactor=clock)),  # what a channel without connections uses of its context
+                machine.figures,
+                number,
+                command,
+                windows,
+                ReadyBudget(1),
+                0,
+                lambda *_: None,
+                lambda: None,
+            )
             for number, clock in enumerate(machine.clocks)
         ]
     for stream in streams:  # all channels were busy once

@@ -31,7 +31,8 @@ def test_the_figures_of_a_channel_are_the_sums_over_its_elements(shared: SharedF
             shared_figures.TO_CONSUMER,
             shared_figures.TO_PRODUCER,
             shared_figures.OPEN,
-            shared_figures.TAKEN,
+            shared_figures.ACCEPTED,
+            shared_figures.READY,
             shared_figures.RESET,
             shared_figures.RETRANSMITS,
         ):
@@ -41,6 +42,7 @@ def test_the_figures_of_a_channel_are_the_sums_over_its_elements(shared: SharedF
     figures = shared.figures(9, 2)
     assert (figures.channel, figures.bytes_to_consumer, figures.bytes_to_producer) == (9, 12, 12)
     assert (figures.connections, figures.accepted, figures.reset, figures.retransmits) == (12, 12, 12, 12)
+    assert figures.ready == 12
     assert figures.rtt_ms == 1.5
     assert figures.delivery_mbit == 16.0
     assert shared.figures(0, 1).bytes_to_consumer == shared.figures(0, 3).bytes_to_consumer == 0

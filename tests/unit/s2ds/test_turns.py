@@ -115,7 +115,7 @@ def test_connections_are_numbered_where_their_order_counts(in_order: bool, numbe
     elements.open("uid", "CONS", 1.0, {0: 0})
     for _ in numbers:
         with socket.socket() as sock:
-            elements.carry("uid", "CONS", 0, sock)
+            elements.carry("uid", "CONS", 0, sock, wan=False)
     assert member.numbers == numbers
     elements._figures.close()
 

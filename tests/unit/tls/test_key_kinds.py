@@ -57,7 +57,7 @@ def authority_of(kind: str) -> tuple[x509.Certificate, Any]:
 def leaf_of(authority: x509.Certificate, authority_key: Any, kind: str, name: x509.GeneralName, usage: Any) -> Any:
     key = KINDS[kind]()
     end = datetime.now(UTC) + timedelta(hours=1)
-    return make_leaf("a leaf", [name], usage, key.public_key(), authority, authority_key, end), key
+    return make_leaf("a leaf", [name], [usage], key.public_key(), authority, authority_key, end), key
 
 
 @each_kind

@@ -21,7 +21,7 @@ from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2uc.stream_certificates import MAX_GATEWAYS, issue_credentials
 from scistream.tls.explain import explain
 from scistream.tls.files import CertificateError
-from scistream.tls.stream_channels import StreamSecret, server_name, verify_consumer, verify_producer
+from scistream.tls.stream_channels import StreamSecret, server_name, speaks_connect, verify_peer
 from support.memory_tls import CLIENT, Authority, Joined, common_name, join, say
 
 
@@ -72,13 +72,14 @@ def test_the_gateways_of_a_stream_meet_on_each_channel_and_bytes_pass(stream: St
     for channel in (0, 7, 1023):
         ends = join(stream.server, stream.client, stream.name(channel))
         assert ends.done
-        verify_consumer(ends.server, stream.uid, channel)
-        verify_producer(ends.client, stream.uid, channel)
+        verify_peer(ends.server, stream.uid, channel, PROD, dials=False)
+        verify_peer(ends.client, stream.uid, channel, CONS, dials=True)
         assert say(ends.client, ends.server, b"GET /") == b"GET /"
         assert say(ends.server, ends.client, b"frame") == b"frame"
     assert ends.client.get_protocol_version_name() == "TLSv1.3"
     assert ends.client.get_cipher_name() == "TLS_AES_128_GCM_SHA256"
-    assert ends.client.get_alpn_proto_negotiated() == b""
+    assert speaks_connect(ends.client)
+    assert speaks_connect(ends.server)
 
 
 def test_another_streams_gateways_are_refused_by_both_sides(stream: Stream) -> None:
@@ -99,16 +100,23 @@ def test_a_dialler_without_a_certificate_is_refused(stream: Stream) -> None:
 
 
 def test_a_producers_certificate_is_no_consumers_and_the_reverse(stream: Stream) -> None:
-    for role, secret, peer_is_server in ((PROD, stream.producer, True), (CONS, stream.consumer, False)):
-        twisted = SSL.Context(SSL.TLS_METHOD)
-        twisted.use_certificate(certificates(stream.bundles[role])[1])
-        twisted.use_privatekey(secret._key)
-        if peer_is_server:
-            ends = join(stream.server, twisted, stream.name())
-            assert "another purpose" in explain(ends.server_error or AssertionError())
-        else:
-            ends = join(twisted, stream.client, stream.name())
-            assert "another purpose" in explain(ends.client_error or AssertionError())
+    producer = stream.producer.credentials(stream.bundles[PROD], stream.uid, PROD)
+    consumer = stream.consumer.credentials(stream.bundles[CONS], stream.uid, CONS)
+    for own, dials in ((producer, False), (producer, True), (consumer, False), (consumer, True)):
+        server, client = own.context(dials=False), own.context(dials=True)
+        ends = join(server, client, server_name(stream.uid, 0, own.role).encode())
+        with pytest.raises(CertificateError, match="name"):
+            verify_peer(ends.client if dials else ends.server, stream.uid, 0, own.role, dials=dials)
+
+
+def test_the_producers_gateway_may_dial_the_consumers(stream: Stream) -> None:
+    producer = stream.producer.credentials(stream.bundles[PROD], stream.uid, PROD).context(dials=True)
+    consumer = stream.consumer.credentials(stream.bundles[CONS], stream.uid, CONS).context(dials=False)
+    ends = join(consumer, producer, server_name(stream.uid, 3, CONS).encode())
+    verify_peer(ends.client, stream.uid, 3, PROD, dials=True)
+    verify_peer(ends.server, stream.uid, 3, CONS, dials=False)
+    with pytest.raises(CertificateError, match="another stream or channel"):
+        verify_peer(ends.server, stream.uid, 4, CONS, dials=False)
 
 
 def test_a_dialler_of_another_channel_or_of_no_name_is_refused_at_the_producer(stream: Stream) -> None:
@@ -116,23 +124,23 @@ def test_a_dialler_of_another_channel_or_of_no_name_is_refused_at_the_producer(s
         ends = join(stream.server, stream.client, name)
         assert ends.done
         with pytest.raises(CertificateError, match="another stream or channel"):
-            verify_consumer(ends.server, stream.uid, 0)
+            verify_peer(ends.server, stream.uid, 0, PROD, dials=False)
     ends = join(stream.server, stream.client, stream.name())
-    verify_consumer(ends.server, stream.uid, 0)
+    verify_peer(ends.server, stream.uid, 0, PROD, dials=False)
 
 
 def test_names_of_another_stream_under_the_same_authority_are_refused(stream: Stream) -> None:
     ends = join(stream.server, stream.client, stream.name())
     wrong = str(uuid4())
     with pytest.raises(CertificateError, match=f"should be 0.prod.{wrong}"):
-        verify_producer(ends.client, wrong, 0)
+        verify_peer(ends.client, wrong, 0, CONS, dials=True)
     authority = Authority.make()
     uid = stream.uid
 
     def leaf(secret: StreamSecret, name: str, usage: x509.ObjectIdentifier) -> x509.Certificate:
         key = x509.load_pem_x509_csr(secret.csr.encode()).public_key()
         until = datetime.now(UTC) + timedelta(hours=1)
-        return make_leaf("x", [x509.DNSName(name)], usage, key, authority.certificate, authority.key, until)
+        return make_leaf("x", [x509.DNSName(name)], [usage], key, authority.certificate, authority.key, until)
 
     own = leaf(stream.producer, f"*.prod.{uid}.scistream", ExtendedKeyUsageOID.SERVER_AUTH)
     server = stream.producer.credentials(pem(authority.certificate, own), uid, PROD).context()
@@ -143,10 +151,10 @@ def test_names_of_another_stream_under_the_same_authority_are_refused(stream: St
         ends = join(server, client, stream.name())
         assert ends.done
         if good:
-            verify_consumer(ends.server, uid, 0)
+            verify_peer(ends.server, uid, 0, PROD, dials=False)
         else:
             with pytest.raises(CertificateError, match=f"should be cons.{uid}"):
-                verify_consumer(ends.server, uid, 0)
+                verify_peer(ends.server, uid, 0, PROD, dials=False)
 
 
 def test_credentials_of_an_old_generation_do_not_meet_those_of_the_new(stream: Stream) -> None:
@@ -164,8 +172,8 @@ def test_a_session_is_never_resumed(stream: Stream) -> None:
     again = join(stream.server, stream.client, stream.name(), session=first.client.get_session())
     assert again.done
     assert again.server.get_verified_chain(), "a resumed handshake verifies no certificates"
-    verify_consumer(again.server, stream.uid, 0)
-    verify_producer(again.client, stream.uid, 0)
+    verify_peer(again.server, stream.uid, 0, PROD, dials=False)
+    verify_peer(again.client, stream.uid, 0, CONS, dials=True)
 
 
 def test_a_resumed_session_would_be_refused(stream: Stream) -> None:
@@ -181,13 +189,13 @@ def test_a_resumed_session_would_be_refused(stream: Stream) -> None:
 
     server, client = lax(stream.bundles[PROD], stream.producer), lax(stream.bundles[CONS], stream.consumer)
     first = join(server, client, stream.name())
-    verify_consumer(first.server, stream.uid, 0)
+    verify_peer(first.server, stream.uid, 0, PROD, dials=False)
     resumed = join(server, client, stream.name(), session=first.client.get_session())
     assert resumed.done
     with pytest.raises(CertificateError, match="has not shown a certificate"):
-        verify_consumer(resumed.server, stream.uid, 0)
+        verify_peer(resumed.server, stream.uid, 0, PROD, dials=False)
     with pytest.raises(CertificateError, match="has not shown a certificate"):
-        verify_producer(resumed.client, stream.uid, 0)
+        verify_peer(resumed.client, stream.uid, 0, CONS, dials=True)
 
 
 def test_tls_1_2_is_refused(stream: Stream) -> None:
@@ -218,8 +226,8 @@ def test_each_gateway_of_a_side_finds_its_own_certificate() -> None:
                 consumer.credentials(bundles[CONS], uid, CONS).context(),
             )
             ends = join(server, client, server_name(uid, 3).encode())
-            verify_consumer(ends.server, uid, 3)
-            verify_producer(ends.client, uid, 3)
+            verify_peer(ends.server, uid, 3, PROD, dials=False)
+            verify_peer(ends.client, uid, 3, CONS, dials=True)
 
 
 def test_one_gateway_can_serve_both_ends_of_a_stream() -> None:
@@ -240,7 +248,7 @@ def test_a_bundle_that_does_not_fit_is_refused_and_says_why(stream: Stream) -> N
     late = make_leaf(
         "x",
         [x509.DNSName(f"*.prod.{stream.uid}.scistream")],
-        ExtendedKeyUsageOID.SERVER_AUTH,
+        [ExtendedKeyUsageOID.SERVER_AUTH],
         key,
         expired.certificate,
         expired.key,
@@ -304,15 +312,13 @@ def test_certificates_have_the_names_and_the_life_that_the_user_chose_and_nothin
     )
     bundles = issue_credentials(uid, 2**53, 7200.0, {PROD: pem(grasping), CONS: StreamSecret().csr})
     now = datetime.now(UTC)
-    for role, name, usage in (
-        (PROD, f"*.prod.{uid}.scistream", ExtendedKeyUsageOID.SERVER_AUTH),
-        (CONS, f"cons.{uid}.scistream", ExtendedKeyUsageOID.CLIENT_AUTH),
-    ):
+    either_end = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    for role, name in ((PROD, f"*.prod.{uid}.scistream"), (CONS, f"cons.{uid}.scistream")):
         authority, leaf = certificates(bundles[role])
         assert authority == certificates(bundles[PROD])[0], "one authority for both sides"
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert list(found) == [x509.DNSName(name)]
-        assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [usage]
+        assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == either_end
         assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         assert "everything" not in leaf.subject.rfc4514_string()
         for certificate in (authority, leaf):
