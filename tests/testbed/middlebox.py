@@ -68,10 +68,12 @@ class Flow:
 
     :ivar seen: when its last packet passed, in seconds.
     :ivar expects: for each end that has sent, the sequence number that the other one expects next from it.
+    :ivar ended: the ends that have ended their direction.
     """
 
     seen: float
     expects: dict[End, int] = field(default_factory=dict)
+    ended: set[End] = field(default_factory=set)
 
 
 class Middlebox:
@@ -106,6 +108,8 @@ class Middlebox:
         before = flow.expects.get(segment.source, segment.after)
         if (segment.after - before) & 0xFFFFFFFF < 0x80000000:  # else it is an older segment, sent again
             flow.expects[segment.source] = segment.after
+        if segment.flags & FIN:
+            flow.ended.add(segment.source)
         self._flows.move_to_end(key)
         return True
 
@@ -129,8 +133,8 @@ class Middlebox:
         return next(iter(self._flows.values())).seen + idle if self._flows else None
 
     def _reset(self, flow: Flow) -> bool:
-        if len(flow.expects) < 2:
-            return False  # nobody has answered: there is no connection yet
+        if len(flow.expects) < 2 or len(flow.ended) == 2:
+            return False  # nobody has answered: there is no connection yet; or there is none any more
         (one, from_one), (other, from_other) = flow.expects.items()
         self._send(one[0], other[0], reset(one, other, from_one, from_other))
         self._send(other[0], one[0], reset(other, one, from_other, from_one))

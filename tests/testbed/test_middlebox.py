@@ -113,6 +113,15 @@ def test_a_connection_older_than_the_middlebox_passes_it_until_it_is_idle(wan: T
                 sock.recv(1)
 
 
+def test_a_connection_that_has_ended_is_not_reset(wan: Testbed) -> None:
+    wan.wan(("user", "pgw"), reset_idle=f"{IDLE}s")
+    with connection(wan, wan.v4):
+        before = wan.counters()
+    with connection(wan, wan.v4) as busy:
+        keep_busy(busy, 2 * IDLE)
+        assert (wan.counters() - before).between("user", "pgw").resets == 0
+
+
 def test_connections_elsewhere_on_the_wan_do_not_pass_the_middlebox(wan: Testbed) -> None:
     wan.wan(("user", "cgw"), reset_idle=f"{IDLE}s")
     with connection(wan, wan.v4) as pair:
