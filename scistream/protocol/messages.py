@@ -66,6 +66,8 @@ Pem = Annotated[str, Meta(max_length=131072)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 AppKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 ConnectionMap = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+WanTargets = Annotated[dict[AddressText, AddressText], Meta(min_length=1, max_length=MAX_CHANNELS)]
+"""Maps the listeners of a producer's gateways to those of the consumer's gateways for the WAN."""
 Boot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 StoreId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """The random name of an S2CS's store. A gateway knows by it which S2CS reserved a stream."""
@@ -78,6 +80,8 @@ CodeName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}\Z")]
 """The code of an ERROR: one of `ErrorCode`, or a code of a later version, which is treated as a plain failure."""
 Protocol = Literal["tcp", "probe"]
 """What a stream carries: connections of applications, or test data between its gateways only."""
+WanAbilities = Annotated[list[CodeName], Meta(max_length=8)]
+"""What gateways can do to connect to those of the other side: "accept", "dial", or what a later version has added."""
 ProbeSeconds = Annotated[float, Meta(gt=0, le=MAX_PROBE_SECONDS)]
 
 
@@ -108,6 +112,12 @@ def _check_listen_ports(ports: list[int] | None, channels: int) -> None:
         raise ValueError(f"listen_ports: port {twice} is listed twice: each channel needs a port of its own")
 
 
+def _check_wan_targets(role: Role, wan_dialer: Role, targets: dict[str, str] | None) -> None:
+    if (targets is not None) != (role == PROD and wan_dialer == PROD):
+        raise ValueError("wan_targets: required at the producer's side if it dials, not allowed otherwise")
+    _check_addresses("wan_targets", [*(targets or {}), *(targets or {}).values()])
+
+
 def _check_other_addresses(others: dict[str, list[str]] | None, listeners: Collection[str]) -> None:
     count = sum(map(len, (others or {}).values()))
     if count > MAX_OTHER_ADDRESSES:
@@ -135,8 +145,9 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     `expires` and `hello_timeout` are seconds from now; the facility chooses them if they are left out. `app_from`
     narrows the networks from which applications may connect. `listen_ports` are the ports of this side's listeners,
     one for each channel, in order; without it the gateways choose. With `protocol` probe no application takes part:
-    the gateways send each other test data for `probe_seconds` in each direction. Answered by RESP with `listeners`,
-    `csr` and `expires`.
+    the gateways send each other test data for `probe_seconds` in each direction. `wan_dialer` is the side whose
+    gateways are to dial the others, if that is known already. Answered by RESP with `listeners`, `csr`, `expires` and
+    `wan`.
     """
 
     uid: Uid
@@ -153,6 +164,7 @@ class Req(_Message, frozen=True, kw_only=True, tag="REQ"):
     probe_seconds: ProbeSeconds | None = None
     label: Annotated[str, Meta(max_length=200)] | None = None
     listen_ports: ListenPorts | None = None
+    wan_dialer: Role | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_from", self.app_from)
@@ -167,8 +179,8 @@ class ReqListeners(_Message, frozen=True, kw_only=True, tag="ReqListeners"):
 
     `owner` is the same for all streams of a user, and the gateway limits each owner's share of its resources by it.
     `store` names the store of the S2CS: for this stream the gateway takes commands only under that name from then on.
-    `listen_ports` are the ports of the listeners, in the order of `channels`. Answered by RESP with `listeners`, `csr`
-    and `boot`.
+    `listen_ports` are the ports of the listeners, in the order of `channels`. Answered by RESP with `listeners`, `csr`,
+    `boot` and `wan`.
     """
 
     uid: Uid
@@ -246,6 +258,10 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     life. The gateways get it too, and end the stream soon after that time if their S2CS does not. From an S2CS to its
     S2DS, an empty `data_conn_key` keeps the current credentials, `store` is as in `ReqListeners`, and
     `other_addresses` are alternative addresses of a target that was given by name, as in `Hello`.
+
+    `wan_dialer` is the side whose gateways dial the others. If it is PROD, the consumer's gateways listen for the WAN
+    too, and answer with `wan_listeners`, and the producer's gateways dial `wan_targets`. A consumer's targets in
+    `connection_map` are dialled by nobody then.
     """
 
     uid: Uid
@@ -257,9 +273,12 @@ class UpdateTargets(_Message, frozen=True, kw_only=True, tag="UpdateTargets"):
     expires: Life | None = None
     store: StoreId | None = None
     other_addresses: OtherAddresses | None = None
+    wan_dialer: Role = CONS
+    wan_targets: WanTargets | None = None
 
     def __post_init__(self) -> None:
         _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+        _check_wan_targets(self.role, self.wan_dialer, self.wan_targets)
         _check_other_addresses(self.other_addresses, set(self.connection_map.values()))
 
 
@@ -397,7 +416,9 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `wrong_hellos` counts Hellos with a wrong key since the S2CS started. `resets` are the latest reset reasons, newest
     first; `broken` lists channels that do not reach the other gateway. `store` is sent by an S2DS and names the store
     of the S2CS that reserved the stream. `silent` is sent by an S2CS: the gateways of the stream that do not answer,
-    and for how many seconds. `listen_ports` are the ports that were requested by number.
+    and for how many seconds. `listen_ports` are the ports that were requested by number. `wan` is what the gateways can
+    do to connect to those of the other side, as in `Resp`; `wan_dialer` is the side whose gateways dial the others, if
+    that was requested or targets are set; `wan_listeners` are as in `Resp`.
     `notices` are sentences for the user about what slows the stream, with the remedy.
     """
 
@@ -425,18 +446,23 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     silent: dict[Annotated[str, Meta(max_length=255)], Measured] = field(default_factory=dict)
     listen_ports: ListenPorts | None = None
     notices: Notices = field(default_factory=list)
+    wan: WanAbilities | None = None
+    wan_dialer: Role | None = None
+    wan_listeners: Listeners = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
         _check_addresses("app_listeners", self.app_listeners)
         _check_addresses("connection_map", [*self.connection_map, *self.connection_map.values()])
+        _check_addresses("wan_listeners", self.wan_listeners)
 
 
 class GatewayCapacity(Struct, frozen=True, kw_only=True):
     """The total capacity of a gateway, used or free: ports, and Mbit/s in each direction.
 
     `hosts` and `first_port` say where it listens for streams; none of these addresses may be a target. `chosen_ports`
-    are the ports that a stream may ask for by number; an older gateway grants none and leaves the field out.
+    are the ports that a stream may ask for by number; an older gateway grants none and leaves the field out. `wan` is
+    what the gateway can do to connect to others, as in `Resp`.
     """
 
     ports: Count
@@ -444,6 +470,7 @@ class GatewayCapacity(Struct, frozen=True, kw_only=True):
     hosts: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=MAX_HOSTS)] | None = None
     first_port: Port | None = None
     chosen_ports: PortRanges | None = None
+    wan: WanAbilities | None = None
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
@@ -452,7 +479,9 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     `room` is the capacity of an S2DS. `more` is the key with which to ask for the next page of streams (`after`).
     `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `figures` and `resets`
     are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility, in seconds
-    from the REQ.
+    from the REQ. `wan` is what all gateways of the stream can do to connect to those of the other side; without it
+    they can do what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are where a
+    consumer's gateways listen for the producer's, one for each channel, in order.
     """
 
     uid: Uid | None
@@ -471,10 +500,13 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     resets: Resets | None = None
 
     app_networks: NetworkTexts | None = None
+    wan: WanAbilities | None = None
+    wan_listeners: Listeners | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_networks", self.app_networks)
         _check_addresses("listeners", self.listeners)
+        _check_addresses("wan_listeners", self.wan_listeners)
 
 
 class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):

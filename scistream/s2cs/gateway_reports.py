@@ -133,8 +133,9 @@ class GatewayReports:
             elif self.release_unknown and not gateway.is_compared:
                 self._release_other(gateway, status, "there is no record of it, and --release-unknown was given")
             else:
-                lent = tuple(Address.parse(listener).port for listener in status.listeners)
-                unknown_streams[key] = StreamUse(len(status.channels), min(MAX_RATE, max(0.0, status.rate)), lent)
+                lent = tuple(Address.parse(one).port for one in (*status.listeners, *status.wan_listeners))
+                ports = len(status.channels) + len(status.wan_listeners)
+                unknown_streams[key] = StreamUse(ports, min(MAX_RATE, max(0.0, status.rate)), lent)
         gateway.note_unknown_streams(unknown_streams)
 
     def _release_other(self, gateway: GatewayLink, status: StreamStatus, why: str) -> None:

@@ -38,7 +38,8 @@ def stream_use(record: Record, gateway: str) -> StreamUse:
     assert record.request is not None
     channels = len(record.plan[gateway])
     rate = record.request.rate * channels / record.request.num_conn
-    return StreamUse(channels, rate, tuple(ports_at(record, gateway)))
+    for_wan = sum(channel in record.wan_listeners for channel in record.plan[gateway])
+    return StreamUse(channels + for_wan, rate, tuple(ports_at(record, gateway)))
 
 
 class GatewayUse:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from scistream.protocol.errors import ErrorCode, StreamError
 from scistream.protocol.messages import UNSENT, Command, Error, ProdLstn, Req, Resp, StartConn, UpdateTargets
-from scistream.s2cs.record import Record, ordered_listeners
+from scistream.s2cs.record import Record, ordered_listeners, ordered_wan_listeners, wan_abilities
 from scistream.state_machines import Caller, wrong_state
 
 
@@ -188,7 +188,15 @@ class Core:
         record = self.record
         if record.request is not None and len(record.listeners) == record.request.num_conn:
             listeners, csr = ordered_listeners(record), "".join(record.csr.values())
-            self.resp(caller, msg, listeners=listeners, csr=csr, expires=record.life or None)
+            self.resp(
+                caller,
+                msg,
+                listeners=listeners,
+                csr=csr,
+                expires=record.life or None,
+                wan=wan_abilities(record),
+                wan_listeners=ordered_wan_listeners(record) or None,
+            )
         else:
             self.resp(caller, msg)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import MAX_CHANNELS, GatewayCapacity
+from scistream.protocol.messages import CONS, MAX_CHANNELS, PROD, GatewayCapacity, Req
 from scistream.protocol.port_ranges import Ranges, already_lent, is_in, not_to_choose
+from scistream.protocol.wan_abilities import abilities, needed
 from scistream.s2cs.in_use import GatewayUse
 
 _ROUNDING = 1e-6
@@ -23,6 +25,7 @@ class GatewayState:
 
     :param chosen: ranges of the ports that may be requested by number; None for a gateway of an older version.
     :param lent: the ports that streams already use.
+    :param wan: what the gateway can do to connect to others; None for a gateway of an older version.
     """
 
     name: str
@@ -30,6 +33,7 @@ class GatewayState:
     rate: float
     chosen: Ranges | None = None
     lent: Collection[int] = ()
+    wan: Collection[str] | None = None
 
     def channels(self, rate_each: float, *, by_number: bool = False) -> int:
         """Return how many channels the gateway can take.
@@ -59,7 +63,27 @@ def gateway_state(name: str, room: GatewayCapacity, *uses: GatewayUse) -> Gatewa
     """
     ports = room.ports - sum(use.ports_of(room) for use in uses)
     rate = room.rate - sum(use.rate for use in uses)
-    return GatewayState(name, ports, rate, room.chosen_ports, ChainMap(*(use.lent for use in uses)))
+    return GatewayState(name, ports, rate, room.chosen_ports, ChainMap(*(use.lent for use in uses)), room.wan)
+
+
+def place_stream(members: Sequence[GatewayState], request: Req) -> tuple[Sequence[GatewayState], dict[str, list[int]]]:
+    """Assign each channel of a request to a gateway, if possible only to gateways that can connect to the other side.
+
+    A stream that is spread over gateways can only do what all of them can. If the request does not say which side
+    dials, gateways that fit a consumer that dials come first, and then those that fit a producer that dials.
+
+    :returns: the gateways among which the channels were placed, and the channels of each gateway that gets any.
+    :raises StreamError: as `place_channels` does.
+    """
+    for wan_dialer in (request.wan_dialer,) if request.wan_dialer is not None else (CONS, PROD):
+        ability = needed(request.role, wan_dialer)
+        able = [one for one in members if ability in abilities(request.role, one.wan)]
+        if 0 < len(able) < len(members):
+            with suppress(StreamError):
+                return able, place_channels(able, request.num_conn, request.rate, request.listen_ports)
+        elif able:
+            break  # all gateways are able
+    return members, place_channels(members, request.num_conn, request.rate, request.listen_ports)
 
 
 def place_channels(

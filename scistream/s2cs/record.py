@@ -6,7 +6,7 @@ This includes the part of a command for each gateway, and checks of requests and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -15,6 +15,7 @@ from scistream import timing
 from scistream.protocol.address import Address
 from scistream.protocol.errors import ErrorCode
 from scistream.protocol.messages import (
+    CONS,
     MAX_LIFE,
     PROD,
     UNSENT,
@@ -26,6 +27,7 @@ from scistream.protocol.messages import (
     StreamKey,
     UpdateTargets,
 )
+from scistream.protocol.wan_abilities import ACCEPT, DIAL, abilities, common, needed
 
 
 class Record(Struct, kw_only=True, omit_defaults=True):
@@ -36,7 +38,9 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     updates of targets that this S2CS has made itself, and `is_own_update` is true while it is not known whether all
     gateways have carried out the last of them. `app_listeners` and `other_addresses` are what ProdApp said in its
     Hello. Times and deadlines are seconds since the epoch, since they must survive a restart; `started_at` is when the
-    first targets came into force.
+    first targets came into force. `wan` has what each gateway has reported about its WAN side (None for an older one).
+    `wan_dialer`, `wan_targets` and `wan_listeners` belong to the targets in force, except that the gateways of a
+    consumer keep their WAN listeners if later targets are refused.
     """
 
     uid: str
@@ -62,6 +66,10 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     hello_by: float = 0.0
     started_at: float = 0.0
     released_at: float = 0.0
+    wan: dict[str, list[str] | None] = {}
+    wan_dialer: Role = CONS
+    wan_targets: dict[str, str] = {}
+    wan_listeners: dict[int, str] = {}
 
     @property
     def key(self) -> StreamKey:
@@ -87,7 +95,8 @@ def ports_at(record: Record, gateway: str) -> list[int]:
     known = [record.listeners[channel] for channel in channels if channel in record.listeners]
     if not known and record.request is not None and record.request.listen_ports is not None:
         return [record.request.listen_ports[channel] for channel in channels]
-    return [Address.parse(listener).port for listener in known]
+    for_wan = [record.wan_listeners[channel] for channel in channels if channel in record.wan_listeners]
+    return [Address.parse(listener).port for listener in known + for_wan]
 
 
 def wrong_port(request: Req, channels: Iterable[int], listeners: Iterable[str]) -> str | None:
@@ -106,11 +115,33 @@ def ordered_listeners(record: Record) -> list[str]:
     return [record.listeners[channel] for channel in sorted(record.listeners)]
 
 
+def ordered_wan_listeners(record: Record) -> list[str]:
+    """Return where a consumer's gateways listen for those of the producer, in the order of the channels."""
+    return [record.wan_listeners[channel] for channel in sorted(record.wan_listeners)]
+
+
+def wan_abilities(record: Record) -> list[str] | None:
+    """Return what all gateways of a stream can do to connect to others; None if all of them are of an older version."""
+    reports = [record.wan.get(gateway) for gateway in record.plan]
+    return common(record.role, reports) if any(report is not None for report in reports) else None
+
+
+def chosen_dialer(record: Record) -> Role | None:
+    """Return the side whose gateways dial: that of the targets in force, or else the requested one, or None."""
+    if record.generation:
+        return record.wan_dialer
+    return record.request.wan_dialer if record.request is not None else None
+
+
 def content_of(command: UpdateTargets) -> str:
     """Return a digest of an UpdateTargets, to tell a repetition from another command of the same generation."""
     digest = hashlib.sha256(command.data_conn_key.encode())
     for listener, target in sorted(command.connection_map.items()):
         digest.update(f"\n{listener}>{target}".encode())
+    if command.wan_dialer != CONS:
+        digest.update(f"\n{command.wan_dialer}".encode())
+    for listener, target in sorted((command.wan_targets or {}).items()):
+        digest.update(f"\n{listener}>>{target}".encode())
     return digest.hexdigest()
 
 
@@ -132,6 +163,7 @@ def _fields(request: Req) -> tuple[Any, ...]:
         request.probe_seconds,
         request.label,
         request.listen_ports,
+        request.wan_dialer,
     )
 
 
@@ -169,18 +201,66 @@ def update_for_gateway(record: Record, gateway: str, command: UpdateTargets, rev
         data_conn_key=command.data_conn_key,
         expires=min(MAX_LIFE, command.expires + timing.SHORTENED_LATER) if command.expires is not None else None,
         other_addresses={one: others for one, others in record.other_addresses.items() if one in targets} or None,
+        wan_dialer=command.wan_dialer,
+        wan_targets=_part_of(command.wan_targets, held),
     )
+
+
+def _part_of(targets: Mapping[str, str] | None, held: Container[str]) -> dict[str, str] | None:
+    """Return the WAN targets of the listeners of one gateway."""
+    return None if targets is None else {here: there for here, there in targets.items() if here in held}
+
+
+def targets_problem(record: Record, command: UpdateTargets) -> tuple[ErrorCode, str] | None:
+    """Return the code and reason with which an UpdateTargets is refused, or None if it fits the stream."""
+    return (
+        map_problem(record, command.connection_map)
+        or _listeners_problem(record, "wan_targets", command.wan_targets)
+        or _dialer_problem(record, command.wan_dialer)
+    )
+
+
+def _dialer_problem(record: Record, wan_dialer: Role) -> tuple[ErrorCode, str] | None:
+    if record.generation and wan_dialer != record.wan_dialer:
+        side = "producer" if record.wan_dialer == PROD else "consumer"
+        why = f"the {side}'s gateways dial the WAN connections of this stream, which cannot change: request a new one"
+        return "bad-message", f"field wan_dialer: {why}"
+    ability = needed(record.role, wan_dialer)
+    if ability not in abilities(record.role, wan_abilities(record)):
+        return "target-refused", unable(ability)
+    return None
+
+
+def unable(ability: str) -> str:
+    """Return why targets are refused that need this ability of the gateways of a facility."""
+    return (
+        f"the gateways of this facility cannot {_WAN_WORDS[ability]}: `{ability}` in [wan] of a gateway's settings is "
+        "false, or it is of a version without this setting"
+    )
+
+
+_WAN_WORDS = {ACCEPT: "accept WAN connections for this stream", DIAL: "dial the gateways of the other side"}
+
+
+def _listeners_problem(record: Record, field: str, targets: Mapping[str, str] | None) -> tuple[ErrorCode, str] | None:
+    """Return why a map does not have exactly the listeners of a stream, or None."""
+    if targets is None:
+        return None
+    own = set(record.listeners.values())
+    unknown = next((listener for listener in targets if listener not in own), None)
+    if unknown is not None:
+        return "bad-message", f"field {field}: {unknown} is not a listener of this stream"
+    missing = next((listener for listener in ordered_listeners(record) if listener not in targets), None)
+    if missing is not None:
+        return "bad-message", f"field {field}: listener {missing} has no target"
+    return None
 
 
 def map_problem(record: Record, connection_map: Mapping[str, str]) -> tuple[ErrorCode, str] | None:
     """Return the code and reason with which a connection map is refused, or None if it fits the stream."""
-    own = set(record.listeners.values())
-    unknown = next((listener for listener in connection_map if listener not in own), None)
-    if unknown is not None:
-        return "bad-message", f"field connection_map: {unknown} is not a listener of this stream"
-    missing = next((listener for listener in ordered_listeners(record) if listener not in connection_map), None)
-    if missing is not None:
-        return "bad-message", f"field connection_map: listener {missing} has no target"
+    problem = _listeners_problem(record, "connection_map", connection_map)
+    if problem is not None:
+        return problem
     if record.role == PROD:
         offered = set(record.app_listeners)
         refused = next((target for target in connection_map.values() if target not in offered), None)

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
@@ -63,7 +63,7 @@ from scistream.s2cs.gateway_reports import GatewayReports
 from scistream.s2cs.hello_throttle import WrongKeys
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.machine import resume
-from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
+from scistream.s2cs.placement import GatewayState, gateway_state, place_stream, spares
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, owner_of, policy_of
 from scistream.s2cs.record import Record
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
@@ -525,8 +525,7 @@ class ControlServer(Service):
         grant.check()
         life = grant.life
         hello_timeout = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
-        members = self._members()
-        plan = place_channels(members, request.num_conn, request.rate, request.listen_ports)
+        members, plan = place_stream(self._members(), request)
         if not is_free:  # checked last, so that only a user who could have the stream learns that the uid is in use
             raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
@@ -564,7 +563,7 @@ class ControlServer(Service):
         caller = Caller(link, command.seq, command_name(command))
         if isinstance(command, UpdateTargets):
             grant.check_targets(command.connection_map.values() if command.role == PROD else ())
-            self._refuse_own_gateways(stream.record, command.connection_map.values())
+            self._refuse_own_gateways(stream.record, _dialled(command))
             stream.keep_allowed_addresses(grant)
             stream.machine.update_targets(caller, command)
         else:
@@ -575,8 +574,11 @@ class ControlServer(Service):
 
         :raises StreamError: `target-refused`.
         """
-        other = self.streams.get((record.uid, PROD)) if record.role == CONS else None
-        problem = self.pool_addresses.problem(targets, other.record.listeners.values() if other is not None else ())
+        other = self.streams.get((record.uid, PROD if record.role == CONS else CONS))
+        allowed: Collection[str] = ()
+        if other is not None:
+            allowed = (other.record.listeners if record.role == CONS else other.record.wan_listeners).values()
+        problem = self.pool_addresses.problem(targets, allowed)
         if problem is not None:
             raise StreamError("target-refused", problem)
 
@@ -614,7 +616,7 @@ class ControlServer(Service):
         size = 0
         for stream in page[: command.limit]:
             status = stream.status()
-            size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners)
+            size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners + status.wan_listeners)
             size += sum(map(len, status.notices))
             if streams and size > MAX_PAGE_BYTES:
                 break
@@ -703,6 +705,13 @@ class ControlServer(Service):
         for name in record.plan:
             if name in self.gateways:
                 self.gateways[name].check_targets(addresses)
+
+
+def _dialled(command: UpdateTargets) -> Iterable[str]:
+    """Return the targets that gateways dial."""
+    if command.wan_dialer == CONS:
+        return command.connection_map.values()
+    return [*command.connection_map.values(), *(command.wan_targets or {}).values()] if command.role == PROD else ()
 
 
 def _page_key(stream: ServerStream) -> str:

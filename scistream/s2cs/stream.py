@@ -44,7 +44,14 @@ from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
 from scistream.s2cs.machine_core import Core, Release, Stream
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, identity_of
-from scistream.s2cs.record import Record, ordered_listeners, whole_probe
+from scistream.s2cs.record import (
+    Record,
+    chosen_dialer,
+    ordered_listeners,
+    ordered_wan_listeners,
+    wan_abilities,
+    whole_probe,
+)
 from scistream.s2cs.store.database import Store
 from scistream.s2cs.store.ledger import Ledger
 from scistream.state_machines import Caller, data_of, guarded, trace
@@ -461,6 +468,9 @@ class ServerStream:
             notices=self._notices(),
             silent=self._silent(),
             listen_ports=record.request.listen_ports if record.request is not None else None,
+            wan=wan_abilities(record),
+            wan_dialer=chosen_dialer(record),
+            wan_listeners=ordered_wan_listeners(record),
         )
 
     def _silent(self) -> dict[str, float]:

@@ -90,8 +90,12 @@ class Stream(Protocol):
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
         """Take UpdateTargets from the controller."""
 
-    def armed(self) -> None:
-        """Note that the channels carry connections to the new targets."""
+    def armed(self, wan_listeners: list[str]) -> None:
+        """Note that the channels carry connections to the new targets.
+
+        :param wan_listeners: where this gateway listens for those of the producer's side, in the order of the channels;
+            empty unless they dial.
+        """
 
     def not_armed(self, error: StreamError) -> None:
         """Note that the new targets were refused and the channels are unchanged.
@@ -136,6 +140,10 @@ class Core:
     request: ReqListeners | None = None
     listeners: list[str] = field(default_factory=list)
     csr: str = ""
+    wan: list[str] = field(default_factory=list)
+    """What this gateway can do to connect to others, as in RESP."""
+    wan_listeners: list[str] = field(default_factory=list)
+    """Where this gateway listens for those of the producer's side, in the order of the channels."""
     current: UpdateTargets | None = None
     last_error: LastError | None = None
     figures: list[ChannelFigures] = field(default_factory=list)
@@ -148,7 +156,10 @@ class Core:
 
     def answer_with_state(self, caller: Caller, msg: str) -> None:
         """Answer with the state of the stream and its listeners, or with its last figures once it is released."""
-        fields: dict[str, Any] = {"listeners": self.listeners, "csr": self.csr} if self.listeners else {}
+        fields: dict[str, Any] = {}
+        if self.listeners:
+            fields = {"listeners": self.listeners, "csr": self.csr, "wan": self.wan or None}
+            fields["wan_listeners"] = self.wan_listeners or None
         if self.state == "Released":
             fields["figures"], fields["resets"] = self.figures, self.resets
         self.effects.answer(
@@ -291,6 +302,9 @@ def _consider_update(stream: Stream, core: Core, caller: Caller, command: Update
     """Carry out an UpdateTargets with a new generation, and answer any other: protocol section 7.4."""
     current = core.current
     if current is None or command.generation > current.generation:
+        if current is not None and command.wan_dialer != current.wan_dialer:
+            core.refuse(caller, "bad-message", "field wan_dialer: the side that dials cannot change")
+            return
         stream._carry_out(caller, command)
     elif _version(command) == _version(current):
         core.answer_with_state(caller, f"generation {core.generation} is in force")
@@ -304,7 +318,13 @@ def _carry_out_update(stream: Stream, core: Core, caller: Caller, command: Updat
 
 
 def _version(command: UpdateTargets) -> tuple[Any, ...]:
-    return command.generation, command.connection_map, command.data_conn_key
+    return (
+        command.generation,
+        command.connection_map,
+        command.data_conn_key,
+        command.wan_dialer,
+        command.wan_targets,
+    )
 
 
 def _update_again(stream: Stream, core: Core, update: Update, caller: Caller, command: UpdateTargets) -> None:
@@ -321,8 +341,9 @@ def _update_too_late(stream: Stream, core: Core, caller: Caller, command: Update
     core.refuse_wrong_state(caller, "UpdateTargets")
 
 
-def _armed(stream: Stream, core: Core, update: Update) -> None:
+def _armed(stream: Stream, core: Core, update: Update, wan_listeners: list[str]) -> None:
     core.current = update.command
+    core.wan_listeners = list(wan_listeners)
     if core.current.expires is not None:
         core.effects.shorten_life(core.current.expires)
     core.answer_all_with_state(update.waiting_callers, f"generation {core.generation} is in force")
@@ -374,7 +395,7 @@ def _rel_again(stream: Stream, core: Core, release: Release, caller: Caller) -> 
 
 def _closed(stream: Stream, core: Core, release: Release, figures: list[ChannelFigures]) -> None:
     core.figures = figures
-    core.listeners, core.csr = [], ""
+    core.listeners, core.wan_listeners, core.csr = [], [], ""
     core.answer_all_with_state(release.waiting_callers, "the stream is released")
 
 

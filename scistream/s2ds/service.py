@@ -346,9 +346,9 @@ class DataServer(Service):
                 return
             del self._ended[key], self._streams[key]
 
-    def wan_listeners(self, uid: str) -> set[int]:
-        """Return the ports of this gateway on which a stream listens for other gateways."""
-        stream = self._streams.get((uid, PROD))
+    def wan_listeners(self, key: StreamKey) -> set[int]:
+        """Return the ports of this gateway on which one side of a stream listens for other gateways."""
+        stream = self._streams.get(key)
         return stream.wan_listeners() if stream is not None else set()
 
     def _note_reset(self, reset: Reset) -> None:
@@ -364,6 +364,7 @@ class DataServer(Service):
             hosts=sorted({lan.bind, lan.advertised, wan.bind, wan.advertised} - {"0.0.0.0", "::"}),
             first_port=self.ports.first,
             chosen_ports=self.ports.chosen,
+            wan=wan.abilities,
         )
 
     def _answer_status(self, link: Link, command: Status) -> None:

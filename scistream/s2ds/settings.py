@@ -10,6 +10,7 @@ from msgspec import Meta, field
 
 from scistream.config import SettingProblem, below, unless
 from scistream.protocol.address import Address, parse_network
+from scistream.protocol.wan_abilities import ACCEPT, DIAL
 from scistream.resources import memory, processors, tcp_memory
 from scistream.shared_settings import (
     LOOPBACK,
@@ -161,12 +162,21 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
 
     :ivar multipath: whether connections may use several paths: "yes", "no", or "auto".
     :ivar paths: the numeric addresses of this gateway on the WAN, one for each path.
+    :ivar accept: whether other gateways may connect to this one.
+    :ivar dial: whether this gateway may connect to others.
     :ivar ready: the verified connections to the other gateway to keep open for each channel, or "auto".
     """
 
     ready: int | str = 2
     multipath: str = "auto"
     paths: list[str] = field(default_factory=list)
+    accept: bool = True
+    dial: bool = True
+
+    @property
+    def abilities(self) -> list[str]:
+        """What this gateway can do to connect to others, as the protocol names it."""
+        return [ACCEPT] * self.accept + [DIAL] * self.dial
 
     @property
     def other_paths(self) -> tuple[str, ...]:
@@ -184,6 +194,9 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
         if self.ready != "auto" and (isinstance(self.ready, str) or not 0 <= self.ready <= MOST_READY):
             why = f'{self.ready!r}: write "auto", or how many connections of a channel to keep ready, 0 to {MOST_READY}'
             yield SettingProblem(("ready",), why)
+        if not self.accept and not self.dial:
+            why = "both are false, so no stream could reach another gateway: set one of them to true"
+            yield SettingProblem(("accept", "dial"), why)
         if self.multipath not in MULTIPATH:
             allowed = ", ".join(f'"{value}"' for value in MULTIPATH)
             yield SettingProblem(("multipath",), f"{self.multipath!r} is not a choice: write one of {allowed}")

@@ -30,11 +30,13 @@ from scistream.protocol.messages import (
     Rel,
     ReqListeners,
     Resp,
+    Role,
     StreamKey,
     StreamStatus,
     UpdateTargets,
 )
 from scistream.protocol.port_ranges import in_words
+from scistream.protocol.wan_abilities import DIAL, needed
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.pool import Elements
@@ -71,8 +73,8 @@ class GatewayServices(Protocol):
     app_networks: tuple[Network, ...]
     wan_networks: tuple[Network, ...]
 
-    def wan_listeners(self, uid: str) -> set[int]:
-        """Return the ports of this gateway on which a stream listens for other gateways."""
+    def wan_listeners(self, key: StreamKey) -> set[int]:
+        """Return the ports of this gateway on which one side of a stream listens for other gateways."""
 
     def released(self, stream: GatewayStream) -> None:
         """Note that a stream is released and holds no resources."""
@@ -89,10 +91,13 @@ class GatewayStream:
     def __init__(self, server: GatewayServices, command: ReqListeners | Rel | UpdateTargets) -> None:
         self._server = server
         self._core = Core(guarded(self, self.log, self._failed, command.uid), command.uid, command.role, server.boot)
+        self._core.wan = server.config.wan.abilities
         self.machine: Stream = new_stream(self._core)
         trace(self.machine, self.log, server.reactor.seconds, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
         self._listeners: dict[int, tuple[socket.socket, ChannelListener]] = {}
+        self._for_wan: dict[int, tuple[socket.socket, ChannelListener]] = {}
+        """The listeners of a consumer's gateway for those of the producer's side, if they dial."""
         self.own_targets: set[int] = set()
         """Ports of this gateway that are or were targets of this stream, as its own WAN listeners.
 
@@ -185,19 +190,22 @@ class GatewayStream:
     def arm(self, command: UpdateTargets) -> None:
         """Check the targets, tell the elements and listen; then give the machine `armed` or `not_armed`."""
         try:
-            targets = self._targets(command)
+            self._refuse_dialer(command.wan_dialer)
+            targets, gateways = self._targets(command), self._wan_targets(command)
             credentials = self._credentials_of(command)
         except StreamError as error:
             self.machine.not_armed(error)
             return
         found: dict[str, list[str]] = {}
-        names = sorted({target.host for target in targets.values() if target.numeric is None})
+        dialled = [*targets.values(), *gateways.values()]
+        names = sorted({target.host for target in dialled if target.numeric is None})
         waiting: Deferred[Any] = succeed(None)
         if names:
             semaphore = DeferredSemaphore(MOST_LOOKUPS)
             waiting = DeferredList([semaphore.run(self._resolve, name, found) for name in names])
             waiting.addTimeout(timing.TARGET_LOOKUP, self._server.reactor, lambda _, __: None)
-        waiting.addCallback(lambda _: self._arm(command, targets, credentials, found)).addErrback(self._not_armed)
+        waiting.addCallback(lambda _: self._arm(command, targets, gateways, credentials, found))
+        waiting.addErrback(self._not_armed)
 
     def close(self) -> None:
         """Release everything; then give the machine `closed` with the last figures."""
@@ -255,9 +263,9 @@ class GatewayStream:
         server = self._server
         self._cancel_timer()
         self._stop_probe()
-        listeners, self._listeners = self._listeners, {}
+        listeners = self._take_listeners()
         self._secret = self._credentials = None
-        for _, listener in listeners.values():
+        for listener in listeners:
             listener.stop()
 
         def return_resources(figures: list[ChannelFigures]) -> list[ChannelFigures]:
@@ -267,6 +275,12 @@ class GatewayStream:
             return figures
 
         return server.elements.close(self._core.uid, self._core.role).addCallback(return_resources)
+
+    def _take_listeners(self) -> list[ChannelListener]:
+        """Forget all listeners, and return them so that they can be stopped."""
+        taken = [listener for _, listener in (*self._listeners.values(), *self._for_wan.values())]
+        self._listeners, self._for_wan = {}, {}
+        return taken
 
     def _stop_counting(self) -> None:
         """Log the counts that are not logged yet. Idempotent."""
@@ -289,10 +303,9 @@ class GatewayStream:
 
     def _release_all(self) -> None:
         """Release everything after a fault: if one step fails, go on with the others."""
-        listeners, self._listeners = self._listeners, {}
         self._secret = self._credentials = None
         close = partial(self._server.elements.close, self._core.uid, self._core.role)
-        stops = [listener.stop for _, listener in listeners.values()]
+        stops = [listener.stop for listener in self._take_listeners()]
         steps: list[Callable[[], object]] = [
             self._cancel_timer,
             self._stop_probe,
@@ -314,9 +327,8 @@ class GatewayStream:
 
     def wan_listeners(self) -> set[int]:
         """Return the ports of this gateway on which the stream listens for other gateways."""
-        if self._core.role != PROD:
-            return set()
-        return {sock.getsockname()[1] for sock, _ in self._listeners.values()}
+        listeners = self._listeners if self._core.role == PROD else self._for_wan
+        return {sock.getsockname()[1] for sock, _ in listeners.values()}
 
     def status(self) -> StreamStatus:
         """Return the state of this stream, for an answer to Status."""
@@ -341,28 +353,70 @@ class GatewayStream:
             resets=self.resets.latest(),
             broken=self._broken(),
             notices=self._bounds.notices,
+            wan_dialer=core.current.wan_dialer if core.current is not None else None,
+            wan_listeners=core.wan_listeners,
         )
 
     # -- targets
 
-    def _targets(self, command: UpdateTargets) -> dict[int, Address]:
-        missing = next((listener for listener in self._advertised if listener not in command.connection_map), None)
-        if missing is not None or len(command.connection_map) != len(self._advertised):
+    def _refuse_dialer(self, wan_dialer: Role) -> None:
+        """Check that this gateway may do its part if the gateways of this side dial.
+
+        :raises StreamError: `target-refused`.
+        """
+        ability = needed(self._core.role, wan_dialer)
+        if ability not in self._core.wan:
+            what = "does not dial other gateways" if ability == DIAL else "accepts no connections from other gateways"
+            raise StreamError("target-refused", f"this gateway {what}: `{ability}` in [wan] of its settings is false")
+
+    def _by_channel(self, field: str, targets: Mapping[str, str]) -> dict[int, Address]:
+        """Return the target of each channel.
+
+        :raises StreamError: `bad-message`, if the map does not have exactly the listeners of this gateway.
+        """
+        missing = next((listener for listener in self._advertised if listener not in targets), None)
+        if missing is not None or len(targets) != len(self._advertised):
             raise StreamError(
                 "bad-message",
-                "field connection_map: it must have exactly one target for each listener of the stream here",
+                f"field {field}: it must have exactly one target for each listener of the stream here",
             )
-        targets = {self._advertised[here]: Address.parse(there) for here, there in command.connection_map.items()}
+        return {self._advertised[here]: Address.parse(there) for here, there in targets.items()}
+
+    def _targets(self, command: UpdateTargets) -> dict[int, Address]:
+        """Return what this gateway dials for each channel, besides the gateways of a consumer; empty if nothing.
+
+        :raises StreamError: if a target is not allowed, or the map does not fit.
+        """
+        targets = self._by_channel("connection_map", command.connection_map)
+        if self._core.role == CONS and command.wan_dialer == PROD:
+            return {}
         if self._is_probe and self._core.role == PROD:
             return dict.fromkeys(targets, self._answer_probe())  # no ProdApp is dialled, whatever the map names
         for target in targets.values():
-            self._check_target(target)
+            self._check_target(target, to_wan=self._core.role == CONS)
         return targets
 
-    def _check_target(self, target: Address) -> None:
-        key, allowed = self._target_networks()
+    def _wan_targets(self, command: UpdateTargets) -> dict[int, Address]:
+        """Return the consumer's gateway for each channel, if this gateway dials it; otherwise nothing.
+
+        :raises StreamError: if one is not allowed, or the map does not fit.
+        """
+        if command.wan_targets is None:
+            return {}
+        targets = self._by_channel("wan_targets", command.wan_targets)
+        for target in targets.values():
+            self._check_target(target, to_wan=True)
+        return targets
+
+    def _check_target(self, target: Address, *, to_wan: bool) -> None:
+        """Check that this gateway may dial an address.
+
+        :param to_wan: True for another gateway, False for an application.
+        :raises StreamError: `target-refused`.
+        """
+        key, allowed = self._target_networks(to_wan)
         numeric = target.numeric
-        if numeric is None and self._core.role == PROD:
+        if numeric is None and not to_wan:
             raise StreamError(
                 "target-refused", f"target {target} is a name: targets on the LAN must be numeric addresses"
             )
@@ -376,32 +430,34 @@ class GatewayStream:
             raise StreamError(
                 "target-refused", f"target {target} is an {kind} address, but this gateway does not support {kind}"
             )
-        self._refuse_own_address(target)
-        if self._core.role == CONS and target.port in self._server.wan_listeners(self._core.uid):
+        self._refuse_own_address(target, to_wan)
+        if to_wan and target.port in self._server.wan_listeners(self._other_side):
             self._note_dialled(target.port)
+
+    @property
+    def _other_side(self) -> StreamKey:
+        """The key of the other side of this stream, which may be on this gateway, too."""
+        return self._core.uid, PROD if self._core.role == CONS else CONS
 
     def _note_dialled(self, port: int) -> None:
         if port not in self.own_targets:
             self.own_targets.add(port)
             self._server.dialled[port] += 1
 
-    def _refuse_own_address(self, target: Address) -> None:
+    def _refuse_own_address(self, target: Address, to_wan: bool) -> None:
         server = self._server
         control, lent = Address.parse(server.config.listen).port, server.ports.ranges
-        to_wan = self._core.role == CONS
-        if is_own_address(target, control, lent, server.wan_listeners(self._core.uid), to_wan=to_wan):
+        if is_own_address(target, control, lent, server.wan_listeners(self._other_side), to_wan=to_wan):
             raise StreamError(
                 "target-refused",
                 f"target {target} is this gateway itself: its control port and the ports "
                 f"{in_words(dict.fromkeys(lent))} that it lends to streams cannot be targets",
             )
 
-    def _target_networks(self) -> tuple[str, tuple[Network, ...]]:
+    def _target_networks(self, to_wan: bool) -> tuple[str, tuple[Network, ...]]:
         """Return the networks in which targets must be, and the name of their setting."""
         server = self._server
-        if self._core.role == PROD:
-            return "app_networks", server.app_networks
-        return "wan_networks", server.wan_networks
+        return ("wan_networks", server.wan_networks) if to_wan else ("app_networks", server.app_networks)
 
     def _resolve(self, name: str, found: dict[str, list[str]]) -> Deferred[None]:
         """Look up the name of a gateway, so that a target that could not be dialled is refused at once.
@@ -429,13 +485,19 @@ class GatewayStream:
         self,
         command: UpdateTargets,
         targets: dict[int, Address],
+        gateways: dict[int, Address],
         credentials: Credentials,
         found: dict[str, list[str]],
     ) -> None:
         if not self._listeners:
             return
+        to_wan = command.role == CONS
         try:
-            numeric = {channel: self._numeric(target, found) for channel, target in targets.items()}
+            numeric = {channel: self._numeric(target, found, to_wan) for channel, target in targets.items()}
+            for gateway in gateways.values():
+                self._numeric(gateway, found, True)
+            if to_wan and command.wan_dialer == PROD:
+                self._reserve_for_wan()
         except StreamError as error:
             self.machine.not_armed(error)
             return
@@ -444,11 +506,28 @@ class GatewayStream:
             command.role,
             targets,
             credentials,
-            self._server.wan_listeners(command.uid),
+            self._server.wan_listeners(self._other_side),
             self._other_addresses(command, targets),
+            wan_dialer=command.wan_dialer,
+            wan_targets=gateways,
         )
-        arming.addCallback(lambda _: self._listen(numeric, credentials))
+        arming.addCallback(lambda _: self._listen(numeric, credentials, command.wan_dialer))
         arming.addErrback(self._not_armed)
+
+    def _reserve_for_wan(self) -> None:
+        """Reserve a listener for the producer's gateways for each channel, unless that is done. `close` returns them.
+
+        :raises StreamError: `no-ports` or `gateway-failed`, with nothing reserved.
+        """
+        if self._for_wan:
+            return
+        server = self._server
+        sockets = server.ports.reserve(server.config.wan.bind, len(self._listeners), paths=server.wan_paths)
+        self._sockets += sockets
+        self._for_wan = {
+            channel: (sock, ChannelListener(server.reactor, sock, server.ports.beside(sock)))
+            for channel, sock in zip(self._listeners, sockets, strict=True)
+        }
 
     def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
         """Return the other addresses of ProdApp for each channel, without those that this gateway may not dial."""
@@ -456,23 +535,31 @@ class GatewayStream:
         for channel, target in targets.items() if self._core.role == PROD else ():
             for text in (command.other_addresses or {}).get(str(target), ()):
                 try:
-                    self._check_target(Address.parse(text))
+                    self._check_target(Address.parse(text), to_wan=False)
                 except StreamError as error:
                     self._refused.add(_IGNORED_ADDRESS, last=error.msg)
                 else:
                     found.setdefault(channel, []).append(Address.parse(text))
         return found
 
-    def _listen(self, targets: dict[int, Address], credentials: Credentials) -> None:
-        """Listen on all channels, once every element knows the targets."""
+    def _listen(self, targets: dict[int, Address], credentials: Credentials, wan_dialer: Role) -> None:
+        """Listen on all channels, once every element knows the targets.
+
+        The listeners of a producer's gateway that dials stay closed.
+        """
         if not self._listeners:
             return  # the stream was released in the meantime
         self._credentials = credentials
-        for channel, (_, listener) in self._listeners.items():
-            listener.start(self._acceptor(channel), self._room_check(channel))
-        self.machine.armed()
+        is_producer = self._core.role == PROD
+        if not (is_producer and wan_dialer == PROD):
+            for channel, (_, listener) in self._listeners.items():
+                listener.start(self._acceptor(channel, wan=is_producer), self._room_check(channel, wan=is_producer))
+        for channel, (_, listener) in self._for_wan.items():
+            listener.start(self._acceptor(channel, wan=True), self._room_check(channel, wan=True))
+        host = self._server.config.wan.advertised
+        self.machine.armed([str(Address(host, sock.getsockname()[1])) for sock, _ in self._for_wan.values()])
         if self._is_probe and self._core.role == CONS and self._probe is None:
-            self._start_probe(targets)
+            self._start_probe({channel: targets.get(channel) for channel in self._listeners})
 
     def _not_armed(self, failure: Failure) -> None:
         if not failure.check(StreamError):
@@ -480,7 +567,7 @@ class GatewayStream:
         error = failure.value if isinstance(failure.value, StreamError) else StreamError("gateway-failed", OUR_FAULT)
         self.machine.not_armed(error)
 
-    def _numeric(self, target: Address, found: dict[str, list[str]]) -> Address:
+    def _numeric(self, target: Address, found: dict[str, list[str]], to_wan: bool) -> Address:
         """Return the numeric form of a target: for a name, its first address that may be dialled.
 
         :raises StreamError: `target-refused` if there is none.
@@ -493,14 +580,14 @@ class GatewayStream:
         refusals = []
         for address in addresses:
             try:
-                self._check_target(address)
+                self._check_target(address, to_wan=to_wan)
             except StreamError as error:
                 refusals.append(error.msg)
             else:
                 return address
         # The answer must not contain the addresses: users could resolve internal names of this facility.
         self._refused.add(_REFUSED_TARGET, last="; ".join(refusals))
-        key, _ = self._target_networks()
+        key, _ = self._target_networks(to_wan)
         raise StreamError(
             "target-refused",
             f"target {target}: this gateway may not dial any address of this name: they are outside its {key}, "
@@ -519,16 +606,15 @@ class GatewayStream:
 
     def _source_check(self, request: ReqListeners) -> Callable[[str], bool]:
         server = self._server
-        if request.protocol == "probe" and request.role == CONS:
-            return _allow_none  # the connections of a probe do not come through a listener
+        if request.protocol == "probe" or request.role == PROD:
+            return _allow_none  # no application connects: the connections of a probe do not come through a listener
         narrowed = None
-        if request.role != PROD and request.app_from is not None:
+        if request.app_from is not None:
             narrowed = tuple(parse_network(text) for text in request.app_from)
 
         def check(host: str) -> bool:
             address = ip_address(host.partition("%")[0])
-            allowed = server.wan_networks if request.role == PROD else server.app_networks
-            return inside(address, allowed) and (narrowed is None or inside(address, narrowed))
+            return inside(address, server.app_networks) and (narrowed is None or inside(address, narrowed))
 
         return check
 
@@ -548,7 +634,7 @@ class GatewayStream:
             self._responder = Responder(self._server.reactor, self._core.uid)
         return self._responder.address
 
-    def _start_probe(self, targets: dict[int, Address]) -> None:
+    def _start_probe(self, targets: dict[int, Address | None]) -> None:
         uid, role, request = self._core.uid, self._core.role, self._core.request
         assert request is not None
         assert request.probe_seconds is not None
@@ -567,22 +653,26 @@ class GatewayStream:
         if responder is not None:
             responder.stop()
 
-    def _acceptor(self, channel: int) -> Callable[[socket.socket, tuple[Any, ...]], None]:
+    def _acceptor(self, channel: int, *, wan: bool) -> Callable[[socket.socket, tuple[Any, ...]], None]:
         core = self._core
+        is_allowed = self._is_gateway if wan else self._allowed
 
         def accepted(sock: socket.socket, peer: tuple[Any, ...]) -> None:
-            if not self._allowed(peer[0]):
+            if not is_allowed(peer[0]):
                 sock.close()
                 outside = "its address is outside the networks that may use the channel"
                 self.resets.add(channel, "stranger", outside, last=f"the last one came from {peer[0]}")
                 return
-            self._server.elements.carry(core.uid, core.role, channel, sock, wan=core.role == PROD)
+            self._server.elements.carry(core.uid, core.role, channel, sock, wan=wan)
 
         return accepted
 
-    def _room_check(self, channel: int) -> Callable[[], bool]:
-        core = self._core
-        return lambda: self._server.elements.has_room(core.uid, core.role, channel, wan=core.role == PROD)
+    def _is_gateway(self, host: str) -> bool:
+        """Return True if a gateway may connect from this address."""
+        return inside(ip_address(host.partition("%")[0]), self._server.wan_networks)
+
+    def _room_check(self, channel: int, *, wan: bool) -> Callable[[], bool]:
+        return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel, wan=wan)
 
 
 def _allow_none(_host: str) -> bool:

@@ -24,7 +24,7 @@ from scistream.protocol.messages import MAX_PROBE_SECONDS, Role
 from scistream.s2uc.client import Client, arguments_of, default_config
 from scistream.s2uc.commands import attach_stream, release_at, release_stream, request_stream, wait_for_stream
 from scistream.s2uc.history import StreamHistory
-from scistream.s2uc.options import OutputOptions, RequestOptions, parse_listen_ports, read_file
+from scistream.s2uc.options import OutputOptions, RequestOptions, parse_listen_ports, parse_side, read_file
 from scistream.s2uc.output import clock_time, failure_in_json
 from scistream.s2uc.settings import S2UCConfig
 from scistream.s2uc.show import list_at, show_status, show_status_at
@@ -179,6 +179,18 @@ _LISTEN_PORT = click.option(
     "the request fails.",
 )
 
+
+def _side(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Role | None:
+    return None if text is None else parse_side(text)
+
+
+_WAN_DIALER = click.option(
+    "--wan-dialer",
+    type=click.Choice(["prod", "cons"], case_sensitive=False),
+    callback=_side,
+    help="The side whose gateways dial the others over the WAN [default: cons if the facilities allow it, else prod].",
+)
+
 # -- the command
 
 
@@ -242,6 +254,7 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
 )
 @click.option("--label", help="A name for the stream; the facilities see it.")
 @_LISTEN_PORT
+@_WAN_DIALER
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object when both sides have reserved, and one at the end."
 )
@@ -263,6 +276,7 @@ def request(
     expires: float | None,
     label: str | None,
     listen_ports: dict[Role, list[int]],
+    wan_dialer: Role | None,
     as_json: bool,
     timeout: float | None,
     join_dir: Path | None,
@@ -274,7 +288,7 @@ def request(
     and the stream continues. Before that, Ctrl-C releases both sides.
     """
     options = RequestOptions(
-        str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports
+        str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports, wan_dialer
     )
     output = OutputOptions(as_json, timeout, join_dir)
     _finish(ctx.obj, lambda client: request_stream(client, options, output), options.uid, as_json=as_json)
@@ -384,6 +398,7 @@ def status(ctx: click.Context, uid: str | None, as_json: bool, at: Address | Non
     help="How long test data flows in each direction, in seconds.",
 )
 @_LISTEN_PORT
+@_WAN_DIALER
 @_JSON_RESULT
 @_credential_options
 @click.pass_context
@@ -395,6 +410,7 @@ def probe(
     rate: float,
     seconds: float,
     listen_ports: dict[Role, list[int]],
+    wan_dialer: Role | None,
     as_json: bool,
 ) -> None:
     """Test the path between two facilities, without applications.
@@ -412,6 +428,7 @@ def probe(
             rate=rate,
             seconds=seconds,
             listen_ports=listen_ports,
+            wan_dialer=wan_dialer,
             tell=None if as_json else click.echo,
         )
         if as_json:

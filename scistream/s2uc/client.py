@@ -170,6 +170,7 @@ class Client:
         app_from: Sequence[str] | None = None,
         label: str | None = None,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
+        wan_dialer: Role | None = None,
     ) -> Requested:
         """Request a stream from both facilities. Await the result: it is a `Stream` once both have reserved.
 
@@ -191,6 +192,8 @@ class Client:
         :param listen_ports: for ``"CONS"``, ``"PROD"`` or both, the ports on which the gateways of that side listen,
             one for each channel. The application connects to those at the consumer's side; the consumer's gateways
             connect to those at the producer's side. If a facility does not grant a port, the request fails.
+        :param wan_dialer: the side whose gateways dial the others over the WAN, ``"PROD"`` or ``"CONS"``. By default
+            the consumer's dial if the facilities allow it, and otherwise the producer's.
         :raises StreamError: if a side refuses or fails; the other side is released. `bad-message`, if an argument is
             wrong.
         :raises ConfigError: if the stream cannot be added to the user's list.
@@ -200,7 +203,14 @@ class Client:
             servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
             uid = _parse_uid(uid or str(uuid.uuid4()))
             request = StreamRequest(
-                num_conn, _mbit(rate), expires, hello_timeout, app_from, _encodable(label), listen_ports or {}
+                num_conn,
+                _mbit(rate),
+                expires,
+                hello_timeout,
+                app_from,
+                _encodable(label),
+                listen_ports or {},
+                wan_dialer,
             )
             request.check(uid)
         except ValueError as wrong:
@@ -266,6 +276,7 @@ class Client:
         rate: float | str = DEFAULT_RATE,
         seconds: float | None = None,
         listen_ports: Mapping[Role, Sequence[int]] | None = None,
+        wan_dialer: Role | None = None,
         tell: Callable[[Check], None] | None = None,
     ) -> Awaitable[Report]:
         """Test whether a stream can be set up, and how fast the gateways can send each other test data.
@@ -278,6 +289,7 @@ class Client:
         :param rate: rate to reserve, as for `request`; no more than that is measured.
         :param seconds: how long test data flows in each direction; 5 by default.
         :param listen_ports: as for `request`: the report says whether each facility grants these ports.
+        :param wan_dialer: as for `request`.
         :param tell: called with each check as soon as its result is known.
         :returns: the report. Every failure of a facility or of the path is in it.
         :raises StreamError: `bad-message`, if an argument is wrong.
@@ -292,6 +304,7 @@ class Client:
                 rate=_mbit(rate),
                 seconds=timing.PROBE_DATA if seconds is None else seconds,
                 listen_ports=listen_ports or {},
+                wan_dialer=wan_dialer,
                 tell=tell or (lambda _: None),
             )
         except ValueError as wrong:
@@ -468,6 +481,14 @@ class Stream:
         side that has not reserved is left out, and so are both sides of a remembered stream before `attach`.
         """
         return self._effects.listeners
+
+    @property
+    def wan_dialer(self) -> Role:
+        """The side whose gateways dial the others over the WAN, ``"PROD"`` or ``"CONS"``.
+
+        ``"CONS"`` before both sides have reserved, and for a remembered stream before `attach`.
+        """
+        return self._effects.core.wan_dialer
 
     @property
     def unused_listeners(self) -> list[str]:

@@ -37,7 +37,7 @@ from scistream.s2uc.output import (
     unknown_stream,
 )
 from scistream.s2uc.show import whole_uid_at
-from scistream.s2uc.stream import SIDE
+from scistream.s2uc.stream import DIALERS, SIDE
 from scistream.standard_streams import check_output
 from scistream.units import short_seconds
 
@@ -193,6 +193,7 @@ def _print_streaming(stream: Stream, output: OutputOptions) -> None:
             "state": stream.state,
             "seconds_left": round(stream.seconds_left, 3),
             "connection_map": stream.connection_map,
+            "wan_dialer": stream.wan_dialer,
             "unused_listeners": stream.unused_listeners,
             "process_seconds": round(stream.process_seconds, 6),
         }
@@ -200,6 +201,8 @@ def _print_streaming(stream: Stream, output: OutputOptions) -> None:
         return
     for listener, target in stream.connection_map.items():
         click.echo(f"{listener} --> {target}")
+    if stream.wan_dialer == PROD:
+        click.echo(f"over the WAN, {DIALERS[PROD]}")
     if stream.unused_listeners:
         click.echo(f"more listeners than channels; not used: {', '.join(stream.unused_listeners)}")
     click.echo(f"*** Process time: {stream.process_seconds:.3f} sec.")

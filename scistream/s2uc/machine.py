@@ -8,7 +8,7 @@ Idle                               release                       Released
 Reserving                          both RESP                     Reserved
 Reserved, Streaming                ProdLstn                      Provisioning
 Provisioning                       map and credentials made      Updating
-Updating                           both RESP (producer first)    Streaming
+Updating                           both RESP (accepting first)   Streaming
 Reserving, Reserved, Provisioning, any ERROR, give-up, release   Releasing
 Updating, Streaming
 Releasing                          both RESP                     Released
@@ -20,6 +20,10 @@ has said a new Hello meanwhile, the machine goes from Updating back to Provision
 that are gone. A side that answers `uid-in-use` has another stream with this uid: the machine does not release it there,
 and waits for the other side, which may answer the same. A side that does not confirm a release in time is named in
 `Core.not_released`, and the machine still ends in Released.
+
+When both sides have reserved, the machine chooses the side whose gateways dial the others (`choose_dialer`), and fails
+if neither can. The other side, which accepts their connections, gets its targets first. If that is the consumer's, its
+answer says where its gateways listen, and the producer's side gets these addresses with its targets.
 """
 
 from __future__ import annotations
@@ -29,9 +33,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from automat import TypeMachineBuilder
+from msgspec import structs
 
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, UNSENT, Command, Rel, Req, Resp, Role, UpdateTargets
+from scistream.s2uc.wan_dialer import choose_dialer, wan_targets
 from scistream.state_machines import SAME, begin_in, build, on
 
 
@@ -111,6 +117,12 @@ class Core:
     provisioned_for: list[str] = field(default_factory=list)
     uid_in_use: dict[Role, StreamError] = field(default_factory=dict)
     """The sides that have another stream with this uid, which must not be released."""
+    sites: dict[Role, str] = field(default_factory=dict)
+    """The facility of each side, for messages to people."""
+    wanted_dialer: Role | None = None
+    """The side that the user has chosen to dial the WAN; None for either."""
+    wan_dialer: Role = CONS
+    """The side whose gateways dial the others, once both have reserved."""
     error: StreamError | None = None
     not_released: dict[Role, StreamError] = field(default_factory=dict)
     unknown_at: set[Role] = field(default_factory=set)
@@ -119,6 +131,19 @@ class Core:
     def sides_to_release(self) -> set[Role]:
         """Return the sides that may have reserved something for this stream."""
         return self.reached - self.uid_in_use.keys()
+
+    def choose_dialer(self) -> None:
+        """Choose the side that dials, from the answers of both.
+
+        :raises StreamError: if neither side can.
+        """
+        wan = {role: answer.wan for role, answer in self.answers.items()}
+        self.wan_dialer = choose_dialer(wan, self.sites, self.wanted_dialer)
+
+    @property
+    def update_order(self) -> tuple[Role, Role]:
+        """The sides in the order in which they get targets: first the one that accepts, then the one that dials."""
+        return (CONS, PROD) if self.wan_dialer == PROD else (PROD, CONS)
 
 
 # -- the data of states
@@ -153,7 +178,7 @@ def _reserve(stream: Stream, core: Core, commands: Mapping[Role, Req]) -> Reserv
 
 
 def _update(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> Update:
-    return Update({PROD}, dict(commands))
+    return Update({core.update_order[0]}, dict(commands))
 
 
 def _release(stream: Stream, core: Core, *cause: StreamError) -> Release:
@@ -178,6 +203,11 @@ def _side_reserved(stream: Stream, core: Core, reservation: Reservation, role: R
         return
     if core.uid_in_use:
         _refused(stream, core, *next(iter(core.uid_in_use.items())))
+        return
+    try:
+        core.choose_dialer()
+    except StreamError as neither:
+        stream.failed(neither)
     else:
         stream._both_reserved()
 
@@ -224,18 +254,28 @@ def _start_provisioning(stream: Stream, core: Core) -> None:
 # -- UpdateTargets
 
 
-def _update_producer(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> None:
-    core.effects.ask(PROD, commands[PROD])
+def _update_first(stream: Stream, core: Core, commands: Mapping[Role, UpdateTargets]) -> None:
+    first, _ = core.update_order
+    core.effects.ask(first, commands[first])
 
 
 def _side_updated(stream: Stream, core: Core, update: Update, role: Role, answer: Resp) -> None:
     if role not in update.pending_sides:
         return
-    if role == PROD:
-        update.pending_sides = {CONS}
-        core.effects.ask(CONS, update.commands[CONS])
-    else:
+    _, second = core.update_order
+    if role == second:
         stream._both_updated()
+        return
+    command = update.commands[second]
+    if second == PROD:
+        try:
+            targets = wan_targets(core.answers[PROD].listeners or [], answer.wan_listeners)
+        except StreamError as wrong:
+            stream.failed(wrong)
+            return
+        command = structs.replace(command, wan_dialer=PROD, wan_targets=targets)
+    update.pending_sides = {second}
+    core.effects.ask(second, command)
 
 
 def _stream(stream: Stream, core: Core) -> None:
@@ -334,7 +374,7 @@ _machine = build(
         on(Streaming, Stream.prod_lstn, SAME, _maybe_new_listeners),
         on((Reserved, Updating, Streaming), Stream._provision, Provisioning, _start_provisioning),
         # UpdateTargets
-        on(Provisioning, Stream.targets_made, Updating, _update_producer),
+        on(Provisioning, Stream.targets_made, Updating, _update_first),
         on(Updating, Stream.side_answered, SAME, _side_updated),
         on(Updating, Stream.side_refused, SAME, _not_updated),
         on(Updating, Stream._both_updated, Streaming, _stream),

@@ -30,6 +30,7 @@ class RequestOptions(Struct, frozen=True):
     uid: str
     label: str | None
     listen_ports: dict[Role, list[int]] = {}
+    wan_dialer: Role | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ def parse_listen_ports(texts: Sequence[str]) -> dict[Role, list[int]]:
     return ports
 
 
+def parse_side(text: str) -> Role:
+    """Parse ``prod`` or ``cons``, in any case.
+
+    :raises ValueError: for any other text.
+    """
+    sides: dict[str, Role] = {"prod": PROD, "cons": CONS}
+    try:
+        return sides[text.lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is not a side of a stream: write prod or cons") from None
+
+
 # -- the request file
 
 
@@ -89,6 +102,7 @@ class _FileReq(Struct, kw_only=True):
     uid: str | None = None
     label: str | None = None
     listen_ports: list[str] = []
+    wan_dialer: str | None = None
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
@@ -100,6 +114,8 @@ class _FileReq(Struct, kw_only=True):
         if self.uid is not None:
             yield from unless(_uuid, self.uid, "uid")
         yield from unless(parse_listen_ports, self.listen_ports, "listen_ports")
+        if self.wan_dialer is not None:
+            yield from unless(parse_side, self.wan_dialer, "wan_dialer")
 
 
 class _FileRel(Struct, kw_only=True):
@@ -143,6 +159,7 @@ def read_file(file: Path) -> RequestOptions | str:
         str(uuid.uuid4() if command.uid is None else _uuid(command.uid)),
         command.label,
         parse_listen_ports(command.listen_ports),
+        None if command.wan_dialer is None else parse_side(command.wan_dialer),
     )
 
 

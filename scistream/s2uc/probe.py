@@ -36,6 +36,7 @@ from scistream.s2uc.connection_map import connection_map
 from scistream.s2uc.probe_side import Check, Side, own_certificate
 from scistream.s2uc.stream import SIDE, check_sides
 from scistream.s2uc.stream_certificates import issue_credentials
+from scistream.s2uc.wan_dialer import choose_dialer, wan_targets
 from scistream.tls.files import CertificateFiles
 
 LOW_RATE = 0.9
@@ -71,6 +72,7 @@ class Probing:
     :param rate: rate to reserve at both sides, in Mbit/s.
     :param seconds: how long test data flows in each direction.
     :param listen_ports: the ports for the listeners of a side, one for each channel.
+    :param wan_dialer: the side whose gateways dial; None for the one that a stream would choose.
     :param tell: called with each check as soon as its result is known.
     :raises ValueError: if a value is out of the range that the protocol allows.
     :raises CertificateError: if a certificate file cannot be used.
@@ -86,6 +88,7 @@ class Probing:
         rate: float,
         seconds: float,
         listen_ports: Mapping[Role, Sequence[int]],
+        wan_dialer: Role | None,
         tell: Callable[[Check], None],
     ) -> None:
         self.uid = str(uuid.uuid4())
@@ -94,6 +97,8 @@ class Probing:
         self._rate = rate
         self._seconds = seconds
         self._app_key = new_app_key()
+        self._wanted_dialer = wan_dialer
+        self._sites = {role: str(address) for role, address in addresses.items()}
         self._checks: list[Check] = []
         self._result: ProbeResult | None = None
         files = {role: certificates_for(address) for role, address in addresses.items()}
@@ -118,6 +123,7 @@ class Probing:
             probe_seconds=self._seconds,
             label="s2uc probe",
             listen_ports=None if listen_ports is None else list(listen_ports),
+            wan_dialer=self._wanted_dialer,
         )
         try:
             decode(encode(request))
@@ -171,7 +177,9 @@ class Probing:
         await prod.ask(hello, timing.PROBE_UPDATE)
         maps = connection_map(prod.listeners, cons.listeners, [UNUSED_LISTENER])
         keys = issue_credentials(self.uid, 1, PROBE_LIFE, {PROD: prod.csr, CONS: cons.csr})
-        for side in (prod, cons):
+        dialer = choose_dialer({PROD: prod.wan, CONS: cons.wan}, self._sites, self._wanted_dialer)
+        targets = None
+        for side in (cons, prod) if dialer == PROD else (prod, cons):
             update = UpdateTargets(
                 uid=self.uid,
                 role=side.role,
@@ -179,8 +187,12 @@ class Probing:
                 generation=1,
                 connection_map=maps[side.role],
                 data_conn_key=keys[side.role],
+                wan_dialer=dialer,
+                wan_targets=targets,
             )
-            await side.ask(update, timing.PROBE_UPDATE)
+            answer = await side.ask(update, timing.PROBE_UPDATE)
+            if dialer == PROD and side is cons:
+                targets = wan_targets(prod.listeners, answer.wan_listeners)
 
     async def _gateways_result(self) -> ProbeResult:
         """Wait until the consumer's gateways have finished, and return what they have measured.

@@ -86,6 +86,11 @@ class Side:
         """The certificate requests of the gateways: a PEM bundle, empty before they have reserved."""
         return (self.granted.csr or "") if self.granted is not None else ""
 
+    @property
+    def wan(self) -> list[str] | None:
+        """What the gateways can do to connect to those of the other side, as in RESP."""
+        return self.granted.wan if self.granted is not None else None
+
     # -- the steps
 
     async def reach(self) -> Check:

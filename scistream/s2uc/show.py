@@ -14,7 +14,7 @@ from scistream.protocol.messages import CONS, PROD, ChannelFigures, ResetReason,
 from scistream.s2uc.client import Client
 from scistream.s2uc.history import WHOLE_UID, RememberedStream, StreamHistory, checked_beginning
 from scistream.s2uc.output import failure_in_json, reaching, tell, unknown_stream
-from scistream.s2uc.stream import SIDE
+from scistream.s2uc.stream import DIALERS, SIDE
 from scistream.tables import Columns, short_uids
 from scistream.units import short_seconds
 
@@ -86,6 +86,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         _print_status(streams, answers, failures)
         if uid is not None:
             _print_channels(answers[streams[0].uid])
+            _print_dialer(answers[streams[0].uid])
             _print_resets(answers[streams[0].uid])
             _print_silent(answers[streams[0].uid])
             _print_notices(answers[streams[0].uid])
@@ -155,6 +156,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
             "left": _hours(side.seconds_left),
             "gateways": ", ".join(side.gateways),
             "ports": ", ".join(map(str, side.listen_ports or ())) + " (requested)" * (side.listen_ports is not None),
+            "WAN": _dialer_sentence(side),
             "ProdApp": ", ".join(side.app_listeners),
             "last error": _last_error(side),
         }
@@ -168,6 +170,18 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
     _print_silent({side.role: side for side in sides})
     _print_notices({side.role: side for side in sides})
     return 0
+
+
+def _dialer_sentence(side: StreamStatus) -> str:
+    if side.wan_dialer is None:
+        return ""
+    where = f" at {', '.join(side.wan_listeners)}" if side.wan_listeners else ""
+    return DIALERS[side.wan_dialer] + where
+
+
+def _print_dialer(sides: dict[Role, StreamStatus]) -> None:
+    if any(side.wan_dialer == PROD for side in sides.values()):
+        click.echo(f"over the WAN, {DIALERS[PROD]}")
 
 
 def _print_addresses(side: StreamStatus) -> None:

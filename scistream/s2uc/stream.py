@@ -48,6 +48,13 @@ SIDE: dict[Role, str] = {PROD: "producer", CONS: "consumer"}
 """The words for each role in messages to people."""
 
 
+DIALERS: dict[Role, str] = {
+    CONS: "the consumer's gateways dial the producer's",
+    PROD: "the producer's gateways dial the consumer's",
+}
+"""The sentence for people that says which side dials the other over the WAN."""
+
+
 def check_sides(listen_ports: Mapping[Role, Sequence[int]]) -> None:
     """Check the keys of `listen_ports`.
 
@@ -69,6 +76,7 @@ class StreamRequest:
     app_from: Sequence[str] | None
     label: str | None
     listen_ports: Mapping[Role, Sequence[int]] = field(default_factory=dict)
+    wan_dialer: Role | None = None
 
     def req(self, uid: str, role: Role, app_key: str) -> Req:
         """Return the REQ for one side."""
@@ -84,6 +92,7 @@ class StreamRequest:
             app_from=list(self.app_from) if self.app_from is not None else None,
             label=self.label,
             listen_ports=list(self.listen_ports[role]) if role in self.listen_ports else None,
+            wan_dialer=self.wan_dialer,
         )
 
     def check(self, uid: str) -> None:
@@ -126,6 +135,7 @@ class ClientStream:
         self.core = Core(self._guarded, uid)
         if remembered:
             self.core.reached = {PROD, CONS}
+        self.core.sites = {role: str(address) for role, address in addresses.items()}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
         trace(self.machine, self.log, party="s2uc", uid=uid)
         self._was_remembered = remembered
@@ -168,6 +178,7 @@ class ClientStream:
         self._reserved.append(waiting)
         self._started_at = self._reactor.seconds()
         self._requested_life = request.expires
+        self.core.wanted_dialer = request.wan_dialer
         self.machine.request(commands)
         return waiting
 
@@ -205,12 +216,15 @@ class ClientStream:
         core = self.core
         for role, side in sides.items():
             core.answers[role] = Resp(
-                uid=self.uid, seq=1, state=side.state, msg="", listeners=side.listeners, csr=side.csr
+                uid=self.uid, seq=1, state=side.state, msg="", listeners=side.listeners, csr=side.csr, wan=side.wan
             )
         core.generation = max(side.generation for side in sides.values())
         now = self._reactor.seconds()
         self._ends_at = {role: now + side.seconds_left for role, side in sides.items()}
         app = sides[PROD].app_listeners
+        chosen = [side.wan_dialer for side in sides.values() if side.wan_dialer is not None]
+        core.wanted_dialer = PROD if PROD in chosen else CONS if chosen else None
+        core.choose_dialer()
         try:
             maps = connection_map(sides[PROD].listeners, sides[CONS].listeners, app) if app else None
         except ValueError as wrong:
@@ -346,6 +360,8 @@ class ClientStream:
                     connection_map=maps[role],
                     data_conn_key=keys[role],
                     expires=self._shorter_life(role),
+                    # The machine completes the command for a producer that dials, when the consumer has answered.
+                    wan_dialer=self.core.wan_dialer if role == CONS else CONS,
                 )
                 for role in maps
             }

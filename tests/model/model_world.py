@@ -29,7 +29,7 @@ from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
 from scistream.s2ds.service import DataServer
-from scistream.s2ds.settings import LegSettings, S2DSConfig
+from scistream.s2ds.settings import S2DSConfig, WanSettings
 from scistream.s2uc.client import Client, Stream
 
 UID = "00000000-0000-4000-8000-000000000001"
@@ -89,7 +89,7 @@ class Facility:
             audit="none",
         )
         # The consumer's gateway has to look the producer's up by name: so its arming takes a while.
-        wan = LegSettings(advertise="gateway.example" if role == PROD else "")
+        wan = WanSettings(advertise="gateway.example" if role == PROD else "")
         self.gateway_settings = {
             name: S2DSConfig(
                 listen=f"{HOST}:{at}",

@@ -95,6 +95,8 @@ states = text(32)
 codes = st.sampled_from([*get_args(ErrorCode), "a-code-of-a-later-version"])
 messages_to_people = text(MAX_TEXT)
 
+abilities = st.lists(st.sampled_from(["accept", "dial", "an-ability-of-a-later-version"]), max_size=8)
+
 figures = st.builds(
     ChannelFigures,
     channel=channels,
@@ -163,6 +165,11 @@ def _hello(uid: str, role: Any, seq: int, app_key: str, numeric: list[str]) -> H
     return Hello(uid=uid, role=role, seq=seq, app_key=app_key, listeners=numeric if role == PROD else None)
 
 
+def _update(role: Any, wan_dialer: Any, wan_targets: dict[str, str], **fields: Any) -> UpdateTargets:
+    targets = wan_targets if role == wan_dialer == PROD else None
+    return UpdateTargets(role=role, wan_dialer=wan_dialer, wan_targets=targets, **fields)
+
+
 STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     Req: for_applications_or_a_probe(
         Req,
@@ -176,6 +183,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         hello_timeout=st.none() | above_zero(MAX_LIFE),
         app_from=network_lists,
         label=st.none() | text(200),
+        wan_dialer=st.none() | roles,
     ),
     ReqListeners: for_applications_or_a_probe(
         ReqListeners,
@@ -193,7 +201,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     Hello: st.builds(_hello, uids, roles, seqs, app_keys, st.lists(numeric_addresses, min_size=1, max_size=4)),
     ProdLstn: st.builds(ProdLstn, uid=uids, role=roles, listeners=some_listeners),
     UpdateTargets: st.builds(
-        UpdateTargets,
+        _update,
         uid=uids,
         role=roles,
         seq=seqs,
@@ -202,6 +210,8 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         data_conn_key=pems,
         expires=st.none() | above_zero(MAX_LIFE),
         store=st.none() | boots,
+        wan_dialer=roles,
+        wan_targets=maps,
     ),
     StartConn: st.builds(StartConn, uid=uids, role=roles, seq=seqs, listeners=some_listeners),
     Rel: st.builds(Rel, uid=uids, role=roles, seq=seqs, store=st.none() | boots),
@@ -232,11 +242,14 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
             rate=finite,
             hosts=st.none() | st.lists(text(255), max_size=16),
             first_port=st.none() | integers(1, 65535),
+            wan=st.none() | abilities,
         ),
         app_networks=network_lists,
         warnings=st.none() | st.lists(messages_to_people, max_size=3),
         figures=st.none() | st.lists(figures, max_size=3),
         resets=st.none() | st.lists(resets, max_size=3),
+        wan=st.none() | abilities,
+        wan_listeners=st.none() | listeners,
     ),
     Error: st.builds(
         Error,
@@ -268,6 +281,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "probe_seconds": 5.0,
         "label": "scan 7",
         "listen_ports": [5075, 5076],
+        "wan_dialer": "PROD",
     },
     "ReqListeners": {
         "uid": UID,
@@ -304,6 +318,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "expires": 60.0,
         "store": "0" * 32,
         "other_addresses": {"127.0.0.1:7000": ["[::1]:7000"]},
+        "wan_dialer": "PROD",
+        "wan_targets": {"127.0.0.1:5100": "127.0.0.1:5200"},
     },
     "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
     "REL": {"uid": UID, "role": "PROD", "seq": 1, "store": "0" * 32},
@@ -324,6 +340,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "warnings": ["the server certificate expires in 6 days"],
         "figures": [{"channel": 0, "bytes_to_consumer": 5}],
         "resets": [{"channel": 0, "cause": "wan", "reason": "it broke", "count": 5}],
+        "wan": ["accept", "dial"],
+        "wan_listeners": ["127.0.0.1:5200"],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }

@@ -37,7 +37,7 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from scistream.s2cs.policy.authorizer import identity_of
-from scistream.s2ds.settings import LegSettings
+from scistream.s2ds.settings import WanSettings
 from scistream.s2uc.client import Client
 from support.memory_facilities import (
     CONS_PORT,
@@ -745,7 +745,7 @@ class NobodyAnswers:
 def test_a_name_that_is_not_answered_for_is_given_up_and_the_targets_refused(world: World) -> None:
     world.network.nameResolver = NobodyAnswers(world.network.nameResolver)
     for gateway in world.prod.gateways:
-        gateway.config = msgspec.structs.replace(gateway.config, wan=LegSettings(advertise="gateway.example"))
+        gateway.config = msgspec.structs.replace(gateway.config, wan=WanSettings(advertise="gateway.example"))
     stream = world.request()
     world.application(stream.join[PROD], "detector")
     refused = world.refusal(stream.provisioned().deferred, within=15.0)

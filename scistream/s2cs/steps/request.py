@@ -91,6 +91,7 @@ def gateway_reserved(stream: Stream, core: Core, reservation: Reservation, gatew
     record.listeners.update(zip(channels, listeners, strict=True))
     record.csr[gateway] = answer.csr
     record.boots[gateway] = answer.boot
+    record.wan[gateway] = answer.wan
     reservation.pending_gateways.discard(gateway)
     if not reservation.pending_gateways:
         stream._reserved()

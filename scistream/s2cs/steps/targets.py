@@ -5,7 +5,7 @@ from __future__ import annotations
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, UNSENT, Error, Resp, UpdateTargets
 from scistream.s2cs.machine_core import STORE_FULL, Core, Stream, Update, gateway_error, notice
-from scistream.s2cs.record import Record, content_of, map_problem, map_to_producer, update_for_gateway
+from scistream.s2cs.record import Record, content_of, map_to_producer, targets_problem, update_for_gateway
 from scistream.s2cs.steps.hello import spare_note, tell_of_producer
 from scistream.state_machines import Caller, data_of
 
@@ -15,7 +15,7 @@ def consider(stream: Stream, core: Core, caller: Caller, command: UpdateTargets)
     record = core.record
     if _repeats_update(core, caller, command):
         return
-    problem = map_problem(record, command.connection_map)
+    problem = targets_problem(record, command)
     if problem is not None:
         core.refuse(caller, *problem)
     elif not command.data_conn_key:  # without it gateways keep the credentials that they have
@@ -112,11 +112,21 @@ def _own_update(record: Record, targets: dict[str, str]) -> UpdateTargets:
         generation=record.generation,
         connection_map=targets,
         data_conn_key="",
+        wan_dialer=record.wan_dialer,
+        wan_targets=record.wan_targets or None,
     )
 
 
 def gateway_armed(stream: Stream, core: Core, update: Update, gateway: str, answer: Resp) -> None:
-    """Note that a gateway has armed its channels."""
+    """Note that a gateway has armed its channels, and where it listens for the producer's gateways if they dial."""
+    if gateway in update.pending_gateways and core.record.role == CONS and update.command.wan_dialer == PROD:
+        channels = core.record.plan[gateway]
+        listeners = answer.wan_listeners or []
+        if len(listeners) != len(channels):
+            msg = f"{len(listeners)} addresses for gateways of the producer, for {len(channels)} channels"
+            stream._fail(StreamError("gateway-failed", f"gateway {gateway} reports {msg}: tell its operator"))
+            return
+        core.record.wan_listeners.update(zip(channels, listeners, strict=True))
     _update_answered(stream, core, update, gateway)
 
 
@@ -173,6 +183,7 @@ def start_streaming(stream: Stream, core: Core, update: Update) -> None:
     if command.expires is not None:
         core.effects.shorten_life(record, command.expires)
     record.connection_map = dict(command.connection_map)
+    record.wan_dialer, record.wan_targets = command.wan_dialer, dict(command.wan_targets or {})
     if not core.save() and not update.is_own:  # after an own update, the store already has what a restart needs
         error = StreamError("no-capacity", f"{STORE_FULL}, so it cannot keep this stream: tell its operator")
         stream._fail(error, update.all_callers)

@@ -58,7 +58,7 @@ class Probe:
     """A measurement between this gateway and the producer's, from `start` until the state of `result` is not "running".
 
     :param carry: takes over one end of a connection, as if ConsApp had opened it on a channel.
-    :param targets: the address of each channel at the producer's gateway.
+    :param targets: the address of each channel at the producer's gateway; None if that gateway dials this one.
     :param seconds: how long to send test data in each direction.
     """
 
@@ -69,7 +69,7 @@ class Probe:
         reactor: Any,
         uid: str,
         carry: Callable[[int, socket.socket], None],
-        targets: dict[int, Address],
+        targets: dict[int, Address | None],
         seconds: float,
     ) -> None:
         self.result = ProbeResult(state="running")
@@ -171,19 +171,27 @@ class Probe:
         first = dead[0]
         found = first.version_problem
         if not found:
-            # Only the log has the diagnosis: otherwise users could scan the networks of a gateway with probes.
-            target = self._targets[first.channel]
-            self.log.warn("uid={uid} {found}", uid=self._uid, found=await diagnose_connection(self._reactor, target))
-            found = (
-                f"no gateway could be reached at {target} from {source_name(target)}. The other facility has to open "
-                "all `ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its "
-                "[wan] has to be an address that reaches it; see the logs of both gateways"
-            )
+            found = await self._why_dead(self._targets[first.channel])
         if len(self._ends) == 1:
             return found
         channels = ", ".join(str(end.channel) for end in dead[:10]) + (", ..." if len(dead) > 10 else "")
         count = f"{len(dead)} of {len(self._ends)} channels ({channels})"
         return f"{count} have no connection. Channel {first.channel}: {found}"
+
+    async def _why_dead(self, target: Address | None) -> str:
+        if target is None:
+            return (
+                "the producer's gateway has opened no connection to this one in time. This facility has to open all "
+                "`ports` of its gateway to the other one and to have it in its `wan_networks`, and `advertise` in its "
+                "[wan] has to be an address that reaches it; see the logs of both gateways"
+            )
+        # Only the log has the diagnosis: otherwise users could scan the networks of a gateway with probes.
+        self.log.warn("uid={uid} {found}", uid=self._uid, found=await diagnose_connection(self._reactor, target))
+        return (
+            f"no gateway could be reached at {target} from {source_name(target)}. The other facility has to open "
+            "all `ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its "
+            "[wan] has to be an address that reaches it; see the logs of both gateways"
+        )
 
     async def _ping(self, end: _End) -> list[float]:
         round_trips: list[float] = []

@@ -209,7 +209,7 @@ def structs_of(said: dict[str, Any]) -> list[dict[str, Any]]:
     """Return every object with fields in a message, including itself, but not maps of addresses."""
     found = [said]
     for name, value in said.items():
-        if isinstance(value, dict) and name != "connection_map":
+        if isinstance(value, dict) and name not in ("connection_map", "wan_targets"):
             found += structs_of(value)
         elif isinstance(value, list):
             found += [struct for one in value if isinstance(one, dict) for struct in structs_of(one)]

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, GatewayCapacity, Req
+from scistream.protocol.messages import CONS, PROD, GatewayCapacity, Req, Role
 from scistream.s2cs.in_use import GatewayUse, StreamUse, is_counted, stream_use
-from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, spares
+from scistream.s2cs.placement import GatewayState, gateway_state, place_channels, place_stream, spares
 from scistream.s2cs.record import Record
 
 
@@ -215,3 +215,46 @@ def test_whatever_is_planned_can_be_granted_and_what_replaces_a_gateway_can_too(
             assert other not in plan
             assert len(plan[name]) <= by_name[other].rate
             assert all(by_name[other].refusal(ports[channel]) is None for channel in plan[name])
+
+
+# -- who dials
+
+
+def asking(role: Role, wan_dialer: Role | None = None, num_conn: int = 2) -> Req:
+    uid = "00000000-0000-4000-8000-000000000000"
+    return Req(uid=uid, role=role, seq=1, num_conn=num_conn, rate=2.0, app_key_hash="0" * 64, wan_dialer=wan_dialer)
+
+
+def gateway(name: str, *wan: str, old: bool = False, ports: int = 8) -> GatewayState:
+    return GatewayState(name, ports, 1000.0, wan=None if old else wan)
+
+
+@pytest.mark.parametrize(
+    ("role", "wan_dialer", "names"),
+    [
+        (CONS, None, {"dials", "old"}),
+        (CONS, PROD, {"accepts"}),
+        (PROD, None, {"accepts", "old"}),
+        (PROD, PROD, {"dials"}),
+    ],
+)
+def test_gateways_that_can_do_what_is_needed_are_preferred(
+    role: Role, wan_dialer: Role | None, names: set[str]
+) -> None:
+    pool = [gateway("dials", "dial"), gateway("accepts", "accept"), gateway("old", old=True)]
+    members, plan = place_stream(pool, asking(role, wan_dialer))
+    assert {one.name for one in members} == names
+    assert plan.keys() <= names
+
+
+def test_gateways_that_let_the_producer_dial_come_before_a_mixture_that_can_do_nothing() -> None:
+    pool = [gateway("dials", "dial", ports=1), gateway("accepts", "accept")]
+    assert place_stream(pool, asking(CONS))[1] == {"accepts": [0, 1]}
+    assert place_stream(pool, asking(CONS, num_conn=9))[1].keys() == {"dials", "accepts"}
+
+
+def test_wan_listeners_use_ports_until_the_stream_is_released() -> None:
+    held = record(2, 100.0, {"a": [0, 1]})
+    held.listeners = {0: "a:5100", 1: "a:5101"}
+    held.wan_listeners = {0: "a:5102", 1: "a:5103"}
+    assert stream_use(held, "a") == StreamUse(4, 100.0, (5100, 5101, 5102, 5103))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from stream_at_s2cs import (
     APP,
@@ -9,6 +10,7 @@ from stream_at_s2cs import (
     REFUSED,
     ROLES,
     SILENT,
+    UID,
     Rig,
     answered,
     answered_after,
@@ -21,9 +23,11 @@ from scistream.protocol.messages import (
     PROD,
     Error,
     Rel,
+    Resp,
     Role,
     UpdateTargets,
 )
+from scistream.s2cs.record import Record
 from support.machine_rig import kinds
 
 
@@ -179,3 +183,86 @@ def test_targets_too_early_or_too_late_are_refused_with_what_the_state_allows(ro
     assert error.code == "wrong-state"
     assert f"is {state}" in error.msg
     assert "that allows" in error.msg
+
+
+# -- who dials
+
+
+def armed_for_wan(rig: Rig, gateway: str, listeners: list[str] | None) -> None:
+    rig.machine.gateway_answered(gateway, Resp(uid=UID, seq=1, state="", msg="", wan_listeners=listeners))
+
+
+def rig_that_can(role: Role, *wan: str, gateways: int = 1) -> Rig:
+    rig = Rig(role, gateways).to("Listening" if role == CONS else "Ready")
+    rig.record.wan = {gateway: list(wan) for gateway in rig.plan}
+    return rig
+
+
+def test_wan_listeners_of_all_gateways_are_recorded_and_answered_in_the_order_of_channels() -> None:
+    rig = rig_that_can(CONS, "accept", gateways=2)
+    seq = rig.update(wan_dialer=PROD)
+    assert {command.wan_dialer for command in asked(rig.news(), UpdateTargets).values()} == {PROD}
+    armed_for_wan(rig, "dtn2", ["w:3", "w:4"])
+    armed_for_wan(rig, "dtn1", ["w:1", "w:2"])
+    answer = answered(rig.news(), seq)
+    assert (answer.state, answer.wan_listeners, answer.wan) == ("Streaming", ["w:1", "w:2", "w:3", "w:4"], ["accept"])
+    restored = msgspec.json.decode(msgspec.json.encode(rig.record), type=Record)
+    assert restored.wan_listeners == {0: "w:1", 1: "w:2", 2: "w:3", 3: "w:4"}
+    assert restored.wan_dialer == PROD
+
+
+@pytest.mark.parametrize("listeners", [None, [], ["w:1"], ["w:1", "w:2", "w:3"]])
+def test_a_gateway_that_names_too_few_or_too_many_wan_listeners_ends_the_stream(listeners: list[str] | None) -> None:
+    rig = rig_that_can(CONS, "accept", "dial")
+    seq = rig.update(wan_dialer=PROD)
+    armed_for_wan(rig, "dtn1", listeners)
+    assert rig.state == "Releasing"
+    assert answered(rig.news(), seq).code == "gateway-failed"
+
+
+def test_an_own_update_keeps_where_the_producers_gateways_dial() -> None:
+    rig = rig_that_can(PROD, "dial")
+    targets = dict.fromkeys(rig.record.listeners.values(), "192.0.2.9:5100")
+    rig.update(wan_dialer=PROD, wan_targets=targets)
+    rig.answers()
+    rig.hello(OTHER_APP)
+    rig.news()
+    rig.machine.targets_overdue(None)
+    [command] = asked(rig.news(), UpdateTargets).values()
+    assert (command.wan_dialer, command.wan_targets) == (PROD, targets)
+    assert set(command.connection_map.values()) == set(OTHER_APP)
+
+
+@pytest.mark.parametrize(
+    ("role", "wan", "wan_dialer"), [(CONS, "dial", PROD), (CONS, "accept", CONS), (PROD, "dial", CONS)]
+)
+def test_targets_that_need_what_the_gateways_cannot_do_are_refused_before_any_is_asked(
+    role: Role, wan: str, wan_dialer: Role
+) -> None:
+    rig = rig_that_can(role, wan)
+    seq = rig.update(wan_dialer=wan_dialer)
+    news = rig.news()
+    assert kinds(news) == ["answer"]
+    assert answered(news, seq).code == "target-refused"
+
+
+def test_a_gateway_of_an_older_version_is_not_asked_to_listen_for_the_producer() -> None:
+    rig = Rig(CONS).to("Listening")
+    seq = rig.update(wan_dialer=PROD)
+    assert answered(rig.news(), seq).code == "target-refused"
+
+
+def test_the_side_that_dials_cannot_change_and_a_repetition_compares_it() -> None:
+    rig = rig_that_can(CONS, "accept", "dial")
+    rig.update(wan_dialer=PROD)
+    armed_for_wan(rig, "dtn1", ["w:1", "w:2"])
+    same_number = rig.update(generation=1)
+    assert answered(rig.news(), same_number).code == "wrong-state"
+    other = rig.update(generation=2)
+    assert answered(rig.news(), other).code == "bad-message"
+
+
+def test_wan_targets_must_name_exactly_the_listeners_of_the_stream() -> None:
+    rig = rig_that_can(PROD, "dial")
+    seq = rig.update(wan_dialer=PROD, wan_targets={"elsewhere:1": "192.0.2.9:5100"})
+    assert answered(rig.news(), seq).code == "bad-message"

@@ -62,7 +62,7 @@ class Rig(machine_rig.CommandedRig):
         if state in ("Updating", "Forwarding"):
             self.update()
             if state == "Forwarding" or before_update == "Forwarding":
-                self.machine.armed()
+                self.machine.armed([])
             if (state, before_update) == ("Updating", "Forwarding"):
                 self.update()
         if state in ("Releasing", "Released"):
@@ -110,7 +110,7 @@ INPUTS = [
     Input("rel", lambda rig: rig.rel(), "REL"),
     Input("bound", lambda rig: rig.bound(), "bound"),
     Input("not_bound", lambda rig: rig.machine.not_bound(NO_PORTS), "not bound"),
-    Input("armed", lambda rig: rig.machine.armed(), "armed"),
+    Input("armed", lambda rig: rig.machine.armed([]), "armed"),
     Input("not_armed", lambda rig: rig.machine.not_armed(REFUSED), "target-refused"),
     Input("not_armed", lambda rig: rig.machine.not_armed(BAD_KEY), "bad-message"),
     Input("not_armed", lambda rig: rig.machine.not_armed(BROKEN), "other failure"),
@@ -292,7 +292,7 @@ def test_targets_are_armed_and_then_answered() -> None:
     seq = rig.update(generation=3)
     assert rig.news() == [("arm", rig.command(3))]
     assert rig.core.generation == 0, "they are not in force yet"
-    rig.machine.armed()
+    rig.machine.armed([])
     resp = rig.answer_to(seq)
     assert (resp.state, resp.msg, resp.boot) == ("Forwarding", "generation 3 is in force", BOOT)
     assert rig.core.generation == 3
@@ -330,7 +330,7 @@ def test_another_failure_while_arming_closes_everything() -> None:
 def test_a_generation_below_the_one_in_force_is_refused_and_that_one_named() -> None:
     rig = Rig().to("Reserved")
     rig.update(generation=5)
-    rig.machine.armed()
+    rig.machine.armed([])
     rig.news()
     for wrong in ({"generation": 4}, {"generation": 5, "key": "x"}, {"generation": 5, "target": "10.0.0.9:1"}):
         error = rig.answer_to(rig.update(**wrong))
@@ -347,7 +347,7 @@ def test_an_update_in_progress_may_be_repeated_and_all_callers_are_answered() ->
     first = rig.update(generation=2)
     second = rig.update(generation=2)
     assert rig.answer_to(second).state == "Updating"
-    rig.machine.armed()
+    rig.machine.armed([])
     finals = [call[1] for call in rig.news() if call[0] == "answer"]
     assert [(final.seq, final.state) for final in finals] == [(first, "Forwarding"), (second, "Forwarding")]
 
@@ -448,7 +448,30 @@ def test_an_expired_stream_closes_everything_by_itself(state: str) -> None:
 def test_an_effect_that_ends_after_the_release_does_not_bring_the_stream_back(late: str) -> None:
     rig = Rig().to("Reserving" if late == "bound" else "Updating")
     rig.rel()
-    rig.bound() if late == "bound" else rig.machine.armed()
+    rig.bound() if late == "bound" else rig.machine.armed([])
     assert rig.state == "Releasing"
     rig.machine.closed([])
     assert rig.answer_to(rig.rel()).listeners is None
+
+
+# -- who dials
+
+
+def test_where_the_producers_gateways_dial_is_part_of_every_answer_and_of_what_is_compared() -> None:
+    rig = Rig().to("Reserved")
+    seq = rig.update(generation=1)
+    rig.machine.armed(["dtn1.example:5108", "dtn1.example:5109"])
+    assert rig.answer_to(seq).wan_listeners == ["dtn1.example:5108", "dtn1.example:5109"]
+    assert rig.answer_to(rig.req()).wan_listeners == ["dtn1.example:5108", "dtn1.example:5109"]
+    dialling = {"wan_dialer": PROD, "wan_targets": {LISTENERS[0]: "192.0.2.9:5100"}}
+    same_number = msgspec.structs.replace(rig.command(1), **dialling)
+    caller = rig.caller()
+    rig.machine.update_targets(caller, same_number)
+    assert rig.answer_to(caller.seq).code == "wrong-state"
+    caller = rig.caller()
+    rig.machine.update_targets(caller, msgspec.structs.replace(same_number, generation=2))
+    refused = rig.answer_to(caller.seq)
+    assert (refused.code, rig.state, rig.core.generation) == ("bad-message", "Forwarding", 1)
+    rig.rel()
+    rig.machine.closed([])
+    assert rig.core.wan_listeners == []

@@ -111,7 +111,7 @@ INPUTS = [
     Input("request", lambda rig: rig.request(), always("request")),
     Input("reached", lambda rig: rig.machine.reached(CONS), always("")),
     Input("side_answered", lambda rig: rig.answers(), always("both RESP")),
-    Input("side_answered", lambda rig: rig.answers(), always("both RESP (producer first)")),
+    Input("side_answered", lambda rig: rig.answers(), always("both RESP (accepting first)")),
     Input("side_answered", lambda rig: rig.answers(PROD), always("")),
     Input("side_answered", lambda rig: rig.answers(CONS), always("")),
     Input("side_answered", lambda rig: rig.answers(PROD, PROD), always("")),
@@ -163,7 +163,7 @@ def test_the_table_names_every_state_and_these_tests_every_input() -> None:
 def test_every_input_leads_from_every_state_where_the_table_says(state: str, given: Input) -> None:
     called = given.called(state)
     if given.name == "side_answered" and called.startswith("both") and (state, called) not in TABLE.inputs:
-        called = "both RESP" if (state, "both RESP") in TABLE.inputs else "both RESP (producer first)"
+        called = "both RESP" if (state, "both RESP") in TABLE.inputs else "both RESP (accepting first)"
     rig = Rig().to(state)
     given.give(rig)
     assert rig.state == TABLE.next(state, called)
