@@ -86,6 +86,7 @@ class TokenBucket:
         self._own = 0.0  # tokens that this bucket may take while others use the store
         self._own_at = clock()
         self._spare = 0
+        self._put_aside = 0  # the most that `_spare` was since the tokens were counted here
         self._locked_until = 0.0
 
     def take(self, wanted: int) -> int:
@@ -105,6 +106,7 @@ class TokenBucket:
     def give_back(self, unused: int) -> None:
         """Return bytes that were taken and not sent."""
         self._spare += unused
+        self._put_aside = max(self._put_aside, self._spare)
         if self._spare > self._most_spare:
             self._return_spare()
 
@@ -135,6 +137,7 @@ class TokenBucket:
                 allowed = min(tokens, max(self._own, tokens - self._reserve))
             granted = min(wanted, int(allowed)) if allowed + self._spare >= self._turn else 0
             self._own -= granted
+            self._put_aside = self._spare + granted
             self._store.put(tokens - granted, now)
         finally:
             self._store.unlock()
@@ -146,9 +149,10 @@ class TokenBucket:
             return
         try:
             now, unused = self._clock(), self._spare - self._most_spare
-            self._spare = self._most_spare
+            tokens = self._tokens(now)
+            self._spare = self._put_aside = self._most_spare
             self._own += unused
-            self._store.put(min(self._burst - self._spare, self._tokens(now) + unused), now)
+            self._store.put(min(self._burst - self._spare, tokens + unused), now)
         finally:
             self._store.unlock()
 
@@ -157,7 +161,7 @@ class TokenBucket:
         return min(2.0 * self._turn, max(0.0, self._own) + (now - self._own_at) * self._speed * share)
 
     def _tokens(self, now: float) -> float:
-        most = self._burst - self._spare
+        most = self._burst - self._put_aside
         tokens, counted_at = self._store.get()
         if not counted_at:
             return most

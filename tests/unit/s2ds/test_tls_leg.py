@@ -47,7 +47,7 @@ def legs(contexts: tuple[Any, Any]) -> Iterator[tuple[TlsLeg, TlsLeg]]:
     nothing: Any = Nothing()
     with ExitStack() as opened:
         listener = opened.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
-        ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
+        ends = [socket.create_connection(listener.getsockname(), timeout=10.0), listener.accept()[0]]
         made = []
         for sock, context, name in ((ends[1], contexts[0], None), (ends[0], contexts[1], server_name("u", 0))):
             sock.setblocking(False)

@@ -132,13 +132,25 @@ def test_no_time_has_more_than_its_rate_and_fifty_milliseconds(
     throttles = [machine.throttle(number, rate) for number in range(elements)]
     connections = [Connection(throttle, machine.time.seconds) for throttle in throttles for _ in range(2)]
     for _ in range(60):  # a message here, a lot there, and nothing anywhere for a while
-        for connection in random_ones.sample(connections, 2):
-            connection.waiting += random_ones.choice((1, 64, 5000, int(rate * BYTES_PER_MBIT / 20)))
+        for connection in random_ones.sample(connections, random_ones.randint(1, len(connections))):
+            connection.waiting += random_ones.choice((1, 1, 64, 5000, int(rate * BYTES_PER_MBIT / 10)))
             connection.go_on()
         machine.run(random_ones.choice((0.001, 0.005, 0.05, 0.3)))
     moved = sorted(entry for connection in connections for entry in connection.moved)
     assert excess(moved, rate) <= timing.RATE_BURST + 1e-6
     assert excess(moved, rate) > 0.5 * timing.RATE_BURST, "a rest has saved up something"
+
+
+@pytest.mark.parametrize("elements", [1, 2, 20])
+def test_what_elements_have_put_aside_is_part_of_the_burst(make: Callable[..., Machine], elements: int) -> None:
+    machine, rate = make(elements), 50.0
+    throttles = [machine.throttle(number, rate) for number in range(elements)]
+    for throttle in throttles:
+        throttle.give_back(throttle.take(READ))  # as a pump does that finds nothing to read
+        machine.run(0.2)
+    busy = [connection for throttle in throttles for connection in machine.busy(throttle)]
+    burst = sum(connection.total for connection in busy) / (rate * BYTES_PER_MBIT)
+    assert 0.5 * timing.RATE_BURST < burst <= timing.RATE_BURST + 1e-6
 
 
 @pytest.mark.parametrize("rate", RATES)
