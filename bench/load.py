@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
+
+from bench.arrivals import BYTES_PER_MBIT, Receiver, burst_of
 
 HOST = "127.0.0.1"
 TRIP = bytes(range(64))
@@ -28,6 +30,8 @@ SMALL = 65536
 """The socket buffers of the applications in bytes, for connections that nobody reads."""
 OPENERS = 16
 """Connections that are opened concurrently."""
+AT_START = 0.5
+"""Seconds from the first byte that do not count for a rate: what came at once is in them."""
 PATIENCE = 60.0
 """Seconds without an answer after which a path counts as broken."""
 
@@ -189,6 +193,24 @@ def _first_byte(address: str) -> float:
         return 1000 * (time.perf_counter() - began)
 
 
+def arrivals(port: int, count: int, rate: float, seconds: float) -> dict[str, float]:
+    """Receive over `count` connections for some seconds.
+
+    :param rate: of the stream, in Mbit/s.
+    :returns: the rate after the first half second, and how far any window of time is above `rate`.
+    """
+    with ExitStack() as opened:
+        receiver = Receiver([opened.enter_context(_connected(port)) for _ in range(count)])
+        receiver.run(seconds)
+    found = sorted(receiver.arrivals)
+    begin, end = found[0][0] + AT_START, found[0][0] + seconds
+    total = sum(size for when, size in found if begin < when <= end)
+    return {
+        "rate": total / BYTES_PER_MBIT / (seconds - AT_START),
+        "burst_ms": 1000 * burst_of(found, rate),
+    }
+
+
 def hold(port: int, count: int) -> dict[str, float]:
     """Open `count` connections, print "held", and keep them until SIGUSR1; each passes data before and after."""
     _raise_descriptor_limit()
@@ -262,6 +284,7 @@ ROLES: dict[str, tuple[Callable[..., Any], tuple[Callable[[str], Any], ...]]] = 
     "trips": (trips, (int, int)),
     "trips-for": (trips_for, (int, float)),
     "connects": (connects, (int, float, int)),
+    "arrivals": (arrivals, (int, int, float, float)),
     "hold": (hold, (int, int)),
     "stall": (stall, (int, int, int)),
 }

@@ -18,7 +18,20 @@ from bench.errors import BenchError
 from bench.paths import Environment, Route, python
 from bench.peers import HOST
 from bench.processes import cpu_seconds, memory_kib, tcp_kib
-from bench.rows import CONNECTS, CPU, CPU_CONNECT, CPU_TRIP, KERNEL, MEMORY, P50, P99, THROUGHPUT, Sample
+from bench.rows import (
+    BURST,
+    CONNECTS,
+    CPU,
+    CPU_CONNECT,
+    CPU_TRIP,
+    KERNEL,
+    MEMORY,
+    OFF_RATE,
+    P50,
+    P99,
+    THROUGHPUT,
+    Sample,
+)
 from scistream.demo.children import Child
 
 PATIENCE = 60.0
@@ -95,6 +108,13 @@ async def connects(environment: Environment, route: Route, seconds: float) -> Sa
     said = await _result(environment, route, command, seconds)
     cost = cpu_seconds(route.roots) - before
     return {CONNECTS: said["per_second"], CPU_CONNECT: 1000 * cost / said["count"]}
+
+
+async def rate(environment: Environment, route: Route, connections: int, rate: float, seconds: int) -> Sample:
+    """Receive from a producer that sends without end, over a stream of this rate in Mbit/s."""
+    command = [*python("bench.load"), "arrivals", str(route.port), str(connections), str(rate), str(seconds)]
+    said = await _result(environment, route, command, seconds)
+    return {OFF_RATE: 100 * abs(said["rate"] / rate - 1), BURST: said["burst_ms"]}
 
 
 async def memory(environment: Environment, route: Route, connections: int, seconds: float) -> Sample:

@@ -252,11 +252,14 @@ async def plain_hop(environment: Environment, application: str) -> Route:
     return Route(OURS, endpoints.enter, [child.pid], [child.pid], children, children.end_all)
 
 
-async def gateways_for(environment: Environment, *applications: str) -> list[Route]:
-    """Build paths through two gateways, with a stream to each of these applications; closing one closes all."""
+async def gateways_for(environment: Environment, *applications: str, rate: float = RATE) -> list[Route]:
+    """Build paths through two gateways, with a stream to each of these applications; closing one closes all.
+
+    :param rate: of each stream, in Mbit/s.
+    """
     children = environment.children("facilities")
     try:
-        return await _Facilities(environment, children).open(applications)
+        return await _Facilities(environment, children, rate).open(applications)
     except BaseException:
         await children.end_all()
         raise
@@ -265,7 +268,8 @@ async def gateways_for(environment: Environment, *applications: str) -> list[Rou
 class _Facilities:
     """The two facilities of our path with two hops."""
 
-    def __init__(self, environment: Environment, children: Children) -> None:
+    def __init__(self, environment: Environment, children: Children, rate: float) -> None:
+        self._rate = rate
         folder = environment.folder("facilities")
         self._environment = environment
         self._children = children
@@ -311,7 +315,7 @@ class _Facilities:
     async def _ask(self, target: int) -> int:
         """Set up a stream as a user does; return the port to which the consumer connects."""
         reactor, prod, cons = self._environment.reactor, str(self._lab.s2cs), str(self._centre.s2cs)
-        stream = await self._client.request(prod=prod, cons=cons, rate=RATE, label="bench")
+        stream = await self._client.request(prod=prod, cons=cons, rate=self._rate, label="bench")
         self._streams.append(stream)
         producer = Controller(
             reactor, Join.parse(stream.join[PROD]), [Address(HOST, target)], NoProgram(), ignore

@@ -42,6 +42,8 @@ CPU_CONNECT = Figure("CPU time of a new connection", "ms", "lower")
 FIRST_BYTE = Figure("first byte of a new connection", "ms", "lower", tolerance=0.0)
 MEMORY = Figure("memory of an idle connection", "KiB", "lower")
 KERNEL = Figure("kernel memory of a connection that nobody reads", "KiB", "lower")
+OFF_RATE = Figure("deviation from the rate", "%", "lower")
+BURST = Figure("most that comes at once beyond the rate", "ms of the rate", "lower", tolerance=0.1)
 SET_UP = Figure("set-up of a stream", "ms", "lower")
 
 

@@ -24,6 +24,7 @@ from bench.paths import (
     plain_hop,
 )
 from bench.profiles import FULL, Profile, Tell, Work
+from bench.rates import Rates
 from bench.rows import (
     CONNECTS,
     CPU,
@@ -306,6 +307,7 @@ def all_works(streams: int, half_open: int) -> list[Work]:
         Memory("memory-plain", hop, "idle connections, the relay alone", plain_hop, 24.0),
         Memory("memory-tls", gateways, "idle connections, installed daemons", PAIRS[OURS], 80.0),
         Stalled(),
+        Rates(),
         SetUp(streams, half_open),
         Wan(),
     ]

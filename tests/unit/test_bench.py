@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from bench import congestion, expectations, load, peers, processes, report
+from bench import arrivals, congestion, expectations, load, peers, processes, report
 from bench.__main__ import PAGE, main
 from bench.errors import SkippedError
 from bench.peers import FAR_NAME, Certificates, Endpoints, Program
@@ -309,6 +309,21 @@ def test_first_bytes_are_awaited_at_each_address_in_turn(echo: int) -> None:
     assert time.monotonic() - began >= 0.25  # the last one begins half an interval after the second interval
     assert {name: len(taken) for name, taken in found.items()} == dict.fromkeys(addresses, 3)
     assert all(0 < one < 30_000 for taken in found.values() for one in taken)
+
+
+@pytest.mark.parametrize("echo", ["serve-flood"], indirect=True)
+def test_what_arrives_is_compared_with_a_rate(echo: int) -> None:
+    found = load.arrivals(echo, 2, 1.0, 0.6)
+    assert found["rate"] > 1.0
+    assert found["burst_ms"] > 1000 * 0.5
+
+
+def test_a_burst_is_the_most_that_any_window_is_above_the_rate() -> None:
+    steady = [(number / 100, 1250) for number in range(100)]  # 1 Mbit/s
+    assert arrivals.burst_of(steady, 1.0) == pytest.approx(0.01)
+    assert arrivals.burst_of([*steady, (0.5, 12_500)], 1.0) == pytest.approx(0.11)
+    assert arrivals.burst_of([(0.0, 1250), (9.0, 1250), (9.0, 1250)], 1.0) == pytest.approx(0.02)
+    assert arrivals.rate_of(steady, 1250) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("echo", ["serve-many"], indirect=True)
