@@ -31,7 +31,7 @@ ONE_WAY = "50ms"
 
 _BYTES_MS = {OURS: 115.0, NOT_READY: 320.0}
 _FIGURES: Mapping[Figure, Mapping[str, float]] = {
-    THROUGHPUT: {"stunnel": 1.0, "nginx": 1.0},
+    THROUGHPUT: {NOT_READY: 1.0, "stunnel": 1.0, "nginx": 1.0},
     CPU: {"stunnel": 1.0, "nginx": 1.0},
 }
 _FIGURES_BY_NAME = {figure.name: figure for figure in (FIRST_BYTE, *_FIGURES)}
@@ -121,14 +121,13 @@ class Wan:
     @staticmethod
     def _rows_of(loss: str, found: Found) -> Iterator[Row]:
         path = _path(loss)
-        peers = list(dict.fromkeys(name for at, name, _ in found if at == loss and name not in (OURS, NOT_READY)))
+        peers = list(dict.fromkeys(name for at, name, _ in found if at == loss and name != OURS))
         for name, where in ((OURS, path), (NOT_READY, _without_ready(path))):
-            if (loss, name, FIRST_BYTE) in found:
-                yield absolute(where, FIRST_BYTE, found[loss, name, FIRST_BYTE], _BYTES_MS[name])
-        for figure, reach in ((FIRST_BYTE, dict[str, float]()), *_FIGURES.items()):
+            yield absolute(where, FIRST_BYTE, found[loss, name, FIRST_BYTE], _BYTES_MS[name])
+        for figure, reach in (*_FIGURES.items(), (FIRST_BYTE, dict[str, float]())):
             for peer in peers:
                 theirs = found.get((loss, peer, figure), [])
-                if theirs:
+                if theirs and (figure, peer) != (FIRST_BYTE, NOT_READY):  # which has a row of its own
                     pairs = list(zip(found[loss, OURS, figure], theirs, strict=True))
                     yield paired(path, figure, peer, pairs, reach.get(peer))
 

@@ -26,7 +26,6 @@ from bench.rows import CPU, FIRST_BYTE, THROUGHPUT, Figure
 from bench.wan import NOT_READY, ONE_WAY
 from scistream.pki.authority import Issued
 from scistream.protocol.address import Address
-from scistream.s2ds.settings import WanSettings
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "testbed"), str(TESTS)]
@@ -93,8 +92,6 @@ class Measurement:
             self._serve(host, address)
         with ExitStack() as opened:
             for name in self._plan["paths"]:
-                if name == NOT_READY and "ready" not in WanSettings.__struct_fields__:
-                    continue
                 tell(f"starting {name}")
                 self._routes[name] = opened.enter_context(self._route(name))
             for loss in self._plan["losses"]:
@@ -184,10 +181,9 @@ class Measurement:
         """Send bulk data over each path in turn. Packets meet the same chances in each run of a turn."""
         for turn in range(1, self._plan["rounds"] + 1):
             for name, route in self._routes.items():
-                if name != NOT_READY:  # an open connection is none the slower
-                    tell(f"{_loss(loss)}: {name}, run {turn} of {self._plan['rounds']}")
-                    self._testbed.reseed(turn)
-                    self._bulk(loss, name, route)
+                tell(f"{_loss(loss)}: {name}, run {turn} of {self._plan['rounds']}")
+                self._testbed.reseed(turn)
+                self._bulk(loss, name, route)
 
     def _bulk(self, loss: str, name: str, route: WanRoute) -> None:
         seconds = self._plan["seconds"]

@@ -185,6 +185,9 @@ def test_the_wan_is_measured_and_its_testbed_removed(run: Callable[..., Run]) ->
     first = found[f"{path}: first byte of a new connection", None]
     assert (first["reach"], first["runs"]) == (115.0, 2), err
     assert first["ours"] >= 100
+    not_ready = found[f"{path}, ready = 0: first byte of a new connection", None]
+    assert (not_ready["reach"], not_ready["runs"]) == (320.0, 2)
+    assert not_ready["ours"] >= 250
     for peer in ("stunnel", "nginx"):
         assert 250 < found[f"{path}: first byte of a new connection", peer]["theirs"] < 1000
         for figure in ("throughput", "CPU time"):

@@ -350,12 +350,12 @@ class Testbed:
         sock.settimeout(PATIENCE)
         return sock
 
-    def listen(self, host: str, address: str, port: int = 0) -> socket.socket:
+    def listen(self, host: str, address: str, port: int = 0, backlog: int = 64) -> socket.socket:
         """Open a TCP listener on a host."""
         sock = self.open_socket(host, like=address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
-        sock.listen(64)
+        sock.listen(backlog)
         return sock
 
     def connect(self, host: str, address: str, port: int, timeout: float = PATIENCE) -> socket.socket:

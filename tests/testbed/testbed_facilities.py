@@ -95,10 +95,19 @@ class Facilities:
 
     :param port: the first port at each gateway; other facilities on the same testbed take another.
     :param v: the version of IP of all of it, `testbed.v4` if not given.
+    :param timing: limits that each S2DS has instead of those of `scistream.timing`.
     :param gateway: further settings of each S2DS: ``wan_timeout="3s"``, ``wan={"congestion": "bbr"}``.
     """
 
-    def __init__(self, testbed: Testbed, *, port: int = PORT, v: Addresses | None = None, **gateway: Any) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        *,
+        port: int = PORT,
+        v: Addresses | None = None,
+        timing: Mapping[str, float] | None = None,
+        **gateway: Any,
+    ) -> None:
         self.testbed = testbed
         folder = _folder(testbed, port)
         users = init_authority(folder / "users", "Users of both").certificate
@@ -106,6 +115,9 @@ class Facilities:
             Facility(_new(folder / place.gateway), place.gateway, users, site(testbed, place, port), gateway=gateway)
             for place in places(v or testbed.v4)
         )
+        for facility in self._both:
+            for daemon in facility.gateways:
+                daemon.timing = timing or {}
         homes = user_environment(testbed, port)
         settings = _new(Path(homes["XDG_CONFIG_HOME"]) / "scistream") / "s2uc.toml"
         authorities = [str(each.authority) for each in self._both]
