@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import (
     IPv4Address,
@@ -118,3 +119,8 @@ def address_group(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(IPv6Network((address, 64), strict=False))
+
+
+def has_every_address(networks: Iterable[str]) -> bool:
+    """Return True if networks have every address of both IPv4 and IPv6."""
+    return {"0.0.0.0/0", "::/0"} <= {str(parse_network(text)) for text in networks}

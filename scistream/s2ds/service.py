@@ -54,7 +54,7 @@ from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ListenPorts, shared_with_connections
 from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.settings import S2DSConfig, parse_proxy
 from scistream.s2ds.stream import GatewayStream
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import networks, parse_ports, trust_of
@@ -159,6 +159,7 @@ class DataServer(Service):
             lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
             multipath=self.wan_paths.multipath,
+            proxy=str(parse_proxy(config.wan.proxy)) if config.wan.proxy else "",
             wan_congestion=self._congestion("wan", config.wan.congestion, WAN_CONGESTION),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta, field
 
@@ -56,6 +57,22 @@ def parse_elements(value: int | str, available: int | None = None) -> int:
             f'{value!r}: write "auto", or a number from 0 (the main process carries the data) to {MAX_ELEMENTS}'
         )
     return value
+
+
+def parse_proxy(text: str) -> Address:
+    """Return the address of a proxy.
+
+    :param text: as ``http://proxy.example:3128``.
+    :raises ValueError: if the text has another form.
+    """
+    parts = urlsplit(text)
+    try:
+        address = Address.parse(parts.netloc)
+    except ValueError as wrong:
+        raise ValueError(f"{text!r} is not the address of a proxy ({wrong}): write http://HOST:PORT") from None
+    if parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is not the address of a proxy: write http://HOST:PORT, without anything else")
+    return address
 
 
 class GatewayLimits(Limits, frozen=True, kw_only=True):
@@ -164,6 +181,7 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
     :ivar paths: the numeric addresses of this gateway on the WAN, one for each path.
     :ivar accept: whether other gateways may connect to this one.
     :ivar dial: whether this gateway may connect to others.
+    :ivar proxy: the HTTP proxy through which it does so; empty for none.
     :ivar ready: the verified connections to the other gateway to keep open for each channel, or "auto".
     """
 
@@ -172,6 +190,7 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
     paths: list[str] = field(default_factory=list)
     accept: bool = True
     dial: bool = True
+    proxy: str = ""
 
     @property
     def abilities(self) -> list[str]:
@@ -194,6 +213,8 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
         if self.ready != "auto" and (isinstance(self.ready, str) or not 0 <= self.ready <= MOST_READY):
             why = f'{self.ready!r}: write "auto", or how many connections of a channel to keep ready, 0 to {MOST_READY}'
             yield SettingProblem(("ready",), why)
+        if self.proxy:
+            yield from unless(parse_proxy, self.proxy, "proxy")
         if not self.accept and not self.dial:
             why = "both are false, so no stream could reach another gateway: set one of them to true"
             yield SettingProblem(("accept", "dial"), why)

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.logs import Tally
-from scistream.protocol.address import Address, Network, inside, parse_network
+from scistream.protocol.address import Address, Network, has_every_address, inside, parse_network
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
@@ -198,7 +198,7 @@ class GatewayStream:
             return
         found: dict[str, list[str]] = {}
         dialled = [*targets.values(), *gateways.values()]
-        names = sorted({target.host for target in dialled if target.numeric is None})
+        names = sorted({target.host for target in dialled if target.numeric is None and not self._proxy_looks_up})
         waiting: Deferred[Any] = succeed(None)
         if names:
             semaphore = DeferredSemaphore(MOST_LOOKUPS)
@@ -444,6 +444,11 @@ class GatewayStream:
             self.own_targets.add(port)
             self._server.dialled[port] += 1
 
+    @property
+    def _proxy_looks_up(self) -> bool:
+        """True if a proxy looks up the names of other gateways, since this gateway may dial every address."""
+        return bool(self._server.config.wan.proxy) and has_every_address(self._server.config.wan_networks)
+
     def _refuse_own_address(self, target: Address, to_wan: bool) -> None:
         server = self._server
         control, lent = Address.parse(server.config.listen).port, server.ports.ranges
@@ -572,7 +577,7 @@ class GatewayStream:
 
         :raises StreamError: `target-refused` if there is none.
         """
-        if target.numeric is not None:
+        if target.numeric is not None or (to_wan and self._proxy_looks_up):
             return target
         addresses = [Address(host, target.port) for host in found.get(target.host, [])]
         if not addresses:

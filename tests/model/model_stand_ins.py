@@ -127,7 +127,7 @@ class ModelElements:
         self.streams.setdefault((uid, role), dict.fromkeys(slots))
 
     def arm(
-        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, *_: Any
+        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, *_: Any, **_wan: Any
     ) -> Deferred[None]:
         for channel, target in targets.items():
             self.streams[uid, role][channel] = ModelArming(target, credentials)
@@ -142,6 +142,9 @@ class ModelElements:
 
     def figures(self, _uid: str, _role: Role) -> list[Any]:
         return []
+
+    def held(self, _uid: str, _role: Role, _channel: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True)

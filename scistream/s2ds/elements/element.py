@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from scistream import timing
-from scistream.protocol.address import Address, inside, parse_network
+from scistream.protocol.address import Address, has_every_address, inside, parse_network
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import MAX_REASON, PROD, Cause, Role, StreamKey
 from scistream.s2ds.elements.channel import NOT_ARMED, ElementChannel, refuse
@@ -65,6 +65,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     :ivar control: the port on which this gateway listens for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
     :ivar multipath: whether connections to other gateways may use several paths.
+    :ivar proxy: the HOST:PORT of the HTTP proxy through which other gateways are dialled; empty for none.
     """
 
     wan_timeout: float = 60.0
@@ -79,6 +80,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     control: int = 0
     lent: list[tuple[int, int]] = []
     multipath: bool = False
+    proxy: str = ""
 
 
 class Element:
@@ -111,6 +113,8 @@ class Element:
             settings.wan_congestion,
             Names(reactor, lambda address, own: _may_dial(self._settings, address, own)),
             settings.multipath,
+            Address.parse(settings.proxy) if settings.proxy else None,
+            lambda: bool(settings.proxy) and has_every_address(self._settings.wan_networks),
         )
         self._figures = figures
         self._number = number

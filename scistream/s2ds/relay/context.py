@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -82,6 +83,10 @@ class RelayContext:
     wan_congestion: str
     names: Names
     multipath: bool = False
+    proxy: Address | None = None
+    """The HTTP proxy through which other gateways are dialled."""
+    names_of_proxy: Callable[[], bool] = bool
+    """Whether the proxy looks up the names of other gateways: only if this gateway may dial every address."""
     poller: Poller = field(init=False)
     small_buffers: Buffers = field(init=False)
     pipes: Pipes = field(init=False)

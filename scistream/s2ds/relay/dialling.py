@@ -8,10 +8,10 @@ from collections.abc import Callable
 from twisted.internet.task import deferLater
 
 from scistream import timing
-from scistream.protocol.address import Address
 from scistream.s2ds.relay.context import ChannelTarget, RelayContext
 from scistream.s2ds.relay.leg import ConnectionBrokenError, DialRefusedError, ShortageError
 from scistream.s2ds.relay.plain import dial
+from scistream.s2ds.relay.proxy import dial_through
 
 
 async def dial_target(
@@ -40,13 +40,17 @@ async def _dial_any(
     name = target.gateway if wan else target.program
     main = target.wan_address if wan else target.address
     assert main is not None
-    addresses: list[Address] = await context.names.addresses(
-        main, target.own_ports, () if wan else target.other_addresses, wan=wan
-    )
+    addresses = [main]
+    if not (wan and context.names_of_proxy() and main.numeric is None):
+        others = () if wan else target.other_addresses
+        addresses = await context.names.addresses(main, target.own_ports, others, wan=wan)
     problem = ConnectionBrokenError(f"{name} has no address that this gateway can find and may dial", "wan")
     for tried, address in enumerate(addresses):
         seconds_left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds()) / (len(addresses) - tried)
         try:
+            if wan and context.proxy is not None:
+                on_sent()
+                return await dial_through(context, context.proxy, address, name, seconds_left)
             dialling = dial(
                 context.reactor,
                 context.poller,

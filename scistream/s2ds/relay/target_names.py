@@ -48,12 +48,15 @@ class Names:
             preferred = self._preferred.get(target, target)
             known = sorted((target, *others), key=lambda address: address != preferred)
             return [address for address in known if not wan or self._may_dial(address, own)]
-        until, _ = self._known.get(target.host, (0.0, []))
-        if until <= self._reactor.seconds():
-            await self._refresh(target.host)
-        _, hosts = self._known.get(target.host, (0.0, []))
-        found = [Address(host, target.port) for host in hosts]
+        found = [Address(host, target.port) for host in await self.hosts(target.host)]
         return [address for address in found if self._may_dial(address, own)]
+
+    async def hosts(self, name: str) -> list[str]:
+        """Return the numeric addresses of a name, whether they may be dialled or not."""
+        until, _ = self._known.get(name, (0.0, []))
+        if until <= self._reactor.seconds():
+            await self._refresh(name)
+        return self._known.get(name, (0.0, []))[1]
 
     def prefer(self, target: Address, address: Address) -> None:
         """Try this address first next time, since a connection to it succeeded."""

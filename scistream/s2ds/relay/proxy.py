@@ -1,0 +1,154 @@
+"""Connections to other gateways through an HTTP proxy that understands CONNECT.
+
+`dialling.py` uses it in place of `plain.dial` where `proxy` in [wan] of the settings names one. What the proxy says is
+not trusted: its answer is bounded in size and time, and only its status line is told.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from scistream import timing
+from scistream.protocol.address import Address
+from scistream.protocol.errors import printable
+from scistream.s2ds.relay.context import RelayContext
+from scistream.s2ds.relay.leg import ConnectionBrokenError, pending_error
+from scistream.s2ds.relay.plain import dial
+from scistream.s2ds.relay.poller import ENDING
+
+MAX_ANSWER = 8192
+"""The longest answer of a proxy, in bytes: status line and headers."""
+MAX_STATUS = 120
+"""The number of characters of a status line that are told."""
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n")
+_END = re.compile(rb"\r?\n\r?\n")
+
+
+async def dial_through(
+    context: RelayContext, proxy: Address, target: Address, name: str, seconds: float
+) -> socket.socket:
+    """Connect to another gateway through a proxy within `seconds`; return a prepared socket.
+
+    :param name: a readable name of the other gateway.
+    :raises ConnectionBrokenError: if the proxy or, as it says, the other gateway cannot be reached.
+    """
+    deadline = context.reactor.seconds() + seconds
+    proxy_name = f"the proxy at {proxy}"
+    hosts = [proxy.host] if proxy.numeric is not None else await context.names.hosts(proxy.host)
+    problem = ConnectionBrokenError(f"this gateway finds no address for {proxy_name}", "wan")
+    for tried, host in enumerate(hosts):
+        left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds()) / (len(hosts) - tried)
+        try:
+            sock: socket.socket = await dial(
+                context.reactor,
+                context.poller,
+                Address(host, proxy.port),
+                proxy_name,
+                left,
+                context.wan_timeout,
+                context.wan_congestion,
+                wan=True,
+                multipath=context.multipath,
+            )
+        except ConnectionBrokenError as broken:
+            problem = broken
+            continue
+        left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds())
+        await _Tunnel(context, sock, target, f"{proxy_name}, asked for {name},", left).opened
+        return sock
+    raise problem
+
+
+class _Tunnel:
+    """The request to a proxy and its answer, on a connected socket, which is closed if that fails."""
+
+    batch_added = 0
+
+    def __init__(self, context: RelayContext, sock: socket.socket, target: Address, name: str, seconds: float) -> None:
+        self.opened: Deferred[None] = Deferred(lambda _: self._close())
+        self._poller = context.poller
+        self._sock: socket.socket | None = sock
+        self._name = name
+        self._seconds = seconds
+        self._timer: Any = context.reactor.callLater(seconds, self._time_out)
+        request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+        self._is_polled = False
+        try:
+            sent = sock.send(request)
+            self._poller.add(self)
+        except OSError as problem:
+            self._fail(f"cannot be used: {problem.strerror}")
+            return
+        self._is_polled = True
+        if sent < len(request):  # a new connection has room for some hundred bytes
+            self._fail("does not take a request")
+
+    # -- Polled
+
+    def fileno(self) -> int:
+        return -1 if self._sock is None else self._sock.fileno()
+
+    def event(self, mask: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if pending_error(sock):
+            self._fail("reset the connection before it answered")
+            return
+        try:
+            # What follows the answer is for TLS, so it is left in the socket.
+            seen = sock.recv(MAX_ANSWER + 4, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            self._fail(f"cannot be used: {problem.strerror}")
+            return
+        end = _END.search(seen)
+        if end is not None and end.end() <= MAX_ANSWER:
+            self._answered(sock, seen[: end.end()])
+        elif len(seen) >= MAX_ANSWER:
+            self._fail(f"sent an answer of more than {MAX_ANSWER} bytes")
+        elif not seen or mask & ENDING:
+            self._fail("closed the connection before it answered")
+
+    def _answered(self, sock: socket.socket, answer: bytes) -> None:
+        status = _STATUS.match(answer)
+        first = answer.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
+        told = printable(first[:MAX_STATUS])
+        if status is None:
+            self._fail(f'did not answer in HTTP: "{told}"')
+        elif not status[1].startswith(b"2"):
+            self._fail(f'refused: "{told}"')
+        else:
+            sock.recv(len(answer))
+            self._detach()
+            self.opened.callback(None)
+
+    def _time_out(self) -> None:
+        self._timer = None
+        self._fail(f"did not answer within {max(1, round(self._seconds))} s")
+
+    def _fail(self, what: str) -> None:
+        self._close()
+        if not self.opened.called:
+            self.opened.errback(Failure(ConnectionBrokenError(f"{self._name} {what}", "wan")))
+
+    def _close(self) -> None:
+        sock = self._detach()
+        if sock is not None:
+            sock.close()
+
+    def _detach(self) -> socket.socket | None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._is_polled:
+            self._poller.remove(self)
+            self._is_polled = False
+        sock, self._sock = self._sock, None
+        return sock

@@ -1,0 +1,150 @@
+"""Gateways that reach the others through an HTTP proxy only: a real one, and stand-ins that refuse, hang or lie."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from harness import World, free_ports, together
+
+from scistream.protocol.messages import CONS, PROD
+from support.applications import MIB, accept, address_of, how_it_ends, listeners, noise, receive, sha256
+from support.facilities import HOST
+from support.programs import Program
+from support.requirements import needs
+from support.waiting import until
+
+
+def through(port: int, **wan: object) -> dict[str, object]:
+    return {"gateway": {"wan": {"bind": HOST, "proxy": f"http://{HOST}:{port}", **wan}}}
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((HOST, port)) == 0
+
+
+@contextmanager
+def tinyproxy(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Run a real proxy; yield its port and its log."""
+    needs("tinyproxy")
+    port, log, settings = free_ports(), folder / "tinyproxy.log", folder / "tinyproxy.conf"
+    settings.write_text(f'Port {port}\nListen {HOST}\nTimeout 60\nAllow {HOST}\nLogFile "{log}"\nLogLevel Connect\n')
+    program = Program(["tinyproxy", "-d", "-c", str(settings)], folder / "tinyproxy.err", {})
+    try:
+        until(lambda: _accepts(port), lambda: str(program))
+        yield port, log
+    finally:
+        program.stop()
+
+
+@pytest.mark.parametrize("dialer", [CONS, PROD])
+def test_the_gateways_of_either_side_stream_through_a_real_proxy(
+    fresh_world: Callable[..., World], tmp_path: Path, dialer: str
+) -> None:
+    with tinyproxy(tmp_path) as (port, log):
+        sides = {"centre": through(port)} if dialer == CONS else {"lab": through(port, accept=False)}
+        world = fresh_world(**sides)
+        there, back = noise(3 * MIB, seed=1), noise(2 * MIB, seed=2)
+        with world.unchanged(), listeners(1) as (target,), world.stream([address_of(target)]) as stream:
+            with stream.connect() as consumer, accept(target) as producer:
+                _, _, arrived, returned = together(
+                    partial(send, consumer, there),
+                    partial(send, producer, back),
+                    partial(receive, producer),
+                    partial(receive, consumer),
+                )
+            assert sha256(arrived) == sha256(there)
+            assert sha256(returned) == sha256(back)
+            used = [line for line in log.read_text().splitlines() if "CONNECT 127.0.0.1:" in line]
+            assert used
+    assert world.lab.gateways
+
+
+# -- proxies that do harm
+
+
+def hang(_link: socket.socket, ended: threading.Event) -> None:
+    ended.wait(30)
+
+
+def refuse(link: socket.socket, _ended: threading.Event) -> None:
+    link.sendall(b"HTTP/1.1 403 Not \x1b[31mhere\r\nVia: us\r\n\r\n")
+    how_it_ends(link)
+
+
+def die(_link: socket.socket, _ended: threading.Event) -> None:
+    pass
+
+
+def go_on_forever(link: socket.socket, _ended: threading.Event) -> None:
+    link.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000)
+    how_it_ends(link)
+
+
+def speak_otherwise(link: socket.socket, _ended: threading.Event) -> None:
+    link.sendall(b"220 mail.example ready\r\n\r\n")
+    how_it_ends(link)
+
+
+@contextmanager
+def stand_in(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[int]:
+    """Run a proxy that reads each request and then behaves so; yield its port."""
+    ended = threading.Event()
+
+    def serve(link: socket.socket) -> None:
+        with link:
+            link.settimeout(30)
+            if link.recv(4096).startswith(b"CONNECT 127.0.0.1:"):
+                with suppress(OSError):
+                    behave(link, ended)
+
+    def run(listener: socket.socket) -> None:
+        while True:
+            try:
+                link, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(link,), daemon=True).start()
+
+    with socket.create_server((HOST, 0)) as listener:
+        threading.Thread(target=run, args=(listener,), daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("behave", "told"),
+    [
+        (refuse, 'refused: "HTTP/1.1 403 Not ?[31mhere"'),
+        (hang, "did not answer within 1 s"),
+        (die, "closed the connection before it answered"),
+        (go_on_forever, "sent an answer of more than 8192 bytes"),
+        (speak_otherwise, 'did not answer in HTTP: "220 mail.example ready"'),
+    ],
+)
+def test_a_proxy_that_does_not_connect_is_told_and_the_program_is_reset(
+    fresh_world: Callable[..., World], behave: Callable[[socket.socket, threading.Event], None], told: str
+) -> None:
+    with stand_in(behave) as port:
+        world = fresh_world(centre=through(port), timing={"DATA_DIAL": 1.0})
+        with world.unchanged(), listeners(1) as (target,), world.stream([address_of(target)]) as stream:
+            with stream.connect() as consumer:
+                assert how_it_ends(consumer) == "reset"
+
+            (gateway,) = world.centre.gateways
+            until(lambda: told in gateway.words(), gateway.words)
+            assert f"the proxy at 127.0.0.1:{port}, asked for the other gateway" in gateway.words()
