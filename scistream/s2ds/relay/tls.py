@@ -156,6 +156,7 @@ class TlsLeg(Leg):
 
         :raises ConnectionBrokenError: if the connection has ended.
         """
+        self._check_reset()
         count: int = write(self._ssl, ffi.from_buffer("char[]", line), len(line))
         if count <= 0 and not self._no_room(count):
             raise ConnectionBrokenError(f"{self.peer_name} takes no bytes", "wan", self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 from uuid import uuid4
@@ -81,7 +81,7 @@ def everything(leg: TlsLeg) -> bytes:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("doing", ["write", "end"])
+@pytest.mark.parametrize("doing", ["write", "line", "end"])
 def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
     legs: tuple[TlsLeg, TlsLeg], size: int, doing: str
 ) -> None:
@@ -96,7 +96,12 @@ def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
     poll = select.poll()
     poll.register(near.sock, select.POLLERR)
     assert poll.poll(10_000)
+    attempts: dict[str, Callable[[], object]] = {
+        "write": lambda: near.write(Buffers(100).borrow(), 0, 100),
+        "line": lambda: near.write_line(b"an answer"),
+        "end": near.finish_writing,
+    }
     with pytest.raises(ConnectionBrokenError, match="reset the connection") as broken:
-        near.write(Buffers(100).borrow(), 0, 100) if doing == "write" else near.finish_writing()
+        attempts[doing]()
     assert broken.value.leg is near
     assert everything(near) == NOISE[:size]
