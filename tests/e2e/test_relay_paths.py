@@ -451,7 +451,7 @@ class NoAddresses:
 async def test_a_gateway_without_a_port_to_dial_from_tries_again_until_it_has_one(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = make()
+    stream = make(ready=0)
     short = NoAddresses(monkeypatch, 2)
     consumer, producer = await stream.pair()
     assert short.tries == 4, "three from one gateway to the other, and one to ProdApp"
@@ -464,7 +464,7 @@ async def test_a_gateway_without_a_port_to_dial_from_tries_again_until_it_has_on
 async def test_a_gateway_that_never_gets_a_port_to_dial_from_tells_why(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = make(dial_timeout=0.5)
+    stream = make(dial_timeout=0.5, ready=0)
     short = NoAddresses(monkeypatch, math.inf)
     assert (await both(stream.attempt))[0] == "reset"
     assert short.tries > 1, "it was tried again"

@@ -129,7 +129,7 @@ def until_the_end(sock: socket.socket) -> tuple[bytes, str]:
 @pytest.mark.parametrize("part", [1, 7])
 @pytest_twisted.ensureDeferred
 async def test_segments_of_a_few_bytes_make_no_difference(make: Make, part: int) -> None:
-    stream = make(handshake_timeout=PATIENCE)
+    stream = make(handshake_timeout=PATIENCE, ready=0)
     with toxic(stream, part=part):
         consumer, producer = await stream.pair()
 
@@ -155,7 +155,7 @@ async def test_segments_of_a_few_bytes_make_no_difference(make: Make, part: int)
 @pytest.mark.parametrize("fatal", [1, 5, 200, 600])
 @pytest_twisted.ensureDeferred
 async def test_an_end_within_the_handshake_is_a_reset_and_no_end(make: Make, how: str, fatal: int, source: str) -> None:
-    stream = make(handshake_timeout=2.0)
+    stream = make(handshake_timeout=2.0, ready=0)
     with toxic(stream, fatal=fatal, source=source, how=how) as between:
         assert (await both(stream.attempt))[0] == "reset"
         assert between.passed == fatal, "the control: it was within the handshake"
@@ -169,7 +169,7 @@ async def test_an_end_within_the_handshake_is_a_reset_and_no_end(make: Make, how
 async def test_an_end_within_the_data_is_a_reset_after_right_bytes(
     make: Make, how: str, fatal: int, source: str
 ) -> None:
-    stream = make()
+    stream = make(ready=0)
     with toxic(stream, fatal=fatal, source=source, how=how) as between:
         consumer, producer = await stream.pair()
         speaker, listener = (producer, consumer) if source == "producer" else (consumer, producer)
@@ -195,7 +195,7 @@ async def test_an_end_within_the_data_is_a_reset_after_right_bytes(
 
 @pytest_twisted.ensureDeferred
 async def test_delay_and_jitter_that_change_in_the_middle_of_a_transfer_make_no_difference(make: Make) -> None:
-    stream = make()
+    stream = make(ready=0)
     with toxic(stream, part=32 * 1024) as between:
         consumer, producer = await stream.pair()
         over = threading.Event()
@@ -242,7 +242,7 @@ async def test_an_end_of_tcp_that_is_held_back_for_seconds_changes_nothing_for_t
     make: Make, first: str
 ) -> None:
     hold = 4.0
-    stream = make(wan_timeout=2.0)
+    stream = make(wan_timeout=2.0, ready=0)
     with toxic(stream, hold=hold):
         consumer, producer = await stream.pair()
         early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
@@ -268,7 +268,7 @@ def descriptors(side: Side) -> list[int]:
 
 @pytest_twisted.ensureDeferred
 async def test_churn_of_ends_and_resets_over_two_elements_leaves_nothing_behind(make: Make) -> None:
-    stream = make(elements=2)
+    stream = make(elements=2, ready=0)
     await stream.ready()
     before = descriptors(stream.cons), descriptors(stream.prod)
     rounds, at_once, size = 25, 4, 40_000
@@ -309,7 +309,7 @@ async def test_churn_of_ends_and_resets_over_two_elements_leaves_nothing_behind(
 @pytest.mark.parametrize("first", ["consumer", "producer"])
 @pytest_twisted.ensureDeferred
 async def test_a_half_close_that_lasts_longer_than_a_break_of_the_wan_may_loses_nothing(make: Make, first: str) -> None:
-    stream = make(wan_timeout=2.0)
+    stream = make(wan_timeout=2.0, ready=0)
     consumer, producer = await stream.pair()
     early, late = (consumer, producer) if first == "consumer" else (producer, consumer)
     said = send(early, MIB)
@@ -329,7 +329,7 @@ async def test_a_half_close_that_lasts_longer_than_a_break_of_the_wan_may_loses_
 
 @pytest_twisted.ensureDeferred
 async def test_applications_that_say_and_read_nothing_for_long_lose_nothing_and_others_go_on(make: Make) -> None:
-    stream = make(wan_timeout=2.0)
+    stream = make(wan_timeout=2.0, ready=0)
     silent_consumer, silent_producer = await stream.pair()
     silent_producer.sendall(NOISE[:100_000])
     for _ in range(5):

@@ -122,6 +122,7 @@ class Handshake:
             except (BrokenPipeError, ConnectionResetError):
                 if not self._is_complete:
                     raise
+                self._leg.is_reset = True
                 self._output = b""  # only session tickets are lost, and bytes from the peer can still be read
                 break
             self._output = self._output[count:]

@@ -243,6 +243,7 @@ class Leg(ABC):
     :ivar has_small_window: True while its receive buffer is small, see `shrink_receive_buffer`.
     :ivar is_held: True while it waits for a large receive window.
     :ivar is_ending: True if the peer has ended its direction, or the connection is over.
+    :ivar is_reset: True if an error has ended the connection; the system tells of it only once.
     :ivar is_opening: True until it can carry bytes.
     :ivar is_first: True if nothing has been read since it last became readable.
     :ivar is_urgent: True if a byte was marked as urgent: a read ends before that byte even if more bytes are there, and
@@ -267,6 +268,7 @@ class Leg(ABC):
         "is_first",
         "is_held",
         "is_opening",
+        "is_reset",
         "is_urgent",
         "peer_name",
         "read_cost",
@@ -298,7 +300,7 @@ class Leg(ABC):
         self.reader: PumpEnd | None = None
         self.writer: PumpEnd | None = None
         self.wan = wan
-        self.is_opening = self.is_urgent = False
+        self.is_opening = self.is_urgent = self.is_reset = False
         self.read_cost = 0
         self.batch_added = 0
         self.has_small_window = shrink_receive_buffer(sock)
@@ -351,6 +353,11 @@ class Leg(ABC):
             if self.wan:
                 self._dead_peers.remove(self)
             self._sock.close()
+
+    def tell_broken(self, broken: ConnectionBrokenError) -> None:
+        """Tell its owner, if it has one, that it has ended abnormally."""
+        if self._owner is not None:
+            self._owner.broke(broken)
 
     def adopt(self, owner: LegOwner) -> None:
         """Change its owner, if it is not closed."""
@@ -409,7 +416,7 @@ class Leg(ABC):
         if mask & ENDING:
             self.is_ending = True
             if mask & select.EPOLLERR:
-                self.readable = True
+                self.readable = self.is_reset = True
                 broken = broken_by(pending_error(self._sock) or errno.ECONNRESET, self)
                 if self._owner is not None:
                     self._owner.broke(broken)

@@ -188,9 +188,9 @@ class TlsLeg(Leg):
 
         :raises ConnectionBrokenError: if the peer has reset the connection. What arrived before can still be read.
         """
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        code = errno.ECONNRESET if self.is_reset else self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self.writable = False
+            self.writable, self.is_reset = False, True
             raise broken_by(code, self)
 
     def finish_writing(self) -> bool:

@@ -184,6 +184,8 @@ class WanConnection:
             leg.reader.advance()
         if not self.over:
             self.reset(str(broken), broken.cause)
+        elif leg is not None:
+            leg.tell_broken(broken)  # Connect was there, so the leg has another owner now
 
     # -- opening
 
