@@ -90,12 +90,13 @@ class Measurement:
                     self._everywhere.set_default()
         for host, address in (("plan", self._testbed.v4.plan), ("pgw", self._testbed.v4.pgw)):
             self._serve(host, address)
+        self._testbed.wan(("pgw", "cgw"), delay=ONE_WAY)  # first: TCP remembers shorter round trips
         with ExitStack() as opened:
             for name in self._plan["paths"]:
                 tell(f"starting {name}")
                 self._routes[name] = opened.enter_context(self._route(name))
             for loss in self._plan["losses"]:
-                self._testbed.wan(("pgw", "cgw"), delay=ONE_WAY, loss=loss)
+                self._testbed.wan(("pgw", "cgw"), loss=loss)
                 self._first_bytes(loss)
                 self._throughput(loss)
 
