@@ -104,6 +104,15 @@ async def test_without_ready_connections_one_is_dialled_for_each(make: Make) -> 
     assert await deferToThread(receive_exactly, producer, 5) == b"hello"
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_producers_gateway_that_dials_keeps_one_ready_whatever_is_set(make: Make) -> None:
+    stream = make(wan_dialer=PROD, ready=0)
+    await stream.until(ready(stream, 1))
+    consumer, producer = await stream.pair()
+    producer.sendall(b"hello")
+    assert await deferToThread(receive_exactly, consumer, 5) == b"hello"
+
+
 @pytest.mark.parametrize("dialer", DIALERS)
 @pytest_twisted.ensureDeferred
 async def test_new_targets_end_ready_connections_and_open_others(make: Make, dialer: Role) -> None:

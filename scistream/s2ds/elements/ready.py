@@ -89,8 +89,8 @@ class ReadyDemand:
 
     :param clock: an `IReactorTime`.
     :param setting: the number for the channel over all elements, or "auto".
-    :param grows: let the number follow the rate of new connections even if it is set: the other gateway cannot dial
-        when there are too few.
+    :param grows: keep one at least, and let the number follow the rate of new connections even if it is set: the other
+        gateway cannot dial when there are too few.
     :param elements: the number of elements, and the `element` that this one is.
     """
 
@@ -98,7 +98,7 @@ class ReadyDemand:
         self, clock: Any, setting: ReadySetting, *, grows: bool, channel: int, element: int, elements: int
     ) -> None:
         self._clock = clock
-        total = 1 if setting == "auto" else setting
+        total = 1 if setting == "auto" else max(setting, grows)
         self._least = total // elements + ((element + channel) % elements < total % elements)
         self._most = max(1, MOST_READY // elements)
         self._grows = grows or setting == "auto"

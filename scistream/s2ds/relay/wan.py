@@ -118,7 +118,7 @@ class WanConnection:
         set_keepalive(self._leg.sock, timing.READY_SILENCE)
 
     def is_alive(self) -> bool:
-        """Return False if the other gateway has ended the connection, or has not answered TCP's last probe."""
+        """Return False if the other gateway has ended the connection, or has not answered TCP's probes."""
         assert self._leg is not None
         try:
             if not self._leg.sock.recv(1, socket.MSG_PEEK):
@@ -127,7 +127,7 @@ class WanConnection:
             pass
         except OSError:
             return False
-        return tcp_info(self._leg.sock).probes == 0
+        return tcp_info(self._leg.sock).probes < 2  # the answer to one may be on its way
 
     def is_inside(self, allowed: Callable[[str], bool]) -> bool:
         """Return whether the address of the other gateway is allowed."""
