@@ -7,7 +7,7 @@ best batch counts, since other programs on the machine can only slow a batch dow
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import select
 import socket
 import time
@@ -76,7 +76,7 @@ def best(step: Callable[[], float]) -> float:
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return both ends of a connection over loopback, prepared as a relay's sockets are."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        ends = socket.create_connection(listener.getsockname()), listener.accept()[0]
+        ends = socket.create_connection(listener.getsockname(), timeout=10.0), listener.accept()[0]
     for end in ends:
         prepare(end, 60.0)
     return ends
@@ -186,10 +186,8 @@ class Bench:
 def hop() -> float:
     """Return the seconds from a write in one process to the end of the read in another, which epoll has woken."""
     ours, theirs = pair()
-    child = os.fork()
-    if not child:
-        _echo(theirs)
-        os._exit(0)
+    child = multiprocessing.get_context("fork").Process(target=_echo, args=(theirs,), daemon=True)
+    child.start()
     with closing(ours), closing(theirs), select.epoll() as poll:
         poll.register(ours, select.EPOLLIN | select.EPOLLET)
 
@@ -200,7 +198,7 @@ def hop() -> float:
 
         seconds = best(timed(trip)) / 2
         ours.shutdown(socket.SHUT_WR)
-        os.waitpid(child, 0)
+        child.join(10.0)
     return seconds
 
 

@@ -14,7 +14,7 @@ from scistream.protocol.messages import CONS, PROD
 from support.applications import MIB, accept, address_of, listeners, noise, receive, receive_exactly, sha256
 from support.facilities import HOST
 from support.tcp_sockets import LISTEN
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 CLOSED = {"gateway": {"wan": {"bind": HOST, "accept": False}}}
 SILENT = {"gateway": {"wan": {"bind": HOST, "dial": False}}}
@@ -130,7 +130,7 @@ def test_the_user_may_choose_the_producer_although_the_consumer_could_dial(fresh
         (listener,) = json.loads(consumer_says.end().stdout)["listeners"]
         host, _, port = listener.rpartition(":")
         assert not listening(world)
-        with socket.create_connection((host, int(port))) as consumer, accept(target) as producer:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as consumer, accept(target) as producer:
             producer.sendall(b"the producer speaks first")
             assert receive_exactly(consumer, 25) == b"the producer speaks first"
             exchange(consumer, producer, seed=30)

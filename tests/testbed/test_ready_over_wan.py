@@ -18,7 +18,7 @@ from testbed_facilities import Facilities
 
 from scistream.protocol.address import Address
 from support.applications import how_it_ends, noise, receive, receive_exactly, sha256
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 ROUND_TRIP = 0.1
 LOSSES = ("0", "0.5%")
@@ -136,7 +136,7 @@ def test_300_connections_at_one_moment_reach_the_producer_once_each(wan: Testbed
     begin = threading.Barrier(count)
 
     def one(number: int) -> bool:
-        begin.wait()
+        begin.wait(PATIENCE)
         with closing(connect(wan, listener)) as consumer:
             return is_answered(consumer, 2000 + number, number)
 
