@@ -96,6 +96,7 @@ class Facilities:
     :param port: the first port at each gateway; other facilities on the same testbed take another.
     :param v: the version of IP of all of it, `testbed.v4` if not given.
     :param timing: limits that each S2DS has instead of those of `scistream.timing`.
+    :param paths: the WAN addresses of each gateway that has several, by its host.
     :param gateway: further settings of each S2DS: ``wan_timeout="3s"``, ``wan={"congestion": "bbr"}``.
     """
 
@@ -106,13 +107,23 @@ class Facilities:
         port: int = PORT,
         v: Addresses | None = None,
         timing: Mapping[str, float] | None = None,
+        paths: Mapping[str, Sequence[str]] | None = None,
         **gateway: Any,
     ) -> None:
         self.testbed = testbed
         folder = _folder(testbed, port)
         users = init_authority(folder / "users", "Users of both").certificate
         self.producer, self.consumer = (
-            Facility(_new(folder / place.gateway), place.gateway, users, site(testbed, place, port), gateway=gateway)
+            Facility(
+                _new(folder / place.gateway),
+                place.gateway,
+                users,
+                site(testbed, place, port),
+                gateway={
+                    **gateway,
+                    "wan": {**gateway.get("wan", {}), "paths": list((paths or {}).get(place.gateway, ()))},
+                },
+            )
             for place in places(v or testbed.v4)
         )
         for facility in self._both:

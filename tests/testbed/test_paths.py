@@ -1,0 +1,210 @@
+"""A stream over two WANs goes on over either of them, and loses no byte.
+
+The second WAN is a veth pair between the gateways. A wrong neighbour cuts it: packets leave, and nobody takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+
+import netns
+import pytest
+from testbed import Testbed
+from testbed_facilities import Facilities, Stream
+
+from scistream.protocol.address import Address
+from scistream.s2ds.relay import mptcp
+from support.applications import MIB, NOISE
+from support.requirements import missing
+from support.waiting import PATIENCE, until
+
+SECOND = {"pgw": "198.19.1.10", "cgw": "198.19.1.20"}
+LONGEST_PAUSE = 1.5
+WAN_TIMEOUT = 4.0
+CONNECTIONS = 4
+RATE = "64Mbit"
+NOBODY = "02:00:00:00:00:01"
+
+
+@pytest.fixture(scope="module")
+def two_wans() -> Iterator[Testbed]:
+    """Provide a testbed of its own, with a second WAN between the gateways."""
+    lack = netns.missing() or mptcp.lack()
+    if lack is not None:
+        missing(lack)
+    with Testbed.of_its_own() as testbed:
+        pgw, cgw = testbed.namespace("pgw"), testbed.namespace("cgw")
+        netns.ip(f"link add wan1 netns {pgw} type veth peer name wan1 netns {cgw}")
+        for host, address in SECOND.items():
+            netns.ip("link set wan1 up", f"addr add {address}/24 dev wan1", namespace=testbed.namespace(host))
+        yield testbed
+    assert testbed.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def facilities(two_wans: Testbed) -> Iterator[Facilities]:
+    paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
+    with Facilities(two_wans, paths=paths, wan_timeout=f"{WAN_TIMEOUT:g}s") as facilities:
+        yield facilities
+
+
+def cut_first(testbed: Testbed, *, cut: bool) -> None:
+    testbed.wan(("pgw", "cgw"), cut=cut)
+
+
+def cut_second(testbed: Testbed, *, cut: bool) -> None:
+    for host, other in (("pgw", "cgw"), ("cgw", "pgw")):
+        command = f"replace {SECOND[other]} lladdr {NOBODY} nud permanent" if cut else f"del {SECOND[other]}"
+        netns.ip(f"neigh {command} dev wan1", namespace=testbed.namespace(host))
+
+
+def carried_second(testbed: Testbed) -> int:
+    """Return how many bytes the second WAN has delivered to the consumer's gateway."""
+    with netns.inside(testbed.namespace("cgw")), open("/proc/thread-self/net/dev") as table:
+        return next(int(line.split(":")[1].split()[0]) for line in table if line.strip().startswith("wan1:"))
+
+
+def carried_first(testbed: Testbed) -> int:
+    return testbed.counters().of("pgw", "cgw").delivered_bytes
+
+
+def wait_for(carried: Callable[[Testbed], int], testbed: Testbed) -> None:
+    """Wait until a WAN carries data again."""
+    begun = carried(testbed)
+    until(lambda: carried(testbed) > begun + MIB, lambda: "the healed WAN is not used again")
+
+
+class Transfer:
+    """Bytes from a producer to a consumer until `stop`, with the longest pause between two of their arrivals."""
+
+    def __init__(self, consumer: socket.socket, producer: socket.socket) -> None:
+        self._consumer, self._producer = consumer, producer
+        self.count, self.pause, self.stopped = 0, 0.0, False
+
+    def send(self) -> str:
+        digest = hashlib.sha256()
+        while not self.stopped:
+            self._producer.sendall(NOISE[:65536])
+            digest.update(NOISE[:65536])
+        self._producer.shutdown(socket.SHUT_WR)
+        return digest.hexdigest()
+
+    def receive(self) -> str:
+        digest, last = hashlib.sha256(), time.monotonic()
+        while got := self._consumer.recv(MIB):
+            now = time.monotonic()
+            self.pause, last = max(self.pause, now - last), now
+            digest.update(got)
+            self.count += len(got)
+        return digest.hexdigest()
+
+
+def connect(testbed: Testbed, stream: Stream, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    target = stream.listeners[0]
+    consumer = testbed.connect("clan", target.host, target.port)
+    producer, _ = listener.accept()
+    producer.settimeout(PATIENCE)
+    return consumer, producer
+
+
+@contextmanager
+def streaming(testbed: Testbed, facilities: Facilities) -> Iterator[list[Transfer]]:
+    """Stream over several connections; at the end compare digests, and check that no pause was long."""
+    with ExitStack() as opened, ThreadPoolExecutor(2 * CONNECTIONS) as pool:
+        listener = opened.enter_context(closing(testbed.listen("plan", testbed.v4.plan)))
+        address = Address(*listener.getsockname()[:2])
+        stream = opened.enter_context(facilities.stream([address], rate=RATE))
+        transfers = []
+        for _ in range(CONNECTIONS):
+            pair = connect(testbed, stream, listener)
+            for sock in pair:
+                opened.callback(sock.close)
+            transfers.append(Transfer(*pair))
+        received = [pool.submit(one.receive) for one in transfers]
+        sent = [pool.submit(one.send) for one in transfers]
+        try:
+            until(lambda: min(one.count for one in transfers) > MIB, lambda: "nothing flows")
+            yield transfers
+        finally:
+            for one in transfers:
+                one.stopped = True
+        assert [one.result(PATIENCE) for one in received] == [one.result(PATIENCE) for one in sent]
+        assert max(one.pause for one in transfers) < LONGEST_PAUSE, [one.pause for one in transfers]
+
+
+@pytest.mark.parametrize("seconds", [2.5, pytest.param(10.0, marks=pytest.mark.long)])
+def test_each_wan_is_cut_in_turn_and_every_connection_goes_on(
+    two_wans: Testbed, facilities: Facilities, seconds: float
+) -> None:
+    with streaming(two_wans, facilities) as transfers:
+        until(lambda: carried_first(two_wans) > MIB and carried_second(two_wans) > MIB, lambda: "one WAN is not used")
+        for cut, here, other in (
+            (cut_first, carried_first, carried_second),
+            (cut_second, carried_second, carried_first),
+        ):
+            before, elsewhere = [one.count for one in transfers], other(two_wans)
+            cut(two_wans, cut=True)
+            time.sleep(seconds)  # the length of the outage
+            assert all(one.count > count + MIB // 2 for one, count in zip(transfers, before, strict=True))
+            assert other(two_wans) > elsewhere + MIB
+            cut(two_wans, cut=False)
+            wait_for(here, two_wans)
+
+
+def test_a_path_whose_address_vanishes_is_used_again_once_it_is_back(two_wans: Testbed, facilities: Facilities) -> None:
+    gateway, namespace = facilities.consumer.gateways[0], two_wans.namespace("cgw")
+    path = SECOND["cgw"]
+    with streaming(two_wans, facilities):
+        wait_for(carried_second, two_wans)
+        netns.ip(f"addr del {path}/24 dev wan1", namespace=namespace)
+        until(lambda: f"Path {path} of the WAN is away" in gateway.words(), gateway.words)
+        wait_for(carried_first, two_wans)
+        netns.ip(f"addr add {path}/24 dev wan1", namespace=namespace)
+        until(lambda: f"Path {path} of the WAN is back" in gateway.words(), gateway.words)
+        wait_for(carried_second, two_wans)
+
+
+def test_a_slow_wan_beside_a_good_one_stops_nothing(two_wans: Testbed, facilities: Facilities) -> None:
+    two_wans.wan(("pgw", "cgw"), loss="1%", delay="5ms", rate="6Mbit")
+    try:
+        with streaming(two_wans, facilities) as transfers:
+            before = sum(one.count for one in transfers)
+            until(
+                lambda: sum(one.count for one in transfers) > before + 16 * MIB,
+                lambda: "the good WAN is not used",
+            )
+    finally:
+        two_wans.wan(clear=True)
+
+
+def test_a_middlebox_that_removes_the_option_leaves_one_path_that_works(
+    two_wans: Testbed, facilities: Facilities
+) -> None:
+    two_wans.wan(("pgw", "cgw"), strip_multipath=True)
+    try:
+        before = carried_second(two_wans)
+        with streaming(two_wans, facilities):
+            wait_for(carried_first, two_wans)
+        assert carried_second(two_wans) < before + MIB // 4
+    finally:
+        two_wans.wan(clear=True)
+
+
+def test_what_a_gateway_told_the_kernel_is_taken_back_when_it_ends(two_wans: Testbed) -> None:
+    def told() -> list[str]:
+        command = two_wans.command("pgw", ["ip", "mptcp", "endpoint"])
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
+    other = {host: [*both, f"198.19.1.{99 + len(host)}"] for host, both in paths.items()}
+    before = told()
+    with Facilities(two_wans, port=7000, paths=other):
+        during = told()
+    assert told() == before
+    assert len(during) == len(before) + len({*other["pgw"]} - {line.split()[0] for line in before})
