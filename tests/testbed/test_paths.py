@@ -20,7 +20,7 @@ from testbed_facilities import Facilities, Stream
 
 from scistream.protocol.address import Address
 from scistream.s2ds.relay import mptcp
-from support.applications import MIB, NOISE
+from support.applications import MIB, NOISE, how_it_ends, push
 from support.requirements import missing
 from support.waiting import PATIENCE, until
 
@@ -116,7 +116,7 @@ def connect(testbed: Testbed, stream: Stream, listener: socket.socket) -> tuple[
 @contextmanager
 def streaming(testbed: Testbed, facilities: Facilities) -> Iterator[list[Transfer]]:
     """Stream over several connections; at the end compare digests, and check that no pause was long."""
-    with ExitStack() as opened, ThreadPoolExecutor(2 * CONNECTIONS) as pool:
+    with ThreadPoolExecutor(2 * CONNECTIONS) as pool, ExitStack() as opened:
         listener = opened.enter_context(closing(testbed.listen("plan", testbed.v4.plan)))
         address = Address(*listener.getsockname()[:2])
         stream = opened.enter_context(facilities.stream([address], rate=RATE))
@@ -150,11 +150,35 @@ def test_each_wan_is_cut_in_turn_and_every_connection_goes_on(
         ):
             before, elsewhere = [one.count for one in transfers], other(two_wans)
             cut(two_wans, cut=True)
-            time.sleep(seconds)  # the length of the outage
-            assert all(one.count > count + MIB // 2 for one, count in zip(transfers, before, strict=True))
+            try:
+                time.sleep(seconds)  # the length of the outage
+                moved = [one.count - count for one, count in zip(transfers, before, strict=True)]
+            finally:
+                cut(two_wans, cut=False)
+            assert min(moved) > MIB // 2, moved
             assert other(two_wans) > elsewhere + MIB
-            cut(two_wans, cut=False)
             wait_for(here, two_wans)
+
+
+def test_a_cut_of_both_wans_resets_the_connections_after_the_timeout_and_not_before(
+    two_wans: Testbed, facilities: Facilities
+) -> None:
+    with ThreadPoolExecutor(2) as pool, ExitStack() as opened:
+        listener = opened.enter_context(closing(two_wans.listen("plan", two_wans.v4.plan)))
+        stream = opened.enter_context(facilities.stream([Address(*listener.getsockname()[:2])], rate=RATE))
+        reader, writer = (opened.enter_context(closing(sock)) for sock in connect(two_wans, stream, listener))
+        begun = carried_second(two_wans)
+        results = [pool.submit(push, writer), pool.submit(how_it_ends, reader)]
+        until(lambda: carried_second(two_wans) > begun + MIB, lambda: "the second WAN is not used")
+        cut_first(two_wans, cut=True)
+        cut_second(two_wans, cut=True)
+        cut = time.monotonic()
+        try:
+            assert [result.result(PATIENCE) for result in results] == ["reset", "reset"]
+            assert WAN_TIMEOUT * 0.9 < time.monotonic() - cut < WAN_TIMEOUT * 3
+        finally:
+            cut_first(two_wans, cut=False)
+            cut_second(two_wans, cut=False)
 
 
 def test_a_path_whose_address_vanishes_is_used_again_once_it_is_back(two_wans: Testbed, facilities: Facilities) -> None:

@@ -14,6 +14,7 @@ _TCP_INFO = struct.Struct("@8B24IQQQQ6IQ")  # struct tcp_info as far as tcpi_del
 _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RETRANS = 2, 3, 19, 20, 23, 31
 _MIN_RTT, _DELIVERY_RATE = 39, 42
 _BYTES_ACKED, _BYTES_RECEIVED = 34, 35
+_CLOSED = 7  # TCP_CLOSE
 _OUTQ_NOT_SENT = 0x894B  # SIOCOUTQNSD
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
@@ -52,7 +53,8 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
     if mptcp.is_multipath(sock):
         found = mptcp.subflow_infos(sock, _TCP_INFO.size)
         if found is not None:
-            return over_all_paths(list(map(_parse, found)), mptcp.totals(sock))
+            still_open = [_parse(packed) for packed in found if packed[0] != _CLOSED]  # the first one stays listed
+            return over_all_paths(still_open, mptcp.totals(sock))
     return _parse(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
 
 

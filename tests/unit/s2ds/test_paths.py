@@ -329,3 +329,13 @@ def test_a_peer_without_it_is_met_with_plain_tcp() -> None:
             assert sender.recv(100) == b"through"
         assert mptcp.subflow_addresses(sender) is None
         assert tcp_info(sender).received >= 7
+
+
+def test_a_connection_whose_only_path_was_closed_counts_as_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_mptcp()
+    closed = bytes([7]) + bytes(231)  # the kernel lists the first path on, without retransmits or probes
+    monkeypatch.setattr(mptcp, "subflow_infos", lambda _sock, _size: [closed])
+    monkeypatch.setattr(mptcp, "totals", lambda _sock: mptcp.Totals(1, 2, 0, 70.0))
+    with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sock:
+        info = tcp_info(sock)
+    assert (info.retransmits, info.silent, info.received, info.acknowledged) == (1, 70.0, 1, 2)
