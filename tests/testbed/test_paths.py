@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import netns
 import pytest
@@ -43,6 +44,8 @@ def two_wans() -> Iterator[Testbed]:
         netns.ip(f"link add wan1 netns {pgw} type veth peer name wan1 netns {cgw}")
         for host, address in SECOND.items():
             netns.ip("link set wan1 up", f"addr add {address}/24 dev wan1", namespace=testbed.namespace(host))
+            with netns.inside(testbed.namespace(host)):
+                Path("/proc/sys/net/mptcp/stale_loss_cnt").write_text("2")  # as in conf/sysctl
         yield testbed
     assert testbed.leftovers() == []
 
