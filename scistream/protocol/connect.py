@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scistream.protocol.codec import decode_as
-from scistream.protocol.errors import ErrorCode
+from scistream.protocol.errors import ErrorCode, printable
 from scistream.protocol.messages import MAX_TEXT, Channel, Error, Resp, Uid
 
 MAX_LINE = 4096
@@ -47,8 +47,11 @@ def accepted(uid: str) -> bytes:
 
 
 def refused(uid: str, code: ErrorCode, reason: str) -> bytes:
-    """Return the answer that says why ProdApp is not connected, as a line of `MAX_LINE` bytes at most."""
-    return _encode(Error(uid=uid, seq=1, code=code, msg=reason[: MAX_TEXT // 4])) + b"\n"
+    """Return the answer that says why ProdApp is not connected, as a line of `MAX_LINE` bytes at most.
+
+    :param reason: a sentence; a question mark stands for what cannot be printed, of which some cannot be encoded.
+    """
+    return _encode(Error(uid=uid, seq=1, code=code, msg=printable(reason[: MAX_TEXT // 4]))) + b"\n"
 
 
 def read_connect(line: bytes) -> Connect:

@@ -1,4 +1,4 @@
-"""Short texts from people and far sides: addresses, join strings, networks, rates, configuration, connection maps.
+"""Short texts from people and far sides: addresses, networks, rates, configuration, connection maps, first lines, ...
 
 The first byte chooses the parser.
 """
@@ -11,7 +11,10 @@ from fuzzing import fuzz
 
 from scistream.config import ConfigError, load
 from scistream.protocol.address import Address, inside, parse_network
+from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_connect, read_answer, read_connect, refused
+from scistream.protocol.errors import BadMessageError
 from scistream.protocol.join_string import Join
+from scistream.protocol.messages import Error, Resp
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2uc.connection_map import connection_map, unused
@@ -20,6 +23,7 @@ from scistream.shared_settings import parse_ports
 from scistream.units import parse_rate, parse_seconds, parse_size
 
 _CONFIG = Path(__file__).resolve().parents[2] / "conf"
+_UID = "12345678-1234-4234-8234-123456789abc"
 _folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
@@ -53,6 +57,34 @@ def _map(text: str) -> None:
     assert unused(sides[2], len(sides[0])) == sides[2][len(sides[0]) :]
 
 
+def _connect(text: str) -> None:
+    try:
+        connect = read_connect(_line(text))
+    except BadMessageError as bad:
+        assert bad.msg
+        return
+    again = encode_connect(connect)
+    assert len(again) <= MAX_LINE
+    assert again.count(b"\n") == 1
+    assert read_connect(again[:-1]) == connect
+
+
+def _connect_answer(text: str) -> None:
+    refusal = refused(_UID, "target-refused", text)
+    assert len(refusal) <= MAX_LINE
+    assert refusal.count(b"\n") == 1
+    assert isinstance(read_answer(refusal[:-1]), Error)
+    try:
+        assert isinstance(read_answer(_line(text)), Resp | Error)
+    except BadMessageError as bad:
+        assert bad.msg
+
+
+def _line(text: str) -> bytes:
+    """Return the bytes that the text was made of."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _config(kind: type) -> Callable[[str], None]:
     path = Path(_folder.name) / f"{kind.__name__}.toml"
 
@@ -68,13 +100,15 @@ def _config(kind: type) -> Callable[[str], None]:
 
 PARSERS: list[tuple[Callable[[str], object], list[str]]] = [
     (_address, ["127.0.0.1:5000", "[::1]:5100", "[fe80::1%eth0]:80", "lab.example:65535"]),
-    (_join, [f"scistream://12345678-1234-4234-8234-123456789abc:{'k' * 43}@[::1]:5000/prod?ca={'0' * 64}"]),
+    (_join, [f"scistream://{_UID}:{'k' * 43}@[::1]:5000/prod?ca={'0' * 64}"]),
     (_network, ["10.0.0.0/8", "2001:db8::/32", "127.0.0.1"]),
     (parse_rate, ["10Gbit", "500 Mbit/s", "1.5"]),
     (parse_seconds, ["90s", "15min", "2d"]),
     (parse_size, ["64KiB", "2G"]),
     (parse_ports, ["5100-5200"]),
     (_map, ["127.0.0.1:1,127.0.0.1:2|127.0.0.1:3,127.0.0.1:4|127.0.0.1:5"]),
+    (_connect, [encode_connect(Connect(uid=_UID, channel=3, number=7)).decode()]),
+    (_connect_answer, [accepted(_UID).decode(), refused(_UID, "target-refused", "nobody listens").decode()]),
     (_config(S2CSConfig), [(_CONFIG / "s2cs.toml").read_text()]),
     (_config(S2DSConfig), [(_CONFIG / "s2ds.toml").read_text()]),
     (_config(S2UCConfig), [(_CONFIG / "s2uc.toml").read_text()]),

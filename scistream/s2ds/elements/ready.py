@@ -98,9 +98,12 @@ class ReadyDemand:
         self, clock: Any, setting: ReadySetting, *, grows: bool, channel: int, element: int, elements: int
     ) -> None:
         self._clock = clock
-        total = 1 if setting == "auto" else max(setting, grows)
-        self._least = total // elements + ((element + channel) % elements < total % elements)
-        self._most = max(1, MOST_READY // elements)
+
+        def share(total: int) -> int:
+            return total // elements + ((element + channel) % elements < total % elements)
+
+        self._least = share(1 if setting == "auto" else max(setting, grows))
+        self._most = max(1, share(MOST_READY))
         self._grows = grows or setting == "auto"
         self._claims: deque[float] = deque(maxlen=self._most)
         self._seconds = timing.READY_DEMAND
