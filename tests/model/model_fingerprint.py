@@ -133,7 +133,8 @@ class Painter:
         return (
             *_machine(one.machine, core),
             tuple([(channel, sock.listens) for channel, (sock, _) in one._listeners.items()]),
-            tuple([arming and (arming.target, arming.context) for arming in element.values()]),
+            tuple([(channel, sock.listens) for channel, (sock, _) in one._for_wan.items()]),
+            tuple([arming and (arming.target, arming.gateway, arming.context) for arming in element.values()]),
             one._rate,
             one._timer is not None and one._timer.active(),
             one.released_at is None,

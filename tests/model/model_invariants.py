@@ -46,10 +46,11 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
             core = holding._core
             state = state_of(holding.machine)
             if state in HOLDING:
-                ports += len(core.request.channels)
+                ports += len(core.request.channels) + _for_wan(core)
                 rate += core.request.rate
                 streams.add(key)
-            if any(sock.listens for sock, _ in holding._listeners.values()) and core.current is None:
+            listeners = (*holding._listeners.values(), *holding._for_wan.values())
+            if any(sock.listens for sock, _ in listeners) and core.current is None:
                 yield f"C: {name} listens for {key[1]} in {state}, before any targets were accepted"
             if state != core.state:
                 yield f"S: {name} calls its state {core.state} while its machine is in {state}"
@@ -59,6 +60,12 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
             yield f"B: {name} has promised {server.capacity._reserved:g} Mbit/s, and its live streams have {rate:g}"
         if set(server.elements.streams) != streams:
             yield f"B: the elements of {name} have other streams open than those that live"
+
+
+def _for_wan(core: Any) -> int:
+    """Return how many listeners a gateway needs for those of the producer's side: as many as channels if they dial."""
+    dialled = core.role == CONS and core.current is not None and core.current.wan_dialer == PROD
+    return len(core.request.channels) if dialled else 0
 
 
 def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
@@ -75,7 +82,7 @@ def _nothing_crosses_too_early_or_too_late(world: World) -> Iterator[str]:
 def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
     server = world.gateways[gateway]
     for key, holding in server._streams.items():
-        if key[1] == role and (key in server.elements.streams or holding._listeners):
+        if key[1] == role and (key in server.elements.streams or holding._listeners or holding._for_wan):
             yield f"{gateway} still has something of {role}, after it has answered REL"
 
 
@@ -89,13 +96,16 @@ def crossings(world: World) -> Iterator[tuple[Any, Any]]:
             for producers, producer in _of_role(world, PROD):
                 for there, (other, _) in producer._listeners.items():
                     armed = producers.elements.streams.get((producer._core.uid, PROD), {}).get(there)
-                    if (
-                        armed is not None
-                        and other.listens
-                        and other.getsockname()[1] == arming.target.port
-                        and armed.context == arming.context
-                    ):
+                    if armed is None or armed.context != arming.context:
+                        continue
+                    dialled = _reaches(arming, other) or _reaches(armed, *consumer._for_wan.get(channel, ())[:1])
+                    if dialled:
                         yield producer, consumer
+
+
+def _reaches(arming: Any, sock: Any = None) -> bool:
+    """Return True if a gateway dials this listener of another one, and that listens."""
+    return bool(arming.gateway and sock and sock.listens and sock.getsockname()[1] == arming.gateway.port)
 
 
 def _of_role(world: World, role: Role) -> Iterator[tuple[Any, Any]]:

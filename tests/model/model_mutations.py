@@ -26,6 +26,7 @@ from scistream.s2cs.machine_core import Core as S2CSCore
 from scistream.s2cs.steps import release as s2cs_release
 from scistream.s2cs.steps import targets as s2cs_targets
 from scistream.s2ds import machine as s2ds_machine
+from scistream.s2ds.machine import Core as S2DSCore
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc import machine as s2uc_machine
@@ -244,3 +245,31 @@ def _count_anew() -> None:
 
 def _without_generation(status: Any) -> Any:
     return msgspec.structs.replace(status, generation=0, state="Ready")
+
+
+# -- the producer's gateways dial
+
+
+@mutation(
+    "a gateway whose stream has expired keeps its WAN listeners", "B", "producer dials", 0, 1, "crash", comeback=None
+)
+def _keep_wan_listeners() -> None:
+    return_resources = GatewayStream._return_resources
+
+    def wasteful(self: Any) -> None:
+        if self._core.last_error is not None:
+            self._sockets = self._sockets[: len(self._core.request.channels)]
+        return_resources(self)
+
+    GatewayStream._return_resources = wasteful  # type: ignore[method-assign]
+
+
+@mutation("a gateway tells its WAN listeners in its first answer only", "A", "producer dials", 1, 0, "lose")
+def _tell_wan_listeners_once() -> None:
+    answer_with_state = S2DSCore.answer_with_state
+
+    def forgetful(self: Any, caller: Any, msg: str) -> None:
+        answer_with_state(self, caller, msg)
+        self.wan_listeners = []
+
+    S2DSCore.answer_with_state = forgetful  # type: ignore[method-assign]

@@ -32,7 +32,7 @@ from scistream import resources
 from scistream.links.link import Link
 from scistream.protocol.address import Address, parse_network
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import Role, StreamKey
+from scistream.protocol.messages import CONS, Role, StreamKey
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import Store
 from support.memory_network import MemoryPorts
@@ -127,10 +127,20 @@ class ModelElements:
         self.streams.setdefault((uid, role), dict.fromkeys(slots))
 
     def arm(
-        self, uid: str, role: Role, targets: Mapping[int, Address], credentials: ModelContext, *_: Any, **_wan: Any
+        self,
+        uid: str,
+        role: Role,
+        targets: Mapping[int, Address],
+        credentials: ModelContext,
+        *_: Any,
+        wan_dialer: Role,
+        wan_targets: Mapping[int, Address],
     ) -> Deferred[None]:
-        for channel, target in targets.items():
-            self.streams[uid, role][channel] = ModelArming(target, credentials)
+        channels = self.streams[uid, role]
+        for channel in channels:
+            gateway = (targets if role == CONS else wan_targets).get(channel)
+            assert (gateway is not None) == (role == wan_dialer), "the side that dials knows the others, and only that"
+            channels[channel] = ModelArming(targets.get(channel), gateway, credentials)
         return succeed(None)
 
     def close(self, uid: str, role: Role) -> Deferred[list[Any]]:
@@ -156,9 +166,13 @@ class ModelContext:
 
 @dataclass(frozen=True)
 class ModelArming:
-    """Where the connections of a channel go, and under which credentials."""
+    """Where the connections of a channel go, and under which credentials.
 
-    target: Address
+    :ivar gateway: that of the other side, if this gateway dials it.
+    """
+
+    target: Address | None
+    gateway: Address | None
     context: ModelContext
 
 

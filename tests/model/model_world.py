@@ -52,12 +52,14 @@ class Scenario:
 
     :param script: their steps, in order; each as soon as it makes sense, or never.
     :param gateways: how many S2DS each facility has.
+    :param wan_dialer: the side whose gateways dial the others; None leaves it to the user's client.
     """
 
     name: str
     script: tuple[str, ...]
     gateways: int = 1
     num_conn: int = 1
+    wan_dialer: Role | None = None
 
 
 SCENARIOS = {
@@ -67,6 +69,7 @@ SCENARIOS = {
         Scenario("new targets", ("ask", "producer", "consumer", "other producer")),
         Scenario("user returns", ("ask", "producer", "leave", "return", "consumer", "release")),
         Scenario("pool", ("ask", "consumer", "producer", "release"), gateways=2, num_conn=2),
+        Scenario("producer dials", ("ask", "consumer", "producer", "release"), wan_dialer=PROD),
     )
 }
 
@@ -88,8 +91,8 @@ class Facility:
             state=f"{role}.sqlite",
             audit="none",
         )
-        # The consumer's gateway has to look the producer's up by name: so its arming takes a while.
-        wan = WanSettings(advertise="gateway.example" if role == PROD else "")
+        # A gateway has to look those that it dials up by name: so its arming takes a while.
+        wan = WanSettings(advertise="gateway.example")
         self.gateway_settings = {
             name: S2DSConfig(
                 listen=f"{HOST}:{at}",
@@ -301,6 +304,7 @@ class World:
             num_conn=self.scenario.num_conn,
             expires=EXPIRES,
             hello_timeout=HELLO_TIMEOUT,
+            wan_dialer=self.scenario.wan_dialer,
         )
         self.user = User(process, client, asked.stream)
         asked.deferred.addCallbacks(self._reserved, self._user_failed)

@@ -40,6 +40,8 @@ BOUNDS: tuple[tuple[str, Bounds], ...] = (
     ("user returns", Bounds(0, 1, CRASH)),
     ("pool", Bounds(1, 0, NETWORK)),
     ("pool", Bounds(0, 1, CRASH)),
+    ("producer dials", Bounds(1, 0, NETWORK)),
+    ("producer dials", Bounds(0, 1, CRASH)),
 )
 
 
