@@ -49,7 +49,7 @@ def _listen(reactor: Any, sock: socket.socket, elements: Elements) -> None:
     def carry(accepted: socket.socket, _peer: Any) -> None:
         elements.carry(UID, CONS, 0, accepted, wan=False)
 
-    ChannelListener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0))
+    ChannelListener(reactor, sock).start(carry, partial(elements.has_room, UID, CONS, 0, wan=False))
 
 
 if __name__ == "__main__":

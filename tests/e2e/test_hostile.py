@@ -556,7 +556,10 @@ def test_an_s2cs_without_descriptors_says_so_once_and_goes_on_by_itself(world: W
     carries(world)
 
 
-def test_a_gateway_without_descriptors_says_so_and_goes_on_by_itself(world: World, nothing_left: None) -> None:
+def test_a_gateway_without_descriptors_says_so_and_goes_on_by_itself(
+    fresh_world: Callable[..., World], nothing_left: None
+) -> None:
+    world = fresh_world(centre={"gateway": {"wan": {"bind": HOST, "ready": 0}}})  # or the stream has its share already
     gateway = world.lab.gateways[0]
     with listen() as detector, world.stream([address_of(detector)], rate="100Mbit") as stream:
         wan = Address.parse(stream.requested.streaming()["connection_map"][stream.listeners[0]])

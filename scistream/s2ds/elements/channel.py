@@ -73,6 +73,7 @@ class ElementChannel:
         self._row = row = figures.row(slot, element)
         self._ended_at = figures.ended(element)
         self._self_dialled_at = figures.self_dialled(element)
+        self._dialled_early_at = figures.dialled_early(element)
         self._to_consumer = Flow(to_consumer, windows, self._words, row + shared_figures.TO_CONSUMER)
         self._to_producer = Flow(to_producer, windows, self._words, row + shared_figures.TO_PRODUCER)
         self._turns = Turns(context.reactor, self._words, figures.turns(slot))
@@ -443,7 +444,7 @@ class ElementChannel:
             self._words[self._ended_at] += ends
 
     def _forget_dialled(self) -> None:
-        self._words[self._self_dialled_at] -= 1
+        self._words[self._dialled_early_at] -= 1
         self._budget.ended(self._key)
 
     def _prove(self, source: str) -> None:
@@ -469,7 +470,7 @@ class ElementChannel:
         for _ in range(missing):
             if not self._budget.begin(self._key, self._replenish):
                 break
-            self._words[self._self_dialled_at] += 1
+            self._words[self._dialled_early_at] += 1
             wan = WanConnection(self._context, target, self)
             self._opening.add(wan)
             wan.dial(_nothing, must_speak_connect=True)

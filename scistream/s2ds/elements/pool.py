@@ -354,7 +354,8 @@ class Elements:
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Return whether an element may open two more descriptors; otherwise the kernel would drop the connection."""
-        return OWN_DESCRIPTORS + 2 * (self._connections_at(member.number) + 1) <= member.most_descriptors()
+        early = self._figures.words[self._figures.dialled_early(member.number)]
+        return OWN_DESCRIPTORS + 2 * (self._connections_at(member.number) + 1) + early <= member.most_descriptors()
 
     def _exceeded_limit(self, stream: _PlacedStream) -> str | None:
         """Return why a stream gets no further connection, or None if it may have one."""
@@ -388,13 +389,14 @@ class Elements:
         """Return how many connections of a stream count against its share.
 
         Connections from the WAN that are not joined do not count: they may be strangers, and have a limit of their own.
-        Ready ones count, since the other gateway can let each of them be an application's at any moment.
+        Ready ones of the other gateway count, since it can let each of them be an application's at any moment.
         """
         unjoined = self._unjoined if stream.start.role == PROD else _none
+        is_dialled = stream.update is not None and stream.update.wan_dialer != stream.start.role
         return sum(
             self._on_its_way(stream, channel, member.number)
             + self._channel_word(stream, channel, member.number, shared_figures.OPEN)
-            + self._channel_word(stream, channel, member.number, shared_figures.READY)
+            + (self._channel_word(stream, channel, member.number, shared_figures.READY) if is_dialled else 0)
             for channel in stream.start.slots
             for member in self._members
         ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
@@ -512,7 +514,7 @@ class Elements:
                         Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=ELEMENT_DIED, count=gone)
                     )
         words[self._figures.ended(element)] = self._handed_over[element]
-        words[self._figures.self_dialled(element)] = 0
+        words[self._figures.self_dialled(element)] = words[self._figures.dialled_early(element)] = 0
         return lost
 
     def _replay(self) -> list[ElementCommand]:

@@ -95,8 +95,15 @@ class SharedFigures:
         return element
 
     def self_dialled(self, element: int) -> int:
-        """Return the index in `words` at which an element counts the connections that it has dialled by itself."""
+        """Return the index in `words` at which an element counts the relays on connections that it has dialled itself.
+
+        These are at the producer's side; no connection was handed over for them.
+        """
         return self.elements + element
+
+    def dialled_early(self, element: int) -> int:
+        """Return the index in `words` at which an element counts the connections that it has dialled to be ready."""
+        return 2 * self.elements + element
 
     def tokens(self, slot: int, direction: int) -> SharedTokens:
         """Return the tokens of a stream's rate in one direction (0 or 1).
@@ -138,11 +145,11 @@ class SharedFigures:
         )
 
     def _slot(self, slot: int) -> int:
-        return 2 * self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
+        return 3 * self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
 
 
 def _size(slots: int, elements: int) -> int:
-    return _WORD * (2 * elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
+    return _WORD * (3 * elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
 
 
 @dataclass(frozen=True)
