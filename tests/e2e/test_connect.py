@@ -1,5 +1,6 @@
 """Connect and ready connections: real bytes over loopback, through two gateways in the reactor of the test."""
 
+import contextlib
 import hashlib
 import socket
 import sys
@@ -17,6 +18,8 @@ from scistream.protocol.address import Address
 from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_connect, read_answer, read_connect
 from scistream.protocol.messages import CONS, PROD, Error, Resp, Role
 from scistream.s2ds.elements.channel import MOST_HELD
+from scistream.s2ds.elements.ready import ReadyBudget
+from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import server_name
 from support.applications import MIB, how_it_ends, receive_digest, receive_exactly, reset, send
 
@@ -390,6 +393,84 @@ async def test_a_consumers_gateway_without_connect_is_met_as_before(make: Make) 
     producer.sendall(b"new")
     assert await deferToThread(lambda: peer.tls.recv(3)) == b"new"
     peer.close()
+
+
+class SlowHandMade(HandMade):
+    """A consumer's gateway that sends the beginning of its handshake, and the rest when it is told to."""
+
+    def __init__(self, stream: Stream) -> None:
+        credentials = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS)
+        self.sock = socket.create_connection(stream.prod.address(), timeout=PATIENCE)
+        self.sock.settimeout(None)
+        self.tls = SSL.Connection(credentials.context(), None)
+        self.tls.set_tlsext_host_name(server_name(stream.uid, 0).encode())
+        self.tls.set_connect_state()
+        with contextlib.suppress(SSL.WantReadError):
+            self.tls.do_handshake()
+        self.sock.sendall(self.tls.bio_read(65536))
+
+    def finish(self, line: bytes) -> None:
+        """Complete the handshake and send a line."""
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except SSL.WantReadError:
+                self.tls.bio_write(self.sock.recv(65536))
+        self.tls.send(line)
+        with contextlib.suppress(OSError):  # it may be reset already
+            self.sock.sendall(self.tls.bio_read(65536))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_under_replaced_credentials_does_not_reach_the_new_program(make: Make) -> None:
+    stream = make(ready=0)
+    peer = await deferToThread(SlowHandMade, stream)
+    await stream.until(lambda: stream.prod.figures().connections == 1)
+    renewed = issue_credentials(stream.uid, 2, 600.0, {PROD: stream.prod.secret.csr, CONS: stream.cons.secret.csr})
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.2)
+        stream.prod.arm(renewed[PROD], [Address(*other.getsockname())])
+        await deferToThread(peer.finish, encode_connect(Connect(uid=stream.uid, channel=0)) + b"old")
+        await stream.until(lambda: stream.prod.figures().connections != 1 or stream.prod.figures().accepted == 1)
+        with pytest.raises(TimeoutError):
+            await deferToThread(other.accept)
+    peer.close()
+    await stream.until(lambda: stream.prod.figures().connections == stream.prod.figures().ready == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_connections_with_one_number_are_both_served_and_leave_nothing(make: Make) -> None:
+    stream = make(ready=0)
+    peers = [await deferToThread(HandMade, stream) for _ in range(2)]
+    for peer in peers:
+        await deferToThread(peer.send, encode_connect(Connect(uid=stream.uid, channel=0, number=50)))
+    for _ in peers:
+        await deferToThread(stream.accept)
+    for peer in peers:
+        peer.close()
+    await stream.until(lambda: stream.prod.figures().connections == 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_consumers_that_wait_are_served_although_others_hold_all_ready_places(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadyBudget, "hold", lambda _self, _stream: False)
+    stream = make(wan_dialer=PROD, ready=0)
+    for word in (b"one", b"two"):
+        consumer, producer = await stream.pair()
+        producer.sendall(word)
+        assert await deferToThread(receive_exactly, consumer, 3) == word
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_channel_of_a_gateway_that_dials_has_one_ready_whatever_others_have(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scistream.s2ds.elements.element.MOST_OF_GATEWAY", 8)
+    stream = make(channels=4, wan_dialer=PROD, ready=2)
+    await stream.until(lambda: all(one.ready for one in stream.prod.elements.figures(stream.uid, PROD)))
 
 
 # -- by hand: a producer's gateway

@@ -38,7 +38,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, hash_app_key, new_app_key
 from scistream.protocol.messages import CONS, PROD
 from support.applications import MIB, accept, address_of, connect, listen, receive_exactly
-from support.facilities import Daemon, elements_of
+from support.facilities import HOST, Daemon, elements_of
 from support.waiting import PATIENCE, until
 
 LIMIT = 10.0

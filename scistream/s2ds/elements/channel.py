@@ -357,9 +357,18 @@ class ElementChannel:
 
     def _hold(self, wan: WanConnection) -> None:
         """Make a verified connection a ready one."""
-        if not wan.is_dialled and (len(self._ready) >= MOST_HELD or not self._budget.hold(self._key)):
+        if wan.target is not self._target:  # verified under credentials that are replaced
             wan.abort()
             self._words[self._ended_at] += 1
+            return
+        if not wan.is_dialled and (len(self._ready) >= MOST_HELD or not self._budget.hold(self._key)):
+            self._words[self._ended_at] += 1
+            found = next(iter(self._unserved), None)
+            if found is not None:
+                self._stop_waiting(found)
+                found.callback(wan)
+                return
+            wan.abort()
             self._note(ConnectionEnding(False, TOO_MANY_READY, "far-side"))
             return
         self._ready[wan] = None
@@ -385,11 +394,10 @@ class ElementChannel:
         self._relay_to_program(wan, connect.number)
 
     def _relay_to_program(self, wan: WanConnection, number: int) -> None:
-        assert self._target is not None
         self._words[self._row + shared_figures.ACCEPTED] += 1
         relay = Relay(
             self._context,
-            self._target,
+            wan.target,
             self._to_producer,
             self._to_consumer,
             self._relay_ended,
@@ -468,7 +476,9 @@ class ElementChannel:
             return
         missing = demand.wanted() - len(self._ready) - len(self._opening)
         for _ in range(missing):
-            if not self._budget.begin(self._key, self._replenish):
+            if not self._budget.begin(
+                self._key, self._replenish, needed=target.role == PROD and not self._ready and not self._opening
+            ):
                 break
             self._words[self._dialled_early_at] += 1
             wan = WanConnection(self._context, target, self)

@@ -39,12 +39,13 @@ class ReadyBudget:
         self._opening = 0
         self._waiting: dict[Callable[[], None], None] = {}
 
-    def begin(self, stream: StreamKey, again: Callable[[], None]) -> bool:
+    def begin(self, stream: StreamKey, again: Callable[[], None], *, needed: bool = False) -> bool:
         """Reserve a place for a connection that is to be dialled. Return False if there is none now.
 
         :param again: called when there may be one, if not too many are being dialled.
         """
-        if self._streams.total() >= self._most or self._streams[stream] * STREAM_SHARE >= self._most:
+        is_full = self._streams.total() >= self._most or self._streams[stream] * STREAM_SHARE >= self._most
+        if is_full and not needed:
             return False
         if self._opening >= OPENING_AT_ONCE:
             self._waiting[again] = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 
 from scistream import timing
@@ -56,6 +56,8 @@ class Turns:
 
         :param timeout: how long to wait for connections that do not wait for their turn themselves, in seconds.
         """
+        if number in self._waiting:  # the other gateway has used the number twice
+            return succeed(None)
         turn: Deferred[None] = Deferred(lambda _: self._stop_waiting(number))
         now = self._reactor.seconds()
         self._waiting[number] = now + timeout, now + timing.TURN, turn

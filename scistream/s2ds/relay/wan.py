@@ -89,6 +89,11 @@ class WanConnection:
         self.opened_at = self.seconds_to_open = 0.0
         self.source = ""
 
+    @property
+    def target(self) -> ChannelTarget:
+        """The target, with the credentials under which the other gateway is verified."""
+        return self._target
+
     def accept(self, sock: socket.socket) -> None:
         """Verify the gateway that has dialled this one. The connection owns the socket."""
         self._sock = sock
