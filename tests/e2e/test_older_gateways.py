@@ -18,7 +18,6 @@ from harness import World, free_ports
 from scistream.protocol.messages import CONS, PROD, Role
 from support.applications import MIB, accept, address_of, connect, is_reset, listen, receive_digest, send
 from support.facilities import HOST
-from support.requirements import missing
 from support.waiting import PATIENCE, until
 
 OLDER = "c8993edcffbad8bd9b172205d1d26c0aabb1b22f"
@@ -33,11 +32,11 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the packages of that commit."""
     git = shutil.which("git")
     if git is None or not (REPOSITORY / ".git").exists():
-        missing("git and the history of the project")
+        pytest.skip("this copy of the project has no history")
     command = [str(git), "-c", "safe.directory=*", "archive", OLDER, "scistream", "twisted"]
     packed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False, timeout=60)
     if packed.returncode:
-        missing(f"commit {OLDER[:7]} of the project ({packed.stderr.decode().strip()})")
+        pytest.skip(f"this copy of the project has no commit {OLDER[:7]}: {packed.stderr.decode().strip()}")
     folder = tmp_path_factory.mktemp("older")
     with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
         archive.extractall(folder, filter="data")
