@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.testing import MemoryReactorClock
 
-from scistream import timing
 from scistream.s2ds.relay.poller import Poller
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
@@ -123,17 +122,3 @@ def test_nobody_goes_on_when_the_last_leg_is_gone(clock: MemoryReactorClock) -> 
     ear.close()
     clock.advance(0)
     assert seen == []
-
-
-def test_messages_are_looked_for_again_before_all_that_wait_had_a_long_turn(
-    clock: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timing, "TURNS", 0.0)
-    poller = Poller(clock)
-    seen: list[str] = []
-    for name in "abc":
-        poller.queue_turn(Walker(poller, name, 2, seen))
-    for given in range(1, 7):
-        poller._give_turns()
-        assert "".join(seen) == "abcabc"[:given]
-    clock.advance(0)
