@@ -226,7 +226,7 @@ def test_a_middlebox_that_removes_the_option_leaves_one_path_that_works(
 def test_what_a_gateway_told_the_kernel_is_taken_back_when_it_ends(two_wans: Testbed) -> None:
     def told() -> list[str]:
         command = two_wans.command("pgw", ["ip", "mptcp", "endpoint"])
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
 
     paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
     other = {host: [*both, f"198.19.1.{99 + len(host)}"] for host, both in paths.items()}
