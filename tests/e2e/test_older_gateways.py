@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -38,8 +36,8 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if packed.returncode:
         pytest.skip(f"this copy of the project has no commit {OLDER[:7]}: {packed.stderr.decode().strip()}")
     folder = tmp_path_factory.mktemp("older")
-    with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+    unpack = [shutil.which("tar") or "tar", "--extract", "--directory", str(folder)]
+    subprocess.run(unpack, input=packed.stdout, check=True, timeout=60)  # Python 3.11.2 knows no filters of tarfile
     return folder
 
 
