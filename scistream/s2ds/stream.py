@@ -36,18 +36,19 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from scistream.protocol.port_ranges import in_words
-from scistream.protocol.wan_abilities import DIAL, needed
+from scistream.protocol.wan_abilities import ACCEPT, DIAL, needed
 from scistream.s2ds.capacity import Capacity
 from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.names import look_up
-from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
+from scistream.s2ds.ports import ChannelListener, ListenPorts, Paths
 from scistream.s2ds.probe.measure import Probe
 from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
 from scistream.s2ds.self_target import has_family_of, is_own_address
-from scistream.s2ds.settings import LegSettings, S2DSConfig
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.stream_listeners import OnAccept, StreamListeners
 from scistream.s2ds.tcp_bounds import BoundCheck
 from scistream.state_machines import OUR_FAULT, Caller, guarded, trace
 from scistream.tls.stream_channels import Credentials, StreamSecret
@@ -95,9 +96,11 @@ class GatewayStream:
         self.machine: Stream = new_stream(self._core)
         trace(self.machine, self.log, server.reactor.seconds, party="s2ds", uid=command.uid, role=command.role)
         self.released_at: float | None = None
-        self._listeners: dict[int, tuple[socket.socket, ChannelListener]] = {}
-        self._for_wan: dict[int, tuple[socket.socket, ChannelListener]] = {}
-        """The listeners of a consumer's gateway for those of the producer's side, if they dial."""
+        config, new_listeners = server.config, partial(StreamListeners, server.reactor, server.ports)
+        self._for_wan = new_listeners(config.wan, server.wan_paths)
+        """Where other gateways dial this one: at a consumer's gateway only if the producer's side dials."""
+        self._listeners = self._for_wan if command.role == PROD else new_listeners(config.lan)
+        """Those that RESP announces."""
         self.own_targets: set[int] = set()
         """Ports of this gateway that are or were targets of this stream, as its own WAN listeners.
 
@@ -106,8 +109,6 @@ class GatewayStream:
         self._advertised: dict[str, int] = {}
         """The listeners as announced to others, and their channels."""
         self._rate = 0.0
-        self._sockets: list[socket.socket] = []
-        """The sockets of `ListenPorts` that this stream has to return."""
         self._secret: StreamSecret | None = None
         self._credentials: Credentials | None = None
         self._allowed: Callable[[str], bool] = _allow_none
@@ -153,31 +154,19 @@ class GatewayStream:
             return
         self._rate = request.rate
         self._bounds = BoundCheck(self.key, request.rate)
-        leg: LegSettings = server.config.wan
-        excluded, paths = Counter[int](), server.wan_paths
-        if request.role == CONS:  # a LAN listener on a port that streams dial as a WAN listener would make a loop
-            leg, excluded, paths = server.config.lan, server.dialled, ONE_PATH
+        # A LAN listener on a port that streams dial as a WAN listener would make a loop.
+        excluded = server.dialled if request.role == CONS else ()
         try:
-            if request.listen_ports is None:
-                sockets = server.ports.reserve(leg.bind, len(request.channels), excluded, paths)
-            else:
-                sockets = server.ports.reserve_chosen(leg.bind, request.listen_ports, excluded, paths)
+            self._listeners.reserve(request.channels, request.listen_ports, excluded)
         except StreamError as error:
             self._return_resources()
             self._not_bound(error)
             return
-        self._sockets = sockets
-        self._listeners = {
-            channel: (sock, ChannelListener(server.reactor, sock, server.ports.beside(sock)))
-            for channel, sock in zip(request.channels, sockets, strict=True)
-        }
-        advertised = [str(Address(leg.advertised, sock.getsockname()[1])) for sock in sockets]
-        self._advertised = dict(zip(advertised, request.channels, strict=True))
+        self._advertised = self._listeners.announced
         self._secret = StreamSecret()
         self._allowed = self._source_check(request)
-        slots = {channel: server.ports.slot(sock.getsockname()[1]) for channel, (sock, _) in self._listeners.items()}
-        server.elements.open(request.uid, request.role, request.rate, slots, request.owner or "")
-        self.machine.bound(advertised, self._secret.csr)
+        server.elements.open(request.uid, request.role, request.rate, self._listeners.slots, request.owner or "")
+        self.machine.bound([*self._advertised], self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:
         self._note_release()
@@ -278,9 +267,7 @@ class GatewayStream:
 
     def _take_listeners(self) -> list[ChannelListener]:
         """Forget all listeners, and return them so that they can be stopped."""
-        taken = [listener for _, listener in (*self._listeners.values(), *self._for_wan.values())]
-        self._listeners, self._for_wan = {}, {}
-        return taken
+        return [*self._listeners.take(), *self._for_wan.take()]
 
     def _stop_counting(self) -> None:
         """Log the counts that are not logged yet. Idempotent."""
@@ -289,9 +276,8 @@ class GatewayStream:
 
     def _return_resources(self) -> None:
         """Return ports and capacity. Idempotent."""
-        sockets, self._sockets = self._sockets, []
-        for sock in sockets:
-            self._server.ports.release(sock)
+        self._listeners.release()
+        self._for_wan.release()
         rate, self._rate = self._rate, 0.0
         if rate:
             self._server.capacity.release(rate)
@@ -327,8 +313,7 @@ class GatewayStream:
 
     def wan_listeners(self) -> set[int]:
         """Return the ports of this gateway on which the stream listens for other gateways."""
-        listeners = self._listeners if self._core.role == PROD else self._for_wan
-        return {sock.getsockname()[1] for sock, _ in listeners.values()}
+        return set(self._for_wan.ports.values())
 
     def status(self) -> StreamStatus:
         """Return the state of this stream, for an answer to Status."""
@@ -501,8 +486,8 @@ class GatewayStream:
             numeric = {channel: self._numeric(target, found, to_wan) for channel, target in targets.items()}
             for gateway in gateways.values():
                 self._numeric(gateway, found, True)
-            if to_wan and command.wan_dialer == PROD:
-                self._reserve_for_wan()
+            if to_wan and command.wan_dialer == PROD and not self._for_wan:
+                self._for_wan.reserve([*self._listeners.by_channel])
         except StreamError as error:
             self.machine.not_armed(error)
             return
@@ -518,21 +503,6 @@ class GatewayStream:
         )
         arming.addCallback(lambda _: self._listen(numeric, credentials, command.wan_dialer))
         arming.addErrback(self._not_armed)
-
-    def _reserve_for_wan(self) -> None:
-        """Reserve a listener for the producer's gateways for each channel, unless that is done. `close` returns them.
-
-        :raises StreamError: `no-ports` or `gateway-failed`, with nothing reserved.
-        """
-        if self._for_wan:
-            return
-        server = self._server
-        sockets = server.ports.reserve(server.config.wan.bind, len(self._listeners), paths=server.wan_paths)
-        self._sockets += sockets
-        self._for_wan = {
-            channel: (sock, ChannelListener(server.reactor, sock, server.ports.beside(sock)))
-            for channel, sock in zip(self._listeners, sockets, strict=True)
-        }
 
     def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
         """Return the other addresses of ProdApp for each channel, without those that this gateway may not dial."""
@@ -555,16 +525,16 @@ class GatewayStream:
         if not self._listeners:
             return  # the stream was released in the meantime
         self._credentials = credentials
-        is_producer = self._core.role == PROD
-        if not (is_producer and wan_dialer == PROD):
-            for channel, (_, listener) in self._listeners.items():
-                listener.start(self._acceptor(channel, wan=is_producer), self._room_check(channel, wan=is_producer))
-        for channel, (_, listener) in self._for_wan.items():
-            listener.start(self._acceptor(channel, wan=True), self._room_check(channel, wan=True))
-        host = self._server.config.wan.advertised
-        self.machine.armed([str(Address(host, sock.getsockname()[1])) for sock, _ in self._for_wan.values()])
+        if self._core.role == CONS:
+            self._listen_at(self._listeners, wan=False)
+        if needed(self._core.role, wan_dialer) == ACCEPT:
+            self._listen_at(self._for_wan, wan=True)
+        self.machine.armed([*self._for_wan.announced] if self._core.role == CONS else [])
         if self._is_probe and self._core.role == CONS and self._probe is None:
-            self._start_probe({channel: targets.get(channel) for channel in self._listeners})
+            self._start_probe({channel: targets.get(channel) for channel in self._listeners.by_channel})
+
+    def _listen_at(self, listeners: StreamListeners, *, wan: bool) -> None:
+        listeners.start(partial(self._acceptor, wan=wan), partial(self._room_check, wan=wan))
 
     def _not_armed(self, failure: Failure) -> None:
         if not failure.check(StreamError):
@@ -658,7 +628,7 @@ class GatewayStream:
         if responder is not None:
             responder.stop()
 
-    def _acceptor(self, channel: int, *, wan: bool) -> Callable[[socket.socket, tuple[Any, ...]], None]:
+    def _acceptor(self, channel: int, *, wan: bool) -> OnAccept:
         core = self._core
         is_allowed = self._is_gateway if wan else self._allowed
 

@@ -132,8 +132,8 @@ class Painter:
         element = one._server.elements.streams.get((core.uid, core.role), {})
         return (
             *_machine(one.machine, core),
-            tuple([(channel, sock.listens) for channel, (sock, _) in one._listeners.items()]),
-            tuple([(channel, sock.listens) for channel, (sock, _) in one._for_wan.items()]),
+            _listening(one._listeners),
+            _listening(one._for_wan),
             tuple([arming and (arming.target, arming.gateway, arming.context) for arming in element.values()]),
             one._rate,
             one._timer is not None and one._timer.active(),
@@ -252,6 +252,10 @@ class Painter:
 def _machine(machine: Any, core: Any) -> tuple[Any, ...]:
     """Return what matters of a machine: its state, what its states share, and the data of the state."""
     return state_of(machine), read(core), read(data_of(machine, object))
+
+
+def _listening(listeners: Any) -> tuple[Any, ...]:
+    return tuple([(channel, one._sock.listens) for channel, one in listeners.by_channel.items()])
 
 
 def _end(end: Any) -> tuple[Any, ...]:

@@ -49,8 +49,8 @@ def _gateways_hold_what_lives(world: World) -> Iterator[str]:
                 ports += len(core.request.channels) + _for_wan(core)
                 rate += core.request.rate
                 streams.add(key)
-            listeners = (*holding._listeners.values(), *holding._for_wan.values())
-            if any(sock.listens for sock, _ in listeners) and core.current is None:
+            listeners = (*holding._listeners.by_channel.values(), *holding._for_wan.by_channel.values())
+            if any(listener._sock.listens for listener in listeners) and core.current is None:
                 yield f"C: {name} listens for {key[1]} in {state}, before any targets were accepted"
             if state != core.state:
                 yield f"S: {name} calls its state {core.state} while its machine is in {state}"
@@ -89,23 +89,24 @@ def _held_by(world: World, gateway: str, role: Role) -> Iterator[str]:
 def crossings(world: World) -> Iterator[tuple[Any, Any]]:
     """Yield the pairs of channels' ends, at a producer's and a consumer's gateway, between which bytes can cross."""
     for consumers, consumer in _of_role(world, CONS):
-        for channel, (sock, _) in consumer._listeners.items():
+        for channel, listener in consumer._listeners.by_channel.items():
             arming = consumers.elements.streams.get((consumer._core.uid, CONS), {}).get(channel)
-            if not sock.listens or arming is None:
+            if not listener._sock.listens or arming is None:
                 continue
             for producers, producer in _of_role(world, PROD):
-                for there, (other, _) in producer._listeners.items():
+                for there, other in producer._listeners.by_channel.items():
                     armed = producers.elements.streams.get((producer._core.uid, PROD), {}).get(there)
                     if armed is None or armed.context != arming.context:
                         continue
-                    dialled = _reaches(arming, other) or _reaches(armed, *consumer._for_wan.get(channel, ())[:1])
-                    if dialled:
+                    if _reaches(arming, other) or _reaches(armed, consumer._for_wan.by_channel.get(channel)):
                         yield producer, consumer
 
 
-def _reaches(arming: Any, sock: Any = None) -> bool:
+def _reaches(arming: Any, listener: Any) -> bool:
     """Return True if a gateway dials this listener of another one, and that listens."""
-    return bool(arming.gateway and sock and sock.listens and sock.getsockname()[1] == arming.gateway.port)
+    if not arming.gateway or listener is None:
+        return False
+    return bool(listener._sock.listens and listener._sock.getsockname()[1] == arming.gateway.port)
 
 
 def _of_role(world: World, role: Role) -> Iterator[tuple[Any, Any]]:

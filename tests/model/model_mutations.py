@@ -257,8 +257,8 @@ def _keep_wan_listeners() -> None:
     return_resources = GatewayStream._return_resources
 
     def wasteful(self: Any) -> None:
-        if self._core.last_error is not None:
-            self._sockets = self._sockets[: len(self._core.request.channels)]
+        if self._core.last_error is not None and self._core.role == CONS:
+            self._for_wan._lent = []
         return_resources(self)
 
     GatewayStream._return_resources = wasteful  # type: ignore[method-assign]
