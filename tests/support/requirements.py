@@ -5,6 +5,7 @@ If CI is set and the missing program can be installed, the test fails instead.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shutil
@@ -16,6 +17,8 @@ from types import ModuleType
 from typing import NoReturn
 
 import pytest
+
+from scistream.s2ds.relay import mptcp
 
 NOBODY = 65534
 """The user, and the group, who own nothing."""
@@ -42,6 +45,17 @@ def needs_ipv6() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no address ::1")
+
+
+def needs_mptcp() -> None:
+    """Need Multipath TCP, and skip the test on a kernel without it, also in CI: a kernel cannot be given it."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.PROTOCOL).close()
+    except OSError as problem:
+        lack = mptcp.lack() or ""
+        if problem.errno == errno.EPROTONOSUPPORT:
+            pytest.skip(lack)
+        missing(lack)
 
 
 def needs_root(why: str) -> None:

@@ -20,12 +20,12 @@ from testbed import Testbed
 from testbed_facilities import Facilities, Stream
 
 from scistream.protocol.address import Address
-from scistream.s2ds.relay import mptcp
 from support.applications import MIB, NOISE, how_it_ends, push
-from support.requirements import missing
+from support.requirements import missing, needs_mptcp
 from support.waiting import PATIENCE, until
 
 SECOND = {"pgw": "198.19.1.10", "cgw": "198.19.1.20"}
+SECOND_V6 = {"pgw": "fd73:c150:1:99::10", "cgw": "fd73:c150:1:99::20"}
 LONGEST_PAUSE = 1.5
 WAN_TIMEOUT = 4.0
 CONNECTIONS = 4
@@ -36,14 +36,20 @@ NOBODY = "02:00:00:00:00:01"
 @pytest.fixture(scope="module")
 def two_wans() -> Iterator[Testbed]:
     """Provide a testbed of its own, with a second WAN between the gateways."""
-    lack = netns.missing() or mptcp.lack()
+    needs_mptcp()
+    lack = netns.missing()
     if lack is not None:
         missing(lack)
     with Testbed.of_its_own() as testbed:
         pgw, cgw = testbed.namespace("pgw"), testbed.namespace("cgw")
         netns.ip(f"link add wan1 netns {pgw} type veth peer name wan1 netns {cgw}")
         for host, address in SECOND.items():
-            netns.ip("link set wan1 up", f"addr add {address}/24 dev wan1", namespace=testbed.namespace(host))
+            netns.ip(
+                "link set wan1 up",
+                f"addr add {address}/24 dev wan1",
+                f"addr add {SECOND_V6[host]}/64 dev wan1 nodad",
+                namespace=testbed.namespace(host),
+            )
             with netns.inside(testbed.namespace(host)):
                 Path("/proc/sys/net/mptcp/stale_loss_cnt").write_text("2")  # as in conf/sysctl
         yield testbed
@@ -63,8 +69,9 @@ def cut_first(testbed: Testbed, *, cut: bool) -> None:
 
 def cut_second(testbed: Testbed, *, cut: bool) -> None:
     for host, other in (("pgw", "cgw"), ("cgw", "pgw")):
-        command = f"replace {SECOND[other]} lladdr {NOBODY} nud permanent" if cut else f"del {SECOND[other]}"
-        netns.ip(f"neigh {command} dev wan1", namespace=testbed.namespace(host))
+        for address in (SECOND[other], SECOND_V6[other]):
+            command = f"replace {address} lladdr {NOBODY} nud permanent" if cut else f"del {address}"
+            netns.ip(f"neigh {command} dev wan1", namespace=testbed.namespace(host))
 
 
 def carried_second(testbed: Testbed) -> int:
@@ -117,10 +124,10 @@ def connect(testbed: Testbed, stream: Stream, listener: socket.socket) -> tuple[
 
 
 @contextmanager
-def streaming(testbed: Testbed, facilities: Facilities) -> Iterator[list[Transfer]]:
+def streaming(testbed: Testbed, facilities: Facilities, plan: str | None = None) -> Iterator[list[Transfer]]:
     """Stream over several connections; at the end compare digests, and check that no pause was long."""
     with ThreadPoolExecutor(2 * CONNECTIONS) as pool, ExitStack() as opened:
-        listener = opened.enter_context(closing(testbed.listen("plan", testbed.v4.plan)))
+        listener = opened.enter_context(closing(testbed.listen("plan", plan or testbed.v4.plan)))
         address = Address(*listener.getsockname()[:2])
         stream = opened.enter_context(facilities.stream([address], rate=RATE))
         transfers = []
@@ -235,3 +242,28 @@ def test_what_a_gateway_told_the_kernel_is_taken_back_when_it_ends(two_wans: Tes
         during = told()
     assert told() == before
     assert len(during) == len(before) + len({*other["pgw"]} - {line.split()[0] for line in before})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "port"),
+    [
+        pytest.param("v6", SECOND_V6, 7200, id="IPv6"),
+        pytest.param("v6", SECOND, 7400, id="IPv6-then-IPv4", marks=pytest.mark.long),
+    ],
+)
+def test_a_stream_over_ipv6_paths_survives_the_loss_of_either(
+    two_wans: Testbed, first: str, second: dict[str, str], port: int
+) -> None:
+    v = getattr(two_wans, first)
+    paths = {host: [getattr(v, host), address] for host, address in second.items()}
+    with (
+        Facilities(two_wans, port=port, v=v, paths=paths, wan_timeout=f"{WAN_TIMEOUT:g}s") as facilities,
+        streaming(two_wans, facilities, v.plan),
+    ):
+        wait_for(carried_second, two_wans)
+        for cut, other in ((cut_first, carried_second), (cut_second, carried_first)):
+            cut(two_wans, cut=True)
+            wait_for(other, two_wans)
+            cut(two_wans, cut=False)
+            wait_for(carried_first, two_wans)
+            wait_for(carried_second, two_wans)

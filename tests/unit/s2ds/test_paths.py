@@ -27,17 +27,11 @@ from scistream.s2ds.relay.tcp_info import TcpInfo, over_all_paths, tcp_info
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import S2DSConfig, WanSettings
 from support.leased_ports import leased
-from support.requirements import missing
+from support.requirements import needs_mptcp
 from support.waiting import until
 
 BOTH = ["127.0.0.2", "127.0.0.3"]
 HERE = {"bind": "127.0.0.2", "paths": BOTH}
-
-
-def needs_mptcp() -> None:
-    lack = mptcp.lack()
-    if lack is not None:
-        missing(lack)
 
 
 def without(code: int) -> Any:
