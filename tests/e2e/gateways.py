@@ -20,6 +20,7 @@ from twisted.logger import globalLogPublisher
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role
+from scistream.s2ds.elements.channel import ElementChannel
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.ports import ChannelListener, ListenPorts
@@ -140,8 +141,13 @@ class Side:
 
     def relays(self) -> list[relay.Relay]:
         """Return the open relays of the first channel."""
+        return list(self.channel().relays)
+
+    def channel(self) -> ElementChannel:
+        """Return the first channel of an element in this process."""
         (here,) = self.elements._members
-        return list(here._element._streams[self.uid, self.role].channels[0].relays)  # type: ignore[attr-defined]
+        found: ElementChannel = here._element._streams[self.uid, self.role].channels[0]  # type: ignore[attr-defined]
+        return found
 
 
 class Stream:

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
+from scistream.protocol.address import Address
 from scistream.protocol.connect import Connect
 from scistream.protocol.messages import CONS, PROD, StreamKey
 from scistream.s2ds.elements import shared_figures
@@ -24,7 +25,7 @@ from scistream.s2ds.relay.receive_windows import StreamWindows
 from scistream.s2ds.relay.relay import Relay
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.turns import Turn, Turns
-from scistream.s2ds.relay.wan import WanConnection
+from scistream.s2ds.relay.wan import OUTSIDE, WanConnection
 
 MOST_PROVEN = 256
 """The number of verified peer addresses that a channel remembers."""
@@ -255,10 +256,12 @@ class ElementChannel:
         self._drop_ready()
         return len(relays)
 
-    def drop_outside(self, allowed: Callable[[str], bool]) -> None:
-        """End the ready connections to addresses that are not allowed any more."""
-        for wan in [wan for wan in self._ready if not wan.is_inside(allowed)]:
-            wan.reset("its address is outside the networks that may use the channel", "gateway")
+    def drop_outside(self, allowed: Callable[[Address], bool]) -> None:
+        """End what is ready or being opened, to or from addresses that are not allowed any more; relays go on."""
+        for wan in [wan for wan in (*self._ready, *self._opening, *self._arriving) if not wan.is_inside(allowed)]:
+            wan.reset(OUTSIDE, "gateway")
+        for relay in list(self._joining):
+            relay.drop_outside(allowed)
 
     # -- relays
 
@@ -421,7 +424,7 @@ class ElementChannel:
         if wan in self._opening:
             self._opening.discard(wan)
             self._forget_dialled()
-            self._dial_failed(ending)
+            self._dial_failed(ending, lacks_connect=wan.lacks_connect)
             self._budget.opened()
         elif wan in self._ready:
             self._forget_ready(wan)
@@ -505,9 +508,9 @@ class ElementChannel:
         if timer is not None and timer.active():
             timer.cancel()
 
-    def _dial_failed(self, ending: ConnectionEnding) -> None:
+    def _dial_failed(self, ending: ConnectionEnding, *, lacks_connect: bool) -> None:
         assert self._target is not None
-        if "does not know Connect" in ending.reason:
+        if lacks_connect:
             self._is_old = True
             self.log.info(
                 "uid={uid} role={role} channel {channel}: {gateway} is of a version without Connect: each connection "

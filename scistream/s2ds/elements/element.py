@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Set
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -250,12 +249,17 @@ class Element:
             )
 
     def _set_networks(self, wan_networks: list[str]) -> None:
-        """Dial only in these networks, and end the ready connections to others."""
+        """Dial only in these networks, and end connections to others that carry nothing yet."""
         self._settings = msgspec.structs.replace(self._settings, wan_networks=wan_networks)
-        networks = tuple(map(parse_network, wan_networks))
+        networks, has_all = tuple(map(parse_network, wan_networks)), has_every_address(wan_networks)
+
+        def is_allowed(address: Address) -> bool:
+            numeric = address.numeric
+            return has_all if numeric is None else inside(numeric, networks)
+
         for stream in self._streams.values():
             for channel in stream.channels.values():
-                channel.drop_outside(lambda host: inside(ip_address(host.partition("%")[0]), networks))
+                channel.drop_outside(is_allowed)
 
     def _make_room(self, command: MakeRoom) -> None:
         stream = self._streams.get((command.uid, command.role))

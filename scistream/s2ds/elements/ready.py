@@ -40,9 +40,10 @@ class ReadyBudget:
         self._waiting: dict[Callable[[], None], None] = {}
 
     def begin(self, stream: StreamKey, again: Callable[[], None], *, needed: bool = False) -> bool:
-        """Reserve a place for a connection that is to be dialled. Return False if there is none now.
+        """Reserve a place for a connection that is to be dialled. Return False if no place is free now.
 
-        :param again: called when there may be one, if not too many are being dialled.
+        :param again: called once a place may be free, if the reason is that too many are being dialled.
+        :param needed: dial it even if the stream or the element has its full number of ready connections.
         """
         is_full = self._streams.total() >= self._most or self._streams[stream] * STREAM_SHARE >= self._most
         if is_full and not needed:
@@ -68,20 +69,20 @@ class ReadyBudget:
             del self._streams[stream]
 
     def hold(self, stream: StreamKey) -> bool:
-        """Reserve a place for a connection that another gateway has opened. Return False if there is none."""
+        """Reserve a place for a connection that another gateway has opened. Return False if no place is free."""
         if self._held[stream] >= self._most or self._held.total() >= HELD * self._most:
             return False
         self._held[stream] += 1
         return True
 
     def release(self, stream: StreamKey) -> None:
-        """Return the place of such a connection."""
+        """Return the place of a connection that another gateway has opened."""
         self._held[stream] -= 1
         if not self._held[stream]:
             del self._held[stream]
 
     def forget(self, again: Callable[[], None]) -> None:
-        """Call this no more."""
+        """Do not call this function of `begin` any more."""
         self._waiting.pop(again, None)
 
 

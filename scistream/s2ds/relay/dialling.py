@@ -8,6 +8,7 @@ from collections.abc import Callable
 from twisted.internet.task import deferLater
 
 from scistream import timing
+from scistream.protocol.address import Address
 from scistream.s2ds.relay.context import ChannelTarget, RelayContext
 from scistream.s2ds.relay.leg import ConnectionBrokenError, DialRefusedError, ShortageError
 from scistream.s2ds.relay.plain import dial
@@ -15,11 +16,11 @@ from scistream.s2ds.relay.proxy import dial_through
 
 
 async def dial_target(
-    context: RelayContext, target: ChannelTarget, on_sent: Callable[[], None], *, wan: bool
+    context: RelayContext, target: ChannelTarget, on_sent: Callable[[Address], None], *, wan: bool
 ) -> socket.socket:
     """Connect to the other gateway or to ProdApp; while this machine lacks resources, try again for `dial_timeout`.
 
-    :param on_sent: called when a connection request has been sent.
+    :param on_sent: called when a connection request has been sent, with the address to which it goes.
     :param wan: True to connect to the other gateway.
     :raises ConnectionBrokenError: if no address answers; `DialRefusedError` if one refused the connection.
     """
@@ -34,7 +35,7 @@ async def dial_target(
 
 
 async def _dial_any(
-    context: RelayContext, target: ChannelTarget, on_sent: Callable[[], None], deadline: float, *, wan: bool
+    context: RelayContext, target: ChannelTarget, on_sent: Callable[[Address], None], deadline: float, *, wan: bool
 ) -> socket.socket:
     """Connect to the first address of the target that answers; the time left is divided among the addresses."""
     name = target.gateway if wan else target.program
@@ -49,7 +50,7 @@ async def _dial_any(
         seconds_left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds()) / (len(addresses) - tried)
         try:
             if wan and context.proxy is not None:
-                on_sent()
+                on_sent(address)
                 return await dial_through(context, context.proxy, address, name, seconds_left)
             dialling = dial(
                 context.reactor,
@@ -62,7 +63,7 @@ async def _dial_any(
                 wan=wan,
                 multipath=wan and context.multipath,
             )
-            on_sent()
+            on_sent(address)
             sock = await dialling
         except ShortageError:
             raise

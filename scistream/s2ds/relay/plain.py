@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from scistream.protocol.address import Address
+from scistream.s2ds.relay.attempt import Attempt
 from scistream.s2ds.relay.buffers import Buffer, Pipe
 from scistream.s2ds.relay.leg import (
     LOCAL_SHORTAGES,
@@ -163,37 +165,28 @@ def _not_dialled(peer_name: str, code: int, *, wan: bool) -> ConnectionBrokenErr
     return ConnectionBrokenError(f"{peer_name} cannot be reached: {os.strerror(code)}", "wan" if wan else "application")
 
 
-class _Dialling:
+class _Dialling(Attempt):
     """One connection attempt."""
 
-    batch_added = 0
-
     def __init__(self, poller: Poller, sock: socket.socket, peer_name: str, *, wan: bool) -> None:
-        self.result: Deferred[socket.socket] = Deferred(self._cancelled)
-        self._poller = poller
-        self._sock: socket.socket | None = sock
+        super().__init__(poller, sock)
+        self.result: Deferred[socket.socket] = Deferred(lambda _: self.close())
         self._far = peer_name
         self._wan = wan
-        self._timer: Any = None
-        self._is_polled = False
 
     def start(self, reactor: Any, code: int, timeout: float) -> None:
         if code not in (0, errno.EINPROGRESS):
             self.fail(code)
             return
         try:
-            self._poller.add(self)
+            self.watch(reactor, timeout, partial(self._not_answered, timeout))
         except OSError as problem:
             self.fail(problem.errno or errno.EIO)
-            return
-        self._is_polled = True
-        self._timer = reactor.callLater(timeout, self._time_out, timeout)
 
     def fail(self, code: int) -> None:
         self._end(_not_dialled(self._far, code, wan=self._wan))
 
-    def _time_out(self, timeout: float) -> None:
-        self._timer = None
+    def _not_answered(self, timeout: float) -> None:
         self._end(
             ConnectionBrokenError(
                 f"{self._far} did not answer within {max(1, round(timeout))} s", "wan" if self._wan else "application"
@@ -201,30 +194,11 @@ class _Dialling:
         )
 
     def _end(self, broken: ConnectionBrokenError) -> None:
-        sock = self._detach()
-        if sock is not None:
-            sock.close()
+        if self._sock is not None:
+            self.close()
             self.result.errback(Failure(broken))
 
-    def _detach(self) -> socket.socket | None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._is_polled:
-            self._poller.remove(self)
-            self._is_polled = False
-        sock, self._sock = self._sock, None
-        return sock
-
-    def _cancelled(self, _result: Deferred[socket.socket]) -> None:
-        sock = self._detach()
-        if sock is not None:
-            sock.close()
-
     # -- Polled
-
-    def fileno(self) -> int:
-        return -1 if self._sock is None else self._sock.fileno()
 
     def event(self, mask: int) -> None:
         if self._sock is None or not mask & WRITABLE:
@@ -236,7 +210,7 @@ class _Dialling:
         if is_itself(self._sock):
             self.fail(errno.ECONNREFUSED)
             return
-        sock = self._detach()
+        sock = self.detach()
         assert sock is not None
         self.result.callback(sock)
 

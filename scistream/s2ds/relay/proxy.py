@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import Any
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from scistream import timing
 from scistream.protocol.address import Address
 from scistream.protocol.errors import printable
+from scistream.s2ds.relay.attempt import Attempt
 from scistream.s2ds.relay.context import RelayContext
 from scistream.s2ds.relay.leg import ConnectionBrokenError, pending_error
 from scistream.s2ds.relay.plain import dial
@@ -64,34 +65,24 @@ async def dial_through(
     raise problem
 
 
-class _Tunnel:
+class _Tunnel(Attempt):
     """The request to a proxy and its answer, on a connected socket, which is closed if that fails."""
 
-    batch_added = 0
-
     def __init__(self, context: RelayContext, sock: socket.socket, target: Address, name: str, seconds: float) -> None:
-        self.opened: Deferred[None] = Deferred(lambda _: self._close())
-        self._poller = context.poller
-        self._sock: socket.socket | None = sock
+        super().__init__(context.poller, sock)
+        self.opened: Deferred[None] = Deferred(lambda _: self.close())
         self._name = name
-        self._seconds = seconds
-        self._timer: Any = context.reactor.callLater(seconds, self._time_out)
         request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
-        self._is_polled = False
         try:
             sent = sock.send(request)
-            self._poller.add(self)
+            self.watch(context.reactor, seconds, partial(self._not_answered, seconds))
         except OSError as problem:
             self._fail(f"cannot be used: {problem.strerror}")
             return
-        self._is_polled = True
         if sent < len(request):  # a new connection has room for some hundred bytes
             self._fail("does not take a request")
 
     # -- Polled
-
-    def fileno(self) -> int:
-        return -1 if self._sock is None else self._sock.fileno()
 
     def event(self, mask: int) -> None:
         sock = self._sock
@@ -126,29 +117,13 @@ class _Tunnel:
             self._fail(f'refused: "{told}"')
         else:
             sock.recv(len(answer))
-            self._detach()
+            self.detach()
             self.opened.callback(None)
 
-    def _time_out(self) -> None:
-        self._timer = None
-        self._fail(f"did not answer within {max(1, round(self._seconds))} s")
+    def _not_answered(self, seconds: float) -> None:
+        self._fail(f"did not answer within {max(1, round(seconds))} s")
 
     def _fail(self, what: str) -> None:
-        self._close()
+        self.close()
         if not self.opened.called:
             self.opened.errback(Failure(ConnectionBrokenError(f"{self._name} {what}", "wan")))
-
-    def _close(self) -> None:
-        sock = self._detach()
-        if sock is not None:
-            sock.close()
-
-    def _detach(self) -> socket.socket | None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._is_polled:
-            self._poller.remove(self)
-            self._is_polled = False
-        sock, self._sock = self._sock, None
-        return sock

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
+from scistream.protocol.address import Address
 from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_connect, read_answer
 from scistream.protocol.errors import BadMessageError, ErrorCode, printable
 from scistream.protocol.messages import CONS, MAX_REASON, Cause, Error
@@ -35,7 +36,7 @@ from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
-from scistream.s2ds.relay.wan import WanConnection, refuse_connect
+from scistream.s2ds.relay.wan import OUTSIDE, WanConnection, refuse_connect
 
 MOST_UNDER_ONE_KEY = 362 * 2**30
 """The number of bytes in one direction after which RFC 8446 (section 5.5) advises new keys for AES-GCM."""
@@ -233,6 +234,11 @@ class Relay:
         if not self.over:
             self._finish(ConnectionEnding(False))
 
+    def drop_outside(self, allowed: Callable[[Address], bool]) -> None:
+        """Reset the connection if it still waits for another gateway at an address that is not allowed any more."""
+        if self._dialling is not None and not self._dialling.is_inside(allowed):
+            self.reset(OUTSIDE, "gateway")
+
     def sample(self) -> Sample:
         """Return the current figures; all are zero before both sides are joined and after the end."""
         if not self._pumps:
@@ -356,7 +362,7 @@ class Relay:
         context, start = self._context, self._target.start
         while True:
             try:
-                sock = await dial_target(context, self._target, self._turn.finish, wan=False)
+                sock = await dial_target(context, self._target, lambda _: self._turn.finish(), wan=False)
             except DialRefusedError:
                 if not await start.wait(context.reactor, timing.DIAL_AGAIN, context.dial_timeout):
                     raise

@@ -15,18 +15,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.protocol.address import address_group
+from scistream.protocol.address import Address, address_group
 from scistream.protocol.connect import MAX_LINE, Connect, read_connect, refused
 from scistream.protocol.errors import BadMessageError, ErrorCode
 from scistream.protocol.messages import PROD, Cause
 from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayContext
 from scistream.s2ds.relay.dialling import dial_target
+from scistream.s2ds.relay.handshake import OldGatewayError
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, explain, prepare, set_keepalive
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tcp_info import tcp_info
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.tls.files import CertificateError
 from scistream.tls.stream_channels import server_name, speaks_connect, verify_peer
+
+OUTSIDE = "the address of the other gateway is outside the networks that this gateway may use (wan_networks)"
 
 MOST_DISCARDED = 1024 * 1024
 """The bytes of an application that are discarded after Connect was refused, before the connection is closed anyway."""
@@ -56,6 +59,9 @@ class WanConnection:
     :ivar seconds_to_open: how long the handshake took, with the dial.
     :ivar has_misbehaved: True if it ended because the other gateway broke the rules of Connect.
     :ivar source: the address or network of a peer that has dialled.
+    :ivar lacks_connect: True if it ended since the other gateway does not know Connect.
+    :ivar address: where the other gateway is: of a peer that has dialled, or where it is dialled, which may be a name
+        if a proxy looks it up. None until it is known.
     """
 
     __slots__ = (
@@ -66,9 +72,11 @@ class WanConnection:
         "_owner",
         "_sock",
         "_target",
+        "address",
         "has_misbehaved",
         "is_dialled",
         "is_verified",
+        "lacks_connect",
         "opened_at",
         "over",
         "seconds_to_open",
@@ -88,6 +96,8 @@ class WanConnection:
         self.is_verified = self.speaks_connect = self.is_dialled = self.has_misbehaved = self.over = False
         self.opened_at = self.seconds_to_open = 0.0
         self.source = ""
+        self.address: Address | None = None
+        self.lacks_connect = False
 
     @property
     def target(self) -> ChannelTarget:
@@ -97,7 +107,8 @@ class WanConnection:
     def accept(self, sock: socket.socket) -> None:
         """Verify the gateway that has dialled this one. The connection owns the socket."""
         self._sock = sock
-        self.source = _address_of(sock)
+        self.address = _address_of(sock)
+        self.source = address_group(self.address.host) if self.address is not None else ""
         self._start(self._accept(sock))
 
     def dial(self, on_sent: Callable[[], None], *, must_speak_connect: bool) -> None:
@@ -123,7 +134,7 @@ class WanConnection:
         set_keepalive(self._leg.sock, timing.READY_SILENCE)
 
     def is_alive(self) -> bool:
-        """Return False if the other gateway has ended the connection, or has not answered TCP's probes."""
+        """Return False if the other gateway has ended the connection, or does not answer TCP."""
         assert self._leg is not None
         try:
             if not self._leg.sock.recv(1, socket.MSG_PEEK):
@@ -132,14 +143,12 @@ class WanConnection:
             pass
         except OSError:
             return False
-        return tcp_info(self._leg.sock).probes < 2  # the answer to one may be on its way
+        info = tcp_info(self._leg.sock)  # TCP does not probe while the last bytes are not acknowledged
+        return info.probes < 2 and info.retransmits < 2  # the answer to one may be on its way
 
-    def is_inside(self, allowed: Callable[[str], bool]) -> bool:
-        """Return whether the address of the other gateway is allowed."""
-        try:
-            return self._leg is not None and allowed(self._leg.sock.getpeername()[0])
-        except OSError:
-            return False
+    def is_inside(self, allowed: Callable[[Address], bool]) -> bool:
+        """Return whether the address of the other gateway is allowed, or not known yet."""
+        return self.address is None or allowed(self.address)
 
     def rtt(self) -> float:
         """Return the smoothed round-trip time in seconds."""
@@ -207,7 +216,12 @@ class WanConnection:
 
     async def _dial(self, on_sent: Callable[[], None], must_speak_connect: bool) -> None:
         target = self._target
-        self._sock = sock = await dial_target(self._context, target, on_sent, wan=True)
+
+        def sent(address: Address) -> None:
+            self.address = address
+            on_sent()
+
+        self._sock = sock = await dial_target(self._context, target, sent, wan=True)
         server = "CONS" if target.role == PROD else PROD
         name = server_name(target.uid, target.channel, server)
         await self._shake_hands(sock, name, must_speak_connect=must_speak_connect)
@@ -238,6 +252,7 @@ class WanConnection:
         if self.over or failure.check(CancelledError):
             return
         wrong = failure.value
+        self.lacks_connect = isinstance(wrong, OldGatewayError)
         if isinstance(wrong, ConnectionBrokenError | CertificateError):
             self.reset(str(wrong), wrong.cause if isinstance(wrong, ConnectionBrokenError) else "wan")
         elif isinstance(wrong, OSError):
@@ -374,9 +389,10 @@ class _Farewell:
             leg.close()
 
 
-def _address_of(sock: socket.socket) -> str:
-    """Return the address or network that identifies the peer; empty if the connection is over."""
+def _address_of(sock: socket.socket) -> Address | None:
+    """Return the address of the peer; None if the connection is over."""
     try:
-        return address_group(sock.getpeername()[0])
+        host, port, *_ = sock.getpeername()
     except OSError:
-        return ""
+        return None
+    return Address(host, port)
