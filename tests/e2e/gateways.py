@@ -27,7 +27,7 @@ from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.s2ds.relay import relay
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret
-from support.applications import NOISE, how_it_ends
+from support.applications import NOISE, how_it_ends, receive_digest, send_and_end
 from support.leased_ports import leased
 from support.waiting import until_in_reactor
 
@@ -40,6 +40,18 @@ PATIENCE = 20.0
 async def both(*jobs: Callable[[], Any]) -> list[Any]:
     """Run blocking jobs in threads, at once."""
     return list(await gatherResults([deferToThread(job) for job in jobs], consumeErrors=True))
+
+
+async def carry_both_ways(consumer: socket.socket, producer: socket.socket, count: int) -> None:
+    """Send that many bytes in both directions at once, until both have ended, and compare digests."""
+    said, answered, heard, got = await both(
+        lambda: send_and_end(consumer, count),
+        lambda: send_and_end(producer, count),
+        lambda: receive_digest(producer),
+        lambda: receive_digest(consumer),
+    )
+    assert heard == (count, said)
+    assert got == (count, answered)
 
 
 def sleep(seconds: float) -> Deferred[None]:

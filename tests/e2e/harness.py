@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import tomli_w
 from scistream.pki.authority import init_authority, issue
 from scistream.s2uc.history import StreamHistory
 from support import facilities
-from support.applications import MIB, connect
+from support.applications import MIB, connect, noise, receive, send_all, sha256
 from support.facilities import HOST, Daemon, Facility, files_of, loopback
 from support.fork_server import TIMING
 from support.leased_ports import leased
@@ -38,6 +39,19 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
     with ThreadPoolExecutor(len(jobs)) as pool:
         running = [pool.submit(job) for job in jobs]
         return [one.result(2 * PATIENCE) for one in running]
+
+
+def exchange(consumer: socket.socket, producer: socket.socket, *, seed: int) -> None:
+    """Send some MiB in both directions at once, until both have ended, and compare digests."""
+    there, back = noise(3 * MIB, seed=seed), noise(2 * MIB, seed=seed + 1)
+    _, _, arrived, returned = together(
+        partial(send_all, consumer, there),
+        partial(send_all, producer, back),
+        partial(receive, producer),
+        partial(receive, consumer),
+    )
+    assert sha256(arrived) == sha256(there)
+    assert sha256(returned) == sha256(back)
 
 
 # Ports

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import pytest_twisted
-from gateways import PATIENCE, Make, Stream, both
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from gateways import PATIENCE, Make, Stream, both, carry_both_ways
 from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
@@ -21,7 +23,7 @@ from scistream.s2ds.elements.channel import MOST_HELD
 from scistream.s2ds.elements.ready import ReadyBudget
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import server_name
-from support.applications import MIB, how_it_ends, receive_digest, receive_exactly, reset, send
+from support.applications import MIB, how_it_ends, receive_exactly, reset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -53,19 +55,7 @@ async def test_a_claimed_connection_is_replaced_and_carries_every_byte_both_ways
     await stream.until(ready(stream, 2))
     consumer, producer = await stream.pair()
     await stream.until(lambda: all(side.figures().ready >= 2 for side in (stream.prod, stream.cons)))
-
-    def talk(sock: socket.socket) -> str:
-        digest = send(sock, 8 * MIB)
-        sock.shutdown(socket.SHUT_WR)
-        return digest
-
-    up, down, got_up, got_down = await both(
-        lambda: talk(consumer),
-        lambda: talk(producer),
-        lambda: receive_digest(producer),
-        lambda: receive_digest(consumer),
-    )
-    assert (got_up, got_down) == ((8 * MIB, up), (8 * MIB, down))
+    await carry_both_ways(consumer, producer, 8 * MIB)
     await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
     for side in (stream.prod, stream.cons):
         assert (side.figures().accepted, side.figures().reset) == (1, 0)
@@ -223,6 +213,13 @@ async def test_a_program_that_comes_back_gets_its_connections_again(make: Make) 
 # -- by hand: a consumer's gateway
 
 
+def read_line(tls: SSL.Connection) -> bytes:
+    found = b""
+    while not found.endswith(b"\n"):
+        found += tls.recv(1)
+    return found[:-1]
+
+
 class HandMade:
     """A consumer's gateway made by hand; every method blocks."""
 
@@ -231,12 +228,8 @@ class HandMade:
         context = credentials.context()
         if not alpn:
             context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-            bundle = credentials
-            from cryptography import x509
-            from cryptography.hazmat.primitives import serialization
-
-            context.use_certificate(x509.load_pem_x509_certificate(bundle.certificate.encode()))
-            key = serialization.load_pem_private_key(bundle.key.encode(), None)
+            context.use_certificate(x509.load_pem_x509_certificate(credentials.certificate.encode()))
+            key = serialization.load_pem_private_key(credentials.key.encode(), None)
             context.use_privatekey(key)  # type: ignore[arg-type]
         self.sock = socket.create_connection(stream.prod.address(), timeout=PATIENCE)
         self.sock.settimeout(None)
@@ -249,10 +242,7 @@ class HandMade:
         self.tls.sendall(data)
 
     def line(self) -> bytes:
-        found = b""
-        while not found.endswith(b"\n"):
-            found += self.tls.recv(1)
-        return found[:-1]
+        return read_line(self.tls)
 
     def end(self) -> str:
         """Return how the connection ends: cleanly, or by a reset."""
@@ -497,13 +487,6 @@ class HandMadeProducer:
         tls.set_accept_state()
         tls.do_handshake()
         return tls
-
-
-def read_line(tls: SSL.Connection) -> bytes:
-    found = b""
-    while not found.endswith(b"\n"):
-        found += tls.recv(1)
-    return found[:-1]
 
 
 @pytest.mark.parametrize(

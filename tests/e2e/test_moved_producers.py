@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from functools import partial
 
 from harness import World, together
 
 from scistream.protocol.messages import CONS, PROD
-from support.applications import MIB, accept, address_of, listeners, noise, receive, receive_exactly, sha256
+from support.applications import MIB, accept, address_of, listeners, noise, receive, receive_exactly, send_all, sha256
 from support.waiting import until
-
-
-def send(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
 
 
 def test_data_flows_to_where_a_program_that_came_back_listens_without_a_client_of_the_user(world: World) -> None:
@@ -38,7 +32,7 @@ def test_data_flows_to_where_a_program_that_came_back_listens_without_a_client_o
             for channel, listener in enumerate(others):
                 analysis = stream.connect(channel)
                 with analysis, accept(listener) as new:
-                    _, arrived = together(partial(send, new, data), partial(receive, analysis))
+                    _, arrived = together(partial(send_all, new, data), partial(receive, analysis))
                     assert sha256(arrived) == sha256(data)
             camera.sendall(more)
             assert sha256(receive_exactly(earlier, len(more))) == sha256(more), "what is open stays where it is"

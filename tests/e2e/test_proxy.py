@@ -6,14 +6,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import World, free_ports, together
+from harness import World, exchange, free_ports
 
 from scistream.protocol.messages import CONS, PROD
-from support.applications import MIB, accept, address_of, how_it_ends, listeners, noise, receive, sha256
+from support.applications import accept, address_of, how_it_ends, listeners
 from support.facilities import HOST
 from support.programs import Program
 from support.requirements import needs
@@ -22,11 +21,6 @@ from support.waiting import until
 
 def through(port: int, **wan: object) -> dict[str, object]:
     return {"gateway": {"wan": {"bind": HOST, "proxy": f"http://{HOST}:{port}", **wan}}}
-
-
-def send(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
 
 
 def _accepts(port: int) -> bool:
@@ -55,17 +49,9 @@ def test_the_gateways_of_either_side_stream_through_a_real_proxy(
     with tinyproxy(tmp_path) as (port, log):
         sides = {"centre": through(port)} if dialer == CONS else {"lab": through(port, accept=False)}
         world = fresh_world(**sides)
-        there, back = noise(3 * MIB, seed=1), noise(2 * MIB, seed=2)
         with world.unchanged(), listeners(1) as (target,), world.stream([address_of(target)]) as stream:
             with stream.connect() as consumer, accept(target) as producer:
-                _, _, arrived, returned = together(
-                    partial(send, consumer, there),
-                    partial(send, producer, back),
-                    partial(receive, producer),
-                    partial(receive, consumer),
-                )
-            assert sha256(arrived) == sha256(there)
-            assert sha256(returned) == sha256(back)
+                exchange(consumer, producer, seed=1)
             used = [line for line in log.read_text().splitlines() if "CONNECT 127.0.0.1:" in line]
             assert used
     assert world.lab.gateways

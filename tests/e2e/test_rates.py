@@ -15,7 +15,7 @@ import pytest
 from harness import Streaming, World, together
 
 from bench import arrivals
-from support.applications import accept, address_of, listen, receive_exactly, send
+from support.applications import accept, address_of, listen, receive_exactly, send_and_end
 from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -99,9 +99,7 @@ class Connections:
 
         def talk(source: socket.socket) -> str:
             source.settimeout(seconds + PATIENCE)
-            digest = send(source, each)
-            source.shutdown(socket.SHUT_WR)
-            return digest
+            return send_and_end(source, each)
 
         receivers = [Receiver(sinks, rate) for _, sinks in ways]
         sent = together(*(lambda source=source: talk(source) for sources, _ in ways for source in sources))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from cryptography.x509 import load_pem_x509_certificates
-from gateways import PATIENCE, Make, _readers, both, fill, sleep
+from gateways import PATIENCE, Make, _readers, both, carry_both_ways, fill, sleep
 from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
@@ -43,20 +43,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on
 async def test_both_directions_at_once_deliver_every_byte(make: Make) -> None:
     stream = make()
     consumer, producer = await stream.pair()
-
-    def talk(sock: socket.socket) -> str:
-        digest = send(sock, 64 * MIB)
-        sock.shutdown(socket.SHUT_WR)
-        return digest
-
-    sent_up, sent_down, got_up, got_down = await both(
-        lambda: talk(consumer),
-        lambda: talk(producer),
-        lambda: receive_digest(producer),
-        lambda: receive_digest(consumer),
-    )
-    assert got_up == (64 * MIB, sent_up)
-    assert got_down == (64 * MIB, sent_down)
+    await carry_both_ways(consumer, producer, 64 * MIB)
     await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
     for side in (stream.prod, stream.cons):
         figures = side.figures()

@@ -15,7 +15,7 @@ from hashlib import sha256
 
 import pytest
 import pytest_twisted
-from gateways import PATIENCE, Make, Side, Stream, both, sleep
+from gateways import PATIENCE, Make, Side, Stream, both, carry_both_ways, sleep
 from harness import open_descriptors
 from twisted.internet.threads import deferToThread
 
@@ -132,20 +132,7 @@ async def test_segments_of_a_few_bytes_make_no_difference(make: Make, part: int)
     stream = make(handshake_timeout=PATIENCE, ready=0)
     with toxic(stream, part=part):
         consumer, producer = await stream.pair()
-
-        def talk(sock: socket.socket) -> str:
-            digest = send(sock, 40_000)
-            sock.shutdown(socket.SHUT_WR)
-            return digest
-
-        said, answered, heard, got = await both(
-            lambda: talk(consumer),
-            lambda: talk(producer),
-            lambda: receive_digest(producer),
-            lambda: receive_digest(consumer),
-        )
-        assert heard == (40_000, said)
-        assert got == (40_000, answered)
+        await carry_both_ways(consumer, producer, 40_000)
         for sock in (consumer, producer):
             sock.close()
 

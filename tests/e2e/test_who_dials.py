@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
-from harness import World, refused_request, together
+from harness import World, exchange, refused_request
 
 from scistream.protocol.messages import CONS, PROD
-from support.applications import MIB, accept, address_of, listeners, noise, receive, receive_exactly, sha256
+from support.applications import accept, address_of, listeners, receive_exactly
 from support.facilities import HOST
 from support.tcp_sockets import LISTEN
 from support.waiting import PATIENCE, until
@@ -27,29 +26,11 @@ def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         yield world
 
 
-def send(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
-
-
 def listening(world: World) -> set[int]:
     """Return the ports of the producer's gateway that listen for streams."""
     (gateway,) = world.lab.gateways
     ports = range(gateway.first_port, gateway.last_port + 1)
     return {sock.local for sock in gateway.machine.sockets(LISTEN) if sock.local in ports}
-
-
-def exchange(consumer: socket.socket, producer: socket.socket, *, seed: int) -> None:
-    """Send data in both directions at the same time, and compare digests."""
-    there, back = noise(3 * MIB, seed=seed), noise(2 * MIB, seed=seed + 1)
-    _, _, arrived, returned = together(
-        partial(send, consumer, there),
-        partial(send, producer, back),
-        partial(receive, producer),
-        partial(receive, consumer),
-    )
-    assert sha256(arrived) == sha256(there)
-    assert sha256(returned) == sha256(back)
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -61,6 +61,12 @@ def noise(count: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(count)
 
 
+def send_all(sock: socket.socket, data: bytes) -> None:
+    """Send all of it and end this direction."""
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
 def receive(sock: socket.socket) -> bytes:
     """All until the other side ends its direction."""
     parts = []
@@ -103,6 +109,13 @@ def send(sock: socket.socket, count: int) -> str:
         digest.update(chunk)
         count -= len(chunk)
     return digest.hexdigest()
+
+
+def send_and_end(sock: socket.socket, count: int) -> str:
+    """Send that many bytes and end this direction; their SHA-256."""
+    digest = send(sock, count)
+    sock.shutdown(socket.SHUT_WR)
+    return digest
 
 
 def receive_digest(sock: socket.socket) -> tuple[int, str]:
