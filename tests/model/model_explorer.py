@@ -15,7 +15,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,10 @@ SOON_ENOUGH = 300.0
 # -- in one process or in two
 
 
+class WorkerDiedError(Exception):
+    """A process that made runs is gone, so it is not known what its runs would have found."""
+
+
 def explore(
     scenario: Scenario,
     bounds: Bounds,
@@ -282,22 +288,33 @@ def explore(
         have as many faults as the first in which anything is.
     :param prepare: called first, in each process, with everything installed: to plant a fault in the code.
     :param tell: gets a line from time to time.
+    :raises WorkerDiedError: if a process is gone before its runs are made.
     """
     seen = seen or Seen(1 << 20, workers)
     total = Counts()
     began = time.monotonic()
     context = multiprocessing.get_context("fork")
     numbers = context.Value("q", -1)
+    over = context.RawValue("b", 0)
     with (
         folder_for_stores() as folder,
-        context.Pool(workers, _begin, (scenario, bounds, seen, numbers, folder, prepare)) as pool,
+        _pool(workers, context, (scenario, bounds, seen, numbers, over, folder, prepare)) as pool,
     ):
         level, faults = [Task(())], 0
         while level and not (total.violations if stop_at is None else _breaks(total, stop_at)):
             following: list[Task] = []
             size = max(1, min(100, len(level) // (8 * workers)))
             chunks = [(faults, first, level[first : first + size]) for first in range(0, len(level), size)]
-            for done, (branches, counts) in enumerate(pool.imap_unordered(_work, chunks), 1):
+            at_work = [pool.submit(_work, chunk) for chunk in chunks]
+            for done, future in enumerate(as_completed(at_work), 1):
+                try:
+                    branches, counts = future.result()
+                except BrokenProcessPool:
+                    raise WorkerDiedError(
+                        f"the exploration of '{scenario.name}' within {bounds} is not complete: one of its {workers} "
+                        "processes was killed, maybe for want of memory (see the log of the kernel): run it again with "
+                        "more memory or narrower bounds"
+                    ) from None
                 following += branches
                 total.add(counts)
                 for violation in counts.violations:
@@ -309,9 +326,19 @@ def explore(
                         f"{total.states} states, {total.transitions} transitions, {rate:.0f} states/s"
                     )
                 if _breaks(total, stop_at):
+                    over.value = True
                     break
             level, faults = following, faults + 1
     return total
+
+
+@contextmanager
+def _pool(workers: int, context: Any, begin: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, context, _begin, begin)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _breaks(counts: Counts, promise: str | None) -> bool:
@@ -319,14 +346,25 @@ def _breaks(counts: Counts, promise: str | None) -> bool:
 
 
 _explorer: Explorer
+_over: Any
 _kept = ExitStack()
 
 
 def _begin(
-    scenario: Scenario, bounds: Bounds, seen: Seen, numbers: Any, folder: Path, prepare: Callable[[], Any] | None
+    scenario: Scenario,
+    bounds: Bounds,
+    seen: Seen,
+    numbers: Any,
+    over: Any,
+    folder: Path,
+    prepare: Callable[[], Any] | None,
 ) -> None:
-    """Start a worker. What it opens goes with its process, which its pool ends by SIGTERM."""
-    global _explorer
+    """Start a worker. What it opens goes with its process.
+
+    :param over: becomes true when no more runs are needed.
+    """
+    global _explorer, _over
+    _over = over
     signal.set_wakeup_fd(-1)  # a reactor in the process that it was forked from has handlers of its own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -350,6 +388,8 @@ def _work(chunk: tuple[int, int, list[Task]]) -> tuple[list[Task], Counts]:
     explorer.counts = Counts()
     branches: list[Task] = []
     for index, task in enumerate(tasks):
+        if _over.value:
+            break
         number = (depth << 56) | ((first + index + 1) << 24)
         for count, branch in enumerate(_run(task, number)):
             if depth and explorer.left(branch.path) == (0, 0):

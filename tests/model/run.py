@@ -1,8 +1,9 @@
 """Explore the whole protocol within wide bounds, then check that planted faults are found.
 
 Progress goes to standard error; the last line, on standard output, is one JSON object. The exit status is 1 if a
-promise is broken, or if a planted fault does harm by itself or is not found by the promise that it breaks. About ten
-minutes on two cores; with `--wide`, which tries any two faults of the network together, an hour more.
+promise is broken, or if a planted fault does harm by itself or is not found by the promise that it breaks, and 2 if the
+exploration could not be completed. About ten minutes on two cores; with `--wide`, which tries any two faults of the
+network together, an hour more.
 
 The bounds: in a life of a stream, any fault of the network, and any two of those that find most; any fault of a party;
 any two messages that all others overtake and a party that crashes and comes back soon. In the other scenarios any fault
@@ -22,7 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model_explorer import Counts, Seen, explore, story
+from model_explorer import Counts, Seen, WorkerDiedError, explore, story
 from model_faults import CRASH, NETWORK, SOON, Bounds
 from model_mutations import MUTATIONS
 from model_planted import harm_by_itself, search
@@ -46,6 +47,15 @@ BOUNDS: tuple[tuple[str, Bounds], ...] = (
 
 
 def main(*, wide: bool) -> int:
+    """Explore everything, and return the exit status."""
+    try:
+        return _main(wide=wide)
+    except WorkerDiedError as died:
+        _say(str(died))
+        return 2
+
+
+def _main(*, wide: bool) -> int:
     workers = max(1, min(2, os.cpu_count() or 1))
     began = time.monotonic()
     total = Counts()

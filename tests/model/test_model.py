@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import msgspec
 import pytest
-from model_explorer import Counts, Explorer, Seen, Task, Violation, explore, story
+import run
+from model_explorer import Counts, Explorer, Seen, Task, Violation, WorkerDiedError, explore, story
 from model_faults import CRASH, NETWORK, SOON, Bounds
 from model_invariants import PROMISES
 from model_mutations import MUTATIONS
@@ -98,6 +102,33 @@ def test_a_trace_tells_each_step_each_fault_and_what_is_broken() -> None:
     assert "the user asks for a stream" in told
     assert "FAULT: REQ (PROD) to producer's S2CS is lost" in told
     assert told.endswith("VIOLATION: nothing at all")
+
+
+def _die_in_the_third_run() -> None:
+    run, runs = Explorer.run, iter(range(3))
+
+    def dying(self: Explorer, task: Task, number: int) -> list[Task]:
+        if next(runs, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(self, task, number)
+
+    Explorer.run = dying  # type: ignore[method-assign]
+
+
+def test_a_worker_that_is_killed_ends_the_exploration_with_a_sentence() -> None:
+    with pytest.raises(WorkerDiedError, match=r"'life' within .* is not complete: one of its 2 processes was killed"):
+        explore(SCENARIOS["life"], SOME_NETWORK, prepare=_die_in_the_third_run)
+
+
+def test_an_exploration_that_is_not_complete_has_an_exit_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "explore", partial(explore, prepare=_die_in_the_third_run))
+    monkeypatch.setattr(run, "BOUNDS", [("life", SOME_NETWORK)])
+    assert run.main(wide=False) == 2
+    said = capsys.readouterr()
+    assert "is not complete: one of its" in said.err
+    assert said.out == ""
 
 
 # -- what the fingerprint is made of
