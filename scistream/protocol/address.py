@@ -67,6 +67,12 @@ def _numeric(host: str) -> IPAddress | None:
         return None
 
 
+@lru_cache(1024)
+def peer_address(host: str) -> IPAddress:
+    """Return the address of a peer as the system gives it, which may have a zone."""
+    return ip_address(host.partition("%")[0])
+
+
 def _ipv6(host: str, text: str) -> str:
     _, percent, scope = host.partition("%")
     if percent and not _SCOPE.match(scope):
@@ -89,6 +95,7 @@ def _host(host: str, text: str) -> str:
     return host
 
 
+@lru_cache(1024)  # called for each connection, with few different networks
 def parse_network(text: str) -> Network:
     """Parse a network in CIDR notation; host bits may be set.
 

@@ -9,7 +9,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, succeed
@@ -19,7 +18,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.logs import Tally
-from scistream.protocol.address import Address, Network, has_every_address, inside, parse_network
+from scistream.protocol.address import Address, Network, has_every_address, inside, parse_network, peer_address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
@@ -588,7 +587,7 @@ class GatewayStream:
             narrowed = tuple(parse_network(text) for text in request.app_from)
 
         def check(host: str) -> bool:
-            address = ip_address(host.partition("%")[0])
+            address = peer_address(host)
             return inside(address, server.app_networks) and (narrowed is None or inside(address, narrowed))
 
         return check
@@ -644,7 +643,7 @@ class GatewayStream:
 
     def _is_gateway(self, host: str) -> bool:
         """Return True if a gateway may connect from this address."""
-        return inside(ip_address(host.partition("%")[0]), self._server.wan_networks)
+        return inside(peer_address(host), self._server.wan_networks)
 
     def _room_check(self, channel: int, *, wan: bool) -> Callable[[], bool]:
         return lambda: self._server.elements.has_room(self._core.uid, self._core.role, channel, wan=wan)

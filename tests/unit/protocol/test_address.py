@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scistream.protocol.address import Address, inside, parse_network
+from scistream.protocol.address import Address, inside, parse_network, peer_address
 from support.message_strategies import LONGEST_HOST, addresses, networks
 
 
@@ -125,3 +125,8 @@ def test_an_address_is_inside_only_networks_of_its_own_version() -> None:
 def test_an_ipv4_address_mapped_into_ipv6_counts_as_ipv4() -> None:
     assert inside(ip_address("::ffff:127.0.0.1"), (ip_network("127.0.0.0/8"),))
     assert not inside(ip_address("::ffff:127.0.0.1"), (ip_network("::/0"),))
+
+
+def test_the_address_of_a_peer_has_no_zone() -> None:
+    assert peer_address("fe80::1%eth0") == ip_address("fe80::1")
+    assert peer_address("192.0.2.7") == ip_address("192.0.2.7")
