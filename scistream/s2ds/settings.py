@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from msgspec import Meta, field
 
@@ -63,16 +62,21 @@ def parse_proxy(text: str) -> Address:
     """Return the address of a proxy.
 
     :param text: as ``http://proxy.example:3128``.
-    :raises ValueError: if the text has another form.
+    :raises ValueError: if the text has another form. The text of the error has no password.
     """
-    parts = urlsplit(text)
+    if "@" in text:
+        raise ValueError(
+            "the address has a user name or a password, which gateways do not send to a proxy: write http://HOST:PORT, "
+            "and let the proxy admit this gateway by its address"
+        )
+    scheme, found, rest = text.partition("://")
+    if not found or scheme.lower() != "http":
+        why = f"it speaks {scheme!r}, but gateways use plain HTTP with a proxy" if found else "it has no http://"
+        raise ValueError(f"{text!r} is not the address of an HTTP proxy ({why}): write http://HOST:PORT")
     try:
-        address = Address.parse(parts.netloc)
+        return Address.parse(rest.removesuffix("/"))
     except ValueError as wrong:
-        raise ValueError(f"{text!r} is not the address of a proxy ({wrong}): write http://HOST:PORT") from None
-    if parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError(f"{text!r} is not the address of a proxy: write http://HOST:PORT, without anything else")
-    return address
+        raise ValueError(f"{text!r} is not the address of an HTTP proxy ({wrong}): write http://HOST:PORT") from None
 
 
 class GatewayLimits(Limits, frozen=True, kw_only=True):

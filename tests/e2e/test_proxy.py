@@ -9,8 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from gateways import Make
 from harness import World, exchange, free_ports
+from twisted.internet.threads import deferToThread
 
+from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD
 from support.applications import accept, address_of, how_it_ends, listeners
 from support.facilities import HOST
@@ -78,20 +82,27 @@ def go_on_forever(link: socket.socket, _ended: threading.Event) -> None:
     how_it_ends(link)
 
 
+def talk_on(link: socket.socket, _ended: threading.Event) -> None:
+    link.sendall(b"HTTP/1.1 200 OK\r\n\r\n220 mail.example ready\r\n")
+    how_it_ends(link)
+
+
 def speak_otherwise(link: socket.socket, _ended: threading.Event) -> None:
     link.sendall(b"220 mail.example ready\r\n\r\n")
     how_it_ends(link)
 
 
 @contextmanager
-def stand_in(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[int]:
-    """Run a proxy that reads each request and then behaves so; yield its port."""
+def stand_in(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[tuple[int, list[str]]]:
+    """Run a proxy that reads each request and then behaves so; yield its port and the first lines of requests."""
     ended = threading.Event()
+    asked: list[str] = []
 
     def serve(link: socket.socket) -> None:
         with link:
             link.settimeout(30)
-            if link.recv(4096).startswith(b"CONNECT 127.0.0.1:"):
+            asked.append(link.recv(4096).split(b"\r\n")[0].decode())
+            if asked[-1].startswith("CONNECT "):
                 with suppress(OSError):
                     behave(link, ended)
 
@@ -106,7 +117,7 @@ def stand_in(behave: Callable[[socket.socket, threading.Event], None]) -> Iterat
     with socket.create_server((HOST, 0)) as listener:
         threading.Thread(target=run, args=(listener,), daemon=True).start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], asked
         finally:
             ended.set()
             listener.shutdown(socket.SHUT_RDWR)
@@ -125,7 +136,7 @@ def stand_in(behave: Callable[[socket.socket, threading.Event], None]) -> Iterat
 def test_a_proxy_that_does_not_connect_is_told_and_the_program_is_reset(
     fresh_world: Callable[..., World], behave: Callable[[socket.socket, threading.Event], None], told: str
 ) -> None:
-    with stand_in(behave) as port:
+    with stand_in(behave) as (port, asked):
         world = fresh_world(centre=through(port), timing={"DATA_DIAL": 1.0})
         with world.unchanged(), listeners(1) as (target,), world.stream([address_of(target)]) as stream:
             with stream.connect() as consumer:
@@ -134,3 +145,50 @@ def test_a_proxy_that_does_not_connect_is_told_and_the_program_is_reset(
             (gateway,) = world.centre.gateways
             until(lambda: told in gateway.words(), gateway.words)
             assert f"the proxy at 127.0.0.1:{port}, asked for the other gateway" in gateway.words()
+            assert all(line.startswith("CONNECT 127.0.0.1:") for line in asked)
+
+
+def test_what_a_proxy_says_behind_its_answer_is_taken_for_the_other_gateways(fresh_world: Callable[..., World]) -> None:
+    with stand_in(talk_on) as (port, _):
+        world = fresh_world(centre=through(port))
+        with listeners(1) as (target,), world.stream([address_of(target)]) as stream:
+            with stream.connect() as consumer:
+                assert how_it_ends(consumer) == "reset"
+            (gateway,) = world.centre.gateways
+            until(lambda: "TLS failed: wrong version number" in gateway.words(), gateway.words)
+
+
+# -- names
+
+
+EVERYWHERE = ["0.0.0.0/0", "::/0"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "is_named"),
+    [
+        (EVERYWHERE, True),
+        (["0.0.0.0/0"], False),
+        (["127.0.0.0/8", "::/0"], False),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_proxy_gets_names_only_where_the_gateway_may_dial_every_address(
+    make: Make, networks: list[str], is_named: bool
+) -> None:
+    with stand_in(refuse) as (port, asked):
+        stream = make(ready=0, proxy=f"{HOST}:{port}", wan_networks=networks)
+        there = Address("localhost", stream.prod.address().port)
+        stream.cons.arm(stream.bundles[CONS], [there])
+        assert await deferToThread(stream.attempt) == "reset"
+    assert asked == [f"CONNECT {there if is_named else stream.prod.address()} HTTP/1.1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_outside_the_networks_reaches_no_proxy(make: Make) -> None:
+    with stand_in(refuse) as (port, asked):
+        stream = make(ready=0, proxy=f"{HOST}:{port}", wan_networks=["192.0.2.0/24"])
+        stream.cons.arm(stream.bundles[CONS], [Address("localhost", stream.prod.address().port)])
+        assert await deferToThread(stream.attempt) == "reset"
+        await stream.until(lambda: stream.cons.reasons)
+    assert asked == []

@@ -27,6 +27,7 @@ MAX_ANSWER = 8192
 MAX_STATUS = 120
 """The number of characters of a status line that are told."""
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n")
+_RESET = "reset the connection before it answered"
 _END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -60,13 +61,17 @@ async def dial_through(
             problem = broken
             continue
         left = max(timing.SHORTEST_DIAL, deadline - context.reactor.seconds())
-        await _Tunnel(context, sock, target, f"{proxy_name}, asked for {name},", left).opened
+        await Tunnel(context, sock, target, f"{proxy_name}, asked for {name},", left).opened
         return sock
     raise problem
 
 
-class _Tunnel(Attempt):
-    """The request to a proxy and its answer, on a connected socket, which is closed if that fails."""
+class Tunnel(Attempt):
+    """The request to a proxy and its answer, on a connected socket, which is closed if that fails.
+
+    :param name: a readable name of the proxy and of what it is asked for.
+    :ivar opened: fires when the proxy has connected; fails with `ConnectionBrokenError`.
+    """
 
     def __init__(self, context: RelayContext, sock: socket.socket, target: Address, name: str, seconds: float) -> None:
         super().__init__(context.poller, sock)
@@ -85,16 +90,17 @@ class _Tunnel(Attempt):
     # -- Polled
 
     def event(self, mask: int) -> None:
+        """Look at the answer as far as it has arrived."""
         sock = self._sock
         if sock is None:
-            return
-        if pending_error(sock):
-            self._fail("reset the connection before it answered")
             return
         try:
             # What follows the answer is for TLS, so it is left in the socket.
             seen = sock.recv(MAX_ANSWER + 4, socket.MSG_PEEK)
         except BlockingIOError:
+            return
+        except ConnectionResetError:
+            self._fail(_RESET)
             return
         except OSError as problem:
             self._fail(f"cannot be used: {problem.strerror}")
@@ -105,7 +111,7 @@ class _Tunnel(Attempt):
         elif len(seen) >= MAX_ANSWER:
             self._fail(f"sent an answer of more than {MAX_ANSWER} bytes")
         elif not seen or mask & ENDING:
-            self._fail("closed the connection before it answered")
+            self._fail(_RESET if pending_error(sock) else "closed the connection before it answered")
 
     def _answered(self, sock: socket.socket, answer: bytes) -> None:
         status = _STATUS.match(answer)
@@ -116,7 +122,11 @@ class _Tunnel(Attempt):
         elif not status[1].startswith(b"2"):
             self._fail(f'refused: "{told}"')
         else:
-            sock.recv(len(answer))
+            try:
+                sock.recv(len(answer))
+            except OSError as problem:
+                self._fail(f"cannot be used: {problem.strerror}")
+                return
             self.detach()
             self.opened.callback(None)
 
