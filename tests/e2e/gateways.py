@@ -20,6 +20,7 @@ from twisted.logger import globalLogPublisher
 
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role
+from scistream.s2ds.capacity import SharedLimits
 from scistream.s2ds.elements.channel import ElementChannel
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
@@ -75,7 +76,15 @@ class Side:
     """One gateway's end of a stream: listeners, an element, and a key pair."""
 
     def __init__(
-        self, role: Role, uid: str, ports: ListenPorts, channels: int, rate: float, elements: int, **settings: float
+        self,
+        role: Role,
+        uid: str,
+        ports: ListenPorts,
+        channels: int,
+        rate: float,
+        elements: int,
+        limits: SharedLimits | None,
+        **settings: float,
     ) -> None:
         self.role: Role = role
         self.uid = uid
@@ -88,6 +97,7 @@ class Side:
             elements,
             channels,
             ElementSettings(**settings),  # type: ignore[arg-type]
+            limits,
             on_reset=lambda reset: self.reasons.append(reset.reason),
         )
         self.elements.start()
@@ -168,6 +178,7 @@ class Stream:
     :param wan: "tls", or "plain" where the relay by itself is looked at.
     :param elements: how many processes each gateway has for it; 0 is none.
     :param wan_dialer: the side whose gateway dials the other.
+    :param limits: those of the producer's gateway.
     """
 
     def __init__(
@@ -178,6 +189,7 @@ class Stream:
         wan: str = "tls",
         elements: int = 0,
         wan_dialer: Role = CONS,
+        limits: SharedLimits | None = None,
         **settings: float,
     ) -> None:
         self.uid = str(uuid4())
@@ -185,8 +197,8 @@ class Stream:
         self.app.settimeout(PATIENCE)
         first = leased.take(3 * channels)
         ports = ListenPorts(first, first + 3 * channels - 1)
-        self.prod = Side(PROD, self.uid, ports, channels, rate, elements, **settings)
-        self.cons = Side(CONS, self.uid, ports, channels, rate, elements, **settings)
+        self.prod = Side(PROD, self.uid, ports, channels, rate, elements, limits, **settings)
+        self.cons = Side(CONS, self.uid, ports, channels, rate, elements, None, **settings)
         self.bundles = issue_credentials(self.uid, 1, 600.0, {PROD: self.prod.secret.csr, CONS: self.cons.secret.csr})
         prod, cons = (self.bundles[PROD], self.bundles[CONS]) if wan == "tls" else (None, None)
         programs = [Address(*self.app.getsockname())] * channels

@@ -16,7 +16,8 @@ from scistream.protocol.address import Address
 from scistream.protocol.connect import Connect
 from scistream.protocol.messages import CONS, PROD, StreamKey
 from scistream.s2ds.elements import shared_figures
-from scistream.s2ds.elements.ready import ReadyBudget, ReadyDemand, ReadySetting
+from scistream.s2ds.elements.places import Claims, Places
+from scistream.s2ds.elements.ready import ReadyBudget, ReadyDemand, ReadySetting, share_of_element
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayContext
 from scistream.s2ds.relay.flow import Flow
@@ -61,6 +62,7 @@ class ElementChannel:
         to_producer: Throttle,
         windows: StreamWindows,
         budget: ReadyBudget,
+        places: Places,
         ready: ReadySetting,
         note: Callable[[ConnectionEnding], None],
         note_use: Callable[[], None],
@@ -73,7 +75,6 @@ class ElementChannel:
         self._words = figures.words
         self._row = row = figures.row(slot, element)
         self._ended_at = figures.ended(element)
-        self._self_dialled_at = figures.self_dialled(element)
         self._dialled_early_at = figures.dialled_early(element)
         self._to_consumer = Flow(to_consumer, windows, self._words, row + shared_figures.TO_CONSUMER)
         self._to_producer = Flow(to_producer, windows, self._words, row + shared_figures.TO_PRODUCER)
@@ -86,8 +87,19 @@ class ElementChannel:
         self.relays: dict[Relay, tuple[int, int]] = {}
         """The open relays, with the retransmits and moved bytes of each at the last sample."""
         self._joining: set[Relay] = set()
-        self._self_dialled: set[Relay] = set()
-        """The relays on a connection that this gateway has dialled for the producer's side."""
+        self._placed: set[Relay] = set()
+        """The relays on connections that this gateway has dialled for the producer; each has a place."""
+        self._claims = Claims(
+            context.reactor,
+            places,
+            key,
+            channel,
+            lambda: max(1, share_of_element(places.half_open, channel, element, figures.elements)),
+            lambda: len(self._joining),
+            context.dial_timeout,
+            self._place_answered,
+            self._give_back_place,
+        )
         self._arriving: dict[WanConnection, None] = {}
         """The connections from the WAN that are not verified."""
         self._opening: set[WanConnection] = set()
@@ -254,11 +266,16 @@ class ElementChannel:
             wan.abort()
             self._forget_arriving(wan)
         self._drop_ready()
+        for wan in list(self._claims):
+            wan.abort()
+            self._forget_claim(wan)
+        self._claims.close()
         return len(relays)
 
     def drop_outside(self, allowed: Callable[[Address], bool]) -> None:
         """End what is ready or being opened, to or from addresses that are not allowed any more; relays go on."""
-        for wan in [wan for wan in (*self._ready, *self._opening, *self._arriving) if not wan.is_inside(allowed)]:
+        unused = *self._ready, *self._opening, *self._arriving, *self._claims
+        for wan in [wan for wan in unused if not wan.is_inside(allowed)]:
             wan.reset(OUTSIDE, "gateway")
         for relay in list(self._joining):
             relay.drop_outside(allowed)
@@ -278,6 +295,7 @@ class ElementChannel:
     def _relay_joined(self, relay: Relay) -> None:
         self._words[self._row + shared_figures.JOINED] += 1
         self._mark_joined(relay)
+        self.serve_claims()
 
     def _mark_joined(self, relay: Relay) -> None:
         if relay in self._joining:
@@ -290,13 +308,14 @@ class ElementChannel:
         words, row = self._words, self._row
         words[row + shared_figures.OPEN] -= 1
         words[row + shared_figures.RESET] += not ending.clean
-        if relay in self._self_dialled:
-            self._self_dialled.discard(relay)
-            words[self._self_dialled_at] -= 1
+        if relay in self._placed:
+            self._placed.discard(relay)
+            self._give_back_place()
         else:
             words[self._ended_at] += 1
         if ending.reason:
             self._note(ending)
+        self.serve_claims()
 
     # -- WanSource: for the relays of the consumer's side
 
@@ -389,12 +408,40 @@ class ElementChannel:
 
     def wan_connects(self, wan: WanConnection, connect: Connect) -> None:
         """Connect an application's connection to ProdApp."""
+        if wan.is_dialled:  # it counts as dialled early until it has a place
+            del self._ready[wan]
+            self._words[self._row + shared_figures.READY] -= 1
+            self._claims.add(wan, connect.number)
+            return
         if wan in self._ready:
             self._forget_ready(wan, ends=False)
-            self._note_claim(wan)
         else:
             self._forget_arriving(wan, ends=False)
         self._relay_to_program(wan, connect.number)
+
+    def serve_claims(self) -> None:
+        """Ask for places for connections that have waited until fewer of the channel wait for ProdApp."""
+        if self._claims:
+            self._claims.serve()
+
+    def _place_answered(self, wan: WanConnection, number: int, refusal: str) -> None:
+        self._forget_dialled()
+        if not refusal:
+            self._note_claim(wan)
+            self._relay_to_program(wan, number)
+            return
+        Turn(self._turns, number).finish()
+        wan.refuse("no-capacity", refusal, "gateway")
+        self._note(ConnectionEnding(False, refusal))
+        self._replenish_later(0.0)
+
+    def _give_back_place(self) -> None:
+        self._words[self._row + shared_figures.GIVEN_BACK] += 1
+        self._words[self._ended_at] += 1
+
+    def _forget_claim(self, wan: WanConnection) -> None:
+        Turn(self._turns, self._claims.remove(wan)).finish()
+        self._forget_dialled()
 
     def _relay_to_program(self, wan: WanConnection, number: int) -> None:
         self._words[self._row + shared_figures.ACCEPTED] += 1
@@ -410,8 +457,7 @@ class ElementChannel:
             wan=wan,
         )
         if wan.is_dialled:
-            self._self_dialled.add(relay)
-            self._words[self._self_dialled_at] += 1
+            self._placed.add(relay)
         self._begin(relay)
 
     def wan_ended(self, wan: WanConnection, ending: ConnectionEnding) -> None:
@@ -426,6 +472,11 @@ class ElementChannel:
             self._forget_dialled()
             self._dial_failed(ending, lacks_connect=wan.lacks_connect)
             self._budget.opened()
+        elif wan in self._claims:
+            self._forget_claim(wan)
+            self._count_reset()
+            self._note(ending)
+            self._replenish_later(0.0)
         elif wan in self._ready:
             self._forget_ready(wan)
             if wan.has_misbehaved:
@@ -477,7 +528,7 @@ class ElementChannel:
         demand, target = self._demand, self._target
         if demand is None or target is None or self._is_old:
             return
-        missing = demand.wanted() - len(self._ready) - len(self._opening)
+        missing = demand.wanted() - len(self._ready) - len(self._opening) - len(self._claims)
         for _ in range(missing):
             if not self._budget.begin(
                 self._key, self._replenish, needed=target.role == PROD and not self._ready and not self._opening

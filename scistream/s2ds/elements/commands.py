@@ -85,15 +85,32 @@ class SetNetworks(_Command, frozen=True, kw_only=True, tag="SetNetworks"):
     wan_networks: list[str]
 
 
+class SetHalfOpen(_Command, frozen=True, kw_only=True, tag="SetHalfOpen"):
+    """Let this many connections of a channel wait for ProdApp, over all elements, where this gateway dials for it."""
+
+    half_open: int
+
+
+class PlaceAnswer(_Command, frozen=True, kw_only=True, tag="PlaceAnswer"):
+    """Connect the connection for which the element has asked with a `PlaceRequest`, or refuse it.
+
+    :ivar number: the number of the request.
+    :ivar refusal: the limit that the connection would exceed, as a sentence; empty if it may be connected.
+    """
+
+    number: int
+    refusal: str = ""
+
+
 class Ping(_Command, frozen=True, kw_only=True, tag="Beat"):
     """Answer, to show that the element is alive."""
 
 
-ElementCommand = ArmChannels | SetTargets | CloseChannels | MakeRoom | SetNetworks | Ping
+ElementCommand = ArmChannels | SetTargets | CloseChannels | MakeRoom | SetNetworks | SetHalfOpen | PlaceAnswer | Ping
 
 
 class NumberedCommand(Struct, frozen=True, kw_only=True):
-    """A command with its sequence number, counted from 1."""
+    """A command with its sequence number, counted from 1; 0 if it needs no answer."""
 
     seq: int
     command: ElementCommand = field(name="order")
@@ -142,7 +159,21 @@ class ResetsReport(_Command, frozen=True, kw_only=True, tag="Resets"):
     resets: list[Reset]
 
 
-Report = Done | Failed | LogLine | ResetsReport
+class PlaceRequest(_Command, frozen=True, kw_only=True, tag="Place"):
+    """Ask for a place among the gateway's connections: another gateway wants ProdApp on a connection dialled here.
+
+    The element gives the place back when the connection has ended, by counting it in the shared figures.
+
+    :ivar number: a number of the element's own, which the answer repeats.
+    """
+
+    number: int
+    uid: str
+    role: Role
+    channel: int
+
+
+Report = Done | Failed | LogLine | ResetsReport | PlaceRequest
 
 
 class HandOver(Struct, frozen=True, kw_only=True):

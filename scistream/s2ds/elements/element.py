@@ -27,10 +27,14 @@ from scistream.s2ds.elements.commands import (
     ElementCommand,
     HandOver,
     MakeRoom,
+    PlaceAnswer,
+    PlaceRequest,
     Reset,
+    SetHalfOpen,
     SetNetworks,
     SetTargets,
 )
+from scistream.s2ds.elements.places import Places
 from scistream.s2ds.elements.ready import MOST_OF_GATEWAY, ReadyBudget, ReadySetting
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.buffers import Buffers
@@ -87,6 +91,7 @@ class Element:
 
     :param reactor: an `IReactorFDSet` and `IReactorTime`.
     :param figures: the shared figures, in which it writes the rows of its `number`.
+    :param on_request: called with requests for places, which the initiator answers with `PlaceAnswer`.
     :param on_resets: called with the connections that were reset, once a second at most.
     """
 
@@ -98,6 +103,7 @@ class Element:
         figures: SharedFigures,
         number: int,
         settings: ElementSettings,
+        on_request: Callable[[PlaceRequest], None],
         on_resets: Callable[[list[Reset]], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -120,6 +126,7 @@ class Element:
         self._streams: dict[StreamKey, _ElementStream] = {}
         self._windows = Windows(most_wide(figures.elements))
         self._budget = ReadyBudget(max(1, MOST_OF_GATEWAY // figures.elements))
+        self._places = Places(on_request)
         self._sampling: IDelayedCall | None = None
         self._resets = _ResetReporter(reactor, on_resets) if on_resets is not None else None
 
@@ -139,6 +146,12 @@ class Element:
             self._make_room(command)
         elif isinstance(command, SetNetworks):
             self._set_networks(command.wan_networks)
+        elif isinstance(command, SetHalfOpen):
+            self._set_half_open(command.half_open)
+        elif isinstance(command, PlaceAnswer):
+            is_known = self._places.answered(command)
+            if not is_known and not command.refusal:  # its stream is closed
+                self._figures.words[self._figures.ended(self._number)] += 1
 
     def carry(self, hand_over: HandOver, sock: socket.socket) -> None:
         """Take over an accepted connection. Reset it if the channel has no target."""
@@ -201,6 +214,7 @@ class Element:
                 command,
                 self._windows.of_stream(command.owner),
                 self._budget,
+                self._places,
                 self._settings.ready,
                 self._note,
                 self._sample_later,
@@ -261,6 +275,12 @@ class Element:
             for channel in stream.channels.values():
                 channel.drop_outside(is_allowed)
 
+    def _set_half_open(self, half_open: int) -> None:
+        self._places.half_open = half_open
+        for stream in self._streams.values():
+            for channel in stream.channels.values():
+                channel.serve_claims()
+
     def _make_room(self, command: MakeRoom) -> None:
         stream = self._streams.get((command.uid, command.role))
         if stream is not None:
@@ -278,6 +298,7 @@ class _ElementStream:
         command: ArmChannels,
         windows: StreamWindows,
         budget: ReadyBudget,
+        places: Places,
         ready: ReadySetting,
         note: Callable[[str, Role, int, ConnectionEnding], None],
         note_use: Callable[[], None],
@@ -299,6 +320,7 @@ class _ElementStream:
                 self._to_producer,
                 windows,
                 budget,
+                places,
                 ready,
                 partial(note, command.uid, command.role, channel),
                 note_use,

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
@@ -28,11 +29,14 @@ from scistream.s2ds.elements.commands import (
     ElementCommand,
     HandOver,
     MakeRoom,
+    PlaceAnswer,
+    PlaceRequest,
     Reset,
+    SetHalfOpen,
     SetNetworks,
     SetTargets,
 )
-from scistream.s2ds.elements.element import Element, ElementSettings
+from scistream.s2ds.elements.element import NO_DESCRIPTOR, Element, ElementSettings
 from scistream.s2ds.elements.process import (
     ElementProcess,
     InProcessElement,
@@ -93,6 +97,8 @@ class _PlacedStream:
     """The number of connections handed over, by element and channel."""
     handed_from_wan: dict[tuple[int, int], int] = field(default_factory=dict)
     """The same for connections from the WAN at the consumer's side."""
+    granted: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The number of places granted to connections that this gateway has dialled for the producer."""
     numbers: dict[int, int] = field(default_factory=dict)
     """The number of the last connection that was handed over in order, by channel."""
 
@@ -100,6 +106,11 @@ class _PlacedStream:
     def key(self) -> StreamKey:
         """The uid and role of the stream."""
         return self.start.uid, self.start.role
+
+    @property
+    def is_dialled_for_producer(self) -> bool:
+        """True if this gateway is the producer's and dials the other one, so that it accepts no connection."""
+        return self.start.role == PROD and self.update is not None and self.update.wan_dialer == PROD
 
 
 class Elements:
@@ -149,14 +160,23 @@ class Elements:
                     self._replay,
                     self._count_lost,
                     self._pass_on_resets,
+                    self._place_requested,
                     self._start_failed,
                 )
                 for number in range(count)
             ]
             if count
-            else [InProcessElement(Element(reactor, self._figures, 0, settings, self._pass_on_resets))]
+            else [
+                InProcessElement(
+                    Element(
+                        reactor, self._figures, 0, settings, partial(self._place_requested, 0), self._pass_on_resets
+                    )
+                )
+            ]
         )
+        self._set_half_open()
         self._handed_over = [0] * len(self._members)
+        """The connections handed over to each element so far, and the places granted to those that it dials."""
         self._unread: dict[StreamKey, int] = {}
         self._unread_until = 0.0
 
@@ -173,12 +193,18 @@ class Elements:
     def set_limits(self, limits: SharedLimits) -> None:
         """Apply other limits to new connections."""
         self._limits = limits
+        self._set_half_open()
 
     def set_networks(self, wan_networks: list[str]) -> None:
         """Dial gateways that have names in these networks only, from now on."""
         self._networks = SetNetworks(wan_networks=wan_networks)
         for member in self._members:
             member.ask(self._networks).addErrback(log_failure)
+
+    def _set_half_open(self) -> None:
+        command = SetHalfOpen(half_open=self._limits.half_open)
+        for member in self._members:
+            member.ask(command).addErrback(ignore_death)  # a process that starts gets it first
 
     def most_connections(self) -> int:
         """Return how many connections all elements have descriptors for."""
@@ -342,6 +368,22 @@ class Elements:
         refuse(sock)
         self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NO_ELEMENT, count=1))
 
+    def _place_requested(self, element: int, request: PlaceRequest) -> None:
+        """Grant a place to a connection that an element has dialled for the producer, unless a limit forbids it.
+
+        Whoever asks is answered with the figures of that moment, so no number of elements exceeds a limit together.
+        """
+        stream, member = self._streams.get((request.uid, request.role)), self._members[element]
+        if stream is None or request.channel not in stream.start.slots:
+            refusal: str | None = NOT_ARMED
+        else:
+            refusal = self._exceeded_limit(stream) or (None if self._has_descriptors(member) else NO_DESCRIPTOR)
+            if refusal is None:
+                key = element, request.channel
+                stream.granted[key] = stream.granted.get(key, 0) + 1
+                self._handed_over[element] += 1
+        member.tell(PlaceAnswer(number=request.number, refusal=refusal or ""))
+
     def _pass_on_resets(self, resets: list[Reset]) -> None:
         for reset in resets:
             self._on_reset(reset)
@@ -391,6 +433,12 @@ class Elements:
         Connections from the WAN that are not joined do not count: they may be strangers, and have a limit of their own.
         Ready ones of the other gateway count, since it can let each of them be an application's at any moment.
         """
+        if stream.is_dialled_for_producer:
+            return sum(stream.granted.values()) - sum(
+                self._channel_word(stream, channel, member.number, shared_figures.GIVEN_BACK)
+                for channel in stream.start.slots
+                for member in self._members
+            )
         unjoined = self._unjoined if stream.start.role == PROD else _none
         is_dialled = stream.update is not None and stream.update.wan_dialer != stream.start.role
         return sum(
@@ -419,8 +467,7 @@ class Elements:
 
     def _connections_at(self, element: int) -> int:
         """Return how many connections an element has, including those on their way to it."""
-        words, figures = self._figures.words, self._figures
-        return self._handed_over[element] - words[figures.ended(element)] + words[figures.self_dialled(element)]
+        return self._handed_over[element] - self._figures.words[self._figures.ended(element)]
 
     def _load(self, stream: _PlacedStream, channel: int, element: int) -> tuple[int, int, int, int]:
         """Return the load of an element for a channel.
@@ -492,6 +539,7 @@ class Elements:
                 words[row + shared_figures.RESET] += gone
                 from_wan = stream.handed_from_wan.get((element, channel), 0) - words[row + shared_figures.ARRIVED]
                 words[row + shared_figures.ARRIVED] += from_wan
+                words[row + shared_figures.GIVEN_BACK] = stream.granted.get((element, channel), 0)
                 for word in (
                     shared_figures.READY,
                     shared_figures.ARRIVING,
@@ -514,12 +562,14 @@ class Elements:
                         Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=ELEMENT_DIED, count=gone)
                     )
         words[self._figures.ended(element)] = self._handed_over[element]
-        words[self._figures.self_dialled(element)] = words[self._figures.dialled_early(element)] = 0
+        words[self._figures.dialled_early(element)] = 0
         return lost
 
     def _replay(self) -> list[ElementCommand]:
         """Return the commands for a restarted element."""
-        commands: list[ElementCommand] = [] if self._networks is None else [self._networks]
+        commands: list[ElementCommand] = [SetHalfOpen(half_open=self._limits.half_open)]
+        if self._networks is not None:
+            commands.append(self._networks)
         for stream in self._streams.values():
             commands.append(stream.start)
             if stream.update is not None:
@@ -541,6 +591,9 @@ class _Member(Protocol):
 
     def ask(self, command: ElementCommand) -> Deferred[None]:
         """Have a command carried out; fail with its StreamError, or with `ElementDiedError`."""
+
+    def tell(self, answer: PlaceAnswer) -> None:
+        """Answer a request for a place."""
 
     def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
         """Hand over a connection. Return False if the element cannot take it now."""

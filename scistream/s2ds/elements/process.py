@@ -29,6 +29,8 @@ from scistream.s2ds.elements.commands import (
     LogLine,
     NumberedCommand,
     Ping,
+    PlaceAnswer,
+    PlaceRequest,
     Reset,
     ResetsReport,
     encode,
@@ -73,6 +75,10 @@ class InProcessElement:
             return fail(error)
         return succeed(None)
 
+    def tell(self, answer: PlaceAnswer) -> None:
+        """Answer a request for a place."""
+        self._element.carry_out(answer)
+
     def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
         """Hand over a connection."""
         self._element.carry(hand_over, sock)
@@ -89,6 +95,7 @@ class ElementProcess:
     :param replay: returns the commands for a new process.
     :param count_lost: called with the element's number when its process has ended; returns how many connections it had.
     :param on_resets: called with reports of reset connections.
+    :param on_request: called with the element's number and its requests for places.
     :param on_start_failure: called with the reason when the element has failed to start twice in a row.
     """
 
@@ -103,6 +110,7 @@ class ElementProcess:
         replay: Callable[[], list[ElementCommand]],
         count_lost: Callable[[int], int],
         on_resets: Callable[[list[Reset]], None],
+        on_request: Callable[[int, PlaceRequest], None],
         on_start_failure: Callable[[str], None],
     ) -> None:
         self.number = number
@@ -115,6 +123,7 @@ class ElementProcess:
         self._replay = replay
         self._count_lost = count_lost
         self._on_resets = on_resets
+        self._on_request = on_request
         self._link: CommandLink | None = None
         self._hand_over_sock: socket.socket | None = None
         self._process: Any = None
@@ -170,6 +179,7 @@ class ElementProcess:
                 partial(processor_time, self._process.pid),
                 self._kill_stuck,
                 self._on_resets,
+                partial(self._on_request, self.number),
             )
             factory = Factory.forProtocol(lambda: link)
             factory.noisy = False
@@ -200,6 +210,11 @@ class ElementProcess:
         if self._link is None:
             return fail(ElementDiedError())
         return self._link.ask(command, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
+
+    def tell(self, answer: PlaceAnswer) -> None:
+        """Answer a request for a place. If the process has died, its places count as given back."""
+        if self._link is not None:
+            self._link.tell(answer)
 
     def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
         """Hand over a connection. Return False if the process cannot take it now."""
@@ -303,6 +318,7 @@ class CommandLink(LineOnlyReceiver):
     :param processor_time: returns the processor time of the element in seconds: while it grows, the element is busy.
     :param on_stuck: called with a command that was not answered in time, and the seconds waited for it.
     :param on_resets: called with reports of reset connections.
+    :param on_request: called with requests for places.
     """
 
     delimiter = b"\n"
@@ -317,12 +333,14 @@ class CommandLink(LineOnlyReceiver):
         processor_time: Callable[[], float],
         on_stuck: Callable[[ElementCommand, float], None],
         on_resets: Callable[[list[Reset]], None],
+        on_request: Callable[[PlaceRequest], None],
     ) -> None:
         self._reactor = reactor
         self._number = number
         self._processor_time = processor_time
         self._on_stuck = on_stuck
         self._on_resets = on_resets
+        self._on_request = on_request
         self._seq = 0
         self._waiting: dict[int, tuple[Deferred[None], IDelayedCall]] = {}
 
@@ -333,6 +351,10 @@ class CommandLink(LineOnlyReceiver):
         self._waiting[self._seq] = answered, self._wait(self._seq, command, timeout, 0.0)
         self.transport.write(encode(NumberedCommand(seq=self._seq, command=command)) + b"\n")
         return answered
+
+    def tell(self, command: ElementCommand) -> None:
+        """Send a command that needs no answer."""
+        self.transport.write(encode(NumberedCommand(seq=0, command=command)) + b"\n")
 
     def _wait(self, seq: int, command: ElementCommand, timeout: float, waited: float) -> IDelayedCall:
         timer: IDelayedCall = self._reactor.callLater(
@@ -357,7 +379,7 @@ class CommandLink(LineOnlyReceiver):
             answered.errback(ElementDiedError())
 
     def lineReceived(self, line: bytes) -> None:
-        """Handle an answer or a report of the element."""
+        """Handle an answer, a report or a request of the element."""
         report = read_report(line)
         if isinstance(report, LogLine):
             level = LogLevel.lookupByName(report.level)
@@ -365,6 +387,9 @@ class CommandLink(LineOnlyReceiver):
             return
         if isinstance(report, ResetsReport):
             self._on_resets(report.resets)
+            return
+        if isinstance(report, PlaceRequest):
+            self._on_request(report)
             return
         answered, timer = self._waiting.pop(report.seq, (None, None))
         if answered is None or timer is None:

@@ -26,6 +26,14 @@ STREAM_SHARE = 4
 ReadySetting = int | Literal["auto"]
 
 
+def share_of_element(total: int, channel: int, element: int, elements: int) -> int:
+    """Return how many of `total` connections of a channel are an element's own. The shares add up to `total`.
+
+    An element that has one of fewer connections has one of more, too.
+    """
+    return total // elements + ((element + channel) % elements < total % elements)
+
+
 class ReadyBudget:
     """The limits on the ready connections of one element: those that it opens, and those that other gateways open.
 
@@ -101,11 +109,8 @@ class ReadyDemand:
     ) -> None:
         self._clock = clock
 
-        def share(total: int) -> int:
-            return total // elements + ((element + channel) % elements < total % elements)
-
-        self._least = share(1 if setting == "auto" else max(setting, grows))
-        self._most = max(1, share(MOST_READY))
+        self._least = share_of_element(1 if setting == "auto" else max(setting, grows), channel, element, elements)
+        self._most = max(1, share_of_element(MOST_READY, channel, element, elements))
         self._grows = grows or setting == "auto"
         self._claims: deque[float] = deque(maxlen=self._most)
         self._seconds = timing.READY_DEMAND

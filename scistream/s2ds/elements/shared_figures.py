@@ -44,7 +44,10 @@ UNSERVED = 19
 HELD = 20
 """The connections that get no large receive window, since there is no memory for more of them."""
 
-_ROW = 21
+GIVEN_BACK = 21
+"""At a producer's gateway that dials: places that were granted to connections and given back since these have ended."""
+
+_ROW = 22
 _BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 
@@ -91,19 +94,12 @@ class SharedFigures:
         return self._slot(slot) + 2 * _BUCKET
 
     def ended(self, element: int) -> int:
-        """Return the index in `words` at which an element counts the connections that have ended."""
+        """Return the index in `words` at which an element counts the connections and granted places that have ended."""
         return element
-
-    def self_dialled(self, element: int) -> int:
-        """Return the index in `words` at which an element counts the relays on connections that it has dialled itself.
-
-        These are at the producer's side; no connection was handed over for them.
-        """
-        return self.elements + element
 
     def dialled_early(self, element: int) -> int:
         """Return the index in `words` at which an element counts the connections that it has dialled to be ready."""
-        return 2 * self.elements + element
+        return self.elements + element
 
     def tokens(self, slot: int, direction: int) -> SharedTokens:
         """Return the tokens of a stream's rate in one direction (0 or 1).
@@ -145,11 +141,11 @@ class SharedFigures:
         )
 
     def _slot(self, slot: int) -> int:
-        return 3 * self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
+        return 2 * self.elements + slot * (2 * _BUCKET + TURNS + _ROW * self.elements)
 
 
 def _size(slots: int, elements: int) -> int:
-    return _WORD * (3 * elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
+    return _WORD * (2 * elements + slots * (2 * _BUCKET + TURNS + _ROW * elements))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from scistream.s2ds.elements.commands import (
     Done,
     Failed,
     LogLine,
+    NumberedCommand,
     Report,
     Reset,
     ResetsReport,
@@ -65,19 +66,21 @@ class CommandReceiver(LineOnlyReceiver):
         self._element = element
 
     def lineReceived(self, line: bytes) -> None:
-        """Carry out a command and answer it."""
+        """Carry out a command, and answer it if it needs an answer."""
         numbered = read_command(line)
+        answer = self._carry_out(numbered)
+        if numbered.seq:
+            self.send(answer)
+
+    def _carry_out(self, numbered: NumberedCommand) -> Report:
         try:
             self._element.carry_out(numbered.command)
         except StreamError as error:
-            self.send(Failed(seq=numbered.seq, code=error.code, msg=error.msg))
+            return Failed(seq=numbered.seq, code=error.code, msg=error.msg)
         except Exception as fault:
             self._element.log.failure("Failed to carry out a command")
-            self.send(
-                Failed(seq=numbered.seq, code="gateway-failed", msg=f"an element of the gateway failed: {fault!r}")
-            )
-        else:
-            self.send(Done(seq=numbered.seq))
+            return Failed(seq=numbered.seq, code="gateway-failed", msg=f"an element of the gateway failed: {fault!r}")
+        return Done(seq=numbered.seq)
 
     def send(self, report: Report) -> None:
         """Send a report to the initiator."""
@@ -180,6 +183,7 @@ def main() -> None:
         SharedFigures(FIGURES_FD, slots, elements),
         number,
         settings,
+        lambda request: receiver.send(request),
         lambda resets: receiver.report_resets(resets),
     )
     receiver = CommandReceiver(reactor, element)

@@ -66,7 +66,9 @@ class WanConnection:
 
     __slots__ = (
         "__weakref__",
+        "_broken",
         "_context",
+        "_is_claimed",
         "_leg",
         "_opening",
         "_owner",
@@ -93,6 +95,8 @@ class WanConnection:
         self._sock: socket.socket | None = None
         self._leg: Leg | None = None
         self._opening: Deferred[None] | None = None
+        self._is_claimed = False  # Connect has come
+        self._broken: ConnectionBrokenError | None = None  # after Connect, before a relay has taken the connection
         self.is_verified = self.speaks_connect = self.is_dialled = self.has_misbehaved = self.over = False
         self.opened_at = self.seconds_to_open = 0.0
         self.source = ""
@@ -164,7 +168,10 @@ class WanConnection:
         assert leg is not None
         self.over, self._sock = True, None
         leg.adopt(owner)
-        if self.speaks_connect:
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            leg.tell_broken(broken)
+        elif self.speaks_connect:
             set_keepalive(leg.sock, self._context.wan_timeout)
         return leg
 
@@ -196,7 +203,9 @@ class WanConnection:
         if not self.over and leg is not None and leg.reader is not None:
             leg.readable = True
             leg.reader.advance()
-        if not self.over:
+        if not self.over and self._is_claimed:
+            self._broken = broken  # the relay delivers what came before
+        elif not self.over:
             self.reset(str(broken), broken.cause)
         elif leg is not None:
             leg.tell_broken(broken)  # Connect was there, so the leg has another owner now
@@ -287,14 +296,14 @@ class WanConnection:
             reason = f"{leg.peer_name} sent Connect for another stream or channel"
             self.refuse("bad-message", reason, "far-side")
             return
-        leg.reader = None
+        leg.reader, self._is_claimed = None, True
         self._owner.wan_connects(self, connect)
 
     def refuse(self, code: ErrorCode, reason: str, cause: Cause) -> None:
         """Answer Connect with an ERROR, and end the connection."""
         leg, self._leg = self._leg, None
         assert leg is not None
-        self._sock, self.has_misbehaved = None, True
+        self._sock, self.has_misbehaved = None, cause == "far-side"
         refuse_connect(self._context, leg, self._target.uid, code, reason)
         self._end(ConnectionEnding(False, reason, cause))
 

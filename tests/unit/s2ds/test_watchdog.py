@@ -39,7 +39,14 @@ def asked(pid: int) -> tuple[Clock, list[tuple[ElementCommand, float]]]:
     """Somebody waits for an answer of that process."""
     clock = Clock()
     stuck: list[tuple[ElementCommand, float]] = []
-    link = CommandLink(clock, 0, partial(processor_time, pid), lambda *late: stuck.append(late), lambda _resets: None)
+    link = CommandLink(
+        clock,
+        0,
+        partial(processor_time, pid),
+        lambda *late: stuck.append(late),
+        lambda _resets: None,
+        lambda _request: None,
+    )
     link.makeConnection(StringTransport())
     link.ask(Ping(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
     return clock, stuck
