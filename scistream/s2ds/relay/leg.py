@@ -17,7 +17,7 @@ import socket
 import struct
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scistream import timing
 from scistream.protocol.messages import Cause
@@ -102,8 +102,12 @@ MEDIUM_RECEIVE_BUFFER = 512 * 1024
 """The receive buffer afterwards, while its stream has no large window to give; net.core.rmem_max limits it."""
 FIRST_LARGE_BUFFER = 1024 * 1024
 """The receive buffer from which a large window of a distant connection grows; net.core.rmem_max limits it."""
+MOST_ENLARGEMENTS = 2
+"""How often a receive buffer that has overflowed is enlarged, by half of its size each time."""
 _TCP_NOTSENT_LOWAT = 25
+_SO_MEMINFO = 55
 _SO_BUF_LOCK = 72
+_MEMINFO = struct.Struct("9I")
 
 
 def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> None:
@@ -152,6 +156,28 @@ def set_receive_window(sock: socket.socket, size: int) -> None:
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
+
+
+def _fix_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Set the size of the receive buffer so that net.core.rmem_max lets it be enlarged by half afterwards."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    limited = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel reserves as much for itself
+    if limited < size:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limited * 2 // 3)
+
+
+class ReceiveMemory(NamedTuple):
+    """The memory of a socket's receive buffer in bytes, and the number of packets for which it had none."""
+
+    used: int
+    size: int
+    dropped: int
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> ReceiveMemory:
+        """Ask the system."""
+        used, size, *_, dropped = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        return cls(used, size, dropped)
 
 
 def congestion_control(setting: str, suited: str = "") -> str:
@@ -256,6 +282,8 @@ class Leg(ABC):
 
     __slots__ = (
         "_dead_peers",
+        "_dropped",
+        "_enlargements",
         "_is_distant",
         "_owner",
         "_poller",
@@ -304,6 +332,8 @@ class Leg(ABC):
         self.read_cost = 0
         self.batch_added = 0
         self.has_small_window = shrink_receive_buffer(sock)
+        self._enlargements = MOST_ENLARGEMENTS  # how many are left
+        self._dropped = 0  # packets that were dropped before its receive buffer was full
         self._is_distant = False  # known once it has read some bytes
         self._windows: StreamWindows | None = None  # set once the leg has asked for a large window
         poller.add(self)
@@ -390,6 +420,26 @@ class Leg(ABC):
         """Let the small receive window of a distant connection grow to `size` bytes."""
         if self._owner is not None:
             set_receive_window(self._sock, size)
+            _fix_receive_buffer(self._sock, size)
+            self._enlargements = MOST_ENLARGEMENTS
+
+    def enlarge_overflowed_buffer(self) -> None:
+        """Enlarge a receive buffer of a fixed size that has overflowed, so that this direction blocks no other one.
+
+        The kernel promises a window by its guess of the memory that packets need. If it has guessed too little, it
+        drops a packet within the window and closes the window before that packet. Since Linux 6.17 it may then ignore
+        all that comes from the peer, even the acknowledgements of what is sent to it, until the buffer is read. A
+        buffer without a fixed size grows instead.
+        """
+        if not self._enlargements or not (self.has_small_window or self.is_held) or self._owner is None:
+            return
+        used, size, dropped = ReceiveMemory.of(self._sock)
+        if used <= size:
+            self._dropped = dropped
+        elif dropped != self._dropped:
+            self._dropped = dropped
+            self._enlargements -= 1
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size * 3 // 4)
 
     def widen(self) -> None:
         """Let the receive window grow with the path."""
@@ -401,10 +451,10 @@ class Leg(ABC):
     def hold(self) -> None:
         """Set a medium receive window that does not grow."""
         self.is_held = True
+        self._enlargements = MOST_ENLARGEMENTS
         if self._is_distant:
             set_receive_window(self._sock, MEDIUM_RECEIVE_BUFFER)
-        else:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MEDIUM_RECEIVE_BUFFER)
+        _fix_receive_buffer(self._sock, MEDIUM_RECEIVE_BUFFER)
 
     def break_off(self, reason: str) -> None:
         """End the connection, whose peer is dead."""

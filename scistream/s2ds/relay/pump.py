@@ -187,6 +187,7 @@ class Pump:
             left -= max(count, source.read_cost)
             if source.has_small_window:
                 self._count_read(count)
+        source.enlarge_overflowed_buffer()  # it is not read until the sink has room
 
     def _count_read(self, count: int) -> None:
         self._bytes_read += count

@@ -243,6 +243,8 @@ class Relay:
         """Return the current figures; all are zero before both sides are joined and after the end."""
         if not self._pumps:
             return Sample(0.0, 0, 0.0, 0, 0, 0, False)
+        for leg in self._legs:
+            leg.enlarge_overflowed_buffer()
         wan = next(leg for leg in self._legs if leg.wan)
         info = tcp_info(wan.sock)
         if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_overused:
