@@ -112,6 +112,7 @@ READY_SILENCE = 12.0  # until it is noticed that the other end of a ready connec
 READY_AGAIN = 0.5  # until a ready connection that failed is dialled again, doubled while they fail
 LONGEST_READY_AGAIN = 15.0  # up to which that delay is doubled: less than a user waits for a site that is back
 READY_YOUNG = 10.0  # of life, after which the loss of a ready connection resets that delay
+READY_IDLE = 600.0  # after which a consumer's gateway that is dialled ends a ready connection, if it has others
 READY_DEMAND = 0.5  # in which new connections are counted, at least, to find how many are needed
 FAREWELL = 2.0  # for the other gateway to read why Connect was refused, before the connection is closed
 DELIVER_BEFORE_RESET = 10.0  # to deliver the data that came before a reset, before the reset is passed on anyway

@@ -463,6 +463,46 @@ async def test_each_channel_of_a_gateway_that_dials_has_one_ready_whatever_other
     await stream.until(lambda: all(one.ready for one in stream.prod.elements.figures(stream.uid, PROD)))
 
 
+@pytest.mark.parametrize("setting", ["auto", 1])
+@pytest_twisted.ensureDeferred
+async def test_ready_connections_that_a_burst_needed_end_and_one_stays(
+    make: Make, monkeypatch: pytest.MonkeyPatch, setting: str | int
+) -> None:
+    stream = make(wan_dialer=PROD, ready=setting)
+    await stream.until(ready(stream, 1))
+    pairs = [await stream.pair() for _ in range(5)]
+    assert stream.prod.figures().ready > 1
+    monkeypatch.setattr(timing, "READY_IDLE", 0.1)
+    idle_timer = stream.cons.channel()._idle_timer
+    assert idle_timer is not None
+    idle_timer.reset(0.0)  # the ten minutes are over
+    await stream.until(lambda: stream.prod.figures().ready == stream.cons.figures().ready == 1)
+    for consumer, producer in pairs:
+        producer.sendall(b"still")
+        assert await deferToThread(receive_exactly, consumer, 5) == b"still"
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_application_notices_that_ready_connections_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "READY_IDLE", 0.01)
+    monkeypatch.setattr(timing, "READY_AGAIN", 0.001)
+    stream = make(wan_dialer=PROD, ready=4)
+
+    def talk_in_turn() -> None:
+        for number in range(30):
+            with stream.connect() as consumer, stream.accept() as producer:
+                consumer.sendall(bytes([number]))
+                assert receive_exactly(producer, 1) == bytes([number])
+                consumer.shutdown(socket.SHUT_WR)
+                producer.shutdown(socket.SHUT_WR)
+                assert consumer.recv(1) == b""
+
+    await deferToThread(talk_in_turn)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    for side in (stream.prod, stream.cons):
+        assert (side.figures().accepted, side.figures().reset) == (30, 0)
+
+
 # -- by hand: a producer's gateway
 
 

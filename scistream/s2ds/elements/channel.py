@@ -106,6 +106,7 @@ class ElementChannel:
         """The connections that are being dialled to be ready."""
         self._ready: dict[WanConnection, None] = {}
         """The ready connections, the oldest first."""
+        self._idle_timer: IDelayedCall | None = None
         self._unserved: dict[Deferred[WanConnection], IDelayedCall] = {}
         self._proven: dict[str, None] = {}
         self._ready_delay = 0.0
@@ -405,6 +406,25 @@ class ElementChannel:
             self._stop_waiting(found)
             self._forget_ready(wan)
             found.callback(wan)
+        if not wan.is_dialled and self._idle_timer is None:
+            self._retire_idle()
+
+    def _retire_idle(self) -> None:
+        """End ready connections of a producer's gateway that were not needed for long, except the last one.
+
+        Only this side claims them, so it can tell that none is about to be used. The other one opens those that it
+        wants to keep.
+        """
+        self._idle_timer = None
+        now = self._context.reactor.seconds()
+        while len(self._ready) > 1:
+            oldest = next(iter(self._ready))
+            left = oldest.opened_at + timing.READY_IDLE - now
+            if left > 0:
+                self._idle_timer = self._context.reactor.callLater(left, self._retire_idle)
+                return
+            oldest.abort()
+            self._forget_ready(oldest)
 
     def wan_connects(self, wan: WanConnection, connect: Connect) -> None:
         """Connect an application's connection to ProdApp."""
@@ -597,6 +617,9 @@ class ElementChannel:
         """End all ready connections, and those that are to be ready."""
         self._budget.forget(self._replenish)
         self._stop_ready_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         for wan in list(self._opening):
             self._opening.discard(wan)
             wan.abort()
