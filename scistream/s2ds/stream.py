@@ -46,7 +46,7 @@ from scistream.s2ds.probe.measure import Probe
 from scistream.s2ds.probe.responder import Responder
 from scistream.s2ds.resets import Outages, ResetLog
 from scistream.s2ds.self_target import has_family_of, is_own_address
-from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.settings import S2DSConfig, parse_proxy
 from scistream.s2ds.stream_listeners import OnAccept, StreamListeners
 from scistream.s2ds.tcp_bounds import BoundCheck
 from scistream.state_machines import OUR_FAULT, Caller, guarded, trace
@@ -616,7 +616,9 @@ class GatewayStream:
         def carry(channel: int, sock: socket.socket) -> None:
             self._server.elements.carry(uid, role, channel, sock, wan=False)
 
-        self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds)
+        proxy = self._server.config.wan.proxy
+        through = parse_proxy(proxy) if proxy else None
+        self._probe = Probe(self._server.reactor, uid, carry, targets, request.probe_seconds, through)
         self._probe.start()
 
     def _stop_probe(self) -> None:

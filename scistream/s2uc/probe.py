@@ -101,6 +101,7 @@ class Probing:
         self._sites = {role: str(address) for role, address in addresses.items()}
         self._checks: list[Check] = []
         self._result: ProbeResult | None = None
+        self._dialer: Role = CONS
         files = {role: certificates_for(address) for role, address in addresses.items()}
         own = files[PROD]
         self._certificate = own.certificate if own is not None else None
@@ -167,7 +168,8 @@ class Probing:
         except StreamError as error:
             return Check(name="wan", ok=False, text=f"between the gateways: {error.msg}")
         if self._result.state == "failed":
-            return Check(name="wan", ok=False, text=f"between the gateways: {self._result.reason}")
+            text = f"between the gateways: {self._result.reason}{await self._dialer_says()}"
+            return Check(name="wan", ok=False, text=text)
         return Check(name="wan", ok=True, text=f"between the gateways: {self._describe(self._result)}")
 
     async def _provision(self) -> None:
@@ -177,7 +179,7 @@ class Probing:
         await prod.ask(hello, timing.PROBE_UPDATE)
         maps = connection_map(prod.listeners, cons.listeners, [UNUSED_LISTENER])
         keys = issue_credentials(self.uid, 1, PROBE_LIFE, {PROD: prod.csr, CONS: cons.csr})
-        dialer = choose_dialer({PROD: prod.wan, CONS: cons.wan}, self._sites, self._wanted_dialer)
+        dialer = self._dialer = choose_dialer({PROD: prod.wan, CONS: cons.wan}, self._sites, self._wanted_dialer)
         targets = None
         for side in (cons, prod) if dialer == PROD else (prod, cons):
             update = UpdateTargets(
@@ -211,6 +213,20 @@ class Probing:
                     raise StreamError("gateway-failed", f"consumer side: {reason}")
             await deferLater(self._reactor, timing.PROBE_POLL)
         raise StreamError("timeout", "the consumer's gateways have not finished their measurement in time")
+
+    async def _dialer_says(self) -> str:
+        """Return why connections of the producer's gateways fail, as a further sentence; nothing if they do not dial.
+
+        The consumer's gateways, which measure, cannot know.
+        """
+        if self._dialer != PROD:
+            return ""
+        try:
+            answer = await self._sides[PROD].ask(Status(uid=self.uid, role=PROD, seq=UNSENT), timing.PROBE_STATUS)
+        except StreamError:
+            return ""
+        reasons = [reset for found in answer.streams or [] for reset in found.resets if reset.cause == "wan"]
+        return f". The producer's gateway says: {reasons[-1].reason}" if reasons else ""
 
     def _describe(self, result: ProbeResult) -> str:
         slower = min(result.mbit_to_consumer, result.mbit_to_producer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -33,11 +34,12 @@ def _accepts(port: int) -> bool:
 
 
 @contextmanager
-def tinyproxy(folder: Path) -> Iterator[tuple[int, Path]]:
+def tinyproxy(folder: Path, *more: str) -> Iterator[tuple[int, Path]]:
     """Run a real proxy; yield its port and its log."""
     needs("tinyproxy")
     port, log, settings = free_ports(), folder / "tinyproxy.log", folder / "tinyproxy.conf"
-    settings.write_text(f'Port {port}\nListen {HOST}\nTimeout 60\nAllow {HOST}\nLogFile "{log}"\nLogLevel Connect\n')
+    usual = [f"Port {port}", f"Listen {HOST}", "Timeout 60", f"Allow {HOST}", f'LogFile "{log}"', "LogLevel Connect"]
+    settings.write_text("\n".join([*usual, *more, ""]))
     program = Program(["tinyproxy", "-d", "-c", str(settings)], folder / "tinyproxy.err", {})
     try:
         until(lambda: _accepts(port), lambda: str(program))
@@ -156,6 +158,83 @@ def test_what_a_proxy_says_behind_its_answer_is_taken_for_the_other_gateways(fre
                 assert how_it_ends(consumer) == "reset"
             (gateway,) = world.centre.gateways
             until(lambda: "TLS failed: wrong version number" in gateway.words(), gateway.words)
+
+
+# -- a probe
+
+
+def probed(world: World, *options: str) -> str:
+    """Return what a probe says of the path between the gateways, which fails."""
+    with world.unchanged():
+        between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
+        ended = world.s2uc("probe", *between, "--seconds", "1", *options, check=False)
+    assert ended.returncode == 1, ended
+    (line,) = [line for line in ended.stdout.splitlines() if "between the gateways" in line]
+    return line
+
+
+def words(world: World) -> str:
+    """Return the log of the consumer's gateway."""
+    return world.centre.gateways[0].words()
+
+
+QUICK = {"DATA_DIAL": 1.0, "PROBE_CONNECT": 2.0, "DIAGNOSIS_CONNECT": 1.0, "DIAGNOSIS_WAIT": 0.5}
+
+
+def test_a_probe_through_a_real_proxy_measures_and_where_the_proxy_refuses_names_it(
+    fresh_world: Callable[..., World], tmp_path: Path
+) -> None:
+    with tinyproxy(tmp_path) as (port, log):
+        world = fresh_world(centre=through(port), timing=QUICK)
+        between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
+        assert "all " in world.s2uc("probe", *between, "--seconds", "1", "--rate", "50Mbit").stdout
+        assert "CONNECT 127.0.0.1:" in log.read_text()
+    with tinyproxy(tmp_path, "ConnectPort 443") as (port, _):
+        world = fresh_world(centre=through(port), timing=QUICK)
+        said = probed(world)
+        assert f"through the proxy at {HOST}:{port}. The proxy has to let this gateway CONNECT to all `ports`" in said
+        assert re.search(r'refused: "HTTP/1\.\d 403 ', words(world))
+
+
+@pytest.mark.parametrize(
+    ("behave", "told", "logged"),
+    [
+        (hang, "has to let this gateway CONNECT", "did not answer within 1 s"),
+        (speak_otherwise, "cannot be used", 'did not answer in HTTP: "220 mail.example ready"'),
+    ],
+)
+def test_a_probe_names_the_proxy_that_does_not_connect(
+    fresh_world: Callable[..., World],
+    behave: Callable[[socket.socket, threading.Event], None],
+    told: str,
+    logged: str,
+) -> None:
+    with stand_in(behave) as (port, _):
+        world = fresh_world(centre=through(port), timing=QUICK)
+        said = probed(world)
+        assert f"the proxy at {HOST}:{port}" in said
+        assert told in said
+        assert logged not in said, "what answers where is not told to a user"
+        asked = rf"the proxy at {HOST}:{port}, asked for the gateway at \S+, "
+        assert re.search(asked + re.escape(logged), words(world))
+
+
+def test_a_probe_names_a_proxy_that_is_down(fresh_world: Callable[..., World]) -> None:
+    port = free_ports()
+    world = fresh_world(centre=through(port), timing=QUICK)
+    said = probed(world)
+    assert f"the proxy at {HOST}:{port} cannot be used, through which this gateway connects to others" in said
+    assert "check `proxy` in [wan]" in said
+    assert f"the proxy at {HOST}:{port}, asked for the gateway at " in words(world)
+    assert "cannot be reached from this gateway: The connection was refused" in words(world)
+
+
+def test_a_probe_names_the_proxy_of_a_producer_that_dials(fresh_world: Callable[..., World]) -> None:
+    with stand_in(refuse) as (port, _):
+        world = fresh_world(lab=through(port, accept=False), timing=QUICK)
+        said = probed(world)
+    assert "the producer's gateway has opened no connection to this one in time" in said
+    assert re.search(rf"The producer's gateway says: .* could not be reached through the proxy at {HOST}:{port};", said)
 
 
 # -- names

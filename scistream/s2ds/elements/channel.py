@@ -603,7 +603,8 @@ class ElementChannel:
                 reason=ending.reason,
             )
         if self._key[1] == PROD:  # the consumer's gateway cannot dial instead
-            reason = f"{self._target.gateway} could not be reached; see the log of this gateway for the reason"
+            through = f" through the proxy at {self._context.proxy}" if self._context.proxy is not None else ""
+            reason = f"{self._target.gateway} could not be reached{through}; see the log of this gateway for the reason"
             self._note(ConnectionEnding(False, reason, "wan", ending.reason))
         self._replenish_later(self._next_delay())
 

@@ -60,6 +60,7 @@ class Probe:
     :param carry: takes over one end of a connection, as if ConsApp had opened it on a channel.
     :param targets: the address of each channel at the producer's gateway; None if that gateway dials this one.
     :param seconds: how long to send test data in each direction.
+    :param proxy: the HTTP proxy through which this gateway connects to others.
     """
 
     log = Logger()
@@ -71,6 +72,7 @@ class Probe:
         carry: Callable[[int, socket.socket], None],
         targets: dict[int, Address | None],
         seconds: float,
+        proxy: Address | None = None,
     ) -> None:
         self.result = ProbeResult(state="running")
         self._reactor = reactor
@@ -78,6 +80,7 @@ class Probe:
         self._carry = carry
         self._targets = targets
         self._seconds = seconds
+        self._proxy = proxy
         self._pattern = Pattern(uid)
         self._ends: list[_End] = []
         self._measuring: Deferred[ProbeResult] | None = None
@@ -185,8 +188,21 @@ class Probe:
                 "`ports` of its gateway to the other one and to have it in its `wan_networks`, and `advertise` in its "
                 "[wan] has to be an address that reaches it; see the logs of both gateways"
             )
+        found = await diagnose_connection(self._reactor, target, self._proxy)
         # Only the log has the diagnosis: otherwise users could scan the networks of a gateway with probes.
-        self.log.warn("uid={uid} {found}", uid=self._uid, found=await diagnose_connection(self._reactor, target))
+        self.log.warn("uid={uid} {found}", uid=self._uid, found=found.text)
+        if found.proxy_fails:
+            return (
+                f"the proxy at {self._proxy} cannot be used, through which this gateway connects to others. This "
+                "facility has to check `proxy` in [wan] of its gateway, and the proxy; see the log of the gateway"
+            )
+        if self._proxy is not None:
+            return (
+                f"no gateway could be reached at {target} through the proxy at {self._proxy}. The proxy has to let "
+                "this gateway CONNECT to all `ports` of the other one. The other facility has to open these to the "
+                "proxy and to have its address in its `wan_networks`, and `advertise` in its [wan] has to be an "
+                "address that reaches it; see the logs of both gateways and of the proxy"
+            )
         return (
             f"no gateway could be reached at {target} from {source_name(target)}. The other facility has to open "
             "all `ports` of its gateway to this one and to have it in its `wan_networks`, and `advertise` in its "

@@ -31,6 +31,40 @@ _RESET = "reset the connection before it answered"
 _END = re.compile(rb"\r?\n\r?\n")
 
 
+class ProxyRefusedError(Exception):
+    """A proxy has not connected. The text continues a sentence that begins with its name."""
+
+
+class NotAProxyError(ProxyRefusedError):
+    """What answers is no HTTP proxy."""
+
+
+def request_for(target: Address) -> bytes:
+    """Return the request that asks a proxy to connect to `target`."""
+    return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+
+
+def length_of_answer(seen: bytes) -> int:
+    """Return the length of the answer with which a proxy says that it has connected; 0 while it is incomplete.
+
+    :param seen: what has arrived from the proxy; what follows the answer comes from the target.
+    :raises ProxyRefusedError: if it says anything else.
+    """
+    end = _END.search(seen)
+    if end is None or end.end() > MAX_ANSWER:
+        if len(seen) >= MAX_ANSWER:
+            raise NotAProxyError(f"sent an answer of more than {MAX_ANSWER} bytes")
+        return 0
+    status = _STATUS.match(seen)
+    first = seen.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
+    told = printable(first[:MAX_STATUS])
+    if status is None:
+        raise NotAProxyError(f'did not answer in HTTP: "{told}"')
+    if not status[1].startswith(b"2"):
+        raise ProxyRefusedError(f'refused: "{told}"')
+    return end.end()
+
+
 async def dial_through(
     context: RelayContext, proxy: Address, target: Address, name: str, seconds: float
 ) -> socket.socket:
@@ -77,7 +111,7 @@ class Tunnel(Attempt):
         super().__init__(context.poller, sock)
         self.opened: Deferred[None] = Deferred(lambda _: self.close())
         self._name = name
-        request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode()
+        request = request_for(target)
         try:
             sent = sock.send(request)
             self.watch(context.reactor, seconds, partial(self._not_answered, seconds))
@@ -105,30 +139,20 @@ class Tunnel(Attempt):
         except OSError as problem:
             self._fail(f"cannot be used: {problem.strerror}")
             return
-        end = _END.search(seen)
-        if end is not None and end.end() <= MAX_ANSWER:
-            self._answered(sock, seen[: end.end()])
-        elif len(seen) >= MAX_ANSWER:
-            self._fail(f"sent an answer of more than {MAX_ANSWER} bytes")
-        elif not seen or mask & ENDING:
-            self._fail(_RESET if pending_error(sock) else "closed the connection before it answered")
-
-    def _answered(self, sock: socket.socket, answer: bytes) -> None:
-        status = _STATUS.match(answer)
-        first = answer.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "replace")
-        told = printable(first[:MAX_STATUS])
-        if status is None:
-            self._fail(f'did not answer in HTTP: "{told}"')
-        elif not status[1].startswith(b"2"):
-            self._fail(f'refused: "{told}"')
+        try:
+            length = length_of_answer(seen)
+            if length:
+                sock.recv(length)
+        except ProxyRefusedError as refused:
+            self._fail(str(refused))
+        except OSError as problem:
+            self._fail(f"cannot be used: {problem.strerror}")
         else:
-            try:
-                sock.recv(len(answer))
-            except OSError as problem:
-                self._fail(f"cannot be used: {problem.strerror}")
-                return
-            self.detach()
-            self.opened.callback(None)
+            if length:
+                self.detach()
+                self.opened.callback(None)
+            elif not seen or mask & ENDING:
+                self._fail(_RESET if pending_error(sock) else "closed the connection before it answered")
 
     def _not_answered(self, seconds: float) -> None:
         self._fail(f"did not answer within {max(1, round(seconds))} s")

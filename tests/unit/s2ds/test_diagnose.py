@@ -26,5 +26,5 @@ class FromThatPort:
 async def test_a_connection_to_itself_does_not_count_as_an_accepting_gateway() -> None:
     target = Address("127.0.0.1", leased.take())
     from_elsewhere = await diagnose_connection(reactor, target)
-    assert "refused" in from_elsewhere
+    assert "refused" in from_elsewhere.text
     assert await diagnose_connection(FromThatPort(), target) == from_elsewhere

@@ -24,7 +24,7 @@ DONE = ProbeResult(
 class NoProbe:
     """Takes the place of the measurement with sockets, and gives its result after a second."""
 
-    def __init__(self, reactor: Any, uid: str, carry: Any, targets: Any, seconds: float) -> None:
+    def __init__(self, reactor: Any, uid: str, carry: Any, targets: Any, seconds: float, proxy: Any) -> None:
         self.result = ProbeResult(state="running")
         self._reactor = reactor
         self._seconds = seconds
