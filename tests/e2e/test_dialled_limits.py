@@ -184,6 +184,9 @@ async def test_only_so_many_connections_wait_for_the_program_and_the_others_foll
     waiting = [deferToThread(attempt, stream.connect) for _ in range(6)]
     await stream.until(note_joining)
     assert most == 2
+    stream.prod.elements.set_limits(SharedLimits(half_open=3))
+    assert note_joining()
+    assert most == 3
     stream.app = socket.create_server((host, port), backlog=16)
     stream._ends.append(stream.app)
     with ProdApp(stream.app).running() as program:
@@ -231,11 +234,13 @@ async def test_a_stream_that_is_released_while_connections_wait_leaves_nothing(m
     waiting = [deferToThread(attempt, stream.connect) for _ in range(3)]
     await stream.until(lambda: len(stream.prod.channel()._claims) >= 1)
     elements = stream.prod.elements
+    channel = stream.prod.channel()
     await elements.close(stream.uid, PROD)
-    assert [await one for one in waiting] == [None] * 3
+    assert not channel.relays
     assert elements._connections_at(0) == 0
     figures = elements._figures
     assert figures.words[figures.dialled_early(0)] == 0
+    assert [await one for one in waiting] == [None] * 3
 
 
 # -- whole facilities

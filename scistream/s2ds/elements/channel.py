@@ -260,6 +260,10 @@ class ElementChannel:
         self._target = self._demand = None
         for waiting in list(self._unserved):
             waiting.cancel()
+        for wan in list(self._claims):  # before the relays, whose end would let some go on
+            wan.abort()
+            self._forget_claim(wan)
+        self._claims.close()
         relays = list(self.relays)
         for relay in relays:
             relay.cut()
@@ -267,10 +271,6 @@ class ElementChannel:
             wan.abort()
             self._forget_arriving(wan)
         self._drop_ready()
-        for wan in list(self._claims):
-            wan.abort()
-            self._forget_claim(wan)
-        self._claims.close()
         return len(relays)
 
     def drop_outside(self, allowed: Callable[[Address], bool]) -> None:

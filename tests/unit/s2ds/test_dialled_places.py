@@ -15,7 +15,7 @@ from scistream.protocol.messages import PROD
 from scistream.s2ds.capacity import STREAM_SHARE, SharedLimits
 from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.elements.channel import NOT_ARMED
-from scistream.s2ds.elements.commands import PlaceAnswer, PlaceRequest, SetTargets
+from scistream.s2ds.elements.commands import PlaceAnswer, PlaceRequest, SetHalfOpen, SetTargets
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.places import TOO_MANY_JOINING, Claims, Places
 from scistream.s2ds.elements.pool import NO_OWNER_SHARE, NO_SHARE, UNREAD, Elements
@@ -40,8 +40,10 @@ class StubMember:
     def __init__(self, number: int) -> None:
         self.number = number
         self.answers: list[str] = []
+        self.commands: list[object] = []
 
-    def ask(self, _command: object) -> Any:
+    def ask(self, command: object) -> Any:
+        self.commands.append(command)
         return succeed(None)
 
     def tell(self, answer: PlaceAnswer) -> None:
@@ -133,6 +135,15 @@ def test_an_element_that_dies_gives_back_all_places() -> None:
     assert [gateway.ask(0, number) for number in (0, 0, 0, 1, 1)] == ["", "", "", "", NO_SHARE]
     gateway.elements._count_lost(0)
     assert [gateway.ask(0, 1) for _ in range(4)] == ["", "", "", NO_SHARE]
+    gateway.close()
+
+
+def test_an_element_that_starts_learns_how_many_may_wait_for_the_program() -> None:
+    gateway = Gateway(SharedLimits(half_open=7))
+    assert SetHalfOpen(half_open=7) in gateway.elements._replay()
+    gateway.elements.set_limits(SharedLimits(half_open=9))
+    assert SetHalfOpen(half_open=9) in gateway.elements._replay()
+    assert all(SetHalfOpen(half_open=9) in member.commands for member in gateway.members)
     gateway.close()
 
 
