@@ -1,7 +1,7 @@
 """The peers and their configurations, each tuned for one machine.
 
-TLS sessions are never resumed, as in SciStream: every connection makes a full handshake with certificates of both
-sides. AES-128-GCM is preferred, as in SciStream. Settings that were tried and gained nothing are left out.
+They never resume TLS sessions: every connection makes a full handshake with certificates of both sides. AES-128-GCM is
+preferred, as in SciStream. Settings that were tried and gained nothing are left out.
 """
 
 from __future__ import annotations

@@ -17,6 +17,10 @@ from scistream.protocol.messages import MAX_TEXT, Channel, Error, Resp, Uid
 
 MAX_LINE = 4096
 """The most bytes of a line, with its LF."""
+MOST_TICKET = 512
+"""The longest ticket, in characters."""
+
+Ticket = Annotated[str, Meta(max_length=MOST_TICKET, pattern="^[A-Za-z0-9+/]*={0,2}$")]
 
 
 class Connect(Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=True):
@@ -24,15 +28,26 @@ class Connect(Struct, frozen=True, kw_only=True, tag_field="cmd", omit_defaults=
 
     :ivar number: its number among the connections of the channel, counted from 1, in whose order ProdApp is dialled; 0
         if the order does not matter.
+    :ivar ticket: base64, with which the receiver may open further connections without certificates; empty for none.
     """
 
     uid: Uid
     channel: Channel
     number: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    ticket: Ticket = ""
+
+
+class Connected(Resp, frozen=True, kw_only=True, tag="RESP"):
+    """The answer that says that ProdApp is connected.
+
+    :ivar ticket: as in Connect.
+    """
+
+    ticket: Ticket = ""
 
 
 _connects = msgspec.json.Decoder(Connect)
-_answers: msgspec.json.Decoder[Resp | Error] = msgspec.json.Decoder(cast(Any, Resp | Error))
+_answers: msgspec.json.Decoder[Connected | Error] = msgspec.json.Decoder(cast(Any, Connected | Error))
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,9 +56,9 @@ def encode_connect(connect: Connect) -> bytes:
     return _encode(connect) + b"\n"
 
 
-def accepted(uid: str) -> bytes:
+def accepted(uid: str, ticket: str = "") -> bytes:
     """Return the answer that says that ProdApp is connected, as a line."""
-    return _encode(Resp(uid=uid, seq=1, state="Forwarding", msg="")) + b"\n"
+    return _encode(Connected(uid=uid, seq=1, state="Forwarding", msg="", ticket=ticket)) + b"\n"
 
 
 def refused(uid: str, code: ErrorCode, reason: str) -> bytes:
@@ -62,7 +77,7 @@ def read_connect(line: bytes) -> Connect:
     return decode_as(_connects, line)
 
 
-def read_answer(line: bytes) -> Resp | Error:
+def read_answer(line: bytes) -> Connected | Error:
     """Decode the answer to Connect, given without its LF.
 
     :raises BadMessageError: naming the invalid field.

@@ -9,6 +9,7 @@ opens a socket.
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -92,6 +93,7 @@ class StreamSecret:
             authority=authority.public_bytes(encoding).decode(),
             certificate=leaf.public_bytes(encoding).decode(),
             key=self._key.private_bytes(encoding, form, serialization.NoEncryption()).decode(),
+            ticket_key=os.urandom(16),
         )
         made.context()  # to find errors now: OpenSSL may parse more strictly than `cryptography`
         return made
@@ -138,6 +140,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
     authority: str
     certificate: str
     key: str
+    ticket_key: bytes
 
     def __repr__(self) -> str:
         return f"<Credentials of {self.role}>"
@@ -189,13 +192,17 @@ def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def verify_peer(connection: SSL.Connection, uid: str, channel: int, role: Role, *, dials: bool) -> None:
+def verify_peer(
+    connection: SSL.Connection, uid: str, channel: int, role: Role, *, dials: bool, resumed: bool = False
+) -> None:
     """Check that the peer is this stream's gateway of the other side and wants this channel.
 
     Call it after the handshake.
 
     :param role: the role of this gateway.
     :param dials: True if this gateway has dialled.
+    :param resumed: True if both ends have proved themselves with a ticket, which only a connection can have given
+        whose peer this function has accepted under the same credentials.
     :raises CertificateError: if not; close the connection, connect to no application and forward nothing.
     """
     if not dials:
@@ -205,6 +212,8 @@ def verify_peer(connection: SSL.Connection, uid: str, channel: int, role: Role, 
                 f"The far end asked for {named!r}, but this port belongs to {expected.decode()}: it has connected to "
                 "the port of another stream or channel."
             )
+    if resumed:
+        return
     expected_name = consumer_name(uid) if role == PROD else server_name(uid, channel)
     _check_name(verified_certificate(connection), expected_name)
 

@@ -21,8 +21,9 @@ from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_conne
 from scistream.protocol.messages import CONS, PROD, Error, Resp, Role
 from scistream.s2ds.elements.channel import MOST_HELD
 from scistream.s2ds.elements.ready import ReadyBudget
+from scistream.s2ds.relay import wan
 from scistream.s2uc.stream_certificates import issue_credentials
-from scistream.tls.stream_channels import server_name
+from scistream.tls.stream_channels import server_name, verify_peer
 from support.applications import MIB, how_it_ends, receive_exactly, reset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
@@ -610,3 +611,62 @@ async def test_a_ready_connection_that_ends_is_replaced(make: Make, monkeypatch:
     assert read_connect(await deferToThread(read_line, tls)).channel == 0
     consumer.close()
     peer.sock.close()
+
+
+# -- tickets
+
+
+@pytest.mark.parametrize("dialer", DIALERS)
+@pytest.mark.parametrize("count", [0, 2])
+@pytest_twisted.ensureDeferred
+async def test_gateways_show_each_other_their_certificates_once(
+    make: Make, dialer: Role, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshakes: list[bool] = []
+
+    def note(*arguments: object, resumed: bool, **others: object) -> None:
+        handshakes.append(resumed)
+        verify_peer(*arguments, resumed=resumed, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wan, "verify_peer", note)
+    stream = make(wan_dialer=dialer, ready=count)
+    for number in range(12):
+        consumer, producer = await stream.pair()
+        with consumer, producer:
+            await carry_both_ways(consumer, producer, 1000 * number)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    await stream.until(lambda: len(handshakes) >= 2 * 12)
+    shown, last = handshakes.count(False), handshakes[-6:]
+    assert all(last), handshakes
+    assert 2 <= shown <= 2 * max(1, 2 * count), "both gateways, for those that were opened before the first ticket came"
+
+
+@pytest.mark.parametrize("dialer", DIALERS)
+@pytest_twisted.ensureDeferred
+async def test_new_credentials_end_the_tickets_of_old_ones(
+    make: Make, dialer: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshakes: list[bool] = []
+
+    def note(*arguments: object, resumed: bool, **others: object) -> None:
+        handshakes.append(resumed)
+        verify_peer(*arguments, resumed=resumed, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wan, "verify_peer", note)
+    stream = make(wan_dialer=dialer, ready=0)
+    for _ in range(3):
+        consumer, producer = await stream.pair()
+        with consumer, producer:
+            await carry_both_ways(consumer, producer, 1000)
+    assert handshakes[-1]
+    program = [Address(*stream.app.getsockname())]
+    gateways = [Address(*sock.getsockname()) for sock in stream.cons.wan_sockets] if dialer == PROD else []
+    if dialer == PROD:
+        stream.prod.arm(stream.bundles[PROD], program, PROD, gateways)
+    else:
+        stream.prod.arm(stream.bundles[PROD], program)
+    del handshakes[:]
+    consumer, producer = await stream.pair()
+    with consumer, producer:
+        await carry_both_ways(consumer, producer, 1000)
+    assert not handshakes[0]

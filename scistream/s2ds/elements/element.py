@@ -43,6 +43,7 @@ from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.receive_windows import StreamWindows, Windows, most_wide
 from scistream.s2ds.relay.target_names import Names
 from scistream.s2ds.relay.throttle import Throttle
+from scistream.s2ds.relay.tickets import tickets_for
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.token_bucket import TokenBucket
 from scistream.s2ds.self_target import is_own_address
@@ -229,10 +230,12 @@ class Element:
         stream = self._streams.get((command.uid, command.role))
         if stream is None:
             raise StreamError("gateway-failed", f"an element does not know stream {command.uid} ({command.role})")
-        context = None
+        context = tickets = None
         if command.credentials is not None:
-            context = command.credentials.context(self._settings.wan_cipher, dials=command.wan_dialer == command.role)
+            dials = command.wan_dialer == command.role
+            context = command.credentials.context(self._settings.wan_cipher, dials=dials)
             tune(context)
+            tickets = tickets_for(context, command.credentials.ticket_key, dials=dials)
         programs = command.targets if command.role == PROD else {}
         gateways: dict[int, str] = {}
         if command.wan_dialer == command.role:
@@ -248,6 +251,7 @@ class Element:
                     context,
                     own_ports=frozenset(command.own),
                     other_addresses=tuple(map(Address.parse, command.other_addresses.get(number, ()))),
+                    tickets=tickets,
                 )
             )
 

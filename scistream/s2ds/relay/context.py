@@ -16,6 +16,7 @@ from scistream.s2ds.relay.dead_peers import DeadPeerDetector
 from scistream.s2ds.relay.poller import Poller, poller_of
 from scistream.s2ds.relay.prod_app_start import ProdAppStart
 from scistream.s2ds.relay.target_names import Names
+from scistream.s2ds.relay.tickets import Tickets
 
 PIPE_BUFFERS = 4
 """The size of a pipe in buffers. It may be large, since bytes in a pipe are not copied and do not fill the caches."""
@@ -35,6 +36,7 @@ class ChannelTarget:
     :param start: the start of ProdApp, at the producer's side.
     :param own_ports: ports of this gateway that are allowed as targets.
     :param other_addresses: other addresses of ProdApp, for when it does not answer.
+    :param tickets: the tickets of the connections under the TLS context.
     """
 
     uid: str
@@ -46,6 +48,7 @@ class ChannelTarget:
     start: ProdAppStart = field(default_factory=ProdAppStart)
     own_ports: frozenset[int] = frozenset()
     other_addresses: tuple[Address, ...] = ()
+    tickets: Tickets | None = None
 
     @property
     def dials_wan(self) -> bool:

@@ -6,7 +6,9 @@ All private names of pyOpenSSL and of cryptography's bindings that a relay needs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
@@ -20,6 +22,10 @@ write = Binding.lib.SSL_write
 get_error = Binding.lib.SSL_get_error
 WANT_READ = Binding.lib.SSL_ERROR_WANT_READ
 WANT_WRITE = Binding.lib.SSL_ERROR_WANT_WRITE
+_AES_128_GCM_SHA256 = b"\x13\x01"
+
+SECRET = 32
+"""The length in bytes of a secret that stands for certificates."""
 
 
 def address_of(view: memoryview) -> Any:
@@ -55,3 +61,70 @@ def raise_error(connection: SSL.Connection, result: int) -> None:
     :raises SSL.Error: or a subclass of it, by the kind of error.
     """
     connection._raise_ssl_error(connection._ssl, result)
+
+
+def set_group(connection: SSL.Connection, group: bytes) -> None:
+    """Exchange keys with this group only, if OpenSSL knows it."""
+    Binding.lib.SSL_set1_curves_list(connection._ssl, group)
+
+
+def is_resumed(connection: SSL.Connection) -> bool:
+    """Return True if the handshake used a secret of an earlier connection in place of certificates."""
+    return bool(Binding.lib.SSL_session_reused(connection._ssl))
+
+
+def offer_secrets(context: SSL.Context, find: Callable[[bytes], tuple[bytes, bytes] | None]) -> None:
+    """Let the clients of a context offer a secret of an earlier connection.
+
+    :param find: called with the name of the server; returns an identity and the `SECRET` bytes of the secret, or None.
+    """
+
+    @ffi.callback(_type_of("SSL_CTX_set_psk_use_session_callback"), error=1)  # type: ignore[untyped-decorator]
+    def use(ssl: Any, _digest: Any, identity: Any, size: Any, session: Any) -> int:
+        name = Binding.lib.SSL_get_servername(ssl, Binding.lib.TLSEXT_NAMETYPE_host_name)
+        found = find(ffi.string(name)) if name != ffi.NULL else None
+        if found is not None:
+            session[0] = _session_of(ssl, found[1])
+            kept[0] = ffi.from_buffer("unsigned char[]", found[0])  # OpenSSL copies it as soon as this returns
+            identity[0], size[0] = kept[0], len(found[0])
+        return 1
+
+    kept: list[Any] = [None]
+    Binding.lib.SSL_CTX_set_psk_use_session_callback(context._context, use)
+    _callbacks[context] = use
+
+
+def accept_secrets(context: SSL.Context, find: Callable[[bytes], bytes | None], most: int) -> None:
+    """Let the servers of a context accept a secret of an earlier connection.
+
+    :param find: called with an identity that a client offers; returns the `SECRET` bytes of its secret, or None.
+    :param most: the length of the longest identity; longer ones are ignored.
+    """
+
+    @ffi.callback(_type_of("SSL_CTX_set_psk_find_session_callback"), error=1)  # type: ignore[untyped-decorator]
+    def look_up(ssl: Any, identity: Any, size: int, session: Any) -> int:
+        secret = find(bytes(ffi.buffer(identity, size))) if size <= most else None
+        if secret is not None:
+            session[0] = _session_of(ssl, secret)
+        return 1
+
+    Binding.lib.SSL_CTX_set_psk_find_session_callback(context._context, look_up)
+    _callbacks[context] = look_up
+
+
+_callbacks: WeakKeyDictionary[SSL.Context, Any] = WeakKeyDictionary()
+"""The functions that OpenSSL calls, which live as long as their context."""
+
+
+def _type_of(setter: str) -> Any:
+    return ffi.typeof(getattr(Binding.lib, setter)).args[1]
+
+
+def _session_of(ssl: Any, secret: bytes) -> Any:
+    """Return a session of TLS 1.3 with this secret, which OpenSSL will free."""
+    lib = Binding.lib
+    session = lib.Cryptography_SSL_SESSION_new()
+    lib.SSL_SESSION_set1_master_key(session, secret, len(secret))
+    lib.SSL_SESSION_set_cipher(session, lib.SSL_CIPHER_find(ssl, _AES_128_GCM_SHA256))
+    lib.SSL_SESSION_set_protocol_version(session, lib.TLS1_3_VERSION)
+    return session

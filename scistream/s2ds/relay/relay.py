@@ -34,6 +34,7 @@ from scistream.s2ds.relay.leg import (
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
+from scistream.s2ds.relay.tickets import keep_ticket, ticket_for
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
 from scistream.s2ds.relay.wan import OUTSIDE, WanConnection, refuse_connect
@@ -285,7 +286,7 @@ class Relay:
             self._owes_answer = False
             assert isinstance(wan, TlsLeg)
             try:
-                wan.write_line(accepted(self._target.uid))
+                wan.write_line(accepted(self._target.uid, ticket_for(self._target.tickets, wan.connection)))
             except ConnectionBrokenError as broken:
                 self.broke(broken)
         return wan, program
@@ -300,7 +301,12 @@ class Relay:
             if not wan.speaks_connect:
                 return leg
             assert isinstance(leg, TlsLeg)
-            connect = Connect(uid=self._target.uid, channel=self._target.channel, number=self._number)
+            connect = Connect(
+                uid=self._target.uid,
+                channel=self._target.channel,
+                number=self._number,
+                ticket=ticket_for(self._target.tickets, leg.connection),
+            )
             try:
                 leg.write_line(encode_connect(connect))
             except ConnectionBrokenError:
@@ -349,6 +355,7 @@ class Relay:
             raise ConnectRefusedError(reason[:MAX_REASON], "far-side", leg) from None
         if isinstance(answer, Error):
             raise ConnectRefusedError(printable(answer.msg)[:MAX_REASON], "far-side", leg)
+        keep_ticket(self._target.tickets, leg.connection, answer.ticket)
         return True
 
     def _not_answered(self, timeout: float) -> None:

@@ -23,8 +23,10 @@ from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayC
 from scistream.s2ds.relay.dialling import dial_target
 from scistream.s2ds.relay.handshake import OldGatewayError
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, explain, prepare, set_keepalive
+from scistream.s2ds.relay.openssl import is_resumed
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tcp_info import tcp_info
+from scistream.s2ds.relay.tickets import KeptTickets, keep_ticket
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.tls.files import CertificateError
 from scistream.tls.stream_channels import server_name, speaks_connect, verify_peer
@@ -245,10 +247,24 @@ class WanConnection:
             context.poller, sock, context.dead_peers, self, target.gateway, target.tls_context, name
         )
         leg.must_speak_connect = must_speak_connect
-        await leg.handshake(context.reactor, context.handshake_timeout)
-        verify_peer(leg.connection, target.uid, target.channel, target.role, dials=name is not None)
+        await self._handshake(leg)
+        resumed = target.tickets is not None and is_resumed(leg.connection)
+        verify_peer(leg.connection, target.uid, target.channel, target.role, dials=name is not None, resumed=resumed)
         self.is_verified = True
         self.speaks_connect = speaks_connect(leg.connection)
+
+    async def _handshake(self, leg: TlsLeg) -> None:
+        context, kept = self._context, self._target.tickets
+        if not isinstance(kept, KeptTickets) or not kept.use(leg.connection):
+            await leg.handshake(context.reactor, context.handshake_timeout)
+            return
+        try:
+            await leg.handshake(context.reactor, context.handshake_timeout)
+        except ConnectionBrokenError:
+            kept.forget(leg.connection)
+            raise
+        if not is_resumed(leg.connection):
+            kept.forget(leg.connection)
 
     def _opened(self, _result: None) -> None:
         self._opening = None
@@ -297,6 +313,7 @@ class WanConnection:
             self.refuse("bad-message", reason, "far-side")
             return
         leg.reader, self._is_claimed = None, True
+        keep_ticket(target.tickets, leg.connection, connect.ticket)
         self._owner.wan_connects(self, connect)
 
     def refuse(self, code: ErrorCode, reason: str, cause: Cause) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from scistream.protocol.connect import (
     MAX_LINE,
+    MOST_TICKET,
     Connect,
+    Connected,
     accepted,
     encode_connect,
     read_answer,
@@ -19,7 +22,7 @@ from scistream.protocol.connect import (
     refused,
 )
 from scistream.protocol.errors import BadMessageError, printable
-from scistream.protocol.messages import MAX_CHANNELS, Error, Resp
+from scistream.protocol.messages import MAX_CHANNELS, Error
 from support.message_strategies import BIG, UID, integers, text
 
 CONNECTS = st.builds(
@@ -27,6 +30,7 @@ CONNECTS = st.builds(
     uid=st.uuids().map(str),
     channel=integers(0, MAX_CHANNELS - 1),
     number=integers(0, BIG),
+    ticket=st.binary(max_size=384).map(lambda ticket: b64encode(ticket).decode()),
 )
 LONG_REASONS = ["x", "\U0001f52c", "ü", "\x00", "\x1f", '"', "\\", "\n", "\u2028", "\ud800", "\udcff"]
 
@@ -57,6 +61,7 @@ def test_connect_is_read_as_it_was_sent(connect: Connect) -> None:
         {"number": 0},
         {"number": BIG},
         {"number": ...},
+        {"ticket": "A" * MOST_TICKET},
         {"of a later version": {"x": [1]}},
     ],
     ids=str,
@@ -89,6 +94,9 @@ def test_connect_is_taken_up_to_the_bounds_of_its_fields(fields: dict[str, Any])
         ("number", BIG + 1),
         ("number", None),
         ("number", 0.5),
+        ("ticket", None),
+        ("ticket", "a word"),
+        ("ticket", "A" * (MOST_TICKET + 1)),
     ],
 )
 def test_connect_beyond_the_bounds_of_a_field_is_refused_and_the_field_named(field: str, value: Any) -> None:
@@ -118,11 +126,13 @@ def test_what_is_no_connect_is_refused_with_a_sentence(line: bytes) -> None:
         assert bad.value.msg
 
 
-@given(st.uuids().map(str))
-def test_an_accepted_connect_is_answered_by_resp(uid: str) -> None:
-    answer = read_answer(one_line(accepted(uid)))
-    assert isinstance(answer, Resp)
-    assert (answer.uid, answer.state) == (uid, "Forwarding")
+@given(st.uuids().map(str), st.sampled_from(["", "A" * MOST_TICKET]))
+def test_an_accepted_connect_is_answered_by_resp(uid: str, ticket: str) -> None:
+    line = one_line(accepted(uid, ticket))
+    answer = read_answer(line)
+    assert isinstance(answer, Connected)
+    assert (answer.uid, answer.state, answer.ticket) == (uid, "Forwarding", ticket)
+    assert (b"ticket" in line) == bool(ticket)
 
 
 @settings(deadline=None)
