@@ -23,6 +23,7 @@ from scistream.s2cs import machine_core
 from scistream.s2cs import stream as s2cs_effects
 from scistream.s2cs.gateway_reports import GatewayReports
 from scistream.s2cs.machine_core import Core as S2CSCore
+from scistream.s2cs.record import Record
 from scistream.s2cs.steps import release as s2cs_release
 from scistream.s2cs.steps import targets as s2cs_targets
 from scistream.s2ds import machine as s2ds_machine
@@ -262,6 +263,19 @@ def _keep_wan_listeners() -> None:
         return_resources(self)
 
     GatewayStream._return_resources = wasteful  # type: ignore[method-assign]
+
+
+@mutation("an S2CS that comes back has forgotten which side dials", "E", "producer dials", 0, 1, "crash")
+def _forget_wan_dialer() -> None:
+    load = ModelStore.load
+
+    def forgetful(self: Any, *, live: bool = False) -> list[Record]:
+        records = load(self, live=live)
+        for record in records:
+            record.wan_dialer, record.wan_targets = CONS, {}
+        return records
+
+    ModelStore.load = forgetful  # type: ignore[method-assign]
 
 
 @mutation("a gateway tells its WAN listeners in its first answer only", "A", "producer dials", 1, 0, "lose")

@@ -69,7 +69,7 @@ SCENARIOS = {
         Scenario("new targets", ("ask", "producer", "consumer", "other producer")),
         Scenario("user returns", ("ask", "producer", "leave", "return", "consumer", "release")),
         Scenario("pool", ("ask", "consumer", "producer", "release"), gateways=2, num_conn=2),
-        Scenario("producer dials", ("ask", "consumer", "producer", "release"), wan_dialer=PROD),
+        Scenario("producer dials", ("ask", "consumer", "producer", "other producer", "release"), wan_dialer=PROD),
     )
 }
 
