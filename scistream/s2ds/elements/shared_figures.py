@@ -68,6 +68,8 @@ class SharedFigures:
         self._whole = memoryview(self._map)
         self.words = self._whole.cast("Q")
         self._doubles = self._whole.cast("d")
+        self._slot_size = self._slot(1) - self._slot(0)
+        self._first_row = self.turns(0) + TURNS
 
     @classmethod
     def create(cls, slots: int, elements: int) -> SharedFigures:
@@ -87,7 +89,7 @@ class SharedFigures:
 
     def row(self, slot: int, element: int) -> int:
         """Return the index in `words` at which the row of a channel at an element begins."""
-        return self.turns(slot) + TURNS + _ROW * element
+        return self._first_row + slot * self._slot_size + _ROW * element
 
     def turns(self, slot: int) -> int:
         """Return the index in `words` at which the turns of a channel begin."""

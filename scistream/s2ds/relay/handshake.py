@@ -30,7 +30,6 @@ _HEADER = 5
 """The size of a record's header in bytes. Its last two bytes are the length of the record's content."""
 _PIECE_SIZE = 4096
 """The number of bytes passed to OpenSSL at a time; the messages of a peer usually fit into one piece."""
-_OUTPUT_SIZE = 65536
 
 
 class OldGatewayError(ConnectionBrokenError):
@@ -82,7 +81,7 @@ class Handshake:
                     return
                 if not piece:
                     raise SSL.SysCallError(-1, "Unexpected EOF")
-                leg.connection.bio_write(piece)
+                openssl.give_input(leg.connection, piece)
             self._is_started = True
             self._step()
             if piece:
@@ -92,25 +91,19 @@ class Handshake:
     def _step(self) -> None:
         connection = self._leg.connection
         try:
-            connection.do_handshake()
-        except SSL.WantReadError:
-            pass
+            self._is_complete = openssl.advance_handshake(connection)
         except SSL.Error:
             self._collect_output()
             with contextlib.suppress(OSError):
                 self._flush()  # the alert that tells the peer why
             raise
-        else:
-            if self._leg.must_speak_connect and not speaks_connect(connection):
-                raise OldGatewayError(f"{self._leg.peer_name} does not know Connect", "far-side", self._leg)
-            self._is_complete = True
+        if self._is_complete and self._leg.must_speak_connect and not speaks_connect(connection):
+            raise OldGatewayError(f"{self._leg.peer_name} does not know Connect", "far-side", self._leg)
         self._collect_output()
 
     def _collect_output(self) -> None:
         """Collect OpenSSL's output to the peer."""
-        with contextlib.suppress(SSL.WantReadError):
-            while True:
-                self._output += self._leg.connection.bio_read(_OUTPUT_SIZE)
+        self._output += openssl.take_output(self._leg.connection)
 
     def _flush(self) -> bool:
         """Send the collected output. Return False if the socket does not take all of it now."""

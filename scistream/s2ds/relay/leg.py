@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -35,7 +36,8 @@ EOF = 0
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_WELL = struct.pack("ii", 0, 0)
-_KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+_KEEPALIVE_STEPS = 64
+"""The number of different times of a first probe."""
 _MOST_PROBES = 127
 
 
@@ -217,6 +219,7 @@ def _allowed() -> str:
         return "those that it allows"
 
 
+@lru_cache(1024)
 def keepalive(dead_after: float, fraction: float) -> tuple[int, int, int]:
     """Return the seconds until the first probe, the seconds between probes, and the number of probes.
 
@@ -234,8 +237,10 @@ def keepalive(dead_after: float, fraction: float) -> tuple[int, int, int]:
 
 def set_keepalive(sock: socket.socket, dead_after: float) -> None:
     """Let TCP probe a silent peer so that its death is noticed after `dead_after` seconds."""
-    for option, value in zip(_KEEPALIVE, keepalive(dead_after, random.random()), strict=True):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    first, between, count = keepalive(dead_after, random.randrange(_KEEPALIVE_STEPS) / (_KEEPALIVE_STEPS - 1))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, first)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
 def pending_error(sock: socket.socket) -> int:

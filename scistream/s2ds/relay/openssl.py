@@ -43,6 +43,37 @@ def end_reads_at_each_record(connection: SSL.Connection) -> None:
     Binding.lib.SSL_clear_mode(connection._ssl, Binding.lib.SSL_MODE_AUTO_RETRY)
 
 
+def advance_handshake(connection: SSL.Connection) -> bool:
+    """Do what a handshake can do now. Return False if it needs more input.
+
+    :raises SSL.Error: or a subclass of it, if it fails.
+    """
+    result = Binding.lib.SSL_do_handshake(connection._ssl)
+    if result == 1:
+        return True
+    if get_error(connection._ssl, result) != WANT_READ:
+        raise_error(connection, result)
+    return False
+
+
+def give_input(connection: SSL.Connection, data: bytes) -> None:
+    """Put bytes from the peer into the memory buffer from which OpenSSL reads."""
+    Binding.lib.BIO_write(connection._into_ssl, data, len(data))
+
+
+def take_output(connection: SSL.Connection) -> bytes:
+    """Return the bytes for the peer that are in the memory buffer into which OpenSSL writes."""
+    taken = b""
+    while (count := Binding.lib.BIO_read(connection._from_ssl, _piece, len(_piece))) > 0:
+        taken += ffi.buffer(_piece, count)[:]
+        if count < len(_piece):
+            break
+    return taken
+
+
+_piece = ffi.new("char[]", 16384)
+
+
 def move_to_socket(connection: SSL.Connection, descriptor: int) -> None:
     """Let OpenSSL read from and write to a socket in place of its two memory buffers, which it frees."""
     Binding.lib.SSL_set_fd(connection._ssl, descriptor)

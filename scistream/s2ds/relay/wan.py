@@ -71,6 +71,7 @@ class WanConnection:
         "_broken",
         "_context",
         "_is_claimed",
+        "_is_probed_early",
         "_leg",
         "_opening",
         "_owner",
@@ -98,6 +99,7 @@ class WanConnection:
         self._leg: Leg | None = None
         self._opening: Deferred[None] | None = None
         self._is_claimed = False  # Connect has come
+        self._is_probed_early = False
         self._broken: ConnectionBrokenError | None = None  # after Connect, before a relay has taken the connection
         self.is_verified = self.speaks_connect = self.is_dialled = self.has_misbehaved = self.over = False
         self.opened_at = self.seconds_to_open = 0.0
@@ -138,6 +140,7 @@ class WanConnection:
         """Let TCP find out early that the peer is dead, since nothing is sent on a ready connection."""
         assert self._leg is not None
         set_keepalive(self._leg.sock, timing.READY_SILENCE)
+        self._is_probed_early = True
 
     def is_alive(self) -> bool:
         """Return False if the other gateway has ended the connection, or does not answer TCP."""
@@ -173,7 +176,7 @@ class WanConnection:
         broken, self._broken = self._broken, None
         if broken is not None:
             leg.tell_broken(broken)
-        elif self.speaks_connect:
+        elif self._is_probed_early:
             set_keepalive(leg.sock, self._context.wan_timeout)
         return leg
 
