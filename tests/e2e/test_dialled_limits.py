@@ -16,7 +16,7 @@ from harness import World
 from test_reloading import changed
 from twisted.internet.threads import deferToThread
 
-from scistream.protocol.messages import PROD
+from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import ResetsEvent, read_line
 from scistream.s2ds.capacity import SharedLimits
 from scistream.s2ds.elements.element import NO_DESCRIPTOR
@@ -141,6 +141,29 @@ async def test_a_share_of_four_lets_four_connections_through_and_never_five(make
         assert len(await attempts(stream, 3)) == 1
 
 
+@pytest.mark.parametrize("count", [1, 4])
+@pytest_twisted.ensureDeferred
+async def test_what_a_consumers_gateway_has_ready_takes_nothing_from_its_share(make: Make, count: int) -> None:
+    stream = make(wan_dialer=PROD, ready=count)
+    stream.cons.elements.set_limits(FOUR)
+    await stream.until(lambda: stream.cons.figures().ready >= count)
+    with ProdApp(stream.app).running() as program:
+        for _ in range(2):
+            open_now = [sock for _ in range(6) for sock in await attempts(stream, 1)]
+            assert len(open_now) == 4
+            assert stream.cons.figures().ready >= count, "it accepts those that are to be ready all the same"
+            for sock in open_now:
+                assert await deferToThread(echo, sock)
+            await stream.until(lambda: stream.prod.figures().connections == stream.cons.figures().connections == 0)
+        assert program.accepted == 8
+    assert stream.cons.reasons == [NO_SHARE] * 4
+    assert stream.prod.reasons == []
+    await stream.cons.elements.close(stream.uid, CONS)
+    elements = stream.cons.elements
+    await stream.until(lambda: elements._connections_at(0) == 0)
+    assert elements._figures.words[elements._figures.kept_ready(0)] == 0
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_element_that_dies_gives_its_places_back(make: Make) -> None:
     stream = make(wan_dialer=PROD, elements=2, limits=FOUR)
@@ -239,7 +262,7 @@ async def test_a_stream_that_is_released_while_connections_wait_leaves_nothing(m
     assert not channel.relays
     assert elements._connections_at(0) == 0
     figures = elements._figures
-    assert figures.words[figures.dialled_early(0)] == 0
+    assert figures.words[figures.kept_ready(0)] == 0
     assert [await one for one in waiting] == [None] * 3
 
 

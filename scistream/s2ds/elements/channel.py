@@ -75,7 +75,7 @@ class ElementChannel:
         self._words = figures.words
         self._row = row = figures.row(slot, element)
         self._ended_at = figures.ended(element)
-        self._dialled_early_at = figures.dialled_early(element)
+        self._kept_ready_at = figures.kept_ready(element)
         self._to_consumer = Flow(to_consumer, windows, self._words, row + shared_figures.TO_CONSUMER)
         self._to_producer = Flow(to_producer, windows, self._words, row + shared_figures.TO_PRODUCER)
         self._turns = Turns(context.reactor, self._words, figures.turns(slot))
@@ -396,6 +396,9 @@ class ElementChannel:
             return
         self._ready[wan] = None
         self._words[self._row + shared_figures.READY] += 1
+        if self._is_kept_for_here(wan):
+            self._words[self._kept_ready_at] += 1
+            self._words[self._ended_at] += 1
         wan.note_ready()
         if self._key[1] == PROD:
             wan.wait_for_connect()
@@ -521,12 +524,19 @@ class ElementChannel:
         self._words[self._row + shared_figures.READY] -= 1
         if wan.is_dialled:
             self._forget_dialled()
+            return
+        self._budget.release(self._key)
+        if self._is_kept_for_here(wan):
+            self._words[self._kept_ready_at] -= 1
         else:
-            self._budget.release(self._key)
             self._words[self._ended_at] += ends
 
+    def _is_kept_for_here(self, wan: WanConnection) -> bool:
+        """Return True if the other gateway has opened a connection that waits for one of ConsApp at this one."""
+        return not wan.is_dialled and self._key[1] == CONS
+
     def _forget_dialled(self) -> None:
-        self._words[self._dialled_early_at] -= 1
+        self._words[self._kept_ready_at] -= 1
         self._budget.ended(self._key)
 
     def _prove(self, source: str) -> None:
@@ -554,7 +564,7 @@ class ElementChannel:
                 self._key, self._replenish, needed=target.role == PROD and not self._ready and not self._opening
             ):
                 break
-            self._words[self._dialled_early_at] += 1
+            self._words[self._kept_ready_at] += 1
             wan = WanConnection(self._context, target, self)
             self._opening.add(wan)
             wan.dial(_nothing, must_speak_connect=True)

@@ -348,7 +348,8 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NOT_ARMED, count=1))
             return
-        exceeded = self._exceeded_limit(stream)
+        # One that is to be ready at a consumer's gateway is none of an application, and is bounded there.
+        exceeded = None if wan and role == CONS else self._exceeded_limit(stream)
         if exceeded is not None:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=exceeded, count=1))
@@ -396,7 +397,7 @@ class Elements:
 
     def _has_descriptors(self, member: _Member) -> bool:
         """Return whether an element may open two more descriptors; otherwise the kernel would drop the connection."""
-        early = self._figures.words[self._figures.dialled_early(member.number)]
+        early = self._figures.words[self._figures.kept_ready(member.number)]
         return OWN_DESCRIPTORS + 2 * (self._connections_at(member.number) + 1) + early <= member.most_descriptors()
 
     def _exceeded_limit(self, stream: _PlacedStream) -> str | None:
@@ -431,7 +432,8 @@ class Elements:
         """Return how many connections of a stream count against its share.
 
         Connections from the WAN that are not joined do not count: they may be strangers, and have a limit of their own.
-        Ready ones of the other gateway count, since it can let each of them be an application's at any moment.
+        Ready ones count at a producer's gateway that has accepted them, since the other one can let each of them be an
+        application's at any moment.
         """
         if stream.is_dialled_for_producer:
             return sum(stream.granted.values()) - sum(
@@ -440,11 +442,11 @@ class Elements:
                 for member in self._members
             )
         unjoined = self._unjoined if stream.start.role == PROD else _none
-        is_dialled = stream.update is not None and stream.update.wan_dialer != stream.start.role
+        has_proven = stream.start.role == PROD
         return sum(
             self._on_its_way(stream, channel, member.number)
             + self._channel_word(stream, channel, member.number, shared_figures.OPEN)
-            + (self._channel_word(stream, channel, member.number, shared_figures.READY) if is_dialled else 0)
+            + (self._channel_word(stream, channel, member.number, shared_figures.READY) if has_proven else 0)
             for channel in stream.start.slots
             for member in self._members
         ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
@@ -562,7 +564,7 @@ class Elements:
                         Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=ELEMENT_DIED, count=gone)
                     )
         words[self._figures.ended(element)] = self._handed_over[element]
-        words[self._figures.dialled_early(element)] = 0
+        words[self._figures.kept_ready(element)] = 0
         return lost
 
     def _replay(self) -> list[ElementCommand]:

@@ -99,8 +99,12 @@ class SharedFigures:
         """Return the index in `words` at which an element counts the connections and granted places that have ended."""
         return element
 
-    def dialled_early(self, element: int) -> int:
-        """Return the index in `words` at which an element counts the connections that it has dialled to be ready."""
+    def kept_ready(self, element: int) -> int:
+        """Return the index in `words` at which an element counts the connections that are ready or dialled to be.
+
+        They are not connections of applications yet. Those that a producer's gateway has accepted are not among them:
+        any of these can become an application's at any moment, so they count as connections already.
+        """
         return self.elements + element
 
     def tokens(self, slot: int, direction: int) -> SharedTokens:
