@@ -486,7 +486,7 @@ class GatewayStream:
             for gateway in gateways.values():
                 self._numeric(gateway, found, True)
             if to_wan and command.wan_dialer == PROD and not self._for_wan:
-                self._for_wan.reserve([*self._listeners.by_channel])
+                self._reserve_for_wan()
         except StreamError as error:
             self.machine.not_armed(error)
             return
@@ -502,6 +502,17 @@ class GatewayStream:
         )
         arming.addCallback(lambda _: self._listen(numeric, credentials, command.wan_dialer))
         arming.addErrback(self._not_armed)
+
+    def _reserve_for_wan(self) -> None:
+        """Reserve listeners for the gateways of the producer's side.
+
+        :raises StreamError: `no-ports` or `gateway-failed`, with nothing reserved.
+        """
+        try:
+            self._for_wan.reserve([*self._listeners.by_channel])
+        except StreamError as error:
+            why = "the producer's gateways dial, so each channel needs a second port here, for the WAN"
+            raise StreamError(error.code, f"{why}: {error.msg}") from None
 
     def _other_addresses(self, command: UpdateTargets, targets: Mapping[int, Address]) -> dict[int, list[Address]]:
         """Return the other addresses of ProdApp for each channel, without those that this gateway may not dial."""

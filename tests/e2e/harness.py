@@ -173,6 +173,10 @@ class Requested:
         self._released = True
         self.world.s2uc("release", self.uid)
 
+    def forget(self) -> None:
+        """Note that the request has failed, so that nothing is left to release."""
+        self._released = True
+
     def start_release(self) -> Program:
         """Start a release without waiting for it."""
         self._released = True

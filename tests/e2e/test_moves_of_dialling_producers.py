@@ -109,3 +109,31 @@ def test_a_choice_of_the_producer_ends_at_once_where_its_gateways_may_not_dial(
             assert sides(world, stream)[CONS]["wan_dialer"] == CONS, "without a choice the consumer dials"
             with stream.connect() as consumer, accept(target) as producer:
                 exchange(consumer, producer, seed=11)
+
+
+def test_a_consumers_gateway_without_a_port_for_the_wan_ends_the_request_with_the_reason_and_the_remedy(
+    fresh_world: Callable[..., World],
+) -> None:
+    world = fresh_world(centre={"ports": 3})
+    port = world.centre.gateways[0].first_port
+    refused = (
+        "the producer's gateways dial, so each channel needs a second port here, for the WAN: 2 port(s) requested on "
+        f"{HOST}, but 1 of the range {port}-{port + 2} are free: request fewer channels, wait until another stream "
+        "ends, or ask the gateway's operator for more ports"
+    )
+    remembered = world.remembered.all()
+    with world.unchanged(), listeners(2) as targets:
+        with world.request(2, "1Gbit", "--wan-dialer", "prod") as requested:
+            consumer = world.cons(requested.join[CONS])
+            world.prod(requested.join[PROD], list(map(address_of, targets)))
+            ended = requested.program.end(status=1)
+            assert ended.stderr.endswith(f"error: no-ports: consumer side: gateway centre-s2ds-0: {refused}\n")
+            assert refused in consumer.end(status=1).stderr
+            requested.forget()
+        assert world.remembered.all() == remembered
+        for facility in world.facilities:
+            until(lambda facility=facility: set(facility.states().values()) <= {"Released"}, facility.states)
+        with world.stream([address_of(target) for target in targets], 2, "1Gbit") as stream:
+            for channel, target in enumerate(targets):
+                with stream.connect(channel) as consumer_end, accept(target) as producer_end:
+                    exchange(consumer_end, producer_end, seed=channel)
