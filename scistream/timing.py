@@ -75,6 +75,7 @@ ELEMENT_AGAIN = 0.1  # until a dead element is replaced, doubled while new ones 
 LONGEST_ELEMENT_AGAIN = 5.0  # up to which that delay is doubled: a gateway without elements forwards nothing
 ELEMENT_YOUNG = 10.0  # of life, after which the death of an element resets that delay
 ELEMENT_STOP = 2.0  # for an element to exit by itself
+PATHS_STALE = 10.0  # after the last report of an element, after which its connections count as gone: several samples
 PATHS_CHECK = 1.0  # between two checks whether the addresses of the WAN's paths are there
 COUNT_UNREAD = 1.0  # between two sums of the unread bytes of all streams, which elements count every two seconds
 

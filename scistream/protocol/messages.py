@@ -38,6 +38,8 @@ MAX_RESETS = 16
 MAX_NOTICES = 16
 MAX_NOTICE = 400
 """How many reset reasons are reported for one stream."""
+MAX_PATHS = 16
+"""How many paths over the WAN are reported for one stream at one gateway, and by an S2CS for all gateways together."""
 
 Uid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Seq = Annotated[int, Meta(ge=1, le=2**53)]
@@ -382,6 +384,39 @@ Resets = Annotated[list[ResetReason], Meta(max_length=MAX_RESETS)]
 Notices = Annotated[list[Annotated[str, Meta(max_length=MAX_NOTICE)]], Meta(max_length=MAX_NOTICES)]
 
 
+NumericHost = Annotated[str, Meta(max_length=64)]
+
+
+class PathFigures(Struct, frozen=True, kw_only=True):
+    """The connections of a stream between two addresses of the WAN, over one gateway; only with Multipath TCP.
+
+    :param local: the numeric address of this gateway; `remote` is the other gateway's. Both are empty for all paths
+        together for which the list has no place.
+    :param up: whether a connection can use the path.
+    :param connections: open connections that can use it; estimated if there are very many.
+    :param rtt_ms: their mean round-trip time in milliseconds; 0 if unknown.
+    :param bytes_to_consumer: bytes over this path since the stream was reserved, TLS included; `bytes_to_producer`
+        likewise.
+    :param retransmits: segments retransmitted since the stream was reserved.
+    :param failures: how often the path went down.
+    :param seconds: since it last came or went.
+    """
+
+    local: NumericHost
+    remote: NumericHost
+    up: bool = False
+    connections: Count = 0
+    rtt_ms: Measured = 0.0
+    bytes_to_consumer: Count = 0
+    bytes_to_producer: Count = 0
+    retransmits: Count = 0
+    failures: Count = 0
+    seconds: Measured = 0.0
+
+
+PathList = Annotated[list[PathFigures], Meta(max_length=MAX_PATHS)]
+
+
 class LastError(Struct, frozen=True, kw_only=True):
     """The code and message of the ERROR with which a stream failed."""
 
@@ -419,7 +454,8 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     and for how many seconds. `listen_ports` are the ports that were requested by number. `wan` is what the gateways can
     do to connect to those of the other side, as in `Resp`; `wan_dialer` is the side whose gateways dial the others, if
     that was requested or targets are set; `wan_listeners` are as in `Resp`.
-    `notices` are sentences for the user about what slows the stream, with the remedy.
+    `notices` are sentences for the user about what slows the stream, with the remedy. `paths` are those of connections
+    that may use several over the WAN.
     """
 
     uid: Uid
@@ -449,6 +485,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wan: WanAbilities | None = None
     wan_dialer: Role | None = None
     wan_listeners: Listeners = field(default_factory=list)
+    paths: PathList = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)
@@ -477,11 +514,11 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     """The answer to a command: the `state` of the stream, and the results of the command.
 
     `room` is the capacity of an S2DS. `more` is the key with which to ask for the next page of streams (`after`).
-    `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `figures` and `resets`
-    are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility, in seconds
-    from the REQ. `wan` is what all gateways of the stream can do to connect to those of the other side; without it
-    they can do what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are where a
-    consumer's gateways listen for the producer's, one for each channel, in order.
+    `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `figures`, `resets`
+    and `paths` are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility,
+    in seconds from the REQ. `wan` is what all gateways of the stream can do to connect to those of the other side;
+    without it they can do what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are
+    where a consumer's gateways listen for the producer's, one for each channel, in order.
     """
 
     uid: Uid | None
@@ -502,6 +539,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     app_networks: NetworkTexts | None = None
     wan: WanAbilities | None = None
     wan_listeners: Listeners | None = None
+    paths: PathList | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_networks", self.app_networks)

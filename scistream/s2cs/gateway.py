@@ -19,6 +19,7 @@ from scistream.protocol.messages import (
     BrokenChannel,
     ChannelFigures,
     GatewayCapacity,
+    PathFigures,
     ProbeResult,
     Rel,
     ResetReason,
@@ -51,6 +52,9 @@ class GatewayListener(Protocol):
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:
         """Take the reasons for which connections of streams were reset on a gateway."""
+
+    def paths_heard(self, gateway: str, paths: Mapping[StreamKey, list[PathFigures]]) -> None:
+        """Take the paths over the WAN that streams use on a gateway."""
 
     def gateway_settled(self) -> None:
         """Note that a gateway has reported its streams and capacity, or cannot be reached."""
@@ -106,6 +110,7 @@ class GatewayLink:
         self.probes: dict[StreamKey, ProbeResult] = {}
         self.broken: dict[StreamKey, list[BrokenChannel]] = {}
         self.notices: dict[StreamKey, list[str]] = {}
+        self.paths: dict[StreamKey, list[PathFigures]] = {}
         self._figures_requests = 0
         self.unknown_streams: dict[StreamKey, StreamUse] = {}
         """Streams on the gateway of which the S2CS has no record."""
@@ -269,7 +274,7 @@ class GatewayLink:
             self._settle()
 
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
-        self.figures, self.probes, self.broken, self.notices = {}, {}, {}, {}
+        self.figures, self.probes, self.broken, self.notices, self.paths = {}, {}, {}, {}, {}
         self._hear(answer.boot or "", known.values())
         self.room = answer.room
         if answer.app_networks is not None:
@@ -298,7 +303,7 @@ class GatewayLink:
 
     def _hear(self, boot: str, streams: Collection[StreamStatus]) -> None:
         """Take the figures of streams. Those of channels that this gateway does not have are ignored."""
-        figures, resets = {}, {}
+        figures, resets, paths = {}, {}, {}
         for status in streams:
             key = (status.uid, status.role)
             channels = self._server.channels_held_by(self.name, key)
@@ -307,11 +312,13 @@ class GatewayLink:
                 figures[key] = list(by_channel.values())
                 self.broken[key] = [one for one in status.broken if one.channel in channels]
                 self.notices[key] = status.notices
+                self.paths[key] = paths[key] = status.paths
                 resets[key] = [one for one in status.resets if one.channel in channels]
                 if status.probe is not None:
                     self.probes[key] = status.probe
         self.figures.update(self._server.figures_heard(self.name, boot, figures))
         self._server.resets_heard(self.name, resets)
+        self._server.paths_heard(self.name, paths)
 
 
 def _is_valid_page(page: Resp, known: Collection[StreamKey], after: str) -> bool:

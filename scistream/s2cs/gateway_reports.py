@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import MAX_RATE, ChannelFigures, ResetReason, StreamKey, StreamStatus
+from scistream.protocol.messages import MAX_RATE, ChannelFigures, PathFigures, ResetReason, StreamKey, StreamStatus
 from scistream.s2cs.audit.trail import AuditTrail
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
@@ -74,6 +74,13 @@ class GatewayReports:
             stream = self._server.streams.get(key)
             if stream is not None:
                 stream.hear_resets(gateway, reported)
+
+    def paths_heard(self, gateway: str, paths: Mapping[StreamKey, list[PathFigures]]) -> None:
+        """Take the paths over the WAN that streams use on a gateway."""
+        for key, reported in paths.items():
+            stream = self._server.streams.get(key)
+            if stream is not None:
+                stream.trail.paths_heard(gateway, reported)
 
     def gateway_settled(self) -> None:
         """Note that a gateway has reported its streams and capacity, or cannot be reached."""

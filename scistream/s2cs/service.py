@@ -86,6 +86,8 @@ STATUS_BYTES = 400
 """An estimate of the bytes that a stream takes in a page of Status, without its certificate request and listeners."""
 LISTENER_BYTES = 200
 """An estimate of the bytes that a listener takes there, with the figures of its channel."""
+PATH_BYTES = 300
+"""The most bytes that a path takes there."""
 MOST_NAMED = 10
 """Streams that one error message names."""
 _FIXED = ("listen", "state", "audit", "insecure")
@@ -360,6 +362,7 @@ class ControlServer(Service):
             gateway.probes.pop(stream.record.key, None)
             gateway.broken.pop(stream.record.key, None)
             gateway.notices.pop(stream.record.key, None)
+            gateway.paths.pop(stream.record.key, None)
         self.store.keep_newest(stream.record.owner, MOST_RELEASED)
         self.streams.remove(stream)
 
@@ -617,7 +620,7 @@ class ControlServer(Service):
         for stream in page[: command.limit]:
             status = stream.status()
             size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners + status.wan_listeners)
-            size += sum(map(len, status.notices))
+            size += sum(map(len, status.notices)) + PATH_BYTES * len(status.paths)
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)

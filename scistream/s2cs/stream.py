@@ -27,6 +27,7 @@ from scistream.protocol.messages import (
     Command,
     Error,
     LastError,
+    PathFigures,
     ProbeResult,
     ProdLstn,
     Rel,
@@ -43,6 +44,7 @@ from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
 from scistream.s2cs.machine_core import Core, Release, Stream
+from scistream.s2cs.path_list import one_list
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, identity_of
 from scistream.s2cs.record import (
     Record,
@@ -250,6 +252,7 @@ class ServerStream:
                 self.trail.implausible(gateway, refused)
             if answer.resets is not None:
                 self.hear_resets(gateway, answer.resets)
+            self.trail.paths_heard(gateway, answer.paths or [])
         finally:
             self.machine.gateway_released(gateway)
 
@@ -466,6 +469,7 @@ class ServerStream:
             resets=self._all_resets(),
             broken=self._broken(),
             notices=self._notices(),
+            paths=self._paths(),
             silent=self._silent(),
             listen_ports=record.request.listen_ports if record.request is not None else None,
             wan=wan_abilities(record),
@@ -504,6 +508,10 @@ class ServerStream:
             for notice in gateway.notices.get(self.record.key, [])
         ]
         return said[:MAX_NOTICES] if self.record.state != "Released" else []
+
+    def _paths(self) -> list[PathFigures]:
+        """Return the paths over the WAN that the gateways report."""
+        return one_list(one for gateway in self._gateways() for one in gateway.paths.get(self.record.key, []))
 
     def longest_broken_channel(self) -> BrokenChannel | None:
         """Return the channel that has been broken for longest, or None if no channel is broken.

@@ -34,6 +34,7 @@ from scistream.protocol.messages import (
     ChannelFigures,
     Error,
     LastError,
+    PathFigures,
     ReqListeners,
     ResetReason,
     Resp,
@@ -148,6 +149,7 @@ class Core:
     last_error: LastError | None = None
     figures: list[ChannelFigures] = field(default_factory=list)
     resets: list[ResetReason] = field(default_factory=list)
+    paths: list[PathFigures] = field(default_factory=list)
 
     @property
     def generation(self) -> int:
@@ -162,6 +164,7 @@ class Core:
             fields["wan_listeners"] = self.wan_listeners or None
         if self.state == "Released":
             fields["figures"], fields["resets"] = self.figures, self.resets
+            fields["paths"] = self.paths or None
         self.effects.answer(
             caller, Resp(uid=self.uid, seq=caller.seq, state=self.state, msg=msg, boot=self.boot, **fields)
         )

@@ -48,7 +48,7 @@ from scistream.protocol.messages import (
 from scistream.protocol.port_ranges import in_words
 from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity, SharedLimits
-from scistream.s2ds.elements.commands import Reset
+from scistream.s2ds.elements.commands import PathsReport, Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.paths import PathManager, wan_paths
@@ -127,6 +127,7 @@ class DataServer(Service):
             self._limits(),
             self._note_reset,
             partial(end_daemon, reactor),
+            self._note_paths,
             in_order=config.order,
         )
         self.app_networks = networks(config.app_networks)
@@ -356,6 +357,11 @@ class DataServer(Service):
         stream = self._streams.get((reset.uid, reset.role))
         if stream is not None:
             stream.note_reset(reset)
+
+    def _note_paths(self, report: PathsReport) -> None:
+        stream = self._streams.get((report.uid, report.role))
+        if stream is not None:
+            stream.paths.hear(report)
 
     def _gateway_capacity(self) -> GatewayCapacity:
         lan, wan = self.config.lan, self.config.wan

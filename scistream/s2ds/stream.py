@@ -22,6 +22,7 @@ from scistream.protocol.address import Address, Network, has_every_address, insi
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import (
     CONS,
+    MAX_NOTICES,
     PROD,
     BrokenChannel,
     ChannelFigures,
@@ -41,6 +42,7 @@ from scistream.s2ds.elements.commands import Reset
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.machine import Core, Stream, new_stream
 from scistream.s2ds.names import look_up
+from scistream.s2ds.path_figures import PathFiguresLog
 from scistream.s2ds.ports import ChannelListener, ListenPorts, Paths
 from scistream.s2ds.probe.measure import Probe
 from scistream.s2ds.probe.responder import Responder
@@ -115,6 +117,7 @@ class GatewayStream:
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
         self.resets = ResetLog(server.reactor, (command.uid, command.role))
+        self.paths = PathFiguresLog(server.reactor, (command.uid, command.role))
         self._bounds = BoundCheck(self.key, 0.0)
         self._refused: Tally[str] = Tally(server.reactor, self._log_refused, _REFUSED_TARGET)
         self._timer: IDelayedCall | None = None
@@ -207,6 +210,7 @@ class GatewayStream:
     def _closed(self, figures: list[ChannelFigures]) -> None:
         self._note_release()
         self._core.resets = self.resets.latest()
+        self._core.paths = self.paths.latest()
         self.machine.closed(figures)
 
     def answer(self, caller: Caller, message: Resp | Error) -> None:
@@ -271,6 +275,7 @@ class GatewayStream:
     def _stop_counting(self) -> None:
         """Log the counts that are not logged yet. Idempotent."""
         self.resets.stop()
+        self.paths.stop()
         self._refused.stop()
 
     def _return_resources(self) -> None:
@@ -336,7 +341,8 @@ class GatewayStream:
             store=core.request.store if core.request is not None else None,
             resets=self.resets.latest(),
             broken=self._broken(),
-            notices=self._bounds.notices,
+            notices=[*self._bounds.notices, *self.paths.notices][:MAX_NOTICES],
+            paths=self.paths.latest(),
             wan_dialer=core.current.wan_dialer if core.current is not None else None,
             wan_listeners=core.wan_listeners,
         )

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError, printable
-from scistream.protocol.messages import CONS, PROD, ChannelFigures, ResetReason, Role, StreamStatus
+from scistream.protocol.messages import CONS, PROD, ChannelFigures, PathFigures, ResetReason, Role, StreamStatus
 from scistream.s2uc.client import Client
 from scistream.s2uc.history import WHOLE_UID, RememberedStream, StreamHistory, checked_beginning
 from scistream.s2uc.output import failure_in_json, reaching, tell, unknown_stream
@@ -87,6 +87,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
         if uid is not None:
             _print_channels(answers[streams[0].uid])
             _print_dialer(answers[streams[0].uid])
+            _print_paths(answers[streams[0].uid])
             _print_resets(answers[streams[0].uid])
             _print_silent(answers[streams[0].uid])
             _print_notices(answers[streams[0].uid])
@@ -135,6 +136,16 @@ def _print_channels(sides: dict[Role, StreamStatus]) -> None:
         table.show()
 
 
+def _print_paths(sides: dict[Role, StreamStatus]) -> None:
+    table = Columns("side", "path", "is", "open", "GB>cons", "GB>prod", "rtt ms", "resent", "failed")
+    for role in (PROD, CONS):
+        for path in sides[role].paths if role in sides else ():
+            table.add(SIDE[role], *_path_row(path))
+    if len(table):
+        click.echo()
+        table.show()
+
+
 async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> int:
     """Show everything that one S2CS knows of a stream: for an administrator, of any user."""
     with failure_in_json(uid, as_json), reaching(client, s2cs):
@@ -166,6 +177,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
         click.echo()
         _print_addresses(side)
     _print_channels({side.role: side for side in sides})
+    _print_paths({side.role: side for side in sides})
     _print_resets({side.role: side for side in sides})
     _print_silent({side.role: side for side in sides})
     _print_notices({side.role: side for side in sides})
@@ -237,6 +249,19 @@ def _channel_row(figures: ChannelFigures) -> tuple[str, ...]:
         str(figures.retransmits),
         f"{figures.delivery_mbit:.4g}" if figures.delivery_mbit else "",
         f"{figures.waiting / 1e3:.4g}" if figures.connections else "",
+    )
+
+
+def _path_row(path: PathFigures) -> tuple[str, ...]:
+    return (
+        f"{path.local} - {path.remote}" if path.local else "others",
+        "up" if path.up else "down",
+        str(path.connections),
+        _gigabytes(path.bytes_to_consumer),
+        _gigabytes(path.bytes_to_producer),
+        f"{path.rtt_ms:.4g}" if path.rtt_ms else "",
+        str(path.retransmits),
+        str(path.failures),
     )
 
 

@@ -30,6 +30,7 @@ from scistream.protocol.messages import (
     Hello,
     LastError,
     Message,
+    PathFigures,
     ProbeResult,
     ProdLstn,
     Rel,
@@ -125,6 +126,19 @@ probes = st.builds(
     bytes=integers(0, INT64),
     bytes_right=st.booleans(),
 )
+paths = st.builds(
+    PathFigures,
+    local=text(64),
+    remote=text(64),
+    up=st.booleans(),
+    connections=integers(0, INT64),
+    rtt_ms=st.floats(0, 1e9),
+    bytes_to_consumer=integers(0, INT64),
+    bytes_to_producer=integers(0, INT64),
+    retransmits=integers(0, INT64),
+    failures=integers(0, INT64),
+    seconds=st.floats(0, 1e9),
+)
 statuses = st.builds(
     StreamStatus,
     uid=uids,
@@ -149,6 +163,7 @@ statuses = st.builds(
         st.builds(BrokenChannel, channel=channels, reason=text(MAX_REASON), seconds=st.floats(0, 1e9)), max_size=3
     ),
     notices=st.lists(text(MAX_NOTICE), max_size=3),
+    paths=st.lists(paths, max_size=3),
 )
 
 
@@ -342,6 +357,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "resets": [{"channel": 0, "cause": "wan", "reason": "it broke", "count": 5}],
         "wan": ["accept", "dial"],
         "wan_listeners": ["127.0.0.1:5200"],
+        "paths": [{"local": "192.0.2.20", "remote": "203.0.113.9", "up": True, "failures": 1}],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }

@@ -6,6 +6,7 @@ The second WAN is a veth pair between the gateways. A wrong neighbour cuts it: p
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import subprocess
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import netns
 import pytest
@@ -20,6 +22,7 @@ from testbed import Testbed
 from testbed_facilities import Facilities, Stream
 
 from scistream.protocol.address import Address
+from scistream.s2cs.audit.events import PathEvent, read_line
 from support.applications import MIB, NOISE, how_it_ends, push
 from support.requirements import missing, needs_mptcp
 from support.waiting import PATIENCE, until
@@ -93,7 +96,8 @@ def wait_for(carried: Callable[[Testbed], int], testbed: Testbed) -> None:
 class Transfer:
     """Bytes from a producer to a consumer until `stop`, with the longest pause between two of their arrivals."""
 
-    def __init__(self, consumer: socket.socket, producer: socket.socket) -> None:
+    def __init__(self, uid: str, consumer: socket.socket, producer: socket.socket) -> None:
+        self.uid = uid
         self._consumer, self._producer = consumer, producer
         self.count, self.pause, self.stopped = 0, 0.0, False
 
@@ -135,7 +139,7 @@ def streaming(testbed: Testbed, facilities: Facilities, plan: str | None = None)
             pair = connect(testbed, stream, listener)
             for sock in pair:
                 opened.callback(sock.close)
-            transfers.append(Transfer(*pair))
+            transfers.append(Transfer(stream.uid, *pair))
         received = [pool.submit(one.receive) for one in transfers]
         sent = [pool.submit(one.send) for one in transfers]
         try:
@@ -228,6 +232,52 @@ def test_a_middlebox_that_removes_the_option_leaves_one_path_that_works(
         assert carried_second(two_wans) < before + MIB // 4
     finally:
         two_wans.wan(clear=True)
+
+
+def paths_told(facilities: Facilities, uid: str, role: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the figures of the paths of a stream at one side, by their addresses."""
+    side = json.loads(facilities.s2uc("status", uid, "--json"))["streams"][uid][role]
+    return {(path["local"], path["remote"]): path for path in side.get("paths", [])}
+
+
+def test_the_figures_of_each_path_and_the_news_of_its_loss_reach_the_user_and_the_trail(
+    two_wans: Testbed, facilities: Facilities
+) -> None:
+    first, second = (two_wans.v4.pgw, two_wans.v4.cgw), (SECOND["pgw"], SECOND["cgw"])
+    with streaming(two_wans, facilities) as transfers:
+        uid = transfers[0].uid
+        until(lambda: len(carrying(paths_told(facilities, uid, "PROD"))) >= 2, lambda: "the second path is not told")
+        told = paths_told(facilities, uid, "PROD")
+        assert {first, second} <= set(carrying(told))
+        received = paths_told(facilities, uid, "CONS")
+        for one in (first, second):
+            assert told[one]["connections"] == CONNECTIONS
+            assert 0 < told[one]["rtt_ms"] < 1000
+            assert received[one[::-1]]["bytes_to_consumer"] > MIB
+            assert received[one[::-1]]["bytes_to_producer"] < MIB
+        cut_second(two_wans, cut=True)
+        try:
+            until(lambda: not paths_told(facilities, uid, "PROD")[second]["up"], lambda: "its loss is not told")
+            told = paths_told(facilities, uid, "PROD")
+            assert (told[second]["failures"], told[first]["up"], told[first]["failures"]) == (1, True, 0)
+            shown = facilities.s2uc("status", uid)
+            assert f"the path of the WAN {' - '.join(second)} is down: its connections go on over the others" in shown
+        finally:
+            cut_second(two_wans, cut=False)
+        until(lambda: paths_told(facilities, uid, "PROD")[second]["up"], lambda: "its return is not told")
+        moved = sum(one.count for one in transfers)
+    words = facilities.producer.gateways[0].words()
+    for what in ("is used", "is down"):
+        assert f"uid={uid} role=PROD the path of the WAN {' - '.join(second)} {what}; times so far: 1" in words
+    trail = facilities.producer.store.with_suffix(".audit.jsonl").read_text().splitlines()
+    events = [event for event in map(read_line, trail) if isinstance(event, PathEvent) and event.uid == uid]
+    news = [(event.up, event.failures) for event in events if (event.local, event.remote) == second]
+    assert news == [(True, 0), (False, 1), (True, 1)]
+    assert moved > 8 * MIB
+
+
+def carrying(paths: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[str, str]]:
+    return [pair for pair, path in paths.items() if path["up"] and path["bytes_to_consumer"] > MIB]
 
 
 def test_what_a_gateway_told_the_kernel_is_taken_back_when_it_ends(two_wans: Testbed) -> None:

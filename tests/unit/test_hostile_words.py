@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from scistream.cli_support import report
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, LastError, StreamStatus
+from scistream.protocol.messages import CONS, PROD, LastError, PathFigures, StreamStatus
 from scistream.s2uc import cli, show
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.probe_side import Check
@@ -41,6 +41,30 @@ def test_what_a_server_says_of_a_stream_stays_in_its_cell(monkeypatch: pytest.Mo
     assert shown.getvalue().count(f"timeout: {SHOWN}") == 2
     assert "\x1b[2J" not in shown.getvalue()
     assert "\u202e" not in shown.getvalue()
+
+
+def test_paths_are_rows_of_a_table_and_their_addresses_stay_in_their_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [
+        PathFigures(
+            local="192.0.2.20",
+            remote=HOSTILE,
+            up=True,
+            connections=4,
+            rtt_ms=50.25,
+            bytes_to_consumer=2_000_000_000,
+            retransmits=3,
+            failures=1,
+        ),
+        PathFigures(local="", remote=""),
+    ]
+    show._print_paths({CONS: StreamStatus(uid=UID, role=CONS, state="Streaming", paths=paths)})
+    head, first, others = capsys.readouterr().out.splitlines()[1:]
+    assert head.split() == ["SIDE", "PATH", "IS", "OPEN", "GB>CONS", "GB>PROD", "RTT", "MS", "RESENT", "FAILED"]
+    assert first.split()[0] == "consumer"
+    assert f"192.0.2.20 - {SHOWN}  up    4     2.000    0.000    50.25   3       1" in first
+    assert others.split() == ["consumer", "others", "down", "0", "0.000", "0.000", "0", "0"]
+    show._print_paths({PROD: StreamStatus(uid=UID, role=PROD, state="Streaming")})
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,16 @@ class ResetsEvent(_StreamEvent, frozen=True, kw_only=True, tag="resets"):
     count: int
 
 
+class PathEvent(_StreamEvent, frozen=True, kw_only=True, tag="path"):
+    """A path of the stream over the WAN has come or gone at a gateway of this facility."""
+
+    gateway: str
+    local: str
+    remote: str
+    up: bool
+    failures: int
+
+
 class ImplausibleFiguresEvent(_StreamEvent, frozen=True, kw_only=True, tag="implausible-figures"):
     """A gateway has reported figures that the rate of the stream does not allow; they are not counted."""
 
@@ -176,8 +186,9 @@ class LinesLostEvent(_Event, frozen=True, kw_only=True, tag="lines-lost"):
 
 _OfServer = ServerStartEvent | ServerStopEvent | LinkRefusedEvent
 _OfCommands = RequestEvent | RefusedEvent | BadLineEvent
-_OfStreams = HelloEvent | StartEvent | TargetsEvent | ResetsEvent | ImplausibleFiguresEvent | ReleaseEvent | EndEvent
-Event = _OfServer | _OfCommands | _OfStreams | LinesLostEvent
+_OfStreams = HelloEvent | StartEvent | TargetsEvent
+_OfGateways = ResetsEvent | PathEvent | ImplausibleFiguresEvent
+Event = _OfServer | _OfCommands | _OfStreams | _OfGateways | ReleaseEvent | EndEvent | LinesLostEvent
 KINDS: tuple[type[Any], ...] = Event.__args__
 
 

@@ -19,7 +19,7 @@ from scistream import __version__, timing
 from scistream.links.link import Link
 from scistream.protocol.address import address_group
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import Error, Req, ResetReason, Resp, Role
+from scistream.protocol.messages import Error, PathFigures, Req, ResetReason, Resp, Role
 from scistream.s2cs.audit.events import (
     SCHEMA,
     BadLineEvent,
@@ -29,6 +29,7 @@ from scistream.s2cs.audit.events import (
     ImplausibleFiguresEvent,
     LinesLostEvent,
     LinkRefusedEvent,
+    PathEvent,
     RefusedEvent,
     ReleaseEvent,
     RequestEvent,
@@ -58,6 +59,10 @@ MOST_RESETS_IN_WINDOW = 10
 """Lines in each window about resets of one stream."""
 MOST_RESETS = 256
 """Reasons of resets of one stream whose counts are kept."""
+MOST_PATHS_IN_WINDOW = 10
+"""Lines in each window about paths of one stream that have come or gone."""
+MOST_PATHS = 256
+"""Paths of one stream whose state is kept, over all its gateways."""
 
 
 class AuditTrail:
@@ -347,6 +352,9 @@ class StreamTrail:
         self._windows: dict[type[Any], _Window] = {}
         self._resets_told: dict[tuple[str, int, str, str], int] = {}
         self._resets_due: dict[tuple[str, int, str, str], int] = {}
+        self._paths_told: dict[tuple[str, str, str], tuple[bool, int]] = {}
+        self._paths_began = 0.0
+        self._paths_seen = 0
         self._implausible: set[str] = set()
         self._resets_began = 0.0
         self._resets_seen = 0
@@ -408,6 +416,34 @@ class StreamTrail:
             self._resets_seen += 1
             self._audit.of_stream(
                 ResetsEvent, self._record, gateway=gateway, channel=channel, cause=cause, reason=reason, count=count
+            )
+
+    def paths_heard(self, gateway: str, paths: list[PathFigures]) -> None:
+        """Record paths over the WAN that have come or gone: a line for each, up to a few each minute.
+
+        The others wait for the next minute, and are written with the state that they have by then.
+        """
+        now = self._audit.wall()
+        if not 0 <= now - self._paths_began < timing.AUDIT_WINDOW:
+            self._paths_began, self._paths_seen = now, 0
+        for one in paths:
+            key = gateway, one.local, one.remote
+            state = one.up, one.failures
+            told = self._paths_told.get(key)
+            if self._has_ended or not one.local or told == state or (told is None and not (one.up or one.failures)):
+                continue
+            if self._paths_seen >= MOST_PATHS_IN_WINDOW or (told is None and len(self._paths_told) >= MOST_PATHS):
+                continue
+            self._paths_seen += 1
+            self._paths_told[key] = state
+            self._audit.of_stream(
+                PathEvent,
+                self._record,
+                gateway=gateway,
+                local=one.local,
+                remote=one.remote,
+                up=one.up,
+                failures=one.failures,
             )
 
     def implausible(self, gateway: str, figures: Implausible) -> None:

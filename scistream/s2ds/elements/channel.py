@@ -16,6 +16,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.connect import Connect
 from scistream.protocol.messages import CONS, PROD, StreamKey
 from scistream.s2ds.elements import shared_figures
+from scistream.s2ds.elements.path_sampler import PathSampler
 from scistream.s2ds.elements.places import Claims, Places
 from scistream.s2ds.elements.ready import ReadyBudget, ReadyDemand, ReadySetting, share_of_element
 from scistream.s2ds.elements.shared_figures import SharedFigures
@@ -112,6 +113,7 @@ class ElementChannel:
         self._ready_delay = 0.0
         self._ready_timer: IDelayedCall | None = None
         self._is_old = False  # the other gateway does not know Connect
+        self.paths = PathSampler(key, channel, element)
 
     @property
     def is_used(self) -> bool:
@@ -243,6 +245,7 @@ class ElementChannel:
             waiting += one.waiting
             unread += one.unread
             held += one.is_held
+            self.paths.look(relay, one.paths, share)
             retransmits, moved = self.relays[relay]
             active += one.moved != moved
             words[row + shared_figures.RETRANSMITS] += max(0, one.retransmits - retransmits)
@@ -306,6 +309,7 @@ class ElementChannel:
     def _relay_ended(self, relay: Relay, ending: ConnectionEnding) -> None:
         self._mark_joined(relay)
         self.relays.pop(relay, None)
+        self.paths.ended(relay, relay.last_paths)
         words, row = self._words, self._row
         words[row + shared_figures.OPEN] -= 1
         words[row + shared_figures.RESET] += not ending.clean

@@ -173,7 +173,40 @@ class PlaceRequest(_Command, frozen=True, kw_only=True, tag="Place"):
     channel: int
 
 
-Report = Done | Failed | LogLine | ResetsReport | PlaceRequest
+class PathSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The paths of a channel's connections between two addresses, with what they carried since the last report.
+
+    :ivar local: the numeric address here; `remote` is the one at the other end. Both are empty for all others together.
+    :ivar up: the number of connections that can use it now.
+    :ivar rtt: their mean round-trip time in seconds.
+    :ivar sent: bytes; likewise `received`.
+    :ivar retransmits: segments.
+    """
+
+    local: str
+    remote: str
+    up: int = 0
+    rtt: float = 0.0
+    sent: int = 0
+    received: int = 0
+    retransmits: int = 0
+
+
+class PathsReport(_Command, frozen=True, kw_only=True, tag="Paths"):
+    """The paths of a channel's connections over the WAN at one element. It sends one report for each sample.
+
+    :ivar settled: the number of connections that may have several paths and have had the time to open them.
+    """
+
+    uid: str
+    role: Role
+    channel: int
+    element: int
+    settled: int
+    paths: list[PathSample]
+
+
+Report = Done | Failed | LogLine | ResetsReport | PathsReport | PlaceRequest
 
 
 class HandOver(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from scistream.s2ds.elements.commands import (
     ElementCommand,
     HandOver,
     MakeRoom,
+    PathsReport,
     PlaceAnswer,
     PlaceRequest,
     Reset,
@@ -94,6 +95,7 @@ class Element:
     :param figures: the shared figures, in which it writes the rows of its `number`.
     :param on_request: called with requests for places, which the initiator answers with `PlaceAnswer`.
     :param on_resets: called with the connections that were reset, once a second at most.
+    :param on_paths: called with the paths of each channel's connections, at each sample.
     """
 
     log = Logger()
@@ -106,7 +108,9 @@ class Element:
         settings: ElementSettings,
         on_request: Callable[[PlaceRequest], None],
         on_resets: Callable[[list[Reset]], None] | None = None,
+        on_paths: Callable[[PathsReport], None] | None = None,
     ) -> None:
+        self._on_paths = on_paths
         self._settings = settings
         self._context = RelayContext(
             reactor,
@@ -204,7 +208,13 @@ class Element:
             for channel in stream.channels.values():
                 if channel.is_used:
                     channel.sample()
+                    self._report_paths(channel)
                     self._sample_later()
+
+    def _report_paths(self, channel: ElementChannel) -> None:
+        report = channel.paths.report()
+        if report is not None and self._on_paths is not None:
+            self._on_paths(report)
 
     def _open(self, command: ArmChannels) -> None:
         if (command.uid, command.role) not in self._streams:
@@ -261,6 +271,8 @@ class Element:
             if self._resets is not None:
                 self._resets.flush()  # the initiator forgets the stream after the answer to this command
             cut = stream.close()
+            for channel in stream.channels.values():
+                self._report_paths(channel)
             self._windows.forget(stream.windows)
             self.log.info(
                 "Stream {uid} ({role}) is closed; connections reset: {cut}", uid=command.uid, role=command.role, cut=cut

@@ -29,6 +29,7 @@ from scistream.s2ds.elements.commands import (
     ElementCommand,
     HandOver,
     MakeRoom,
+    PathsReport,
     PlaceAnswer,
     PlaceRequest,
     Reset,
@@ -79,6 +80,10 @@ def _ignore_reset(_reset: Reset) -> None:
     pass
 
 
+def _ignore_paths(_report: PathsReport) -> None:
+    pass
+
+
 def _none(_stream: _PlacedStream, _channel: int) -> int:
     return 0
 
@@ -124,6 +129,7 @@ class Elements:
     :param on_reset: called for connections that were reset.
     :param on_start_failure: called with the reason when an element fails to start for the second time in a row and no
         other element is ready.
+    :param on_paths: called with the paths of the connections of a channel at one element, as last sampled.
     :param in_order: whether connections of a channel are dialled in the order in which they were accepted.
     """
 
@@ -138,6 +144,7 @@ class Elements:
         limits: SharedLimits | None = None,
         on_reset: Callable[[Reset], None] = _ignore_reset,
         on_start_failure: Callable[[str], None] = _ignore_start_failure,
+        on_paths: Callable[[PathsReport], None] = _ignore_paths,
         *,
         in_order: bool = True,
     ) -> None:
@@ -162,6 +169,7 @@ class Elements:
                     self._pass_on_resets,
                     self._place_requested,
                     self._start_failed,
+                    on_paths,
                 )
                 for number in range(count)
             ]
@@ -169,7 +177,13 @@ class Elements:
             else [
                 InProcessElement(
                     Element(
-                        reactor, self._figures, 0, settings, partial(self._place_requested, 0), self._pass_on_resets
+                        reactor,
+                        self._figures,
+                        0,
+                        settings,
+                        partial(self._place_requested, 0),
+                        self._pass_on_resets,
+                        on_paths,
                     )
                 )
             ]

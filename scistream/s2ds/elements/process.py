@@ -28,6 +28,7 @@ from scistream.s2ds.elements.commands import (
     HandOver,
     LogLine,
     NumberedCommand,
+    PathsReport,
     Ping,
     PlaceAnswer,
     PlaceRequest,
@@ -97,6 +98,7 @@ class ElementProcess:
     :param on_resets: called with reports of reset connections.
     :param on_request: called with the element's number and its requests for places.
     :param on_start_failure: called with the reason when the element has failed to start twice in a row.
+    :param on_paths: called with reports of the paths of channels.
     """
 
     log = Logger()
@@ -112,6 +114,7 @@ class ElementProcess:
         on_resets: Callable[[list[Reset]], None],
         on_request: Callable[[int, PlaceRequest], None],
         on_start_failure: Callable[[str], None],
+        on_paths: Callable[[PathsReport], None],
     ) -> None:
         self.number = number
         self.ready = False
@@ -124,6 +127,7 @@ class ElementProcess:
         self._count_lost = count_lost
         self._on_resets = on_resets
         self._on_request = on_request
+        self._on_paths = on_paths
         self._link: CommandLink | None = None
         self._hand_over_sock: socket.socket | None = None
         self._process: Any = None
@@ -180,6 +184,7 @@ class ElementProcess:
                 self._kill_stuck,
                 self._on_resets,
                 partial(self._on_request, self.number),
+                self._on_paths,
             )
             factory = Factory.forProtocol(lambda: link)
             factory.noisy = False
@@ -319,6 +324,7 @@ class CommandLink(LineOnlyReceiver):
     :param on_stuck: called with a command that was not answered in time, and the seconds waited for it.
     :param on_resets: called with reports of reset connections.
     :param on_request: called with requests for places.
+    :param on_paths: called with reports of the paths of channels.
     """
 
     delimiter = b"\n"
@@ -334,7 +340,9 @@ class CommandLink(LineOnlyReceiver):
         on_stuck: Callable[[ElementCommand, float], None],
         on_resets: Callable[[list[Reset]], None],
         on_request: Callable[[PlaceRequest], None],
+        on_paths: Callable[[PathsReport], None],
     ) -> None:
+        self._on_paths = on_paths
         self._reactor = reactor
         self._number = number
         self._processor_time = processor_time
@@ -390,6 +398,9 @@ class CommandLink(LineOnlyReceiver):
             return
         if isinstance(report, PlaceRequest):
             self._on_request(report)
+            return
+        if isinstance(report, PathsReport):
+            self._on_paths(report)
             return
         answered, timer = self._waiting.pop(report.seq, (None, None))
         if answered is None or timer is None:

@@ -35,6 +35,7 @@ from scistream.s2ds.elements.commands import (
     Failed,
     LogLine,
     NumberedCommand,
+    PathsReport,
     Report,
     Reset,
     ResetsReport,
@@ -90,6 +91,11 @@ class CommandReceiver(LineOnlyReceiver):
         """Report connections that were reset to the initiator, if it is connected."""
         if self.connected:
             self.send(ResetsReport(resets=resets))
+
+    def report_paths(self, report: PathsReport) -> None:
+        """Report the paths of a channel to the initiator, if it is connected."""
+        if self.connected:
+            self.send(report)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop the element and the process."""
@@ -185,6 +191,7 @@ def main() -> None:
         settings,
         lambda request: receiver.send(request),
         lambda resets: receiver.report_resets(resets),
+        lambda report: receiver.report_paths(report),
     )
     receiver = CommandReceiver(reactor, element)
     os.set_blocking(COMMAND_FD, False)

@@ -235,9 +235,15 @@ def keepalive(dead_after: float, fraction: float) -> tuple[int, int, int]:
     return first, between, max(1, min(_MOST_PROBES, math.ceil((dead_after - first) / between)))
 
 
-def set_keepalive(sock: socket.socket, dead_after: float) -> None:
-    """Let TCP probe a silent peer so that its death is noticed after `dead_after` seconds."""
+def set_keepalive(sock: socket.socket, dead_after: float, *, is_watched: bool = False) -> None:
+    """Let TCP probe a silent peer so that its death is noticed after `dead_after` seconds.
+
+    :param is_watched: whether a `DeadPeerDetector` watches the connection. If it has several paths, the kernel keeps a
+        path that does not answer then, since it would not open it again.
+    """
     first, between, count = keepalive(dead_after, random.randrange(_KEEPALIVE_STEPS) / (_KEEPALIVE_STEPS - 1))
+    if is_watched and is_multipath(sock):
+        count = _MOST_PROBES
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, first)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)

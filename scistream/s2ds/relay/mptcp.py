@@ -15,9 +15,12 @@ from typing import NamedTuple
 PROTOCOL = getattr(socket, "IPPROTO_MPTCP", 262)
 _LACKING = frozenset({errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL})
 _LEVEL = 284
-_INFO, _TCP_INFO, _ADDRESSES = 1, 2, 3
+_INFO, _TCP_INFO, _ADDRESSES, _FULL_INFO = 1, 2, 3, 4
 _HEADER = struct.Struct("@4I")  # struct mptcp_subflow_data
+_FULL = struct.Struct("@6I2Q")  # struct mptcp_full_info without its struct mptcp_info, for which it has room
+_ROOM = 256
 _NAMES = 256  # the size of struct mptcp_subflow_addrs, in whose halves are the local and the remote address
+_NUMBERED = 8 + _NAMES  # struct mptcp_subflow_info: a number, padding, and the addresses
 _MOST_SUBFLOWS = 32
 _ENABLE = "sysctl -w net.mptcp.enabled=1"
 
@@ -86,21 +89,67 @@ def totals(sock: socket.socket) -> Totals | None:
     return Totals(received, acknowledged, retransmitted, silent)
 
 
-def subflow_infos(sock: socket.socket, size: int) -> list[bytes] | None:
-    """Return the first `size` bytes of struct tcp_info for each open path of a connection; None if it is plain TCP."""
-    return _of_each_subflow(sock, _TCP_INFO, size)
+class Subflow(NamedTuple):
+    """One path of one connection.
+
+    :param local: its numeric address here; `remote` is the one at the other end. Both are empty if not known.
+    :param ports: the ports that belong to them, which tell it from other ones between the same addresses.
+    :param info: its struct tcp_info.
+    """
+
+    local: str
+    remote: str
+    ports: tuple[int, int]
+    info: bytes
 
 
-def subflow_addresses(sock: socket.socket) -> list[tuple[str, str]] | None:
-    """Return the local and the remote address of each open path, in the order of `subflow_infos`."""
-    found = _of_each_subflow(sock, _ADDRESSES, _NAMES)
-    if found is None:
+def subflows(sock: socket.socket, size: int) -> list[Subflow] | None:
+    """Return the paths of a connection, at most 32; None if it is plain TCP.
+
+    :param size: how many bytes of each struct tcp_info to return.
+    """
+    found = _all_at_once(sock, size)
+    if found is None:  # plain TCP, or a kernel before Linux 6.5
+        infos = _of_each_subflow(sock, _TCP_INFO, size)
+        if infos is None:
+            return None
+        names = _of_each_subflow(sock, _ADDRESSES, _NAMES) or []
+        if len(names) != len(infos):  # one came or went between the two calls
+            names = [bytes(_NAMES)] * len(infos)
+        found = list(zip(names, infos, strict=True))
+    half = _NAMES // 2
+    return [
+        Subflow(_address(names[:half]), _address(names[half:]), (_port(names[:half]), _port(names[half:])), info)
+        for names, info in found
+    ]
+
+
+def _all_at_once(sock: socket.socket, size: int) -> list[tuple[bytes, bytes]] | None:
+    """Return the addresses and the struct tcp_info of each path, all of one moment; None if the kernel does not."""
+    names = ctypes.create_string_buffer(_NUMBERED * _MOST_SUBFLOWS)
+    infos = ctypes.create_string_buffer(size * _MOST_SUBFLOWS)
+    buffer = ctypes.create_string_buffer(_FULL.size + _ROOM)
+    places = ctypes.addressof(names), ctypes.addressof(infos)
+    _FULL.pack_into(buffer, 0, 0, size, 0, _NUMBERED, 0, _MOST_SUBFLOWS, *places)
+    length = ctypes.c_uint32(len(buffer))
+    if _libc.getsockopt(sock.fileno(), _LEVEL, _FULL_INFO, buffer, ctypes.byref(length)) != 0:
         return None
-    return [(_address(each[: _NAMES // 2]), _address(each[_NAMES // 2 :])) for each in found]
+    count = min(_FULL.unpack_from(buffer)[4], _MOST_SUBFLOWS)
+    all_names, all_infos = names.raw, infos.raw
+    return [
+        (all_names[at * _NUMBERED :][_NUMBERED - _NAMES : _NUMBERED], all_infos[at * size : (at + 1) * size])
+        for at in range(count)
+    ]
+
+
+def _port(packed: bytes) -> int:
+    return int.from_bytes(packed[2:4], "big")
 
 
 def _address(packed: bytes) -> str:
     (family,) = struct.unpack_from("@H", packed)
+    if not family:
+        return ""
     if family == socket.AF_INET6:
         return socket.inet_ntop(family, packed[8:24]).removeprefix("::ffff:")
     return socket.inet_ntop(socket.AF_INET, packed[4:8])

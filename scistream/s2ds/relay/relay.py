@@ -7,7 +7,7 @@ reset of the other; a clean end of a direction becomes a clean end (protocol sec
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -33,7 +33,7 @@ from scistream.s2ds.relay.leg import (
 )
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.pump import PlainPump, Pump
-from scistream.s2ds.relay.tcp_info import bytes_to_send, bytes_waiting, tcp_info
+from scistream.s2ds.relay.tcp_info import PathInfo, bytes_to_send, bytes_waiting, connection_info, paths_of
 from scistream.s2ds.relay.tickets import keep_ticket, ticket_for
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
@@ -53,6 +53,7 @@ class Sample(NamedTuple):
     :param unread: the same without sent bytes that are not acknowledged.
     :param moved: bytes in both directions over the WAN since the connection was opened.
     :param is_held: whether it gets no large receive window on the WAN, since there is no memory for more of them.
+    :param paths: the paths of a connection that may use several.
     """
 
     rtt: float
@@ -62,6 +63,7 @@ class Sample(NamedTuple):
     unread: int
     moved: int
     is_held: bool
+    paths: Sequence[PathInfo] = ()
 
 
 class WanSource(Protocol):
@@ -118,6 +120,7 @@ class Relay:
         "_turn",
         "_undelivered",
         "_wan",
+        "last_paths",
         "over",
     )
 
@@ -160,6 +163,8 @@ class Relay:
         self._delivery_check: Any = None
         self._is_key_overused = False
         self.over = False
+        self.last_paths: Sequence[PathInfo] = ()
+        """The paths of the connection over the WAN as they were at its end."""
 
     def start(self) -> None:
         """Connect the other side and start the pumps; no byte passes before the WAN peer is verified."""
@@ -247,7 +252,7 @@ class Relay:
         for leg in self._legs:
             leg.enlarge_overflowed_buffer()
         wan = next(leg for leg in self._legs if leg.wan)
-        info = tcp_info(wan.sock)
+        info, paths = connection_info(wan.sock)
         if max(info.received, info.acknowledged) > MOST_UNDER_ONE_KEY and not self._is_key_overused:
             self._warn_of_key_use(wan)
         held = sum(pump.held() for pump in self._pumps)
@@ -255,7 +260,7 @@ class Relay:
         waiting = held + sum(one.in_all for one in in_sockets)
         unread = held + sum(one.unsent for one in in_sockets)
         moved = info.received + info.acknowledged
-        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved, wan.is_held)
+        return Sample(info.rtt, info.total_retrans, info.delivery_rate, waiting, unread, moved, wan.is_held, paths)
 
     def _warn_of_key_use(self, wan: Leg) -> None:
         self._is_key_overused = True
@@ -454,6 +459,8 @@ class Relay:
         if self._dialling is not None:
             self._dialling.abort()
         for leg in self._legs:
+            if leg.wan and leg.sock.fileno() != -1:
+                self.last_paths = paths_of(leg.sock)
             if ending.clean:
                 leg.close()
             else:

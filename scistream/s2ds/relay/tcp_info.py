@@ -15,6 +15,7 @@ _RETRANSMITS, _PROBES, _LAST_DATA_RECEIVED, _LAST_ACK_RECEIVED, _RTT, _TOTAL_RET
 _MIN_RTT, _DELIVERY_RATE = 39, 42
 _BYTES_ACKED, _BYTES_RECEIVED = 34, 35
 _CLOSED = 7  # TCP_CLOSE
+_USABLE = frozenset({1, 4, 5, 8})  # TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT
 _OUTQ_NOT_SENT = 0x894B  # SIOCOUTQNSD
 _COUNT = struct.Struct("@i")
 _NONE = bytes(_COUNT.size)
@@ -50,12 +51,48 @@ def tcp_info(sock: socket.socket) -> TcpInfo:
 
     :raises OSError: if the socket is closed.
     """
+    return connection_info(sock)[0]
+
+
+class PathInfo(NamedTuple):
+    """The state of one path of a connection.
+
+    :param local: its numeric address here; `remote` is the one at the other end. Both are empty if not known.
+    :param ports: the ports that belong to them, which tell it from other paths between the same addresses.
+    :param is_up: whether it is open and, as far as is known, delivers.
+    """
+
+    local: str
+    remote: str
+    ports: tuple[int, int]
+    is_up: bool
+    info: TcpInfo
+
+
+def connection_info(sock: socket.socket) -> tuple[TcpInfo, list[PathInfo]]:
+    """Return the state of a connection, and of each path of one that may have several.
+
+    :raises OSError: if the socket is closed.
+    """
     if mptcp.is_multipath(sock):
-        found = mptcp.subflow_infos(sock, _TCP_INFO.size)
+        found = mptcp.subflows(sock, _TCP_INFO.size)
         if found is not None:
-            still_open = [_parse(packed) for packed in found if packed[0] != _CLOSED]  # the first one stays listed
-            return over_all_paths(still_open, mptcp.totals(sock))
-    return _parse(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+            paths = [(each.info[0], _path(each)) for each in found]
+            still_open = [path.info for state, path in paths if state != _CLOSED]  # the first one stays listed
+            return over_all_paths(still_open, mptcp.totals(sock)), [path for _, path in paths]
+    return _parse(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)), []
+
+
+def paths_of(sock: socket.socket) -> list[PathInfo]:
+    """Return the state of each path of a connection; none if it has only one, since it is plain TCP."""
+    found = mptcp.subflows(sock, _TCP_INFO.size) if mptcp.is_multipath(sock) else None
+    return [_path(each) for each in found or ()]
+
+
+def _path(subflow: mptcp.Subflow) -> PathInfo:
+    info = _parse(subflow.info)
+    is_up = subflow.info[0] in _USABLE and info.retransmits < 2 and info.probes < 2  # one answer may be on its way
+    return PathInfo(subflow.local, subflow.remote, subflow.ports, is_up, info)
 
 
 def over_all_paths(paths: list[TcpInfo], totals: mptcp.Totals | None) -> TcpInfo:

@@ -23,6 +23,7 @@ from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayC
 from scistream.s2ds.relay.dialling import dial_target
 from scistream.s2ds.relay.handshake import OldGatewayError
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, explain, prepare, set_keepalive
+from scistream.s2ds.relay.mptcp import is_multipath
 from scistream.s2ds.relay.openssl import is_resumed
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tcp_info import tcp_info
@@ -176,8 +177,8 @@ class WanConnection:
         broken, self._broken = self._broken, None
         if broken is not None:
             leg.tell_broken(broken)
-        elif self._is_probed_early:
-            set_keepalive(leg.sock, self._context.wan_timeout)
+        elif self._is_probed_early or is_multipath(leg.sock):
+            set_keepalive(leg.sock, self._context.wan_timeout, is_watched=True)
         return leg
 
     def reset(self, reason: str, cause: Cause) -> None:

@@ -156,6 +156,7 @@ BEYOND: list[tuple[str, str, list[Any]]] = [
     ("RESP", "boot", ["0" * 31, "0" * 33, "g" * 32]),
     ("RESP", "streams", [{}, [1], [{}], [{"uid": UID, "role": "PROD", "state": "x", "figures": [{"channel": -1}]}]]),
     ("RESP", "resets", [{}, [1], [{}], [{"channel": 0, "cause": "Wan", "reason": "x", "count": 1}]]),
+    ("RESP", "paths", [{}, [1], [{"local": "192.0.2.20"}], [{"local": "x" * 65, "remote": ""}]]),
     ("RESP", "figures", [{}, [1], [{}], [{"channel": 1024}], [{"channel": 0, "bytes_to_consumer": "1"}]]),
     ("RESP", "room", [{}, {"ports": 1}, {"ports": 1, "rate": "1"}]),
     ("ERROR", "code", ["", "Oops", "no ports", "x" * 33, "no-ports\n", "-", 7, None]),

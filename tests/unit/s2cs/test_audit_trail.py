@@ -24,7 +24,7 @@ from scistream import timing
 from scistream.config import ConfigError
 from scistream.links.link import Link
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, Req, ResetReason, Resp
+from scistream.protocol.messages import PROD, PathFigures, Req, ResetReason, Resp
 from scistream.s2cs.audit import trail as audit_module
 from scistream.s2cs.audit.events import KINDS, read_line
 from scistream.s2cs.audit.sinks import FileSink, JournalSink, audit_file, open_sink
@@ -33,6 +33,8 @@ from scistream.s2cs.audit.trail import (
     MOST_IN_WINDOW,
     MOST_OF_IDENTITY,
     MOST_OF_STRANGERS,
+    MOST_PATHS,
+    MOST_PATHS_IN_WINDOW,
     MOST_RESETS_IN_WINDOW,
     AuditTrail,
     StreamTrail,
@@ -577,3 +579,46 @@ def test_a_reason_of_resets_is_told_at_once_and_again_only_when_there_are_more(r
         ("dtn1", 0, "application", 3),
         ("dtn1", 0, "application", 5),
     ]
+
+
+# -- paths over the WAN
+
+
+def a_path(last: int, *, up: bool = True, failures: int = 0) -> PathFigures:
+    return PathFigures(local="192.0.2.20", remote=f"203.0.113.{last}", up=up, failures=failures)
+
+
+def test_a_path_that_comes_or_goes_has_a_line_and_one_that_stays_has_none(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    one, other, never_up = a_path(1), a_path(2), a_path(3, up=False)
+    others = PathFigures(local="", remote="", up=True)
+    for _ in range(3):
+        stream.paths_heard("dtn1", [one, other, never_up, others])
+    stream.paths_heard("dtn2", [one])
+    stream.paths_heard("dtn1", [one, a_path(2, up=False, failures=1)])
+    stream.paths_heard("dtn1", [a_path(1, failures=2)])  # it went and came between two reports
+    assert [(event.gateway, event.local, event.remote, event.up, event.failures) for event in rig.events()] == [
+        ("dtn1", "192.0.2.20", "203.0.113.1", True, 0),
+        ("dtn1", "192.0.2.20", "203.0.113.2", True, 0),
+        ("dtn2", "192.0.2.20", "203.0.113.1", True, 0),
+        ("dtn1", "192.0.2.20", "203.0.113.2", False, 1),
+        ("dtn1", "192.0.2.20", "203.0.113.1", True, 2),
+    ]
+
+
+def test_paths_of_a_stream_are_ten_lines_a_minute_and_the_others_wait_for_the_next(rig: Rig) -> None:
+    record = Record(uid=UID, role=PROD, owner=OWNER, state="Streaming")
+    stream = StreamTrail(rig.trail, record, lambda: Total(0, 0, 0, 0, complete=True), restored=False)
+    for minute in range(2):
+        for _ in range(5):
+            stream.paths_heard("dtn1", [a_path(number) for number in range(16)])
+        assert len(rig.events()) == min(16, MOST_PATHS_IN_WINDOW * (minute + 1))
+        rig.clock.now += timing.AUDIT_WINDOW
+    for last in range(1000):
+        rig.clock.now += timing.AUDIT_WINDOW
+        stream.paths_heard("dtn1", [PathFigures(local="192.0.2.20", remote=f"2001:db8::{last:x}", up=True)])
+    assert len(rig.events()) == MOST_PATHS
+    stream.ended()
+    stream.paths_heard("dtn1", [a_path(1, up=False, failures=1)])
+    assert rig.events()[-1].__struct_config__.tag == "end"

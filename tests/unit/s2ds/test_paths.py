@@ -22,8 +22,8 @@ from scistream.s2ds import paths
 from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
 from scistream.s2ds.relay import mptcp
-from scistream.s2ds.relay.leg import prepare
-from scistream.s2ds.relay.tcp_info import TcpInfo, over_all_paths, tcp_info
+from scistream.s2ds.relay.leg import prepare, set_keepalive
+from scistream.s2ds.relay.tcp_info import TcpInfo, over_all_paths, paths_of, tcp_info
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import S2DSConfig, WanSettings
 from support.leased_ports import leased
@@ -166,6 +166,37 @@ def test_sockets_of_several_paths_are_prepared_as_all_are() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
 
 
+def test_the_kernel_keeps_a_path_that_does_not_answer_while_the_gateway_watches_the_connection() -> None:
+    needs_mptcp()
+    with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sock, closing(socket.socket()) as plain:
+        for one in (sock, plain):
+            prepare(one, 60.0)
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) < 10
+            set_keepalive(one, 60.0, is_watched=True)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 127
+        assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) < 10
+
+
+def test_a_kernel_that_does_not_tell_all_paths_at_once_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_mptcp()
+    with (
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as listener,
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sender,
+    ):
+        listener.bind((BOTH[0], 0))
+        listener.listen()
+        sender.connect(listener.getsockname())
+        receiver, _ = listener.accept()
+        with closing(receiver):
+            sender.sendall(b"through")
+            assert receiver.recv(100) == b"through"
+            (at_once,) = paths_of(receiver)
+            monkeypatch.setattr(mptcp, "_all_at_once", lambda _sock, _size: None)
+            (twice,) = paths_of(receiver)
+            assert twice._replace(info=at_once.info) == at_once
+            assert twice.info.received == at_once.info.received == 7
+
+
 def test_a_system_that_switches_it_off_later_gets_plain_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", without(errno.ENOPROTOOPT))
     with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sock:
@@ -297,7 +328,10 @@ def test_figures_of_several_paths_count_every_byte_once() -> None:
             assert info.received == 100_000
             assert info.retransmits == 0
             assert info.silent < 20
-            assert mptcp.subflow_addresses(receiver) == [("127.0.0.1", "127.0.0.1")]
+            (path,) = paths_of(receiver)
+            assert (path.local, path.remote, path.is_up) == ("127.0.0.1", "127.0.0.1", True)
+            assert path.ports == (receiver.getsockname()[1], sender.getsockname()[1])
+            assert path.info.received == 100_000
 
 
 def test_a_connection_is_as_alive_as_the_best_of_its_paths() -> None:
@@ -321,14 +355,16 @@ def test_a_peer_without_it_is_met_with_plain_tcp() -> None:
         with closing(receiver):
             receiver.sendall(b"through")
             assert sender.recv(100) == b"through"
-        assert mptcp.subflow_addresses(sender) is None
+        assert mptcp.subflows(sender, 232) is None
+        assert paths_of(sender) == []
         assert tcp_info(sender).received >= 7
 
 
 def test_a_connection_whose_only_path_was_closed_counts_as_failing(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_mptcp()
-    closed = bytes([7]) + bytes(231)  # the kernel lists the first path on, without retransmits or probes
-    monkeypatch.setattr(mptcp, "subflow_infos", lambda _sock, _size: [closed])
+    closed = bytes([7]) + bytes(167)  # the kernel lists the first path on, without retransmits or probes
+    only = mptcp.Subflow("127.0.0.1", "127.0.0.2", (1, 2), closed)
+    monkeypatch.setattr(mptcp, "subflows", lambda _sock, _size: [only])
     monkeypatch.setattr(mptcp, "totals", lambda _sock: mptcp.Totals(1, 2, 0, 70.0))
     with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sock:
         info = tcp_info(sock)

@@ -46,6 +46,7 @@ def asked(pid: int) -> tuple[Clock, list[tuple[ElementCommand, float]]]:
         lambda *late: stuck.append(late),
         lambda _resets: None,
         lambda _request: None,
+        lambda _paths: None,
     )
     link.makeConnection(StringTransport())
     link.ask(Ping(), timing.ELEMENT_ANSWER).addErrback(lambda _: None)
