@@ -25,6 +25,8 @@ PRIVATE: dict[str, dict[str, set[str]]] = {
         "twisted.internet.epollreactor.EPollReactor": {
             "_doReadOrWrite",
             "_justStopped",
+            "_newTimedCalls",
+            "_pendingTimedCalls",
             "_poller",
             "_selectables",
             "_started",

@@ -16,8 +16,10 @@ import select
 import socket
 import struct
 from abc import ABC, abstractmethod
+from fcntl import ioctl
 from functools import lru_cache
 from pathlib import Path
+from termios import FIONREAD
 from typing import NamedTuple, Protocol
 
 from scistream import timing
@@ -107,9 +109,11 @@ FIRST_LARGE_BUFFER = 1024 * 1024
 MOST_ENLARGEMENTS = 2
 """How often a receive buffer that has overflowed is enlarged, by half of its size each time."""
 _TCP_NOTSENT_LOWAT = 25
+_waiting = bytearray(4)  # where the system puts a number of bytes; a new object each time would double the cost
 _SO_MEMINFO = 55
 _SO_BUF_LOCK = 72
 _MEMINFO = struct.Struct("9I")
+_UNUSUAL = ENDING | select.EPOLLPRI
 
 
 def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> None:
@@ -285,6 +289,7 @@ class Leg(ABC):
     :ivar is_first: True if nothing has been read since it last became readable.
     :ivar is_urgent: True if a byte was marked as urgent: a read ends before that byte even if more bytes are there, and
         the kernel splices nothing across it.
+    :ivar looks_empty: True if the last read probably took all that had arrived; `is_empty` finds it out.
     :ivar reader: gets a turn when the leg becomes readable.
     :ivar writer: gets a turn when the leg becomes writable again.
     :ivar wan: True if the leg crosses the WAN, where a long silence counts as an interruption.
@@ -309,6 +314,7 @@ class Leg(ABC):
         "is_opening",
         "is_reset",
         "is_urgent",
+        "looks_empty",
         "peer_name",
         "read_cost",
         "readable",
@@ -339,7 +345,7 @@ class Leg(ABC):
         self.reader: PumpEnd | None = None
         self.writer: PumpEnd | None = None
         self.wan = wan
-        self.is_opening = self.is_urgent = self.is_reset = False
+        self.is_opening = self.is_urgent = self.is_reset = self.looks_empty = False
         self.read_cost = 0
         self.batch_added = 0
         self.has_small_window = shrink_receive_buffer(sock)
@@ -366,6 +372,14 @@ class Leg(ABC):
 
         :raises ConnectionBrokenError: if the connection has ended abnormally.
         """
+
+    def is_empty(self) -> bool:
+        """Return True if a leg that looks empty is so. It is not readable then."""
+        self.looks_empty = False
+        if self.is_ending or ioctl(self._sock.fileno(), FIONREAD, _waiting) or any(_waiting):
+            return False
+        self.readable = False  # the poller reports further bytes
+        return True
 
     @abstractmethod
     def write(self, buffer: Buffer, start: int, end: int) -> int:
@@ -474,6 +488,19 @@ class Leg(ABC):
 
     def event(self, mask: int) -> None:
         """Handle an event of the poller: the leg has become readable or writable, or the connection has ended."""
+        if mask & _UNUSUAL or self._retries_both:
+            self._handle_unusual(mask)
+            return
+        wakes_writer = not self.writable and mask & select.EPOLLOUT
+        if mask & select.EPOLLIN:
+            self.readable = self.is_first = True
+            reader = self.reader
+            if reader is not None:
+                reader.advance()
+        if wakes_writer:
+            self._wake_writer()
+
+    def _handle_unusual(self, mask: int) -> None:
         if mask & ENDING:
             self.is_ending = True
             if mask & select.EPOLLERR:
@@ -495,9 +522,12 @@ class Leg(ABC):
             if self.reader is not None:
                 self.reader.advance()
         if wakes_writer:
-            self.writable = True
-            if self.writer is not None:
-                self.writer.advance()
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        self.writable = True
+        if self.writer is not None:
+            self.writer.advance()
 
     def _break(self, problem: OSError) -> ConnectionBrokenError:
         return broken_by(problem.errno or errno.EIO, self)

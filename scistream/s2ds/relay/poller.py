@@ -25,6 +25,8 @@ ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _ALL = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH = 64
 """The number of events to fetch at a time."""
+_LONGEST_WAIT = 3600.0
+"""The seconds until a timer beyond which only the main loop waits: it knows the longest wait of the system."""
 
 
 class Polled(Protocol):
@@ -160,8 +162,9 @@ class ElementReactor(EPollReactor):
     def doPoll(self, timeout: float | None) -> None:
         """Serve legs until something else is due: an iteration of the main loop costs as much as a message."""
         poller, wait, all_polled = self.poller, self._poller.poll, self.poller._polled
+        waiting, now = poller._waiting, self.seconds
         while True:
-            events = wait(0 if poller._waiting else timeout, _BATCH)
+            events = wait(0 if waiting else timeout, _BATCH)
             poller._batch = batch = poller._batch + 1
             others: list[tuple[int, int]] | None = None
             for event in events:
@@ -173,15 +176,16 @@ class ElementReactor(EPollReactor):
                     others = [event]
                 else:
                     others.append(event)
-            if poller._waiting:
+            if waiting:
                 poller._give_turns()
             if others is not None:
                 self._serve(others)
                 return
-            if self.threadCallQueue or self._justStopped or not self._started:
+            if self.threadCallQueue or self._newTimedCalls or self._justStopped or not self._started:
                 return
-            timeout = self.timeout()
-            if timeout == 0:
+            timers = self._pendingTimedCalls
+            timeout = timers[0].time - now() if timers else None
+            if timeout is not None and not 0 < timeout < _LONGEST_WAIT:
                 return
 
     doIteration = doPoll

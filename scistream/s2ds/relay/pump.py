@@ -184,9 +184,11 @@ class Pump:
             if count == WANT:
                 return
             self._eof = count == EOF
-            left -= max(count, source.read_cost)
+            left -= count if count > source.read_cost else source.read_cost
             if source.has_small_window:
                 self._count_read(count)
+            if source.looks_empty and source.is_empty() and self._in_flight is None:
+                return
         source.enlarge_overflowed_buffer()  # it is not read until the sink has room
 
     def _count_read(self, count: int) -> None:

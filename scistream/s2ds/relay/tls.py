@@ -108,7 +108,7 @@ class TlsLeg(Leg):
             return WANT
         ssl, at, filled, records = self._ssl, buffer.address, 0, 0
         while filled < room and records < MOST_RECORDS:
-            count = read(ssl, at + filled, room - filled)  # reads one record at most
+            count = read(ssl, at + filled if filled else at, room - filled)  # reads one record at most
             records += 1
             self.read_cost = records * RECORD_COST
             if count <= 0:
@@ -120,6 +120,7 @@ class TlsLeg(Leg):
             if self.is_first and count < RECORD:
                 # Probably a single message: pass it on before another read.
                 self.is_first = False
+                self.looks_empty = filled < room
                 break
         return filled
 
@@ -175,10 +176,11 @@ class TlsLeg(Leg):
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         """Write `buffer[start:end]`: see `Leg.write`."""
         self._check_reset()
-        corks = end - start > RECORD
+        at, length = buffer.address + start if start else buffer.address, end - start
+        corks = length > RECORD
         if corks:  # without it each record would be a packet of its own, and wake the peer
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        count: int = write(self._ssl, buffer.address + start, end - start)
+        count: int = write(self._ssl, at, length)
         if corks:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)

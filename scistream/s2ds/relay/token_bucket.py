@@ -92,22 +92,25 @@ class TokenBucket:
     def take(self, wanted: int) -> int:
         """Return how many of `wanted` bytes may be sent now: one turn at most, or 0 if less than a turn is available.
 
-        Call `give_back` with the bytes that were not sent.
+        Fewer are granted if that saves a look at the store. Call `give_back` with the bytes that were not sent.
         """
         wanted = min(wanted, self._turn)
-        if self._spare < wanted:
-            self._spare += self._draw(wanted - self._spare)
-            if self._spare < wanted:
+        spare = self._spare
+        if 2 * spare < wanted:
+            spare += self._draw(wanted - spare)
+            if spare < wanted:
+                self._spare = spare
                 return 0
-        granted = min(wanted, self._spare)
-        self._spare -= granted
+        granted = min(wanted, spare)
+        self._spare = spare - granted
         return granted
 
     def give_back(self, unused: int) -> None:
         """Return bytes that were taken and not sent."""
-        self._spare += unused
-        self._put_aside = max(self._put_aside, self._spare)
-        if self._spare > self._most_spare:
+        self._spare = spare = self._spare + unused
+        if spare > self._put_aside:
+            self._put_aside = spare
+        if spare > self._most_spare:
             self._return_spare()
 
     def wait(self) -> float:

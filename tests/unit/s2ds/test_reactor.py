@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogEvent, globalLogPublisher
 
-from scistream.s2ds.relay.poller import Poller
+from scistream.reactors import run_on_monotonic_time
+from scistream.s2ds.relay.poller import ElementReactor, Poller
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on Linux")
 
@@ -122,3 +125,36 @@ def test_nobody_goes_on_when_the_last_leg_is_gone(clock: MemoryReactorClock) -> 
     ear.close()
     clock.advance(0)
     assert seen == []
+
+
+def test_timers_keep_their_time_while_messages_never_cease() -> None:
+    reactor = ElementReactor()
+    run_on_monotonic_time(reactor)
+    ear = Ear(reactor.poller)
+    rung: list[float] = []
+
+    def pass_on() -> None:
+        ear.sock.recv(1)
+        ear.peer.send(b"!")
+        if len(ear.heard) == 100:  # a timer that is set while the others wait
+            reactor.callLater(0.01, rung.append, len(ear.heard))
+        if len(ear.heard) > 2_000_000:
+            reactor.crash()
+
+    ear.answer = pass_on
+    ear.peer.send(b"!")
+    failures: list[object] = []
+
+    def note(event: LogEvent) -> None:
+        failures.extend([event["log_failure"]] if "log_failure" in event else [])
+
+    globalLogPublisher.addObserver(note)
+    began = time.monotonic()
+    reactor.callLater(0.02, rung.append, 0)
+    reactor.callLater(0.03, reactor.callLater, 0.0, reactor.stop)
+    reactor.run(installSignalHandlers=False)
+    ear.close()
+    globalLogPublisher.removeObserver(note)
+    assert failures == []
+    assert rung == [100, 0]
+    assert 0.03 <= time.monotonic() - began < 5.0

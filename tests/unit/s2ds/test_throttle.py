@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from scistream.s2ds.elements import element
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.throttle import Throttle
-from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT, TokenBucket
+from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT, PrivateTokenStore, TokenBucket
 
 
 class Talker:
@@ -123,3 +123,26 @@ def test_an_element_whose_connections_are_idle_leaves_the_whole_rate_to_the_othe
     for throttle in throttles:
         throttle.stop()
     figures.close()
+
+
+class CountingStore(PrivateTokenStore):
+    """Counts how often it is locked."""
+
+    locked = 0
+
+    def lock(self) -> bool:
+        """Take the lock."""
+        self.locked += 1
+        return super().lock()
+
+
+def test_a_thousand_small_messages_lock_the_shared_tokens_once() -> None:
+    clock, store = Clock(), CountingStore()
+    throttle = Throttle(clock, TokenBucket(10_000.0, clock.seconds, store, lambda: 0.5, 2))
+    sent = 0
+    for _ in range(1000):
+        granted = throttle.take(262144)
+        assert granted >= 131072
+        throttle.give_back(granted - 64)
+        sent += 64
+    assert store.locked == 1

@@ -105,3 +105,42 @@ def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
         attempts[doing]()
     assert broken.value.leg is near
     assert everything(near) == NOISE[:size]
+
+
+def test_a_leg_is_empty_only_when_all_that_arrived_was_read(legs: tuple[TlsLeg, TlsLeg]) -> None:
+    near, far = legs
+    buffer = Buffers(65536).borrow()
+
+    def arrive(*sizes: int) -> None:
+        for size in sizes:
+            assert far.write(buffer, 0, size) == size
+        until(lambda: not bytes_to_send(far.sock), lambda: "not all bytes have arrived")
+        near.event(select.EPOLLIN)
+
+    def read(room: int) -> tuple[int, bool]:
+        near.looks_empty = False
+        return near.read_into(buffer, room), near.looks_empty
+
+    arrive(64)
+    assert read(65536) == (64, True)
+    assert near.is_empty()
+    assert not near.readable
+    arrive(64, 100)
+    assert read(65536) == (64, True)
+    assert not near.is_empty()
+    assert near.readable
+    assert near.read_into(buffer, 65536) == 100
+    arrive(64)
+    assert read(60) == (60, False)
+    assert near.read_into(buffer, 65536) == 4
+    arrive(64)
+    assert read(64) == (64, False)
+    assert near.read_into(buffer, 65536) == WANT
+    arrive(64)
+    assert far.finish_writing()
+    until(lambda: not bytes_to_send(far.sock), lambda: "the end has not arrived")
+    assert read(65536) == (64, True)
+    assert not near.is_empty()
+    assert near.read_into(buffer, 65536) == EOF
+    near.is_ending, near.is_first = True, True
+    assert not near.is_empty()
