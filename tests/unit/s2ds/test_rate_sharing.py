@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from scistream import timing
 from scistream.s2ds.elements import element
 from scistream.s2ds.elements.commands import ArmChannels
+from scistream.s2ds.elements.places import Places
 from scistream.s2ds.elements.ready import ReadyBudget
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.receive_windows import Windows
@@ -240,17 +241,23 @@ def test_a_connection_keeps_its_turn_when_the_tokens_are_locked() -> None:
 def test_one_busy_channel_of_four_has_the_whole_rate(make: Callable[..., Machine]) -> None:
     machine, rate = make(2, 4), 50.0
     command = ArmChannels(uid="", role="CONS", rate=rate, slots={channel: channel for channel in range(4)}, owner="")
+
+    def context(clock: Clock) -> Any:
+        """Return what a channel without connections uses of its context."""
+        return SimpleNamespace(reactor=clock, dial_timeout=1.0, wan_timeout=1.0)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(element.time, "monotonic", machine.time.seconds)
         windows = Windows(4).of_stream("")
         streams = [
             element._ElementStream(
-                cast(Any, SimpleNamespace(reactor=clock)),  # what a channel without connections uses of its context
+                context(clock),
                 machine.figures,
                 number,
                 command,
                 windows,
                 ReadyBudget(1),
+                Places(lambda _request: None),
                 0,
                 lambda *_: None,
                 lambda: None,
