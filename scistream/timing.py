@@ -102,6 +102,7 @@ RESETS_TOLD = 1.0  # between two reports of reset reasons
 SAMPLE_INTERVAL = 2.0  # between two samples of the round-trip times and rates of connections
 NAME_KEPT = 15.0  # for which the addresses of a name are cached: enough for a burst of connections
 NAME_LOOKUP = 8.0  # to resolve the name of a target: the sum of NAME_SERVER_TRIES, and one more second
+TURNS = 0.001  # for turns of bulk data, before an element looks for messages that have arrived meanwhile
 LAN_SILENCE = 60.0  # until it is noticed that the host of an idle application has vanished
 DISTANT = 0.005  # of round-trip time, above which the receive window of a new connection grows early
 DATA_HANDSHAKE = 10.0  # for the TLS handshake of a data connection

@@ -8,6 +8,7 @@ contains the legs, and it serves them directly.
 from __future__ import annotations
 
 import select
+import time
 from collections import deque
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from twisted.internet.main import installReactor
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from scistream import timing
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
@@ -102,9 +105,14 @@ class Poller:
         out_of.unregister(fd)
 
     def _give_turns(self) -> None:
-        waiting = self._waiting
-        for turn in [waiting.popleft() for _ in range(len(waiting))]:
-            turn.resume()
+        """Give waiting pumps a turn each, until it is time to look for new messages."""
+        waiting, until = self._waiting, time.monotonic() + timing.TURNS
+        for _ in range(len(waiting)):
+            if not waiting:  # the last leg was removed
+                return
+            waiting.popleft().resume()
+            if time.monotonic() >= until:
+                return
 
     def _resume(self) -> None:
         self._call = None

@@ -20,8 +20,14 @@ from scistream.s2ds.relay.plain import CannotSpliceError, PlainLeg
 from scistream.s2ds.relay.poller import Poller
 from scistream.s2ds.relay.tcp_info import bytes_to_send
 
-TURN_BYTES = 1024 * 1024
-"""The number of bytes that one direction of one connection may move before others have their turn."""
+TURN_BYTES = 256 * 1024
+"""The most bytes that one direction of one connection may move before others have their turn.
+
+A stream with a low rate has shorter turns: see `Throttle.turn`.
+"""
+
+LONG_TURN = 64 * 1024
+"""A pump that has moved this many bytes in a turn waits for its next one until all messages at hand are passed on."""
 
 PROOF_BYTES = 768 * 1024
 """The number of bytes after which the source gets a larger receive buffer.
@@ -79,6 +85,8 @@ class Pump:
         "_source",
         "_source_broken",
         "_start",
+        "_turn_bytes",
+        "_was_long",
         "_window_step",
         "ended",
     )
@@ -100,16 +108,31 @@ class Pump:
         self._eof = False
         self._source_broken = False  # the source broke, so its end is not a clean end
         self._is_queued = False  # queued for its turn or for the stream's rate
+        self._turn_bytes = min(TURN_BYTES, flow.throttle.turn)
+        self._was_long = False  # its last turn was a long one
         self.ended = False
         source.reader = self
         sink.writer = self
 
     def advance(self) -> None:
-        """Move the bytes that can be moved now, up to `TURN_BYTES`."""
+        """Move the bytes that can be moved now, up to one turn, or do so after other connections have passed on theirs.
+
+        So a small message waits for one turn of bulk data at most, however many connections carry some.
+        """
         if self._is_queued or self.ended or self._owner.over:
             return
+        if self._was_long:
+            self._queue_turn()
+        else:
+            self._take_turn()
+
+    def _queue_turn(self) -> None:
+        self._is_queued = True
+        self._poller.queue_turn(self)
+
+    def _take_turn(self) -> None:
         try:
-            self._move()
+            self._was_long = self._move() >= LONG_TURN
         except ConnectionBrokenError as broken:
             if broken.leg is self._source:
                 self._eof = True
@@ -121,7 +144,8 @@ class Pump:
     def resume(self) -> None:
         """Take a turn after a wait."""
         self._is_queued = False
-        self.advance()
+        if not self.ended and not self._owner.over:
+            self._take_turn()
 
     def held(self) -> int:
         """Return how many bytes it has read and not written."""
@@ -135,6 +159,7 @@ class Pump:
         if self.ended:
             self._owner.delivered()
         else:
+            self._was_long = False
             self.advance()
 
     def sink_broke(self) -> None:
@@ -159,37 +184,38 @@ class Pump:
             self._in_flight = None
             in_flight.pool.give_back(in_flight)  # type: ignore[arg-type]
 
-    def _move(self) -> None:
-        source, throttle, left = self._source, self._flow.throttle, TURN_BYTES
+    def _move(self) -> int:
+        """Move bytes for one turn, and return its cost in bytes."""
+        source, throttle, cost = self._source, self._flow.throttle, 0
         while self._in_flight is None or self._drain():
             if self._eof:
                 self._end_direction()
-                return
+                return cost
             if not source.readable:
-                return
-            if left <= 0:
-                self._is_queued = True
-                self._poller.queue_turn(self)
-                return
+                return cost
+            if cost >= self._turn_bytes:
+                self._queue_turn()
+                return cost
             allowed = throttle.take(self._read_size)
             if not allowed:
                 self._is_queued = True
                 throttle.wait(self.resume)
-                return
+                return cost
             count = WANT
             try:
                 count = self._fill(allowed)
             finally:
                 throttle.give_back(allowed - count if count > 0 else allowed)
             if count == WANT:
-                return
+                return cost
             self._eof = count == EOF
-            left -= count if count > source.read_cost else source.read_cost
+            cost += count if count > source.read_cost else source.read_cost
             if source.has_small_window:
                 self._count_read(count)
             if source.looks_empty and source.is_empty() and self._in_flight is None:
-                return
+                return cost
         source.enlarge_overflowed_buffer()  # it is not read until the sink has room
+        return cost
 
     def _count_read(self, count: int) -> None:
         self._bytes_read += count

@@ -27,6 +27,11 @@ class Throttle:
         self._serving = False
         self._its_turn = False  # the connection being served may take tokens once although others wait
 
+    @property
+    def turn(self) -> int:
+        """The bytes that a connection may take at once: a few milliseconds of the stream's rate."""
+        return self._bucket.turn
+
     def take(self, wanted: int) -> int:
         """Return how many of `wanted` bytes may be sent now. After 0, call `wait`."""
         if self._waiting and not self._its_turn:

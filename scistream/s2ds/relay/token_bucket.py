@@ -89,6 +89,11 @@ class TokenBucket:
         self._put_aside = 0  # the most that `_spare` was since the tokens were counted here
         self._locked_until = 0.0
 
+    @property
+    def turn(self) -> int:
+        """The most bytes of one turn."""
+        return self._turn
+
     def take(self, wanted: int) -> int:
         """Return how many of `wanted` bytes may be sent now: one turn at most, or 0 if less than a turn is available.
 

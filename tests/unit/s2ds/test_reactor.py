@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, globalLogPublisher
 
+from scistream import timing
 from scistream.reactors import run_on_monotonic_time
 from scistream.s2ds.relay.poller import ElementReactor, Poller
 
@@ -125,6 +126,20 @@ def test_nobody_goes_on_when_the_last_leg_is_gone(clock: MemoryReactorClock) -> 
     ear.close()
     clock.advance(0)
     assert seen == []
+
+
+def test_messages_are_looked_for_again_before_all_that_wait_had_a_long_turn(
+    clock: MemoryReactorClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "TURNS", 0.0)
+    poller = Poller(clock)
+    seen: list[str] = []
+    for name in "abc":
+        poller.queue_turn(Walker(poller, name, 2, seen))
+    for given in range(1, 7):
+        poller._give_turns()
+        assert "".join(seen) == "abcabc"[:given]
+    clock.advance(0)
 
 
 def test_timers_keep_their_time_while_messages_never_cease() -> None:
