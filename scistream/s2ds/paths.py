@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from scistream.s2ds.relay import mptcp
 from scistream.s2ds.settings import MOST_PATHS, WanSettings
 
 _SIGNAL, _SUBFLOW = 1, 2
+_FIRST_NUMBER, _NUMBERS = 20, 200
+"""The identifiers from which a gateway takes those of its addresses. The kernel gives its own from 1 up, and none any
+more once 255 was in use."""
 
 
 def wan_paths(settings: WanSettings) -> Paths:
@@ -45,10 +49,11 @@ class Kernel(Protocol):
     def endpoints(self) -> dict[str, int]:
         """Return the identifier of each address that it knows."""
 
-    def add(self, address: str) -> None:
+    def add(self, address: str, number: int) -> None:
         """Tell it an address of this machine, for connections in both directions.
 
-        :raises OSError: if it refuses.
+        :param number: the identifier to give to the address; 0: let the kernel choose.
+        :raises OSError: if it refuses: with EBUSY if another address has the identifier.
         """
 
     def delete(self, address: str, number: int) -> None:
@@ -81,10 +86,11 @@ class NetlinkKernel:
                     found[str(address)] = int(attributes["MPTCP_PM_ADDR_ATTR_ID"])
             return found
 
-    def add(self, address: str) -> None:
+    def add(self, address: str, number: int) -> None:
         """Tell it an address of this machine, for connections in both directions."""
+        chosen = {"id": number} if number else {}
         with _netlink() as link, _os_errors():
-            link.endpoint("add", **_named(address), flags=_SIGNAL | _SUBFLOW)
+            link.endpoint("add", **_named(address), **chosen, flags=_SIGNAL | _SUBFLOW)
 
     def delete(self, address: str, number: int) -> None:
         """Let it forget an address; it ends the paths from and to there."""
@@ -130,10 +136,42 @@ def _named(address: str) -> dict[str, Any]:
     return {"addr6": address} if ":" in address else {"addr4": address}
 
 
+class Claim:
+    """The claim of a running gateway to an address that it told the kernel, until `release` or the end of its process.
+
+    It is a socket with an abstract name, which has the life of its process and belongs to its network namespace.
+
+    :raises OSError: if another process has the claim.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._sock.bind(f"\0scistream-path-{address}")
+        except OSError:
+            self._sock.close()
+            raise
+
+    def release(self) -> None:
+        """Give the claim up. Idempotent."""
+        self._sock.close()
+
+
+def own_numbers(address: str) -> tuple[int, int]:
+    """Return the identifiers with which gateways tell the kernel an address: the second if the first is in use.
+
+    By them a gateway recognises what an earlier one could not take back, since it was killed.
+    """
+    first = zlib.crc32(address.encode()) % _NUMBERS
+    second = (first + 1 + zlib.crc32(address[::-1].encode()) % (_NUMBERS - 1)) % _NUMBERS
+    return _FIRST_NUMBER + first, _FIRST_NUMBER + second
+
+
 class PathManager:
     """Tells the kernel the addresses of a gateway's paths from `start` until `stop`.
 
-    Without the privilege to do so, it logs which commands the operator has to run.
+    Without the privilege to do so, it logs which commands the operator has to run. What a gateway that was killed has
+    left in the kernel counts as told by this one, or is taken back at once.
 
     :param reactor: an `IReactorTime`.
     :param addresses: one for each path.
@@ -145,7 +183,7 @@ class PathManager:
         self._reactor = reactor
         self._addresses = list(addresses)
         self._kernel = kernel or NetlinkKernel()
-        self._ours: set[str] = set()
+        self._ours: dict[str, Claim | None] = {}
         self._limits: tuple[int, int] | None = None
         self._is_allowed = True
         self._here: dict[str, bool] = {}
@@ -178,16 +216,20 @@ class PathManager:
             self._timer = None
         try:
             known = self._kernel.endpoints() if self._ours else {}
-            for address in self._ours & set(known):
+            for address in self._ours.keys() & known.keys():
                 self._kernel.delete(address, known[address])
             if self._limits is not None and self._kernel.limits() == _enough(self._limits):
                 self._kernel.set_limits(*self._limits)
         except Exception as problem:
             self.log.warn("The paths of the WAN stay in the kernel: {problem}", problem=str(problem))
-        self._ours, self._limits = set(), None
+        for claim in self._ours.values():
+            if claim is not None:
+                claim.release()
+        self._ours, self._limits = {}, None
 
     def _tell(self) -> None:
         known, limits = self._kernel.endpoints(), self._kernel.limits()
+        known = self._take_over(known)
         missing = [address for address in self._addresses if address not in known]
         commands = [f"ip mptcp endpoint add {address} signal subflow" for address in missing]
         if limits != _enough(limits):
@@ -198,8 +240,8 @@ class PathManager:
                 self._kernel.set_limits(*_enough(limits))
                 self._limits = limits
             for address in missing:
-                self._kernel.add(address)
-                self._ours.add(address)
+                self._add(address)
+                self._ours[address] = _claim(address)
         except OSError as problem:
             self._is_allowed = False
             refused = "CAP_NET_ADMIN is missing" if problem.errno in (errno.EPERM, errno.EACCES) else str(problem)
@@ -209,6 +251,55 @@ class PathManager:
                 refused=refused,
                 commands="; ".join(f"`{command}`" for command in commands),
             )
+
+    def _take_over(self, known: dict[str, int]) -> dict[str, int]:
+        """Take over the addresses that a gateway which was killed has left in the kernel.
+
+        Those that are no paths of this one are taken back.
+
+        :return: the addresses that the kernel knows afterwards.
+        """
+        left = {}
+        for address, number in known.items():
+            claim = _claim(address) if number in own_numbers(address) else None
+            if claim is None:  # the operator's, or that of a gateway that runs
+                left[address] = number
+            elif address in self._addresses:
+                self._ours[address] = claim
+                left[address] = number
+                self.log.info("Path {address} was left in the kernel by a gateway that was killed", address=address)
+            else:
+                claim.release()
+                try:
+                    self._kernel.delete(address, number)
+                except OSError as problem:
+                    self.log.warn(
+                        "{address} stays in the kernel, where a gateway that was killed has left it: {problem}",
+                        address=address,
+                        problem=str(problem),
+                    )
+                    left[address] = number
+                else:
+                    self.log.info(
+                        "{address}, which a gateway that was killed has left in the kernel, is taken back",
+                        address=address,
+                    )
+        return left
+
+    def _add(self, address: str) -> None:
+        """Tell the kernel an address.
+
+        :raises OSError: if it refuses.
+        """
+        for number in own_numbers(address):
+            try:
+                self._kernel.add(address, number)
+            except OSError as problem:
+                if problem.errno != errno.EBUSY:
+                    raise
+            else:
+                return
+        self._kernel.add(address, 0)
 
     def _check(self) -> None:
         self._timer = self._reactor.callLater(timing.PATHS_CHECK, self._check)
@@ -231,11 +322,19 @@ class PathManager:
             known = self._kernel.endpoints()
             if address in known:
                 self._kernel.delete(address, known[address])
-            self._kernel.add(address)
+            self._add(address)
         except Exception as problem:
             self.log.warn(
                 "Open connections cannot use path {address} again: {problem}", address=address, problem=str(problem)
             )
+
+
+def _claim(address: str) -> Claim | None:
+    """Return the claim to an address; None if another gateway has it."""
+    try:
+        return Claim(address)
+    except OSError:
+        return None
 
 
 def _enough(limits: tuple[int, int]) -> tuple[int, int]:

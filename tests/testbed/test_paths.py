@@ -294,6 +294,40 @@ def test_what_a_gateway_told_the_kernel_is_taken_back_when_it_ends(two_wans: Tes
     assert len(during) == len(before) + len({*other["pgw"]} - {line.split()[0] for line in before})
 
 
+def test_what_a_killed_gateway_left_in_the_kernel_is_taken_back_and_the_operator_s_stays(two_wans: Testbed) -> None:
+    namespace = two_wans.namespace("pgw")
+
+    def told() -> list[str]:
+        command = two_wans.command("pgw", ["ip", "mptcp", "endpoint"])
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+        return [line.split()[0] for line in said.splitlines()]
+
+    mine, operators = "198.19.1.31", "198.19.1.32"
+    paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
+    paths["pgw"].append(mine)
+    netns.ip(f"mptcp endpoint add {operators} signal", namespace=namespace)
+    try:
+        before = told()
+        with Facilities(two_wans, port=7800, paths=paths) as facilities:
+            gateway = facilities.producer.gateways[0]
+            gateway.kill()
+            assert mine in told()
+            gateway.start()
+            gateway.wait_until_ready()
+            assert mine in told()
+            assert f"Path {mine} was left in the kernel by a gateway that was killed" in gateway.words()
+            assert f"{operators} was left" not in gateway.words()
+        assert sorted(told()) == sorted(before)
+    finally:
+        netns.ip(f"mptcp endpoint delete id {_id_of(two_wans, operators)}", namespace=namespace)
+
+
+def _id_of(testbed: Testbed, address: str) -> str:
+    command = testbed.command("pgw", ["ip", "mptcp", "endpoint"])
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    return next(line.split()[2] for line in said.splitlines() if line.startswith(address))
+
+
 @pytest.mark.parametrize(
     ("first", "second", "port"),
     [

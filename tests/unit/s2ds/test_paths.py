@@ -19,11 +19,11 @@ from scistream import timing
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError
 from scistream.s2ds import paths
-from scistream.s2ds.paths import PathManager, wan_paths
+from scistream.s2ds.paths import Claim, PathManager, own_numbers, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
 from scistream.s2ds.relay import mptcp
 from scistream.s2ds.relay.leg import prepare, set_keepalive
-from scistream.s2ds.relay.tcp_info import TcpInfo, over_all_paths, paths_of, tcp_info
+from scistream.s2ds.relay.tcp_info import TcpInfo, bytes_waiting, over_all_paths, paths_of, tcp_info
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import S2DSConfig, WanSettings
 from support.leased_ports import leased
@@ -177,6 +177,55 @@ def test_the_kernel_keeps_a_path_that_does_not_answer_while_the_gateway_watches_
         assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) < 10
 
 
+@pytest.fixture
+def joined() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return both ends of a connection of Multipath TCP that has carried bytes in both directions."""
+    needs_mptcp()
+    with (
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as listener,
+        closing(mptcp.tcp_socket(socket.AF_INET, multipath=True)) as sender,
+    ):
+        listener.bind((BOTH[0], 0))
+        listener.listen()
+        sender.connect(listener.getsockname())
+        receiver, _ = listener.accept()
+        with closing(receiver):
+            for end in (sender, receiver):
+                end.settimeout(20.0)
+            sender.sendall(b"a")
+            assert receiver.recv(1) == b"a"
+            receiver.sendall(b"b")
+            assert sender.recv(1) == b"b"
+            yield sender, receiver
+
+
+def test_a_reset_of_such_a_connection_is_seen_as_one(joined: tuple[socket.socket, socket.socket]) -> None:
+    sender, receiver = joined
+    prepare(sender, 60.0)  # it resets when it is closed
+    sender.close()
+    with pytest.raises(ConnectionResetError):
+        receiver.recv(1)
+
+
+def test_corking_splicing_and_the_counts_of_its_buffers_work_on_such_a_connection(
+    joined: tuple[socket.socket, socket.socket],
+) -> None:
+    sender, receiver = joined
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    sender.send(b"x" * 100)
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+    until(lambda: bytes_waiting(receiver).in_all == 100, lambda: f"{bytes_waiting(receiver)}")
+    until(lambda: bytes_waiting(sender).in_all == 0, lambda: f"{bytes_waiting(sender)}")
+    reader, writer = os.pipe()
+    try:
+        assert os.splice(receiver.fileno(), writer, 4096) == 100
+        assert os.splice(reader, receiver.fileno(), 4096) == 100
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert sender.recv(4096) == b"x" * 100
+
+
 def test_a_kernel_that_does_not_tell_all_paths_at_once_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_mptcp()
     with (
@@ -220,9 +269,11 @@ class FakeKernel:
     def endpoints(self) -> dict[str, int]:
         return dict(self.known)
 
-    def add(self, address: str) -> None:
+    def add(self, address: str, number: int) -> None:
+        if number in self.known.values():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         self._change(f"add {address}")
-        self.known[address] = max(self.known.values(), default=0) + 1
+        self.known[address] = number or 1
 
     def delete(self, address: str, number: int) -> None:
         assert self.known[address] == number
@@ -250,11 +301,49 @@ def test_the_kernel_is_told_the_paths_and_all_is_taken_back_at_the_end() -> None
     kernel, clock = FakeKernel({BOTH[0]: 7}), Clock()
     manager = PathManager(clock, BOTH, kernel)
     manager.start()
-    assert (kernel.known, kernel.limit) == ({BOTH[0]: 7, BOTH[1]: 8}, (8, 8))
+    assert (kernel.known, kernel.limit) == ({BOTH[0]: 7, BOTH[1]: own_numbers(BOTH[1])[0]}, (8, 8))
     manager.stop()
     assert (kernel.known, kernel.limit) == ({BOTH[0]: 7}, (0, 2))  # what the operator has set stays
     manager.stop()
     assert not clock.getDelayedCalls()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_killed_gateway_left_is_taken_back_and_what_others_told_the_kernel_stays() -> None:
+    gone, of_another, foreign = "127.0.0.4", "127.0.0.5", "127.0.0.6"
+    left = {address: own_numbers(address)[0] for address in (BOTH[0], gone, of_another)}
+    kernel = FakeKernel({**left, BOTH[1]: 1, foreign: 2})
+    running = Claim(of_another)
+    try:
+        manager = PathManager(Clock(), BOTH, kernel)
+        with capturedLogs() as logs:
+            manager.start()
+        assert kernel.calls == ["limits 8 8", f"delete {gone}"] or kernel.calls == [f"delete {gone}", "limits 8 8"]
+        assert {formatEvent(event) for event in logs} == {
+            f"Path {BOTH[0]} was left in the kernel by a gateway that was killed",
+            f"{gone}, which a gateway that was killed has left in the kernel, is taken back",
+        }
+        manager.stop()
+        assert kernel.known == {of_another: left[of_another], BOTH[1]: 1, foreign: 2}
+    finally:
+        running.release()
+    again = PathManager(Clock(), [], kernel)
+    again.start()
+    again.stop()
+    assert kernel.known == {BOTH[1]: 1, foreign: 2}
+
+
+@pytest.mark.usefixtures("here")
+def test_identifiers_that_others_have_are_left_to_them() -> None:
+    first, second = own_numbers(BOTH[1])
+    assert first != second
+    assert all(20 <= number < 220 for last in range(256) for number in own_numbers(f"192.0.2.{last}"))
+    kernel = FakeKernel({"192.0.2.1": first})
+    manager = PathManager(Clock(), BOTH, kernel)
+    manager.start()
+    assert kernel.known == {"192.0.2.1": first, BOTH[0]: own_numbers(BOTH[0])[0], BOTH[1]: second}
+    manager.stop()
+    assert kernel.known == {"192.0.2.1": first}
 
 
 @pytest.mark.usefixtures("here")
