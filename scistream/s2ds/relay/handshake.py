@@ -43,6 +43,8 @@ class Handshake:
         the handshake.
     """
 
+    waits = False
+
     def __init__(self, leg: TlsLeg, reactor: Any, timeout: float) -> None:
         self.result: Deferred[None] = Deferred(lambda _: self._stop())
         self._leg = leg

@@ -259,7 +259,15 @@ def pending_error(sock: socket.socket) -> int:
 
 
 class PumpEnd(Protocol):
-    """The reader or writer of a leg."""
+    """The reader or writer of a leg.
+
+    :ivar waits: True if it reads nothing for now, although something may be there.
+    """
+
+    @property
+    def waits(self) -> bool:
+        """See above."""
+        ...
 
     def advance(self) -> None:
         """Move the bytes that can be moved now. Never raises."""

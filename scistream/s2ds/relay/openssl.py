@@ -80,6 +80,30 @@ def move_to_socket(connection: SSL.Connection, descriptor: int) -> None:
     connection._into_ssl = connection._from_ssl = None
 
 
+def write_aside(
+    connection: SSL.Connection, descriptor: int, write_to_it: Callable[[], int], send: Callable[[Any], int]
+) -> tuple[int, bytes]:
+    """Let OpenSSL write into memory instead of its socket, and send what it has written.
+
+    OpenSSL reads nothing more once a write to its socket has failed. Here the write to the socket is the caller's.
+
+    :param descriptor: that of the socket.
+    :param write_to_it: writes to the connection.
+    :param send: sends a buffer; returns how many of its bytes the socket has taken.
+    :returns: the result of `write_to_it`, and the bytes that the socket has not taken.
+    """
+    lib, at = Binding.lib, ffi.new("char **")
+    unused, written = lib.BIO_new(lib.BIO_s_mem()), lib.BIO_new(lib.BIO_s_mem())
+    lib.SSL_set_bio(connection._ssl, unused, written)  # which owns both, and drops them with the next call of its kind
+    try:
+        result = write_to_it()
+        size = lib.BIO_get_mem_data(written, at)
+        sent = send(ffi.buffer(at[0], size)) if size else 0
+        return result, ffi.buffer(at[0] + sent, size - sent)[:]
+    finally:
+        lib.SSL_set_fd(connection._ssl, descriptor)
+
+
 def unread_bytes(connection: SSL.Connection) -> int:
     """Return how many bytes in its memory buffer OpenSSL has not read."""
     left: int = Binding.lib.BIO_get_mem_data(connection._into_ssl, ffi.new("char **"))

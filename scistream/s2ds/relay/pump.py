@@ -86,6 +86,7 @@ class Pump:
         "_source_broken",
         "_start",
         "_turn_bytes",
+        "_waits_for_rate",
         "_was_long",
         "_window_step",
         "ended",
@@ -108,6 +109,7 @@ class Pump:
         self._eof = False
         self._source_broken = False  # the source broke, so its end is not a clean end
         self._is_queued = False  # queued for its turn or for the stream's rate
+        self._waits_for_rate = False
         self._turn_bytes = min(TURN_BYTES, flow.throttle.turn)
         self._was_long = False  # its last turn was a long one
         self.ended = False
@@ -143,9 +145,14 @@ class Pump:
 
     def resume(self) -> None:
         """Take a turn after a wait."""
-        self._is_queued = False
+        self._is_queued = self._waits_for_rate = False
         if not self.ended and not self._owner.over:
             self._take_turn()
+
+    @property
+    def waits(self) -> bool:
+        """True if it reads nothing for now, since its sink has no room or the stream has used up its rate."""
+        return self._waits_for_rate or self._in_flight is not None
 
     def held(self) -> int:
         """Return how many bytes it has read and not written."""
@@ -198,7 +205,7 @@ class Pump:
                 return cost
             allowed = throttle.take(self._read_size)
             if not allowed:
-                self._is_queued = True
+                self._is_queued = self._waits_for_rate = True
                 throttle.wait(self.resume)
                 return cost
             count = WANT

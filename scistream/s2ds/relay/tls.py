@@ -34,6 +34,8 @@ MOST_RECORDS = 64
 """The number of records that one read may consume: a record can contain a single byte."""
 RECORD_COST = 4096
 """The least cost of a record in bytes of a turn, however small it is."""
+ASIDE = 32768
+"""The most bytes of an application that are encrypted into memory at once."""
 _PIECE = Buffers(4096).borrow()
 """For the pieces of a line, of all connections in turn."""
 EMPTY_BURST = 32
@@ -60,7 +62,18 @@ class TlsLeg(Leg):
     :ivar first_line: called before a read until it returns True, after which application bytes may be read.
     """
 
-    __slots__ = ("_empty", "_empty_since", "_line", "_ssl", "connection", "first_line", "must_speak_connect")
+    __slots__ = (
+        "_empty",
+        "_empty_since",
+        "_holds_record",
+        "_line",
+        "_ssl",
+        "_taken",
+        "_unsent",
+        "connection",
+        "first_line",
+        "must_speak_connect",
+    )
 
     def __init__(
         self,
@@ -84,6 +97,9 @@ class TlsLeg(Leg):
         self._empty = 0.0  # a decaying count of records without application data
         self._empty_since = 0.0
         self._line = b""
+        self._unsent = b""  # encrypted, and not taken by the socket
+        self._taken = 0  # the bytes of the application in `_unsent`
+        self._holds_record = False  # OpenSSL has one that the socket has not taken
         self.first_line: Callable[[], bool] | None = None
         self.must_speak_connect = False
 
@@ -158,8 +174,7 @@ class TlsLeg(Leg):
         :raises ConnectionBrokenError: if the connection has ended.
         """
         self._check_reset()
-        count: int = write(self._ssl, ffi.from_buffer("char[]", line), len(line))
-        if count <= 0 and not self._no_room(count):
+        if not self._write_aside(ffi.from_buffer("char[]", line), len(line)):
             raise ConnectionBrokenError(f"{self.peer_name} takes no bytes", "wan", self)
 
     def _no_data(self) -> None:
@@ -175,7 +190,11 @@ class TlsLeg(Leg):
 
     def write(self, buffer: Buffer, start: int, end: int) -> int:
         """Write `buffer[start:end]`: see `Leg.write`."""
+        if self._unsent:
+            return self._send_unsent()
         self._check_reset()
+        if self.readable and self.reader is not None and self.reader.waits:
+            return self._write_aside(buffer.address + start, end - start)
         at, length = buffer.address + start if start else buffer.address, end - start
         corks = length > RECORD
         if corks:  # without it each record would be a packet of its own, and wake the peer
@@ -184,6 +203,38 @@ class TlsLeg(Leg):
         if corks:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         return count if count > 0 else self._no_room(count)
+
+    def _write_aside(self, at: Any, size: int) -> int:
+        """Write as `write` does, but so that what has arrived can be read even if a reset comes meanwhile."""
+        most = size if self._holds_record else ASIDE  # OpenSSL wants the same bytes again for its record
+        self._holds_record = False
+        count, self._unsent = openssl.write_aside(
+            self.connection, self.fileno(), lambda: int(write(self._ssl, at, min(size, most))), self._send
+        )
+        if count <= 0:
+            return self._no_room(count)
+        self._taken = count
+        if self._unsent:
+            self.writable = False
+            return 0
+        return count
+
+    def _send_unsent(self) -> int:
+        """Send what is encrypted. Return the number of the application's bytes in it, or 0 if some are left."""
+        self._unsent = self._unsent[self._send(self._unsent) :]
+        if self._unsent:
+            self.writable = False
+            return 0
+        return self._taken
+
+    def _send(self, data: Any) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as problem:
+            self.writable, self.is_reset = False, True
+            raise self._break(problem) from None
 
     def _check_reset(self) -> None:
         """Let OpenSSL not write after a reset: once a write has failed, it refuses to read what came before the reset.
@@ -197,8 +248,16 @@ class TlsLeg(Leg):
 
     def finish_writing(self) -> bool:
         """Send a close_notify: see `Leg.finish_writing`."""
+        if self._unsent:
+            return bool(self._send_unsent())
         self._check_reset()
         try:
+            if self.readable and self.reader is not None and self.reader.waits:
+                _, self._unsent = openssl.write_aside(
+                    self.connection, self.fileno(), self.connection.shutdown, self._send
+                )
+                self._taken, self.writable = 1, not self._unsent
+                return self.writable
             self.connection.shutdown()
         except SSL.WantWriteError:
             self.writable = False
@@ -232,6 +291,7 @@ class TlsLeg(Leg):
         error = get_error(self._ssl, result)
         self.writable = False
         if error == WANT_WRITE:
+            self._holds_record = True
             return 0
         if error == WANT_READ:
             self._retries_both = True

@@ -337,6 +337,8 @@ class WanConnection:
 class _Reader:
     """The reader of a leg that is not taken yet."""
 
+    waits = False
+
     def __init__(self, wan: WanConnection, leg: TlsLeg, read: Callable[[TlsLeg], None]) -> None:
         self._wan = wan
         self._leg = leg
@@ -376,6 +378,8 @@ def refuse_connect(context: RelayContext, leg: Leg, uid: str, code: ErrorCode, r
 
 class _Farewell:
     """The end of a connection that was answered with an ERROR: a close with unread bytes could destroy the answer."""
+
+    waits = False
 
     def __init__(self, context: RelayContext, leg: TlsLeg) -> None:
         self._context = context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from scistream.s2ds.relay.tcp_info import bytes_to_send
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import StreamSecret, server_name
-from support.applications import NOISE, reset
+from support.applications import MIB, NOISE, reset
 from support.waiting import until
 
 SIZES = [1, 20_000, 60_000]
@@ -80,12 +81,25 @@ def everything(leg: TlsLeg) -> bytes:
         data += bytes(buffer.view[:count])
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("doing", ["write", "line", "end"])
-def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
-    legs: tuple[TlsLeg, TlsLeg], size: int, doing: str
-) -> None:
-    near, far = legs
+DOINGS: dict[str, Callable[[TlsLeg], object]] = {
+    "write": lambda leg: leg.write(Buffers(100).borrow(), 0, 100),
+    "bulk": lambda leg: leg.write(Buffers(MIB).borrow(), 0, MIB),
+    "line": lambda leg: leg.write_line(b"an answer"),
+    "end": lambda leg: leg.finish_writing(),
+}
+
+
+class Waiting:
+    """A reader whose sink takes nothing."""
+
+    waits = True
+
+    def advance(self) -> None:
+        """Do nothing."""
+
+
+def reset_after(far: TlsLeg, near: TlsLeg, size: int) -> None:
+    """Let one leg send some bytes and reset the connection, until the other has both."""
     sent = Buffers(size).borrow()
     sent.view[:] = NOISE[:size]
     done = 0
@@ -96,13 +110,17 @@ def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
     poll = select.poll()
     poll.register(near.sock, select.POLLERR)
     assert poll.poll(10_000)
-    attempts: dict[str, Callable[[], object]] = {
-        "write": lambda: near.write(Buffers(100).borrow(), 0, 100),
-        "line": lambda: near.write_line(b"an answer"),
-        "end": near.finish_writing,
-    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("doing", list(DOINGS))
+def test_what_came_before_a_reset_can_be_read_after_an_attempt_to_write(
+    legs: tuple[TlsLeg, TlsLeg], size: int, doing: str
+) -> None:
+    near, far = legs
+    reset_after(far, near, size)
     with pytest.raises(ConnectionBrokenError, match="reset the connection") as broken:
-        attempts[doing]()
+        DOINGS[doing](near)
     assert broken.value.leg is near
     assert everything(near) == NOISE[:size]
 
@@ -144,3 +162,47 @@ def test_a_leg_is_empty_only_when_all_that_arrived_was_read(legs: tuple[TlsLeg, 
     assert near.read_into(buffer, 65536) == EOF
     near.is_ending, near.is_first = True, True
     assert not near.is_empty()
+
+
+@pytest.mark.parametrize("doing", list(DOINGS))
+def test_what_waits_to_be_read_is_not_lost_when_a_reset_comes_during_a_write(
+    legs: tuple[TlsLeg, TlsLeg], doing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = legs
+    near.reader = Waiting()
+    reset_after(far, near, 60_000)
+    monkeypatch.setattr(TlsLeg, "_check_reset", lambda _leg: None)  # as if the reset had come a moment later
+    with pytest.raises(ConnectionBrokenError, match="reset the connection") as broken:
+        DOINGS[doing](near)
+    assert broken.value.leg is near
+    assert everything(near) == NOISE[:60_000]
+
+
+@pytest.mark.parametrize("ways", ["AAAA", "AD", "DA", "ADDA"])
+def test_bytes_arrive_whether_more_wait_to_be_read_or_not(legs: tuple[TlsLeg, TlsLeg], ways: str) -> None:
+    """A is a write while bytes wait to be read, D one while none do; the socket is full now and then."""
+    near, far = legs
+    near.reader = Waiting()
+    size = 8 * MIB
+    sent, heard = Buffers(size).borrow(), Buffers(MIB).borrow()
+    data = (NOISE * (size // len(NOISE) + 1))[:size]
+    sent.view[:] = data
+    done, got, turn, full = 0, hashlib.sha256(), 0, 0
+    ended = False
+    while True:
+        near.readable = ways[turn % len(ways)] == "A"
+        turn += 1
+        if done < size:
+            taken = near.write(sent, done, min(size, done + MIB // 2))
+            done += taken
+            full += not taken
+            if taken:
+                continue
+        elif not ended:
+            ended = near.finish_writing()
+        count = far.read_into(heard, MIB)
+        if count == EOF:
+            break
+        got.update(heard.view[: max(0, count)])
+    assert full > 2, "the socket has never been full"
+    assert got.digest() == hashlib.sha256(data).digest()
