@@ -127,7 +127,9 @@ def _print_status(
 
 
 def _print_channels(sides: dict[Role, StreamStatus]) -> None:
-    table = Columns("side", "ch", "open", "all", "reset", "GB>cons", "GB>prod", "rtt ms", "resent", "Mbit/s", "kB wait")
+    table = Columns(
+        "side", "ch", "open", "ready", "all", "reset", "GB>cons", "GB>prod", "rtt ms", "resent", "Mbit/s", "kB wait"
+    )
     for role in (PROD, CONS):
         for figures in sides[role].figures if role in sides else ():
             table.add(SIDE[role], *_channel_row(figures))
@@ -241,6 +243,7 @@ def _channel_row(figures: ChannelFigures) -> tuple[str, ...]:
     return (
         str(figures.channel),
         str(figures.connections),
+        str(figures.ready),
         str(figures.accepted),
         str(figures.reset),
         _gigabytes(figures.bytes_to_consumer),

@@ -33,6 +33,14 @@ def listening(world: World) -> set[int]:
     return {sock.local for sock in gateway.machine.sockets(LISTEN) if sock.local in ports}
 
 
+def ready_shown(world: World, uid: str) -> list[int]:
+    """Return the ready connections of each side's channels, as ``s2uc status`` shows them."""
+    lines = [line.split() for line in world.s2uc("status", uid).stdout.splitlines()]
+    (head,) = [line for line in lines if "READY" in line]
+    rows = lines[lines.index(head) + 1 :]
+    return [int(row[head.index("READY")]) for row in rows if row and row[0] in ("producer", "consumer")]
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_a_producer_whose_facility_accepts_nothing_streams_to_one_that_does(world: World) -> None:
     (gateway,) = world.centre.gateways
@@ -45,6 +53,9 @@ def test_a_producer_whose_facility_accepts_nothing_streams_to_one_that_does(worl
                     exchange(consumer, producer, seed=4 * channel + 2 * number)
         shown = world.s2uc("status", stream.uid).stdout
         assert "over the WAN, the producer's gateways dial the consumer's" in shown
+        shown_ready = ready_shown(world, stream.uid)
+        assert len(shown_ready) == 4, "two channels at two sides"
+        assert min(shown_ready) >= 1, "the producer's gateway keeps some ready"
         at_centre = world.s2uc("status", "--at", world.centre.s2cs, stream.uid).stdout
         assert "WAN:        the producer's gateways dial the consumer's at 127.0.0.1:" in at_centre
         stream.requested.release()
