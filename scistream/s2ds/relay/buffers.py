@@ -29,23 +29,26 @@ class Buffer:
 
 
 class Buffers:
-    """A pool of equal buffers of `size` bytes, of which up to `spare` unused ones are kept."""
+    """A pool of equal buffers of `size` bytes, of which up to `spare` unused ones are kept.
 
-    __slots__ = ("_idle", "_spare", "size")
+    :ivar idle: the unused ones.
+    """
+
+    __slots__ = ("_spare", "idle", "size")
 
     def __init__(self, size: int, spare: int = 64) -> None:
         self.size = size
         self._spare = spare
-        self._idle: list[Buffer] = []
+        self.idle: list[Buffer] = []
 
     def borrow(self) -> Buffer:
         """Return a buffer with undefined content."""
-        return self._idle.pop() if self._idle else Buffer(self, self.size)
+        return self.idle.pop() if self.idle else Buffer(self, self.size)
 
     def give_back(self, buffer: Buffer) -> None:
         """Take back a buffer."""
-        if len(self._idle) < self._spare:
-            self._idle.append(buffer)
+        if len(self.idle) < self._spare:
+            self.idle.append(buffer)
 
 
 class Pipe:

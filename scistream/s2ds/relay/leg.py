@@ -114,6 +114,7 @@ _SO_MEMINFO = 55
 _SO_BUF_LOCK = 72
 _MEMINFO = struct.Struct("9I")
 _UNUSUAL = ENDING | select.EPOLLPRI
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 def prepare(sock: socket.socket, dead_after: float, congestion: str = "") -> None:
@@ -499,8 +500,8 @@ class Leg(ABC):
         if mask & _UNUSUAL or self._retries_both:
             self._handle_unusual(mask)
             return
-        wakes_writer = not self.writable and mask & select.EPOLLOUT
-        if mask & select.EPOLLIN:
+        wakes_writer = not self.writable and mask & _OUT
+        if mask & _IN:
             self.readable = self.is_first = True
             reader = self.reader
             if reader is not None:

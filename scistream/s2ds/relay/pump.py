@@ -125,14 +125,7 @@ class Pump:
             return
         if self._was_long:
             self._queue_turn()
-        else:
-            self._take_turn()
-
-    def _queue_turn(self) -> None:
-        self._is_queued = True
-        self._poller.queue_turn(self)
-
-    def _take_turn(self) -> None:
+            return
         try:
             self._was_long = self._move() >= LONG_TURN
         except ConnectionBrokenError as broken:
@@ -145,9 +138,12 @@ class Pump:
 
     def resume(self) -> None:
         """Take a turn after a wait."""
-        self._is_queued = self._waits_for_rate = False
-        if not self.ended and not self._owner.over:
-            self._take_turn()
+        self._is_queued = self._waits_for_rate = self._was_long = False
+        self.advance()
+
+    def _queue_turn(self) -> None:
+        self._is_queued = True
+        self._poller.queue_turn(self)
 
     @property
     def waits(self) -> bool:
@@ -250,7 +246,8 @@ class Pump:
 
     def _fill(self, allowed: int) -> int:
         """Read up to `allowed` bytes, and write what the sink takes. Return the number read, `WANT` or `EOF`."""
-        buffer = self._buffers.borrow()
+        buffers = self._buffers
+        buffer = buffers.idle.pop() if buffers.idle else buffers.borrow()
         count = self._source.read_into(buffer, allowed)
         written = 0
         if count > 0 and self._sink.writable:
@@ -259,7 +256,7 @@ class Pump:
         if written < count:
             self._in_flight, self._start, self._end = buffer, written, count
         else:
-            self._buffers.give_back(buffer)
+            buffers.give_back(buffer)
         return count
 
     def _drain(self) -> bool:

@@ -99,14 +99,15 @@ class TokenBucket:
 
         Fewer are granted if that saves a look at the store. Call `give_back` with the bytes that were not sent.
         """
-        wanted = min(wanted, self._turn)
+        if wanted > self._turn:
+            wanted = self._turn
         spare = self._spare
         if 2 * spare < wanted:
             spare += self._draw(wanted - spare)
             if spare < wanted:
                 self._spare = spare
                 return 0
-        granted = min(wanted, spare)
+        granted = wanted if wanted < spare else spare
         self._spare = spare - granted
         return granted
 
