@@ -185,7 +185,7 @@ def test_a_probe_through_a_real_proxy_measures_and_where_the_proxy_refuses_names
     fresh_world: Callable[..., World], tmp_path: Path
 ) -> None:
     with tinyproxy(tmp_path) as (port, log):
-        world = fresh_world(centre=through(port), timing=QUICK)
+        world = fresh_world(centre=through(port))
         between = ["--prod", world.lab.s2cs, "--cons", world.centre.s2cs]
         assert "all " in world.s2uc("probe", *between, "--seconds", "1", "--rate", "50Mbit").stdout
         assert "CONNECT 127.0.0.1:" in log.read_text()

@@ -53,9 +53,8 @@ def test_a_producer_whose_facility_accepts_nothing_streams_to_one_that_does(worl
                     exchange(consumer, producer, seed=4 * channel + 2 * number)
         shown = world.s2uc("status", stream.uid).stdout
         assert "over the WAN, the producer's gateways dial the consumer's" in shown
-        shown_ready = ready_shown(world, stream.uid)
-        assert len(shown_ready) == 4, "two channels at two sides"
-        assert min(shown_ready) >= 1, "the producer's gateway keeps some ready"
+        assert len(ready_shown(world, stream.uid)) == 4, "two channels at two sides"
+        until(lambda: min(ready_shown(world, stream.uid)) >= 1, lambda: "the producer's gateway keeps none ready")
         at_centre = world.s2uc("status", "--at", world.centre.s2cs, stream.uid).stdout
         assert "WAN:        the producer's gateways dial the consumer's at 127.0.0.1:" in at_centre
         stream.requested.release()
