@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -252,14 +252,17 @@ async def plain_hop(environment: Environment, application: str) -> Route:
     return Route(OURS, endpoints.enter, [child.pid], [child.pid], children, children.end_all)
 
 
-async def gateways_for(environment: Environment, *applications: str, rate: float = RATE) -> list[Route]:
+async def gateways_for(
+    environment: Environment, *applications: str, rate: float = RATE, wan: Mapping[str, Any] | None = None
+) -> list[Route]:
     """Build paths through two gateways, with a stream to each of these applications; closing one closes all.
 
     :param rate: of each stream, in Mbit/s.
+    :param wan: further settings in [wan] of both gateways.
     """
     children = environment.children("facilities")
     try:
-        return await _Facilities(environment, children, rate).open(applications)
+        return await _Facilities(environment, children, rate, wan or {}).open(applications)
     except BaseException:
         await children.end_all()
         raise
@@ -268,8 +271,9 @@ async def gateways_for(environment: Environment, *applications: str, rate: float
 class _Facilities:
     """The two facilities of our path with two hops."""
 
-    def __init__(self, environment: Environment, children: Children, rate: float) -> None:
+    def __init__(self, environment: Environment, children: Children, rate: float, wan: Mapping[str, Any]) -> None:
         self._rate = rate
+        self._wan = wan
         folder = environment.folder("facilities")
         self._environment = environment
         self._children = children
@@ -295,7 +299,7 @@ class _Facilities:
             settings = {
                 "elements": self._environment.elements,
                 "lan": {"congestion": everywhere or "auto"},
-                "wan": {"congestion": everywhere or congestion_control("auto", CONGESTION)},
+                "wan": {"congestion": everywhere or congestion_control("auto", CONGESTION), **self._wan},
                 "limits": {"unread": UNREAD},
             }
             gateways.append(facility.start_gateway(self._children, say_ended, **settings))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bench import measure, setup_time
 from bench.beside import Beside
+from bench.multipath import Multipath
 from bench.paths import (
     BULK,
     FLOOD,
@@ -308,6 +309,7 @@ def all_works(streams: int, half_open: int) -> list[Work]:
         Memory("memory-tls", gateways, "idle connections, installed daemons", PAIRS[OURS], 80.0),
         Stalled(),
         Rates(),
+        Multipath(),
         SetUp(streams, half_open),
         Wan(),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -128,14 +129,20 @@ def connect(testbed: Testbed, stream: Stream, listener: socket.socket) -> tuple[
 
 
 @contextmanager
-def streaming(testbed: Testbed, facilities: Facilities, plan: str | None = None) -> Iterator[list[Transfer]]:
+def streaming(
+    testbed: Testbed,
+    facilities: Facilities,
+    plan: str | None = None,
+    connections: int = CONNECTIONS,
+    rate: str = RATE,
+) -> Iterator[list[Transfer]]:
     """Stream over several connections; at the end compare digests, and check that no pause was long."""
-    with ThreadPoolExecutor(2 * CONNECTIONS) as pool, ExitStack() as opened:
+    with ThreadPoolExecutor(2 * connections) as pool, ExitStack() as opened:
         listener = opened.enter_context(closing(testbed.listen("plan", plan or testbed.v4.plan)))
         address = Address(*listener.getsockname()[:2])
-        stream = opened.enter_context(facilities.stream([address], rate=RATE))
+        stream = opened.enter_context(facilities.stream([address], rate=rate))
         transfers = []
-        for _ in range(CONNECTIONS):
+        for _ in range(connections):
             pair = connect(testbed, stream, listener)
             for sock in pair:
                 opened.callback(sock.close)
@@ -232,6 +239,37 @@ def test_a_middlebox_that_removes_the_option_leaves_one_path_that_works(
         assert carried_second(two_wans) < before + MIB // 4
     finally:
         two_wans.wan(clear=True)
+
+
+@pytest.mark.long
+def test_two_wans_carry_1_7_times_what_one_of_them_carries_over_one_connection(
+    two_wans: Testbed, facilities: Facilities
+) -> None:
+    two_wans.wan(("pgw", "cgw"), rate="200Mbit", queue="50ms", delay="5ms")
+    for host in SECOND:
+        tc(two_wans, host, "add dev wan1 root tbf rate 200mbit burst 32kb latency 50ms")
+    try:
+        with Facilities(two_wans, port=8000) as over_one:
+            pairs = [(throughput(two_wans, over_one), throughput(two_wans, facilities)) for _ in range(2)]
+        assert all(one < 210 for one, _ in pairs), pairs
+        assert statistics.median(both / one for one, both in pairs) >= 1.7, pairs
+    finally:
+        for host in SECOND:
+            tc(two_wans, host, "del dev wan1 root")
+        two_wans.wan(clear=True)
+
+
+def tc(testbed: Testbed, host: str, what: str) -> None:
+    subprocess.run(testbed.command(host, ["tc", "qdisc", *what.split()]), check=True, timeout=PATIENCE)
+
+
+def throughput(testbed: Testbed, facilities: Facilities) -> float:
+    """Return the Mbit/s that a stream of one connection carries once it is at its full speed."""
+    with streaming(testbed, facilities, connections=1, rate="1Gbit") as (transfer,):
+        until(lambda: transfer.count > 48 * MIB, lambda: f"only {transfer.count} bytes have come")
+        begun, before = time.monotonic(), transfer.count
+        until(lambda: time.monotonic() - begun > 2.5, lambda: "time stands still")
+        return (transfer.count - before) * 8e-6 / (time.monotonic() - begun)
 
 
 def paths_told(facilities: Facilities, uid: str, role: str) -> dict[tuple[str, str], dict[str, Any]]:

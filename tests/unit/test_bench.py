@@ -27,6 +27,7 @@ from bench.profiles import FULL, QUICK
 from bench.rows import CPU, FIRST_BYTE, MEMORY, P50, THROUGHPUT, Figure, Row, absolute, failed, is_met, paired
 from bench.workloads import Comparison, all_works
 from scistream.pki.authority import init_authority, issue
+from scistream.s2ds.relay import mptcp
 from support.requirements import missing
 from support.waiting import until
 
@@ -375,6 +376,13 @@ def test_a_congestion_control_for_all_is_refused_with_a_reason_and_changes_nothi
     else:
         assert "needs root" in found.stdout
     assert (os.readlink("/proc/self/ns/net"), congestion.system_default()) == (namespace, before)
+
+
+def test_the_cost_of_several_paths_is_not_measured_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mptcp, "lack", lambda: "this kernel has no Multipath TCP")
+    (work,) = (work for work in all_works(3, 0) if work.key == "multipath")
+    with pytest.raises(SkippedError, match="this kernel has no Multipath TCP"):
+        work.rows(None, QUICK, print).send(None)  # type: ignore[arg-type, attr-defined]
 
 
 def test_work_that_needs_root_is_skipped_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
