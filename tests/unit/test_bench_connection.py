@@ -1,0 +1,43 @@
+"""The table of what a new connection costs, by stage: what it prints, and that the page shows the same stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench import connection
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.rst"
+
+
+def test_every_stage_of_a_connection_is_measured_and_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BATCH", 3)
+    monkeypatch.setattr(connection, "BATCHES", 2)
+    result = CliRunner().invoke(connection.main)
+    assert result.exit_code == 0, result.output
+    head, *lines, total = result.output.splitlines()
+    assert head.split("  ")[0] == "stage"
+    page = PAGE.read_text()
+    costs, each_of = [], {}
+    for line in lines:
+        name, each, times, cost = line.rsplit(maxsplit=3)
+        assert f"   * - {name}\n" in page
+        assert float(cost) == pytest.approx(float(each) * int(times), abs=0.05 * int(times) + 0.05)
+        costs.append(float(cost))
+        each_of[name] = float(each)
+    assert float(total.split()[-1]) == pytest.approx(sum(costs), abs=0.1 * len(costs))
+    with_ticket, without = (
+        each_of["handshake with a ticket, at the other"],
+        each_of["instead, without a ticket: handshake, at the other"],
+    )
+    assert 0 < 2 * with_ticket < without
+
+
+def test_a_handshake_is_measured_with_a_ticket_once_there_is_one() -> None:
+    shakes = connection.Handshakes()
+    ends = shakes.join()
+    assert not connection.openssl.is_resumed(ends[0])
+    shakes.verify(*ends)
+    assert connection.openssl.is_resumed(shakes.join()[1])
