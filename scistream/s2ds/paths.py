@@ -37,7 +37,8 @@ def wan_paths(settings: WanSettings) -> Paths:
         return ONE_PATH
     lack = mptcp.lack()
     if lack is None:
-        return Paths(multipath=True, others=settings.other_paths)
+        families = {":" in address for address in settings.paths}
+        return Paths(multipath=True, others=settings.other_paths, mixed=len(families) > 1)
     if settings.multipath == "yes":
         raise ConfigError(f'wan.multipath: "yes" cannot be had, since {lack}, or write "auto" for one path')
     return ONE_PATH

@@ -25,7 +25,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.port_ranges import Ranges, already_lent, is_in, not_to_choose
 from scistream.reactors import ACCEPTS_A_TURN, EXHAUSTED, Shortage
-from scistream.s2ds.relay.mptcp import tcp_socket
+from scistream.s2ds.relay.mptcp import address_for, plain_address, tcp_socket
 from scistream.shared_settings import parse_port_ranges
 
 BACKLOG = 1024
@@ -42,10 +42,12 @@ class Paths(NamedTuple):
 
     :param multipath: whether connections may use several paths.
     :param others: further numeric addresses at which to listen, on the same port.
+    :param mixed: whether paths are of both IPv4 and IPv6.
     """
 
     multipath: bool = False
     others: tuple[str, ...] = ()
+    mixed: bool = False
 
 
 ONE_PATH = Paths()
@@ -194,7 +196,7 @@ class ListenPorts:
         try:
             for each in (host, *paths.others):
                 # The address of another path may be away for a while.
-                sock = _bind_one(each, port, reuse, multipath=paths.multipath, away=each != host)
+                sock = _bind_one(each, port, reuse, paths, away=each != host)
                 if sock is None:
                     break
                 bound.append(sock)
@@ -222,17 +224,17 @@ class ListenPorts:
 
 
 def _bind_one(
-    host: str, port: int, reuse: bool, *, multipath: bool = False, away: bool = False
+    host: str, port: int, reuse: bool, paths: Paths = ONE_PATH, *, away: bool = False
 ) -> socket.socket | None:
     """Return a socket bound to this port, or None if the port is in use.
 
-    :param multipath: whether its connections may use several paths.
+    :param paths: how its connections may use several paths.
     :param away: whether this machine may lack the address for now.
     :raises StreamError: ``gateway-failed`` if the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = tcp_socket(family, multipath=multipath)
+        sock = tcp_socket(family, multipath=paths.multipath, mixed=paths.mixed)
     except OSError as problem:
         raise _unusable(host, port, problem) from None
     try:
@@ -244,11 +246,11 @@ def _bind_one(
         if away:
             level, option = (
                 (socket.IPPROTO_IPV6, _IPV6_FREEBIND)
-                if family == socket.AF_INET6
+                if sock.family == socket.AF_INET6
                 else (socket.IPPROTO_IP, _IP_FREEBIND)
             )
             sock.setsockopt(level, option, 1)
-        sock.bind((host, port))
+        sock.bind((address_for(sock, host), port))
         # Turn SO_REUSEADDR off: until this socket listens, another socket with the option could bind the same port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as problem:
@@ -344,8 +346,7 @@ class ChannelListener:
             self._sock.listen(BACKLOG)
         except OSError as problem:
             self._on_accept = None
-            host, port = self._sock.getsockname()[:2]
-            raise _unusable(host, port, problem) from None
+            raise _unusable(self._address.host, self._address.port, problem) from None
         self._reactor.addReader(self)
 
     def stop(self) -> None:
@@ -379,6 +380,7 @@ class ChannelListener:
                     self._pause_for(timing.ROOM_POLL)
                     return
                 sock, peer = self._sock.accept()
+                peer = plain_address(peer[0]), *peer[1:]
             except BlockingIOError:
                 return
             except OSError as problem:
@@ -419,7 +421,8 @@ class ChannelListener:
 
     @property
     def _address(self) -> Address:
-        return Address(*self._sock.getsockname()[:2])
+        host, port, *_ = self._sock.getsockname()
+        return Address(plain_address(host), port)
 
 
 def _always() -> bool:

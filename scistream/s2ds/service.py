@@ -160,6 +160,7 @@ class DataServer(Service):
             lent=[parse_ports(config.ports), *config.chosen_ranges],
             lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
             multipath=self.wan_paths.multipath,
+            mixed_paths=self.wan_paths.mixed,
             proxy=str(parse_proxy(config.wan.proxy)) if config.wan.proxy else "",
             wan_congestion=self._congestion("wan", config.wan.congestion, WAN_CONGESTION),
         )

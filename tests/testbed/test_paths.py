@@ -371,6 +371,7 @@ def _id_of(testbed: Testbed, address: str) -> str:
     [
         pytest.param("v6", SECOND_V6, 7200, id="IPv6"),
         pytest.param("v6", SECOND, 7400, id="IPv6-then-IPv4", marks=pytest.mark.long),
+        pytest.param("v4", SECOND_V6, 7600, id="IPv4-then-IPv6", marks=pytest.mark.long),
     ],
 )
 def test_a_stream_over_ipv6_paths_survives_the_loss_of_either(

@@ -70,6 +70,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     :ivar control: the port on which this gateway listens for its controller.
     :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
     :ivar multipath: whether connections to other gateways may use several paths.
+    :ivar mixed_paths: whether these are of both IPv4 and IPv6.
     :ivar proxy: the HOST:PORT of the HTTP proxy through which other gateways are dialled; empty for none.
     """
 
@@ -85,6 +86,7 @@ class ElementSettings(Struct, frozen=True, kw_only=True):
     control: int = 0
     lent: list[tuple[int, int]] = []
     multipath: bool = False
+    mixed_paths: bool = False
     proxy: str = ""
 
 
@@ -125,6 +127,7 @@ class Element:
             settings.multipath,
             Address.parse(settings.proxy) if settings.proxy else None,
             lambda: bool(settings.proxy) and has_every_address(self._settings.wan_networks),
+            settings.mixed_paths,
         )
         self._figures = figures
         self._number = number

@@ -90,6 +90,8 @@ class RelayContext:
     """The HTTP proxy through which other gateways are dialled."""
     names_of_proxy: Callable[[], bool] = bool
     """Whether the proxy looks up the names of other gateways: only if this gateway may dial every address."""
+    mixed_paths: bool = False
+    """Whether the paths of the WAN are of both IPv4 and IPv6."""
     poller: Poller = field(init=False)
     small_buffers: Buffers = field(init=False)
     pipes: Pipes = field(init=False)

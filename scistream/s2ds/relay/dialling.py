@@ -62,6 +62,7 @@ async def _dial_any(
                 context.wan_congestion if wan else context.lan_congestion,
                 wan=wan,
                 multipath=wan and context.multipath,
+                mixed=context.mixed_paths,
             )
             on_sent(address)
             sock = await dialling

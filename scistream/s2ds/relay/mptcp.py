@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 PROTOCOL = getattr(socket, "IPPROTO_MPTCP", 262)
@@ -38,19 +39,47 @@ def lack() -> str | None:
     return None
 
 
-def tcp_socket(family: int, *, multipath: bool) -> socket.socket:
+def tcp_socket(family: int, *, multipath: bool, mixed: bool = False) -> socket.socket:
     """Return a new socket of TCP.
 
     :param multipath: whether it may use several paths. Without MPTCP in the system it is plain TCP.
+    :param mixed: whether these may be of both IPv4 and IPv6. A socket for IPv4 is one of IPv6 then, since the kernel
+        gives one of IPv4 no path over IPv6: bind and connect it to an `address_for` it.
     :raises OSError: if the system gives none.
     """
     if multipath:
         try:
+            if mixed and family == socket.AF_INET:
+                with suppress(OSError):  # a system without IPv6
+                    return _of_both_families()
             return socket.socket(family, socket.SOCK_STREAM, PROTOCOL)
         except OSError as problem:
             if problem.errno not in _LACKING:
                 raise
     return socket.socket(family, socket.SOCK_STREAM)
+
+
+def _of_both_families() -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, PROTOCOL)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_MAPPED = "::ffff:"
+
+
+def address_for(sock: socket.socket, host: str) -> str:
+    """Return a numeric address as a socket needs it: one of IPv6 needs addresses of IPv4 in its own form."""
+    return f"{_MAPPED}{host}" if sock.family == socket.AF_INET6 and ":" not in host else host
+
+
+def plain_address(host: str) -> str:
+    """Return an address of IPv4 in its usual form, and any other one as it is."""
+    return host.removeprefix(_MAPPED)
 
 
 def is_multipath(sock: socket.socket) -> bool:
@@ -151,7 +180,7 @@ def _address(packed: bytes) -> str:
     if not family:
         return ""
     if family == socket.AF_INET6:
-        return socket.inet_ntop(family, packed[8:24]).removeprefix("::ffff:")
+        return plain_address(socket.inet_ntop(family, packed[8:24]))
     return socket.inet_ntop(socket.AF_INET, packed[4:8])
 
 

@@ -24,7 +24,7 @@ from scistream.s2ds.relay.leg import (
     pending_error,
     prepare,
 )
-from scistream.s2ds.relay.mptcp import tcp_socket
+from scistream.s2ds.relay.mptcp import address_for, tcp_socket
 from scistream.s2ds.relay.poller import WRITABLE, Poller
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -125,6 +125,7 @@ def dial(
     *,
     wan: bool,
     multipath: bool = False,
+    mixed: bool = False,
 ) -> Deferred[socket.socket]:
     """Connect to a numeric address within `timeout` seconds; fire with a prepared socket.
 
@@ -135,11 +136,12 @@ def dial(
     :param dead_after: the seconds after which an unreachable host is noticed once connected.
     :param congestion: the congestion control of the connection; empty: the system's.
     :param multipath: whether the connection may use several paths.
+    :param mixed: whether these may be of both IPv4 and IPv6.
     """
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     result: Deferred[socket.socket]
     try:
-        sock = tcp_socket(family, multipath=multipath)
+        sock = tcp_socket(family, multipath=multipath, mixed=mixed)
     except OSError as problem:
         result = Deferred()
         result.errback(Failure(_not_dialled(peer_name, problem.errno or errno.EIO, wan=wan)))
@@ -148,7 +150,7 @@ def dial(
     result = dialling.result
     try:
         prepare(sock, dead_after, congestion)
-        code = sock.connect_ex((target.host, target.port))
+        code = sock.connect_ex((address_for(sock, target.host), target.port))
     except OSError as problem:
         dialling.fail(problem.errno or errno.EIO)
         return result

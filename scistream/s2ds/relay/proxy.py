@@ -90,6 +90,7 @@ async def dial_through(
                 context.wan_congestion,
                 wan=True,
                 multipath=context.multipath,
+                mixed=context.mixed_paths,
             )
         except ConnectionBrokenError as broken:
             problem = broken

@@ -23,7 +23,7 @@ from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayC
 from scistream.s2ds.relay.dialling import dial_target
 from scistream.s2ds.relay.handshake import OldGatewayError
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, explain, prepare, set_keepalive
-from scistream.s2ds.relay.mptcp import is_multipath
+from scistream.s2ds.relay.mptcp import is_multipath, plain_address
 from scistream.s2ds.relay.openssl import is_resumed
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.tcp_info import tcp_info
@@ -429,4 +429,4 @@ def _address_of(sock: socket.socket) -> Address | None:
         host, port, *_ = sock.getpeername()
     except OSError:
         return None
-    return Address(host, port)
+    return Address(plain_address(host), port)

@@ -27,7 +27,7 @@ from scistream.s2ds.relay.tcp_info import TcpInfo, bytes_waiting, over_all_paths
 from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import S2DSConfig, WanSettings
 from support.leased_ports import leased
-from support.requirements import needs_mptcp
+from support.requirements import needs_ipv6, needs_mptcp
 from support.waiting import until
 
 BOTH = ["127.0.0.2", "127.0.0.3"]
@@ -59,7 +59,7 @@ def test_two_addresses_use_it_and_listen_at_the_other_one_too() -> None:
     needs_mptcp()
     assert wan_paths(WanSettings(**HERE)) == Paths(multipath=True, others=("127.0.0.3",))
     everywhere = WanSettings(bind="0.0.0.0", advertise="127.0.0.2", paths=[*BOTH, "::1"])
-    assert wan_paths(everywhere) == Paths(multipath=True, others=("::1",))
+    assert wan_paths(everywhere) == Paths(multipath=True, others=("::1",), mixed=True)
 
 
 def test_an_operator_can_have_it_with_one_address_or_never() -> None:
@@ -135,6 +135,47 @@ def test_a_channel_accepts_at_each_path_on_the_same_port(ports: tuple[ListenPort
     with closing(socket.socket()) as client:
         for host in BOTH:
             assert client.connect_ex((host, port)) == errno.ECONNREFUSED
+
+
+def test_with_paths_of_ipv4_and_ipv6_peers_are_accepted_and_named_as_before() -> None:
+    needs_mptcp()
+    needs_ipv6()
+    first = leased.take(1)
+    lent = ListenPorts(first, first)
+    (sock,) = lent.reserve(BOTH[0], 1, paths=Paths(multipath=True, others=("::1", "192.0.2.1"), mixed=True))
+    reactor, accepted = MemoryReactorClock(), list[tuple[socket.socket, Any]]()
+    listener = ChannelListener(reactor, sock, lent.beside(sock))
+    listener.start(lambda *found: accepted.append(found))
+    try:
+        for host, mixed in ((BOTH[0], False), (BOTH[0], True), ("::1", False)):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with closing(mptcp.tcp_socket(family, multipath=True, mixed=mixed)) as client:
+                client.connect((mptcp.address_for(client, host), first))
+                for reader in list(reactor.readers):
+                    reader.doRead()
+                found, peer = accepted.pop()
+                with closing(found):
+                    assert peer[0] == ("::1" if ":" in host else "127.0.0.1")
+        with closing(socket.socket()) as other:  # only the address that was asked for is taken
+            other.bind((BOTH[1], first))
+    finally:
+        listener.stop()
+        lent.release(sock)
+
+
+def test_a_system_without_ipv6_has_paths_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_mptcp()
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "refused")
+            super().__init__(family, kind, proto, fileno)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    with closing(mptcp.tcp_socket(socket.AF_INET, multipath=True, mixed=True)) as sock:
+        assert (sock.family, mptcp.is_multipath(sock)) == (socket.AF_INET, True)
+        assert mptcp.address_for(sock, BOTH[0]) == BOTH[0]
 
 
 def test_a_port_that_another_program_has_at_one_path_is_not_lent() -> None:
