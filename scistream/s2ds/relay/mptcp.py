@@ -155,18 +155,15 @@ def subflows(sock: socket.socket, size: int) -> list[Subflow] | None:
 
 def _all_at_once(sock: socket.socket, size: int) -> list[tuple[bytes, bytes]] | None:
     """Return the addresses and the struct tcp_info of each path, all of one moment; None if the kernel does not."""
-    names = ctypes.create_string_buffer(_NUMBERED * _MOST_SUBFLOWS)
-    infos = ctypes.create_string_buffer(size * _MOST_SUBFLOWS)
-    buffer = ctypes.create_string_buffer(_FULL.size + _ROOM)
-    places = ctypes.addressof(names), ctypes.addressof(infos)
-    _FULL.pack_into(buffer, 0, 0, size, 0, _NUMBERED, 0, _MOST_SUBFLOWS, *places)
-    length = ctypes.c_uint32(len(buffer))
-    if _libc.getsockopt(sock.fileno(), _LEVEL, _FULL_INFO, buffer, ctypes.byref(length)) != 0:
+    _FULL.pack_into(_full, 0, 0, size, 0, _NUMBERED, 0, min(_MOST_SUBFLOWS, len(_infos) // size), *_PLACES)
+    length = ctypes.c_uint32(len(_full))
+    if _libc.getsockopt(sock.fileno(), _LEVEL, _FULL_INFO, _full, ctypes.byref(length)) != 0:
         return None
-    count = min(_FULL.unpack_from(buffer)[4], _MOST_SUBFLOWS)
-    all_names, all_infos = names.raw, infos.raw
+    count = min(_FULL.unpack_from(_full)[4], _MOST_SUBFLOWS, len(_infos) // size)
+    names = ctypes.string_at(_PLACES[0], count * _NUMBERED)
+    infos = ctypes.string_at(_PLACES[1], count * size)
     return [
-        (all_names[at * _NUMBERED :][_NUMBERED - _NAMES : _NUMBERED], all_infos[at * size : (at + 1) * size])
+        (names[at * _NUMBERED + _NUMBERED - _NAMES : (at + 1) * _NUMBERED], infos[at * size : (at + 1) * size])
         for at in range(count)
     ]
 
@@ -198,3 +195,8 @@ def _of_each_subflow(sock: socket.socket, option: int, size: int) -> list[bytes]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_full = ctypes.create_string_buffer(_FULL.size + _ROOM)
+_names = ctypes.create_string_buffer(_NUMBERED * _MOST_SUBFLOWS)
+_infos = ctypes.create_string_buffer(256 * _MOST_SUBFLOWS)
+_PLACES = ctypes.addressof(_names), ctypes.addressof(_infos)
+"""Buffers that each call uses again, in the one thread that has sockets."""
