@@ -107,8 +107,15 @@ PARSERS: list[tuple[Callable[[str], object], list[str]]] = [
     (parse_size, ["64KiB", "2G"]),
     (parse_ports, ["5100-5200"]),
     (_map, ["127.0.0.1:1,127.0.0.1:2|127.0.0.1:3,127.0.0.1:4|127.0.0.1:5"]),
-    (_connect, [encode_connect(Connect(uid=_UID, channel=3, number=7)).decode()]),
-    (_connect_answer, [accepted(_UID).decode(), refused(_UID, "target-refused", "nobody listens").decode()]),
+    (_connect, [encode_connect(Connect(uid=_UID, channel=3, number=7, ticket="QUJD")).decode()]),
+    (
+        _connect_answer,
+        [
+            accepted(_UID).decode(),
+            accepted(_UID, "QUJD").decode(),
+            refused(_UID, "target-refused", "nobody listens").decode(),
+        ],
+    ),
     (_config(S2CSConfig), [(_CONFIG / "s2cs.toml").read_text()]),
     (_config(S2DSConfig), [(_CONFIG / "s2ds.toml").read_text()]),
     (_config(S2UCConfig), [(_CONFIG / "s2uc.toml").read_text()]),
