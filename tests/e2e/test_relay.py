@@ -492,7 +492,7 @@ async def test_idle_and_half_closed_connections_cost_no_time(make: Make) -> None
     before = time.process_time()
     await sleep(1.0)
     assert time.process_time() - before < 0.05
-    assert all(not one._context.buffers._idle[8:] for side in (stream.prod, stream.cons) for one in side.relays())
+    assert all(not one._context.buffers.idle[8:] for side in (stream.prod, stream.cons) for one in side.relays())
 
 
 @pytest_twisted.ensureDeferred
