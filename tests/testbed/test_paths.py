@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
 import statistics
 import subprocess
@@ -239,6 +240,32 @@ def test_a_middlebox_that_removes_the_option_leaves_one_path_that_works(
         assert carried_second(two_wans) < before + MIB // 4
     finally:
         two_wans.wan(clear=True)
+
+
+def test_a_ready_connection_keeps_a_path_that_was_cut_for_longer_than_its_own_silence_may_last(
+    two_wans: Testbed,
+) -> None:
+    paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
+
+    def unanswered() -> list[int]:
+        """Return how many probes of each further path of the ready connections are not answered."""
+        command = two_wans.command("cgw", ["ss", "-tnoH", "src", SECOND["cgw"]])
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+        return [int(count) for count in re.findall(r"timer:\(keepalive,[^,]*,(\d+)\)", said)]
+
+    timing = {"READY_SILENCE": 2.0}
+    with (
+        Facilities(two_wans, port=8200, paths=paths, timing=timing, wan={"ready": 1}) as facilities,
+        closing(two_wans.listen("plan", two_wans.v4.plan)) as listener,
+        facilities.stream([Address(*listener.getsockname()[:2])], rate=RATE),
+    ):
+        until(unanswered, lambda: "no ready connection has a second path")
+        cut_second(two_wans, cut=True)
+        try:
+            until(lambda: min(unanswered(), default=0) > 4, lambda: f"{unanswered()}: the second path was given up")
+        finally:
+            cut_second(two_wans, cut=False)
+        until(lambda: max(unanswered(), default=9) < 2, lambda: f"{unanswered()}: the second path is not used again")
 
 
 @pytest.mark.long

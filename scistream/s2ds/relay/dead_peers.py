@@ -39,6 +39,7 @@ class DeadPeerDetector:
         self._reactor = reactor
         self._timeout = timeout
         self._failing_since: dict[Watched, float | None] = {}
+        self._sooner: dict[Watched, float] = {}
         self._timer: Any = None
 
     def add(self, watched: Watched) -> None:
@@ -47,9 +48,19 @@ class DeadPeerDetector:
         if self._timer is None:
             self._timer = self._reactor.callLater(self._timeout / _CHECKS, self._check_all)
 
+    def end_sooner(self, watched: Watched, timeout: float | None) -> None:
+        """End an idle connection that is watched at the first check after this many seconds of silence.
+
+        :param timeout: None: treat it as any other one again.
+        """
+        self._sooner.pop(watched, None)
+        if timeout is not None:
+            self._sooner[watched] = timeout
+
     def remove(self, watched: Watched) -> None:
         """Stop watching a connection."""
         del self._failing_since[watched]
+        self._sooner.pop(watched, None)
         if not self._failing_since and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -59,7 +70,8 @@ class DeadPeerDetector:
         now = self._reactor.seconds()
         for watched in list(self._failing_since):
             if watched in self._failing_since and self._is_exhausted(watched, now):
-                watched.break_off(f"nothing was received over the WAN for {self._timeout:g} s")
+                silence = self._sooner.get(watched, self._timeout)
+                watched.break_off(f"nothing was received over the WAN for {silence:g} s")
 
     def _is_exhausted(self, watched: Watched, now: float) -> bool:
         """Return True if the peer has been silent for too long."""
@@ -67,6 +79,8 @@ class DeadPeerDetector:
         if not info.retransmits and info.probes < 2:  # the answer to one probe may be on its way
             self._failing_since[watched] = None
             return False
+        if watched in self._sooner:
+            return info.silent >= self._sooner[watched]
         since = self._failing_since[watched]
         if since is None:
             self._failing_since[watched] = since = now

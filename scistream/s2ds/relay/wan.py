@@ -140,7 +140,9 @@ class WanConnection:
     def note_ready(self) -> None:
         """Let TCP find out early that the peer is dead, since nothing is sent on a ready connection."""
         assert self._leg is not None
-        set_keepalive(self._leg.sock, timing.READY_SILENCE)
+        set_keepalive(self._leg.sock, timing.READY_SILENCE, is_watched=True)
+        if is_multipath(self._leg.sock):
+            self._context.dead_peers.end_sooner(self._leg, timing.READY_SILENCE)
         self._is_probed_early = True
 
     def is_alive(self) -> bool:
@@ -179,6 +181,7 @@ class WanConnection:
             leg.tell_broken(broken)
         elif self._is_probed_early or is_multipath(leg.sock):
             set_keepalive(leg.sock, self._context.wan_timeout, is_watched=True)
+            self._context.dead_peers.end_sooner(leg, None)
         return leg
 
     def reset(self, reason: str, cause: Cause) -> None:

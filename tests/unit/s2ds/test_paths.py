@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.task import Clock
@@ -21,7 +21,7 @@ from scistream.protocol.errors import StreamError
 from scistream.s2ds import paths
 from scistream.s2ds.paths import Claim, PathManager, own_numbers, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ChannelListener, ListenPorts, Paths
-from scistream.s2ds.relay import mptcp
+from scistream.s2ds.relay import dead_peers, mptcp
 from scistream.s2ds.relay.leg import prepare, set_keepalive
 from scistream.s2ds.relay.tcp_info import TcpInfo, bytes_waiting, over_all_paths, paths_of, tcp_info
 from scistream.s2ds.service import DataServer
@@ -488,6 +488,34 @@ def test_a_peer_without_it_is_met_with_plain_tcp() -> None:
         assert mptcp.subflows(sender, 232) is None
         assert paths_of(sender) == []
         assert tcp_info(sender).received >= 7
+
+
+def test_an_idle_connection_that_nobody_needs_yet_ends_sooner_and_as_any_other_one_once_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Idle:
+        sock = cast(socket.socket, None)
+        ended = ""
+
+        def break_off(self, reason: str) -> None:
+            self.ended = reason
+
+    clock = Clock()
+    monkeypatch.setattr(dead_peers, "tcp_info", lambda _: TcpInfo(0, 2, clock.seconds(), 0.0, 0.0, 0, 0, 0, 0))
+    detector = dead_peers.DeadPeerDetector(clock, 60.0)
+    ready, used, claimed = Idle(), Idle(), Idle()
+    for one in (ready, used, claimed):
+        detector.add(one)
+    for one in (ready, claimed):
+        detector.end_sooner(one, 12.0)
+    detector.end_sooner(claimed, None)
+    clock.pump([10.0] * 2)
+    assert (ready.ended, used.ended, claimed.ended) == ("nothing was received over the WAN for 12 s", "", "")
+    clock.pump([10.0] * 5)
+    assert used.ended == claimed.ended == "nothing was received over the WAN for 60 s"
+    for one in (ready, used, claimed):
+        detector.remove(one)
+    assert not clock.getDelayedCalls()
 
 
 def test_a_connection_whose_only_path_was_closed_counts_as_failing(monkeypatch: pytest.MonkeyPatch) -> None:
