@@ -16,9 +16,11 @@ from harness import World
 from test_reloading import changed
 from twisted.internet.threads import deferToThread
 
-from scistream.protocol.messages import CONS, PROD
+from scistream.protocol.address import Address
+from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2cs.audit.events import ResetsEvent, read_line
 from scistream.s2ds.capacity import SharedLimits
+from scistream.s2ds.elements.channel import REPLACED
 from scistream.s2ds.elements.element import NO_DESCRIPTOR
 from scistream.s2ds.elements.pool import NO_SHARE
 from support.applications import (
@@ -141,6 +143,47 @@ async def test_a_share_of_four_lets_four_connections_through_and_never_five(make
         assert len(await attempts(stream, 3)) == 1
 
 
+async def one_by_one(stream: Stream, count: int) -> list[socket.socket]:
+    """Return the connections that are let through: accepted ones count against the share once they are joined."""
+    return [sock for _ in range(count) for sock in await attempts(stream, 1)]
+
+
+def let_dial(stream: Stream, dialler: Role) -> None:
+    """Set targets anew, with another dialler."""
+    program = [Address(*stream.app.getsockname())]
+    prod, cons = stream.bundles[PROD], stream.bundles[CONS]
+    if dialler == PROD:
+        gateways = [Address(*sock.getsockname()) for sock in stream.cons.wan_sockets] or stream.cons.listen_to_wan()
+        stream.cons.arm(cons, [], PROD)
+        stream.prod.arm(prod, program, PROD, gateways)
+    else:
+        stream.prod.arm(prod, program)
+        stream.cons.arm(cons, [stream.prod.address()])
+
+
+@pytest.mark.parametrize(("first", "then"), [(CONS, PROD), (PROD, CONS)])
+@pytest_twisted.ensureDeferred
+async def test_a_stream_has_one_share_when_its_dialler_changes(make: Make, first: Role, then: Role) -> None:
+    stream = make(wan_dialer=first, ready=0, limits=FOUR)
+    with ProdApp(stream.app).running() as program:
+        open_now = await one_by_one(stream, 6)
+        assert len(open_now) == 4
+        let_dial(stream, then)
+        assert await one_by_one(stream, 3) == []
+        assert await deferToThread(echo, open_now.pop())
+        await stream.until(lambda: stream.prod.figures().connections == 3)
+        open_now += await one_by_one(stream, 3)
+        assert len(open_now) == 4
+        let_dial(stream, first)
+        assert await one_by_one(stream, 2) == []
+        assert program.accepted == 5
+        for sock in open_now:
+            assert await deferToThread(echo, sock)
+        elements = stream.prod.elements
+        await stream.until(lambda: not elements._connections_of(elements._streams[stream.uid, PROD]))
+        assert len(await one_by_one(stream, 6)) == 4
+
+
 @pytest.mark.parametrize("count", [1, 4])
 @pytest_twisted.ensureDeferred
 async def test_what_a_consumers_gateway_has_ready_takes_nothing_from_its_share(make: Make, count: int) -> None:
@@ -149,7 +192,7 @@ async def test_what_a_consumers_gateway_has_ready_takes_nothing_from_its_share(m
     await stream.until(lambda: stream.cons.figures().ready >= count)
     with ProdApp(stream.app).running() as program:
         for _ in range(2):
-            open_now = [sock for _ in range(6) for sock in await attempts(stream, 1)]
+            open_now = await one_by_one(stream, 6)
             assert len(open_now) == 4
             assert stream.cons.figures().ready >= count, "it accepts those that are to be ready all the same"
             for sock in open_now:
@@ -218,6 +261,34 @@ async def test_only_so_many_connections_wait_for_the_program_and_the_others_foll
         assert program.accepted == 6
         for sock in ends:
             assert await deferToThread(echo, sock)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_for_its_place_does_not_reach_a_program_that_has_moved(make: Make) -> None:
+    stream = make(wan_dialer=PROD, limits=SharedLimits(half_open=1))
+    stream.app.close()  # ProdApp is about to move
+    channel = stream.prod.channel()
+    first = await deferToThread(stream.connect)
+    await stream.until(lambda: len(channel._joining) == 1)
+    second = await deferToThread(stream.connect)
+    await stream.until(lambda: len(channel._claims) == 1)
+    stream.app = socket.create_server(("127.0.0.1", 0), backlog=16)
+    stream._ends.append(stream.app)
+    let_dial(stream, PROD)
+    assert len(channel._claims) == 0
+    with pytest.raises(ConnectionResetError):
+        await deferToThread(second.recv, 1)
+    for side in (stream.prod, stream.cons):
+        await stream.until(lambda side=side: REPLACED in side.reasons)
+    for relay in stream.prod.relays():
+        relay.reset("it has waited long enough", "application")
+    with pytest.raises(ConnectionResetError):
+        await deferToThread(first.recv, 1)
+    assert (stream.prod.figures().accepted, stream.prod.figures().reset) == (2, 2)
+    with ProdApp(stream.app).running():
+        (third,) = await attempts(stream, 1)
+        assert await deferToThread(echo, third)
+    await stream.until(lambda: stream.prod.elements._connections_at(0) == 0)
 
 
 @pytest_twisted.ensureDeferred

@@ -37,6 +37,7 @@ SAMPLES = 200
 """The number of connections of one channel in a sample, from which its sums are estimated."""
 
 NOT_ARMED = "the channel has no target yet"
+REPLACED = "the stream has got new targets while the connection waited for its place: connect again"
 TOO_MANY_READY = "the other gateway keeps more connections ready than this one has places for"
 
 
@@ -121,11 +122,13 @@ class ElementChannel:
         return bool(self.relays or self._words[self._row + shared_figures.RTT_US])
 
     def set_target(self, target: ChannelTarget) -> None:
-        """Set the target of new connections. Open ones keep their old target; ready ones end."""
+        """Set the target of new connections. Open ones keep their old target; others, ready ones among them, end."""
         self._target = target
         self._drop_ready()
         self._is_old, self._ready_delay = False, 0.0
         self._demand = None
+        for wan in list(self._claims):
+            wan.refuse("target-refused", REPLACED, "gateway")
         if target.dials_wan and target.tls_context is not None:
             self._demand = ReadyDemand(
                 self._context.reactor,
@@ -298,6 +301,8 @@ class ElementChannel:
 
     def _relay_joined(self, relay: Relay) -> None:
         self._words[self._row + shared_figures.JOINED] += 1
+        if relay in self._joining and relay not in self._placed:
+            self._count_used(1)
         self._mark_joined(relay)
         self.serve_claims()
 
@@ -306,7 +311,14 @@ class ElementChannel:
             self._joining.discard(relay)
             self._words[self._row + shared_figures.JOINING] -= 1
 
+    def _count_used(self, change: int) -> None:
+        """Count an accepted connection against the share of a producer's stream."""
+        if self._key[1] == PROD:
+            self._words[self._row + shared_figures.ACCEPTED_USED] += change
+
     def _relay_ended(self, relay: Relay, ending: ConnectionEnding) -> None:
+        if relay not in self._joining and relay not in self._placed:
+            self._count_used(-1)
         self._mark_joined(relay)
         self.relays.pop(relay, None)
         self.paths.ended(relay, relay.last_paths)
@@ -400,6 +412,8 @@ class ElementChannel:
             return
         self._ready[wan] = None
         self._words[self._row + shared_figures.READY] += 1
+        if not wan.is_dialled:
+            self._count_used(1)
         if self._is_kept_for_here(wan):
             self._words[self._kept_ready_at] += 1
             self._words[self._ended_at] += 1
@@ -530,6 +544,7 @@ class ElementChannel:
             self._forget_dialled()
             return
         self._budget.release(self._key)
+        self._count_used(-1)
         if self._is_kept_for_here(wan):
             self._words[self._kept_ready_at] -= 1
         else:

@@ -84,10 +84,6 @@ def _ignore_paths(_report: PathsReport) -> None:
     pass
 
 
-def _none(_stream: _PlacedStream, _channel: int) -> int:
-    return 0
-
-
 def _ignore_start_failure(_reason: str) -> None:
     pass
 
@@ -111,11 +107,6 @@ class _PlacedStream:
     def key(self) -> StreamKey:
         """The uid and role of the stream."""
         return self.start.uid, self.start.role
-
-    @property
-    def is_dialled_for_producer(self) -> bool:
-        """True if this gateway is the producer's and dials the other one, so that it accepts no connection."""
-        return self.start.role == PROD and self.update is not None and self.update.wan_dialer == PROD
 
 
 class Elements:
@@ -445,25 +436,23 @@ class Elements:
     def _connections_of(self, stream: _PlacedStream) -> int:
         """Return how many connections of a stream count against its share.
 
-        Connections from the WAN that are not joined do not count: they may be strangers, and have a limit of their own.
-        Ready ones count at a producer's gateway that has accepted them, since the other one can let each of them be an
-        application's at any moment.
+        At a producer's gateway, these are the dialled ones that have a place, and the accepted ones that are joined or
+        ready: the other gateway can let each ready one be an application's at any moment. There are both kinds after
+        the dialler has changed. Accepted ones that are neither may be strangers, and have a limit of their own.
         """
-        if stream.is_dialled_for_producer:
-            return sum(stream.granted.values()) - sum(
-                self._channel_word(stream, channel, member.number, shared_figures.GIVEN_BACK)
+        if stream.start.role == PROD:
+            return sum(stream.granted.values()) + sum(
+                self._channel_word(stream, channel, member.number, shared_figures.ACCEPTED_USED)
+                - self._channel_word(stream, channel, member.number, shared_figures.GIVEN_BACK)
                 for channel in stream.start.slots
                 for member in self._members
             )
-        unjoined = self._unjoined if stream.start.role == PROD else _none
-        has_proven = stream.start.role == PROD
         return sum(
             self._on_its_way(stream, channel, member.number)
             + self._channel_word(stream, channel, member.number, shared_figures.OPEN)
-            + (self._channel_word(stream, channel, member.number, shared_figures.READY) if has_proven else 0)
             for channel in stream.start.slots
             for member in self._members
-        ) - sum(unjoined(stream, channel) for channel in stream.start.slots)
+        )
 
     def _unread_of_all(self) -> dict[StreamKey, int]:
         """Return how many bytes of each stream wait to be read, as counted within the last second."""
@@ -558,6 +547,7 @@ class Elements:
                 words[row + shared_figures.GIVEN_BACK] = stream.granted.get((element, channel), 0)
                 for word in (
                     shared_figures.READY,
+                    shared_figures.ACCEPTED_USED,
                     shared_figures.ARRIVING,
                     shared_figures.UNSERVED,
                     shared_figures.OPEN,

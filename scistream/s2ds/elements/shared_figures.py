@@ -47,7 +47,10 @@ HELD = 20
 GIVEN_BACK = 21
 """At a producer's gateway that dials: places that were granted to connections and given back since these have ended."""
 
-_ROW = 22
+ACCEPTED_USED = 22
+"""At a producer's gateway: accepted connections that are joined or ready, which count against the stream's share."""
+
+_ROW = 23
 _BUCKET = 2  # the number of tokens, and the time at which they were counted
 _WORD = 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Any, cast
 
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
-from scistream.protocol.messages import PROD
+from scistream.protocol.messages import CONS, PROD, Role
 from scistream.s2ds.capacity import STREAM_SHARE, SharedLimits
 from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.elements.channel import NOT_ARMED
-from scistream.s2ds.elements.commands import PlaceAnswer, PlaceRequest, SetHalfOpen, SetTargets
+from scistream.s2ds.elements.commands import HandOver, PlaceAnswer, PlaceRequest, Reset, SetHalfOpen, SetTargets
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.places import TOO_MANY_JOINING, Claims, Places
 from scistream.s2ds.elements.pool import NO_OWNER_SHARE, NO_SHARE, UNREAD, Elements
@@ -33,12 +34,13 @@ KEY = UIDS[0], PROD
 
 
 class StubMember:
-    """An element that only notes the answers that it gets."""
+    """An element that only notes the answers and the connections that it gets."""
 
     ready = True
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.handed_over: list[HandOver] = []
         self.answers: list[str] = []
         self.commands: list[object] = []
 
@@ -49,24 +51,34 @@ class StubMember:
     def tell(self, answer: PlaceAnswer) -> None:
         self.answers.append(answer.refusal)
 
+    def carry(self, hand_over: HandOver, sock: socket.socket) -> bool:
+        sock.close()
+        self.handed_over.append(hand_over)
+        return True
+
     def most_descriptors(self) -> int:
         return 1000
 
 
 class Gateway:
-    """The initiator of a producer's gateway that dials, with elements that only exist in the figures."""
+    """The initiator of a producer's gateway that dials at first, with elements that only exist in the figures."""
 
     def __init__(self, limits: SharedLimits, owners: tuple[str, ...] = ("", "", "")) -> None:
-        self.elements = Elements(Clock(), ELEMENTS, 8, ElementSettings(), limits)
+        self.resets: list[Reset] = []
+        self.elements = Elements(Clock(), ELEMENTS, 8, ElementSettings(), limits, on_reset=self.resets.append)
         self.members = [StubMember(number) for number in range(ELEMENTS)]
         self.elements._members = list(self.members)
         for slot, (uid, owner) in enumerate(zip(UIDS, owners, strict=True)):
             self.elements.open(uid, PROD, 10.0, {0: slot}, owner)
-            self.elements._streams[uid, PROD].update = SetTargets(
-                uid=uid, role=PROD, targets={}, credentials=None, wan_dialer=PROD
-            )
-        self.open: list[tuple[int, int]] = []
-        """The stream and the element of each connection."""
+            self.let_dial(slot, PROD)
+        self.open: list[tuple[int, int, bool]] = []
+        """The stream and the element of each connection, and whether this gateway has accepted it."""
+
+    def let_dial(self, stream: int, dialler: Role) -> None:
+        """Let the gateway of that side dial for new connections of a stream."""
+        self.elements._streams[UIDS[stream], PROD].update = SetTargets(
+            uid=UIDS[stream], role=PROD, targets={}, credentials=None, wan_dialer=dialler
+        )
 
     def ask(self, stream: int, element: int, channel: int = 0) -> str:
         """Ask for a place; return the reason for a refusal, or an empty text."""
@@ -74,18 +86,40 @@ class Gateway:
         self.elements._place_requested(element, request)
         refusal = self.members[element].answers.pop()
         if not refusal:
-            self.open.append((stream, element))
+            self._begin(stream, element, is_accepted=False)
         return refusal
+
+    def accept(self, stream: int) -> str:
+        """Accept a connection, which is joined at once; return the reason for a refusal, or an empty text."""
+        self.elements.carry(UIDS[stream], PROD, 0, socket.socket(), wan=True)
+        if self.resets:
+            return self.resets.pop().reason
+        (element,) = (member.number for member in self.members if member.handed_over)
+        self.members[element].handed_over.clear()
+        self._begin(stream, element, is_accepted=True)
+        return ""
+
+    def _begin(self, stream: int, element: int, *, is_accepted: bool) -> None:
+        """Begin a connection, as its element would."""
+        figures = self.elements._figures
+        row = figures.row(stream, element)
+        figures.words[row + shared_figures.OPEN] += 1
+        figures.words[row + shared_figures.TAKEN] += is_accepted
+        figures.words[row + shared_figures.ACCEPTED_USED] += is_accepted
+        self.open.append((stream, element, is_accepted))
 
     def end(self, which: int) -> None:
         """End a connection, as its element would."""
-        stream, element = self.open.pop(which)
+        stream, element, is_accepted = self.open.pop(which)
         figures = self.elements._figures
-        figures.words[figures.row(stream, element) + shared_figures.GIVEN_BACK] += 1
+        row = figures.row(stream, element)
+        figures.words[row + shared_figures.OPEN] -= 1
+        figures.words[row + shared_figures.ACCEPTED_USED] -= is_accepted
+        figures.words[row + shared_figures.GIVEN_BACK] += not is_accepted
         figures.words[figures.ended(element)] += 1
 
     def count(self, stream: int) -> int:
-        return sum(one == stream for one, _ in self.open)
+        return sum(one == stream for one, _, _ in self.open)
 
     def close(self) -> None:
         self.elements._figures.close()
@@ -147,9 +181,32 @@ def test_an_element_that_starts_learns_how_many_may_wait_for_the_program() -> No
     gateway.close()
 
 
+@pytest.mark.parametrize("first", [CONS, PROD])
+def test_a_stream_has_one_share_when_its_dialler_changes(first: Role) -> None:
+    gateway = Gateway(SharedLimits(connections=16))
+    for dialler in (first, CONS if first == PROD else PROD):
+        gateway.let_dial(0, dialler)
+        told = [gateway.accept(0) if dialler == CONS else gateway.ask(0, number % ELEMENTS) for number in range(9)]
+        assert told == ([""] * 8 + [NO_SHARE] if dialler == first else [NO_SHARE] * 9)
+    gateway.close()
+
+
+def test_an_element_that_dies_takes_nothing_of_the_share_with_it_of_either_kind() -> None:
+    gateway = Gateway(SharedLimits(connections=8))
+    assert [gateway.accept(0), gateway.ask(0, 0), gateway.accept(0), gateway.ask(0, 1)] == [""] * 4
+    for element in range(ELEMENTS):
+        gateway.elements._count_lost(element)
+    for lost in gateway.open, gateway.resets:
+        lost.clear()
+    assert [gateway.accept(0) for _ in range(5)] == [""] * 4 + [NO_SHARE]
+    gateway.close()
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(0, 2), st.integers(0, ELEMENTS - 1)),
+        st.tuples(st.just("accept"), st.integers(0, 2), st.just(0)),
+        st.tuples(st.sampled_from([CONS, PROD]), st.integers(0, 2), st.just(0)),
         st.tuples(st.just("end"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("limit"), st.integers(1, 24), st.just(0)),
     ),
@@ -167,10 +224,13 @@ def test_no_order_of_events_gives_a_stream_more_or_less_than_its_share(steps: li
             gateway.elements.set_limits(SharedLimits(connections=most))
         elif what == "end" and gateway.open:
             gateway.end(number % len(gateway.open))
-        elif what == "ask":
+        elif what in (CONS, PROD):
+            gateway.let_dial(number, cast(Role, what))
+        elif what in ("ask", "accept"):
             used, left = gateway.count(number), most - len(gateway.open)
             is_full = used > 0 and used * (100 - STREAM_SHARE) >= left * STREAM_SHARE
-            assert (gateway.ask(number, element) == "") == (not is_full)
+            refusal = gateway.ask(number, element) if what == "ask" else gateway.accept(number)
+            assert (refusal == "") == (not is_full)
     gateway.close()
 
 
