@@ -161,16 +161,14 @@ def set_receive_window(sock: socket.socket, size: int) -> None:
 
     The kernel derives a limit of the window from the first receive buffer, and keeps it when the buffer grows.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    enlarge_receive_buffer(sock, size)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size)
 
 
-def _fix_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Set the size of the receive buffer so that net.core.rmem_max lets it be enlarged by half afterwards."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    limited = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel reserves as much for itself
-    if limited < size:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limited * 2 // 3)
+def enlarge_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Set the size of the receive buffer, unless it is as large already: its peer may have been promised all of it."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2 < size:  # the kernel reserves as much for itself
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 class ReceiveMemory(NamedTuple):
@@ -454,7 +452,6 @@ class Leg(ABC):
         """Let the small receive window of a distant connection grow to `size` bytes."""
         if self._owner is not None:
             set_receive_window(self._sock, size)
-            _fix_receive_buffer(self._sock, size)
             self._enlargements = MOST_ENLARGEMENTS
 
     def enlarge_overflowed_buffer(self) -> None:
@@ -473,7 +470,7 @@ class Leg(ABC):
         elif dropped != self._dropped:
             self._dropped = dropped
             self._enlargements -= 1
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size * 3 // 4)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size * 3 // 4)  # net.core.rmem_max limits it
 
     def widen(self) -> None:
         """Let the receive window grow with the path."""
@@ -488,7 +485,8 @@ class Leg(ABC):
         self._enlargements = MOST_ENLARGEMENTS
         if self._is_distant:
             set_receive_window(self._sock, MEDIUM_RECEIVE_BUFFER)
-        _fix_receive_buffer(self._sock, MEDIUM_RECEIVE_BUFFER)
+        else:
+            enlarge_receive_buffer(self._sock, MEDIUM_RECEIVE_BUFFER)
 
     def break_off(self, reason: str) -> None:
         """End the connection, whose peer is dead."""

@@ -122,6 +122,8 @@ class Pump:
         So a small message waits for one turn of bulk data at most, however many connections carry some.
         """
         if self._is_queued or self.ended or self._owner.over:
+            if self._waits_for_rate:
+                self._source.enlarge_overflowed_buffer()
             return
         if self._was_long:
             self._queue_turn()
@@ -203,7 +205,7 @@ class Pump:
             if not allowed:
                 self._is_queued = self._waits_for_rate = True
                 throttle.wait(self.resume)
-                return cost
+                break
             count = WANT
             try:
                 count = self._fill(allowed)
@@ -217,7 +219,7 @@ class Pump:
                 self._count_read(count)
             if source.looks_empty and source.is_empty() and self._in_flight is None:
                 return cost
-        source.enlarge_overflowed_buffer()  # it is not read until the sink has room
+        source.enlarge_overflowed_buffer()  # it is not read until the sink has room, or the stream a rate
         return cost
 
     def _count_read(self, count: int) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from scistream.s2ds.relay.flow import Flow
 from scistream.s2ds.relay.leg import MOST_ENLARGEMENTS, ReceiveMemory, prepare
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.poller import Poller
-from scistream.s2ds.relay.pump import Pump
+from scistream.s2ds.relay.pump import FIRST_WINDOW, Pump
 from scistream.s2ds.relay.receive_windows import Windows
 from scistream.s2ds.relay.throttle import Throttle
 from scistream.s2ds.relay.token_bucket import TokenBucket
@@ -45,6 +46,32 @@ class Owner:
 
     def __getattr__(self, _name: str) -> Any:
         return lambda *_: None
+
+
+class Tap(Throttle):
+    """The rate of a stream, of which nothing is left once the tap is closed."""
+
+    is_closed = False
+
+    def take(self, wanted: int) -> int:
+        return 0 if self.is_closed else super().take(wanted)
+
+
+class UsualSocket:
+    """A socket of a system on which net.core.rmem_max has its usual value."""
+
+    MOST = 212_992
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_RCVBUF):
+            value = min(value, self.MOST)
+        self._sock.setsockopt(level, option, value)
 
 
 class Line:
@@ -68,8 +95,8 @@ class Line:
         )
         opened.callback(self.sink.abort)
         opened.callback(self.source.abort)
-        throttle = Throttle(Clock(), TokenBucket(1e6, time.monotonic))
-        flow = Flow(throttle, Windows(1).of_stream(""), memoryview(bytearray(8)).cast("Q"), 0)
+        self.tap = Tap(Clock(), TokenBucket(1e6, time.monotonic))
+        flow = Flow(self.tap, Windows(1).of_stream(""), memoryview(bytearray(8)).cast("Q"), 0)
         self.pump = Pump(owner, self.poller, self.source, self.sink, flow, Buffers(65536))
 
     def memory(self) -> ReceiveMemory:
@@ -101,8 +128,8 @@ class Line:
         return not self._left
 
     def overflow(self) -> None:
-        """Fill the receive buffer while the sink has no room, until the kernel drops a packet within the window."""
-        while not self.pump.held():
+        """Fill the receive buffer while nothing is passed on, until the kernel drops a packet within the window."""
+        while not self.pump.waits:
             self.send(RECORD)
             self.poller.doRead()
         guessed = self.memory().size
@@ -119,10 +146,15 @@ def line() -> Iterator[Line]:
         yield Line(opened)
 
 
-def test_what_nobody_reads_does_not_block_the_other_direction(line: Line) -> None:
+@pytest.mark.parametrize("lacks", ["room", "rate"])
+def test_what_nobody_reads_does_not_block_the_other_direction(line: Line, lacks: str) -> None:
     line.pass_on()
+    line.tap.is_closed = lacks == "rate"
     line.overflow()
+    overflowed = line.memory().size
     line.poller.doRead()
+    assert line.memory().size > overflowed
+    assert bool(line.pump.held()) == (lacks == "room")
     data, came = memoryview(NOISE[: 4 * MIB]), bytearray()
     sent = 0
 
@@ -152,6 +184,61 @@ def test_a_buffer_is_enlarged_only_when_packets_were_dropped_since_it_was_full_a
     second, third = min(first * 3 // 2, most), min(first * 9 // 4, most)
     assert sizes == [first, first, first, second, second, third, third]
     assert len(set(sizes)) == 1 + MOST_ENLARGEMENTS
+
+
+def test_a_buffer_that_overflowed_before_or_while_the_rate_was_used_up_is_enlarged(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = count(1)
+    monkeypatch.setattr(
+        leg.ReceiveMemory, "of", lambda _sock: ReceiveMemory(int(9e9), buffer_size(line), next(dropped))
+    )
+    line.tap.is_closed = True
+    sizes = [buffer_size(line)]
+    for _ in range(2):
+        line.pump.advance()
+        assert line.pump.waits
+        sizes.append(buffer_size(line))
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("is_distant", [False, True])
+def test_a_window_that_was_promised_is_not_withdrawn(
+    line: Line, monkeypatch: pytest.MonkeyPatch, *, is_distant: bool
+) -> None:
+    source, sizes = line.source, [buffer_size(line)]
+    source._is_distant = is_distant
+
+    def overflow() -> None:
+        for dropped in range(1, MOST_ENLARGEMENTS + 1):
+            memory = ReceiveMemory(int(9e9), buffer_size(line), source._dropped + dropped)
+            monkeypatch.setattr(leg.ReceiveMemory, "of", lambda _sock, memory=memory: memory)
+            source.enlarge_overflowed_buffer()
+
+    for step in (
+        overflow,
+        lambda: source.grow_window(2 * FIRST_WINDOW),
+        lambda: source.grow_window(4 * FIRST_WINDOW),
+        overflow,
+        source.hold,
+        overflow,
+        source.widen,
+    ):
+        step()
+        sizes.append(buffer_size(line))
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 3
+
+
+@pytest.mark.parametrize("is_distant", [False, True])
+def test_where_the_system_allows_little_a_connection_gets_all_of_it(line: Line, *, is_distant: bool) -> None:
+    source = line.source
+    source._sock = UsualSocket(source.sock)  # type: ignore[assignment]
+    source._is_distant = is_distant
+    source.grow_window(4 * FIRST_WINDOW)
+    assert buffer_size(line) == 2 * UsualSocket.MOST
+    source.hold()
+    assert buffer_size(line) == 2 * UsualSocket.MOST
 
 
 def buffer_size(line: Line) -> int:
