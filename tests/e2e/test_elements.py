@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -47,13 +47,16 @@ def gateways(world: World) -> list[Daemon]:
     return [*world.lab.gateways, *world.centre.gateways]
 
 
-def wait_for_elements(gateway: Daemon, but: int = 0) -> list[int]:
-    """Wait until a gateway has said of all its elements, none of them process `but`, that they are ready."""
+def wait_for_elements(gateway: Daemon, but: Collection[int] = ()) -> list[int]:
+    """Wait until a gateway has said of all its elements, none of them one of the processes `but`, that they are ready.
+
+    A process that was killed may still be there when its connections are reset.
+    """
 
     def ready() -> list[int]:
         pids = elements_of(gateway.pid)
         said = {int(pid) for pid in re.findall(r"element \d is ready \(process (\d+)\)", gateway.words())}
-        return pids if len(pids) == COUNT and set(pids) <= said and but not in pids else []
+        return pids if len(pids) == COUNT and set(pids) <= said and not set(but) & set(pids) else []
 
     return until(ready, gateway.words)
 
@@ -290,7 +293,7 @@ def test_an_element_that_is_killed_takes_only_its_own_connections_with_it(world:
                 thread.start()
             victim = elements_of(gateway.pid)[0]
             os.kill(victim, signal.SIGKILL)
-            wait_for_elements(gateway, but=victim)
+            wait_for_elements(gateway, but=[victim])
             # Those that only wait tell at once what has become of them; the others are full of what was pushed.
             quiet = [*pairs.consumers[4:], *pairs.producers[:4]]
             cut = sum(not looks_whole(sock) for sock in quiet)
@@ -340,12 +343,13 @@ def test_a_connection_of_a_killed_element_is_reset_at_both_ends_while_data_flows
             threads = [threading.Thread(target=job, daemon=True) for job in (read, write)]
             for thread in threads:
                 thread.start()
-            for pid in elements_of(gateway.pid):
+            killed = elements_of(gateway.pid)
+            for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             for thread in threads:
                 thread.join(20.0)
             assert ended == {"consumer": "reset", "producer": "reset"}
-        wait_for_elements(gateway)
+        wait_for_elements(gateway, but=killed)
         with Pairs(stream, detector, 2) as others:  # the stream itself is as it was
             others.talk()
 
@@ -359,7 +363,7 @@ def test_an_element_that_answers_no_more_is_killed_and_replaced(world: World) ->
             os.kill(stuck, signal.SIGSTOP)
             stream.requested.release()  # waits for it, and is answered when it has been killed
             assert all(is_reset(sock) for sock in (*pairs.consumers, *pairs.producers))
-        wait_for_elements(gateway, but=stuck)
+        wait_for_elements(gateway, but=[stuck])
         assert "has not answered" in gateway.words()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,27 @@ ChannelListener(reactor, sock).start(lambda sock, _peer: elements.carry(uid, "PR
 print("armed", flush=True)
 reactor.run()
 """
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_wait_while_all_elements_have_died_although_the_gateway_has_not_been_told(make: Make) -> None:
+    stream = make(elements=2, ready=0, handshake_timeout=60.0)
+    await stream.ready()
+    (listener,) = stream.prod.listeners
+    elements = stream.prod.elements
+    has_room = partial(elements.has_room, stream.uid, PROD, 0, wan=True)
+    listener.start(stream.prod._acceptor(0, wan=True), has_room)
+    assert has_room()
+    processes = [member._process.pid for member in elements._members]  # type: ignore[attr-defined]
+    for number, pid in enumerate(processes):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # the reactor does not run meanwhile
+        assert has_room() == (number == 0)
+    assert stream.prod.is_ready(), "this process has not been told"
+    consumer, producer = await both(stream.connect, stream.accept)
+    await carry_both_ways(consumer, producer, MIB)
+    await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
+    assert (stream.prod.reasons, stream.cons.reasons) == ([], [])
 
 
 @pytest_twisted.ensureDeferred

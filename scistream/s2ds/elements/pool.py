@@ -324,8 +324,8 @@ class Elements:
         if stream is None or channel not in stream.start.slots:
             return True  # `carry` refuses the connection
         ready = [member for member in self._members if member.ready]
-        if not ready:
-            return False
+        if not any(member.is_alive() for member in ready):
+            return False  # the connection waits at the listener for an element that is restarted
         if not any(self._has_descriptors(member) for member in ready):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         unjoined = self._unjoined if role == PROD or not wan else self._arriving
@@ -597,6 +597,9 @@ class _Member(Protocol):
 
     def ask(self, command: ElementCommand) -> Deferred[None]:
         """Have a command carried out; fail with its StreamError, or with `ElementDiedError`."""
+
+    def is_alive(self) -> bool:
+        """Return False if the element has ended, also if this process has not been told yet."""
 
     def tell(self, answer: PlaceAnswer) -> None:
         """Answer a request for a place."""

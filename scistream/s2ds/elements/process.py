@@ -76,6 +76,10 @@ class InProcessElement:
             return fail(error)
         return succeed(None)
 
+    def is_alive(self) -> bool:
+        """Return True: it ends with this process."""
+        return True
+
     def tell(self, answer: PlaceAnswer) -> None:
         """Answer a request for a place."""
         self._element.carry_out(answer)
@@ -215,6 +219,17 @@ class ElementProcess:
         if self._link is None:
             return fail(ElementDiedError())
         return self._link.ask(command, timing.ELEMENT_ANSWER if self.ready else timing.ELEMENT_START)
+
+    def is_alive(self) -> bool:
+        """Return False if the process has ended, also if this process has not been told yet."""
+        if self._hand_over_sock is None:
+            return False
+        try:
+            return self._hand_over_sock.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:  # it never sends anything there
+            return True
+        except OSError:
+            return False
 
     def tell(self, answer: PlaceAnswer) -> None:
         """Answer a request for a place. If the process has died, its places count as given back."""
