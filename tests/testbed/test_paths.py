@@ -408,12 +408,26 @@ def test_a_stream_over_ipv6_paths_survives_the_loss_of_either(
     paths = {host: [getattr(v, host), address] for host, address in second.items()}
     with (
         Facilities(two_wans, port=port, v=v, paths=paths, wan_timeout=f"{WAN_TIMEOUT:g}s") as facilities,
-        streaming(two_wans, facilities, v.plan),
+        streaming(two_wans, facilities, v.plan) as transfers,
     ):
-        wait_for(carried_second, two_wans)
-        for cut, other in ((cut_first, carried_second), (cut_second, carried_first)):
+        uid = transfers[0].uid
+        for pair, cut, other in (
+            ((v.pgw, v.cgw), cut_first, carried_second),
+            ((second["pgw"], second["cgw"]), cut_second, carried_first),
+        ):
+            until_told(facilities, uid, pair, up=True)
             cut(two_wans, cut=True)
-            wait_for(other, two_wans)
-            cut(two_wans, cut=False)
-            wait_for(carried_first, two_wans)
-            wait_for(carried_second, two_wans)
+            try:
+                wait_for(other, two_wans)
+                until_told(facilities, uid, pair, up=False)
+            finally:
+                cut(two_wans, cut=False)
+            until_told(facilities, uid, pair, up=True)
+
+
+def until_told(facilities: Facilities, uid: str, pair: tuple[str, str], *, up: bool) -> None:
+    """Wait until the producer's side tells that a path is up, or that it is not."""
+    until(
+        lambda: paths_told(facilities, uid, "PROD").get(pair, {"up": False})["up"] is up,
+        lambda: f"{pair}: {paths_told(facilities, uid, 'PROD')}",
+    )
