@@ -86,7 +86,7 @@ class Handshakes:
             pass
         return spent[0], spent[1]
 
-    def join(self) -> tuple[SSL.Connection, SSL.Connection]:
+    def finish(self) -> tuple[SSL.Connection, SSL.Connection]:
         """Return the two ends of a connection after a handshake with certificates."""
         client, server = self.ends()
         while not all([self._advance(client, server, [0.0], 0), self._advance(server, client, [0.0], 0)]):
@@ -135,7 +135,7 @@ def costs() -> Sequence[Cost]:
     """Measure all stages."""
     shakes = Handshakes()
     with_certificates = [best(lambda end=end: shakes.handshake()[end]) for end in (0, 1)]  # type: ignore[misc]
-    client, server = shakes.join()
+    client, server = shakes.finish()
     verified = best(timed(lambda: shakes.verify(client, server)))
     with_ticket = [best(lambda end=end: shakes.handshake()[end]) for end in (0, 1)]  # type: ignore[misc]
     made = best(timed(shakes.ends)) / 2
