@@ -116,7 +116,7 @@ def proxy() -> Iterator[Address]:
         while not request.endswith(b"\r\n\r\n"):
             request += near.recv(1)
         target = Address.parse(request.split()[1].decode())
-        far = socket.create_connection(("127.0.0.1", target.port))
+        far = socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE)
         opened.append(far)
         near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         threading.Thread(target=copy, args=(near, far), daemon=True).start()

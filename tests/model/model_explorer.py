@@ -308,7 +308,7 @@ def explore(
             at_work = [pool.submit(_work, chunk) for chunk in chunks]
             for done, future in enumerate(as_completed(at_work), 1):
                 try:
-                    branches, counts = future.result()
+                    branches, counts = future.result(timeout=0)
                 except BrokenProcessPool:
                     raise WorkerDiedError(
                         f"the exploration of '{scenario.name}' within {bounds} is not complete: one of its {workers} "

@@ -37,7 +37,7 @@ def test_every_stage_of_a_connection_is_measured_and_is_on_the_page(monkeypatch:
 
 def test_a_handshake_is_measured_with_a_ticket_once_there_is_one() -> None:
     shakes = connection.Handshakes()
-    ends = shakes.join()
+    ends = shakes.finish()
     assert not connection.openssl.is_resumed(ends[0])
     shakes.verify(*ends)
-    assert connection.openssl.is_resumed(shakes.join()[1])
+    assert connection.openssl.is_resumed(shakes.finish()[1])

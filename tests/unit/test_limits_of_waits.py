@@ -32,6 +32,9 @@ WITH_TIMEOUT = {
 OF_SUBPROCESS = {"run", "call", "check_call", "check_output"}
 
 ALLOWED = {
+    ("bench/connection.py", "socket.create_connection(_listener.getsockname())"): "it listens in this process",
+    ("bench/stages.py", "socket.create_connection(listener.getsockname())"): "it listens in this process",
+    ("bench/stages.py", "os.waitpid(child, 0)"): "that process ends with the connection, which is shut down",
     ("scistream/app/handover.py", "os.waitpid(intermediate, 0)"): "that process only forks and ends",
     ("scistream/demo/consumer.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
     ("scistream/demo/detector.py", "channel.join()"): "a channel ends by itself: its socket has a timeout",
@@ -47,6 +50,7 @@ ALLOWED = {
     ): "the test that asks has a limit, and ends this process",
     ("tests/e2e/test_secrets.py", "os.waitpid(process.pid, 0)"): "the process was sent a signal that ends it",
     ("tests/testbed/wan_router.py", "self._held.wait()"): "tells how long to wait, and does not",
+    ("tests/e2e/test_relay.py", "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)"): "it was sent SIGKILL",
     ("tests/unit/s2ds/test_shared_figures.py", "shared.tokens(slot, 1).get()"): "a value in shared memory",
     ("tests/unit/s2ds/test_capacity.py", "bucket.wait()"): "tells how long to wait, and does not",
     ("tests/unit/s2ds/test_watchdog.py", "os.waitid(os.P_PID, busy, os.WSTOPPED | os.WNOWAIT)"): "it was sent SIGSTOP",

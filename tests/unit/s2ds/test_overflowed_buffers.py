@@ -81,7 +81,7 @@ class Line:
         owner: Any = Owner()
         self.poller = Poller(MemoryReactorClock())
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            self.app = opened.enter_context(closing(socket.create_connection(listener.getsockname())))
+            self.app = opened.enter_context(closing(socket.create_connection(listener.getsockname(), timeout=10)))
             near = listener.accept()[0]
         far, self.reader = socket.socketpair()
         opened.enter_context(closing(self.reader))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gateways run on
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        here = socket.create_connection(listener.getsockname())
+        here = socket.create_connection(listener.getsockname(), timeout=10)
         there, _ = listener.accept()
     here.setblocking(False)
     with here, there:
