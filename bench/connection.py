@@ -87,8 +87,9 @@ class Handshakes:
         return spent[0], spent[1]
 
     def finish(self) -> tuple[SSL.Connection, SSL.Connection]:
-        """Return the two ends of a connection after a handshake with certificates."""
+        """Return the two ends of a connection after a handshake."""
         client, server = self.ends()
+        self.kept.use(client)
         while not all([self._advance(client, server, [0.0], 0), self._advance(server, client, [0.0], 0)]):
             pass
         return client, server

@@ -107,6 +107,7 @@ LAN_SILENCE = 60.0  # until it is noticed that the host of an idle application h
 DISTANT = 0.005  # of round-trip time, above which the receive window of a new connection grows early
 DATA_HANDSHAKE = 10.0  # for the TLS handshake of a data connection
 TICKET = 300.0  # after which gateways show each other their certificates again
+TICKET_USED = 270.0  # for which a ticket is used: the other gateway, which gave it earlier, still accepts it then
 TICKET_AGAIN = 10.0  # for which they do so after a ticket was not accepted
 DATA_DIAL = 10.0  # to connect to a target, in all attempts
 SHORTEST_DIAL = 0.1  # for the last address of a target, however long the others took

@@ -5,10 +5,12 @@ import hashlib
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_twisted
 from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives import serialization
 from gateways import PATIENCE, Make, Stream, both, carry_both_ways
 from OpenSSL import SSL
@@ -21,7 +23,8 @@ from scistream.protocol.connect import MAX_LINE, Connect, accepted, encode_conne
 from scistream.protocol.messages import CONS, PROD, Error, Resp, Role
 from scistream.s2ds.elements.channel import MOST_HELD
 from scistream.s2ds.elements.ready import ReadyBudget
-from scistream.s2ds.relay import wan
+from scistream.s2ds.relay import tickets, wan
+from scistream.s2ds.relay.openssl import group_of
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.tls.stream_channels import server_name, verify_peer
 from support.applications import MIB, how_it_ends, receive_exactly, reset
@@ -616,57 +619,136 @@ async def test_a_ready_connection_that_ends_is_replaced(make: Make, monkeypatch:
 # -- tickets
 
 
+class Shake(NamedTuple):
+    """A handshake that has been verified, at one of its ends."""
+
+    dials: bool
+    resumed: bool
+    group: str | None
+
+
+@pytest.fixture
+def shakes(monkeypatch: pytest.MonkeyPatch) -> list[Shake]:
+    """Return the handshakes of all gateways in this process."""
+    found: list[Shake] = []
+
+    def note(connection: SSL.Connection, *arguments: Any, dials: bool, resumed: bool, **others: Any) -> None:
+        found.append(Shake(dials, resumed, group_of(connection)))
+        verify_peer(connection, *arguments, dials=dials, resumed=resumed, **others)
+
+    monkeypatch.setattr(wan, "verify_peer", note)
+    return found
+
+
+async def use(stream: Stream, count: int) -> None:
+    """Carry bytes over some connections, one after the other."""
+    for number in range(count):
+        consumer, producer = await stream.pair()
+        with consumer, producer:
+            await carry_both_ways(consumer, producer, 1000 * number)
+
+
+def dialled(stream: Stream, dialer: Role) -> list[Address]:
+    return [Address(*sock.getsockname()) for sock in stream.cons.wan_sockets] if dialer == PROD else []
+
+
+def arm_again(stream: Stream, dialer: Role, *, role: Role) -> None:
+    """Give a gateway its targets again, with other keys for its tickets."""
+    if role == PROD:
+        program = [Address(*stream.app.getsockname())]
+        stream.prod.arm(stream.bundles[PROD], program, dialer, dialled(stream, dialer))
+    else:
+        stream.cons.arm(stream.bundles[CONS], [] if dialer == PROD else [stream.prod.address()], dialer)
+
+
 @pytest.mark.parametrize("dialer", DIALERS)
 @pytest.mark.parametrize("count", [0, 2])
 @pytest_twisted.ensureDeferred
 async def test_gateways_show_each_other_their_certificates_once(
-    make: Make, dialer: Role, count: int, monkeypatch: pytest.MonkeyPatch
+    make: Make, dialer: Role, count: int, shakes: list[Shake]
 ) -> None:
-    handshakes: list[bool] = []
-
-    def note(*arguments: object, resumed: bool, **others: object) -> None:
-        handshakes.append(resumed)
-        verify_peer(*arguments, resumed=resumed, **others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(wan, "verify_peer", note)
     stream = make(wan_dialer=dialer, ready=count)
-    for number in range(12):
-        consumer, producer = await stream.pair()
-        with consumer, producer:
-            await carry_both_ways(consumer, producer, 1000 * number)
+    await use(stream, 12)
     await stream.until(lambda: not stream.cons.figures().connections and not stream.prod.figures().connections)
-    await stream.until(lambda: len(handshakes) >= 2 * 12)
-    shown, last = handshakes.count(False), handshakes[-6:]
-    assert all(last), handshakes
+    await stream.until(lambda: len(shakes) >= 2 * 12)
+    shown = [shake.resumed for shake in shakes].count(False)
+    assert all(shake.resumed for shake in shakes[-6:]), shakes
     assert 2 <= shown <= 2 * max(1, 2 * count), "both gateways, for those that were opened before the first ticket came"
 
 
 @pytest.mark.parametrize("dialer", DIALERS)
 @pytest_twisted.ensureDeferred
-async def test_new_credentials_end_the_tickets_of_old_ones(
-    make: Make, dialer: Role, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handshakes: list[bool] = []
-
-    def note(*arguments: object, resumed: bool, **others: object) -> None:
-        handshakes.append(resumed)
-        verify_peer(*arguments, resumed=resumed, **others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(wan, "verify_peer", note)
+async def test_new_credentials_end_the_tickets_of_old_ones(make: Make, dialer: Role, shakes: list[Shake]) -> None:
     stream = make(wan_dialer=dialer, ready=0)
-    for _ in range(3):
-        consumer, producer = await stream.pair()
-        with consumer, producer:
-            await carry_both_ways(consumer, producer, 1000)
-    assert handshakes[-1]
+    await use(stream, 3)
+    assert shakes[-1].resumed
+    arm_again(stream, dialer, role=PROD)
+    del shakes[:]
+    await use(stream, 1)
+    assert not shakes[0].resumed
+
+
+@pytest.mark.parametrize("dialer", DIALERS)
+@pytest.mark.parametrize("count", [0, 2])
+@pytest_twisted.ensureDeferred
+async def test_a_connection_whose_ticket_is_not_accepted_is_dialled_again_with_the_best_keys(
+    make: Make, dialer: Role, count: int, shakes: list[Shake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "TICKET_AGAIN", 0.0)
+    stream = make(wan_dialer=dialer, ready=count)
+    await use(stream, 8)
+    assert shakes[-1].resumed
+    best = next(shake.group for shake in shakes if not shake.resumed)
+    fast = shakes[-1].group
+    assert best != fast
+    del shakes[:]
+    arm_again(stream, dialer, role=CONS if dialer == PROD else PROD)
+    await use(stream, 8)
+    await stream.until(lambda: bool(shakes) and shakes[-1].resumed)
+    assert {(shake.resumed, shake.group) for shake in shakes} == {(False, best), (True, fast)}
+    assert stream.cons.figures().reset == 0
+
+
+@pytest.mark.parametrize("dialer", DIALERS)
+@pytest_twisted.ensureDeferred
+async def test_where_a_handshake_with_a_ticket_fails_no_application_notices(
+    make: Make, dialer: Role, shakes: list[Shake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "TICKET_AGAIN", 0.0)
+    stream = make(wan_dialer=dialer, ready=0)
+    await use(stream, 4)
+    assert shakes[-1].resumed
+    end = stream.cons if dialer == CONS else stream.prod
+    monkeypatch.setattr(tickets, "_GROUPS", b"P-521")
+    (other,) = [side for side in (stream.cons, stream.prod) if side is not end]
+    context = other.channel()._target.tls_context
+    assert Binding.lib.SSL_CTX_set1_curves_list(context._context, b"X25519:P-256")
+    del shakes[:]
+    await use(stream, 4)
+    assert not any(shake.resumed for shake in shakes)
+    assert end.figures().reset == stream.cons.figures().reset == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_gives_the_ticket_of_its_connection_not_of_its_own_target(
+    make: Make, shakes: list[Shake]
+) -> None:
+    stream = make(wan_dialer=PROD, ready=0)
+    gateways = dialled(stream, PROD)
+    await stream.until(ready(stream, 1))
     program = [Address(*stream.app.getsockname())]
-    gateways = [Address(*sock.getsockname()) for sock in stream.cons.wan_sockets] if dialer == PROD else []
-    if dialer == PROD:
-        stream.prod.arm(stream.bundles[PROD], program, PROD, gateways)
-    else:
-        stream.prod.arm(stream.bundles[PROD], program)
-    del handshakes[:]
-    consumer, producer = await stream.pair()
+    with socket.socket() as nowhere:
+        nowhere.bind(("127.0.0.1", 0))
+        stream.prod.arm(stream.bundles[PROD], program, PROD, [Address(*nowhere.getsockname())])
+        await stream.until(ready(stream, 0))
+        consumer = await deferToThread(stream.connect)  # its relay waits
+        await stream.until(lambda: stream.cons.channel()._unserved != {})
+    arm_again(stream, PROD, role=CONS)
+    del shakes[:]
+    stream.prod.arm(stream.bundles[PROD], program, PROD, gateways)
+    producer = await deferToThread(stream.accept)
     with consumer, producer:
         await carry_both_ways(consumer, producer, 1000)
-    assert not handshakes[0]
+    await use(stream, 3)
+    assert shakes[-1].resumed
+    assert [shake.resumed for shake in shakes if shake.dials].count(False) <= 2, shakes

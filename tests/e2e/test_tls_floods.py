@@ -28,6 +28,8 @@ from twisted.internet.threads import deferToThread
 from scistream.protocol.address import Address
 from scistream.protocol.connect import Connect, accepted, encode_connect
 from scistream.protocol.messages import CONS, PROD
+from scistream.s2ds.relay import openssl
+from scistream.s2ds.relay.handshake import MOST_BYTES
 from scistream.s2ds.relay.tls import EMPTY_BURST
 from scistream.tls.stream_channels import server_name
 from support.applications import how_it_ends, receive_exactly
@@ -113,8 +115,8 @@ class Talk:
         return run
 
 
-def longest_hello(stream: Stream) -> bytes:
-    """Return the first handshake message of a consumer's gateway, with the longest possible extension."""
+def hello_of(stream: Stream, size: int) -> bytes:
+    """Return the first handshake message of a consumer's gateway, with `size` bytes of extensions, at most 65,535."""
     context = stream.cons.secret.credentials(stream.bundles[CONS], stream.uid, CONS).context()
     connection = SSL.Connection(context, None)
     connection.set_tlsext_host_name(server_name(stream.uid, 0).encode())
@@ -127,7 +129,7 @@ def longest_hello(stream: Stream) -> bytes:
     at += 2 + int.from_bytes(hello[at : at + 2])
     at += 1 + hello[at]
     extensions = hello[at + 2 :]
-    padding = 65535 - 4 - len(extensions)
+    padding = size - 4 - len(extensions)
     extensions = struct.pack("!HH", 21, padding) + bytes(padding) + extensions
     whole = hello[:at] + struct.pack("!H", len(extensions)) + extensions
     return b"\x01" + len(whole).to_bytes(3) + whole
@@ -143,7 +145,7 @@ def cut(message: bytes, size: int) -> bytes:
 async def test_a_handshake_in_records_of_one_byte_is_refused_at_once_and_another_stream_goes_on(make: Make) -> None:
     attacked, other = make(), make()
     talk = Talk(*await other.pair())
-    flood = cut(longest_hello(attacked), 1)
+    flood = cut(hello_of(attacked, 10_000), 1)
 
     def attack() -> None:
         for _ in range(5):
@@ -165,11 +167,36 @@ async def test_a_long_handshake_in_records_of_a_usual_size_is_answered(make: Mak
 
     def answer() -> bytes:
         with socket.create_connection(stream.prod.address(), timeout=20) as sock:
-            sock.sendall(cut(longest_hello(stream), size))
+            sock.sendall(cut(hello_of(stream, 16_000), size))
             return receive_exactly(sock, 6)
 
     (answered,) = await both(answer)
     assert (answered[0], answered[5]) == (HANDSHAKE, 2), "a ServerHello"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_of_too_many_bytes_is_refused_and_openssl_gets_no_more_of_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [0]
+
+    def give_input(connection: SSL.Connection, data: bytes) -> None:
+        given[0] += len(data)
+        pass_on(connection, data)
+
+    pass_on = openssl.give_input
+    monkeypatch.setattr(openssl, "give_input", give_input)
+    stream = make(ready=0)
+
+    def attack() -> None:
+        with socket.create_connection(stream.prod.address(), timeout=20) as sock:
+            push(sock, cut(hello_of(stream, 65535), 16384))
+            assert how_it_ends(sock) == "reset"
+
+    await both(attack)
+    await stream.until(lambda: stream.prod.reasons != [])
+    assert "sent more than 16384 bytes in its handshake" in stream.prod.reasons[0]
+    assert given[0] == MOST_BYTES
 
 
 @pytest_twisted.ensureDeferred

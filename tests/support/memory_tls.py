@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,9 +35,16 @@ class Joined:
 
 
 def join(
-    server: SSL.Context, client: SSL.Context, name: bytes | None = None, session: SSL.Session | None = None
+    server: SSL.Context,
+    client: SSL.Context,
+    name: bytes | None = None,
+    session: SSL.Session | None = None,
+    prepare: Callable[[SSL.Connection], object] | None = None,
 ) -> Joined:
-    """Run a handshake to its end, and let each side read what came after it (tickets, alerts)."""
+    """Run a handshake to its end, and let each side read what came after it (tickets, alerts).
+
+    :param prepare: called with the client before the handshake.
+    """
     ends = Joined(SSL.Connection(server, None), SSL.Connection(client, None))
     ends.server.set_accept_state()
     ends.client.set_connect_state()
@@ -45,6 +52,8 @@ def join(
         ends.client.set_tlsext_host_name(name)
     if session is not None:
         ends.client.set_session(session)
+    if prepare is not None:
+        prepare(ends.client)
     moved = True
     while moved:
         ends.client_error = ends.client_error or _step(ends.client)

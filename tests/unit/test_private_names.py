@@ -18,7 +18,7 @@ ROOT = Path(scistream.__file__).parent
 PRIVATE: dict[str, dict[str, set[str]]] = {
     "reactors.py": {"twisted.internet.tcp.Port": {"_buildAddr", "_logger"}},
     "s2ds/relay/openssl.py": {
-        "OpenSSL.SSL.Connection": {"_from_ssl", "_into_ssl", "_raise_ssl_error", "_ssl"},
+        "OpenSSL.SSL.Connection": {"_from_ssl", "_into_ssl", "_raise_ssl_error", "_reverse_mapping", "_ssl"},
         "cryptography": {"cryptography.hazmat.bindings.openssl.binding"},
     },
     "s2ds/relay/poller.py": {

@@ -1,7 +1,8 @@
-"""The TLS handshake of a WAN leg, with a limit on the number of TLS records from the peer.
+"""The TLS handshake of a WAN leg, with limits on the TLS records and bytes from the peer.
 
 OpenSSL reads from a socket for as long as records arrive. A peer could send records of one byte without end and block
-all other connections of the element. The handshake therefore passes small pieces to OpenSSL through memory. Bytes after
+all other connections of the element; a first message of 64 KiB could name thousands of tickets, each of which is looked
+up. The handshake therefore passes small pieces to OpenSSL through memory, up to these limits. Bytes after
 the handshake stay in the socket, from which OpenSSL reads directly later on.
 """
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 MOST_RECORDS = 256
 """The number of records that a handshake accepts from the peer. A normal one needs only a few."""
+MOST_BYTES = 16384
+"""The number of bytes that a handshake accepts from the peer, with the headers of the records.
+
+A normal one needs less than 4,096; two certificates with keys and signatures of RSA-8192 would need 6,000 more.
+"""
 
 _HEADER = 5
 """The size of a record's header in bytes. Its last two bytes are the length of the record's content."""
@@ -34,6 +40,10 @@ _PIECE_SIZE = 4096
 
 class OldGatewayError(ConnectionBrokenError):
     """The peer does not know Connect. It has not seen the end of the handshake, so it has dialled nobody."""
+
+
+class SlowHandshakeError(ConnectionBrokenError):
+    """The handshake was not complete in time."""
 
 
 class Handshake:
@@ -49,7 +59,7 @@ class Handshake:
         self.result: Deferred[None] = Deferred(lambda _: self._stop())
         self._leg = leg
         self._is_started = self._is_complete = self._is_over = False
-        self._records = 0
+        self._records = self._bytes = 0
         self._partial_header = b""  # the first part of a header whose rest has not arrived
         self._record_left = 0  # bytes of the current record that have not arrived
         self._output = b""
@@ -77,7 +87,7 @@ class Handshake:
             piece = b""
             if self._is_started:
                 try:
-                    piece = leg.sock.recv(_PIECE_SIZE, socket.MSG_PEEK)
+                    piece = leg.sock.recv(min(_PIECE_SIZE, self._bytes_left()), socket.MSG_PEEK)
                 except BlockingIOError:
                     leg.readable = False
                     return
@@ -87,7 +97,7 @@ class Handshake:
             self._is_started = True
             self._step()
             if piece:
-                self._count_records(leg.sock.recv(len(piece) - self._unread_bytes()))
+                self._count(leg.sock.recv(len(piece) - self._unread_bytes()))
         leg.writable = False
 
     def _step(self) -> None:
@@ -101,6 +111,8 @@ class Handshake:
             raise
         if self._is_complete and self._leg.must_speak_connect and not speaks_connect(connection):
             raise OldGatewayError(f"{self._leg.peer_name} does not know Connect", "far-side", self._leg)
+        if self._is_complete and self._leg.must_accept_ticket and not openssl.is_resumed(connection):
+            raise ConnectionBrokenError(f"{self._leg.peer_name} accepts no ticket", "far-side", self._leg)
         self._collect_output()
 
     def _collect_output(self) -> None:
@@ -127,11 +139,23 @@ class Handshake:
         """Return how many bytes OpenSSL was given and has not read: they follow the handshake."""
         return openssl.unread_bytes(self._leg.connection)
 
-    def _count_records(self, piece: bytes) -> None:
-        """Count the records that begin in the next piece of input.
+    def _bytes_left(self) -> int:
+        """Return how many more bytes OpenSSL may read.
+
+        :raises ConnectionBrokenError: if it has read too many.
+        """
+        if self._bytes >= MOST_BYTES:
+            raise ConnectionBrokenError(
+                f"{self._leg.peer_name} sent more than {MOST_BYTES} bytes in its handshake", "far-side", self._leg
+            )
+        return MOST_BYTES - self._bytes
+
+    def _count(self, piece: bytes) -> None:
+        """Count the next bytes of input, and the records that begin in them.
 
         :raises ConnectionBrokenError: if there have been too many records.
         """
+        self._bytes += len(piece)
         begun, at = self._partial_header + piece, self._record_left
         while at + _HEADER <= len(begun):
             self._records += 1
@@ -145,7 +169,7 @@ class Handshake:
 
     def _time_out(self, timeout: float) -> None:
         self._timer = None
-        self._end(ConnectionBrokenError(f"the TLS handshake was not complete within {timeout:g} s", "wan"))
+        self._end(SlowHandshakeError(f"the TLS handshake was not complete within {timeout:g} s", "wan"))
 
     def _end(self, problem: ConnectionBrokenError | None) -> None:
         if self._is_over:

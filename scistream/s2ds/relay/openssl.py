@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 ffi = Binding.ffi
 """The foreign function interface; its `errno` is that of the last call."""
@@ -118,9 +120,15 @@ def raise_error(connection: SSL.Connection, result: int) -> None:
     connection._raise_ssl_error(connection._ssl, result)
 
 
-def set_group(connection: SSL.Connection, group: bytes) -> None:
-    """Exchange keys with this group only, if OpenSSL knows it."""
-    Binding.lib.SSL_set1_curves_list(connection._ssl, group)
+def set_groups(connection: SSL.Connection, groups: bytes) -> None:
+    """Exchange keys with one of these groups, the first of which is tried first, if OpenSSL knows them all."""
+    if not Binding.lib.SSL_set1_curves_list(connection._ssl, groups):
+        Binding.lib.ERR_clear_error()  # another call would be taken for the one that failed
+
+
+def group_of(connection: SSL.Connection) -> str | None:
+    """Return the group with which the keys of a connection are exchanged; None if that is not known."""
+    return connection.get_group_name() if Binding.lib.Cryptography_HAS_SSL_GET0_GROUP_NAME else None
 
 
 def is_resumed(connection: SSL.Connection) -> bool:
@@ -128,19 +136,21 @@ def is_resumed(connection: SSL.Connection) -> bool:
     return bool(Binding.lib.SSL_session_reused(connection._ssl))
 
 
-def offer_secrets(context: SSL.Context, find: Callable[[bytes], tuple[bytes, bytes] | None]) -> None:
+def offer_secrets(context: SSL.Context, find: Callable[[SSL.Connection], tuple[bytes, bytes] | None]) -> None:
     """Let the clients of a context offer a secret of an earlier connection.
 
-    :param find: called with the name of the server; returns an identity and the `SECRET` bytes of the secret, or None.
+    :param find: called with the client; returns an identity and the `SECRET` bytes of the secret, or None. If the
+        server wants a key of another group, it is called once more and must return the same.
     """
 
-    @ffi.callback(_type_of("SSL_CTX_set_psk_use_session_callback"), error=1)  # type: ignore[untyped-decorator]
+    @ffi.callback(  # type: ignore[untyped-decorator]
+        _type_of("SSL_CTX_set_psk_use_session_callback"), error=1, onerror=_log_fault
+    )
     def use(ssl: Any, _digest: Any, identity: Any, size: Any, session: Any) -> int:
-        name = Binding.lib.SSL_get_servername(ssl, Binding.lib.TLSEXT_NAMETYPE_host_name)
-        found = find(ffi.string(name)) if name != ffi.NULL else None
+        found = find(SSL.Connection._reverse_mapping[ssl])
         if found is not None:
-            session[0] = _session_of(ssl, found[1])
             kept[0] = ffi.from_buffer("unsigned char[]", found[0])  # OpenSSL copies it as soon as this returns
+            session[0] = _session_of(ssl, found[1])
             identity[0], size[0] = kept[0], len(found[0])
         return 1
 
@@ -156,7 +166,9 @@ def accept_secrets(context: SSL.Context, find: Callable[[bytes], bytes | None], 
     :param most: the length of the longest identity; longer ones are ignored.
     """
 
-    @ffi.callback(_type_of("SSL_CTX_set_psk_find_session_callback"), error=1)  # type: ignore[untyped-decorator]
+    @ffi.callback(  # type: ignore[untyped-decorator]
+        _type_of("SSL_CTX_set_psk_find_session_callback"), error=1, onerror=_log_fault
+    )
     def look_up(ssl: Any, identity: Any, size: int, session: Any) -> int:
         secret = find(bytes(ffi.buffer(identity, size))) if size <= most else None
         if secret is not None:
@@ -169,6 +181,14 @@ def accept_secrets(context: SSL.Context, find: Callable[[bytes], bytes | None], 
 
 _callbacks: WeakKeyDictionary[SSL.Context, Any] = WeakKeyDictionary()
 """The functions that OpenSSL calls, which live as long as their context."""
+
+
+_log = Logger()
+
+
+def _log_fault(kind: Any, fault: Any, traceback: Any) -> None:
+    """Log an exception in a function that OpenSSL calls; the handshake goes on with certificates."""
+    _log.failure("Failed to find the ticket of a connection", failure=Failure(fault, kind, traceback))
 
 
 def _type_of(setter: str) -> Any:

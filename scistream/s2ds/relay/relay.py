@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -34,7 +35,7 @@ from scistream.s2ds.relay.leg import (
 from scistream.s2ds.relay.plain import PlainLeg
 from scistream.s2ds.relay.pump import PlainPump, Pump
 from scistream.s2ds.relay.tcp_info import PathInfo, bytes_to_send, bytes_waiting, connection_info, paths_of
-from scistream.s2ds.relay.tickets import keep_ticket, ticket_for
+from scistream.s2ds.relay.tickets import Tickets, keep_ticket, ticket_for
 from scistream.s2ds.relay.tls import TlsLeg
 from scistream.s2ds.relay.turns import Turn
 from scistream.s2ds.relay.wan import OUTSIDE, WanConnection, refuse_connect
@@ -310,7 +311,7 @@ class Relay:
                 uid=self._target.uid,
                 channel=self._target.channel,
                 number=self._number,
-                ticket=ticket_for(self._target.tickets, leg.connection),
+                ticket=ticket_for(wan.target.tickets, leg.connection),
             )
             try:
                 leg.write_line(encode_connect(connect))
@@ -321,7 +322,7 @@ class Relay:
                 leg.abort()
                 continue  # nothing was sent on it: another connection may do
             self._turn.finish()
-            leg.first_line = self._read_answer
+            leg.first_line = partial(self._read_answer, wan.target.tickets)
             timeout = self._context.dial_timeout + self._context.wan_timeout
             self._answer_timer = self._context.reactor.callLater(timeout, self._not_answered, timeout)
             return leg
@@ -341,9 +342,10 @@ class Relay:
         self._legs += (leg,)
         return leg
 
-    def _read_answer(self) -> bool:
+    def _read_answer(self, tickets: Tickets | None) -> bool:
         """Read the answer to Connect. Return False if it has not arrived.
 
+        :param tickets: those of the connection, whose target may be a later one than that of the relay.
         :raises ConnectionBrokenError: if the other gateway refuses, or sends something else.
         """
         leg = next(leg for leg in self._legs if leg.wan)
@@ -360,7 +362,7 @@ class Relay:
             raise ConnectRefusedError(reason[:MAX_REASON], "far-side", leg) from None
         if isinstance(answer, Error):
             raise ConnectRefusedError(printable(answer.msg)[:MAX_REASON], "far-side", leg)
-        keep_ticket(self._target.tickets, leg.connection, answer.ticket)
+        keep_ticket(tickets, leg.connection, answer.ticket)
         return True
 
     def _not_answered(self, timeout: float) -> None:

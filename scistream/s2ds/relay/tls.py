@@ -59,6 +59,7 @@ class TlsLeg(Leg):
 
     :param server_name: the name of the server to ask for, at the client's end; None at the server's end.
     :ivar must_speak_connect: fail the handshake before the peer sees its end if the peer does not know Connect.
+    :ivar must_accept_ticket: the same if the peer does not accept the ticket that it is offered.
     :ivar first_line: called before a read until it returns True, after which application bytes may be read.
     """
 
@@ -72,6 +73,7 @@ class TlsLeg(Leg):
         "_unsent",
         "connection",
         "first_line",
+        "must_accept_ticket",
         "must_speak_connect",
     )
 
@@ -101,7 +103,7 @@ class TlsLeg(Leg):
         self._taken = 0  # the bytes of the application in `_unsent`
         self._holds_record = False  # OpenSSL has one that the socket has not taken
         self.first_line: Callable[[], bool] | None = None
-        self.must_speak_connect = False
+        self.must_speak_connect = self.must_accept_ticket = False
 
     def handshake(self, reactor: Any, timeout: float) -> Deferred[None]:
         """Do the TLS handshake within `timeout` seconds. The caller must verify the peer afterwards.

@@ -21,7 +21,7 @@ from scistream.protocol.errors import BadMessageError, ErrorCode
 from scistream.protocol.messages import PROD, Cause
 from scistream.s2ds.relay.context import ChannelTarget, ConnectionEnding, RelayContext
 from scistream.s2ds.relay.dialling import dial_target
-from scistream.s2ds.relay.handshake import OldGatewayError
+from scistream.s2ds.relay.handshake import OldGatewayError, SlowHandshakeError
 from scistream.s2ds.relay.leg import EOF, WANT, ConnectionBrokenError, Leg, explain, prepare, set_keepalive
 from scistream.s2ds.relay.mptcp import is_multipath, plain_address
 from scistream.s2ds.relay.openssl import is_resumed
@@ -215,7 +215,8 @@ class WanConnection:
         if not self.over and self._is_claimed:
             self._broken = broken  # the relay delivers what came before
         elif not self.over:
-            self.reset(str(broken), broken.cause)
+            if leg is self._leg:  # otherwise its handshake with a ticket has failed, and another is under way
+                self.reset(str(broken), broken.cause)
         elif leg is not None:
             leg.tell_broken(broken)  # Connect was there, so the leg has another owner now
 
@@ -239,12 +240,21 @@ class WanConnection:
             self.address = address
             on_sent()
 
-        self._sock = sock = await dial_target(self._context, target, sent, wan=True)
         server = "CONS" if target.role == PROD else PROD
         name = server_name(target.uid, target.channel, server)
-        await self._shake_hands(sock, name, must_speak_connect=must_speak_connect)
+        self._sock = sock = await dial_target(self._context, target, sent, wan=True)
+        try:
+            await self._shake_hands(sock, name, must_speak_connect=must_speak_connect, may_use_ticket=True)
+        except _TicketFailedError:
+            leg, self._leg, self._sock = self._leg, None, None
+            assert leg is not None
+            leg.abort()
+            self._sock = sock = await dial_target(self._context, target, sent, wan=True)
+            await self._shake_hands(sock, name, must_speak_connect=must_speak_connect)
 
-    async def _shake_hands(self, sock: socket.socket, name: str | None, *, must_speak_connect: bool) -> None:
+    async def _shake_hands(
+        self, sock: socket.socket, name: str | None, *, must_speak_connect: bool, may_use_ticket: bool = False
+    ) -> None:
         target, context = self._target, self._context
         if target.tls_context is None:
             self._leg = PlainLeg(context.poller, sock, context.dead_peers, self, target.gateway, wan=True)
@@ -254,24 +264,24 @@ class WanConnection:
             context.poller, sock, context.dead_peers, self, target.gateway, target.tls_context, name
         )
         leg.must_speak_connect = must_speak_connect
-        await self._handshake(leg)
+        if may_use_ticket and isinstance(target.tickets, KeptTickets) and target.tickets.use(leg.connection):
+            await self._handshake_with_ticket(leg, target.tickets)
+        else:
+            await leg.handshake(context.reactor, context.handshake_timeout)
         resumed = target.tickets is not None and is_resumed(leg.connection)
         verify_peer(leg.connection, target.uid, target.channel, target.role, dials=name is not None, resumed=resumed)
         self.is_verified = True
         self.speaks_connect = speaks_connect(leg.connection)
 
-    async def _handshake(self, leg: TlsLeg) -> None:
-        context, kept = self._context, self._target.tickets
-        if not isinstance(kept, KeptTickets) or not kept.use(leg.connection):
-            await leg.handshake(context.reactor, context.handshake_timeout)
-            return
+    async def _handshake_with_ticket(self, leg: TlsLeg, kept: KeptTickets) -> None:
+        leg.must_accept_ticket = True
         try:
-            await leg.handshake(context.reactor, context.handshake_timeout)
-        except ConnectionBrokenError:
+            await leg.handshake(self._context.reactor, self._context.handshake_timeout)
+        except ConnectionBrokenError as broken:
             kept.forget(leg.connection)
-            raise
-        if not is_resumed(leg.connection):
-            kept.forget(leg.connection)
+            if isinstance(broken, SlowHandshakeError):
+                raise
+            raise _TicketFailedError from None
 
     def _opened(self, _result: None) -> None:
         self._opening = None
@@ -335,6 +345,10 @@ class WanConnection:
         if not self.over:
             self.abort()
             self._owner.wan_ended(self, ending)
+
+
+class _TicketFailedError(Exception):
+    """A handshake with a ticket has failed; one with certificates may do."""
 
 
 class _Reader:

@@ -29,7 +29,7 @@ def new_handshake() -> Handshake:
 def test_records_are_counted_once_in_pieces_of_any_size(lengths: list[int], cuts: list[int]) -> None:
     handshake, data = new_handshake(), records(lengths)
     for size in [*cuts, len(data)]:
-        handshake._count_records(data[:size])
+        handshake._count(data[:size])
         data = data[size:]
     assert handshake._records == len(lengths)
 
@@ -39,6 +39,6 @@ def test_one_record_more_than_there_may_be_is_too_many(size: int) -> None:
     handshake, data = new_handshake(), records([1] * (MOST_RECORDS + 1))
     most = MOST_RECORDS * 6
     for at in range(0, most, size):
-        handshake._count_records(data[at : min(at + size, most)])
+        handshake._count(data[at : min(at + size, most)])
     with pytest.raises(ConnectionBrokenError, match="too many TLS records"):
-        handshake._count_records(data[most:])
+        handshake._count(data[most:])
