@@ -35,6 +35,7 @@ def pytest_configure() -> None:
 WORKING = ("survival", "demo", "model", "bench_runs", "control_server_faults", "client_faults", "audit")
 """The files that keep a processor busy for longest, which are begun in the first half, so that no worker ends late."""
 WAITING = (
+    *("paths", "middleboxes", "ready_over_wan", "connect", "proxy", "who_dials", "dialled_limits", "left_networks"),
     *("hostile", "comebacks", "testbed", "unreached", "relay_paths", "stalled", "output_lost", "wan_toxics"),
     *("certificates", "elements", "probe", "relay", "reset_reasons", "programs", "backends", "reloading", "places"),
     *("one_side_gone",),
