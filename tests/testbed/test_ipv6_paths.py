@@ -22,7 +22,7 @@ from test_paths import (
 from testbed import Testbed
 from testbed_facilities import Facilities
 
-two_wans, both_needed = test_paths.two_wans, test_paths.both_needed
+two_wans = test_paths.two_wans
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,6 @@ two_wans, both_needed = test_paths.two_wans, test_paths.both_needed
         pytest.param("v4", SECOND_V6, 7600, id="IPv4-then-IPv6", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.usefixtures("both_needed")
 def test_a_stream_over_ipv6_paths_survives_the_loss_of_either(
     two_wans: Testbed, first: str, second: dict[str, str], port: int
 ) -> None:

@@ -36,7 +36,7 @@ WAN_TIMEOUT = 4.0
 CONNECTIONS = 4
 RATE = "64Mbit"
 NARROW = 40
-"""Mbit/s of each WAN where both are needed."""
+"""Mbit/s of each WAN that are less than `RATE`, so that both are needed: the kernel may leave one idle if not."""
 NOBODY = "02:00:00:00:00:01"
 
 
@@ -68,13 +68,6 @@ def facilities(two_wans: Testbed) -> Iterator[Facilities]:
     paths = {host: [getattr(two_wans.v4, host), second] for host, second in SECOND.items()}
     with Facilities(two_wans, paths=paths, wan_timeout=f"{WAN_TIMEOUT:g}s") as facilities:
         yield facilities
-
-
-@pytest.fixture
-def both_needed(two_wans: Testbed) -> Iterator[None]:
-    """Give each WAN less than a stream's rate: while one suffices, the kernel may leave the other one idle."""
-    with narrow(two_wans, NARROW):
-        yield
 
 
 @contextmanager
@@ -114,9 +107,20 @@ def carried_first(testbed: Testbed) -> int:
 
 
 def wait_for(carried: Callable[[Testbed], int], testbed: Testbed) -> None:
-    """Wait until a WAN carries data again."""
+    """Wait until a WAN carries data, although the other one is cut."""
     begun = carried(testbed)
-    until(lambda: carried(testbed) > begun + MIB, lambda: "the healed WAN is not used again")
+    until(lambda: carried(testbed) > begun + MIB, lambda: "the other WAN is not used")
+
+
+def wait_for_both(testbed: Testbed) -> None:
+    """Wait until each WAN carries data, of which neither could carry all."""
+    begun = carried_first(testbed), carried_second(testbed)
+
+    def is_used() -> bool:
+        return carried_first(testbed) > begun[0] + 2 * MIB and carried_second(testbed) > begun[1] + 2 * MIB
+
+    with narrow(testbed, NARROW):
+        until(is_used, lambda: "one WAN is not used")
 
 
 class Transfer:
@@ -184,16 +188,15 @@ def streaming(
         assert max(one.pause for one in transfers) < LONGEST_PAUSE, [one.pause for one in transfers]
 
 
-@pytest.mark.usefixtures("both_needed")
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(10.0, marks=pytest.mark.long)])
 def test_each_wan_is_cut_in_turn_and_every_connection_goes_on(
     two_wans: Testbed, facilities: Facilities, seconds: float
 ) -> None:
     with streaming(two_wans, facilities) as transfers:
         until(lambda: carried_first(two_wans) > MIB and carried_second(two_wans) > MIB, lambda: "one WAN is not used")
-        for cut, here, other in (
-            (cut_first, carried_first, carried_second),
-            (cut_second, carried_second, carried_first),
+        for pair, cut, other in (
+            ((two_wans.v4.pgw, two_wans.v4.cgw), cut_first, carried_second),
+            ((SECOND["pgw"], SECOND["cgw"]), cut_second, carried_first),
         ):
             before, elsewhere = [one.count for one in transfers], other(two_wans)
             cut(two_wans, cut=True)
@@ -204,7 +207,7 @@ def test_each_wan_is_cut_in_turn_and_every_connection_goes_on(
                 cut(two_wans, cut=False)
             assert min(moved) > MIB // 2, moved
             assert other(two_wans) > elsewhere + MIB
-            wait_for(here, two_wans)
+            until_told(facilities, transfers[0].uid, pair, up=True)
 
 
 def test_a_cut_of_both_wans_resets_the_connections_after_the_timeout_and_not_before(
@@ -214,9 +217,8 @@ def test_a_cut_of_both_wans_resets_the_connections_after_the_timeout_and_not_bef
         listener = opened.enter_context(closing(two_wans.listen("plan", two_wans.v4.plan)))
         stream = opened.enter_context(facilities.stream([Address(*listener.getsockname()[:2])], rate=RATE))
         reader, writer = (opened.enter_context(closing(sock)) for sock in connect(two_wans, stream, listener))
-        begun = carried_second(two_wans)
         results = [pool.submit(push, writer), pool.submit(how_it_ends, reader)]
-        until(lambda: carried_second(two_wans) > begun + MIB, lambda: "the second WAN is not used")
+        wait_for_both(two_wans)
         cut_first(two_wans, cut=True)
         cut_second(two_wans, cut=True)
         cut = time.monotonic()
@@ -228,18 +230,17 @@ def test_a_cut_of_both_wans_resets_the_connections_after_the_timeout_and_not_bef
             cut_second(two_wans, cut=False)
 
 
-@pytest.mark.usefixtures("both_needed")
 def test_a_path_whose_address_vanishes_is_used_again_once_it_is_back(two_wans: Testbed, facilities: Facilities) -> None:
     gateway, namespace = facilities.consumer.gateways[0], two_wans.namespace("cgw")
     path = SECOND["cgw"]
     with streaming(two_wans, facilities):
-        wait_for(carried_second, two_wans)
+        wait_for_both(two_wans)
         netns.ip(f"addr del {path}/24 dev wan1", namespace=namespace)
         until(lambda: f"Path {path} of the WAN is away" in gateway.words(), gateway.words)
         wait_for(carried_first, two_wans)
         netns.ip(f"addr add {path}/24 dev wan1", namespace=namespace)
         until(lambda: f"Path {path} of the WAN is back" in gateway.words(), gateway.words)
-        wait_for(carried_second, two_wans)
+        wait_for_both(two_wans)
 
 
 def test_a_slow_wan_beside_a_good_one_stops_nothing(two_wans: Testbed, facilities: Facilities) -> None:
@@ -324,13 +325,13 @@ def paths_told(facilities: Facilities, uid: str, role: str) -> dict[tuple[str, s
     return {(path["local"], path["remote"]): path for path in side.get("paths", [])}
 
 
-@pytest.mark.usefixtures("both_needed")
 def test_the_figures_of_each_path_and_the_news_of_its_loss_reach_the_user_and_the_trail(
     two_wans: Testbed, facilities: Facilities
 ) -> None:
     first, second = (two_wans.v4.pgw, two_wans.v4.cgw), (SECOND["pgw"], SECOND["cgw"])
     with streaming(two_wans, facilities) as transfers:
         uid = transfers[0].uid
+        wait_for_both(two_wans)
         until(lambda: len(carrying(paths_told(facilities, uid, "PROD"))) >= 2, lambda: "the second path is not told")
         told = paths_told(facilities, uid, "PROD")
         assert {first, second} <= set(carrying(told))
