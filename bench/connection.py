@@ -11,12 +11,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from uuid import uuid4
 
 import click
 from OpenSSL import SSL
 
+from bench.stages import Stage, show
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2ds.relay import openssl
 from scistream.s2ds.relay.leg import prepare
@@ -26,19 +26,6 @@ from scistream.tls.stream_channels import StreamSecret, server_name, verify_peer
 
 BATCH = 20
 BATCHES = 15
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One line of the table.
-
-    :param times: how often it occurs for a new connection through two gateways.
-    :param seconds: of processor time, for one.
-    """
-
-    name: str
-    times: int
-    seconds: float
 
 
 def best(step: Callable[[], float]) -> float:
@@ -132,7 +119,7 @@ def hand_over() -> None:
 _ours, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def costs() -> Sequence[Cost]:
+def costs() -> Sequence[Stage]:
     """Measure all stages."""
     shakes = Handshakes()
     with_certificates = [best(lambda end=end: shakes.handshake()[end]) for end in (0, 1)]  # type: ignore[misc]
@@ -143,28 +130,22 @@ def costs() -> Sequence[Cost]:
     with socket.socket() as sock:
         options = best(timed(lambda: prepare(sock, 60.0)))
     return [
-        Cost("TCP: open, a byte each way, close (both ends)", 3, best(timed(open_and_close))),
-        Cost("options of a socket", 4, options),
-        Cost("hand-over of a connection to an element", 2, best(timed(hand_over))),
-        Cost("TLS object", 2, made),
-        Cost("handshake with a ticket, at the gateway that dials", 1, with_ticket[0]),
-        Cost("handshake with a ticket, at the other", 1, with_ticket[1]),
-        Cost("instead, without a ticket: handshake, at the gateway that dials", 0, with_certificates[0]),
-        Cost("instead, without a ticket: handshake, at the other", 0, with_certificates[1]),
-        Cost("without a ticket: names in both certificates, and a ticket", 0, verified),
+        Stage("TCP: open, a byte each way, close (both ends)", 3, best(timed(open_and_close))),
+        Stage("options of a socket", 4, options),
+        Stage("hand-over of a connection to an element", 2, best(timed(hand_over))),
+        Stage("TLS object", 2, made),
+        Stage("handshake with a ticket, at the gateway that dials", 1, with_ticket[0]),
+        Stage("handshake with a ticket, at the other", 1, with_ticket[1]),
+        Stage("instead, without a ticket: handshake, at the gateway that dials", 0, with_certificates[0]),
+        Stage("instead, without a ticket: handshake, at the other", 0, with_certificates[1]),
+        Stage("without a ticket: names in both certificates, and a ticket", 0, verified),
     ]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Print the processor time of a new connection through two gateways by stage, in microseconds."""
-    found = costs()
-    width = max(len(cost.name) for cost in found)
-    click.echo(f"{'stage':{width}}  {'us each':>8}  {'times':>5}  {'us':>8}")
-    for cost in found:
-        each = cost.seconds * 1e6
-        click.echo(f"{cost.name:{width}}  {each:8.1f}  {cost.times:5}  {each * cost.times:8.1f}")
-    click.echo(f"{'all':{width}}  {'':8}  {'':5}  {sum(cost.seconds * cost.times for cost in found) * 1e6:8.1f}")
+    show(costs(), "us in all")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ HOPS = 6
 class Stage:
     """One line of the table.
 
-    :param times: how often it occurs in a round trip through two gateways.
+    :param times: how often it occurs.
     :param seconds: for one.
     """
 
@@ -247,16 +247,24 @@ def _arrived(leg: Leg) -> None:
     leg.event(select.EPOLLIN)
 
 
+def show(stages: Sequence[Stage], of: str) -> None:
+    """Print a table of stages, in microseconds.
+
+    :param of: the heading of the last column, whose sum is the last line.
+    """
+    width = max(len(stage.name) for stage in stages)
+    click.echo(f"{'stage':{width}}  {'us each':>8}  {'times':>5}  {of}")
+    for stage in stages:
+        each = stage.seconds * 1e6
+        click.echo(f"{stage.name:{width}}  {each:8.1f}  {stage.times:5}  {each * stage.times:{len(of)}.1f}")
+    total = sum(stage.seconds * stage.times for stage in stages) * 1e6
+    click.echo(f"{'all':{width}}  {'':8}  {'':5}  {total:{len(of)}.1f}")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Print what a message of 64 bytes costs by stage, in microseconds."""
-    found = stages()
-    width = max(len(stage.name) for stage in found)
-    click.echo(f"{'stage':{width}}  {'us each':>8}  {'times':>5}  {'us in a round trip':>18}")
-    for stage in found:
-        each = stage.seconds * 1e6
-        click.echo(f"{stage.name:{width}}  {each:8.1f}  {stage.times:5}  {each * stage.times:18.1f}")
-    click.echo(f"{'all':{width}}  {'':8}  {'':5}  {sum(stage.seconds * stage.times for stage in found) * 1e6:18.1f}")
+    show(stages(), "us in a round trip")
 
 
 if __name__ == "__main__":

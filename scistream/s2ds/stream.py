@@ -101,7 +101,7 @@ class GatewayStream:
         self._for_wan = new_listeners(config.wan, server.wan_paths)
         """Where other gateways dial this one: at a consumer's gateway only if the producer's side dials."""
         self._listeners = self._for_wan if command.role == PROD else new_listeners(config.lan)
-        """Those that RESP announces."""
+        """The listeners whose addresses RESP gives to S2UC."""
         self.own_targets: set[int] = set()
         """Ports of this gateway that are or were targets of this stream, as its own WAN listeners.
 

@@ -149,7 +149,7 @@ async def one_by_one(stream: Stream, count: int) -> list[socket.socket]:
 
 
 def let_dial(stream: Stream, dialler: Role) -> None:
-    """Set targets anew, with another dialler."""
+    """Set the targets again, with another dialler."""
     program = [Address(*stream.app.getsockname())]
     prod, cons = stream.bundles[PROD], stream.bundles[CONS]
     if dialler == PROD:

@@ -353,7 +353,7 @@ class Elements:
             refuse(sock)
             self._on_reset(Reset(uid=uid, role=role, channel=channel, cause="gateway", reason=NOT_ARMED, count=1))
             return
-        # One that is to be ready at a consumer's gateway is none of an application, and is bounded there.
+        # What a consumer's gateway accepts from the WAN is no application's yet, and has a limit of its own.
         exceeded = None if wan and role == CONS else self._exceeded_limit(stream)
         if exceeded is not None:
             refuse(sock)

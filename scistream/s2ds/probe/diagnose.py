@@ -104,7 +104,7 @@ class _TestConnection(Protocol):
 
 
 class _ThroughProxy(_TestConnection):
-    """The same through an HTTP proxy, which may be what is wrong."""
+    """A test connection through an HTTP proxy, which may be the cause of the failure."""
 
     def __init__(self, reactor: Any, target: Address, proxy: Address) -> None:
         super().__init__(reactor, target)

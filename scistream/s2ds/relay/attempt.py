@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from scistream.s2ds.relay.poller import Poller
 
 
-class Attempt:
+class Attempt(ABC):
     """One socket, which the attempt owns until `detach`; a subclass handles its events."""
 
     batch_added = 0
@@ -62,6 +63,6 @@ class Attempt:
         """Return the descriptor of the socket, -1 if it is detached."""
         return -1 if self._sock is None else self._sock.fileno()
 
+    @abstractmethod
     def event(self, mask: int) -> None:
         """Handle an event."""
-        raise NotImplementedError

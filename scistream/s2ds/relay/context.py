@@ -91,7 +91,7 @@ class RelayContext:
     names_of_proxy: Callable[[], bool] = bool
     """Whether the proxy looks up the names of other gateways: only if this gateway may dial every address."""
     mixed_paths: bool = False
-    """Whether the paths of the WAN are of both IPv4 and IPv6."""
+    """True if the gateway has paths of both IPv4 and IPv6."""
     poller: Poller = field(init=False)
     small_buffers: Buffers = field(init=False)
     pipes: Pipes = field(init=False)

@@ -36,7 +36,7 @@ class ProxyRefusedError(Exception):
 
 
 class NotAProxyError(ProxyRefusedError):
-    """What answers is no HTTP proxy."""
+    """The program that answers is not an HTTP proxy."""
 
 
 def request_for(target: Address) -> bytes:

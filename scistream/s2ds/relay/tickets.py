@@ -99,7 +99,7 @@ class GivenTickets:
         return openssl.group_of(connection) == self._best_group
 
     def _open(self, ticket: bytes) -> bytes | None:
-        """Return the secret in a ticket, or None if it is none of these or not valid any more."""
+        """Return the secret in a ticket, or None if this gateway did not give it or it has expired."""
         if len(ticket) != _LENGTH:
             return None
         try:

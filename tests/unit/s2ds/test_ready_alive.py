@@ -1,4 +1,4 @@
-"""Whether a ready connection is alive when it is claimed."""
+"""A ready connection is looked at when it is claimed: a dead one is not used."""
 
 from __future__ import annotations
 
