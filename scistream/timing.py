@@ -29,6 +29,11 @@ FIRST_REFUSAL = 1.0  # for which an address with too many failures is refused, d
 UNPROVEN_GRACE = 2.0  # before an unproven link may be closed to make room for one from the same address
 COMMAND_BURST = 5.0  # worth of commands that may come at once: a client that was away sends all that wait
 
+# -- the HTTP listener
+
+HTTP_REQUEST = 10.0  # from connecting to the end of the first request: browsers and Prometheus send it at once
+HTTP_IDLE = 75.0  # for the next request on a connection: more than the minute between two scrapes
+
 # -- certificates, logs, files, descriptors
 
 EXPIRY_CHECK = _DAY  # between two checks for expiring certificates: warnings are counted in days

@@ -61,6 +61,7 @@ from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
 from scistream.s2cs.gateway_reports import GatewayReports
 from scistream.s2cs.hello_throttle import WrongKeys
+from scistream.s2cs.http import check_readers, http_server, http_trust
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.machine import resume
 from scistream.s2cs.placement import GatewayState, gateway_state, place_stream, spares
@@ -117,6 +118,8 @@ class ControlServer(Service):
     """
 
     log = Logger()
+    is_draining = False
+    """True while no new streams are accepted because this S2CS is to be stopped."""
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class ControlServer(Service):
         self._reports = GatewayReports(self, release_unknown=release_unknown)
         self.reactor = reactor
         self.config = config
-        self._config_file = config_file
+        self.config_file = config_file
         self.wall = wall
         problems = problems or SetupProblems()
         own = None if config.insecure else trust_of(config, config_file)
@@ -143,6 +146,9 @@ class ControlServer(Service):
                 self._to_gateways = controller_credentials(trust_of(config.controller, config_file))
         with problems.of_step():
             policy = policy_of(config, config_file)
+            check_readers(config, policy)
+        with problems.of_step():
+            self._http = http_server(self)
         store = resolve_path(config_file, config.state)
         lock = None
         if store.exists():  # otherwise a failed start would leave a lock file behind
@@ -174,7 +180,7 @@ class ControlServer(Service):
         :raises ConfigError: if any of them cannot be opened. Files that were created are removed again, except for the
             lock file.
         """
-        audit = audit_file(self.config.audit, self._config_file, file)
+        audit = audit_file(self.config.audit, self.config_file, file)
         with ExitStack() as opened:
             lock = lock or StoreLock(file)
             opened.callback(lock.release)
@@ -215,7 +221,7 @@ class ControlServer(Service):
             "back, and remove it when they are released (s2uc release) or have expired"
             for name, streams in sorted(orphans.items())
         ]
-        raise_if_any(self._config_file, problems)
+        raise_if_any(self.config_file, problems)
 
     # -- the service
 
@@ -227,6 +233,7 @@ class ControlServer(Service):
                 "INSECURE: control links are plain TCP on loopback; every user of this machine is every owner"
             )
         self._port = self._listener.open(lambda: self, self._admission_controller)
+        self._http.start()
         self._restore()
         super().startService()
         if self._all_credentials():
@@ -244,6 +251,7 @@ class ControlServer(Service):
         """Close all links and files. The streams go on, and the next start takes them up again."""
         super().stopService()
         self._watch.stop()
+        closing_http = self._http.stop()
         for stream in self.streams.values():
             stream.stop_timers()
         self._wrong_keys.stop()
@@ -251,7 +259,10 @@ class ControlServer(Service):
         self._admission_controller.stop()
         for link in list(self._links):
             link.close()
-        stopping: list[Deferred[Any]] = [gateway.dialer.stopService() for gateway in self.gateways.values()]
+        stopping: list[Deferred[Any]] = [
+            closing_http,
+            *(gateway.dialer.stopService() for gateway in self.gateways.values()),
+        ]
         port, self._port = self._port, None
         if port is not None:
             stopping.append(maybeDeferred(port.stopListening))
@@ -276,15 +287,16 @@ class ControlServer(Service):
         """
         # Read and create everything before changing anything, so that an exception changes nothing.
         pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)
-        merged, change = merge(self._config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
+        merged, change = merge(self.config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
         new = []
         for credentials, section in ((self._listener.credentials, merged), (self._to_gateways, merged.controller)):
             if credentials is not None and section is not None:
                 with problems.of_step():
-                    new.append(credentials.read(trust_of(section, self._config_file)))
+                    new.append(credentials.read(trust_of(section, self.config_file)))
         with problems.of_step():
-            policy = policy_of(merged, self._config_file)
+            policy = policy_of(merged, self.config_file)
+            check_readers(merged, policy)
         with problems.of_step():
             self._refuse_orphans(merged, [stream.record for stream in self.streams.values()])
         pool = {}
@@ -292,6 +304,7 @@ class ControlServer(Service):
             with problems.of_step():
                 pool[one.name] = self.gateways.get(one.name) or self._gateway(one)
         problems.raise_if_any()
+        new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
 
         self.config = merged
         self.authorizer.put_in_force(merged, policy)
@@ -745,7 +758,8 @@ def _none_of_yours(uid: str) -> StreamError:
 
 
 def _control_addresses(config: S2CSConfig) -> list[str]:
-    return [config.listen, *(one.address for one in config.gateways)]
+    http = [config.http.listen] if config.http.listen else []
+    return [config.listen, *http, *(one.address for one in config.gateways)]
 
 
 def _unknown_streams_warning(gateway: GatewayLink) -> str:

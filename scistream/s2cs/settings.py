@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from msgspec import field
 
 from scistream.config import SettingProblem, below, expanded, unless
+from scistream.http.settings import HttpSettings, listener_problems
 from scistream.protocol.address import Address
 from scistream.shared_settings import (
     ControllerSettings,
@@ -58,12 +59,15 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
     release_broken_after: str = ""
     policy: str = ""
     limits: ServerLimits = field(default_factory=ServerLimits)
+    http: HttpSettings = field(default_factory=HttpSettings)
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield the problems of the values."""
         yield from unless(Address.parse, self.listen, "listen")
         yield from plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
+        yield from below("http", self.http.problems())
+        yield from listener_problems(self.http, self.listen, insecure=self.insecure)
         if not self.gateways:
             yield SettingProblem(("gateways",), "add at least one section [[gateways]] with name and address")
         for number, gateway in enumerate(self.gateways):

@@ -24,6 +24,8 @@ def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingP
     :param config_file: the file of the settings; relative paths start at its folder.
     """
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    if config.http.listen:
+        yield from unless(lambda text: check_bindable(Address.parse(text)), config.http.listen, "http.listen")
     state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
     if state:  # with `audit = "auto"` the path of the audit trail depends on it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Set
+from collections.abc import Collection, Set
 from ipaddress import IPv6Address
 
 from scistream.protocol.address import Address, IPAddress
@@ -16,17 +16,19 @@ from scistream.protocol.port_ranges import Ranges, is_in
 _ANY_PORT = 9
 
 
-def is_own_address(target: Address, control: int, lent: Ranges, wan_listeners: Set[int], *, to_wan: bool) -> bool:
+def is_own_address(
+    target: Address, own_ports: Collection[int], lent: Ranges, wan_listeners: Set[int], *, to_wan: bool
+) -> bool:
     """Return True if only this gateway can listen on `target`, so that connecting to it would loop.
 
-    :param control: the port on which this gateway listens for its controller.
+    :param own_ports: the ports on which this gateway listens for its controller, and for HTTP.
     :param lent: the ports that this gateway lends to streams.
     :param wan_listeners: ports of the same stream's WAN listeners here, which are allowed since one gateway may serve
         both sides of a stream. While they are targets, nobody gets them as LAN listeners: see
         `GatewayStream.own_targets`.
     :param to_wan: True if the target is another gateway's WAN listener; False if it is an application's.
     """
-    if target.port != control and not is_in(target.port, lent):
+    if target.port not in own_ports and not is_in(target.port, lent):
         return False
     if to_wan and target.port in wan_listeners:
         return False

@@ -51,6 +51,7 @@ from scistream.s2ds.capacity import Capacity, SharedLimits
 from scistream.s2ds.elements.commands import PathsReport, Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
+from scistream.s2ds.http import http_server, http_trust
 from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ListenPorts, shared_with_connections
 from scistream.s2ds.relay.leg import congestion_control
@@ -88,18 +89,22 @@ class DataServer(Service):
     """
 
     log = Logger()
+    is_draining = False
+    """True while no new streams are taken because this gateway is to be stopped."""
 
     def __init__(
         self, reactor: Any, config: S2DSConfig, config_file: Path, problems: SetupProblems | None = None
     ) -> None:
         self.reactor = reactor
         self.config = config
-        self._config_file = config_file
+        self.config_file = config_file
         problems = problems or SetupProblems()
         self.wan_paths = ONE_PATH
         trust = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
             self._listener = LinkListener(reactor, Address.parse(config.listen), trust, client_certificate="required")
+        with problems.of_step():
+            self._http = http_server(self)
         with problems.of_step():
             self.wan_paths = wan_paths(config.wan)
         with problems.of_step():
@@ -183,6 +188,7 @@ class DataServer(Service):
         self._warn_of_shared_ports()
         self._log_budget()
         self._port = self._listener.open(lambda: self, self._admission_controller)
+        self._http.start()
         self.elements.start()
         if self.wan_paths.multipath and self.config.wan.paths:
             self._path_manager = PathManager(self.reactor, self.config.wan.paths)
@@ -234,7 +240,9 @@ class DataServer(Service):
         for link in list(self._links):
             link.close()
         port, self._port = self._port, None
-        stopping: list[Deferred[Any]] = [maybeDeferred(port.stopListening)] if port is not None else []
+        stopping: list[Deferred[Any]] = [self._http.stop()]
+        if port is not None:
+            stopping.append(maybeDeferred(port.stopListening))
         for stream in self._streams.values():
             stream.close_all()  # not awaited: connections end with their element at the latest
         stopping.append(self.elements.stop())
@@ -249,11 +257,13 @@ class DataServer(Service):
         :raises CertificateError: if a file is not usable.
         :raises ConfigError: if the settings contradict the ones that need a restart to change.
         """
-        merged, change = merge(self._config_file, self.config, config, _FIXED)
+        merged, change = merge(self.config_file, self.config, config, _FIXED)
         all_credentials = self._all_credentials().values()
-        for apply in [credentials.read(trust_of(merged, self._config_file)) for credentials in all_credentials]:
-            apply()
+        new = [credentials.read(trust_of(merged, self.config_file)) for credentials in all_credentials]
+        new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
         self.config = merged
+        for apply in new:
+            apply()
         self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
         self.capacity.total = parse_rate(merged.capacity)
         self._admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
@@ -280,6 +290,11 @@ class DataServer(Service):
             return
         self._links.add(link)
         link.mark_proven(str(link.peer) if link.peer != PLAIN_IDENTITY else None)
+
+    @property
+    def is_controlled(self) -> bool:
+        """True if the controller is connected."""
+        return bool(self._links)
 
     def _is_controller(self, link: Link) -> bool:
         return bool(link.peer == PLAIN_IDENTITY or link.peer.name == self.config.controller)

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from scistream.config import SettingProblem, below, unless
+from scistream.http.settings import GatewayHttpSettings, listener_problems
 from scistream.protocol.address import Address, parse_network
 from scistream.protocol.wan_abilities import ACCEPT, DIAL
 from scistream.resources import memory, processors, tcp_memory
@@ -269,6 +270,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     wan_timeout: str = "60s"
     wan_cipher: str = "aes"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
+    http: GatewayHttpSettings = field(default_factory=GatewayHttpSettings)
 
     @property
     def most_connections(self) -> int:
@@ -295,6 +297,8 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         yield from unless(Address.parse, self.listen, "listen")
         yield from plain_problems(self.insecure, self.listen, "listen")
         yield from below("limits", self.limits.problems())
+        yield from below("http", self.http.problems())
+        yield from listener_problems(self.http, self.listen, insecure=self.insecure)
         yield from unless(parse_elements, self.elements, "elements")
         yield from unless(parse_ports, self.ports, "ports")
         if self.chosen_ports:
@@ -325,9 +329,14 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         yield from trust_problems(self, "certificate", "key", "authorities", "controller")
 
     def _ports_problems(self) -> Iterator[SettingProblem]:
-        """Yield a problem if the control port is among the ports of streams, at an address that both use."""
+        """Yield a problem if a port of this gateway is among the ports of streams, at an address that both use."""
+        yield from self._port_problems("listen", self.listen, "for its controller")
+        if self.http.listen:
+            yield from self._port_problems("http.listen", self.http.listen, "for HTTP")
+
+    def _port_problems(self, setting: str, address: str, purpose: str) -> Iterator[SettingProblem]:
         try:
-            listen = Address.parse(self.listen)
+            listen = Address.parse(address)
             lent = {"ports": [parse_ports(self.ports)], "chosen_ports": self.chosen_ranges}
         except ValueError:
             return
@@ -341,7 +350,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
             text = getattr(self, key)
             if text and any(first <= listen.port <= last for first, last in ranges):
                 why = (
-                    f"{text!r} has port {listen.port}, on which this gateway listens for its controller (listen): "
+                    f"{text!r} has port {listen.port}, on which this gateway listens {purpose} ({setting}): "
                     "choose another port for one of them"
                 )
-                yield SettingProblem((key, "listen", "lan.bind", "wan.bind"), why)
+                yield SettingProblem((key, setting, "lan.bind", "wan.bind"), why)

@@ -24,6 +24,8 @@ def machine_problems(config: S2DSConfig) -> Iterator[SettingProblem]:
     Log a warning if other programs listen on some of the ports.
     """
     yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    if config.http.listen:
+        yield from unless(lambda text: check_bindable(Address.parse(text)), config.http.listen, "http.listen")
     sides = [("lan", config.lan)] + ([("wan", config.wan)] if config.wan.bind != config.lan.bind else [])
     for side, leg in sides:
         problems = [*unless(lambda host: check_bindable(Address(host, 0)), leg.bind, f"{side}.bind")]

@@ -441,11 +441,12 @@ class GatewayStream:
 
     def _refuse_own_address(self, target: Address, to_wan: bool) -> None:
         server = self._server
-        control, lent = Address.parse(server.config.listen).port, server.ports.ranges
-        if is_own_address(target, control, lent, server.wan_listeners(self._other_side), to_wan=to_wan):
+        config, lent = server.config, server.ports.ranges
+        own = [address.port for address in (Address.parse(config.listen), config.http.address) if address is not None]
+        if is_own_address(target, own, lent, server.wan_listeners(self._other_side), to_wan=to_wan):
             raise StreamError(
                 "target-refused",
-                f"target {target} is this gateway itself: its control port and the ports "
+                f"target {target} is this gateway itself: its control port, its HTTP port and the ports "
                 f"{in_words(dict.fromkeys(lent))} that it lends to streams cannot be targets",
             )
 

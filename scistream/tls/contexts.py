@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -22,6 +22,8 @@ from scistream.tls.files import (
 
 ALPN = b"scistream/1"
 """The name of version 1 of the control protocol in the TLS handshake."""
+HTTP_ALPN = b"http/1.1"
+"""The name of HTTP/1.1 there."""
 
 ClientCertificate = Literal["required", "optional"]
 """How a server treats clients without a certificate: it refuses them, or serves them too."""
@@ -62,6 +64,19 @@ def server_context_of(material: LoadedCertificates, client_certificate: ClientCe
     context.set_verify(SSL.VERIFY_PEER | required, naming_refusals(NOT_AMONG_OURS, material.revoked))
     context.set_session_id(ALPN)
     context.set_alpn_select_callback(_select_alpn)
+    return context
+
+
+def http_context_of(material: LoadedCertificates) -> SSL.Context:
+    """Return the context of an HTTPS server that requires a client certificate.
+
+    :raises CertificateError: if OpenSSL refuses the files.
+    """
+    context = _context(SSL.TLS_SERVER_METHOD, material)
+    required = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    context.set_verify(required, naming_refusals(NOT_AMONG_OURS, material.revoked))
+    context.set_session_id(HTTP_ALPN)
+    context.set_alpn_select_callback(_select_http)
     return context
 
 
@@ -171,6 +186,10 @@ def _select_alpn(_connection: SSL.Connection, offered: list[bytes]) -> bytes:
     # pyOpenSSL sends the alert of that name for an exception, and raises the exception again from the handshake, where
     # Twisted handles nothing but SSL.Error.
     raise SSL.Error([("SSL routines", "", "no application protocol")])
+
+
+def _select_http(_connection: SSL.Connection, offered: list[bytes]) -> Any:
+    return HTTP_ALPN if HTTP_ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def _context(method: int, material: LoadedCertificates) -> SSL.Context:

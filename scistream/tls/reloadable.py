@@ -13,7 +13,7 @@ from typing import Any
 from cryptography import x509
 from OpenSSL import SSL
 
-from scistream.tls.contexts import ClientCertificate, client_context_of, server_context_of
+from scistream.tls.contexts import ClientCertificate, client_context_of, http_context_of, server_context_of
 from scistream.tls.files import CertificateError, CertificateFiles, LoadedCertificates, read_material
 from scistream.tls.purpose import check_controller, check_server
 
@@ -71,6 +71,16 @@ def server_credentials(trust: CertificateFiles, client_certificate: ClientCertif
     def make(material: LoadedCertificates) -> SSL.Context:
         check_server(material, pinned=client_certificate == "optional")
         return server_context_of(material, client_certificate)
+
+    return ReloadableCredentials(trust, make)
+
+
+def http_credentials(trust: CertificateFiles) -> ReloadableCredentials:
+    """Return the credentials of an HTTPS server that requires a client certificate."""
+
+    def make(material: LoadedCertificates) -> SSL.Context:
+        check_server(material, pinned=False)
+        return http_context_of(material)
 
     return ReloadableCredentials(trust, make)
 

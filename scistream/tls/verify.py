@@ -103,8 +103,14 @@ def verify_client(connection: SSL.Connection) -> Identity | None:
     :raises CertificateError: if it does not speak `ALPN`, or its certificate does not have exactly one name.
     """
     _check_alpn(connection)
-    if connection.get_peer_certificate() is None:
-        return None
+    return None if connection.get_peer_certificate() is None else certified_client(connection)
+
+
+def certified_client(connection: SSL.Connection) -> Identity:
+    """Return the identity in the certificate that the client has shown in this very handshake.
+
+    :raises CertificateError: if there is no certificate, or it does not have exactly one name.
+    """
     leaf = verified_certificate(connection)
     chain = connection.get_verified_chain(as_cryptography=True)
     assert chain, "verified_certificate has checked it"

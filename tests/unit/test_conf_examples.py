@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from scistream.config import load
+from scistream.http.settings import GatewayHttpSettings, HttpSettings
 from scistream.pki.authority import init_authority
 from scistream.s2cs.policy.file import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2cs.settings import S2CSConfig, ServerLimits
@@ -38,7 +39,7 @@ def test_an_example_shows_the_defaults(name: str, kind: Any) -> None:
         field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         for field in msgspec.structs.fields(kind)
     }
-    for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks", "limits"}:
+    for key in set(shown) - NEEDED - {"lan", "wan", "app_networks", "wan_networks", "limits", "http"}:
         assert shown[key] == defaults[key], key
 
 
@@ -60,6 +61,11 @@ def test_the_example_of_a_policy_names_every_setting_and_shows_the_defaults(tmp_
 @pytest.mark.parametrize(("name", "kind"), [("s2cs.toml", ServerLimits), ("s2ds.toml", GatewayLimits)])
 def test_an_example_shows_each_limit_with_its_default(name: str, kind: Any) -> None:
     assert tomllib.loads((CONF / name).read_text())["limits"] == msgspec.to_builtins(kind())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("s2cs.toml", HttpSettings), ("s2ds.toml", GatewayHttpSettings)])
+def test_an_example_shows_each_setting_of_the_http_listener_with_its_default(name: str, kind: Any) -> None:
+    assert tomllib.loads((CONF / name).read_text())["http"] == msgspec.to_builtins(kind())
 
 
 @pytest.mark.parametrize("name", ["request.json", "release.json"])

@@ -96,7 +96,7 @@ FLOORS = (
     {"pki"},
     {"links"},
     {"shared_settings", "setup_problems", "awaitable"},
-    {"reloading", "cli_support"},
+    {"reloading", "cli_support", "http"},
     {"twistd"},
     PARTIES,
     {"demo"},

@@ -87,6 +87,11 @@ class AuditTrail:
         self._late: set[StreamTrail] = set()
         """The streams with events that were left out of the current window."""
 
+    @property
+    def is_failing(self) -> bool:
+        """True while lines cannot be written."""
+        return self._is_failing
+
     # -- the server
 
     def started(self, gateways: list[str], streams: int, insecure: bool) -> None:

@@ -175,6 +175,7 @@ class Store:
         self._path = path
         self._syncs = "NORMAL"
         self._unwritable = Lasting(self.log)
+        self._write_problem: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -252,12 +253,22 @@ class Store:
 
     def _cannot_be_written(self, problem: sqlite3.Error) -> StreamError:
         error = StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}")
+        self._write_problem = error.msg
         self._unwritable.has_come(
             f"{error.msg}. Until it can, new streams are refused and usage is not recorded: free disk space"
         )
         return error
 
+    def problem(self) -> str | None:
+        """Return why the store does not answer now: it cannot be read, or the last attempt to write it has failed."""
+        try:
+            self._db.execute("SELECT count(*) FROM identity").fetchone()
+        except sqlite3.Error as problem:
+            return f"the store {self._path} cannot be read: {problem}"
+        return self._write_problem
+
     def _written(self) -> None:
+        self._write_problem = None
         self._unwritable.is_over(f"the store {self._path} can be written again")
 
     def _sync(self, how: str) -> None:

@@ -417,4 +417,4 @@ def _may_dial(settings: ElementSettings, address: Address, own: Set[int]) -> boo
     """Return True if an address of a gateway's name may be dialled. Numeric targets were checked before."""
     if address.numeric is None or not inside(address.numeric, tuple(map(parse_network, settings.wan_networks))):
         return False
-    return not is_own_address(address, settings.control, settings.lent, own, to_wan=True)
+    return not is_own_address(address, [settings.control], settings.lent, own, to_wan=True)

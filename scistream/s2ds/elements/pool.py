@@ -211,6 +211,15 @@ class Elements:
         for member in self._members:
             member.ask(command).addErrback(ignore_death)  # a process that starts gets it first
 
+    @property
+    def count(self) -> int:
+        """The number of elements."""
+        return len(self._members)
+
+    def ready_count(self) -> int:
+        """Return how many elements take connections now."""
+        return sum(member.ready and member.is_alive() for member in self._members)
+
     def most_connections(self) -> int:
         """Return how many connections all elements have descriptors for."""
         return len(self._members) * ((descriptors_of(0) - OWN_DESCRIPTORS) // 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from scistream.protocol.address import Address
@@ -26,7 +27,7 @@ def own_address() -> str:
 
 
 def back(target: str, *wan_listeners: int, to_wan: bool = False) -> bool:
-    return is_own_address(Address.parse(target), CONTROL, LENT, frozenset(wan_listeners), to_wan=to_wan)
+    return is_own_address(Address.parse(target), [CONTROL], LENT, frozenset(wan_listeners), to_wan=to_wan)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,19 @@ def test_a_gateway_refuses_itself_as_a_target_and_goes_on_with_another(tmp_path:
             assert (answer.code, "this gateway itself" in answer.msg) == ("target-refused", True)
         gateway.hear([update])
         assert gateway.ends()[0].messages[-1].state == "Forwarding"
+    finally:
+        gateway.close()
+
+
+def test_a_stream_cannot_lead_to_the_http_listener_which_asks_users_of_the_machine_for_no_login(tmp_path: Path) -> None:
+    reserve, update, *_ = SCRIPTS[DataServerParty][0]
+    gateway = DataServerParty(tmp_path)
+    try:
+        http = msgspec.structs.replace(gateway.server.config.http, listen=f"{HOST}:7000")
+        gateway.server.reload(msgspec.structs.replace(gateway.server.config, http=http))
+        gateway.hear([reserve, update])
+        answer = gateway.ends()[0].messages[-1]
+        assert (answer.code, "its HTTP port" in answer.msg) == ("target-refused", True)
     finally:
         gateway.close()
 
