@@ -7,7 +7,9 @@ depending on who awaits it, and `current_reactor` finds or makes the reactor tha
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -90,12 +92,24 @@ def current_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def loop_of_reactor() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop for which `current_reactor` makes a reactor, or None if it returns the global one.
+
+    This is the loop that runs, also in a callback outside of tasks, unless it belongs to the global reactor.
+    """
+    loop = current_loop()
+    if loop is None and not getattr(sys.modules.get("twisted.internet.reactor"), "running", False):
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+    return loop
+
+
 _made_here: WeakSet[Any] = WeakSet()
 
 
 def current_reactor() -> Any:
-    """Return the default reactor: in an asyncio task a new one on its loop, otherwise the global one."""
-    loop = current_loop()
+    """Return the default reactor: in an asyncio event loop a new one on this loop, otherwise the global one."""
+    loop = loop_of_reactor()
     if loop is not None:
         reactor = _reactor_on(loop)
         _made_here.add(reactor)

@@ -241,7 +241,13 @@ MOST_SAME_CHANGES = 10
 """How often in a minute a machine's change from one state to another is logged."""
 
 
-def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monotonic, **fields: Any) -> None:
+def trace(
+    machine: Any,
+    log: Logger,
+    seconds: Callable[[], float] = time.monotonic,
+    changed: Callable[[str, str], None] | None = None,
+    **fields: Any,
+) -> None:
     """Log the changes of state of a machine as events, for example ``state=listening``.
 
     A peer cannot fill the log: each change is logged a few times a minute, and the next logged event counts those that
@@ -249,6 +255,7 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
 
     :param machine: a machine made by a TypeMachineBuilder's factory.
     :param seconds: returns the time.
+    :param changed: called with the old and the new state at each change; the machine must not be used then.
     :param fields: fields of each event (`party`, `uid`, `role`).
     """
     shown = " ".join(f"{name}={{{name}}}" for name in fields)
@@ -259,6 +266,8 @@ def trace(machine: Any, log: Logger, seconds: Callable[[], float] = time.monoton
         nonlocal began, hidden
         if old is new:
             return
+        if changed is not None:
+            changed(old.name, new.name)
         now = seconds()
         if now - began >= timing.TALLY:
             began = now

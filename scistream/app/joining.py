@@ -28,6 +28,8 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import CONS, PROD, Role
 
+__all__ = ["Joined", "consumer", "producer"]
+
 
 def producer(join: str, *, listen: Iterable[str], reactor: Any = None) -> Joined:
     """Join a stream as its producer. Use the result in ``async with``; its block begins once the facility knows it.

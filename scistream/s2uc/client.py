@@ -3,11 +3,12 @@
 It works under Twisted (`task.react`) and under plain asyncio (`asyncio.run`)::
 
     async with Client(certificate=..., key=..., authorities=[...]) as client:
-        stream = await client.request(prod="anl.example:5000", cons="ornl.example:5000", num_conn=4)
-        start_jobs(stream.join["PROD"], stream.join["CONS"])
-        await stream.provisioned()
-        ...
-        await stream.release()
+        async with client.request(prod="anl.example:5000", cons="ornl.example:5000", num_conn=4) as stream:
+            start_jobs(stream.join["PROD"], stream.join["CONS"])
+            await stream.provisioned()
+            ...
+
+Programs without coroutines use the same calls of `scistream.s2uc.blocking`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from scistream import timing
-from scistream.awaitable import Awaitable, current_loop, current_reactor, leave
+from scistream.awaitable import Awaitable, current_reactor, leave, loop_of_reactor
 from scistream.config import ConfigError, load
 from scistream.links.dialer import Dialer
 from scistream.links.tls_links import dialer
@@ -33,7 +34,9 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Role, StreamStatus
 from scistream.s2uc import admin
+from scistream.s2uc.handle import StreamHandle, app_keys_of
 from scistream.s2uc.history import RememberedStream, StreamHistory
+from scistream.s2uc.observers import Observers, StateChange, StreamFigures, Subscription
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
 from scistream.s2uc.server import Server
@@ -42,6 +45,20 @@ from scistream.s2uc.stream import ClientStream, StreamRequest
 from scistream.shared_settings import DEFAULT_RATE, canonical, resolve_path, user_folder
 from scistream.tls.files import CertificateFiles
 from scistream.units import parse_rate
+
+__all__ = [
+    "Client",
+    "Facility",
+    "Requested",
+    "StateChange",
+    "Stream",
+    "StreamFigures",
+    "StreamHandle",
+    "Subscription",
+    "default_config",
+]
+
+_log = Logger()
 
 
 class Facility(NamedTuple):
@@ -73,8 +90,6 @@ class Client:
     :raises StreamError: `not-authenticated`, if certificates are missing and `insecure` is not set; `bad-message`, if
         an address in `facilities` is not valid or is named twice.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -111,6 +126,7 @@ class Client:
             except ValueError as wrong:
                 raise StreamError("bad-message", str(wrong)) from None
         self._servers: dict[Address, Server] = {}
+        self._observers: weakref.WeakSet[Observers] = weakref.WeakSet()
 
     @classmethod
     def from_config(cls, path: Path | str | None = None, *, reactor: Any = None, remember: bool = True) -> Client:
@@ -140,7 +156,7 @@ class Client:
         :raises StreamError: `wrong-state`, if the client belongs to another event loop than the running one.
         """
         if self._finds_reactor:
-            loop = current_loop()
+            loop = loop_of_reactor()
             if self._reactor is None:
                 self._reactor, self._loop = current_reactor(), loop
             elif loop is not self._loop and loop is not None:
@@ -250,7 +266,7 @@ class Client:
         try:
             self._history.note_end(uid, time.time() + seconds_left)
         except ConfigError as problem:
-            self._log.warn(
+            _log.warn(
                 "the time at which stream {uid} ends cannot be noted in the user's list: {problem}",
                 uid=uid,
                 problem=problem,
@@ -261,7 +277,7 @@ class Client:
             if self._remembers:
                 self._history.note_release(uid)
         except ConfigError as problem:
-            self._log.warn(
+            _log.warn(
                 "stream {uid} is released but cannot be removed from the user's list: {problem}",
                 uid=uid,
                 problem=problem,
@@ -369,14 +385,41 @@ class Client:
         :param cons: HOST:PORT of the S2CS at the consumer's facility.
         :raises StreamError: `bad-message`, if an argument is wrong.
         """
+        return self._remembered(StreamHandle(uid, prod, cons))
+
+    def _remembered(self, handle: StreamHandle) -> Stream:
+        """Return the stream of a handle.
+
+        :raises StreamError: `bad-message`, if the handle is damaged.
+        """
         try:
-            servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
-            uid = _parse_uid(uid)
+            servers = {PROD: Address.parse(handle.prod), CONS: Address.parse(handle.cons)}
+            uid = _parse_uid(handle.uid)
+            keys = app_keys_of(handle)
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
-        stream = Stream(self, uid, servers, remembered=True)
+        stream = Stream(self, uid, servers, remembered=True, app_keys=keys)
         stream._effects.on_released = lambda: self._note_release(uid)
         return stream
+
+    def attach(self, handle: StreamHandle) -> Awaitable[Stream]:
+        """Go on with a stream of this process or another, in whatever state it is.
+
+        It is `remembered` and `Stream.attach` in one. If the process that requested the stream still runs, close its
+        client, so that only one of them sets targets.
+
+        :param handle: from `Stream.handle`.
+        :returns: the stream. Its `join` has the join strings, if the handle has them.
+        :raises StreamError: if a side does not answer, or the stream is over at one side. The other side is released.
+            `bad-message`, if the handle is damaged.
+        """
+        stream = self._remembered(handle)
+
+        async def attached() -> Stream:
+            await stream._effects.attach()
+            return stream
+
+        return Awaitable(Deferred.fromCoroutine(attached()))
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -395,11 +438,15 @@ class Client:
 
     async def _close(self) -> None:
         streams = {stream for server in self._servers.values() for stream in server.streams}
+        for observers in list(self._observers):
+            observers.stop_polling()
         for stream in streams:
             stream.client_closes()
         for stream in streams:  # only now: one may begin its release while another's is awaited
             await stream.when_released()
         await gatherResults([server.dialer.stopService() for server in self._servers.values()])
+        for observers in list(self._observers):
+            observers.tell_pending()
         self._servers.clear()
         if self._unclosed_warning is not None:
             self._unclosed_warning.detach()
@@ -438,10 +485,40 @@ class Stream:
     :ivar uid: the UUID of the stream.
     """
 
-    def __init__(self, client: Client, uid: str, servers: dict[Role, Address], *, remembered: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        uid: str,
+        servers: dict[Role, Address],
+        *,
+        remembered: bool = False,
+        app_keys: Mapping[Role, str] | None = None,
+    ) -> None:
         self.uid = uid
         self.servers = servers
-        self._effects = ClientStream(client.reactor, uid, servers, client._server, remembered=remembered)
+        self._client = client
+        self._effects = ClientStream(
+            client.reactor, uid, servers, client._server, remembered=remembered, app_keys=app_keys
+        )
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, kind: object, raised: BaseException | None, _: object) -> None:
+        """Release the stream. If that fails after an exception, it is logged, and the exception goes on."""
+        try:
+            await self.release()
+        except StreamError as error:
+            if raised is None:
+                raise
+            _log.warn("uid={uid} {reason}", uid=self.uid, reason=error.msg)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        :raises TypeError: with the remedy.
+        """
+        raise TypeError("a Stream cannot be pickled, since it has links: pickle `stream.handle()`, and attach to that")
 
     @property
     def state(self) -> str:
@@ -512,8 +589,8 @@ class Stream:
     def join(self) -> dict[Role, str]:
         """The join string for the application of each side. They are secrets, valid once both sides have reserved.
 
-        Empty for a remembered stream: join strings are not stored. Reading them marks the stream as handed over to its
-        applications: it is not released when the client is closed.
+        Empty for a remembered stream, since join strings are not stored, unless its handle has them. Reading them marks
+        the stream as handed over to its applications: it is not released when the client is closed.
         """
         self._effects.handed_out = True
         return self._effects.join_strings()
@@ -527,6 +604,46 @@ class Stream:
         :raises StreamError: if a side does not answer, or the stream is over at one side. The other side is released.
         """
         return Awaitable(Deferred.fromCoroutine(self._effects.attach()))
+
+    def handle(self, *, secrets: bool = False) -> StreamHandle:
+        """Return what another process needs to go on with the stream (`Client.attach`). It can be pickled.
+
+        The stream is handed over with it: it is not released when this client is closed.
+
+        :param secrets: include the join strings. Whoever has them can take the place of an application.
+        """
+        self._effects.handed_out = True
+        join = self._effects.join_strings() if secrets else {}
+        return StreamHandle(self.uid, str(self.servers[PROD]), str(self.servers[CONS]), join)
+
+    def on_state(self, callback: Callable[[StateChange], object]) -> Subscription:
+        """Call `callback` after each change of the stream's state.
+
+        It is called from the event loop, so it must not block. If it raises an exception, that is logged, and the
+        stream goes on. A stream that was only `remembered`, and not attached, tells of its release alone.
+
+        :raises TypeError: if it cannot be called, or is a coroutine function.
+        """
+        return self._observed.on_state(callback)
+
+    def on_figures(
+        self, callback: Callable[[StreamFigures], object], *, interval: float = timing.FIGURES_INTERVAL
+    ) -> Subscription:
+        """Call `callback` every `interval` seconds with the traffic of the stream, as both facilities report it.
+
+        It is called as for `on_state`, for the last time when both sides have released the stream. The client has to
+        be open meanwhile.
+
+        :param interval: seconds between the figures, at least 0.2. The figures of a facility may be a few seconds old.
+        :raises StreamError: `bad-message`, if the interval is too short.
+        :raises TypeError: if `callback` cannot be called, or is a coroutine function.
+        """
+        return self._observed.on_figures(callback, interval)
+
+    @property
+    def _observed(self) -> Observers:
+        self._client._observers.add(self._effects.observers)
+        return self._effects.observers
 
     def provisioned(self) -> Awaitable[dict[str, str]]:
         """Wait until both sides stream, and return the connection map: the target of each listener.
@@ -592,6 +709,13 @@ class Requested(Awaitable[Stream]):
         self._taken()
         return super().deferred
 
+    async def __aenter__(self) -> Stream:
+        """Wait for the stream, which is released at the end of ``async with``."""
+        return await self
+
+    async def __aexit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        await self.stream.__aexit__(kind, raised, traceback)
+
     def _taken(self) -> None:
         self.stream._effects.handed_out = True
 
@@ -631,7 +755,7 @@ def _certificate_files(certificate: Path | str, key: Path | str, facility: Facil
 
 def _warn_unclosed() -> None:
     warnings.warn(
-        "a scistream Client was not closed: use `async with Client(...)`, or await its `close()`",
+        "a scistream Client was not closed: use `with` or `async with`, or call its `close()`",
         ResourceWarning,
         stacklevel=2,
     )

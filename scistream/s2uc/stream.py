@@ -40,6 +40,7 @@ from scistream.protocol.messages import (
 )
 from scistream.s2uc.connection_map import connection_map, unused
 from scistream.s2uc.machine import Core, Release, attached_stream, new_stream, remembered_stream
+from scistream.s2uc.observers import Observers
 from scistream.s2uc.server import Server
 from scistream.s2uc.stream_certificates import issue_credentials
 from scistream.state_machines import data_of, guarded, trace
@@ -116,6 +117,7 @@ class ClientStream:
     :param addresses: the address of the S2CS of each side.
     :param server_at: returns the server at an address.
     :param remembered: the stream was requested earlier: it can be checked, released or attached.
+    :param app_keys: the keys of the applications of a remembered stream, if they are known.
     """
 
     log = Logger()
@@ -128,6 +130,7 @@ class ClientStream:
         server_at: Callable[[Address], Server],
         *,
         remembered: bool,
+        app_keys: Mapping[Role, str] | None = None,
     ) -> None:
         self.uid = uid
         self._guarded = guarded(self, self.log, self._failed, uid)
@@ -137,7 +140,8 @@ class ClientStream:
             self.core.reached = {PROD, CONS}
         self.core.sites = {role: str(address) for role, address in addresses.items()}
         self.machine = remembered_stream(self.core) if remembered else new_stream(self.core)
-        trace(self.machine, self.log, party="s2uc", uid=uid)
+        self.observers = Observers(reactor, uid, self.sides)
+        self._trace()
         self._was_remembered = remembered
         self._follows = not remembered  # messages of the sides are inputs of the machine
         self.connection_map: dict[str, str] = {}
@@ -152,7 +156,7 @@ class ClientStream:
         """Called when the stream is over and both sides have released it."""
         self._reactor = reactor
         self._addresses = addresses
-        self._app_keys: dict[Role, str] = {} if remembered else {PROD: new_app_key(), CONS: new_app_key()}
+        self._app_keys = dict(app_keys or {}) if remembered else {PROD: new_app_key(), CONS: new_app_key()}
         self._pending_commands: dict[Role, Deferred[Resp]] = {}
         self._pending_status: dict[Role, Deferred[Resp]] = {}
         self._reserved: list[Deferred[None]] = []
@@ -167,6 +171,12 @@ class ClientStream:
         self._servers = {role: server_at(address) for role, address in addresses.items()}
         for server in self._servers.values():
             server.add(self._guarded)
+
+    def _trace(self) -> None:
+        trace(self.machine, self.log, changed=self._state_changed, party="s2uc", uid=self.uid)
+
+    def _state_changed(self, before: str, state: str) -> None:
+        self.observers.state_changed(before, state, lambda: self.core.error)
 
     def request(self, request: StreamRequest) -> Deferred[None]:
         """Request the stream from both sides.
@@ -219,6 +229,7 @@ class ClientStream:
                 uid=self.uid, seq=1, state=side.state, msg="", listeners=side.listeners, csr=side.csr, wan=side.wan
             )
         core.generation = max(side.generation for side in sides.values())
+        before = core.state
         now = self._reactor.seconds()
         self._ends_at = {role: now + side.seconds_left for role, side in sides.items()}
         app = sides[PROD].app_listeners
@@ -239,7 +250,9 @@ class ClientStream:
             self.machine = remembered_stream(core)
         else:
             self.machine = attached_stream(core)
-        trace(self.machine, self.log, party="s2uc", uid=self.uid)
+        if core.state != before:
+            self._state_changed(before, core.state)
+        self._trace()
         self._follows = True
         if app:
             self.machine.prod_lstn(app)
