@@ -8,9 +8,11 @@ from __future__ import annotations
 import click
 
 from scistream import __version__
+from scistream.check.cli import check
 from scistream.cli_support import Commands
 from scistream.demo.cli import demo
 from scistream.pki.cli import pki
+from scistream.reference.examples import examples
 from scistream.s2cs.policy.cli import policy
 from scistream.s2cs.store.cli import store
 from scistream.s2cs.store.usage_cli import usage
@@ -32,3 +34,5 @@ main.add_command(store)
 main.add_command(policy)
 main.add_command(pki)
 main.add_command(usage)
+main.add_command(examples)
+main.add_command(check)

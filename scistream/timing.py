@@ -167,6 +167,12 @@ PROBE_DATA = 5.0  # of test data in each direction, unless the user asks for ano
 HELLO = 30.0  # for an S2CS to answer a Hello, with several attempts
 APP_SILENCE = 2.0  # of waiting, after which a controller says what it is waiting for
 
+# -- scistream check
+
+CHECK_CONNECT = 5.0  # to connect to a gateway or a peer, and again to talk with it: several are asked at once
+CHECK_LOOKUP = 5.0  # for the name service to answer, which may have to ask several servers
+CHECK_CLOCK = 2.0  # by which the clock of a peer may differ: it is told in whole seconds, and the answer takes time
+
 # -- the demonstration
 
 DEMO_START = 60.0  # for a server to accept connections, on a busy laptop

@@ -34,7 +34,9 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
         fill_descriptors()  # before the reactor opens any file, so that none gets the numbers of standard streams
         keep_secrets()
         if self["config"] is None:
-            refuse_to_start("no configuration: name a file with --config FILE; conf/ has commented examples")
+            refuse_to_start(
+                "no configuration: name a file with --config FILE; `scistream examples DIR` writes examples"
+            )
         self.file = Path(self["config"])
         try:
             self.config = load(self.file, self.config_type)
@@ -130,8 +132,8 @@ class Daemon(MultiService):
         raise_descriptor_limit()
         if os.geteuid() == 0:
             self.log.warn(
-                "this daemon runs as root, which is not needed: run it as the user `scistream`, as the units in "
-                "conf/systemd do (scistream.sysusers creates that user)"
+                "this daemon runs as root, which is not needed: run it as the user `scistream`, as the units do that "
+                "`scistream examples DIR` writes (scistream.sysusers creates that user)"
             )
         _stop_at_signals(reactor)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))

@@ -19,11 +19,11 @@ from scistream.s2ds.relay.leg import FIRST_LARGE_BUFFER, MEDIUM_RECEIVE_BUFFER
 from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT
 
 _MIB = 1024 * 1024
-_MOST = 1024 * _MIB
+MOST_WINDOW = 1024 * _MIB
 """The largest window of TCP, so that a larger buffer gains nothing."""
-_USABLE = 2
-"""The kernel lets a peer fill 1 / `_USABLE` of a receive buffer; a little more of a send buffer carries data."""
-_ENOUGH = 0.95
+USABLE_PART = 2
+"""The kernel lets a peer fill 1 / `USABLE_PART` of a receive buffer; a little more of a send buffer carries data."""
+ENOUGH = 0.95
 """A bound counts as below the rate if it is less than this fraction of it."""
 
 
@@ -92,7 +92,7 @@ class BoundCheck:
             received, sent = sent, received
         # A direction that has carried less than its buffers is not bound by them.
         medium = min(MEDIUM_RECEIVE_BUFFER, buffers.receive_by_request)
-        large = max(buffers.receive // _USABLE, min(FIRST_LARGE_BUFFER, buffers.receive_by_request))
+        large = max(buffers.receive // USABLE_PART, min(FIRST_LARGE_BUFFER, buffers.receive_by_request))
         window = large * (channel.connections - held) + medium * held
         if buffers.receive and received > window:
             if held:
@@ -105,15 +105,16 @@ class BoundCheck:
             self._note("tcp_wmem", channel, window, self._remedy("tcp_wmem", channel, "4096 16384"))
 
     def _remedy(self, setting: str, channel: ChannelFigures, first: str) -> str:
-        needed = _USABLE * self._rate * BYTES_PER_MBIT * channel.rtt_ms / 1000 / channel.connections
+        needed = USABLE_PART * self._rate * BYTES_PER_MBIT * channel.rtt_ms / 1000 / channel.connections
         size = -int(-needed // _MIB) * _MIB
-        if size <= _MOST:
+        if size <= MOST_WINDOW:
             return f'sysctl -w net.ipv4.{setting}="{first} {size}", or more connections'
-        return f'sysctl -w net.ipv4.{setting}="{first} {_MOST}" and {-int(-size // _MOST)} times as many connections'
+        more = f"{-int(-size // MOST_WINDOW)} times as many connections"
+        return f'sysctl -w net.ipv4.{setting}="{first} {MOST_WINDOW}" and {more}'
 
     def _note(self, kind: str, channel: ChannelFigures, window: int, remedy: str) -> None:
         bound = window / (channel.rtt_ms / 1000) / BYTES_PER_MBIT
-        if kind in self._found or bound >= self._rate * _ENOUGH:
+        if kind in self._found or bound >= self._rate * ENOUGH:
             return
         connections = "1 connection" if channel.connections == 1 else f"{channel.connections} connections"
         direction = "send" if kind == "tcp_wmem" else "receive"

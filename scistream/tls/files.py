@@ -153,7 +153,7 @@ def read_material(
         chain = tuple(HeldCertificate(certificate, each) for each in load_certificates(certificate, "certificate"))
         private_key = load_key(key)
         _check_pair(chain[0].certificate, certificate, private_key, key)
-        chain, is_whole = _completed(chain, trusted)
+        chain, is_whole = completed(chain, trusted)
     believed = [held.certificate for held in trusted]
     crls = tuple(HeldCrl(path, each) for path in crl for each in _load_crls(path, believed))
     return LoadedCertificates(chain, private_key, tuple(trusted), crls, is_whole)
@@ -188,7 +188,7 @@ def has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool 
     return True
 
 
-def _completed(
+def completed(
     chain: tuple[HeldCertificate, ...], trusted: Sequence[HeldCertificate]
 ) -> tuple[tuple[HeldCertificate, ...], bool]:
     """Complete a chain from `trusted`, and return whether it then leads to a self-signed certificate."""

@@ -76,6 +76,15 @@ def test_a_stream_between_two_facilities_runs_from_the_wheel_alone(installed: Pa
         assert sha256(receive(analysis)) == sha256(frames)
 
 
+def test_the_wheel_brings_the_examples_of_configuration_files_and_units(installed: Path, tmp_path: Path) -> None:
+    run(installed / "scistream", "examples", tmp_path / "examples", cwd=tmp_path)
+    conf = REPOSITORY / "conf"
+    files = [file.relative_to(conf) for file in conf.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    for name in files:
+        assert (tmp_path / "examples" / name).read_bytes() == (conf / name).read_bytes()
+
+
 def test_the_wheel_brings_every_module_types_the_licence_and_no_tests(installed: Path) -> None:
     (packages,) = (installed.parent / "lib").glob("python*/site-packages")
     assert (packages / "scistream" / "py.typed").exists()

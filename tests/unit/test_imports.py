@@ -13,7 +13,7 @@ import scistream
 
 ROOT = Path(scistream.__file__).parent
 PARTIES = {"s2uc", "s2cs", "s2ds", "app"}
-ABOVE_ALL = {"scistream.demo", "scistream.cli"}
+ABOVE_ALL = {"scistream.demo", "scistream.cli", "scistream.check", "scistream.reference"}
 """Packages above the parties: they may import all parties, and no party imports them."""
 OF_EACH_MACHINE = {"Stream", "Core", "Effects", "Operation", "Reservation", "Update", "Release"}
 """The classes of which each machine has its own: the parts of the pattern, and the data of its states."""
@@ -101,7 +101,7 @@ FLOORS = (
     {"reloading", "cli_support", "http"},
     {"twistd"},
     PARTIES,
-    {"demo"},
+    {"demo", "check", "reference"},
     {"cli"},
     {"entry"},
 )
