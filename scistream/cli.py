@@ -16,6 +16,7 @@ from scistream.reference.examples import examples
 from scistream.s2cs.policy.cli import policy
 from scistream.s2cs.store.cli import store
 from scistream.s2cs.store.usage_cli import usage
+from scistream.s2uc.drain import drain
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +26,7 @@ def main() -> None:
 
     To request a stream, use s2uc; to join one with an application, use appctrl. The servers of a facility are started
     with `twistd s2cs` and `twistd s2ds`. This command makes their certificates, checks the policy and the store of an
-    S2CS, and adds up usage.
+    S2CS, adds up usage, and empties a gateway before it is stopped.
     """
 
 
@@ -36,3 +37,4 @@ main.add_command(pki)
 main.add_command(usage)
 main.add_command(examples)
 main.add_command(check)
+main.add_command(drain)

@@ -49,6 +49,7 @@ SHORTAGE_QUIET = 60.0  # without a shortage of descriptors, until the next one i
 EARLY_REQUEST = 3.0  # that a request waits for gateways that are not connected yet, as after a common start
 GATEWAY_ANSWER = 20.0  # for a gateway to reserve or to set targets: more than it needs to resolve names
 GATEWAY_STATUS = 20.0  # for a page of a gateway's streams; a gateway that does not answer gets no new streams
+LOOK_AGAIN = 1.0  # between two requests for all streams of a gateway that an administrator drains and watches
 GATEWAY_FIGURES = 2.0  # for new figures: a user is waiting, and older figures will do
 RELEASE_AGAIN = 15.0  # until REL is sent again to a gateway that could not be reached
 OWNER_SETS_TARGETS = 3.0  # for the owner's client to set targets for new listeners, before the S2CS does so
@@ -64,6 +65,7 @@ FIGURES_GRACE = 60.0  # by which a gateway's clock may differ before its figures
 
 # -- S2DS, its initiator
 
+DRAIN_FAREWELL = 2.0  # after `shutdown_grace`, for the S2CS to release the streams that are left
 REMEMBER_FIGURES = _DAY  # for which the last figures of a stream are kept for an S2CS that is away
 TARGET_LOOKUP = 10.0  # to resolve the names in new targets: less than GATEWAY_ANSWER, which includes it
 NAME_SERVER_TRIES = (1, 2, 4)  # for a name server to answer each attempt: less than TARGET_LOOKUP in all
@@ -152,6 +154,7 @@ CLIENT_EXIT = 5.0  # for clients that were not closed to release what is owed an
 WATCH_POLL = 0.5  # between two Status requests about a stream that is waited for
 SILENT_SIDE = 2.0  # without an answer to Status, after which the silent side is named
 REMEMBER_OVER = _DAY  # for which an ended stream stays in the list: as long as facilities know it
+DRAIN_POLL = 1.0  # between two questions about what is left of a drain
 BETWEEN_CLEARINGS = _HOUR  # until a running program removes the files of old streams again
 PROBE_REACH = 15.0  # for a probe to reach a facility, with several attempts
 PROBE_STATUS = 10.0  # for the first answer to a probe, which needs no gateway

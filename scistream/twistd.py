@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, cast
 
 from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -104,6 +105,9 @@ class Reloadable(Protocol):
         If anything is wrong, nothing changes, and one of `SETUP_PROBLEMS` is raised.
         """
 
+    def shut_down(self) -> Deferred[None]:
+        """Prepare the end of the daemon; fire when it may end, which may take as long as `shutdown_grace`."""
+
 
 class Daemon(MultiService):
     """Runs a party's service under twistd; a problem that keeps it from starting is reported in one line.
@@ -135,7 +139,7 @@ class Daemon(MultiService):
                 "this daemon runs as root, which is not needed: run it as the user `scistream`, as the units do that "
                 "`scistream examples DIR` writes (scistream.sysusers creates that user)"
             )
-        _stop_at_signals(reactor)
+        _stop_at_signals(reactor, self._reloadable.shut_down)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         try:
             super().startService()
@@ -163,15 +167,36 @@ class Daemon(MultiService):
         )
 
 
-def _stop_at_signals(reactor: Any) -> None:
+def _stop_at_signals(reactor: Any, shut_down: Callable[[], Deferred[None]]) -> None:
     """Stop on SIGTERM and SIGINT with exit status 0, where twistd would end by the signal.
 
-    A second Ctrl-C ends the process at once.
+    SIGTERM stops the daemon when the service allows it. A second signal, or SIGINT, stops it at once, and a second
+    Ctrl-C ends the process without cleaning up.
+
+    :param shut_down: as in `Reloadable`.
     """
+    is_stopping = False
+
+    def stop_now() -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            reactor.stop()
+
+    def begin() -> None:
+        try:
+            shut_down().addBoth(lambda _: stop_now())
+        except Exception:
+            Logger("scistream.twistd").failure("the daemon stops at once")
+            stop_now()
+
+    asked: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
-        reactor.callFromThread(reactor.stop)
+        asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        reactor.callFromThread(begin if asked == [signal.SIGTERM] else stop_now)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

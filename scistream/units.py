@@ -62,6 +62,15 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_grace(text: str) -> float:
+    """Parse a time as `parse_seconds` does, or ``0s``, which stands for no time at all.
+
+    :raises ValueError: with a sentence that names the text and what is allowed.
+    """
+    match = _TIME.match(text.strip())
+    return 0.0 if match is not None and float(match[1]) == 0 else parse_seconds(text)
+
+
 def parse_life(text: str) -> float:
     """Parse the life of a stream, or the wait for it: as `parse_seconds`, but at least `MIN_LIFE`.
 

@@ -318,6 +318,49 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
 
 
+GatewayName = Annotated[str, Meta(min_length=1, max_length=255)]
+Within = Annotated[float, Meta(ge=0, le=MAX_LIFE)]
+
+
+class Drain(_Message, frozen=True, kw_only=True, tag="Drain"):
+    """An administrator asks an S2CS to place no new streams on a gateway or, if `gateway` is null, on any.
+
+    `action` is start, undo, or show, which changes nothing. `within` are the seconds from now after which the streams
+    that are left are released; without it they go on until they end. `uid` and `role` are left out, because it is about
+    no stream. Answered by RESP with `draining`.
+    """
+
+    uid: Uid | None = None
+    role: Role | None = None
+    seq: Seq
+    action: Literal["start", "undo", "show"]
+    gateway: GatewayName | None = None
+    within: Within | None = None
+
+    def __post_init__(self) -> None:
+        if self.within is not None and self.action != "start":
+            raise ValueError("within: allowed with the action start only")
+
+
+class DrainProgress(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that gets no new streams, and what is left of its streams.
+
+    :param gateway: the name of the gateway; null for all gateways of the S2CS.
+    :param by: the administrator who asked for it; empty if the server itself is about to stop.
+    :param streams: sides of streams that are left.
+    :param connections: their open connections, at these gateways.
+    :param bytes: application bytes that they have carried since they were reserved, in both directions.
+    :param seconds_left: until they are released; null if they may go on until they end.
+    """
+
+    gateway: GatewayName | None = None
+    by: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    streams: Count = 0
+    connections: Count = 0
+    bytes: Count = 0
+    seconds_left: Measured | None = None
+
+
 class ChannelFigures(Struct, frozen=True, kw_only=True):
     """Traffic of one channel on one gateway since the channel was reserved.
 
@@ -494,12 +537,13 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
         _check_addresses("wan_listeners", self.wan_listeners)
 
 
-class GatewayCapacity(Struct, frozen=True, kw_only=True):
+class GatewayCapacity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The total capacity of a gateway, used or free: ports, and Mbit/s in each direction.
 
     `hosts` and `first_port` say where it listens for streams; none of these addresses may be a target. `chosen_ports`
     are the ports that a stream may ask for by number; an older gateway grants none and leaves the field out. `wan` is
-    what the gateway can do to connect to others, as in `Resp`.
+    what the gateway can do to connect to others, as in `Resp`. `draining` is there if the gateway is about to stop and
+    takes no new streams: the seconds after which it ends those that are left.
     """
 
     ports: Count
@@ -508,6 +552,7 @@ class GatewayCapacity(Struct, frozen=True, kw_only=True):
     first_port: Port | None = None
     chosen_ports: PortRanges | None = None
     wan: WanAbilities | None = None
+    draining: Measured | None = None
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
@@ -518,7 +563,8 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     and `paths` are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility,
     in seconds from the REQ. `wan` is what all gateways of the stream can do to connect to those of the other side;
     without it they can do what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are
-    where a consumer's gateways listen for the producer's, one for each channel, in order.
+    where a consumer's gateways listen for the producer's, one for each channel, in order. `draining` is the answer to
+    Drain; an answer to Status has it if the sender is an administrator and something gets no new streams.
     """
 
     uid: Uid | None
@@ -540,6 +586,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     wan: WanAbilities | None = None
     wan_listeners: Listeners | None = None
     paths: PathList | None = None
+    draining: Annotated[list[DrainProgress], Meta(max_length=MAX_CHANNELS)] | None = None
 
     def __post_init__(self) -> None:
         _check_networks("app_networks", self.app_networks)
@@ -561,7 +608,7 @@ class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
     role: Role | None = None
 
 
-Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Rel | Status
+Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Rel | Status | Drain
 Answer = Resp | Error
 Message = Command | ProdLstn | Answer
 StreamKey = tuple[str, Role]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
@@ -11,14 +12,17 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.links.dialer import Dialer
+from scistream.links.link import Link
 from scistream.protocol.address import Address, Network, inside, parse_network
-from scistream.protocol.errors import StreamError
+from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import (
     MAX_PAGE_KEY,
     UNSENT,
     BrokenChannel,
     ChannelFigures,
+    Error,
     GatewayCapacity,
+    Message,
     PathFigures,
     ProbeResult,
     Rel,
@@ -92,6 +96,10 @@ class GatewayLink:
         self.dialer.on_up = self._up
         self.dialer.on_down = self._down
         self.dialer.on_poll = self._compare
+        self.dialer.on_message = self._announced
+        self.is_drained = False
+        """The S2CS places no new streams on the gateway: its operator drains it, or it is about to stop."""
+        self._looked_at = -math.inf
         self.settled = False
         """True if the S2CS knows the capacity of the gateway, or that it cannot be reached."""
         self.room: GatewayCapacity | None = None
@@ -236,6 +244,19 @@ class GatewayLink:
         """Ask the gateway for all its streams, page by page, and compare them with the records."""
         if not self._is_paging:
             self._next_page(set(self._server.held_by(self.name)), {}, "")
+
+    def look_again(self) -> None:
+        """Ask the gateway for all its streams now, unless that was done a moment ago."""
+        now = self.dialer.clock.seconds()
+        if self.dialer.link is not None and now - self._looked_at >= timing.LOOK_AGAIN:
+            self._looked_at = now
+            self._compare()
+
+    def _announced(self, _link: Link, message: Message) -> None:
+        """Look at once what a gateway means that announces something, such as that it is about to stop."""
+        if isinstance(message, Error) and message.uid is None and message.seq is None:
+            self.log.warn("gateway {gateway} says: {reason}", gateway=self.name, reason=printable(message.msg))
+            self.look_again()
 
     def _next_page(self, expected: set[StreamKey], known: dict[StreamKey, StreamStatus], after: str) -> None:
         self._is_paging = True

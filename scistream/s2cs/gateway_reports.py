@@ -11,6 +11,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import MAX_RATE, ChannelFigures, PathFigures, ResetReason, StreamKey, StreamStatus
 from scistream.s2cs.audit.trail import AuditTrail
+from scistream.s2cs.drains import Drains
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
 from scistream.s2cs.in_use import StreamUse
@@ -33,6 +34,7 @@ class ReportedTo(Protocol):
     authorizer: Authorizer
     streams: LiveStreams
     pool_addresses: PoolAddresses
+    drains: Drains
 
     def find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None."""
@@ -107,6 +109,7 @@ class GatewayReports:
         :param known: the streams that the gateway has reported.
         """
         self._server.pool_addresses.learn(gateway.name, gateway.room)
+        self._server.drains.hear(gateway)
         self._server.write_again()
         self._server.audit.flush()
         for stream in self._server.streams.at_gateway(gateway.name):

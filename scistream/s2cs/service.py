@@ -40,6 +40,8 @@ from scistream.protocol.messages import (
     PROD,
     Answer,
     Command,
+    Drain,
+    DrainProgress,
     Error,
     Hello,
     Message,
@@ -56,6 +58,7 @@ from scistream.protocol.messages import (
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit.sinks import Sink, audit_file, open_sink
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.drains import Drains
 from scistream.s2cs.early_requests import EarlyRequests
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
@@ -64,7 +67,7 @@ from scistream.s2cs.hello_throttle import WrongKeys
 from scistream.s2cs.http import check_readers, http_server, http_trust
 from scistream.s2cs.live_streams import LiveStreams
 from scistream.s2cs.machine import resume
-from scistream.s2cs.placement import GatewayState, gateway_state, place_stream, spares
+from scistream.s2cs.placement import GatewayState, gateway_state, spares
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, owner_of, policy_of
 from scistream.s2cs.record import Record
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
@@ -80,7 +83,7 @@ from scistream.tls.expiry import ExpiryWatch
 from scistream.tls.explain import explain
 from scistream.tls.reloadable import ReloadableCredentials, controller_credentials
 from scistream.tls.verify import Identity
-from scistream.units import parse_seconds
+from scistream.units import parse_grace, parse_seconds
 
 MAX_PAGE_BYTES = 150_000
 STATUS_BYTES = 400
@@ -95,7 +98,7 @@ _FIXED = ("listen", "state", "audit", "insecure")
 """The settings that only a restart can change, because the process has the port and the files open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
-_COMMANDS = "an S2CS accepts REQ, UpdateTargets, REL, Status and Hello"
+_COMMANDS = "an S2CS accepts REQ, UpdateTargets, REL, Status, Drain and Hello"
 _REFUSED_HELLO = (
     "no stream here expects this application with this key: the stream was released or has expired, or the join string "
     "is for the other side or another facility. Get a new join string."
@@ -118,8 +121,6 @@ class ControlServer(Service):
     """
 
     log = Logger()
-    is_draining = False
-    """True while no new streams are accepted because this S2CS is to be stopped."""
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class ControlServer(Service):
         self.pool_addresses = PoolAddresses(_control_addresses(config))
         self.streams = LiveStreams()
         self.unwritten: set[StreamKey] = set()
+        self.drains = Drains(self)
         self._early = EarlyRequests(reactor, self._resume_request)
 
     def _open_files(self, file: Path, lock: StoreLock | None) -> tuple[StoreLock, Store, Sink | None]:
@@ -247,6 +249,10 @@ class ControlServer(Service):
             streams=len(self.streams),
         )
 
+    def shut_down(self) -> Deferred[None]:
+        """Fire when this S2CS may stop: when it has no stream left, or after `shutdown_grace`."""
+        return self.drains.shut_down(parse_grace(self.config.shutdown_grace))
+
     def stopService(self) -> Deferred[Any]:
         """Close all links and files. The streams go on, and the next start takes them up again."""
         super().stopService()
@@ -254,6 +260,7 @@ class ControlServer(Service):
         closing_http = self._http.stop()
         for stream in self.streams.values():
             stream.stop_timers()
+        self.drains.stop()
         self._wrong_keys.stop()
         self._early.stop()
         self._admission_controller.stop()
@@ -267,6 +274,11 @@ class ControlServer(Service):
         if port is not None:
             stopping.append(maybeDeferred(port.stopListening))
         return DeferredList(stopping).addCallback(lambda _: self._close_files())
+
+    @property
+    def is_draining(self) -> bool:
+        """True if no new stream begins here; `is_drained` of a gateway says the same of it alone."""
+        return self.drains.is_draining()
 
     def _close_files(self) -> None:
         self.ledger.write()
@@ -332,6 +344,7 @@ class ControlServer(Service):
         for name, gateway in pool.items():
             if name not in before and self.running:
                 gateway.dialer.startService()
+        self.drains.pool_changed()
         self.gateway_settled()  # requests may have waited for a gateway that was removed
 
     def _all_credentials(self) -> dict[str, ReloadableCredentials]:
@@ -343,7 +356,8 @@ class ControlServer(Service):
 
         They are about certificates of this facility and of the user that expire soon, and unknown streams on gateways.
         """
-        warnings = [_unknown_streams_warning(gateway) for gateway in self.gateways.values() if gateway.unknown_streams]
+        warnings = self.drains.warnings()
+        warnings += [_unknown_streams_warning(gateway) for gateway in self.gateways.values() if gateway.unknown_streams]
         if not self._all_credentials():
             return warnings or None
         warnings += self._watch.warnings()
@@ -359,6 +373,7 @@ class ControlServer(Service):
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in list(self.streams.values()):
             resume(one.machine, one.core)
+        self.drains.restore()
 
     def _forget_old(self) -> None:
         self.store.forget_old(self.wall() - timing.REMEMBER_RELEASED)
@@ -378,6 +393,7 @@ class ControlServer(Service):
             gateway.paths.pop(stream.record.key, None)
         self.store.keep_newest(stream.record.owner, MOST_RELEASED)
         self.streams.remove(stream)
+        self.drains.streams_changed()
 
     def find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None.
@@ -395,6 +411,7 @@ class ControlServer(Service):
         self.store.forget(stream.record.key)
         self.ledger.close(stream.record)
         self.streams.remove(stream)
+        self.drains.streams_changed()
 
     def write_again(self) -> None:
         """Write the records that could not be written before."""
@@ -452,7 +469,7 @@ class ControlServer(Service):
     def _carry_out(self, link: Link, message: Message) -> None:
         if isinstance(message, Hello):
             self._hello(link, message)
-        elif isinstance(message, Req | UpdateTargets | Rel | Status):
+        elif isinstance(message, Req | UpdateTargets | Rel | Status | Drain):
             self._from_user(link, message)
         elif not isinstance(message, Resp | Error):
             raise StreamError("not-authorized", _COMMANDS)
@@ -494,10 +511,12 @@ class ControlServer(Service):
 
     # -- users
 
-    def _from_user(self, link: Link, command: Req | UpdateTargets | Rel | Status) -> None:
+    def _from_user(self, link: Link, command: Req | UpdateTargets | Rel | Status | Drain) -> None:
         owner = _user(link)
         if isinstance(command, Status):
             self._status(link, owner, command)
+        elif isinstance(command, Drain):
+            self._drain(link, owner, command)
         elif isinstance(command, Req):
             self._req(link, owner, command)
         else:
@@ -541,7 +560,7 @@ class ControlServer(Service):
         grant.check()
         life = grant.life
         hello_timeout = min(request.hello_timeout or parse_seconds(self.config.hello_timeout), life)
-        members, plan = place_stream(self._members(), request)
+        members, plan = self.drains.place(self._members(), request)
         if not is_free:  # checked last, so that only a user who could have the stream learns that the uid is in use
             raise StreamError("uid-in-use", f"stream {request.uid} is not yours: choose another uid")
         record = Record(
@@ -617,7 +636,8 @@ class ControlServer(Service):
             chosen = list(islice(of_role, command.limit + 1))
         page = [stream for stream in chosen if _page_key(stream) > (command.after or "")]
         fetching = [gateway.fetch_figures(command.uid) for gateway in self._gateways_of(page[: command.limit])]
-        DeferredList(fetching).addCallback(lambda _: self._answer_status(link, command, page))
+        draining = self.drains.progress() if grant.is_administrator and command.uid is None else None
+        DeferredList(fetching).addCallback(lambda _: self._answer_status(link, command, page, draining or None))
 
     def _note_owner_link(self, stream: ServerStream, link: Link, owner: str) -> None:
         stream.note_owner_link(link, owner)
@@ -627,11 +647,13 @@ class ControlServer(Service):
         names = {name for stream in page if stream.record.state != "Released" for name in stream.record.plan}
         return [self.gateways[name] for name in sorted(names) if name in self.gateways]
 
-    def _answer_status(self, link: Link, command: Status, page: list[ServerStream]) -> None:
+    def _answer_status(
+        self, link: Link, command: Status, page: list[ServerStream], draining: list[DrainProgress] | None
+    ) -> None:
         streams: list[StreamStatus] = []
         size = 0
         for stream in page[: command.limit]:
-            status = stream.status()
+            status = self.drains.with_notices(stream.status())
             size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners + status.wan_listeners)
             size += sum(map(len, status.notices)) + PATH_BYTES * len(status.paths)
             if streams and size > MAX_PAGE_BYTES:
@@ -647,7 +669,16 @@ class ControlServer(Service):
             streams=streams,
             more=last,
             warnings=self._warnings(link),
+            draining=draining,
         )
+        self.answer(link, command_name(command), command.role, answer)
+
+    # -- drains
+
+    def _drain(self, link: Link, owner: str, command: Drain) -> None:
+        self.authorizer.check_administrator(owner)
+        draining = self.drains.carry_out(link, command, owner)
+        answer = Resp(uid=command.uid, seq=command.seq, state="", msg=f"{len(draining)} drains", draining=draining)
         self.answer(link, command_name(command), command.role, answer)
 
     # -- applications

@@ -20,7 +20,7 @@ from scistream.shared_settings import (
     plain_problems,
     trust_problems,
 )
-from scistream.units import parse_life, parse_seconds
+from scistream.units import parse_grace, parse_life, parse_seconds
 
 
 class ServerLimits(Limits, frozen=True, kw_only=True):
@@ -57,6 +57,7 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
     longest_expires: str = "7d"
     hello_timeout: str = "1h"
     release_broken_after: str = ""
+    shutdown_grace: str = "0s"
     policy: str = ""
     limits: ServerLimits = field(default_factory=ServerLimits)
     http: HttpSettings = field(default_factory=HttpSettings)
@@ -86,6 +87,7 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
             yield from unless(parse_life, getattr(self, key), key)
         if self.release_broken_after:
             yield from unless(parse_seconds, self.release_broken_after, "release_broken_after")
+        yield from unless(parse_grace, self.shutdown_grace, "shutdown_grace")
         if self.expires != _USUAL_LIFE and exceeds(parse_seconds, self.expires, self.longest_expires):
             why = f"{self.expires!r} is longer than longest_expires, {self.longest_expires!r}"
             yield SettingProblem(("expires", "longest_expires"), why)

@@ -48,6 +48,7 @@ from scistream.protocol.messages import (
 from scistream.protocol.port_ranges import in_words
 from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity, SharedLimits
+from scistream.s2ds.drain import GatewayDrain
 from scistream.s2ds.elements.commands import PathsReport, Reset
 from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
@@ -63,7 +64,7 @@ from scistream.state_machines import Caller
 from scistream.tls.expiry import ExpiryWatch
 from scistream.tls.reloadable import ReloadableCredentials
 from scistream.twistd import end_daemon
-from scistream.units import parse_rate, parse_seconds
+from scistream.units import parse_grace, parse_rate, parse_seconds
 
 LAN_CONGESTION = "cubic"
 """The congestion control for a LAN. Pacing, as in bbr, costs a timer for each burst and gains nothing there."""
@@ -89,8 +90,6 @@ class DataServer(Service):
     """
 
     log = Logger()
-    is_draining = False
-    """True while no new streams are taken because this gateway is to be stopped."""
 
     def __init__(
         self, reactor: Any, config: S2DSConfig, config_file: Path, problems: SetupProblems | None = None
@@ -146,6 +145,7 @@ class DataServer(Service):
         """The keys of live streams, in the order in which Status lists them."""
         self.dialled: Counter[int] = Counter()
         """For ports of this gateway that are or were targets of live streams: the number of these streams."""
+        self._drain = GatewayDrain(reactor, lambda: len(self._live))
         self._most_ended = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
     def _limits(self) -> SharedLimits:
@@ -230,9 +230,24 @@ class DataServer(Service):
                 ports=in_words(shared),
             )
 
+    @property
+    def is_draining(self) -> bool:
+        """True if this gateway is about to stop, and takes no new streams."""
+        return self._drain.seconds_left is not None
+
+    def shut_down(self) -> Deferred[None]:
+        """Fire when this gateway may stop: when it has no stream left, or after `shutdown_grace`."""
+        stopped = self._drain.begin(parse_grace(self.config.shutdown_grace))
+        if self.is_draining:
+            self.log.info("takes no new streams; streams left: {streams}", streams=len(self._live))
+            for link in self._links:
+                link.send(Error(uid=None, code="no-capacity", msg=self._drain.refusal))
+        return stopped
+
     def stopService(self) -> Deferred[Any]:
         """Close all links and streams, and stop the elements; fire when no element is left."""
         super().stopService()
+        self._drain.cancel()
         self._expiry.stop()
         self._admission_controller.stop()
         if self._path_manager is not None:
@@ -332,6 +347,9 @@ class DataServer(Service):
             code: ErrorCode = "uid-in-use" if isinstance(command, ReqListeners) else "not-authorized"
             link.refuse(command, code, f"stream {command.uid} on this gateway belongs to another S2CS")
             return
+        if stream is None and isinstance(command, ReqListeners) and self.is_draining:
+            link.refuse(command, "no-capacity", self._drain.refusal)
+            return
         if stream is None:
             self._forget_old()
             stream = self._streams[command.uid, command.role] = GatewayStream(self, command)
@@ -352,6 +370,7 @@ class DataServer(Service):
         """Keep a stream that is released for its last figures, for some time."""
         if self._live.pop(stream.key, None) is not None:
             self._pages.remove(stream.key)
+            self._drain.streams_changed()
         self._ended[stream.key] = stream
         self._forget_old()
 
@@ -388,6 +407,7 @@ class DataServer(Service):
             first_port=self.ports.first,
             chosen_ports=self.ports.chosen,
             wan=wan.abilities,
+            draining=self._drain.seconds_left,
         )
 
     def _answer_status(self, link: Link, command: Status) -> None:

@@ -27,7 +27,7 @@ from scistream.shared_settings import (
     plain_problems,
     trust_problems,
 )
-from scistream.units import parse_rate, parse_seconds, parse_size
+from scistream.units import parse_grace, parse_rate, parse_seconds, parse_size
 
 MAX_ELEMENTS = 256
 MOST_READY = 64
@@ -269,6 +269,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
     wan_timeout: str = "60s"
     wan_cipher: str = "aes"
+    shutdown_grace: str = "0s"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     http: GatewayHttpSettings = field(default_factory=GatewayHttpSettings)
 
@@ -305,6 +306,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
             yield from unless(parse_chosen_ports, self.chosen_ports, "chosen_ports")
         yield from unless(parse_rate, self.capacity, "capacity")
         yield from unless(parse_seconds, self.wan_timeout, "wan_timeout")
+        yield from unless(parse_grace, self.shutdown_grace, "shutdown_grace")
         if self.wan_cipher not in WAN_CIPHERS:
             allowed = " or ".join(WAN_CIPHERS)
             yield SettingProblem(

@@ -5,20 +5,24 @@ The time and the memory that this takes are bounded, however the S2CS answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import msgspec
 
 from scistream import timing
 from scistream.links.dialer import Dialer
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import UNSENT, Rel, Status, StreamStatus
+from scistream.protocol.messages import UNSENT, Drain, DrainProgress, Rel, Status, StreamStatus
 
 MAX_LIST = 64 * 1024 * 1024
 """The most bytes of a list. A stream with one channel takes about 500."""
 
 
-async def streams_at(link: Dialer) -> list[StreamStatus]:
+async def streams_at(link: Dialer, warned: Callable[[list[str]], None]) -> list[StreamStatus]:
     """Return all streams that are not released, asking for one page after the other.
 
+    :param warned: takes what the S2CS warns of.
     :raises StreamError: if the S2CS does not answer or refuses, or the list is too long.
     """
     found: list[StreamStatus] = []
@@ -31,6 +35,7 @@ async def streams_at(link: Dialer) -> list[StreamStatus]:
         answer = await link.ask(Status(uid=None, role=None, seq=UNSENT, after=after), min(timing.PAGE_OF_LIST, left))
         size += len(msgspec.json.encode(answer))
         found += answer.streams or []
+        warned(answer.warnings or [])
         if answer.more is None:
             return found
         if not answer.streams or (after is not None and answer.more <= after):
@@ -61,6 +66,26 @@ async def release_at(link: Dialer, uid: str) -> list[StreamStatus]:
             timing.WHOLE_LIST, link.clock, lambda *_: _still(link)
         )
     return sides
+
+
+async def drain_at(
+    link: Dialer, action: Literal["start", "undo", "show"], gateway: str | None, within: float | None
+) -> list[DrainProgress]:
+    """Begin or end a drain at an S2CS, or only ask, and return what is drained there.
+
+    :raises StreamError: if the S2CS does not answer or refuses, or is of a version that cannot drain.
+    """
+    command = Drain(seq=UNSENT, action=action, gateway=gateway, within=within)
+    try:
+        answer = await link.ask(command, timing.PAGE_OF_LIST)
+    except StreamError as error:
+        if error.code == "bad-message" and "cmd" in error.msg:
+            what = f"it runs a version of SciStream that cannot drain ({error.msg}): upgrade it, or stop it at once"
+            raise _wrong(link, what) from None
+        raise
+    if answer.draining is None:
+        raise _wrong(link, "its answer does not say what is being drained")
+    return answer.draining
 
 
 def _still(link: Dialer) -> None:

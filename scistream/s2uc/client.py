@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
@@ -32,7 +32,7 @@ from scistream.links.dialer import Dialer
 from scistream.links.tls_links import dialer
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Role, StreamStatus
+from scistream.protocol.messages import CONS, PROD, DrainProgress, Role, StreamStatus
 from scistream.s2uc import admin
 from scistream.s2uc.handle import StreamHandle, app_keys_of
 from scistream.s2uc.history import RememberedStream, StreamHistory
@@ -333,7 +333,8 @@ class Client:
         :param s2cs: HOST:PORT of the S2CS.
         :raises StreamError: if the S2CS does not answer, or refuses.
         """
-        return Awaitable(Deferred.fromCoroutine(admin.streams_at(self._dialer_to(s2cs))))
+        server = self._server_at(s2cs)
+        return Awaitable(Deferred.fromCoroutine(admin.streams_at(self._dialer_to(s2cs), server.note_warnings)))
 
     def stream_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Ask one S2CS about a stream of this user or, as an administrator of the facility, of any user.
@@ -356,6 +357,24 @@ class Client:
             not a UUID.
         """
         return Awaitable(Deferred.fromCoroutine(admin.release_at(self._dialer_to(s2cs), _parse_uid(uid))))
+
+    def drain_at(
+        self,
+        s2cs: str,
+        action: Literal["start", "undo", "show"],
+        gateway: str | None = None,
+        within: float | None = None,
+    ) -> Awaitable[list[DrainProgress]]:
+        """As an administrator of a facility, let a gateway or all of its S2CS get no new streams, or end that.
+
+        :param s2cs: HOST:PORT of the S2CS.
+        :param action: "start", "undo", or "show", which changes nothing.
+        :param gateway: the name of the gateway in the settings of the S2CS; None: all gateways.
+        :param within: with "start", the seconds after which the streams that are left are released; None: never.
+        :returns: everything that is drained there, and what is left of its streams.
+        :raises StreamError: if the S2CS does not answer, or refuses.
+        """
+        return Awaitable(Deferred.fromCoroutine(admin.drain_at(self._dialer_to(s2cs), action, gateway, within)))
 
     def reason_at(self, s2cs: str) -> str:
         """Say why an S2CS cannot be reached, as a sentence for a person; empty if it can be, or was never asked.
@@ -425,7 +444,7 @@ class Client:
     def warnings(self) -> dict[str, list[str]]:
         """Warnings of the facilities about certificates that expire soon, by HOST:PORT of the S2CS.
 
-        They come with the answers to `Stream.status`; an S2CS without warnings is left out.
+        They come with the answers to `Stream.status` and `streams_at`; an S2CS without warnings is left out.
         """
         return {str(address): server.warnings for address, server in self._servers.items() if server.warnings}
 

@@ -55,11 +55,15 @@ class Server:
         self.authority: str | None = None
         """The digest of the authority that vouches for the server; None before the first connection."""
         self.warnings: list[str] = []
-        """The latest report of the server about certificates that expire soon."""
+        """The latest warnings of the server, such as of certificates that expire soon."""
         link.on_up = self._up
         link.on_down = self._down
         link.on_poll = self._poll
         link.on_message = self._message_received
+
+    def note_warnings(self, warnings: list[str]) -> None:
+        """Keep the latest warnings of the server."""
+        self.warnings = warnings
 
     def add(self, stream: StreamAtServer) -> None:
         """Tell a stream what happens at this server from now on."""

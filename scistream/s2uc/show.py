@@ -29,6 +29,7 @@ async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
         return 0
+    _print_warnings(client)
     if not streams:
         click.echo("no streams")
         return 0

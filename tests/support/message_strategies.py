@@ -25,6 +25,8 @@ from scistream.protocol.messages import (
     BrokenChannel,
     Cause,
     ChannelFigures,
+    Drain,
+    DrainProgress,
     Error,
     GatewayCapacity,
     Hello,
@@ -95,6 +97,8 @@ maps = st.dictionaries(addresses, addresses, min_size=1, max_size=4) | st.just(
 states = text(32)
 codes = st.sampled_from([*get_args(ErrorCode), "a-code-of-a-later-version"])
 messages_to_people = text(MAX_TEXT)
+
+names_of_gateways = st.sampled_from(["d", "x" * 255]) | labels
 
 abilities = st.lists(st.sampled_from(["accept", "dial", "an-ability-of-a-later-version"]), max_size=8)
 
@@ -230,6 +234,16 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
     StartConn: st.builds(StartConn, uid=uids, role=roles, seq=seqs, listeners=some_listeners),
     Rel: st.builds(Rel, uid=uids, role=roles, seq=seqs, store=st.none() | boots),
+    Drain: st.builds(
+        Drain,
+        uid=st.none() | uids,
+        role=st.none() | roles,
+        seq=seqs,
+        action=st.just("start"),
+        gateway=st.none() | names_of_gateways,
+        within=st.none() | st.floats(0, MAX_LIFE),
+    )
+    | st.builds(Drain, seq=seqs, action=st.sampled_from(["undo", "show"]), gateway=st.none() | names_of_gateways),
     Status: st.builds(
         Status,
         uid=st.none() | uids,
@@ -258,6 +272,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
             hosts=st.none() | st.lists(text(255), max_size=16),
             first_port=st.none() | integers(1, 65535),
             wan=st.none() | abilities,
+            draining=st.none() | st.floats(0, 1e9),
         ),
         app_networks=network_lists,
         warnings=st.none() | st.lists(messages_to_people, max_size=3),
@@ -265,6 +280,17 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         resets=st.none() | st.lists(resets, max_size=3),
         wan=st.none() | abilities,
         wan_listeners=st.none() | listeners,
+        draining=st.none()
+        | st.lists(
+            st.builds(
+                DrainProgress,
+                gateway=st.none() | names_of_gateways,
+                by=text(100),
+                streams=integers(0, 2**63 - 1),
+                seconds_left=st.none() | st.floats(0, 1e9),
+            ),
+            max_size=3,
+        ),
     ),
     Error: st.builds(
         Error,
@@ -339,6 +365,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
     "REL": {"uid": UID, "role": "PROD", "seq": 1, "store": "0" * 32},
     "Status": {"uid": UID, "role": "PROD", "seq": 1, "after": "", "limit": 20},
+    "Drain": {"uid": UID, "role": "PROD", "seq": 1, "action": "start", "gateway": "dtn1", "within": 60.0},
     "RESP": {
         "uid": UID,
         "seq": 1,
@@ -358,6 +385,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "wan": ["accept", "dial"],
         "wan_listeners": ["127.0.0.1:5200"],
         "paths": [{"local": "192.0.2.20", "remote": "203.0.113.9", "up": True, "failures": 1}],
+        "draining": [{"gateway": "dtn1", "by": "ada", "streams": 3, "seconds_left": 60.0}],
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }

@@ -161,6 +161,17 @@ class ReleaseEvent(_StreamEvent, frozen=True, kw_only=True, tag="release"):
     by_issuer: str | None
 
 
+class DrainEvent(_Event, frozen=True, kw_only=True, tag="drain"):
+    """An administrator has begun or ended a drain."""
+
+    address: str
+    identity: str
+    issuer: str | None
+    action: Literal["start", "undo"]
+    gateway: str | None
+    within: float | None
+
+
 class EndEvent(_StreamEvent, frozen=True, kw_only=True, tag="end"):
     """The stream has ended, and nothing of it is left at this facility."""
 
@@ -188,7 +199,7 @@ _OfServer = ServerStartEvent | ServerStopEvent | LinkRefusedEvent
 _OfCommands = RequestEvent | RefusedEvent | BadLineEvent
 _OfStreams = HelloEvent | StartEvent | TargetsEvent
 _OfGateways = ResetsEvent | PathEvent | ImplausibleFiguresEvent
-Event = _OfServer | _OfCommands | _OfStreams | _OfGateways | ReleaseEvent | EndEvent | LinesLostEvent
+Event = _OfServer | _OfCommands | _OfStreams | _OfGateways | ReleaseEvent | DrainEvent | EndEvent | LinesLostEvent
 KINDS: tuple[type[Any], ...] = Event.__args__
 
 

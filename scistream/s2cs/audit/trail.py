@@ -23,6 +23,7 @@ from scistream.protocol.messages import Error, PathFigures, Req, ResetReason, Re
 from scistream.s2cs.audit.events import (
     SCHEMA,
     BadLineEvent,
+    DrainEvent,
     EndEvent,
     Event,
     HelloEvent,
@@ -192,6 +193,24 @@ class AuditTrail:
         if self._is_failing:
             why = "this S2CS cannot write its audit trail, so it accepts no new streams: tell its operator"
             raise StreamError("no-capacity", why)
+
+    def drain(self, link: Link, by: str, action: str, gateway: str | None, within: float | None) -> None:
+        """Record that an administrator has begun or ended a drain.
+
+        :param by: the administrator, in the form of `owner_of`.
+        :param gateway: None for all gateways.
+        :param within: the seconds after which the streams that are left are released, if any.
+        """
+        identity, issuer = split_owner(by)
+        self._emit(
+            DrainEvent,
+            address=_address(link)[0],
+            identity=identity,
+            issuer=issuer,
+            action=action,
+            gateway=gateway,
+            within=within,
+        )
 
     # -- streams
 

@@ -183,6 +183,27 @@ class Authorizer:
             return replace(grant, decision=self.policy.rule_for(identity_of(caller), command.role))
         return grant
 
+    def check_administrator(self, caller: str) -> None:
+        """Refuse a command that only administrators may give.
+
+        Without certificates and without a policy, every user of this machine may give it.
+
+        :param caller: in the form of `owner_of`.
+        :raises StreamError: `not-authorized`.
+        """
+        identity = identity_of(caller)
+        if self.policy is None and identity == PLAIN_IDENTITY:
+            return
+        if self.policy is None:
+            why = "this S2CS has no policy, and so no administrators: set `policy` in its configuration to a file with"
+            raise StreamError("not-authorized", f"{why} a section [[administrators]] that names {identity.name}")
+        if not self.policy.is_administrator(identity):
+            raise StreamError(
+                "not-authorized",
+                f"{identity.name} is not an administrator of this facility: only those in [[administrators]] of its "
+                "policy may do this",
+            )
+
     def of_stream(self, record: Record) -> Grant:
         """Return what the policy says about an existing stream, for its application or for the S2CS itself."""
         is_probe = record.request is not None and record.request.protocol == "probe"

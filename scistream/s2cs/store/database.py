@@ -4,7 +4,7 @@ The store is called directly, without a thread. Write-ahead logging makes a reco
 There is one row per stream, keyed by (uid, role), with the record as JSON beside columns for queries by a person. The
 tables `heard` and `usage` belong to `ledger.py`: `heard` has the last report of each gateway about each stream, and
 `usage` the totals of each day, which outlive the records. Each table is limited for each owner, and SQLite reuses free
-pages, so the file does not grow beyond the size of a busy day.
+pages, so the file does not grow beyond the size of a busy day. The table `drain` belongs to `scistream.s2cs.drains`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,12 @@ def _count_own_updates(_db: sqlite3.Connection) -> None:
     """
 
 
-STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own_updates)
+def _make_drains(db: sqlite3.Connection) -> None:
+    """Upgrade to version 5: what is being drained. Older software is kept out, since it would place streams there."""
+    db.execute("CREATE TABLE drain (gateway TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL) WITHOUT ROWID")
+
+
+STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own_updates, _make_drains)
 """The step at index n upgrades version n to n + 1. Never change a step that was part of a release."""
 SCHEMA_VERSION = len(STEPS)
 
@@ -364,6 +369,42 @@ class Store:
             return self._db.execute(select, (owner, *key)).fetchone() is not None
         except sqlite3.Error as problem:
             raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
+
+    # -- drains
+
+    def drains(self) -> list[tuple[str, str, float | None]]:
+        """Return the name of each gateway that is drained (empty: all of them), who asked for it, and until when.
+
+        :raises StoreError: if the store cannot be read.
+        """
+        try:
+            rows = self._db.execute("SELECT gateway, owner, until FROM drain ORDER BY gateway").fetchall()
+        except sqlite3.Error as problem:
+            raise StoreError(f"state: the store {self._path} cannot be read: {problem}") from None
+        return [(gateway, owner, until) for gateway, owner, until in rows]
+
+    def note_drain(self, gateway: str, owner: str, until: float | None) -> None:
+        """Note that a gateway is drained, in place of an earlier note.
+
+        :param until: when the streams that are left are released, in seconds since the epoch; None: they go on.
+        :raises StreamError: `no-capacity` if the store cannot be written.
+        """
+        self._change_drains("INSERT OR REPLACE INTO drain VALUES (?, ?, ?)", gateway, owner, until)
+
+    def forget_drain(self, gateway: str) -> None:
+        """Note that a gateway is not drained any more.
+
+        :raises StreamError: `no-capacity` if the store cannot be written.
+        """
+        self._change_drains("DELETE FROM drain WHERE gateway = ?", gateway)
+
+    def _change_drains(self, statement: str, *values: Any) -> None:
+        try:
+            self._sync("FULL")
+            self._db.execute(statement, values)
+        except sqlite3.Error as problem:
+            raise self._cannot_be_written(problem) from None
+        self._written()
 
     # -- usage
 
