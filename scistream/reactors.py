@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from scistream import timing
 from scistream.protocol.address import Address
+from scistream.systemd.sockets import InheritedSockets
 
 ACCEPTS_A_TURN = 64
 
@@ -131,13 +132,17 @@ class PatientPort(tcp.Port):
         return Address(*self.socket.getsockname()[:2])
 
 
-def check_bindable(address: Address) -> None:
+NO_SOCKETS = InheritedSockets()
+
+
+def check_bindable(address: Address, inherited: InheritedSockets = NO_SOCKETS) -> None:
     """Check that this process could listen on an address.
 
     :param address: with port 0 only the host is checked.
+    :param inherited: sockets on which it listens already.
     :raises ValueError: if not, with a sentence that names the address and the reason.
     """
-    problem = bind_problem(address)
+    problem = None if inherited.find(address) else bind_problem(address)
     if problem is not None:
         raise ValueError(explain_bind(address, problem))
 
@@ -171,11 +176,18 @@ _NOT_BINDABLE = {
 }
 
 
-def listen_patiently(reactor: Any) -> None:
-    """Make every TCP port on which this reactor listens from now on a `PatientPort`."""
+def listen_patiently(reactor: Any, inherited: InheritedSockets = NO_SOCKETS) -> None:
+    """Make every TCP port on which this reactor listens from now on a `PatientPort`.
+
+    :param inherited: sockets to use for the addresses on which they listen.
+    """
 
     def listen(port: int, factory: Any, backlog: int = 50, interface: str = "") -> IListeningPort:
-        patient = PatientPort(port, factory, backlog, interface, reactor)
+        sock = inherited.find(Address(interface, port))
+        if sock is None:
+            patient = PatientPort(port, factory, backlog, interface, reactor)
+        else:  # the port gets a copy of the descriptor, and listens with the backlog that the socket has
+            patient = PatientPort._fromListeningDescriptor(reactor, sock.fileno(), sock.family, factory)
         patient.startListening()
         return patient
 

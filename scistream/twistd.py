@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from scistream.reactors import listen_patiently, run_on_monotonic_time
 from scistream.reloading import Change
 from scistream.setup_problems import SETUP_PROBLEMS, SetupProblems
 from scistream.standard_streams import fill_descriptors
+from scistream.systemd.notify import Heartbeat, ServiceManager
+from scistream.systemd.sockets import InheritedSockets, first_environment
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
@@ -28,11 +31,16 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
     config_type: type[AnySettings]
     config: AnySettings
     file: Path
+    inherited: InheritedSockets
     optParameters = (("config", "c", None, "the configuration file (TOML); required"),)
 
     def postOptions(self) -> None:
-        """Read the configuration file."""
+        """Read the configuration file, and take the sockets that systemd has opened."""
         fill_descriptors()  # before the reactor opens any file, so that none gets the numbers of standard streams
+        try:
+            self.inherited = InheritedSockets.from_environment(first_environment())
+        except ValueError as problem:
+            refuse_to_start(str(problem))
         keep_secrets()
         if self["config"] is None:
             refuse_to_start(
@@ -43,6 +51,14 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
             self.config = load(self.file, self.config_type)
         except ConfigError as problem:
             refuse_to_start(str(problem))
+        others = self.inherited.others([self.config.listen, self.config.http.listen])
+        if others:
+            addresses = ", ".join(map(str, others))
+            refuse_to_start(
+                f"listen: {self.config.listen!r}, but systemd has opened a socket at {addresses}: make `listen` and "
+                "ListenStream= in the socket unit the same",
+                self.file,
+            )
 
 
 def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
@@ -82,17 +98,21 @@ def make_daemon(
     with problems.of_step():
         raise_if_any(options.file, list(found))
     try:
-        return Daemon(make(daemon_reactor(), problems), options.file, options.config_type)
+        service = make(daemon_reactor(options.inherited), problems)
+        return Daemon(service, options.file, options.config_type, ServiceManager(os.environ))
     except SETUP_PROBLEMS as problem:
         refuse_to_start(str(problem), options.file)
 
 
-def daemon_reactor() -> Any:
-    """Return the reactor that twistd runs, with monotonic timers, and ports that pause when descriptors run out."""
+def daemon_reactor(inherited: InheritedSockets) -> Any:
+    """Return the reactor that twistd runs, with monotonic timers, and ports that pause when descriptors run out.
+
+    :param inherited: sockets on which it listens instead of opening its own.
+    """
     from twisted.internet import reactor
 
     run_on_monotonic_time(reactor)
-    listen_patiently(reactor)
+    listen_patiently(reactor, inherited)
     return reactor
 
 
@@ -108,20 +128,31 @@ class Reloadable(Protocol):
     def shut_down(self) -> Deferred[None]:
         """Prepare the end of the daemon; fire when it may end, which may take as long as `shutdown_grace`."""
 
+    def when_ready(self) -> Deferred[None]:
+        """Return a Deferred that fires when the service, which has been started, can do its work."""
+
+    def status_line(self) -> str:
+        """Return what it does at the moment, in one line."""
+
 
 class Daemon(MultiService):
     """Runs a party's service under twistd; a problem that keeps it from starting is reported in one line.
 
-    On SIGHUP the configuration file is read again, and the service applies it.
+    On SIGHUP the configuration file is read again, and the service applies it. The service manager is notified of the
+    daemon's state.
 
     :param file: the configuration file.
     :param config_type: the type of its settings.
+    :param manager: the service manager.
     """
 
     log = Logger()
 
-    def __init__(self, service: Service, file: Path, config_type: type[Section]) -> None:
+    def __init__(self, service: Service, file: Path, config_type: type[Section], manager: ServiceManager) -> None:
         super().__init__()
+        self._manager = manager
+        self._heartbeat: Heartbeat | None = None
+        self._is_ready = self._is_stopping = False
         self._file = file
         self._absolute = file.absolute()  # twistd may change its working directory later
         self._config_type = config_type
@@ -139,16 +170,54 @@ class Daemon(MultiService):
                 "this daemon runs as root, which is not needed: run it as the user `scistream`, as the units do that "
                 "`scistream examples DIR` writes (scistream.sysusers creates that user)"
             )
-        _stop_at_signals(reactor, self._reloadable.shut_down)
+        _stop_at_signals(reactor, self._shut_down)
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         try:
             super().startService()
         except SETUP_PROBLEMS as problem:
             refuse_to_start(str(problem), self._file)
+        if self._manager.watchdog:
+            faulthandler.enable(2)  # standard error; the watchdog's signal then shows where the reactor was stuck
+        self._heartbeat = Heartbeat(reactor, self._manager, self._status)
+        self._heartbeat.start()
+        self._reloadable.when_ready().addCallback(self._ready)
+
+    def stopService(self) -> Any:
+        """Stop the service, and tell the service manager so. The signs of life go on until the process ends."""
+        self._tell_stopping()
+        return super().stopService()
+
+    def _shut_down(self) -> Deferred[None]:
+        """Let the service prepare its end, for which the service manager waits as long as there are signs of life."""
+        self._tell_stopping()
+        if self._heartbeat is not None:
+            self._heartbeat.ask_for_time()
+        return self._reloadable.shut_down()
+
+    def _tell_stopping(self) -> None:
+        if not self._is_stopping:
+            self._is_ready, self._is_stopping = False, True
+            self._manager.stopping(self._status())
+
+    def _status(self) -> str:
+        line = self._reloadable.status_line()
+        return f"stopping; {line}" if self._is_stopping else line
+
+    def _ready(self, _: object) -> None:
+        if self.running and not self._is_stopping:
+            self._is_ready = True
+            self._manager.ready(self._status())
 
     def _reload(self) -> None:
         if not self.running:
             return
+        if self._is_ready:
+            self._manager.reloading()
+        self._apply_file()
+        if self._is_ready:
+            self._manager.ready(self._status())
+
+    def _apply_file(self) -> None:
         try:
             change = self._reloadable.reload(load(self._absolute, self._config_type))
         except SETUP_PROBLEMS as problem:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from OpenSSL import SSL
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -252,6 +252,15 @@ class ControlServer(Service):
     def shut_down(self) -> Deferred[None]:
         """Fire when this S2CS may stop: when it has no stream left, or after `shutdown_grace`."""
         return self.drains.shut_down(parse_grace(self.config.shutdown_grace))
+
+    def when_ready(self) -> Deferred[None]:
+        """Return a Deferred that has fired: the S2CS works as soon as it listens, and requests wait for gateways."""
+        return succeed(None)
+
+    def status_line(self) -> str:
+        """Return how many streams there are, and how many gateways are connected, in one line."""
+        connected = sum(gateway.dialer.link is not None for gateway in self.gateways.values())
+        return f"{self._live()} streams; gateways connected: {connected} of {len(self.gateways)}"
 
     def stopService(self) -> Deferred[Any]:
         """Close all links and files. The streams go on, and the next start takes them up again."""

@@ -8,24 +8,28 @@ from pathlib import Path
 
 from scistream.config import SettingProblem, unless
 from scistream.protocol.address import Address
-from scistream.reactors import check_bindable
+from scistream.reactors import NO_SOCKETS, check_bindable
 from scistream.s2cs.audit.events import FIRST_BYTES
 from scistream.s2cs.audit.sinks import audit_file
 from scistream.s2cs.settings import S2CSConfig
 from scistream.shared_settings import resolve_path
+from scistream.systemd.sockets import InheritedSockets
 
 _STORE_SUFFIXES = ("", ".lock", "-wal", "-shm", "-journal")
 """Suffixes of the files that belong to the store, after the name of the store."""
 
 
-def machine_problems(config: S2CSConfig, config_file: Path) -> Iterator[SettingProblem]:
+def machine_problems(
+    config: S2CSConfig, config_file: Path, inherited: InheritedSockets = NO_SOCKETS
+) -> Iterator[SettingProblem]:
     """Yield the settings that cannot work on this machine.
 
     :param config_file: the file of the settings; relative paths start at its folder.
+    :param inherited: sockets on which this process listens already.
     """
-    yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.listen, "listen")
     if config.http.listen:
-        yield from unless(lambda text: check_bindable(Address.parse(text)), config.http.listen, "http.listen")
+        yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen")
     state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
     if state:  # with `audit = "auto"` the path of the audit trail depends on it

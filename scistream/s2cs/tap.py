@@ -23,7 +23,7 @@ def makeService(options: Options) -> Service:
     config = options.config
     return make_daemon(
         options,
-        machine_problems(config, options.file),
+        machine_problems(config, options.file, options.inherited),
         lambda reactor, problems: ControlServer(
             reactor, config, options.file, problems=problems, release_unknown=bool(options["release-unknown"])
         ),

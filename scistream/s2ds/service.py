@@ -203,6 +203,18 @@ class DataServer(Service):
             boot=self.boot,
         )
 
+    def when_ready(self) -> Deferred[None]:
+        """Return a Deferred that fires when all elements have started."""
+        return self.elements.when_ready()
+
+    def status_line(self) -> str:
+        """Return how many streams and elements there are, and the reserved rate, in one line."""
+        reserved = self.capacity.total - self.capacity.free
+        return (
+            f"{len(self._live)} streams; elements ready: {self.elements.ready_count()} of "
+            f"{self.config.element_count or 1}; reserved: {reserved / 1000:g} of {self.capacity.total / 1000:g} Gbit/s"
+        )
+
     def _log_budget(self) -> None:
         """Log the limits of all streams together and their source, which the settings alone do not show."""
         config = self.config

@@ -9,23 +9,26 @@ from twisted.logger import Logger
 
 from scistream.config import SettingProblem, unless
 from scistream.protocol.address import Address
-from scistream.reactors import bind_problem, check_bindable, explain_bind
+from scistream.reactors import NO_SOCKETS, bind_problem, check_bindable, explain_bind
 from scistream.s2ds.settings import LegSettings, S2DSConfig
 from scistream.shared_settings import parse_ports
+from scistream.systemd.sockets import InheritedSockets
 
 _MOST_NAMED = 10
 
 _log = Logger()
 
 
-def machine_problems(config: S2DSConfig) -> Iterator[SettingProblem]:
+def machine_problems(config: S2DSConfig, inherited: InheritedSockets = NO_SOCKETS) -> Iterator[SettingProblem]:
     """Yield the settings whose addresses or ports this machine does not have.
 
     Log a warning if other programs listen on some of the ports.
+
+    :param inherited: sockets on which this process listens already.
     """
-    yield from unless(lambda text: check_bindable(Address.parse(text)), config.listen, "listen")
+    yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.listen, "listen")
     if config.http.listen:
-        yield from unless(lambda text: check_bindable(Address.parse(text)), config.http.listen, "http.listen")
+        yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen")
     sides = [("lan", config.lan)] + ([("wan", config.wan)] if config.wan.bind != config.lan.bind else [])
     for side, leg in sides:
         problems = [*unless(lambda host: check_bindable(Address(host, 0)), leg.bind, f"{side}.bind")]

@@ -27,4 +27,4 @@ def makeService(options: Options) -> Service:
         use_dns(reactor)
         return DataServer(reactor, options.config, options.file, problems=problems)
 
-    return make_daemon(options, machine_problems(options.config), make)
+    return make_daemon(options, machine_problems(options.config, options.inherited), make)

@@ -16,7 +16,7 @@ import scistream
 ROOT = Path(scistream.__file__).parent
 
 PRIVATE: dict[str, dict[str, set[str]]] = {
-    "reactors.py": {"twisted.internet.tcp.Port": {"_buildAddr", "_logger"}},
+    "reactors.py": {"twisted.internet.tcp.Port": {"_buildAddr", "_fromListeningDescriptor", "_logger"}},
     "s2ds/relay/openssl.py": {
         "OpenSSL.SSL.Connection": {"_from_ssl", "_into_ssl", "_raise_ssl_error", "_reverse_mapping", "_ssl"},
         "cryptography": {"cryptography.hazmat.bindings.openssl.binding"},

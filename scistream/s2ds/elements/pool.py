@@ -190,6 +190,14 @@ class Elements:
         for member in self._members:
             member.start()
 
+    def when_ready(self) -> Deferred[None]:
+        """Return a Deferred that fires when each element has been ready once."""
+        return DeferredList([member.has_started for member in self._members]).addCallback(lambda _: None)
+
+    def ready_count(self) -> int:
+        """Return how many elements are ready."""
+        return sum(member.ready for member in self._members)
+
     def stop(self) -> Deferred[None]:
         """Reset every connection; fire when all processes have ended."""
         stopping = DeferredList([member.stop() for member in self._members])
@@ -597,6 +605,8 @@ class _Member(Protocol):
 
     number: int
     ready: bool
+    has_started: Deferred[None]
+    """Fires when the element is ready for the first time."""
 
     def start(self) -> None:
         """Start the element."""

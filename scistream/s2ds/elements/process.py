@@ -59,6 +59,7 @@ class InProcessElement:
 
     def __init__(self, element: Element) -> None:
         self._element = element
+        self.has_started: Deferred[None] = succeed(None)
 
     def start(self) -> None:
         """Do nothing: the element is ready."""
@@ -122,6 +123,7 @@ class ElementProcess:
     ) -> None:
         self.number = number
         self.ready = False
+        self.has_started: Deferred[None] = Deferred()
         self._on_start_failure = on_start_failure
         self._failed_starts = 0
         self._reactor = reactor
@@ -253,6 +255,8 @@ class ElementProcess:
     def _is_ready(self, link: CommandLink) -> None:
         if link is self._link and self._process is not None:
             self.ready = True
+            if not self.has_started.called:
+                self.has_started.callback(None)
             self._failed_starts = 0
             self.log.info("element {number} is ready (process {pid})", number=self.number, pid=self._process.pid)
             if not self._pings.running:

@@ -1,0 +1,149 @@
+"""Daemons under a service manager: notifications, the watchdog, and sockets that it has opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from support.facilities import HOST, elements_of
+from support.leased_ports import leased
+from support.programs import INSTALLED, Program
+from support.requirements import needs
+from support.service_manager import Notifications, listening
+from support.waiting import PATIENCE, until
+
+TWISTD = str(INSTALLED / "twistd")
+
+
+def settings_of(kind: str) -> dict[str, Any]:
+    """Return settings with which a daemon of this kind starts without certificates."""
+    listen = f"{HOST}:{leased.take(1, HOST)}"
+    if kind == "s2cs":
+        gateway = {"name": "dtn1", "address": f"{HOST}:{leased.take(1, HOST)}"}
+        return {"listen": listen, "insecure": True, "audit": "none", "gateways": [gateway]}
+    first = leased.take(2, HOST)
+    return {"listen": listen, "insecure": True, "elements": 2, "ports": f"{first}-{first + 1}"}
+
+
+def command_of(kind: str, file: Path) -> list[str]:
+    return [TWISTD, "-n", "--pidfile=", kind, "--config", str(file)]
+
+
+@pytest.fixture(params=["s2cs", "s2ds"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def notified(kind: str, tmp_path: Path) -> Iterator[Notifications]:
+    with listening(tmp_path / "notify" if kind == "s2cs" else f"@scistream-{os.getpid()}") as notified:
+        yield notified
+
+
+def answer(sock: socket.socket) -> dict[str, Any]:
+    """Return what a daemon answers to a line that is not a message."""
+    sock.settimeout(PATIENCE)
+    sock.sendall(b"nonsense\n")
+    with sock.makefile("rb") as lines:
+        found: dict[str, Any] = json.loads(lines.readline(65536))
+        return found
+
+
+def to(settings: dict[str, Any]) -> socket.socket:
+    host, _, port = settings["listen"].rpartition(":")
+    return socket.create_connection((host, int(port)), PATIENCE)
+
+
+def test_a_daemon_notifies_what_it_does_and_signs_of_life(kind: str, notified: Notifications, tmp_path: Path) -> None:
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps(settings))
+    env = {**os.environ, "NOTIFY_SOCKET": notified.address, "WATCHDOG_USEC": "1000000"}
+    program = Program(command_of(kind, file), tmp_path / "daemon.err", env)
+    try:
+        ready = notified.until("READY")
+        with to(settings) as sock:
+            assert answer(sock)["code"] == "bad-message"
+        shown = r"0 streams; gateways connected: 0 of 1"
+        if kind == "s2ds":
+            assert len(elements_of(program.pid)) == 2
+            shown = r"0 streams; elements ready: 2 of 2; reserved: 0 of 10 Gbit/s"
+        assert re.fullmatch(shown, ready["STATUS"]), ready
+
+        notified.until("WATCHDOG")
+        before = time.monotonic()
+        notified.until("WATCHDOG")
+        assert time.monotonic() - before < 1.0
+
+        for text in (tomli_w.dumps(settings), "nonsense"):  # also a reload that fails has an end
+            file.write_text(text)
+            os.kill(program.pid, signal.SIGHUP)
+            reloading = notified.until("RELOADING")
+            assert abs(time.monotonic() - int(reloading["MONOTONIC_USEC"]) / 1e6) < PATIENCE
+            assert "READY" in notified.first(lambda fields: "WATCHDOG" not in fields)
+
+        program.ask_to_end()
+        assert "stopping" in notified.until("STOPPING")["STATUS"]
+        program.end()
+    finally:
+        program.stop()
+
+
+def test_systemd_starts_a_daemon_with_the_first_connection(tmp_path: Path) -> None:
+    needs("systemd-socket-activate")
+    kind = "s2ds"
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps(settings))
+    command = ["systemd-socket-activate", f"--listen={settings['listen']}", *command_of(kind, file)]
+    program = Program(command, tmp_path / "daemon.err")
+    try:
+        until(lambda: "Listening on" in (tmp_path / "daemon.err").read_text(), lambda: str(program))
+        with to(settings) as sock:
+            assert answer(sock)["code"] == "bad-message"
+    finally:
+        program.stop()
+
+
+ACTIVATED = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=control exec "$@"'
+"""What systemd does: the socket becomes descriptor 3, and the environment names this process."""
+
+
+def test_connections_wait_while_a_daemon_restarts_if_systemd_holds_its_socket(tmp_path: Path) -> None:
+    kind = "s2cs"
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps(settings))
+    host, _, port = settings["listen"].rpartition(":")
+    with socket.create_server((host, int(port))) as held, (tmp_path / "daemon.err").open("w") as errors:
+        command = ["bash", "-c", ACTIVATED, "bash", str(held.fileno()), *command_of(kind, file)]
+        for _ in range(2):
+            with to(settings) as early:  # while no daemon runs
+                daemon = subprocess.Popen(command, pass_fds=[held.fileno()], cwd=tmp_path, stdout=errors, stderr=errors)
+                try:
+                    assert answer(early)["code"] == "bad-message"
+                finally:
+                    daemon.terminate()
+                    assert daemon.wait(PATIENCE) == 0
+
+
+def test_a_socket_at_another_address_than_listen_is_refused(tmp_path: Path) -> None:
+    kind = "s2cs"
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps(settings))
+    with socket.create_server((HOST, 0)) as other:
+        command = ["bash", "-c", ACTIVATED, "bash", str(other.fileno()), *command_of(kind, file)]
+        done = subprocess.run(
+            command, pass_fds=[other.fileno()], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 2
+        where = f"{HOST}:{other.getsockname()[1]}"
+    assert f"listen: '{settings['listen']}', but systemd has opened a socket at {where}: make `listen`" in done.stderr
