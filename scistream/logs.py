@@ -6,14 +6,20 @@ Every party logs through `twisted.logger`, as events with fields. A field must n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from scistream import timing
+
+shows_debug = False
+"""Whether a daemon's log shows events of the level debug. Check it before you log many of them."""
+
+covers_errors = False
+"""Whether a daemon's log goes to the same place as its standard error, so that no line needs to go to both."""
 
 
 class Lasting:
@@ -121,3 +127,38 @@ class Tally(Generic[Key]):
     def _say(self, key: Key, count: _Count) -> None:
         count.told = count.seen
         self._tell(key, count.seen, count.last)
+
+
+# -- events
+
+_OF_TWISTED = ("twisted.internet", "twisted.names", "twisted.protocols", "twisted.web", "log_legacy")
+"""Twisted's own events about sockets and factories; events without a namespace are from its oldest parts."""
+_INTERNAL = frozenset({"always", "message", "time", "system", "isError", "failure", "why", "format"})
+"""Keys of events that are not fields: those of Twisted's older log, and `always`, which is ours."""
+
+
+def fields_of(event: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Return the fields of an event, apart from those of `twisted.logger` itself.
+
+    Other objects than text, numbers and truth values are shown as the text of the event shows them, or not at all.
+    """
+    if event.get("log_namespace") == "log_legacy":
+        return {}
+    shown = event.get("log_format") or ""
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in event.items():
+        if name.startswith("log_") or name in _INTERNAL or value is None or value == "":
+            continue
+        if isinstance(value, str | bool | int | float):
+            found[name] = value
+        elif f"{{{name}}}" in shown:
+            found[name] = str(value)
+    return found
+
+
+def level_of(event: Mapping[str, Any]) -> Any:
+    """Return the level of an event; debug for what Twisted says about itself."""
+    level = event.get("log_level") or LogLevel.info
+    if level == LogLevel.info and str(event.get("log_namespace", "log_legacy")).startswith(_OF_TWISTED):
+        return LogLevel.debug
+    return level

@@ -42,6 +42,7 @@ TALLY = 60.0  # during which events of one kind are counted, and reported in one
 FILE_LOCK = 10.0  # for another command to release a lock, which it holds for milliseconds
 FILE_LOCK_POLL = 0.05  # between two attempts to take that lock
 ACCEPT_PAUSE = 0.5  # without accepting, when descriptors have run out, to let connections close
+JOURNAL = 0.1  # for the journal to make room for a line of the log, which then goes to standard output instead
 NOTIFY = 1.0  # for the service manager to take a notification, which it does at once unless it is stuck
 MORE_TIME = 30.0  # to ask of the service manager at a time while streams end: it kills a stuck process after that
 STATUS = 10.0  # between two looks at what `systemctl status` is to show

@@ -6,16 +6,22 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, cast
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
+from twisted.python.logfile import LogFile
+from twisted.python.syslog import SyslogObserver
 
+from scistream import logs
 from scistream.config import AnySettings, ConfigError, Section, SettingProblem, load, raise_if_any
+from scistream.log_output import Destination, HasLogSettings, LogOutput
 from scistream.os_process import keep_secrets, raise_descriptor_limit
 from scistream.reactors import listen_patiently, run_on_monotonic_time
 from scistream.reloading import Change
@@ -26,10 +32,11 @@ from scistream.systemd.sockets import InheritedSockets, first_environment
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
-    """The options of a daemon; each subclass sets `config_type`."""
+    """The options of a daemon; each subclass sets `config_type` and `party`."""
 
     config_type: type[AnySettings]
     config: AnySettings
+    party: str
     file: Path
     inherited: InheritedSockets
     optParameters = (("config", "c", None, "the configuration file (TOML); required"),)
@@ -51,11 +58,12 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
             self.config = load(self.file, self.config_type)
         except ConfigError as problem:
             refuse_to_start(str(problem))
-        others = self.inherited.others([self.config.listen, self.config.http.listen])
+        listen = str(cast(Any, self.config).listen)
+        others = self.inherited.others([listen, cast(Any, self.config).http.listen])
         if others:
             addresses = ", ".join(map(str, others))
             refuse_to_start(
-                f"listen: {self.config.listen!r}, but systemd has opened a socket at {addresses}: make `listen` and "
+                f"listen: {listen!r}, but systemd has opened a socket at {addresses}: make `listen` and "
                 "ListenStream= in the socket unit the same",
                 self.file,
             )
@@ -69,19 +77,17 @@ def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:
     """
     if file is not None:
         why = "\n".join(line if line.startswith(f"{file}: ") else f"{file}: {line}" for line in why.splitlines())
-    _tell(why)
-    raise SystemExit(2)
-
-
-def _tell(why: str) -> None:
-    for stream in {sys.stderr, sys.__stderr__ or sys.stderr}:
+    streams = {sys.stderr} if logs.covers_errors else {sys.stderr, sys.__stderr__ or sys.stderr}
+    for stream in streams:
         stream.write(f"{why}\n")
+    raise SystemExit(2)
 
 
 def end_daemon(reactor: Any, why: str) -> None:
     """Stop a running daemon that cannot continue: a sentence on standard error, and exit status 2."""
     Logger("scistream.twistd").critical("the daemon cannot continue: {why}", why=why)
-    _tell(why)
+    if not logs.covers_errors and sys.__stderr__ is not None:
+        sys.__stderr__.write(f"{why}\n")
     reactor.addSystemEventTrigger("after", "shutdown", os._exit, 2)  # twistd would end with 0
     reactor.stop()
 
@@ -97,11 +103,31 @@ def make_daemon(
     problems = SetupProblems()
     with problems.of_step():
         raise_if_any(options.file, list(found))
+    output = None
+    with problems.of_step():
+        output = _log_output(options)
     try:
         service = make(daemon_reactor(options.inherited), problems)
-        return Daemon(service, options.file, options.config_type, ServiceManager(os.environ))
+        assert output is not None
+        return Daemon(service, options.file, options.config_type, ServiceManager(os.environ), output)
     except SETUP_PROBLEMS as problem:
         refuse_to_start(str(problem), options.file)
+
+
+def _log_output(options: DaemonOptions[Any]) -> LogOutput:
+    """Return the log as the settings and the options of twistd want it.
+
+    :raises ConfigError: if both contradict each other.
+    """
+    of_twistd: Mapping[str, Any] = options.parent or {}
+    name = of_twistd.get("logfile") or ""
+    destination: Callable[[], Destination] | None = None
+    syslog = None
+    if of_twistd.get("syslog"):
+        syslog = SyslogObserver(of_twistd.get("prefix") or "twisted").emit
+    elif name != "-" and (name or not of_twistd.get("nodaemon", True)):
+        destination = partial(LogFile.fromFullPath, name or "twistd.log")
+    return LogOutput(options.party, options.config, destination, syslog)
 
 
 def daemon_reactor(inherited: InheritedSockets) -> Any:
@@ -144,12 +170,16 @@ class Daemon(MultiService):
     :param file: the configuration file.
     :param config_type: the type of its settings.
     :param manager: the service manager.
+    :param output: its log.
     """
 
     log = Logger()
 
-    def __init__(self, service: Service, file: Path, config_type: type[Section], manager: ServiceManager) -> None:
+    def __init__(
+        self, service: Service, file: Path, config_type: type[Section], manager: ServiceManager, output: LogOutput
+    ) -> None:
         super().__init__()
+        self._output = output
         self._manager = manager
         self._heartbeat: Heartbeat | None = None
         self._is_ready = self._is_stopping = False
@@ -158,6 +188,12 @@ class Daemon(MultiService):
         self._config_type = config_type
         self._reloadable: Reloadable = cast(Reloadable, service)
         self.addService(service)
+
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802, since Twisted calls it so
+        """Become the service of an application, and give it the log in place of twistd's own."""
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._output.begin())
+        super().setServiceParent(parent)
 
     def startService(self) -> None:
         """Start the service, or report why it cannot start and exit."""
@@ -171,6 +207,8 @@ class Daemon(MultiService):
                 "`scistream examples DIR` writes (scistream.sysusers creates that user)"
             )
         _stop_at_signals(reactor, self._shut_down)
+        for number, change in ((signal.SIGUSR1, self._output.more), (signal.SIGUSR2, self._output.less)):
+            signal.signal(number, partial(_call_in_reactor, reactor, change))
         signal.signal(signal.SIGHUP, lambda *_: cast(Any, reactor).callFromThread(self._reload))
         try:
             super().startService()
@@ -219,11 +257,15 @@ class Daemon(MultiService):
 
     def _apply_file(self) -> None:
         try:
-            change = self._reloadable.reload(load(self._absolute, self._config_type))
+            config = load(self._absolute, self._config_type)
+            apply = self._output.prepare(cast(HasLogSettings, config))
+            change = self._reloadable.reload(config)
         except SETUP_PROBLEMS as problem:
             for line in str(problem).splitlines():
                 self.log.error("NOT reloaded, the previous settings stay in force: {problem}", problem=line)
             return
+        apply()
+        self._output.reopen()
         if change.needs_restart:
             self.log.warn(
                 "a restart is needed to change these settings: {keys}",
@@ -234,6 +276,11 @@ class Daemon(MultiService):
             file=self._file,
             keys=", ".join(change.changed) or "none",
         )
+
+
+def _call_in_reactor(reactor: Any, function: Callable[[], None], _number: int, _frame: Any) -> None:
+    """Handle a signal by calling a function when the reactor has its next turn."""
+    reactor.callFromThread(function)
 
 
 def _stop_at_signals(reactor: Any, shut_down: Callable[[], Deferred[None]]) -> None:

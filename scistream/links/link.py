@@ -24,7 +24,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from scistream import timing
+from scistream import logs, timing
 from scistream.links.backpressure import MAX_UNREAD, LineSplitter, ReadThrottle
 from scistream.protocol.address import Address
 from scistream.protocol.codec import MAX_FIRST_LINE, MAX_LINE, decode, encode, is_answer
@@ -102,6 +102,8 @@ class _Unlimited:
     def closed(self) -> None:
         """Do nothing."""
 
+
+_log = Logger()
 
 UNLIMITED: LinkAdmission = _Unlimited()
 
@@ -229,6 +231,8 @@ class Link(LineOnlyReceiver):
         except BadMessageError as bad:
             self._bad_line(line, bad)
             return
+        if logs.shows_debug:
+            self._log_message("received", message)
         if isinstance(message, Resp | Error):
             self.owner.answer_received(self, message)
         else:
@@ -313,6 +317,8 @@ class Link(LineOnlyReceiver):
                     Error(uid=message.uid, seq=message.seq, code="gateway-failed", msg=f"the answer: {error.msg}")
                 )
             return
+        if logs.shows_debug:
+            self._log_message("sends", message)
         self.transport.write(line)
         self._count_unread(len(line))
 
@@ -363,6 +369,18 @@ class Link(LineOnlyReceiver):
             self.MAX_LENGTH = MAX_FIRST_LINE
             self._start_timer(timing.FIRST_LINE, "no line")
         self.owner.link_up(self)
+
+    def _log_message(self, what: str, message: Message) -> None:
+        """Log that a message passed, without what it says: it may have secrets."""
+        _log.debug(
+            "peer={peer} {what} {cmd} uid={uid} seq={seq}",
+            peer=self.address,
+            what=what,
+            cmd=str(message.__struct_config__.tag),
+            uid=message.uid,
+            role=getattr(message, "role", None),
+            seq=getattr(message, "seq", None),
+        )
 
     def _check_expiry(self) -> None:
         """Close the link if the peer's credentials have expired.

@@ -8,6 +8,7 @@ from msgspec import field
 
 from scistream.config import SettingProblem, below, expanded, unless
 from scistream.http.settings import HttpSettings, listener_problems
+from scistream.log_output import log_problems
 from scistream.protocol.address import Address
 from scistream.shared_settings import (
     ControllerSettings,
@@ -59,6 +60,8 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
     release_broken_after: str = ""
     shutdown_grace: str = "0s"
     policy: str = ""
+    log_format: str = "auto"
+    log_level: str = "info"
     limits: ServerLimits = field(default_factory=ServerLimits)
     http: HttpSettings = field(default_factory=HttpSettings)
 
@@ -93,6 +96,7 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
             yield SettingProblem(("expires", "longest_expires"), why)
         for key in ("state", "audit", "policy"):
             yield from unless(expanded, getattr(self, key), key)
+        yield from log_problems(self)
         yield from files_problems(self)
         if self.controller is not None:
             yield from below("controller", self.controller.problems())

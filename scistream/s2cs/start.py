@@ -29,7 +29,9 @@ def machine_problems(
     """
     yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.listen, "listen")
     if config.http.listen:
-        yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen")
+        yield from unless(
+            lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen"
+        )
     state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
     if state:  # with `audit = "auto"` the path of the audit trail depends on it

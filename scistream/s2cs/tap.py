@@ -14,6 +14,7 @@ class Options(DaemonOptions[S2CSConfig]):
     """Run an S2CS, the control server of a facility."""
 
     config_type = S2CSConfig
+    party = "s2cs"
     optFlags = (("release-unknown", None, "Release streams on the gateways of which the store has no record."),)
     synopsis = "[options]\n\nRuns the control server (S2CS) of a facility."
 

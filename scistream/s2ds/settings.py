@@ -10,6 +10,7 @@ from msgspec import Meta, field
 
 from scistream.config import SettingProblem, below, unless
 from scistream.http.settings import GatewayHttpSettings, listener_problems
+from scistream.log_output import log_problems
 from scistream.protocol.address import Address, parse_network
 from scistream.protocol.wan_abilities import ACCEPT, DIAL
 from scistream.resources import memory, processors, tcp_memory
@@ -270,6 +271,8 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     wan_timeout: str = "60s"
     wan_cipher: str = "aes"
     shutdown_grace: str = "0s"
+    log_format: str = "auto"
+    log_level: str = "info"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     http: GatewayHttpSettings = field(default_factory=GatewayHttpSettings)
 
@@ -327,6 +330,7 @@ class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
         yield from self._ports_problems()
         if self.controller:
             yield from unless(_controller_name, self.controller, "controller")
+        yield from log_problems(self)
         yield from files_problems(self)
         yield from trust_problems(self, "certificate", "key", "authorities", "controller")
 

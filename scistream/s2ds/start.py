@@ -28,7 +28,9 @@ def machine_problems(config: S2DSConfig, inherited: InheritedSockets = NO_SOCKET
     """
     yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.listen, "listen")
     if config.http.listen:
-        yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen")
+        yield from unless(
+            lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen"
+        )
     sides = [("lan", config.lan)] + ([("wan", config.wan)] if config.wan.bind != config.lan.bind else [])
     for side, leg in sides:
         problems = [*unless(lambda host: check_bindable(Address(host, 0)), leg.bind, f"{side}.bind")]

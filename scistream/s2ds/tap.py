@@ -17,6 +17,7 @@ class Options(DaemonOptions[S2DSConfig]):
     """Run an S2DS, the data server of a gateway node."""
 
     config_type = S2DSConfig
+    party = "s2ds"
     synopsis = "[options]\n\nRun the data server (S2DS) of a gateway node. The configuration file names its controller."
 
 

@@ -59,7 +59,7 @@ class ServiceManager:
         self._send(f"STATUS={_line(text)}")
 
     def ask_for_time(self, seconds: float) -> None:
-        """Ask for so much time, from now on, before the service manager kills the process because its stop takes long."""
+        """Ask for so much time, from now on, before the service manager kills a process that takes long to stop."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * _SECOND)}")
 
     def alive(self) -> None:

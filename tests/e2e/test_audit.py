@@ -27,7 +27,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2cs.audit.events import KINDS, read_line
-from scistream.s2cs.audit.sinks import JOURNAL
+from scistream.systemd.journal import JOURNAL
 from support.applications import accept, address_of, listen, noise, receive, receive_exactly
 from support.facilities import HOST, Facility
 from support.waiting import until

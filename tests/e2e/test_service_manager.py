@@ -19,7 +19,7 @@ import tomli_w
 from support.facilities import HOST, elements_of
 from support.leased_ports import leased
 from support.programs import INSTALLED, Program
-from support.requirements import needs
+from support.requirements import needs, needs_root
 from support.service_manager import Notifications, listening
 from support.waiting import PATIENCE, until
 
@@ -147,3 +147,85 @@ def test_a_socket_at_another_address_than_listen_is_refused(tmp_path: Path) -> N
         assert done.returncode == 2
         where = f"{HOST}:{other.getsockname()[1]}"
     assert f"listen: '{settings['listen']}', but systemd has opened a socket at {where}: make `listen`" in done.stderr
+
+
+# -- logs
+
+
+def wait_for(program: Program, words: str, seen: list[dict[str, Any]]) -> None:
+    """Wait for a line of JSON with these words in its message, and add it and those before it to `seen`."""
+    while True:
+        line = json.loads(program.line())
+        seen.append(line)
+        if words in line["message"]:
+            return
+
+
+def test_every_line_of_a_daemon_is_json_and_its_level_changes_while_it_runs(kind: str, tmp_path: Path) -> None:
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps({"log_format": "json", **settings}))
+    program = Program(command_of(kind, file), tmp_path / "daemon.err")
+    seen: list[dict[str, Any]] = []
+    try:
+        wait_for(program, f"party={kind} listens on", seen)
+        if kind == "s2ds":
+            wait_for(program, "element", seen)
+            wait_for(program, "element", seen)
+        assert not any("starting on" in line["message"] for line in seen), "what Twisted says about itself"
+        assert {line["party"] for line in seen} == {kind}
+
+        for pid in (*elements_of(program.pid), program.pid):  # as `systemctl kill` sends it to all of them
+            os.kill(pid, signal.SIGUSR1)
+        wait_for(program, "the log level is now debug", seen)
+        seen.clear()
+        with to(settings) as sock:
+            assert answer(sock)["code"] == "bad-message"
+            wait_for(program, "sends ERROR", seen)
+            assert seen[-1]["peer"] == "{}:{}".format(*sock.getsockname()[:2])
+            assert seen[-1]["level"] == "debug"
+        for level in ("info", "warning"):
+            os.kill(program.pid, signal.SIGUSR2)
+            wait_for(program, f"the log level is now {level}", seen)
+
+        file.write_text(tomli_w.dumps({"log_format": "text", **settings}))
+        os.kill(program.pid, signal.SIGHUP)
+        changed = program.line()
+        assert "reloaded" in changed
+        assert changed.endswith("settings that changed: log_format")
+        file.write_text(tomli_w.dumps({"log_level": "loud", **settings}))
+        os.kill(program.pid, signal.SIGHUP)
+        assert "NOT reloaded" in (refused := program.line())
+        assert "log_level: 'loud' is not a choice" in refused
+        if kind == "s2ds":
+            assert len(elements_of(program.pid)) == 2, "the signal has ended no element"
+    finally:
+        program.stop()
+
+
+WITH_A_JOURNAL = 'mount -t tmpfs tmpfs /run; mkdir /run/systemd; ln -s "$0" /run/systemd/journal; exec "$@"'
+"""Run a command in a mount namespace where the journal's folder is another."""
+
+
+def test_the_journal_has_each_line_once_with_its_fields(kind: str, tmp_path: Path) -> None:
+    needs_root("only root can put a socket in the place of the journal's")
+    file, settings = tmp_path / "daemon.toml", settings_of(kind)
+    file.write_text(tomli_w.dumps(settings))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal, (tmp_path / "stream").open("w") as stream:
+        journal.bind(str(tmp_path / "socket"))
+        journal.settimeout(PATIENCE)
+        found = os.fstat(
+            stream.fileno()
+        )  # what systemd makes of standard output and error, and names in JOURNAL_STREAM
+        env = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        command = ["unshare", "--mount", "sh", "-euc", WITH_A_JOURNAL, str(tmp_path), *command_of(kind, file)]
+        daemon = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=stream, stderr=stream)
+        try:
+            while f"party={kind} listens on".encode() not in (entry := journal.recv(65536)):
+                pass
+        finally:
+            daemon.terminate()
+            assert daemon.wait(PATIENCE) == 0
+    fields = dict(line.split("=", 1) for line in entry.decode().splitlines())
+    assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"], fields["SCISTREAM_PARTY"]) == ("6", kind, kind)
+    assert fields["SCISTREAM_LISTEN"] == settings["listen"]
+    assert (tmp_path / "stream").read_text() == ""

@@ -95,7 +95,7 @@ FLOORS = (
     {"logs", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
     {"systemd"},
     {"units", "tables", "paging", "state_machines", "reactors", "config"},
-    {"tls"},
+    {"tls", "log_output"},
     {"pki"},
     {"links"},
     {"shared_settings", "setup_problems", "awaitable"},

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scistream.log_output import RESERVED
+
 PACKAGE = Path(__file__).parents[2] / "scistream"
 LEVELS = frozenset({"debug", "info", "warn", "error", "critical", "failure", "emit"})
 
@@ -51,6 +53,7 @@ def test_every_field_of_a_log_line_is_given(place: str, call: ast.Call) -> None:
     assert len(formats) == 1, "the format is the last argument without a name"
     given = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
     assert not any(name.startswith("log_") for name in given), "these are Twisted's own"
+    assert not given & RESERVED, "these are keys of the lines of JSON: name the field differently"
     for text in texts(formats[0]):
         for _, name, spec, _ in string.Formatter().parse(text):
             if name is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from scistream.config import ConfigError
 from scistream.shared_settings import resolve_path
+from scistream.systemd.journal import JOURNAL, JournalSocket
 
-JOURNAL = Path("/run/systemd/journal/socket")
-_NOTICE = 5
+_NOTICE = "5"
 
 
 class Sink(Protocol):
@@ -98,13 +95,9 @@ class JournalSink:
     """
 
     def __init__(self, address: Path = JOURNAL) -> None:
-        self._address = address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
         try:
-            self._socket.connect(str(address))
+            self._journal = JournalSocket(address)
         except OSError as problem:
-            self._socket.close()
             raise ConfigError(
                 f"audit: there is no journal at {address} ({problem.strerror}): name a file in place of 'journal'"
             ) from None
@@ -115,50 +108,16 @@ class JournalSink:
         return "the journal"
 
     def write(self, line: str) -> None:
-        """Send a line to the journal: as a datagram, or as a sealed memory file if it is too large for one."""
-        entry = f"MESSAGE={line}\nPRIORITY={_NOTICE}\nSYSLOG_IDENTIFIER=scistream-audit\n".encode("ascii")
-        try:
-            self._send(entry)
-        except OSError as problem:
-            if problem.errno not in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.ENOENT):
-                raise
-            self.reopen()  # the journal has restarted
-            self._send(entry)
-
-    def _send(self, entry: bytes) -> None:
-        try:
-            self._socket.send(entry)
-        except OSError as problem:
-            if problem.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                raise
-            self._send_file(entry)
-
-    def _send_file(self, entry: bytes) -> None:
-        file = os.memfd_create("scistream-audit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.write(file, entry)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
-            socket.send_fds(self._socket, [b""], [file])
-        finally:
-            os.close(file)
+        """Send a line to the journal."""
+        self._journal.send({"MESSAGE": line, "PRIORITY": _NOTICE, "SYSLOG_IDENTIFIER": "scistream-audit"})
 
     def reopen(self) -> None:
         """Connect to the journal again."""
-        opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        opened.setblocking(False)
-        try:
-            opened.connect(str(self._address))
-        except OSError:
-            opened.close()
-            raise
-        self.close()
-        self._socket = opened
+        self._journal.reopen()
 
     def close(self) -> None:
         """Close the socket."""
-        with suppress(OSError):
-            self._socket.close()
+        self._journal.close()
 
 
 def audit_file(setting: str, config_file: Path, store: Path) -> Path | None:

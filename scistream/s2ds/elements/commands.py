@@ -131,10 +131,11 @@ class Failed(_Command, frozen=True, kw_only=True, tag="ERROR"):
 
 
 class LogLine(_Command, frozen=True, kw_only=True, tag="Log"):
-    """A line for the log, with a level of `twisted.logger`."""
+    """A line for the log, with a level of `twisted.logger` and the fields of the event."""
 
     level: str
     text: str
+    fields: dict[str, str | int | float | bool] = {}
 
 
 class Reset(Struct, frozen=True, kw_only=True):

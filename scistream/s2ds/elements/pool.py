@@ -194,10 +194,6 @@ class Elements:
         """Return a Deferred that fires when each element has been ready once."""
         return DeferredList([member.has_started for member in self._members]).addCallback(lambda _: None)
 
-    def ready_count(self) -> int:
-        """Return how many elements are ready."""
-        return sum(member.ready for member in self._members)
-
     def stop(self) -> Deferred[None]:
         """Reset every connection; fire when all processes have ended."""
         stopping = DeferredList([member.stop() for member in self._members])

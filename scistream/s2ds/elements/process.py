@@ -410,7 +410,8 @@ class CommandLink(LineOnlyReceiver):
         report = read_report(line)
         if isinstance(report, LogLine):
             level = LogLevel.lookupByName(report.level)
-            self.log.emit(level, "element {number}: {text}", number=self._number, text=report.text)
+            fields = {name: value for name, value in report.fields.items() if name not in ("number", "text")}
+            self.log.emit(level, "element {number}: {text}", **fields, number=self._number, text=report.text)
             return
         if isinstance(report, ResetsReport):
             self._on_resets(report.resets)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from scistream.logs import fields_of, level_of
 from scistream.os_process import end_with, keep_secrets, raise_descriptor_limit
 from scistream.protocol.errors import StreamError
 from scistream.reactors import run_on_monotonic_time
@@ -152,18 +154,26 @@ class ConnectionReceiver:
         """Do nothing: the command link notices the end of the initiator, too."""
 
 
+MOST_FIELDS = 32
+
+
+def _cut(value: str | int | float | bool) -> str | int | float | bool:
+    return value[:8000] if isinstance(value, str) else value
+
+
 def _log_to(receiver: CommandReceiver) -> None:
     """Send the log of this process to the initiator, which writes the log of the gateway."""
 
     @implementer(ILogObserver)
     def observe(event: Any) -> None:
-        level = event.get("log_level", LogLevel.info)
+        level = level_of(event)
         if level < LogLevel.info or not receiver.connected:
             return
         text = formatEvent(event)
         if "log_failure" in event:
             text += "\n" + event["log_failure"].getTraceback()
-        receiver.send(LogLine(level=level.name, text=text[:8000]))
+        fields = {name: _cut(value) for name, value in islice(fields_of(event).items(), MOST_FIELDS)}
+        receiver.send(LogLine(level=level.name, text=text[:8000], fields=fields))
 
     globalLogBeginner.beginLoggingTo([observe], redirectStandardIO=False, discardBuffer=True)
 
@@ -175,7 +185,7 @@ def main() -> None:
     end_with(int(sys.argv[5]))
     keep_secrets()
     raise_descriptor_limit()
-    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signal_number, signal.SIG_IGN)  # the initiator decides when this process ends
 
     install()
