@@ -154,7 +154,7 @@ class Observers:
         def ended(result: Any) -> None:
             self._polls.discard(poll)
             if not (hasattr(result, "check") and result.check(CancelledError)) and result is not None:
-                _log.failure("uid={uid} on_figures ends because of a fault", result, uid=self._uid)
+                _log.failure("uid={uid} on_figures ends because of a fault", failure=result, uid=self._uid)
 
         poll.addBoth(ended)
         return Subscription(poll.cancel)
