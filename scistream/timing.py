@@ -172,6 +172,7 @@ PROBE_DATA = 5.0  # of test data in each direction, unless the user asks for ano
 # -- applications
 
 HELLO = 30.0  # for an S2CS to answer a Hello, with several attempts
+JOIN_FILE_POLL = 1.0  # between two looks for a join file, which may be in a folder that many nodes share
 APP_SILENCE = 2.0  # of waiting, after which a controller says what it is waiting for
 
 # -- scistream check

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,9 +26,17 @@ FEW = 8
 its threads, and fonts."""
 
 
+SHARED = "SCISTREAM_TESTS_SHARED"
+"""The variable that names a folder of all processes of a test run, in which other users may look."""
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Programs of the tests end by the signals that end programs, even where the tests run in the background."""
+    if SHARED not in os.environ:
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="scistream-tests-")
+        os.chmod(os.environ[SHARED], 0o711)
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED)))
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +21,14 @@ from scistream.app.handover import (
     fill_placeholders,
     split,
 )
+from scistream.app.join_file import read_join_file
+from scistream.app.own_address import address_toward, in_place_of_wildcard
 from scistream.app.startup import JOIN_VARIABLE, StartEnvironment, take_environment
-from scistream.cli_support import Commands, refuse, run, start_logging
+from scistream.cli_support import TIME, Commands, refuse, run, start_logging
 from scistream.config import ConfigError
 from scistream.os_process import keep_secrets
 from scistream.protocol.address import Address
-from scistream.protocol.join_string import LONGEST, Join
+from scistream.protocol.join_string import Join
 from scistream.protocol.messages import CONS, MAX_HOSTS, PROD, Role
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +70,13 @@ def _join_option(command: F) -> F:
         type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
         help="Read the join string from a file; - reads it from standard input.",
     )
-    return option(command)
+    wait = click.option(
+        "--join-wait",
+        type=TIME,
+        help="Wait for the join file if it is not there yet, for at most this time, such as 12h: a batch job may start "
+        "before the stream is requested. The file is complete when it ends with a line feed.",
+    )
+    return option(wait(command))
 
 
 @main.command()
@@ -83,43 +89,64 @@ def _join_option(command: F) -> F:
     help="Where the program listens, as its gateway reaches it; give it once for each channel. 0.0.0.0 stands for the "
     "address of this machine from which it reaches the S2CS.",
 )
+@click.option(
+    "--toward",
+    metavar="HOST",
+    help="Let 0.0.0.0 stand for the address of this machine from which it reaches HOST instead, such as a gateway of "
+    "its facility: a compute node may reach the two through different networks.",
+)
 @_join_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def prod(start: StartEnvironment, listeners: tuple[str, ...], join_file: Path | None, command: tuple[str, ...]) -> None:
+def prod(
+    start: StartEnvironment,
+    listeners: tuple[str, ...],
+    toward: str | None,
+    join_file: Path | None,
+    join_wait: float | None,
+    command: tuple[str, ...],
+) -> None:
     """Join a stream as its producer, then start COMMAND.
 
     Without COMMAND, appctrl ends with status 0 as soon as the facility knows the listeners.
     """
     found = [_numeric(text) for text in listeners]
     others = {first: rest for first, *rest in found if rest}
-    _run(start, PROD, join_file, [first for first, *_ in found], command, others)
+    addresses = [first for first, *_ in found]
+    if toward is not None:
+        try:
+            own = address_toward(toward)
+        except OSError as problem:
+            raise click.BadParameter(f"{toward}: {problem.strerror or problem}", param_hint="--toward") from None
+        addresses = [in_place_of_wildcard(address, own) for address in addresses]
+    _run(start, PROD, join_file, join_wait, addresses, command, others)
 
 
 @main.command()
 @_join_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def cons(start: StartEnvironment, join_file: Path | None, command: tuple[str, ...]) -> None:
+def cons(start: StartEnvironment, join_file: Path | None, join_wait: float | None, command: tuple[str, ...]) -> None:
     """Join a stream as its consumer, then start COMMAND.
 
     COMMAND starts as soon as the stream is ready. In COMMAND, {host} and {port} are replaced by those of the first
     listener, and {listeners} by all listeners as HOST:PORT,HOST:PORT... The environment variable SCISTREAM_LISTENERS
     has all listeners as a JSON list. Without COMMAND, appctrl prints them as one line of JSON.
     """
-    _run(start, CONS, join_file, [], command)
+    _run(start, CONS, join_file, join_wait, [], command)
 
 
 def _run(
     start: StartEnvironment,
     role: Role,
     join_file: Path | None,
+    join_wait: float | None,
     listeners: list[Address],
     command: tuple[str, ...],
     others: OtherAddresses = None,
 ) -> None:
     try:
-        join = _read_join(start, role, join_file)
+        join = _read_join(start, role, join_file, join_wait or 0.0)
         if command and "{" not in command[0]:
             check_executable(command[0], start.environment)
         if not command:
@@ -160,12 +187,15 @@ def _note(sentence: str) -> None:
     click.echo(f"appctrl: {sentence}", err=True)
 
 
-def _read_join(start: StartEnvironment, role: Role, file: Path | None) -> Join:
+def _read_join(start: StartEnvironment, role: Role, file: Path | None, patience: float) -> Join:
     try:
-        text = start.join if file is None else _read(file)
+        text = start.join if file is None else read_join_file(file, patience, _note)
         if not text.strip():
             raise ConfigError(f"no join string: set {JOIN_VARIABLE} to the line that `s2uc request` printed")
         join = Join.parse(text)
+    except FileNotFoundError:
+        remedy = "check the path" if patience else "check the path, or let --join-wait wait for it"
+        raise ConfigError(f"{file}: cannot be read: there is no such file: {remedy}") from None
     except OSError as problem:
         raise ConfigError(f"{file}: cannot be read: {problem.strerror}") from None
     except ValueError as wrong:
@@ -176,25 +206,6 @@ def _read_join(start: StartEnvironment, role: Role, file: Path | None) -> Join:
             f"use the one that `s2uc request` printed for `appctrl {role.lower()}`"
         )
     return join
-
-
-def _read(file: Path) -> str:
-    if str(file) == "-":
-        return _first_line()
-    with open(file, "rb") as opened:
-        status = os.fstat(opened.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            _note(f"warning: {file} holds a secret, and other users can read it: run `chmod 600 {file}`")
-        return opened.read(LONGEST).decode(errors="replace")
-
-
-def _first_line() -> str:
-    """Read the first line of standard input, and no byte more, since the rest is for the program."""
-    source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    line = b""
-    while len(line) < LONGEST and (byte := source.read(1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode(errors="replace")
 
 
 def _numeric(text: str) -> list[Address]:

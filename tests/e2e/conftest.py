@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import pytest_twisted
 from harness import World
 
 from support.programs import executed_programs
+from support.wheel import installed_wheel
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,12 @@ def executed() -> Iterator[None]:
     """Execute the commands of the test instead of forking them."""
     with executed_programs():
         yield
+
+
+@pytest.fixture(scope="session")
+def installed() -> Path:
+    """Return the folder of the commands in an environment that has only the wheel and its dependencies."""
+    return installed_wheel(Path(os.environ["SCISTREAM_TESTS_SHARED"]) / "wheel")
 
 
 @pytest.fixture(scope="module")

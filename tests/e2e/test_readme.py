@@ -1,50 +1,45 @@
-"""The commands of the README and of docs/certificates.rst, run as they are written there.
+"""The commands of the README, of docs/certificates.rst and of docs/howto/backup.rst, run as they are written there.
 
-Those of the README are typed at several terminals in a network of their own.
+Those of the README are typed at several terminals in a network of their own, from the wheel, by an unprivileged user.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import scistream
-from support.requirements import missing, needs
+from support.lone_network import LIMIT, own_folder, run_alone
+from support.requirements import needs
+from support.typed_commands import typed
 
 ROOT = Path(scistream.__file__).parents[1]
 README = ROOT / "README.rst"
 CERTIFICATES = ROOT / "docs" / "certificates.rst"
-LIMIT = 180.0
+BACKUP = ROOT / "docs" / "howto" / "backup.rst"
 DRIVER = """
 ip link set lo up
 until_there() { for _ in $(seq 600); do eval "$1" 2>/dev/null && return; sleep 0.1; done; echo "no $1"; exit 1; }
-bash -e terminal1 >terminal1.log 2>&1 &
+$PLAIN bash -e terminal1 >terminal1.log 2>&1 &
 until_there '(exec 3<>/dev/tcp/127.0.0.1/5000)'
 until_there '(exec 3<>/dev/tcp/127.0.0.1/5001)'
-bash -e terminal2 >terminal2.log 2>&1 & request=$!
+$PLAIN bash -e terminal2 >terminal2.log 2>&1 & request=$!
 until_there '[ "$(grep -c ^export terminal2.log)" = 2 ]'
-bash -e terminal3 >terminal3.log 2>&1 || { echo "terminal 3 ended with $?"; exit 1; }
+$PLAIN bash -e terminal3 >terminal3.log 2>&1 || { echo "terminal 3 ended with $?"; exit 1; }
 wait $request || { echo "the request ended with $?"; exit 1; }
 uid=$(sed -n 's/^uid: //p' terminal2.log)
+$PLAIN bash -e backup >backup.log 2>&1 || { echo "the backup ended with $?"; exit 1; }
 sed -i "s/6857/${uid%${uid#????}}/" after
-bash -e after >after.log 2>&1 || { echo "what comes after ended with $?"; exit 1; }
+$PLAIN bash -e after >after.log 2>&1 || { echo "what comes after ended with $?"; exit 1; }
 """
 
 
 def commands(text: str) -> str:
-    """Return the lines that a user types: those with a prompt, and the files that they write."""
-    typed: list[str] = []
-    in_file = False
-    for line in re.findall(r"^    (.*)$", text, re.MULTILINE):
-        if in_file or line.startswith("$ "):
-            typed.append(line.removeprefix("$ "))
-            in_file = line != "END" if in_file else line.endswith("<<END")
-    return "\n".join(typed) + "\n"
+    """Return what a user types."""
+    return "".join(f"{command.text}\n" for command in typed(text))
 
 
 def terminals() -> dict[str, str]:
@@ -62,40 +57,22 @@ def terminals() -> dict[str, str]:
     return {"terminal1": commands(first), "terminal2": commands(second), "terminal3": pasted, "after": commands(after)}
 
 
-def test_the_commands_of_the_readme_do_what_it_says(linux: None, tmp_path: Path) -> None:
-    needs("bash", "unshare", "ip", "iperf3", "sed")
-    network = ["unshare", "--map-root-user", "--net"]
-    if subprocess.run(
-        [*network, "ip", "link", "set", "lo", "up"], check=False, capture_output=True, timeout=60
-    ).returncode:
-        missing("this machine gives an ordinary user no network of their own")
-    for name, text in terminals().items():
-        assert text.strip(), f"the README has commands for {name}"
-        (tmp_path / name).write_text(text)
-    with subprocess.Popen(
-        [*network, "bash", "-c", DRIVER],
-        cwd=tmp_path,
-        env={"HOME": str(tmp_path), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as driver:
-        try:
-            status = driver.wait(LIMIT)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(driver.pid, signal.SIGTERM)
-        assert driver.stdout is not None
-        logs = {file.stem: file.read_text() for file in tmp_path.glob("*.log")}
-        assert status == 0, f"{driver.stdout.read()}\n{logs}"
+def test_the_commands_of_the_readme_do_what_it_says(linux: None, installed: Path) -> None:
+    needs("iperf3", "sed")
+    with own_folder() as folder:
+        for name, text in terminals().items():
+            assert text.strip(), f"the README has commands for {name}"
+            (folder / name).write_text(text)
+        (folder / "backup").write_text(commands(section(BACKUP.read_text(), "Back up")))
+        run_alone(folder, DRIVER, installed)
+        logs = {file.stem: file.read_text() for file in folder.glob("*.log")}
     assert len(re.findall(r"^127\.0\.0\.1:\d+ --> 127\.0\.0\.1:\d+$", logs["terminal2"], re.MULTILINE)) == 2
     assert "*** Process time: " in logs["terminal2"]
     assert "Reverse mode" in logs["terminal3"]
     assert re.search(r" [1-9][\d.]* [MG]Bytes .* receiver", logs["terminal3"]), "bytes came to the consumer"
     uid = re.search(r"^uid: (.*)$", logs["terminal2"], re.MULTILINE)
     assert uid is not None
+    assert uid[1] in logs["backup"], "the copy of the store knows the stream"
     assert "Streaming" in logs["after"]
     assert f"released {uid[1]}" in logs["after"]
 

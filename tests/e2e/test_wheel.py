@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from harness import World
 
 from support.applications import accept, address_of, listen, noise, receive, sha256
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PARTS = ("scistream", "twisted", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE")
-PIP = ("--disable-pip-version-check", "--no-input", "--quiet")
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """Return a program's standard output; the program does not see this test's modules."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, cwd=cwd, env=alone, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{command} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the commands in a new environment that has only the wheel and its dependencies."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a build leaves files beside what it reads
-    source.mkdir()
-    for part in PARTS:
-        if (REPOSITORY / part).is_dir():
-            shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__", "*.cache"))
-        else:
-            shutil.copy(REPOSITORY / part, source)
-    run(sys.executable, "-m", "pip", "wheel", *PIP, "--no-deps", "--wheel-dir", folder, source, cwd=folder)
-    (wheel,) = folder.glob("*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    programs = folder / "venv" / "bin"
-    pip = (sys.executable, "-m", "pip", "--python", programs / "python")
-    run(*pip, "install", *PIP, "--no-compile", wheel, cwd=folder)  # compiling all would take longer than these tests
-    shutil.rmtree(source)
-    return programs
+from support.wheel import REPOSITORY, run
 
 
 def test_twistd_lists_both_servers_wherever_it_is_run(installed: Path, tmp_path: Path) -> None:

@@ -64,25 +64,30 @@ def needs_root(why: str) -> None:
         pytest.skip(why)
 
 
-def unprivileged(folder: Path) -> list[str]:
+WITHOUT_PRIVILEGES = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+AS_NOBODY = [*WITHOUT_PRIVILEGES, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
+def unprivileged(folder: Path, python: str | Path = sys.executable) -> list[str]:
     """Return the words to put before a command so that it runs without privileges in `folder`, which becomes its own.
 
-    It runs as a user without rights or, if that user cannot run this Python, as the user of this process without any
-    capability.
+    It runs as a user without rights or, if that user cannot run `python` with the package, as the user of this process
+    without any capability.
     """
     if os.getuid() != 0:
         return []
     needs("setpriv")
-    without = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
-    nobody = [*without, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    # `setpriv` lays its privileges down as it gives way to a program, and still finds that one by them.
-    can = subprocess.run(
-        [*nobody, "env", sys.executable, "-c", "import scistream"], cwd=folder, capture_output=True, timeout=60
-    )
-    if can.returncode != 0:
-        return without
+    if not nobody_can_run(python, "import scistream", folder):
+        return WITHOUT_PRIVILEGES
     os.chown(folder, NOBODY, NOBODY)
-    return nobody
+    return AS_NOBODY
+
+
+def nobody_can_run(python: str | Path, script: str, folder: Path) -> bool:
+    """Return True if a user without rights can run a script with this Python; only root can ask."""
+    # `setpriv` lays its privileges down as it gives way to a program, and still finds that one by them.
+    asked = [*AS_NOBODY, "env", str(python), "-c", script]
+    return subprocess.run(asked, cwd=folder, capture_output=True, timeout=60).returncode == 0
 
 
 def missing(what: str) -> NoReturn:
