@@ -58,6 +58,7 @@ def run_alone(folder: Path, script: str, programs: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=LIMIT + 30,
     )
     logs = "".join(f"\n--- {file.name}\n{file.read_text(errors='replace')}" for file in sorted(folder.rglob("*.log")))
     assert ended.returncode == 0, f"{ended.stdout}{logs}"

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from support.requirements import NOBODY, nobody_can_run
+from support.waiting import until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("scistream", "twisted", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE")
@@ -32,11 +34,19 @@ def installed_wheel(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     programs = folder / "venv" / "bin"
     with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        until(lambda: _is_locked(lock), lambda: "another process makes the environment, and does not end", 300.0)
         if not (folder / "made").exists():
             _make(folder, programs)
             (folder / "made").touch()
     return programs
+
+
+def _is_locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _make(folder: Path, programs: Path) -> None:

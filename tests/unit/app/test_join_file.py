@@ -63,7 +63,10 @@ def test_a_file_without_a_line_feed_is_read_at_the_end_of_the_wait(tmp_path: Pat
 
 
 def test_the_address_toward_a_host_is_the_one_from_which_a_connection_would_come() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=10) as client,
+    ):
         assert address_toward("127.0.0.1") == client.getsockname()[0]
     assert in_place_of_wildcard(Address("0.0.0.0", 7000), "127.0.0.9") == Address("127.0.0.9", 7000)
     assert in_place_of_wildcard(Address("192.0.2.7", 7000), "127.0.0.9") == Address("192.0.2.7", 7000)
