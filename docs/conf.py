@@ -14,10 +14,13 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from settings_directive import Settings  # noqa: E402
 from state_diagrams import diagram_of  # noqa: E402
 from state_tables import tables_of  # noqa: E402  # state_diagrams puts its folder on the path
 
 import scistream  # noqa: E402
+from scistream.reference.schema import schema_text  # noqa: E402
+from scistream.reference.settings_list import FILES  # noqa: E402
 
 project = "SciStream"
 author = "the SciStream developers"
@@ -42,6 +45,12 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!scistream\.)[\w.]+"),
     ("py:.*", r"scistream\.(?!s2uc\.client|app\.joining)[\w.]+"),
 ]
+
+SCHEMAS = HERE / "_build" / "schemas"
+SCHEMAS.mkdir(parents=True, exist_ok=True)
+for file in FILES.values():
+    (SCHEMAS / f"{file.name}.schema.json").write_text(schema_text(file), encoding="utf-8")
+html_extra_path = ["_build/schemas"]
 
 html_theme = "furo"
 html_title = f"SciStream {release}"
@@ -72,5 +81,6 @@ class StateMachine(SphinxDirective):
 
 
 def setup(app: Sphinx) -> None:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("state-machine", StateMachine)
+    app.add_directive("settings", Settings)

@@ -13,6 +13,7 @@ from scistream.cli_support import Commands
 from scistream.demo.cli import demo
 from scistream.pki.cli import pki
 from scistream.reference.examples import examples
+from scistream.reference.schema import schema
 from scistream.s2cs.policy.cli import policy
 from scistream.s2cs.store.cli import store
 from scistream.s2cs.store.usage_cli import usage
@@ -38,3 +39,4 @@ main.add_command(usage)
 main.add_command(examples)
 main.add_command(check)
 main.add_command(drain)
+main.add_command(schema)

@@ -15,6 +15,7 @@ from scistream.config import ConfigError, SettingProblem, expanded, unless
 from scistream.links.admission import Bounds
 from scistream.protocol.address import Address, IPAddress, Network, parse_network
 from scistream.protocol.messages import MAX_RANGES
+from scistream.text_kinds import FileText, TimeText
 from scistream.tls.files import CertificateFiles
 from scistream.units import parse_seconds
 
@@ -110,7 +111,7 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
     links_per_identity: Count = 64
     commands_per_second: Count = 200
     failures: Count = 20
-    longest_refusal: str = "30s"
+    longest_refusal: TimeText = "30s"
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield the problems with the values."""
@@ -138,10 +139,10 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
 class ControllerSettings(SettingsSection, frozen=True, kw_only=True):
     """The certificate that an S2CS shows to its gateways, and the authorities of theirs."""
 
-    certificate: str
-    key: str
-    authorities: list[str]
-    crl: list[str] = field(default_factory=list)
+    certificate: FileText
+    key: FileText
+    authorities: list[FileText]
+    crl: list[FileText] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield the problems with the values."""

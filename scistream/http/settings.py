@@ -9,6 +9,7 @@ from msgspec import field
 from scistream.config import SettingProblem, unless
 from scistream.protocol.address import Address
 from scistream.shared_settings import IDENTITY_NAME, SettingsSection, address_or_none
+from scistream.text_kinds import AddressOrNone
 
 
 class HttpSettings(SettingsSection, frozen=True, kw_only=True):
@@ -17,7 +18,7 @@ class HttpSettings(SettingsSection, frozen=True, kw_only=True):
     :ivar listen: the address; empty: no listener.
     """
 
-    listen: str = ""
+    listen: AddressOrNone = ""
 
     @property
     def address(self) -> Address | None:

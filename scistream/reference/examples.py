@@ -18,10 +18,13 @@ _MOST_NAMED = 5
 
 
 def example_files() -> Iterator[tuple[Path, bytes]]:
-    """Yield the name of each example file, relative to the folder of the examples, and its content."""
+    """Yield the name of each example file and each schema, relative to the folder of the examples, and its content."""
     for file in sorted(CONF.rglob("*")):
         if file.is_file():
             yield file.relative_to(CONF), file.read_bytes()
+    from scistream.reference.schema import schema_files  # it reads the examples itself
+
+    yield from schema_files()
 
 
 def write_examples(folder: Path) -> list[Path]:
@@ -51,7 +54,8 @@ def write_examples(folder: Path) -> list[Path]:
 def examples(folder: Path) -> None:
     """Write the commented example files into DIR: configuration files with every setting, systemd units, and others.
 
-    The folder is created if needed. If one of the files exists already, nothing is written, and the exit status is 2.
+    The JSON Schemas of the configuration files are in DIR/schemas, for editors. The folder is created if needed. If one
+    of the files exists already, nothing is written, and the exit status is 2.
     """
     try:
         written = write_examples(folder)

@@ -94,7 +94,7 @@ PATH_BYTES = 300
 """The most bytes that a path takes there."""
 MOST_NAMED = 10
 """Streams that one error message names."""
-_FIXED = ("listen", "state", "audit", "insecure")
+NEEDS_RESTART = ("listen", "state", "audit", "insecure")
 """The settings that only a restart can change, because the process has the port and the files open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
@@ -308,7 +308,7 @@ class ControlServer(Service):
         """
         # Read and create everything before changing anything, so that an exception changes nothing.
         pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)
-        merged, change = merge(self.config_file, self.config, config, _FIXED, {"gateways": pool_kept}, moved)
+        merged, change = merge(self.config_file, self.config, config, NEEDS_RESTART, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
         new = []
         for credentials, section in ((self._listener.credentials, merged), (self._to_gateways, merged.controller)):

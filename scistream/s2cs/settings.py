@@ -21,6 +21,7 @@ from scistream.shared_settings import (
     plain_problems,
     trust_problems,
 )
+from scistream.text_kinds import AddressText, FileText, LogFormatText, LogLevelText, TimeOrNone, TimeText
 from scistream.units import parse_grace, parse_life, parse_seconds
 
 
@@ -35,7 +36,7 @@ class GatewaySettings(SettingsSection, frozen=True, kw_only=True):
     """One S2DS of the pool: its name in logs, and the address at which it accepts its controller."""
 
     name: str
-    address: str
+    address: AddressText
 
 
 _USUAL_LIFE = "24h"
@@ -45,23 +46,23 @@ class S2CSConfig(SettingsSection, frozen=True, kw_only=True):
     """The settings of an S2CS; times are text, such as ``1h``."""
 
     gateways: list[GatewaySettings]
-    listen: str = "127.0.0.1:5000"
-    state: str = "s2cs.sqlite"
+    listen: AddressText = "127.0.0.1:5000"
+    state: FileText = "s2cs.sqlite"
     audit: str = "auto"
-    certificate: str = ""
-    key: str = ""
-    authorities: list[str] = field(default_factory=list)
-    crl: list[str] = field(default_factory=list)
+    certificate: FileText = ""
+    key: FileText = ""
+    authorities: list[FileText] = field(default_factory=list)
+    crl: list[FileText] = field(default_factory=list)
     controller: ControllerSettings | None = None
     insecure: bool = False
-    expires: str = _USUAL_LIFE
-    longest_expires: str = "7d"
-    hello_timeout: str = "1h"
-    release_broken_after: str = ""
-    shutdown_grace: str = "0s"
-    policy: str = ""
-    log_format: str = "auto"
-    log_level: str = "info"
+    expires: TimeText = _USUAL_LIFE
+    longest_expires: TimeText = "7d"
+    hello_timeout: TimeText = "1h"
+    release_broken_after: TimeOrNone = ""
+    shutdown_grace: TimeText = "0s"
+    policy: FileText = ""
+    log_format: LogFormatText = "auto"
+    log_level: LogLevelText = "info"
     limits: ServerLimits = field(default_factory=ServerLimits)
     http: HttpSettings = field(default_factory=HttpSettings)
 

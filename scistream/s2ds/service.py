@@ -73,7 +73,18 @@ WAN_CONGESTION = "bbr"
 MOST_RELEASED = 1000
 """The least number of released streams to remember: an S2CS that was away asks for their last figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
-_FIXED = ("listen", "insecure", "ports", "chosen_ports", "elements", "order", "lan", "wan", "wan_timeout", "wan_cipher")
+NEEDS_RESTART = (
+    "listen",
+    "insecure",
+    "ports",
+    "chosen_ports",
+    "elements",
+    "order",
+    "lan",
+    "wan",
+    "wan_timeout",
+    "wan_cipher",
+)
 """The settings that need a restart to change, since sockets, elements and streams were made with them."""
 
 
@@ -284,7 +295,7 @@ class DataServer(Service):
         :raises CertificateError: if a file is not usable.
         :raises ConfigError: if the settings contradict the ones that need a restart to change.
         """
-        merged, change = merge(self.config_file, self.config, config, _FIXED)
+        merged, change = merge(self.config_file, self.config, config, NEEDS_RESTART)
         all_credentials = self._all_credentials().values()
         new = [credentials.read(trust_of(merged, self.config_file)) for credentials in all_credentials]
         new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))

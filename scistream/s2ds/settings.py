@@ -28,6 +28,21 @@ from scistream.shared_settings import (
     plain_problems,
     trust_problems,
 )
+from scistream.text_kinds import (
+    AddressText,
+    Auto,
+    CipherText,
+    FileText,
+    LogFormatText,
+    LogLevelText,
+    MultipathText,
+    NetworkText,
+    PortRangeText,
+    PortsOrNone,
+    RateText,
+    SizeOrAuto,
+    TimeText,
+)
 from scistream.units import parse_grace, parse_rate, parse_seconds, parse_size
 
 MAX_ELEMENTS = 256
@@ -86,9 +101,9 @@ class GatewayLimits(Limits, frozen=True, kw_only=True):
 
     half_open: Count = 64
     connections: Annotated[int, Meta(ge=0)] = 0
-    unread: str = "auto"
+    unread: SizeOrAuto = "auto"
     owner_share: Annotated[int, Meta(ge=1, le=100)] = OWNER_SHARE
-    controller_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
+    controller_networks: list[NetworkText] = field(default_factory=lambda: list(LOOPBACK))
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
@@ -191,8 +206,8 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
     :ivar ready: the verified connections to the other gateway to keep open for each channel, or "auto".
     """
 
-    ready: int | str = 2
-    multipath: str = "auto"
+    ready: int | Auto = 2
+    multipath: MultipathText = "auto"
     paths: list[str] = field(default_factory=list)
     accept: bool = True
     dial: bool = True
@@ -252,27 +267,27 @@ class WanSettings(LegSettings, frozen=True, kw_only=True):
 class S2DSConfig(SettingsSection, frozen=True, kw_only=True):
     """The settings of an S2DS; rates and times as text (``10Gbit``, ``60s``)."""
 
-    listen: str = "127.0.0.1:5001"
+    listen: AddressText = "127.0.0.1:5001"
     controller: str = ""
-    certificate: str = ""
-    key: str = ""
-    authorities: list[str] = field(default_factory=list)
-    crl: list[str] = field(default_factory=list)
+    certificate: FileText = ""
+    key: FileText = ""
+    authorities: list[FileText] = field(default_factory=list)
+    crl: list[FileText] = field(default_factory=list)
     insecure: bool = False
-    ports: str = "5100-5200"
-    chosen_ports: str = ""
-    capacity: str = "10Gbit"
-    elements: int | str = "auto"
+    ports: PortRangeText = "5100-5200"
+    chosen_ports: PortsOrNone = ""
+    capacity: RateText = "10Gbit"
+    elements: int | Auto = "auto"
     order: bool = True
     lan: LegSettings = field(default_factory=LegSettings)
     wan: WanSettings = field(default_factory=WanSettings)
-    app_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
-    wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
-    wan_timeout: str = "60s"
-    wan_cipher: str = "aes"
-    shutdown_grace: str = "0s"
-    log_format: str = "auto"
-    log_level: str = "info"
+    app_networks: list[NetworkText] = field(default_factory=lambda: list(LOOPBACK))
+    wan_networks: list[NetworkText] = field(default_factory=lambda: list(LOOPBACK))
+    wan_timeout: TimeText = "60s"
+    wan_cipher: CipherText = "aes"
+    shutdown_grace: TimeText = "0s"
+    log_format: LogFormatText = "auto"
+    log_level: LogLevelText = "info"
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     http: GatewayHttpSettings = field(default_factory=GatewayHttpSettings)
 

@@ -9,14 +9,15 @@ from msgspec import field
 from scistream.config import SettingProblem, below, expanded, unless
 from scistream.protocol.address import Address
 from scistream.shared_settings import SettingsSection, address_or_none, files_problems, superfluous
+from scistream.text_kinds import AddressText, FileText
 
 
 class FacilityAuthorities(SettingsSection, frozen=True, kw_only=True):
     """A facility, by the address of its S2CS, with authorities of its own in place of those for all facilities."""
 
-    address: str
-    authorities: list[str]
-    crl: list[str] = field(default_factory=list)
+    address: AddressText
+    authorities: list[FileText]
+    crl: list[FileText] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
@@ -33,10 +34,10 @@ class FacilityAuthorities(SettingsSection, frozen=True, kw_only=True):
 class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
     """The settings of a user: their certificate and key, and the authorities of the facilities."""
 
-    certificate: str = ""
-    key: str = ""
-    authorities: list[str] = field(default_factory=list)
-    crl: list[str] = field(default_factory=list)
+    certificate: FileText = ""
+    key: FileText = ""
+    authorities: list[FileText] = field(default_factory=list)
+    crl: list[FileText] = field(default_factory=list)
     insecure: bool = False
     facilities: list[FacilityAuthorities] = field(default_factory=list)
 

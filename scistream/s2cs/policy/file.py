@@ -20,6 +20,7 @@ from scistream.protocol.messages import MAX_CHANNELS, Role
 from scistream.s2cs.policy.identities import Index
 from scistream.s2cs.policy.rules import CurrentUsage, Decision, RequestedStream, Rule, Target
 from scistream.shared_settings import parse_chosen_ports, resolve_path
+from scistream.text_kinds import PortsOrUnlimited, RateOrUnlimited, SizeOrUnlimited, TimeOrUnlimited, Unlimited
 from scistream.tls.files import CertificateError
 from scistream.tls.verify import Identity, issuer_name, load_authority
 from scistream.units import parse_life, parse_rate, parse_size
@@ -49,15 +50,15 @@ class RuleSection(_PolicySection, frozen=True, kw_only=True):
     issuer: str
     identities: list[str]
     roles: list[str]
-    rate: str = UNLIMITED
-    total_rate: str = UNLIMITED
-    num_conn: int | str = UNLIMITED
-    streams: int | str = UNLIMITED
-    expires: str = UNLIMITED
-    bytes_per_day: str = UNLIMITED
+    rate: RateOrUnlimited = UNLIMITED
+    total_rate: RateOrUnlimited = UNLIMITED
+    num_conn: int | Unlimited = UNLIMITED
+    streams: int | Unlimited = UNLIMITED
+    expires: TimeOrUnlimited = UNLIMITED
+    bytes_per_day: SizeOrUnlimited = UNLIMITED
     wan_security: list[str] = field(default_factory=lambda: list(WAN_SECURITY))
     targets: list[str] = field(default_factory=lambda: ["0.0.0.0/0", "::/0"])
-    listen_ports: str = UNLIMITED
+    listen_ports: PortsOrUnlimited = UNLIMITED
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield the problems of the values."""
