@@ -305,6 +305,20 @@ class Rel(_Message, frozen=True, kw_only=True, tag="REL"):
     store: StoreId | None = None
 
 
+class Extend(_Message, frozen=True, kw_only=True, tag="Extend"):
+    """Let one side of a stream end `expires` seconds from now, which may be later or earlier than before.
+
+    An S2CS passes it on to all gateways of the side. `store` is sent by an S2CS, as in `ReqListeners`. If any gateway
+    refuses, nothing changes.
+    """
+
+    uid: Uid
+    role: Role
+    seq: Seq
+    expires: Life
+    store: StoreId | None = None
+
+
 class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     """Ask for the state of a stream, or, if `uid` is null, of all streams that the sender may see.
 
@@ -608,7 +622,7 @@ class Error(_Message, frozen=True, kw_only=True, tag="ERROR"):
     role: Role | None = None
 
 
-Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Rel | Status | Drain
+Command = Req | ReqListeners | StartLstn | Hello | UpdateTargets | StartConn | Extend | Rel | Status | Drain
 Answer = Resp | Error
 Message = Command | ProdLstn | Answer
 StreamKey = tuple[str, Role]

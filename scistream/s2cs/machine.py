@@ -9,7 +9,8 @@ Reserving                               ERROR, give-up                         R
 Reserving, Updating                     Hello                                  same
 Listening                               Hello                                  Ready
 Listening, Ready                        Hello timer                            Releasing
-Ready, Streaming                        Hello                                  same
+Ready, Streaming                        Hello, Extend                          same
+Listening                               Extend                                 same
 Ready, Streaming, Listening (CONS)      UpdateTargets                          Updating
 Streaming (PROD)                        targets overdue                        Updating
 Updating                                last RESP                              Streaming
@@ -49,7 +50,7 @@ from scistream.s2cs.machine_core import (
     begin_reservation,
     begin_update,
 )
-from scistream.s2cs.steps import hello, release, request, targets
+from scistream.s2cs.steps import extend, hello, release, request, targets
 from scistream.state_machines import SAME, begin_in, build, on
 
 # -- the states and the table
@@ -104,6 +105,11 @@ _machine = build(
         on(Updating, Stream._back_to_listening, Listening, targets.go_back),
         on(Updating, Stream._back_to_ready, Ready, targets.go_back),
         on(Updating, Stream._back_to_streaming, Streaming, targets.go_back),
+        # Extend
+        on((Listening, Ready, Streaming), Stream.extend, SAME, extend.ask_gateways),
+        on((Idle, Reserving, Updating, Releasing, Released), Stream.extend, SAME, extend.refuse),
+        on(LIVE, Stream.extended, SAME, extend.extended),
+        on((Idle, Releasing, Released), Stream.extended, SAME, extend.extended_too_late),
         # release and failure
         on((Listening, Ready, Streaming), Stream.rel, Releasing, release.rel),
         on(Reserving, Stream.rel, Releasing, release.rel_during_operation),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scistream.protocol.errors import ErrorCode, StreamError
-from scistream.protocol.messages import UNSENT, Command, Error, ProdLstn, Req, Resp, StartConn, UpdateTargets
+from scistream.protocol.messages import UNSENT, Command, Error, Extend, ProdLstn, Req, Resp, StartConn, UpdateTargets
 from scistream.s2cs.record import Record, ordered_listeners, ordered_wan_listeners, wan_abilities
 from scistream.state_machines import Caller, wrong_state
 
@@ -45,6 +45,15 @@ class Effects(Protocol):
     def shorten_life(self, record: Record, seconds: float) -> None:
         """End the stream in `seconds` from now, unless it ends earlier."""
 
+    def extend(self, caller: Caller, seconds: float) -> None:
+        """Ask all gateways to end the stream in `seconds` from now; then give `extended`, or refuse the command."""
+
+    def set_life(self, record: Record, seconds: float) -> float:
+        """End the stream in `seconds` from now, in place of the time when it was due. Return how much was left."""
+
+    def take_back(self, seconds: float) -> None:
+        """Let the gateways end the stream in `seconds` from now, since an extension failed after they accepted it."""
+
     def stop_timers(self) -> None:
         """Stop all timers of the stream."""
 
@@ -76,6 +85,12 @@ class Stream(Protocol):
 
     def update_targets(self, caller: Caller, command: UpdateTargets) -> None:
         """Take UpdateTargets from the owner."""
+
+    def extend(self, caller: Caller, command: Extend) -> None:
+        """Take Extend from the owner. The policy allows it."""
+
+    def extended(self, callers: Sequence[Caller], seconds: float) -> None:
+        """Note that all gateways will end the stream in `seconds` from now."""
 
     def rel(self, caller: Caller) -> None:
         """Take REL from the owner."""
@@ -229,10 +244,10 @@ class Core:
 _ALLOWS = {
     "Idle": "a REQ",
     "Reserving": "Hello and REL",
-    "Listening": "Hello and REL (and UpdateTargets at the consumer's side)",
-    "Ready": "Hello, UpdateTargets and REL",
+    "Listening": "Hello, Extend and REL (and UpdateTargets at the consumer's side)",
+    "Ready": "Hello, UpdateTargets, Extend and REL",
     "Updating": "Hello and REL",
-    "Streaming": "Hello, UpdateTargets and REL",
+    "Streaming": "Hello, UpdateTargets, Extend and REL",
     "Releasing": "REL only",
     "Released": "REL only",
 }

@@ -43,6 +43,7 @@ from scistream.protocol.messages import (
     Drain,
     DrainProgress,
     Error,
+    Extend,
     Hello,
     Message,
     ProdLstn,
@@ -98,7 +99,7 @@ NEEDS_RESTART = ("listen", "state", "audit", "insecure")
 """The settings that only a restart can change, because the process has the port and the files open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
-_COMMANDS = "an S2CS accepts REQ, UpdateTargets, REL, Status, Drain and Hello"
+_COMMANDS = "an S2CS accepts REQ, UpdateTargets, Extend, REL, Status, Drain and Hello"
 _REFUSED_HELLO = (
     "no stream here expects this application with this key: the stream was released or has expired, or the join string "
     "is for the other side or another facility. Get a new join string."
@@ -478,7 +479,7 @@ class ControlServer(Service):
     def _carry_out(self, link: Link, message: Message) -> None:
         if isinstance(message, Hello):
             self._hello(link, message)
-        elif isinstance(message, Req | UpdateTargets | Rel | Status | Drain):
+        elif isinstance(message, Req | UpdateTargets | Extend | Rel | Status | Drain):
             self._from_user(link, message)
         elif not isinstance(message, Resp | Error):
             raise StreamError("not-authorized", _COMMANDS)
@@ -520,7 +521,7 @@ class ControlServer(Service):
 
     # -- users
 
-    def _from_user(self, link: Link, command: Req | UpdateTargets | Rel | Status | Drain) -> None:
+    def _from_user(self, link: Link, command: Req | UpdateTargets | Extend | Rel | Status | Drain) -> None:
         owner = _user(link)
         if isinstance(command, Status):
             self._status(link, owner, command)
@@ -594,7 +595,7 @@ class ControlServer(Service):
             if gateway.room is not None and gateway.dialer.link is not None
         ]
 
-    def _change_stream(self, link: Link, owner: str, command: UpdateTargets | Rel) -> None:
+    def _change_stream(self, link: Link, owner: str, command: UpdateTargets | Extend | Rel) -> None:
         key = (command.uid, command.role)
         stream = self.find(key)
         grant = self.authorizer.authorise(command, owner, stream.record if stream is not None else None)
@@ -610,6 +611,10 @@ class ControlServer(Service):
             self._refuse_own_gateways(stream.record, _dialled(command))
             stream.keep_allowed_addresses(grant)
             stream.machine.update_targets(caller, command)
+        elif isinstance(command, Extend):
+            if command.expires > stream.seconds_left():
+                self.authorizer.check_extension(grant, stream.age + command.expires)
+            stream.machine.extend(caller, command)
         else:
             stream.release(caller, owner)
 

@@ -41,6 +41,7 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.extension import Extender
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
 from scistream.s2cs.machine_core import Core, Release, Stream
@@ -134,6 +135,7 @@ class ServerStream:
         self._release_retry: IDelayedCall | None = None
         # Deadlines are monotonic while the process runs, so that a change of the wall clock does not move them.
         self._expires_at = server.reactor.seconds() + record.expires_at - server.wall()
+        self._extender = Extender(self, lambda: server.gateways, server.store.id)
 
     # -- effects
 
@@ -290,19 +292,32 @@ class ServerStream:
         """Start the timers for the end of the stream's life and for the first Hello."""
         reactor, now = self._server.reactor, self._server.wall()
         self._timers = [
-            reactor.callLater(self._seconds_left(), self.machine.expired),
+            reactor.callLater(self.seconds_left(), self.machine.expired),
             reactor.callLater(max(0.0, record.hello_by - now), self.machine.hello_timeout),
         ]
 
     def shorten_life(self, record: Record, seconds: float) -> None:
         """End the stream in `seconds` from now, unless it ends earlier."""
-        excess = self._seconds_left() - seconds
-        if excess > 0:
-            record.life -= excess
-            record.expires_at -= excess
-            self._expires_at -= excess
-            if self._timers and self._timers[0].active():
-                self._timers[0].reset(seconds)
+        if seconds < self.seconds_left():
+            self.set_life(record, seconds)
+
+    def set_life(self, record: Record, seconds: float) -> float:
+        """End the stream in `seconds` from now, in place of the time when it was due. Return how much was left."""
+        left = self.seconds_left()
+        record.life += seconds - left
+        record.expires_at += seconds - left
+        self._expires_at += seconds - left
+        if self._timers and self._timers[0].active():
+            self._timers[0].reset(seconds)
+        return left
+
+    def extend(self, caller: Caller, seconds: float) -> None:
+        """Ask all gateways to end the stream in `seconds` from now; then give `extended`, or refuse the command."""
+        self._extender.begin(caller, seconds)
+
+    def take_back(self, seconds: float) -> None:
+        """Let the gateways end the stream in `seconds` from now, since an extension failed after they accepted it."""
+        self._extender.take_back(seconds)
 
     def stop_timers(self) -> None:
         """Stop all timers of the stream."""
@@ -462,7 +477,7 @@ class ServerStream:
             connection_map=record.connection_map,
             figures=self._figures(),
             gateways=sorted(record.plan),
-            seconds_left=self._seconds_left() if record.state != "Released" else 0.0,
+            seconds_left=self.seconds_left() if record.state != "Released" else 0.0,
             last_error=record.last_error,
             probe=self._probe(),
             wrong_hellos=self.wrong_hellos,
@@ -488,7 +503,8 @@ class ServerStream:
         """Return the gateways of the stream that are in the pool."""
         return [self._server.gateways[name] for name in self.record.plan if name in self._server.gateways]
 
-    def _seconds_left(self) -> float:
+    def seconds_left(self) -> float:
+        """Return the seconds until the stream ends."""
         left: float = self._expires_at - self._server.reactor.seconds()
         return max(0.0, left)
 

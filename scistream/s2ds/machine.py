@@ -11,6 +11,7 @@ Reserved, Forwarding               UpdateTargets                Updating
 Updating                           armed                        Forwarding
 Updating                           target-refused, bad-message  as before it
 Updating                           other failure                Releasing
+Reserved, Updating, Forwarding     Extend                       same
 Reserving, Reserved, Updating,     REL, expires, fault          Releasing
 Forwarding
 Releasing                          all closed                   Released
@@ -33,6 +34,7 @@ from scistream.protocol.errors import ErrorCode, StreamError
 from scistream.protocol.messages import (
     ChannelFigures,
     Error,
+    Extend,
     LastError,
     PathFigures,
     ReqListeners,
@@ -67,6 +69,12 @@ class Effects(Protocol):
 
     def shorten_life(self, seconds: float) -> None:
         """Give `expired` after `seconds`, unless it is due earlier."""
+
+    def life_problem(self, seconds: float) -> StreamError | None:
+        """Return why the stream cannot live for `seconds` from now, or None."""
+
+    def set_life(self, seconds: float) -> None:
+        """Give `expired` after `seconds`, in place of the time when it was due."""
 
     def stop_timer(self) -> None:
         """Cancel `expired`."""
@@ -103,6 +111,9 @@ class Stream(Protocol):
 
         The stream goes on after `target-refused` and `bad-message`, and ends after any other error.
         """
+
+    def extend(self, caller: Caller, command: Extend) -> None:
+        """Take Extend from the controller."""
 
     def rel(self, caller: Caller) -> None:
         """Take REL from the controller."""
@@ -191,9 +202,9 @@ class Core:
 _ALLOWS = {
     "Idle": "ReqListeners",
     "Reserving": "REL",
-    "Reserved": "UpdateTargets and REL",
-    "Updating": "REL",
-    "Forwarding": "UpdateTargets and REL",
+    "Reserved": "UpdateTargets, Extend and REL",
+    "Updating": "Extend and REL",
+    "Forwarding": "UpdateTargets, Extend and REL",
     "Releasing": "REL only",
     "Released": "REL only",
 }
@@ -363,6 +374,22 @@ def _not_armed(stream: Stream, core: Core, update: Update, error: StreamError) -
         stream._back_to_forwarding()
 
 
+# -- Extend
+
+
+def _extend(stream: Stream, core: Core, caller: Caller, command: Extend) -> None:
+    problem = core.effects.life_problem(command.expires)
+    if problem is not None:
+        core.refuse(caller, problem.code, problem.msg)
+        return
+    core.effects.set_life(command.expires)
+    core.answer_with_state(caller, f"the stream ends in {command.expires:.0f} s")
+
+
+def _extend_too_late(stream: Stream, core: Core, caller: Caller, command: Extend) -> None:
+    core.refuse_wrong_state(caller, "Extend")
+
+
 # -- the end
 
 
@@ -445,6 +472,9 @@ _machine = build(
         on(Updating, Stream.not_armed, SAME, _not_armed),
         on(Updating, Stream._back_to_reserved, Reserved),
         on(Updating, Stream._back_to_forwarding, Forwarding),
+        # Extend
+        on((Reserved, Updating, Forwarding), Stream.extend, SAME, _extend),
+        on((Idle, Reserving, Releasing, Released), Stream.extend, SAME, _extend_too_late),
         # the end
         on((Reserved, Forwarding), Stream.rel, Releasing, _rel),
         on(Reserving, Stream.rel, Releasing, _rel_meanwhile),

@@ -35,6 +35,7 @@ from scistream.protocol.messages import (
     PROD,
     Answer,
     Error,
+    Extend,
     GatewayCapacity,
     Message,
     Rel,
@@ -86,6 +87,9 @@ NEEDS_RESTART = (
     "wan_cipher",
 )
 """The settings that need a restart to change, since sockets, elements and streams were made with them."""
+
+
+_COMMANDS = "an S2DS accepts ReqListeners, UpdateTargets, Extend, REL and Status only"
 
 
 class DataServer(Service):
@@ -356,14 +360,14 @@ class DataServer(Service):
         """Carry out a command of the controller, or refuse it."""
         if isinstance(message, Status):
             self._answer_status(link, message)
-        elif isinstance(message, ReqListeners | UpdateTargets | Rel):
+        elif isinstance(message, ReqListeners | UpdateTargets | Extend | Rel):
             self._command(link, message)
         elif not isinstance(message, Resp | Error):
-            link.refuse(message, "not-authorized", "an S2DS accepts ReqListeners, UpdateTargets, REL and Status only")
+            link.refuse(message, "not-authorized", _COMMANDS)
 
-    def _command(self, link: Link, command: ReqListeners | UpdateTargets | Rel) -> None:
+    def _command(self, link: Link, command: ReqListeners | UpdateTargets | Extend | Rel) -> None:
         stream = self._streams.get((command.uid, command.role))
-        if stream is None and isinstance(command, UpdateTargets):
+        if stream is None and isinstance(command, UpdateTargets | Extend):
             link.refuse(command, "unknown-uid", f"no stream {command.uid} is reserved here")
             return
         if stream is not None and stream.belongs_to_another(command.store):
@@ -386,6 +390,8 @@ class DataServer(Service):
             stream.machine.req_listeners(caller, command)
         elif isinstance(command, UpdateTargets):
             stream.machine.update_targets(caller, command)
+        elif isinstance(command, Extend):
+            stream.machine.extend(caller, command)
         else:
             stream.machine.rel(caller)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from scistream.protocol.messages import (
     BrokenChannel,
     ChannelFigures,
     Error,
+    Extend,
     Rel,
     ReqListeners,
     Resp,
@@ -90,7 +92,7 @@ class GatewayStream:
 
     log = Logger()
 
-    def __init__(self, server: GatewayServices, command: ReqListeners | Rel | UpdateTargets) -> None:
+    def __init__(self, server: GatewayServices, command: ReqListeners | Rel | UpdateTargets | Extend) -> None:
         self._server = server
         self._core = Core(guarded(self, self.log, self._failed, command.uid), command.uid, command.role, server.boot)
         self._core.wan = server.config.wan.abilities
@@ -227,6 +229,25 @@ class GatewayStream:
         expires_at = self._server.reactor.seconds() + seconds
         if self._timer is not None and self._timer.active() and expires_at < self._expires_at:
             self._expires_at = expires_at
+            self._timer.reset(seconds)
+
+    def life_problem(self, seconds: float) -> StreamError | None:
+        """Return why the stream cannot live for `seconds` from now, or None: its certificates may end earlier."""
+        if self._credentials is None:
+            return None
+        end = self._credentials.ends_at
+        if datetime.now(UTC) + timedelta(seconds=seconds) <= end:
+            return None
+        return StreamError(
+            "wrong-state",
+            f"the certificates of this stream are valid until {end:%Y-%m-%d %H:%M} UTC only, since the client that "
+            "issued them is of an earlier version: request a new stream",
+        )
+
+    def set_life(self, seconds: float) -> None:
+        """Give the machine `expired` after `seconds`, in place of the time when it was due."""
+        if self._timer is not None and self._timer.active():
+            self._expires_at = self._server.reactor.seconds() + seconds
             self._timer.reset(seconds)
 
     def stop_timer(self) -> None:

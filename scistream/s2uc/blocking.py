@@ -20,14 +20,14 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from twisted.logger import Logger
 
 from scistream import timing
 from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import Role, StreamStatus
+from scistream.protocol.messages import DrainProgress, Role, StreamStatus
 from scistream.s2uc import client as asynchronous
 from scistream.s2uc.client import Facility, StateChange, StreamFigures, StreamHandle, Subscription
 from scistream.s2uc.loop_thread import LoopThread
@@ -231,6 +231,17 @@ class Client:
         """Release one S2CS's side of a stream, as `scistream.s2uc.client.Client.release_at`."""
         return self._run(lambda: self._client.release_at(s2cs, uid), timeout, s2cs)
 
+    def drain_at(
+        self,
+        s2cs: str,
+        action: Literal["start", "undo", "show"],
+        gateway: str | None = None,
+        within: float | None = None,
+        timeout: float | None = None,
+    ) -> list[DrainProgress]:
+        """Let a gateway or an S2CS get no new streams, as `scistream.s2uc.client.Client.drain_at`."""
+        return self._run(lambda: self._client.drain_at(s2cs, action, gateway, within), timeout, s2cs)
+
     def reason_at(self, s2cs: str) -> str:
         """Say why an S2CS cannot be reached, as `scistream.s2uc.client.Client.reason_at`."""
         return self._read(lambda: self._client.reason_at(s2cs))
@@ -365,6 +376,10 @@ class Stream:
         :raises StreamError: if the stream fails or is released first; `timeout`, and the stream goes on.
         """
         return self._run(self._stream.provisioned, timeout)
+
+    def extend(self, by: float, timeout: float | None = None) -> float:
+        """Let the stream end `by` seconds later, as `scistream.s2uc.client.Stream.extend`. Return the seconds left."""
+        return self._run(lambda: self._stream.extend(by), timeout)
 
     def release(self, timeout: float | None = None) -> None:
         """End the stream at both sides, as `scistream.s2uc.client.Stream.release`.

@@ -24,6 +24,7 @@ from scistream.protocol.messages import MAX_PROBE_SECONDS, Role
 from scistream.s2uc.client import Client, arguments_of, default_config
 from scistream.s2uc.commands import attach_stream, release_at, release_stream, request_stream, wait_for_stream
 from scistream.s2uc.history import StreamHistory
+from scistream.s2uc.lifetime import extend_stream
 from scistream.s2uc.options import OutputOptions, RequestOptions, parse_listen_ports, parse_side, read_file
 from scistream.s2uc.output import clock_time, failure_in_json
 from scistream.s2uc.settings import S2UCConfig
@@ -264,6 +265,12 @@ def main(ctx: click.Context, req_file: Path | None, verbose: int) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the join strings to the files DIR/UID.prod and DIR/UID.cons (mode 0600) instead of printing them.",
 )
+@click.option(
+    "--wait-for-release",
+    is_flag=True,
+    help="Stay until the stream is over: Ctrl-C releases it. The exit status is 0 if it was released, and 1 if it has "
+    "failed or expired.",
+)
 @_credential_options
 @click.pass_context
 def request(
@@ -280,6 +287,7 @@ def request(
     as_json: bool,
     timeout: float | None,
     join_dir: Path | None,
+    wait_for_release: bool,
 ) -> None:
     """Request a stream and wait until it streams.
 
@@ -290,7 +298,7 @@ def request(
     options = RequestOptions(
         str(prod), str(cons), num_conn, rate, expires, str(uid or uuid.uuid4()), label, listen_ports, wan_dialer
     )
-    output = OutputOptions(as_json, timeout, join_dir)
+    output = OutputOptions(as_json, timeout, join_dir, wait_for_release)
     _finish(ctx.obj, lambda client: request_stream(client, options, output), options.uid, as_json=as_json)
 
 
@@ -307,6 +315,20 @@ def release(ctx: click.Context, uid: str, at: Address | None, as_json: bool) -> 
     if at is not None:
         _finish(ctx.obj, lambda client: release_at(client, str(at), uid, as_json), uid, as_json=as_json)
     _finish(ctx.obj, lambda client: release_stream(client, uid, as_json), uid, as_json=as_json)
+
+
+@main.command()
+@click.argument("uid")
+@click.option("--by", type=TIME, required=True, help="How much later the stream ends than it would now: 30m, 4h, 1d.")
+@_JSON_RESULT
+@_credential_options
+@click.pass_context
+def extend(ctx: click.Context, uid: str, by: float, as_json: bool) -> None:
+    """Let a stream end later, at both facilities or at neither.
+
+    Each facility limits the whole lifetime of a stream, counted from its request.
+    """
+    _finish(ctx.obj, lambda client: extend_stream(client, uid, by, as_json), uid, as_json=as_json)
 
 
 @main.command()

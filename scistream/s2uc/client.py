@@ -260,6 +260,7 @@ class Client:
         )
         if self._history.add(remembered):
             effects.on_reserved = lambda: self._note_end(uid, effects.seconds_left)
+            effects.on_extended = lambda seconds_left: self._note_end(uid, seconds_left)
             effects.on_released = lambda: self._note_release(uid)
 
     def _note_end(self, uid: str, seconds_left: float) -> None:
@@ -418,6 +419,8 @@ class Client:
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
         stream = Stream(self, uid, servers, remembered=True, app_keys=keys)
+        if self._remembers:
+            stream._effects.on_extended = lambda seconds_left: self._note_end(uid, seconds_left)
         stream._effects.on_released = lambda: self._note_release(uid)
         return stream
 
@@ -671,6 +674,19 @@ class Stream:
         """
         return Awaitable(self._effects.when_streaming())
 
+    def extend(self, by: float) -> Awaitable[float]:
+        """Let the stream end later, at both sides or at neither.
+
+        Each facility limits the whole lifetime, counted from the request. If a side refuses or does not answer, the
+        other is put back.
+
+        :param by: seconds, after the earlier of the ends at both facilities.
+        :returns: seconds until the stream ends.
+        :raises StreamError: if a side does not accept; the message says which, why, and what became of the other.
+            `bad-message`, if `by` is wrong.
+        """
+        return Awaitable(Deferred.fromCoroutine(self._effects.extend(by)))
+
     def release(self) -> Awaitable[None]:
         """End the stream at both sides.
 
@@ -698,7 +714,8 @@ class Stream:
     def ended(self) -> Awaitable[None]:
         """Wait until the stream is over.
 
-        :raises StreamError: if the stream has failed or expired, that is if it was not ended by `release`.
+        :raises StreamError: if the stream was not ended by this object's `release`: `released`, if its owner has
+            released it elsewhere, `expired`, or why it has failed.
         """
         return Awaitable(self._effects.when_ended().addCallback(lambda _: self._effects.check_ended()))
 

@@ -25,6 +25,7 @@ from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import CONS, PROD
 from scistream.s2uc.client import Client, Requested, Stream
 from scistream.s2uc.history import RememberedStream, StreamHistory
+from scistream.s2uc.lifetime import until_released
 from scistream.s2uc.options import OutputOptions, RequestOptions
 from scistream.s2uc.output import (
     clock_time,
@@ -45,7 +46,10 @@ from scistream.units import short_seconds
 
 
 async def request_stream(client: Client, options: RequestOptions, output: OutputOptions) -> int:
-    """Request a stream, print its join strings, and wait until it streams. Release it if anything fails."""
+    """Request a stream, print its join strings, and wait until it streams. Release it if anything fails.
+
+    With `output.waits_for_release` stay until the stream is over.
+    """
     check_output()
     with failure_in_json(options.uid, output.as_json):
         if any(earlier.uid == options.uid for earlier in StreamHistory().all()):
@@ -55,7 +59,10 @@ async def request_stream(client: Client, options: RequestOptions, output: Output
                 "`s2uc release`, or choose another uid",
             )
         requested = client.request(**msgspec.structs.asdict(options))
-    await _or_release(client, requested.stream, _set_up(client, requested, output), output)
+    stream = requested.stream
+    await _or_release(client, stream, _set_up(client, requested, output), output)
+    if output.waits_for_release:
+        return await until_released(stream, lambda: _release_briefly(client, stream, output), output.as_json)
     return 0
 
 

@@ -40,11 +40,13 @@ class OutputOptions:
     :param as_json: print JSON lines instead of text.
     :param timeout: seconds until the command gives up; None waits without a limit.
     :param join_dir: the folder to write join strings to; None prints them.
+    :param waits_for_release: stay until the stream is over.
     """
 
     as_json: bool = False
     timeout: float | None = None
     join_dir: Path | None = None
+    waits_for_release: bool = False
     written: list[Path] = field(default_factory=list)
     """The join files that this command has written."""
 

@@ -39,6 +39,7 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from scistream.s2uc.connection_map import connection_map, unused
+from scistream.s2uc.extension import extend_both
 from scistream.s2uc.machine import Core, Release, attached_stream, new_stream, remembered_stream
 from scistream.s2uc.observers import Observers
 from scistream.s2uc.server import Server
@@ -152,6 +153,8 @@ class ClientStream:
         """True if the user has the stream and can release it. Otherwise it is released when the client closes."""
         self.on_reserved: Callable[[], None] = _nothing
         """Called when both sides have reserved, before the caller of `request` gets the stream."""
+        self.on_extended: Callable[[float], None] = lambda _: None
+        """Called with the seconds left when the stream has got another end."""
         self.on_released: Callable[[], None] = _nothing
         """Called when the stream is over and both sides have released it."""
         self._reactor = reactor
@@ -356,7 +359,7 @@ class ClientStream:
         requests = {role: answer.csr or "" for role, answer in self.core.answers.items()}
         try:
             maps = connection_map(listeners[PROD], listeners[CONS], self.core.app_listeners)
-            keys = issue_credentials(self.uid, generation, self.seconds_left, requests)
+            keys = issue_credentials(self.uid, generation, MAX_LIFE, requests)
         except (StreamError, ValueError) as problem:
             error = problem if isinstance(problem, StreamError) else StreamError("gateway-failed", str(problem))
             self.machine.failed(error)
@@ -393,6 +396,16 @@ class ClientStream:
         """Seconds until the stream ends at the facility that ends it first; 0 if that is unknown."""
         return float(max(0.0, min(self._ends_at.values(), default=0.0) - self._reactor.seconds()))
 
+    async def extend(self, by: float) -> float:
+        """Let the stream end `by` seconds later, at both sides or at neither. Return the seconds until then.
+
+        :raises StreamError: as `extend_both`, or if a side does not answer.
+        """
+        left = await extend_both(self._reactor, self._servers, self.uid, await self.status(), by)
+        self._ends_at = dict.fromkeys(self._servers, self._reactor.seconds() + left)
+        self.on_extended(left)
+        return left
+
     def reserved(self) -> None:
         """Give the stream to the caller of `request`."""
         for role, answer in self.core.answers.items():
@@ -404,7 +417,8 @@ class ClientStream:
             waiting.callback(None)
 
     def streaming(self) -> None:
-        """Give the connection map to everyone who waits for it."""
+        """Give the connection map to everyone who waits for it. Both sides end the stream at the same time now."""
+        self._ends_at = dict.fromkeys(self._ends_at, min(self._ends_at.values(), default=0.0))
         self.provision_seconds = self._reactor.seconds() - self._started_at
         for waiting in _take_all(self._streaming):
             waiting.callback(self.connection_map)
@@ -561,10 +575,17 @@ class ClientStream:
     def _status_answered(self, answer: Resp, role: Role) -> None:
         for status in self._of_side(answer, role):
             if status.state in ("Releasing", "Released"):
-                last = status.last_error or LastError(code="wrong-state", msg="the stream was released")
+                last = status.last_error or LastError(code="released", msg="the stream was released")
                 self._lost(role, StreamError.from_peer(last.code, last.msg))
-            elif role == PROD and status.app_listeners:
-                self._note_listeners(status.app_listeners)
+            else:
+                self._note_end(role, status.seconds_left)
+                if role == PROD and status.app_listeners:
+                    self._note_listeners(status.app_listeners)
+
+    def _note_end(self, role: Role, seconds: float) -> None:
+        """Note when a facility ends its side, since another process may have extended the stream."""
+        if role in self._ends_at:
+            self._ends_at[role] = self._reactor.seconds() + seconds
 
     def _of_side(self, answer: Resp, role: Role) -> list[StreamStatus]:
         """Return what a facility reports about its own side; what it reports about the other is ignored."""

@@ -36,7 +36,7 @@ _REQUEST = re.compile(r"-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\s]+----
 def issue_credentials(uid: str, generation: int, seconds_left: float, csr: Mapping[Role, str]) -> dict[Role, str]:
     """Issue certificates for all gateways of a stream, under a new authority whose key is discarded on return.
 
-    :param seconds_left: seconds until the stream ends, as the facilities have granted; limited to `MAX_LIFE`.
+    :param seconds_left: seconds until the stream ends at the latest, also if it is extended; limited to `MAX_LIFE`.
     :param csr: for each role a PEM bundle with one certificate request for each gateway.
     :returns: for each role a PEM bundle: the authority, then a certificate for each of its requests, in order.
     :raises StreamError: ``gateway-failed``, if a bundle has no request, too many, or an invalid one.

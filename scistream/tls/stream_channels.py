@@ -145,6 +145,12 @@ class Credentials(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"<Credentials of {self.role}>"
 
+    @property
+    def ends_at(self) -> datetime:
+        """Until when the certificates are valid."""
+        certificates = (self.certificate, self.authority)
+        return min(x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc for pem in certificates)
+
     def context(self, cipher: str = "aes", *, dials: bool | None = None) -> SSL.Context:
         """Return the context of these connections: a client's for the gateway that dials, a server's for the other.
 

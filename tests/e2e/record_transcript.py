@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -261,8 +261,10 @@ def record(folder: Path) -> list[Step]:
         _carry_some_bytes(program, told.message["listeners"][0])
         run.step(
             "ConsApp's program has connected to that listener, sent 3000 bytes and received 5000. S2UC, possibly in "
-            "another process, releases the stream. The applications are notified."
+            "another process, lets the stream end five minutes later than before."
         )
+        run.program(*s2uc, "extend", "--insecure", "--json", "--by", "5m", UID).end(_PATIENCE)
+        run.step("S2UC, possibly in another process, releases the stream. The applications are notified.")
         run.program(*s2uc, "release", "--insecure", "--json", UID).end(_PATIENCE)
         for application in ("ProdApp", "ConsApp"):
             run.wait_for(application, "ERROR")
@@ -308,12 +310,17 @@ _VARIES = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "<token>"),
     (re.compile(r'("app_key":")[A-Za-z0-9_-]{43}"'), r'\1<key>"'),
     (re.compile(r'("(?:rtt_ms|delivery_mbit|retransmits|waiting)":)[0-9.e+-]+'), r"\1<number>"),
+    (re.compile(r'("(?:expires|seconds_left)":)\d+\.\d{2,}'), r"\1<seconds>"),
+    (re.compile(r"(the stream ends in )\d+ s"), r"\1<seconds> s"),
     (re.compile(r'("chosen_ports":)\[\[\d+,\d+\]\]'), r"\1<range of ports>"),
 )
 
 
 def normalised(said: Sequence[Said]) -> dict[str, list[str]]:
-    """By sender and receiver, the lines without what is another in each run. Ports are numbered as they appear."""
+    """By sender and receiver, the lines without what is another in each run. Ports are numbered as they appear.
+
+    So are the commands to gateways, of which there are more in a run that takes longer: an S2CS asks every 15 s.
+    """
     ports: dict[str, str] = {}
 
     def port(match: re.Match[str]) -> str:
@@ -322,6 +329,12 @@ def normalised(said: Sequence[Said]) -> dict[str, list[str]]:
     links: dict[str, list[str]] = {}
     for one in said:
         links.setdefault(f"{one.sender} > {one.receiver}", []).append(one.line)
+    for side in ("P", "C"):
+        commands, answers = f"S2CS-{side} > S2DS-{side}", f"S2DS-{side} > S2CS-{side}"
+        seqs = [json.loads(line)["seq"] for line in links.get(commands, ())]
+        ranks = {seq: number for number, seq in enumerate(dict.fromkeys(seqs), 1)}
+        for link in (commands, answers):
+            links[link] = [_renumbered(line, ranks) for line in links[link]]
     for link, lines in sorted(links.items()):
         for number, line in enumerate(lines):
             for pattern, name in _VARIES:
@@ -330,6 +343,10 @@ def normalised(said: Sequence[Said]) -> dict[str, list[str]]:
             line = re.sub(r'("first_port":)(\d+)', port, line)
             links[link][number] = line
     return links
+
+
+def _renumbered(line: str, numbers: Mapping[int, int]) -> str:
+    return re.sub(r'(?<="seq":)\d+', lambda seq: str(numbers.get(int(seq[0]))), line)
 
 
 def main() -> None:

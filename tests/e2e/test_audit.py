@@ -513,8 +513,11 @@ def test_no_secret_of_a_run_is_in_any_trail_log_store_or_command_line(
 
 @pytest.mark.after_the_others
 def test_every_kind_of_line_was_seen_by_these_tests(world: World) -> None:
-    """But for those that need a disk of their own, a gateway that lies, several paths, or the end of a server."""
+    """But for those that need a disk of their own, a gateway that lies, several paths, or the end of a server.
+
+    The line about an extension is looked at in test_lifetime.py.
+    """
     seen = set(kinds(lines_of(world.lab) + lines_of(world.centre)))
-    elsewhere = {"server-stop", "lines-lost", "implausible-figures", "path"}
+    elsewhere = {"server-stop", "lines-lost", "implausible-figures", "path", "extend"}
     assert seen == {str(kind.__struct_config__.tag) for kind in KINDS} - elsewhere
     assert os.stat(trail_of(world.lab)).st_mode & 0o777 == 0o600

@@ -28,6 +28,7 @@ from scistream.protocol.messages import (
     Drain,
     DrainProgress,
     Error,
+    Extend,
     GatewayCapacity,
     Hello,
     LastError,
@@ -232,6 +233,7 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
         wan_dialer=roles,
         wan_targets=maps,
     ),
+    Extend: st.builds(Extend, uid=uids, role=roles, seq=seqs, expires=above_zero(MAX_LIFE), store=st.none() | boots),
     StartConn: st.builds(StartConn, uid=uids, role=roles, seq=seqs, listeners=some_listeners),
     Rel: st.builds(Rel, uid=uids, role=roles, seq=seqs, store=st.none() | boots),
     Drain: st.builds(
@@ -363,6 +365,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "wan_targets": {"127.0.0.1:5100": "127.0.0.1:5200"},
     },
     "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
+    "Extend": {"uid": UID, "role": "PROD", "seq": 1, "expires": 3600.0, "store": "0" * 32},
     "REL": {"uid": UID, "role": "PROD", "seq": 1, "store": "0" * 32},
     "Status": {"uid": UID, "role": "PROD", "seq": 1, "after": "", "limit": 20},
     "Drain": {"uid": UID, "role": "PROD", "seq": 1, "action": "start", "gateway": "dtn1", "within": 60.0},

@@ -123,6 +123,16 @@ class TargetsEvent(_StreamEvent, frozen=True, kw_only=True, tag="targets"):
     repeated: int = 0
 
 
+class ExtendEvent(_StreamEvent, frozen=True, kw_only=True, tag="extend"):
+    """The owner or an administrator has changed the time at which the stream ends."""
+
+    address: str
+    by: str | None
+    by_issuer: str | None
+    life: float
+    repeated: int = 0
+
+
 class ResetsEvent(_StreamEvent, frozen=True, kw_only=True, tag="resets"):
     """Connections of the stream were reset at a gateway of this facility."""
 
@@ -197,7 +207,7 @@ class LinesLostEvent(_Event, frozen=True, kw_only=True, tag="lines-lost"):
 
 _OfServer = ServerStartEvent | ServerStopEvent | LinkRefusedEvent
 _OfCommands = RequestEvent | RefusedEvent | BadLineEvent
-_OfStreams = HelloEvent | StartEvent | TargetsEvent
+_OfStreams = HelloEvent | StartEvent | TargetsEvent | ExtendEvent
 _OfGateways = ResetsEvent | PathEvent | ImplausibleFiguresEvent
 Event = _OfServer | _OfCommands | _OfStreams | _OfGateways | ReleaseEvent | DrainEvent | EndEvent | LinesLostEvent
 KINDS: tuple[type[Any], ...] = Event.__args__

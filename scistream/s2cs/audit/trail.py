@@ -26,6 +26,7 @@ from scistream.s2cs.audit.events import (
     DrainEvent,
     EndEvent,
     Event,
+    ExtendEvent,
     HelloEvent,
     ImplausibleFiguresEvent,
     LinesLostEvent,
@@ -131,6 +132,8 @@ class AuditTrail:
             self.refused(link, cmd, answer.uid, role, answer.code, answer.msg)
         elif stream is not None and cmd == "Hello":
             stream.greeted(link)
+        elif stream is not None and cmd == "Extend":
+            stream.extended(link)
 
     def refused(self, link: Link, cmd: str, uid: str | None, role: Role | None, code: str, reason: str) -> None:
         """Record that a command was refused."""
@@ -481,6 +484,13 @@ class StreamTrail:
                 role=self._record.role,
             )
             self._audit.of_stream(ImplausibleFiguresEvent, self._record, gateway=gateway, **figures._asdict())
+
+    def extended(self, link: Link) -> None:
+        """Record that the owner or an administrator has changed the end of the stream."""
+        address, _ = _address(link)
+        by, by_issuer = _peer(link)
+        life = _seconds(self._record.life)
+        self._emit_bounded(ExtendEvent, address=address, by=by, by_issuer=by_issuer, life=life)
 
     def release_asked(self, link: Link) -> None:
         """Record that the owner or an administrator has released the stream."""

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from scistream import timing
 from scistream.links.tls_links import PLAIN_IDENTITY
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Rel, Req, Status, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, Extend, Rel, Req, Status, UpdateTargets
 from scistream.s2cs.in_use import OwnerUse
 from scistream.s2cs.policy.file import NO_CERTIFICATES, Policy, load_policy
 from scistream.s2cs.policy.identities import canonical
@@ -26,7 +26,7 @@ from scistream.s2cs.settings import S2CSConfig
 from scistream.shared_settings import resolve_path
 from scistream.tls.files import load_certificates
 from scistream.tls.verify import Identity, issuer_name
-from scistream.units import parse_seconds
+from scistream.units import format_seconds, parse_seconds
 
 _log = Logger()
 
@@ -162,7 +162,7 @@ class Authorizer:
 
     def authorise(
         self,
-        command: Req | UpdateTargets | Rel | Status,
+        command: Req | UpdateTargets | Extend | Rel | Status,
         caller: str,
         record: Record | None = None,
         use: OwnerUse | None = None,
@@ -202,6 +202,27 @@ class Authorizer:
                 "not-authorized",
                 f"{identity.name} is not an administrator of this facility: only those in [[administrators]] of its "
                 "policy may do this",
+            )
+
+    def check_extension(self, grant: Grant, life: float) -> None:
+        """Check that an existing stream may live for so long.
+
+        :param grant: the answer to the command.
+        :param life: seconds in all, counted from the request of the stream.
+        :raises StreamError: `not-authorized`, if the owner may have no such stream any more.
+        """
+        grant.check()
+        if grant.is_probe:
+            raise StreamError("not-authorized", "a probe cannot be extended: request a new one")
+        rule = grant.decision.rule if grant.decision is not None else None
+        longest, by = self._longest_life, "this facility (`longest_expires`)"
+        if rule is not None and rule.expires is not None and rule.expires < longest:
+            longest, by = rule.expires, str(rule)
+        if life > longest + timing.EXTENSION_TRAVELS:
+            raise StreamError(
+                "not-authorized",
+                f"the stream would live for {format_seconds(round(life))} from its request, and {by} allows at most "
+                f"{format_seconds(longest)}: extend it by less, or request a new stream",
             )
 
     def of_stream(self, record: Record) -> Grant:

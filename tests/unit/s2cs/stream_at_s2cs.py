@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import CONS, PROD, Error, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
+from scistream.protocol.messages import CONS, PROD, Error, Extend, ProdLstn, Req, Resp, Role, StartConn, UpdateTargets
 from scistream.s2cs import machine as s2cs
 from scistream.s2cs.machine import new_stream
 from scistream.s2cs.machine_core import Core, Effects
@@ -75,6 +75,11 @@ class Recorder(machine_rig.Recorder):
     def shorten_life(self, record: Record, seconds: float) -> None:
         self.calls.append(("shorten life", seconds))
 
+    def set_life(self, record: Record, seconds: float) -> float:
+        self.calls.append(("set life", seconds))
+        left, record.life = record.life, seconds
+        return left
+
     def has_owner_link(self) -> bool:
         return self.has_owner
 
@@ -133,6 +138,17 @@ class Rig(machine_rig.CommandedRig):
         }
         number = self.record.generation + 1 if generation is None else generation
         return UpdateTargets(uid=UID, role=self.role, seq=1, generation=number, data_conn_key=key, **fields)
+
+    def extend(self, seconds: float = 1200.0) -> int:
+        caller = self.caller()
+        self.machine.extend(caller, Extend(uid=UID, role=self.role, seq=caller.seq, expires=seconds))
+        return caller.seq
+
+    def extended(self, seconds: float = 1200.0) -> int:
+        """Let all gateways accept an extension."""
+        caller = self.caller()
+        self.machine.extended([caller], seconds)
+        return caller.seq
 
     def answers(self, *gateways: str, boot: str = "b" * 32, count: int | None = None) -> None:
         """Let these gateways answer ReqListeners or UpdateTargets; all of them if none is named."""

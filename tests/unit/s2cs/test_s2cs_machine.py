@@ -47,6 +47,8 @@ INPUTS = [
     Input("update_targets", lambda rig: rig.update(), always("UpdateTargets")),
     Input("update_targets", lambda rig: rig.update(generation=5), always("UpdateTargets")),
     Input("update_targets", lambda rig: rig.update(connection_map={"127.0.0.1:1": "127.0.0.1:2"}), always("")),
+    Input("extend", lambda rig: rig.extend(), always("Extend")),
+    Input("extended", lambda rig: rig.extended(), always("")),
     Input("rel", lambda rig: rig.rel(), always("REL")),
     Input("gateway_answered", lambda rig: rig.answers(), only_in(Reserving="last RESP", Updating="last RESP")),
     Input("gateway_answered", lambda rig: rig.answers(count=1), only_in(Reserving="ERROR", Updating="last RESP")),

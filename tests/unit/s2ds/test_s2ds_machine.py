@@ -11,7 +11,7 @@ import pytest
 from state_tables import inputs_of, tables_of
 
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import PROD, ChannelFigures, ReqListeners, Resp, UpdateTargets
+from scistream.protocol.messages import PROD, ChannelFigures, Extend, ReqListeners, Resp, UpdateTargets
 from scistream.s2ds import machine as s2ds
 from scistream.s2ds.machine import Core, Effects, Stream, Update, new_stream
 from scistream.state_machines import data_of
@@ -49,6 +49,11 @@ class Rig(machine_rig.CommandedRig):
         number = self.core.generation + 1 if generation is None else generation
         targets = dict.fromkeys(LISTENERS, target)
         return UpdateTargets(uid=UID, role=PROD, seq=1, generation=number, connection_map=targets, data_conn_key=key)
+
+    def extend(self, seconds: float = 1200.0) -> int:
+        caller = self.caller()
+        self.machine.extend(caller, Extend(uid=UID, role=PROD, seq=caller.seq, expires=seconds))
+        return caller.seq
 
     def bound(self) -> None:
         self.machine.bound(LISTENERS, "<csr>")
@@ -107,6 +112,7 @@ INPUTS = [
     Input("req_listeners", lambda rig: rig.req(rate=7.0), "ReqListeners"),
     Input("update_targets", lambda rig: rig.update(), "UpdateTargets"),
     Input("update_targets", lambda rig: rig.update(generation=9), "UpdateTargets"),
+    Input("extend", lambda rig: rig.extend(), "Extend"),
     Input("rel", lambda rig: rig.rel(), "REL"),
     Input("bound", lambda rig: rig.bound(), "bound"),
     Input("not_bound", lambda rig: rig.machine.not_bound(NO_PORTS), "not bound"),
