@@ -53,7 +53,7 @@ SHORTAGE_QUIET = 60.0  # without a shortage of descriptors, until the next one i
 EARLY_REQUEST = 3.0  # that a request waits for gateways that are not connected yet, as after a common start
 GATEWAY_ANSWER = 20.0  # for a gateway to reserve or to set targets: more than it needs to resolve names
 GATEWAY_STATUS = 20.0  # for a page of a gateway's streams; a gateway that does not answer gets no new streams
-LOOK_AGAIN = 1.0  # between two requests for all streams of a gateway that an administrator drains and watches
+LOOK_AGAIN = 1.0  # between two requests for all streams of a gateway that somebody watches
 GATEWAY_FIGURES = 2.0  # for new figures: a user is waiting, and older figures will do
 RELEASE_AGAIN = 15.0  # until REL is sent again to a gateway that could not be reached
 OWNER_SETS_TARGETS = 3.0  # for the owner's client to set targets for new listeners, before the S2CS does so
@@ -66,6 +66,14 @@ EXTENSION_TRAVELS = 10.0  # by which an extension may exceed the longest life, a
 REMEMBER_RELEASED = _DAY  # during which the state of a released stream is available: users come back the next morning
 REQUEST_WINDOW = _MINUTE  # in which an owner's new requests are counted: `requests_per_minute`
 AUDIT_WINDOW = _MINUTE  # in which the lines for one kind of refusal in the audit trail are limited
+BETWEEN_EVENTS = 1.0  # between two events for a reader of the status page: people see no more
+EVENTS_SILENT = 15.0  # without a change, until an event says that the server is there: less than proxies allow
+EVENTS_AGAIN = 2.0  # until a browser connects again for events after a lost connection
+SLOW_READER = 20.0  # for a reader of events that does not read, until it is disconnected
+WATCHED_FIGURES = 2.0  # between two requests for new figures while somebody watches: gateways sample so often
+BETWEEN_POINTS = 1.5  # between two points of a plot: less than WATCHED_FIGURES
+HISTORY_KEPT = 600.0  # for which the rates of a stream are kept for plots
+RATES_STALE = 35.0  # after which a rate is unknown: two reports of a gateway have been missed
 FIGURES_GRACE = 60.0  # by which a gateway's clock may differ before its figures count as impossible
 
 # -- S2DS, its initiator

@@ -111,6 +111,9 @@ class GatewayLink:
         self._was_heard = False
         self._silent_since: float | None = self._dialled_since
         """When the gateway was last heard, if it does not answer; None while it answers."""
+        self._answers_since = self._dialled_since
+        self.last_room: GatewayCapacity | None = None
+        """The capacity that the gateway reported last, also if it is silent now."""
         self._is_paging = False
         """True if pages of Status are being requested: once at a time."""
         self._releasing: set[StreamKey] = set()
@@ -131,6 +134,11 @@ class GatewayLink:
     def silent_seconds(self) -> float | None:
         """For how many seconds the gateway has not answered; None while it answers."""
         return None if self._silent_since is None else max(0.0, self.dialer.clock.seconds() - self._silent_since)
+
+    @property
+    def since(self) -> float:
+        """When it began to answer, or to be silent, in the seconds of the clock."""
+        return self._answers_since if self._silent_since is None else self._silent_since
 
     @property
     def answers(self) -> bool:
@@ -230,6 +238,8 @@ class GatewayLink:
         return self.dialer.clock.seconds() - self._dialled_since >= timing.EARLY_REQUEST
 
     def _answered(self) -> None:
+        if self._silent_since is not None:
+            self._answers_since = self.dialer.clock.seconds()
         self._was_heard, self._silent_since = True, None
 
     def _has_been_silent(self, seconds: float) -> None:
@@ -297,7 +307,7 @@ class GatewayLink:
     def _hear_all(self, answer: Resp, expected: set[StreamKey], known: dict[StreamKey, StreamStatus]) -> None:
         self.figures, self.probes, self.broken, self.notices, self.paths = {}, {}, {}, {}, {}
         self._hear(answer.boot or "", known.values())
-        self.room = answer.room
+        self.room = self.last_room = answer.room
         if answer.app_networks is not None:
             self._networks = tuple(map(parse_network, answer.app_networks))
         if self._is_silent:

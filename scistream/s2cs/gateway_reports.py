@@ -21,6 +21,7 @@ from scistream.s2cs.settings import S2CSConfig
 from scistream.s2cs.store.database import Store
 from scistream.s2cs.store.ledger import Ledger
 from scistream.s2cs.stream import ServerStream
+from scistream.s2cs.web.monitor import Monitor
 from scistream.units import parse_seconds
 
 
@@ -35,6 +36,7 @@ class ReportedTo(Protocol):
     streams: LiveStreams
     pool_addresses: PoolAddresses
     drains: Drains
+    monitor: Monitor
 
     def find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None."""
@@ -68,6 +70,7 @@ class GatewayReports:
             if stream is not None and stream.hear_figures(gateway, boot, reported):
                 plausible[key] = reported
         self._server.ledger.write()
+        self._server.monitor.figures_heard(gateway, plausible)
         return plausible
 
     def resets_heard(self, gateway: str, resets: Mapping[StreamKey, list[ResetReason]]) -> None:

@@ -1,4 +1,4 @@
-"""What an S2CS serves over HTTP: its health. Whoever adds a resource does it in `root_of`."""
+"""What an S2CS serves over HTTP. Whoever adds a resource does it in `root_of`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from scistream.http.listener import HttpServer
 from scistream.http.resources import make_root
 from scistream.s2cs.policy.file import Policy
 from scistream.s2cs.settings import S2CSConfig
+from scistream.s2cs.web.events import EventHub
+from scistream.s2cs.web.resources import add_pages
 from scistream.shared_settings import trust_of
 from scistream.tls.files import CertificateFiles
 from scistream.tls.verify import Identity
@@ -40,7 +42,9 @@ def http_server(server: ControlServer) -> HttpServer:
 
 def root_of(server: ControlServer) -> Resource:
     """Return the resource of ``/``; see `scistream.http.resources` for what its children can rely on."""
-    return make_root(lambda: unready(server))
+    root = make_root(lambda: unready(server))
+    add_pages(root, server.monitor, EventHub(server.reactor, server.monitor))
+    return root
 
 
 def unready(server: ControlServer) -> list[str]:

@@ -38,7 +38,8 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     updates of targets that this S2CS has made itself, and `is_own_update` is true while it is not known whether all
     gateways have carried out the last of them. `app_listeners` and `other_addresses` are what ProdApp said in its
     Hello. Times and deadlines are seconds since the epoch, since they must survive a restart; `started_at` is when the
-    first targets came into force. `wan` has what each gateway has reported about its WAN side (None for an older one).
+    first targets came into force, and `state_since` when the state last changed (0 in records of older versions).
+    `wan` has what each gateway has reported about its WAN side (None for an older one).
     `wan_dialer`, `wan_targets` and `wan_listeners` belong to the targets in force, except that the gateways of a
     consumer keep their WAN listeners if later targets are refused.
     """
@@ -66,6 +67,7 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     hello_by: float = 0.0
     started_at: float = 0.0
     released_at: float = 0.0
+    state_since: float = 0.0
     wan: dict[str, list[str] | None] = {}
     wan_dialer: Role = CONS
     wan_targets: dict[str, str] = {}

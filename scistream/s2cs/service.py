@@ -77,6 +77,7 @@ from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED, St
 from scistream.s2cs.store.ledger import Ledger
 from scistream.s2cs.store.lock import StoreLock
 from scistream.s2cs.stream import ServerStream
+from scistream.s2cs.web.monitor import Monitor
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import resolve_path, trust_of
 from scistream.state_machines import Caller
@@ -138,6 +139,7 @@ class ControlServer(Service):
         self.config = config
         self.config_file = config_file
         self.wall = wall
+        self.monitor = Monitor(self)
         problems = problems or SetupProblems()
         own = None if config.insecure else trust_of(config, config_file)
         with problems.of_step():
@@ -157,7 +159,7 @@ class ControlServer(Service):
             with problems.of_step():
                 lock = StoreLock(store)
         problems.raise_if_any()
-        self._watch = ExpiryWatch(reactor, self._all_credentials(), wall, self.log)
+        self.expiry = ExpiryWatch(reactor, self._all_credentials(), wall, self.log)
         self._admission_controller = AdmissionController(
             reactor, config.limits.bounds, f"the listener at {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
@@ -240,7 +242,7 @@ class ControlServer(Service):
         self._restore()
         super().startService()
         if self._all_credentials():
-            self._watch.start()
+            self.expiry.start()
         for gateway in self.gateways.values():
             gateway.dialer.startService()
         self.log.info(
@@ -266,7 +268,7 @@ class ControlServer(Service):
     def stopService(self) -> Deferred[Any]:
         """Close all links and files. The streams go on, and the next start takes them up again."""
         super().stopService()
-        self._watch.stop()
+        self.expiry.stop()
         closing_http = self._http.stop()
         for stream in self.streams.values():
             stream.stop_timers()
@@ -339,7 +341,7 @@ class ControlServer(Service):
         if self._to_gateways is not None:
             close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
         self.audit.reopen()
-        self._watch.look()
+        self.expiry.look()
         return change
 
     def _change_pool(self, pool: dict[str, GatewayLink]) -> None:
@@ -362,20 +364,23 @@ class ControlServer(Service):
         return {name: credentials for name, credentials in named.items() if credentials is not None}
 
     def _warnings(self, link: Link) -> list[str] | None:
-        """Return the warnings for a user, or None if there are none.
+        """Return the warnings for a user, about this facility and the user's certificate; None if there are none."""
+        warnings = self.operator_warnings()
+        if self._all_credentials():
+            warnings += self.expiry.of_peer(link, "your own certificate", "ask your facility to renew it")
+        return warnings or None
 
-        They are about certificates of this facility and of the user that expire soon, and unknown streams on gateways.
-        """
+    def operator_warnings(self) -> list[str]:
+        """Return the warnings about drains, certificates that expire soon and unknown streams on gateways."""
         warnings = self.drains.warnings()
         warnings += [_unknown_streams_warning(gateway) for gateway in self.gateways.values() if gateway.unknown_streams]
         if not self._all_credentials():
-            return warnings or None
-        warnings += self._watch.warnings()
+            return warnings
+        warnings += self.expiry.warnings()
         for gateway in self.gateways.values():
             whose = f"the certificate of gateway {gateway.name}"
-            warnings += self._watch.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
-        warnings += self._watch.of_peer(link, "your own certificate", "ask your facility to renew it")
-        return warnings or None
+            warnings += self.expiry.of_peer(gateway.dialer.link, whose, "its operator has to renew it")
+        return warnings
 
     def _restore(self) -> None:
         self._forget_old()
@@ -391,6 +396,7 @@ class ControlServer(Service):
     def use_changed(self, stream: ServerStream) -> None:
         """Update what a stream uses, because its record may have changed."""
         self.streams.note_use(stream)
+        self.monitor.stream_changed(stream.record.key)
 
     def ended(self, stream: ServerStream) -> None:
         """Remove a stream that is released and written. From now on it is answered for from the store."""
@@ -404,6 +410,7 @@ class ControlServer(Service):
         self.store.keep_newest(stream.record.owner, MOST_RELEASED)
         self.streams.remove(stream)
         self.drains.streams_changed()
+        self.monitor.stream_changed(stream.record.key)
 
     def find(self, key: StreamKey) -> ServerStream | None:
         """Return a live stream, or one that was released within a day, or None.
@@ -422,6 +429,7 @@ class ControlServer(Service):
         self.ledger.close(stream.record)
         self.streams.remove(stream)
         self.drains.streams_changed()
+        self.monitor.stream_changed(stream.record.key)
 
     def write_again(self) -> None:
         """Write the records that could not be written before."""

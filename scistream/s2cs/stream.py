@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -44,7 +44,7 @@ from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.extension import Extender
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
-from scistream.s2cs.machine_core import Core, Release, Stream
+from scistream.s2cs.machine_core import Core, Operation, Release, Stream
 from scistream.s2cs.path_list import one_list
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, identity_of
 from scistream.s2cs.record import (
@@ -129,6 +129,8 @@ class ServerStream:
         """Bytes that the stream had carried at the last comparison with a gateway."""
         self._carried_since = 0.0
         """When the stream had first carried that many bytes."""
+        self._noted_state = record.state if restored else ""
+        """The state of which `state_since` is in the record."""
         self._timers: list[IDelayedCall] = []
         self._targets_timer: IDelayedCall | None = None
         self._next_own_update = 0.0
@@ -166,7 +168,9 @@ class ServerStream:
                 self.machine.gateway_released(gateway)
 
     def save(self, record: Record) -> bool:
-        """Write the record, with the time of a first start or release. Return False if that failed."""
+        """Write the record, with the time of a new state, a first start or a release. Return False if that failed."""
+        if record.state != self._noted_state:
+            self._noted_state, record.state_since = record.state, self._server.wall()
         if record.state == "Released" and not record.released_at:
             record.released_at = self._server.wall()
         if record.state == "Streaming" and not record.started_at:
@@ -376,6 +380,12 @@ class ServerStream:
         except StreamError as error:
             return error
         return None
+
+    @property
+    def pending_gateways(self) -> Collection[str]:
+        """The gateways whose answer the stream waits for."""
+        operation = data_of(self.machine, Operation)
+        return operation.pending_gateways if operation is not None else ()
 
     def has_owner_link(self) -> bool:
         """Return True if the owner has a link on which it has sent a command about this stream."""

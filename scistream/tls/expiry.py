@@ -132,6 +132,11 @@ class ExpiryWatch:
         warning = Expiry(what, *_life(path[0]), remedy).warning(now) if path else None
         return [] if warning is None else [warning]
 
+    @property
+    def first_end(self) -> datetime | None:
+        """When the first certificate, authority or CRL of the server expires; None if it has none."""
+        return min((ending.ends for ending in self._endings()), default=None)
+
     def _endings(self) -> Iterator[Expiry]:
         seen = set()
         for name, credentials in self._all_credentials.items():

@@ -42,6 +42,7 @@ from scistream.s2cs.audit.events import (
     TargetsEvent,
     line_of,
 )
+from scistream.s2cs.audit.recent import RecentEvents
 from scistream.s2cs.audit.sinks import Sink
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.ledger import Implausible, Total
@@ -85,6 +86,7 @@ class AuditTrail:
         self._waiting_bytes = 0
         self._lost = 0
         self._is_failing = False
+        self.recent = RecentEvents()
         self._refusals: dict[Hashable, _Window] = {}
         self._late: set[StreamTrail] = set()
         """The streams with events that were left out of the current window."""
@@ -254,8 +256,7 @@ class AuditTrail:
         self._write_waiting()
 
     def _emit(self, kind: type[Any], **fields: Any) -> None:
-        if self._sink is not None:
-            self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
+        self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
 
     def _emit_refusal(self, who: Identity | None, key: Hashable, kind: type[Any], **fields: Any) -> None:
         """Write a line about a refusal, or only count it if there were too many, so that refusals cannot fill the disk.
@@ -263,8 +264,6 @@ class AuditTrail:
         :param who: the identity whose refusals share a limit; None for all clients without one.
         :param key: the kind of refusal together with its identity or address.
         """
-        if self._sink is None:
-            return
         event = kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, repeated=0, **fields)
         self._end_windows()
         group = self._window(("all of", who), MOST_OF_STRANGERS if who is None else MOST_OF_IDENTITY)
@@ -296,6 +295,9 @@ class AuditTrail:
                 self._write(msgspec.structs.replace(window.last, repeated=window.left_out - 1))
 
     def _write(self, event: Event) -> None:
+        self.recent.note(event)
+        if self._sink is None:
+            return
         line = line_of(event)
         if self._waiting_bytes + len(line) > MAX_WAITING_BYTES:
             self._lost += 1

@@ -1,0 +1,1 @@
+"""What an S2CS shows to its operators over HTTP: the JSON API, the stream of changes, and the status page."""
