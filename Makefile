@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs changes hooks bench clean
+.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs changes hooks bench wheel install \
+    deb clean
 
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
@@ -67,6 +68,17 @@ hooks: $(VENV)/.installed-dev $(VENV)/.installed-test  ## Check style, types and
 
 bench: $(VENV)/.installed-bench  ## Measure beside HAProxy, nginx, stunnel and socat: a quarter of an hour, or ARGS=--quick.
 	@$(BIN)/python -m bench $(ARGS)
+
+wheel: $(VENV)/.installed  ## Build the wheel into dist.
+	rm -rf build/lib build/bdist.* dist/scistream-*.whl
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# Both run packaging/install: PREFIX, DESTDIR, BINDIR and UNITDIR say where, and PYTHON which interpreter the daemons have.
+install: wheel  ## Install into PREFIX (/opt/scistream), with units for systemd, as root.
+	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" PIP="$(BIN)/python -m pip" packaging/install dist/scistream-*.whl
+
+deb: wheel  ## Build a Debian package for this release of Debian into build.
+	@PIP="$(abspath $(BIN))/python -m pip" packaging/deb dist/scistream-*.whl build
 
 clean:  ## Remove .venv and everything that was built.
 	rm -rf $(VENV) .nox build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz .coverage*

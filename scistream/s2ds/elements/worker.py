@@ -155,10 +155,21 @@ class ConnectionReceiver:
 
 
 MOST_FIELDS = 32
+MOST_TEXT = 8000
+"""Characters of a text, or of a value, in a line of the log that an element sends."""
 
 
-def _cut(value: str | int | float | bool) -> str | int | float | bool:
-    return value[:8000] if isinstance(value, str) else value
+def log_line(event: Any) -> LogLine | None:
+    """Return an event of this process for the log of the gateway, or None if it is not for operators."""
+    level = level_of(event)
+    if level < LogLevel.info:
+        return None
+    text = formatEvent(event)
+    if "log_failure" in event:
+        text += "\n" + event["log_failure"].getTraceback()
+    fields = dict(islice(fields_of(event).items(), MOST_FIELDS))
+    cut = {name: value[:MOST_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+    return LogLine(level=level.name, text=text[:MOST_TEXT], fields=cut)
 
 
 def _log_to(receiver: CommandReceiver) -> None:
@@ -166,14 +177,9 @@ def _log_to(receiver: CommandReceiver) -> None:
 
     @implementer(ILogObserver)
     def observe(event: Any) -> None:
-        level = level_of(event)
-        if level < LogLevel.info or not receiver.connected:
-            return
-        text = formatEvent(event)
-        if "log_failure" in event:
-            text += "\n" + event["log_failure"].getTraceback()
-        fields = {name: _cut(value) for name, value in islice(fields_of(event).items(), MOST_FIELDS)}
-        receiver.send(LogLine(level=level.name, text=text[:8000], fields=fields))
+        line = log_line(event)
+        if line is not None and receiver.connected:
+            receiver.send(line)
 
     globalLogBeginner.beginLoggingTo([observe], redirectStandardIO=False, discardBuffer=True)
 
