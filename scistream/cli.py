@@ -12,8 +12,7 @@ from scistream.check.cli import check
 from scistream.cli_support import Commands
 from scistream.demo.cli import demo
 from scistream.pki.cli import pki
-from scistream.reference.examples import examples
-from scistream.reference.schema import schema
+from scistream.reference.cli import examples, schema
 from scistream.s2cs.policy.cli import policy
 from scistream.s2cs.store.cli import store
 from scistream.s2cs.store.usage_cli import usage

@@ -10,14 +10,10 @@ from pathlib import Path
 
 import click
 
-from scistream.check.plan import CheckPlan, settings_of
-from scistream.check.run import check as all_findings
 from scistream.cli_support import ADDRESS, RATE, TIME, refuse
 from scistream.config import ConfigError
 from scistream.protocol.address import Address
 from scistream.protocol.errors import printable
-from scistream.s2cs.settings import S2CSConfig
-from scistream.s2ds.settings import S2DSConfig
 
 
 @click.command()
@@ -47,6 +43,12 @@ def check(file: Path | None, peer: Address | None, rate: float | None, rtt: floa
 
     Exit status: 0 no FAIL, 1 at least one FAIL, 2 wrong usage or configuration.
     """
+    # Here, since they import both parties, which other commands need not wait for.
+    from scistream.check.plan import CheckPlan, settings_of
+    from scistream.check.run import check as all_findings
+    from scistream.s2cs.settings import S2CSConfig
+    from scistream.s2ds.settings import S2DSConfig
+
     if rate is not None and rtt is None and peer is None:
         raise click.UsageError("--rate needs --rtt or --peer: how long a round trip is decides which buffers it takes")
     try:

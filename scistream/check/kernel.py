@@ -32,11 +32,11 @@ _SWITCHES = {
 }
 """Settings of net.ipv4 that are on by default, and what is lost without them."""
 _RELEASES = (
-    ((5, 6), "streams cannot use several paths (Multipath TCP)"),
-    ((5, 15), "connections that nobody reads take more memory, since receive buffers cannot begin small"),
-    ((6, 5), "s2uc status shows no figures of single paths of a connection"),
+    ((5, 6), "streams cannot use several paths (Multipath TCP)", True),
+    ((5, 15), "connections that nobody reads take more memory, since receive buffers cannot begin small", False),
+    ((6, 5), "s2uc status shows no figures of single paths of a connection", True),
 )
-"""What a kernel before a release lacks."""
+"""What a kernel before a release lacks, and whether only gateways with several paths need it."""
 _OVERFLOWS_SINCE = (6, 17)
 """The first release that may ignore all that comes from a peer while a receive buffer is full; see `relay/leg.py`."""
 
@@ -92,7 +92,7 @@ def findings(facts: KernelFacts, plan: CheckPlan) -> Iterator[Finding]:
     yield from _idle(facts, plan)
     yield from congestion(facts, plan)
     yield _queue(facts)
-    yield from _release(facts)
+    yield from _release(facts, plan)
 
 
 def _buffers(facts: KernelFacts, plan: CheckPlan, way: str, setting: str, part: int) -> Finding:
@@ -215,14 +215,15 @@ def _queue(facts: KernelFacts) -> Finding:
     return warn("kernel.accept-queue", why, f"sysctl -w {setting}=4096")
 
 
-def _release(facts: KernelFacts) -> Iterator[Finding]:
+def _release(facts: KernelFacts, plan: CheckPlan) -> Iterator[Finding]:
     name = "kernel.release"
     match = re.match(r"(\d+)\.(\d+)", facts.release)
     if match is None:
         yield unseen(name, f"what release {facts.release!r} is")
         return
     release = int(match[1]), int(match[2])
-    lacking = [(since, loss) for since, loss in _RELEASES if release < since]
+    has_paths = plan.gateway is not None and len(plan.gateway.wan.paths) > 1
+    lacking = [(since, loss) for since, loss, of_paths in _RELEASES if release < since and (has_paths or not of_paths)]
     if lacking:
         why = f"Linux {facts.release}: {'; '.join(loss for _, loss in lacking)}"
         newest = ".".join(map(str, lacking[-1][0]))

@@ -55,9 +55,9 @@ def _is_own(host: str) -> bool:
 
 def _ask(key: str, host: str) -> NameFacts:
     if numeric_address(host) is None:
-        return NameFacts(key, host, _within(lambda: _addresses(host), None))
-    name = _within(lambda: _name(host), "")
-    back = _within(lambda: _addresses(name), None) if name else None
+        return NameFacts(key, host, within(lambda: _addresses(host), None))
+    name = within(lambda: _name(host), "")
+    back = within(lambda: _addresses(name), None) if name else None
     return NameFacts(key, host, frozenset({host}), name, back or frozenset())
 
 
@@ -76,7 +76,7 @@ def _name(address: str) -> str:
         return ""
 
 
-def _within(ask: Callable[[], Result], otherwise: Result) -> Result:
+def within(ask: Callable[[], Result], otherwise: Result) -> Result:
     """Return an answer of the name service, which cannot be interrupted, or `otherwise` if it takes too long."""
     answers: SimpleQueue[Result] = SimpleQueue()
     threading.Thread(target=lambda: answers.put(ask()), daemon=True).start()

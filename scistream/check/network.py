@@ -79,6 +79,8 @@ def bound_hosts(plan: CheckPlan) -> list[tuple[str, str]]:
     """Return the setting and the host of each address that the configuration binds."""
     config = plan.server or plan.gateway
     found = [("listen", Address.parse(config.listen).host)] if config is not None else []
+    if config is not None and config.http.address is not None:
+        found.append(("http.listen", config.http.address.host))
     if plan.gateway is not None:
         found += [("lan.bind", plan.gateway.lan.bind), ("wan.bind", plan.gateway.wan.bind)]
         found += [("wan.paths", path) for path in plan.gateway.wan.paths]

@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from OpenSSL import SSL
 
 from scistream import timing
 from scistream.check.findings import Finding, fail, ok, unseen, warn
+from scistream.check.names import within
 from scistream.check.plan import CheckPlan
 from scistream.protocol.address import Address
 from scistream.protocol.codec import decode, encode
@@ -172,7 +174,34 @@ def _time_of(stream: _Stream, address: Address) -> float | None:
 
 
 def _connect(address: Address) -> socket.socket:
-    return socket.create_connection((address.host, address.port), timing.CHECK_CONNECT)
+    """Connect to one of the addresses of a host.
+
+    :raises OSError: if none of them can be reached, or its name cannot be resolved in time.
+    """
+    host, port = address
+    late: list[tuple[int, Any]] | OSError = TimeoutError("the name service does not answer")
+    found = within(lambda: _resolve(host, port), late)
+    if isinstance(found, OSError):
+        raise found
+    problem: OSError = OSError(f"{host} has no address")
+    for family, name in found:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.settimeout(timing.CHECK_CONNECT)
+        try:
+            sock.connect(name)
+        except OSError as refused:
+            sock.close()
+            problem = TimeoutError("it does not answer") if isinstance(refused, TimeoutError) else refused
+        else:
+            return sock
+    raise problem
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, Any]] | OSError:
+    try:
+        return [(each[0], each[4]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except OSError as problem:
+        return problem
 
 
 def _facts_of(sock: socket.socket) -> ConnectionFacts:

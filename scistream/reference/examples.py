@@ -1,14 +1,10 @@
-"""The example files in conf/, which the installed package contains, and the command that copies them."""
+"""The example files in conf/, which the installed package contains."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
-from scistream.cli_support import refuse
 from scistream.config import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -47,20 +43,3 @@ def write_examples(folder: Path) -> list[Path]:
     except OSError as problem:
         raise ConfigError(f"{problem.filename or folder}: cannot be written: {problem.strerror}") from None
     return [file for file, _ in examples]
-
-
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def examples(folder: Path) -> None:
-    """Write the commented example files into DIR: configuration files with every setting, systemd units, and others.
-
-    The JSON Schemas of the configuration files are in DIR/schemas, for editors. The folder is created if needed. If one
-    of the files exists already, nothing is written, and the exit status is 2.
-    """
-    try:
-        written = write_examples(folder)
-    except ConfigError as problem:
-        refuse(problem)
-    for file in written:
-        click.echo(str(file))
-    sys.exit(0)

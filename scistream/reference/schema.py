@@ -1,4 +1,4 @@
-"""The JSON Schema of each configuration file, for editors, and the command that prints it."""
+"""The JSON Schema of each configuration file, for editors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 from scistream.reference.settings_list import FILES, ConfigurationFile
@@ -55,15 +54,3 @@ def _refs(schema: dict[str, Any]) -> list[str]:
     for inner in [*schema.get("anyOf", ()), *([schema["items"]] if schema.get("items") else [])]:
         found += _refs(inner)
     return found
-
-
-@click.command()
-@click.argument("name", metavar="FILE", type=click.Choice(sorted(FILES)))
-def schema(name: str) -> None:
-    """Print the JSON Schema of a configuration file: s2cs, s2ds, s2uc or policy.
-
-    Editors that know it complete the names of settings, show their descriptions, and mark mistakes. With taplo, such as
-    in VS Code with "Even Better TOML", begin the configuration file with the line
-    `#:schema s2cs.schema.json` after `scistream schema s2cs > s2cs.schema.json`.
-    """
-    click.echo(schema_text(FILES[name]), nl=False)

@@ -55,6 +55,10 @@ def test_no_text_has_two_readings(parse: type, text: str) -> None:
         assert parse(write(value)) == value
 
 
+def test_a_round_trip_time_may_be_in_milliseconds() -> None:
+    assert [parse_seconds(text) for text in ("50ms", "0.5 MS", "1m", "1min")] == [0.05, 0.0005, 60.0, 60.0]
+
+
 def test_values_are_written_in_the_largest_unit_of_which_they_are_whole() -> None:
     assert [format_rate(mbit) for mbit in (1e-6, 0.5, 999.0, 1000.0, 1500.0, 1e6, 1e7)] == [
         "0.000001Mbit",

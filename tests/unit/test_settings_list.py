@@ -18,6 +18,7 @@ import scistream.cli
 from scistream import text_kinds
 from scistream.log_output import FORMATS, LEVELS
 from scistream.protocol.address import Address, parse_network
+from scistream.reference.cli import NAMES
 from scistream.reference.comments import comments_of
 from scistream.reference.schema import schema_of
 from scistream.reference.settings_list import FILES, settings_of
@@ -66,6 +67,10 @@ def test_types_units_and_defaults_are_those_of_the_code() -> None:
     of_server = {setting.key: setting for setting in settings_of(FILES["s2cs"])}
     assert of_server["gateways[].name"].default is None
     assert of_server["release_broken_after"].default == '""'
+
+
+def test_the_command_knows_each_file() -> None:
+    assert set(NAMES) == set(FILES)
 
 
 def test_each_pattern_is_explained() -> None:

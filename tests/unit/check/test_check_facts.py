@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from scistream.check import clock, kernel, limits, names, network
+from scistream.check import clock, kernel, limits, names, network, ports
 from scistream.check.clock import ClockFacts
 from scistream.check.findings import Finding
 from scistream.check.kernel import KernelFacts
@@ -16,8 +17,10 @@ from scistream.check.limits import LimitFacts
 from scistream.check.names import NameFacts
 from scistream.check.network import Interface, NetworkFacts
 from scistream.check.plan import CheckPlan
+from scistream.check.ports import PortFacts, TcpSocket
 from scistream.check.running import RunningDaemon, find_daemon, most_tasks
 from scistream.check.system import System
+from scistream.http.settings import GatewayHttpSettings
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig, ServerLimits
 from scistream.s2ds.settings import GatewayLimits, LegSettings, S2DSConfig, WanSettings
 
@@ -125,21 +128,91 @@ def test_what_cannot_be_read_is_said_and_is_no_fault() -> None:
         assert found.why.startswith("not visible to this user: ")
 
 
+TWO_PATHS = CheckPlan(Path("f"), gateway=S2DSConfig(insecure=True, wan=WanSettings(paths=["192.0.2.1", "192.0.2.2"])))
+
+
 @pytest.mark.parametrize(
-    ("release", "verdict", "part"),
+    ("release", "plan", "verdict", "part"),
     [
-        ("5.4.0-150-generic", "WARN", "several paths"),
-        ("5.10.0-28-amd64", "WARN", "receive buffers cannot begin small"),
-        ("6.1.0-18-amd64", "WARN", "no figures of single paths"),
-        ("6.12.5", "OK", "6.12.5"),
-        ("6.17.0", "OK", "enlarge receive buffers that overflow"),
-        ("unknown", "UNSEEN", "unknown"),
+        ("5.4.0-150-generic", TWO_PATHS, "WARN", "several paths"),
+        ("5.10.0-28-amd64", GATEWAY, "WARN", "receive buffers cannot begin small"),
+        ("6.1.0-18-amd64", GATEWAY, "OK", "6.1.0-18-amd64"),
+        ("6.1.0-18-amd64", TWO_PATHS, "WARN", "no figures of single paths"),
+        ("6.12.5", TWO_PATHS, "OK", "6.12.5"),
+        ("6.17.0", GATEWAY, "OK", "enlarge receive buffers that overflow"),
+        ("unknown", GATEWAY, "UNSEEN", "unknown"),
     ],
 )
-def test_what_a_release_of_the_kernel_lacks_is_said(release: str, verdict: str, part: str) -> None:
-    found = kernel_finding("release", {}, CheckPlan(), release)
+def test_what_a_release_of_the_kernel_lacks_is_said(release: str, plan: CheckPlan, verdict: str, part: str) -> None:
+    found = kernel_finding("release", {}, plan, release)
     assert found.verdict == verdict
     assert part in found.why
+
+
+# -- ports
+
+
+LOOPBACK = ip_address("127.0.0.1")
+
+
+def ports_faults(plan: CheckPlan = GATEWAY, **facts: object) -> dict[str, str]:
+    made = PortFacts((32768, 60999), [], 1024, **{"listening": [], **facts})  # type: ignore[arg-type]
+    return {one.name: one.verdict for one in ports.findings(made, plan) if one.verdict != "OK"}
+
+
+CONTROL = TcpSocket(LOOPBACK, 5001, 77)
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        ({}, {}),
+        ({"listening": None}, {"ports.listen": "UNSEEN", "ports.ports-at-127.0.0.1": "UNSEEN"}),
+        ({"listening": [CONTROL]}, {"ports.listen": "UNSEEN"}),
+        ({"listening": [CONTROL], "owners": {77: ["nginx (5)"]}}, {"ports.listen": "FAIL"}),
+        ({"listening": [CONTROL], "owners": {77: ["systemd (1)"]}}, {}),
+        ({"listening": [CONTROL], "owners": {77: ["systemd (1)", "twistd (9)"]}, "daemon": 9, "connected": {"a"}}, {}),
+        ({"listening": [CONTROL], "daemon": 9}, {"reach.controller": "WARN"}),
+        ({"listening": [CONTROL], "daemon": 9, "connected": frozenset({"192.0.2.7"})}, {}),
+        (
+            {"listening": [CONTROL], "owners": {77: ["nginx (5)"]}, "daemon": 9, "connected": {"a"}},
+            {"ports.listen": "FAIL"},
+        ),
+    ],
+)
+def test_who_listens_on_the_control_port_decides(facts: dict[str, object], found: dict[str, str]) -> None:
+    assert ports_faults(**facts) == found
+
+
+def test_the_sockets_of_both_families_are_read_with_their_owners(tmp_path: Path) -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    rest = "00000000:00000000 00:00000000 00000000     0        0"
+    system = tree(
+        tmp_path,
+        {
+            "proc/thread-self/net/tcp": f"{head} 0: 0100007F:1389 00000000:0000 0A {rest} 77 1\n"
+            f" 1: 0100007F:1389 070200C0:9C40 01 {rest} 78 1\n 2: 0100007F:0016 00000000:0000 0A {rest} 79 1\n",
+            "proc/thread-self/net/tcp6": f"{head} 0: {'0' * 32}:13EC {'0' * 32}:0000 0A {rest} 80 1\n",
+            "proc/9/comm": "twistd\n",
+            "proc/sys/net/ipv4/ip_local_reserved_ports": "\n",
+        },
+        {"proc/9/fd/3": "socket:[77]", "proc/9/fd/4": "/dev/null"},
+    )
+    facts = ports.gather(system, GATEWAY, 9)
+    assert facts.owners == {77: ["twistd (9)"]}
+    assert facts.connected == {"192.0.2.7"}
+    assert {(str(one.host), one.port) for one in facts.listening or ()} == {
+        ("127.0.0.1", 5001),
+        ("127.0.0.1", 22),
+        ("::", 5100),
+    }
+
+
+def test_the_port_of_http_is_looked_at_too() -> None:
+    plan = CheckPlan(Path("f"), gateway=S2DSConfig(insecure=True, http=GatewayHttpSettings(listen="127.0.0.1:80")))
+    socket_of_web = TcpSocket(LOOPBACK, 80, 5)
+    found = ports_faults(plan, listening=[socket_of_web], owners={5: ["nginx (5)"]})
+    assert found == {"ports.http-listen": "FAIL", "ports.permission-http-listen": "WARN"}
 
 
 # -- limits
