@@ -32,6 +32,7 @@ COMMAND_BURST = 5.0  # worth of commands that may come at once: a client that wa
 # -- the HTTP listener
 
 HTTP_REQUEST = 10.0  # from connecting to the end of the first request: browsers and Prometheus send it at once
+METRICS_FRESH = 1.0  # for which a page of metrics is used again, so that readers cannot keep a daemon busy
 HTTP_IDLE = 75.0  # for the next request on a connection: more than the minute between two scrapes
 
 # -- certificates, logs, files, descriptors

@@ -16,9 +16,11 @@ class HttpSettings(SettingsSection, frozen=True, kw_only=True):
     """The HTTP listener of a daemon.
 
     :ivar listen: the address; empty: no listener.
+    :ivar stream_labels: whether there are metrics of each stream, with its uid as a label.
     """
 
     listen: AddressOrNone = ""
+    stream_labels: bool = False
 
     @property
     def address(self) -> Address | None:

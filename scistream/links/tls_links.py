@@ -152,6 +152,24 @@ def log_refusal(link: Link, reason: Failure) -> None:
         link.note("refused a certificate", reason.value.sentence, reason.value.reason)
 
 
+HANDSHAKE_FAILURES = ("certificate", "tls", "timeout")
+"""The results of `handshake_failure`."""
+
+
+def handshake_failure(reason: Failure) -> str | None:
+    """Return why a link was lost before it was up, as one of `HANDSHAKE_FAILURES`; None if its peer has closed it.
+
+    "certificate": the peer's certificate was refused; "tls": the TLS handshake failed otherwise; "timeout": the peer
+    was too slow, or its place was needed.
+    """
+    problem = reason.value
+    if isinstance(problem, RefusedCertificate | CertificateError):
+        return "certificate"
+    if isinstance(problem, SSL.Error):
+        return None if isinstance(problem, SSL.SysCallError) else "tls"
+    return "timeout" if isinstance(problem, StreamError) else None
+
+
 def close_refused(links: Iterable[Link | None], credentials: ReloadableCredentials) -> None:
     """Close the links whose peer would be refused now that authorities or CRLs have changed."""
     for link in links:

@@ -9,7 +9,9 @@ from twisted.web.resource import Resource
 
 from scistream.config import ConfigError
 from scistream.http.listener import HttpServer
+from scistream.http.metrics import DaemonCollector, MetricsResource
 from scistream.http.resources import make_root
+from scistream.s2cs.metrics import METRICS, values
 from scistream.s2cs.policy.file import Policy
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2cs.web.events import EventHub
@@ -44,6 +46,8 @@ def root_of(server: ControlServer) -> Resource:
     """Return the resource of ``/``; see `scistream.http.resources` for what its children can rely on."""
     root = make_root(lambda: unready(server))
     add_pages(root, server.monitor, EventHub(server.reactor, server.monitor))
+    collector = DaemonCollector("s2cs", METRICS, lambda: values(server, unready(server)))
+    root.putChild(b"metrics", MetricsResource(server.reactor, collector))
     return root
 
 
@@ -57,8 +61,12 @@ def unready(server: ControlServer) -> list[str]:
         reasons.append(problem)
     if server.audit.is_failing:
         reasons.append("the audit trail cannot be written, so new streams are refused")
-    if not any(gateway.answers for gateway in server.gateways.values()):
+    answering = [gateway for gateway in server.gateways.values() if gateway.answers]
+    if not answering:
         reasons.append(f"none of its gateways answers: {', '.join(server.gateways)}")
+    elif all(gateway.is_drained for gateway in answering) and not server.is_draining:
+        named = ", ".join(gateway.name for gateway in answering)
+        reasons.append(f"every gateway that answers is being drained: {named}")
     return reasons
 
 

@@ -31,7 +31,14 @@ from scistream.config import raise_if_any
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
 from scistream.links.outbox import command_name
-from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, dialer, log_refusal
+from scistream.links.tls_links import (
+    PLAIN_IDENTITY,
+    LinkListener,
+    close_refused,
+    dialer,
+    handshake_failure,
+    log_refusal,
+)
 from scistream.paging import page_key
 from scistream.protocol.address import Address
 from scistream.protocol.errors import ErrorCode, StreamError
@@ -59,6 +66,7 @@ from scistream.protocol.messages import (
 from scistream.reloading import Change, merge
 from scistream.s2cs.audit.sinks import Sink, audit_file, open_sink
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.counts import ServerCounts
 from scistream.s2cs.drains import Drains
 from scistream.s2cs.early_requests import EarlyRequests
 from scistream.s2cs.gateway import GatewayLink
@@ -134,6 +142,7 @@ class ControlServer(Service):
         *,
         release_unknown: bool = False,
     ) -> None:
+        self.counts = ServerCounts()
         self._reports = GatewayReports(self, release_unknown=release_unknown)
         self.reactor = reactor
         self.config = config
@@ -159,8 +168,8 @@ class ControlServer(Service):
             with problems.of_step():
                 lock = StoreLock(store)
         problems.raise_if_any()
-        self.expiry = ExpiryWatch(reactor, self._all_credentials(), wall, self.log)
-        self._admission_controller = AdmissionController(
+        self.expiry = ExpiryWatch(reactor, self.all_credentials(), wall, self.log)
+        self.admission_controller = AdmissionController(
             reactor, config.limits.bounds, f"the listener at {config.listen}", known_refusal=timing.FIRST_REFUSAL
         )
         self._wrong_keys = WrongKeys(reactor)
@@ -237,11 +246,11 @@ class ControlServer(Service):
             self.log.warn(
                 "INSECURE: control links are plain TCP on loopback; every user of this machine is every owner"
             )
-        self._port = self._listener.open(lambda: self, self._admission_controller)
+        self._port = self._listener.open(lambda: self, self.admission_controller)
         self._http.start()
         self._restore()
         super().startService()
-        if self._all_credentials():
+        if self.all_credentials():
             self.expiry.start()
         for gateway in self.gateways.values():
             gateway.dialer.startService()
@@ -275,7 +284,7 @@ class ControlServer(Service):
         self.drains.stop()
         self._wrong_keys.stop()
         self._early.stop()
-        self._admission_controller.stop()
+        self.admission_controller.stop()
         for link in list(self._links):
             link.close()
         stopping: list[Deferred[Any]] = [
@@ -332,7 +341,7 @@ class ControlServer(Service):
 
         self.config = merged
         self.authorizer.put_in_force(merged, policy)
-        self._admission_controller.set_bounds(merged.limits.bounds)
+        self.admission_controller.set_bounds(merged.limits.bounds)
         for put_in_force in new:
             put_in_force()
         self._change_pool(pool)
@@ -359,14 +368,15 @@ class ControlServer(Service):
         self.drains.pool_changed()
         self.gateway_settled()  # requests may have waited for a gateway that was removed
 
-    def _all_credentials(self) -> dict[str, ReloadableCredentials]:
+    def all_credentials(self) -> dict[str, ReloadableCredentials]:
+        """Return the certificates of this S2CS: of the "server" for users, of the "controller" for gateways."""
         named = {"server": self._listener.credentials, "controller": self._to_gateways}
         return {name: credentials for name, credentials in named.items() if credentials is not None}
 
     def _warnings(self, link: Link) -> list[str] | None:
         """Return the warnings for a user, about this facility and the user's certificate; None if there are none."""
         warnings = self.operator_warnings()
-        if self._all_credentials():
+        if self.all_credentials():
             warnings += self.expiry.of_peer(link, "your own certificate", "ask your facility to renew it")
         return warnings or None
 
@@ -374,7 +384,7 @@ class ControlServer(Service):
         """Return the warnings about drains, certificates that expire soon and unknown streams on gateways."""
         warnings = self.drains.warnings()
         warnings += [_unknown_streams_warning(gateway) for gateway in self.gateways.values() if gateway.unknown_streams]
-        if not self._all_credentials():
+        if not self.all_credentials():
             return warnings
         warnings += self.expiry.warnings()
         for gateway in self.gateways.values():
@@ -456,6 +466,9 @@ class ControlServer(Service):
         log_refusal(link, reason)
         self._wrong_keys.forget(link)
         if link not in self._links:
+            failure = handshake_failure(reason)
+            if failure is not None:
+                self.counts.handshakes[failure] += 1
             return
         self._links.remove(link)
         if link.is_anonymous:  # no stream has such a link, and there may be very many of them
@@ -522,6 +535,8 @@ class ControlServer(Service):
         :param stream: the trail of the stream that the command was for, if it reached one.
         """
         self.audit.answered(link, cmd, role, answer, stream)
+        if isinstance(answer, Error):
+            self.counts.refusals[answer.code] += 1
         link.send(answer)
 
     def _refuse(self, link: Link, command: Command | ProdLstn, code: ErrorCode, msg: str) -> None:
@@ -715,6 +730,7 @@ class ControlServer(Service):
                 stream.wrong_hellos += 1
             refusal = _refusal(hello, "not-authorized", _REFUSED_HELLO)
             # Recorded now, though the answer may be sent later.
+            self.counts.refusals[refusal.code] += 1
             self.audit.answered(link, command_name(hello), hello.role, refusal)
             self._wrong_keys.refuse(link, hello, _REFUSED_HELLO)
             return

@@ -41,6 +41,7 @@ from scistream.protocol.messages import (
     UpdateTargets,
 )
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
+from scistream.s2cs.counts import CAUSES, MOST_RESETS_COUNTED, OTHER_CAUSE, ServerCounts
 from scistream.s2cs.extension import Extender
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
@@ -69,6 +70,7 @@ class ServedFacility(Protocol):
     ledger: Ledger
     audit: AuditTrail
     authorizer: Authorizer
+    counts: ServerCounts
     unwritten: set[StreamKey]
     """The streams whose last record could not be written. The server writes them again later."""
 
@@ -118,6 +120,8 @@ class ServerStream:
         self.app_outbox = Outbox(server.reactor, "the application")
         self.wrong_hellos = 0
         self._owner_links: set[Link] = set()
+        self._restored = restored
+        self._resets_counted: dict[tuple[str, int, str, str], int] = {}
         self._resets: dict[str, tuple[float, list[ResetReason]]] = {}
         """The resets that each gateway reported last, and when it did."""
         self.trail = StreamTrail(server.audit, record, lambda: server.ledger.total(record), restored=restored)
@@ -175,6 +179,7 @@ class ServerStream:
             record.released_at = self._server.wall()
         if record.state == "Streaming" and not record.started_at:
             record.started_at = self._server.wall()
+            self._server.counts.setup[record.role].add(self.age)
         if record.state == "Released":
             self.trail.ended()
         self._server.use_changed(self)
@@ -434,8 +439,25 @@ class ServerStream:
 
     def hear_resets(self, gateway: str, resets: list[ResetReason]) -> None:
         """Take the reasons for which connections of the stream were reset on a gateway."""
+        self._count_resets(gateway, resets)
         self._resets[gateway] = (self._server.reactor.seconds(), resets)
         self.trail.resets_heard(gateway, resets)
+
+    def _count_resets(self, gateway: str, resets: list[ResetReason]) -> None:
+        """Count what has come to the resets since the gateway's last report, which may leave out older reasons.
+
+        After a restart, the first report of a gateway only says where to begin.
+        """
+        is_first = self._restored and gateway not in self._resets
+        for one in resets:
+            key = gateway, one.channel, one.cause, one.reason
+            if key not in self._resets_counted and len(self._resets_counted) >= MOST_RESETS_COUNTED:
+                continue
+            more = one.count - self._resets_counted.get(key, 0)
+            if more > 0:
+                self._resets_counted[key] = one.count
+                cause = one.cause if one.cause in CAUSES else OTHER_CAUSE
+                self._server.counts.resets[cause, self.record.role] += 0 if is_first else more
 
     def _all_resets(self) -> list[ResetReason]:
         """Return the latest resets on all gateways, newest first, with those by strangers last."""

@@ -20,6 +20,11 @@ class Capacity:
         self._reserved = 0.0
 
     @property
+    def reserved(self) -> float:
+        """The rate that is reserved, in Mbit/s."""
+        return self._reserved
+
+    @property
     def free(self) -> float:
         """The rate that can still be reserved, in Mbit/s."""
         return max(0.0, self.total - self._reserved)

@@ -1,4 +1,4 @@
-"""What an S2DS serves over HTTP: its health."""
+"""What an S2DS serves over HTTP: its health and its metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from twisted.web.resource import Resource
 
 from scistream.http.listener import HttpServer
+from scistream.http.metrics import DaemonCollector, MetricsResource
 from scistream.http.resources import make_root
+from scistream.s2ds.metrics import METRICS, values
 from scistream.s2ds.settings import S2DSConfig
 from scistream.shared_settings import trust_of
 from scistream.tls.files import CertificateFiles
@@ -37,7 +39,10 @@ def http_server(server: DataServer) -> HttpServer:
 
 def root_of(server: DataServer) -> Resource:
     """Return the resource of ``/``; see `scistream.http.resources` for what its children can rely on."""
-    return make_root(lambda: unready(server))
+    root = make_root(lambda: unready(server))
+    collector = DaemonCollector("s2ds", METRICS, lambda: values(server, unready(server)))
+    root.putChild(b"metrics", MetricsResource(server.reactor, collector))
+    return root
 
 
 def unready(server: DataServer) -> list[str]:

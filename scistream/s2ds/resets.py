@@ -6,6 +6,7 @@ those that it refuses. Memory, reports and log lines are bounded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from twisted.logger import Logger, LogLevel
 
 from scistream import timing
 from scistream.logs import Tally
-from scistream.protocol.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, StreamKey
+from scistream.protocol.messages import MAX_REASON, MAX_RESETS, BrokenChannel, Cause, ResetReason, Role, StreamKey
 
 MOST_KEPT = 64
 """The number of reasons kept for one stream, over all its channels."""
@@ -34,13 +35,15 @@ class ResetLog:
     """The reset connections of one stream, counted by channel and reason.
 
     :param clock: an `IReactorTime`.
+    :param totals: where the resets of all streams are counted, too, by cause and side.
     """
 
     log = Logger()
 
-    def __init__(self, clock: Any, key: StreamKey) -> None:
+    def __init__(self, clock: Any, key: StreamKey, totals: Counter[tuple[Cause, Role]] | None = None) -> None:
         self._clock = clock
         self._uid, self._role = key
+        self._totals = totals if totals is not None else Counter()
         self._kept: dict[tuple[int, Cause, str], _Kept] = {}
         self._tally: Tally[tuple[Cause, str]] = Tally(clock, self._log, ("gateway", "other reasons"))
 
@@ -51,6 +54,7 @@ class ResetLog:
         :param last: details of the last connection, for the log only.
         """
         reason = reason[:MAX_REASON]
+        self._totals[cause, self._role] += count
         key = channel, cause, reason
         kept = self._kept.pop(key, None) or _Kept()
         if len(self._kept) >= MOST_KEPT:

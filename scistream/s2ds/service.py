@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from scistream import timing
 from scistream.config import ConfigError
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
-from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, log_refusal
+from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, handshake_failure, log_refusal
 from scistream.os_process import raise_descriptor_limit
 from scistream.paging import PageOrder, page_key
 from scistream.protocol.address import Address
@@ -34,6 +34,7 @@ from scistream.protocol.messages import (
     CONS,
     PROD,
     Answer,
+    Cause,
     Error,
     Extend,
     GatewayCapacity,
@@ -124,8 +125,8 @@ class DataServer(Service):
         with problems.of_step():
             settings = self._settings()
         problems.raise_if_any()
-        self._expiry = ExpiryWatch(reactor, self._all_credentials(), time.time, self.log)
-        self._admission_controller = AdmissionController(
+        self._expiry = ExpiryWatch(reactor, self.all_credentials(), time.time, self.log)
+        self.admission_controller = AdmissionController(
             reactor,
             config.limits.bounds,
             f"the listener at {config.listen}",
@@ -158,6 +159,10 @@ class DataServer(Service):
         """The released streams, kept for their last figures, in the order of their release."""
         self._pages = PageOrder()
         """The keys of live streams, in the order in which Status lists them."""
+        self.resets: Counter[tuple[Cause, Role]] = Counter()
+        """Connections that were reset since this gateway started, by cause and side."""
+        self.handshakes: Counter[str] = Counter()
+        """Control links that were not authenticated, by reason."""
         self.dialled: Counter[int] = Counter()
         """For ports of this gateway that are or were targets of live streams: the number of these streams."""
         self._drain = GatewayDrain(reactor, lambda: len(self._live))
@@ -202,14 +207,14 @@ class DataServer(Service):
             )
         self._warn_of_shared_ports()
         self._log_budget()
-        self._port = self._listener.open(lambda: self, self._admission_controller)
+        self._port = self._listener.open(lambda: self, self.admission_controller)
         self._http.start()
         self.elements.start()
         if self.wan_paths.multipath and self.config.wan.paths:
             self._path_manager = PathManager(self.reactor, self.config.wan.paths)
             self._path_manager.start()
         super().startService()
-        if self._all_credentials():
+        if self.all_credentials():
             self._expiry.start()
         self.log.info(
             "party=s2ds listens on {listen} for {controller}, boot {boot}",
@@ -276,7 +281,7 @@ class DataServer(Service):
         super().stopService()
         self._drain.cancel()
         self._expiry.stop()
-        self._admission_controller.stop()
+        self.admission_controller.stop()
         if self._path_manager is not None:
             self._path_manager.stop()
         for link in list(self._links):
@@ -300,7 +305,7 @@ class DataServer(Service):
         :raises ConfigError: if the settings contradict the ones that need a restart to change.
         """
         merged, change = merge(self.config_file, self.config, config, NEEDS_RESTART)
-        all_credentials = self._all_credentials().values()
+        all_credentials = self.all_credentials().values()
         new = [credentials.read(trust_of(merged, self.config_file)) for credentials in all_credentials]
         new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
         self.config = merged
@@ -308,7 +313,7 @@ class DataServer(Service):
             apply()
         self.app_networks, self.wan_networks = networks(merged.app_networks), networks(merged.wan_networks)
         self.capacity.total = parse_rate(merged.capacity)
-        self._admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
+        self.admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
         self.elements.set_limits(self._limits())
         if "wan_networks" in change.changed:
             self.elements.set_networks(list(merged.wan_networks))
@@ -320,7 +325,8 @@ class DataServer(Service):
         self._expiry.look()
         return change
 
-    def _all_credentials(self) -> dict[str, ReloadableCredentials]:
+    def all_credentials(self) -> dict[str, ReloadableCredentials]:
+        """Return the certificates of this gateway, by name."""
         return {} if self._listener.credentials is None else {"server": self._listener.credentials}
 
     # -- LinkOwner
@@ -343,6 +349,7 @@ class DataServer(Service):
 
     def _refuse_link(self, link: Link) -> None:
         link.note("refused a peer that is not its controller", str(link.peer))
+        self.handshakes["certificate"] += 1
         msg = f"{link.peer.name} is not the controller of this gateway: check `controller` in its configuration"
         link.send(Error(uid=None, code="not-authorized", msg=msg))
         link.record_failure("not our controller")
@@ -350,6 +357,9 @@ class DataServer(Service):
 
     def link_down(self, link: Link, reason: Failure) -> None:
         """Forget a link, and log why it was refused if it was."""
+        failure = None if link in self._links else handshake_failure(reason)
+        if failure is not None:
+            self.handshakes[failure] += 1
         self._links.discard(link)
         log_refusal(link, reason)
 
@@ -394,6 +404,10 @@ class DataServer(Service):
             stream.machine.extend(caller, command)
         else:
             stream.machine.rel(caller)
+
+    def live_streams(self) -> Collection[GatewayStream]:
+        """Return the streams that are not released."""
+        return self._live.values()
 
     def released(self, stream: GatewayStream) -> None:
         """Keep a stream that is released for its last figures, for some time."""

@@ -26,6 +26,7 @@ from scistream.protocol.messages import (
     MAX_NOTICES,
     PROD,
     BrokenChannel,
+    Cause,
     ChannelFigures,
     Error,
     Extend,
@@ -83,6 +84,9 @@ class GatewayServices(Protocol):
     def released(self, stream: GatewayStream) -> None:
         """Note that a stream is released and holds no resources."""
 
+    resets: Counter[tuple[Cause, Role]]
+    """The connections of all streams that were reset, by cause and side."""
+
     dialled: Counter[int]
     """For ports of this gateway that are or were targets of live streams: the number of these streams."""
 
@@ -118,7 +122,7 @@ class GatewayStream:
         self._responder: Responder | None = None
         self._probe: Probe | None = None
         self.outages = Outages(server.reactor)
-        self.resets = ResetLog(server.reactor, (command.uid, command.role))
+        self.resets = ResetLog(server.reactor, (command.uid, command.role), server.resets)
         self.paths = PathFiguresLog(server.reactor, (command.uid, command.role))
         self._bounds = BoundCheck(self.key, 0.0)
         self._refused: Tally[str] = Tally(server.reactor, self._log_refused, _REFUSED_TARGET)
@@ -131,6 +135,11 @@ class GatewayStream:
     def key(self) -> StreamKey:
         """The uid and role that identify the stream on this gateway."""
         return self._core.uid, self._core.role
+
+    @property
+    def state(self) -> str:
+        """The state of the stream's machine."""
+        return self._core.state
 
     def __lt__(self, other: GatewayStream) -> bool:
         return (self._core.uid, self._core.role) < (other._core.uid, other._core.role)

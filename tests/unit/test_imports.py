@@ -92,7 +92,7 @@ def test_nothing_imports_what_stands_above_the_parties(path: Path) -> None:
 
 FLOORS = (
     {"scistream", "__version__", "timing", "text_kinds"},
-    {"logs", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
+    {"logs", "durations", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
     {"systemd"},
     {"units", "tables", "paging", "state_machines", "reactors", "config"},
     {"tls", "log_output"},

@@ -21,6 +21,7 @@ import msgspec
 from twisted.logger import Logger
 
 from scistream.config import ConfigError
+from scistream.durations import Durations
 from scistream.logs import Lasting
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import Role, StreamKey
@@ -141,6 +142,10 @@ STEPS: tuple[Step, ...] = (_make_tables, _make_books, _make_identity, _count_own
 SCHEMA_VERSION = len(STEPS)
 
 
+DURATION_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""The bounds of the histogram of the store's durations, in seconds."""
+
+
 class Counts(NamedTuple):
     """What was carried: bytes in each direction, accepted connections, and connections that were reset."""
 
@@ -179,6 +184,8 @@ class Store:
     def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._path = path
         self._syncs = "NORMAL"
+        self.durations = {operation: Durations(DURATION_BOUNDS) for operation in ("read", "write")}
+        """How long reading and writing a record, and booking usage, have taken."""
         self._unwritable = Lasting(self.log)
         self._write_problem: str | None = None
         try:
@@ -250,11 +257,15 @@ class Store:
         """
         row = (record.uid, record.role, record.owner, record.state, record.released_at, msgspec.json.encode(record))
         try:
-            self._sync("FULL" if record.state == "Reserving" else "NORMAL")
-            self._db.execute("INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)", row)
+            with self.durations["write"].of_block():
+                self._write(record, row)
         except sqlite3.Error as problem:
             raise self._cannot_be_written(problem) from None
         self._written()
+
+    def _write(self, record: Record, row: tuple[Any, ...]) -> None:
+        self._sync("FULL" if record.state == "Reserving" else "NORMAL")
+        self._db.execute("INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def _cannot_be_written(self, problem: sqlite3.Error) -> StreamError:
         error = StreamError("no-capacity", f"the store {self._path} cannot be written: {problem}")
@@ -300,7 +311,8 @@ class Store:
         :raises StreamError: `no-capacity` if the store cannot be read.
         """
         try:
-            row = self._db.execute("SELECT record FROM stream WHERE uid = ? AND role = ?", key).fetchone()
+            with self.durations["read"].of_block():
+                row = self._db.execute("SELECT record FROM stream WHERE uid = ? AND role = ?", key).fetchone()
             return msgspec.json.decode(row[0], type=Record) if row is not None else None
         except (sqlite3.Error, msgspec.DecodeError) as problem:
             raise StreamError("no-capacity", f"the store {self._path} cannot be read: {problem}") from None
@@ -428,20 +440,24 @@ class Store:
         :raises StreamError: `no-capacity` if the store cannot be written.
         """
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            is_first = self._db.execute("SELECT 1 FROM usage WHERE day = ? LIMIT 1", (day,)).fetchone() is None
-            for one in bookings:
-                self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
-                uid = self._booked_as(day, one)
-                self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.difference[:3]))
-            if is_first:
-                self._db.execute(_FORGET_DAYS, (MOST_DAYS - 1,))
-            self._db.execute("COMMIT")
+            with self.durations["write"].of_block():
+                self._book(day, bookings)
         except sqlite3.Error as problem:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise self._cannot_be_written(problem) from None
         self._written()
+
+    def _book(self, day: str, bookings: Iterable[Booking]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        is_first = self._db.execute("SELECT 1 FROM usage WHERE day = ? LIMIT 1", (day,)).fetchone() is None
+        for one in bookings:
+            self._db.execute(_HEAR, (one.uid, one.role, one.gateway, one.boot, *one.counts))
+            uid = self._booked_as(day, one)
+            self._db.execute(_ADD, (day, one.owner, uid, one.role, *one.difference[:3]))
+        if is_first:
+            self._db.execute(_FORGET_DAYS, (MOST_DAYS - 1,))
+        self._db.execute("COMMIT")
 
     def _booked_as(self, day: str, one: Booking) -> str:
         """Return the uid of the usage row for a stream: its own, or "" for the row shared beyond the limit."""

@@ -7,6 +7,7 @@ twice when a server restarts, and a difference that could not be written is part
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from scistream import timing
 from scistream.protocol.errors import StreamError
-from scistream.protocol.messages import ChannelFigures, Role
+from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role
 from scistream.s2cs.record import Record
 from scistream.s2cs.store.database import NO_COUNTS, Booking, Counts, Store
 
@@ -62,6 +63,8 @@ class Ledger:
         self._heard = dict(self._written)
         self._due: dict[_Source, str] = {}
         """The sources with figures that are not written yet, and the owners of their streams."""
+        self.carried: dict[Role, Counts] = {PROD: NO_COUNTS, CONS: NO_COUNTS}
+        """What all streams have carried since this object was made, whether they are over or not."""
         self._final: set[_Source] = set()
         self._closed: set[_Source] = set()
 
@@ -88,6 +91,8 @@ class Ledger:
         now = Counts(*map(max, known, reported))
         if now != NO_COUNTS and self._heard.get(source) != (boot, now):
             self._heard[source] = (boot, now)
+            more = (new - old for new, old in zip(now, known, strict=True))
+            self.carried[record.role] = Counts(*map(operator.add, self.carried[record.role], more))
             self._due[source] = record.owner
         return None
 

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -109,6 +109,26 @@ class _PlacedStream:
         return self.start.uid, self.start.role
 
 
+@dataclass
+class StreamTotals:
+    """The sums of the figures of several streams, as in `ChannelFigures`; the last three are of this moment."""
+
+    bytes_to_consumer: int = 0
+    bytes_to_producer: int = 0
+    accepted: int = 0
+    retransmits: int = 0
+    connections: int = 0
+    ready: int = 0
+    waiting: int = 0
+
+
+def _add(totals: StreamTotals, one: ChannelFigures) -> None:
+    totals.bytes_to_consumer += one.bytes_to_consumer
+    totals.bytes_to_producer += one.bytes_to_producer
+    totals.accepted += one.accepted
+    totals.retransmits += one.retransmits
+
+
 class Elements:
     """All elements of a gateway. Call `start` before the first connection is handed over, and `stop` at the end.
 
@@ -182,6 +202,7 @@ class Elements:
         self._set_half_open()
         self._handed_over = [0] * len(self._members)
         """The connections handed over to each element so far, and the places granted to those that it dials."""
+        self._ended_totals = {role: StreamTotals() for role in (CONS, PROD)}
         self._unread: dict[StreamKey, int] = {}
         self._unread_until = 0.0
 
@@ -219,6 +240,11 @@ class Elements:
     def count(self) -> int:
         """The number of elements."""
         return len(self._members)
+
+    @property
+    def restarts(self) -> int:
+        """How often elements have ended and were started again."""
+        return sum(member.restarts for member in self._members)
 
     def ready_count(self) -> int:
         """Return how many elements take connections now."""
@@ -295,6 +321,8 @@ class Elements:
 
         def last(_: object) -> list[ChannelFigures]:
             figures = self.figures(uid, role)
+            for one in figures:
+                _add(self._ended_totals[role], one)
             del self._streams[uid, role]
             return figures
 
@@ -306,6 +334,19 @@ class Elements:
         if stream is None:
             return []
         return [self._figures.figures(channel, slot) for channel, slot in stream.start.slots.items()]
+
+    def totals(self, role: Role) -> StreamTotals:
+        """Return what all streams of a side have carried since this gateway started, and what they hold now."""
+        totals = replace(self._ended_totals[role])
+        for stream in self._streams.values():
+            if stream.start.role == role:
+                for channel, slot in stream.start.slots.items():
+                    one = self._figures.figures(channel, slot)
+                    _add(totals, one)
+                    totals.connections += one.connections
+                    totals.ready += one.ready
+                    totals.waiting += one.waiting
+        return totals
 
     def joined(self, uid: str, role: Role, channel: int) -> int:
         """Return how many connections of a channel have been joined so far."""
@@ -601,6 +642,7 @@ class _Member(Protocol):
 
     number: int
     ready: bool
+    restarts: int
     has_started: Deferred[None]
     """Fires when the element is ready for the first time."""
 

@@ -56,6 +56,7 @@ class InProcessElement:
 
     number = 0
     ready = True
+    restarts = 0
 
     def __init__(self, element: Element) -> None:
         self._element = element
@@ -140,6 +141,8 @@ class ElementProcess:
         self._pings = LoopingCall(self._ping)
         self._pings.clock = reactor
         self._restart: IDelayedCall | None = None
+        self.restarts = 0
+        """How often the process has ended and was started again."""
         self._restart_delay = timing.ELEMENT_AGAIN
         self._started_at = 0.0
         self._stopped: Deferred[None] | None = None
@@ -301,6 +304,7 @@ class ElementProcess:
     def _ended(self, reason: Failure) -> None:
         started, self.ready = self.ready, False
         self._process = None
+        self.restarts += self._stopped is None
         lost = self._count_lost(self.number)
         self._disconnect()
         if self._stopped is not None:
