@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs changes hooks bench wheel install \
+.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs man changes hooks bench wheel install \
     deb clean
 
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
@@ -59,6 +59,9 @@ lint: $(VENV)/.installed-test  ## Check the format, the style and the types.
 
 docs: $(VENV)/.installed-docs  ## Build the pages into docs/_build/html; any warning fails.
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html $(ARGS)
+
+man: $(VENV)/.installed  ## Write a manual page for each command into docs/_build/man.
+	@$(BIN)/python docs/man_pages.py docs/_build/man
 
 changes: $(VENV)/.installed-dev  ## Show what is new since the last release.
 	@$(BIN)/towncrier build --draft $(ARGS)

@@ -14,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from command_pages import Commands, Explanations  # noqa: E402
 from settings_directive import Settings  # noqa: E402
 from state_diagrams import diagram_of  # noqa: E402
 from state_tables import tables_of  # noqa: E402  # state_diagrams puts its folder on the path
@@ -84,3 +85,5 @@ def setup(app: Sphinx) -> None:
     """Register the directives."""
     app.add_directive("state-machine", StateMachine)
     app.add_directive("settings", Settings)
+    app.add_directive("program-help", Commands)
+    app.add_directive("explanations", Explanations)

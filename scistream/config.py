@@ -146,6 +146,23 @@ def expanded(text: str) -> Path:
     return Path(path)
 
 
+def user_folder(variable: str, default: str) -> Path:
+    """Return the folder that an environment variable such as ``XDG_STATE_HOME`` names, or else the default.
+
+    :param default: with ``~``.
+    :raises ConfigError: naming the variable, if its value is not absolute, or it is unset and there is no home folder.
+    """
+    named = os.environ.get(variable)
+    if named and os.path.isabs(named):
+        return Path(named)
+    if named:
+        raise ConfigError(f"{variable}: {named!r} is not an absolute path: set an absolute path, or unset the variable")
+    try:
+        return expanded(default)
+    except ValueError as wrong:
+        raise ConfigError(f"{variable}: is not set, and its default {wrong}, in {variable}") from None
+
+
 def _paths(key: str) -> Iterator[str]:
     """Yield a key and the sections around it: ``a.b[1].c``, ``a.b[1]``, ``a.b``, ``a``."""
     yield key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Protocol
 
 from msgspec import Meta, Struct, field
 
-from scistream.config import ConfigError, SettingProblem, expanded, unless
+from scistream.config import SettingProblem, expanded, unless
 from scistream.links.admission import Bounds
 from scistream.protocol.address import Address, IPAddress, Network, parse_network
 from scistream.protocol.messages import MAX_RANGES
@@ -27,10 +26,6 @@ LOOPBACK = ["127.0.0.0/8", "::1/128"]
 _PORTS = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*\Z")
 IDENTITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[^\s@]+@[^\s@]+")
 """A URI or an e-mail address."""
-
-
-DEFAULT_RATE = 1000.0
-"""The rate of a stream in Mbit/s if the user gives none."""
 
 
 def parse_ports(text: str) -> tuple[int, int]:
@@ -156,23 +151,6 @@ def resolve_path(config_file: Path, name: str) -> Path:
     :raises ValueError: if it has a home folder that does not exist; never for settings that `load` has checked.
     """
     return config_file.resolve().parent / expanded(name)
-
-
-def user_folder(variable: str, default: str) -> Path:
-    """Return the folder that an environment variable such as ``XDG_STATE_HOME`` names, or else the default.
-
-    :param default: with ``~``.
-    :raises ConfigError: naming the variable, if its value is not absolute, or it is unset and there is no home folder.
-    """
-    named = os.environ.get(variable)
-    if named and os.path.isabs(named):
-        return Path(named)
-    if named:
-        raise ConfigError(f"{variable}: {named!r} is not an absolute path: set an absolute path, or unset the variable")
-    try:
-        return expanded(default)
-    except ValueError as wrong:
-        raise ConfigError(f"{variable}: is not set, and its default {wrong}, in {variable}") from None
 
 
 class _WithCertificates(Protocol):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from scistream.protocol.errors import printable
+from scistream.wrapping import wrapped
 
 SHORT_UID = 8
 
@@ -50,6 +47,8 @@ class Columns:
             self._show_plainly()
 
     def _show_plainly(self) -> None:
+        from rich.cells import cell_len  # only this part of rich is quick to import
+
         head = (*self._headings, *([self._note] if self._note else []))
         rows = [tuple(one.upper() for one in head)]
         rows += [(*cells, *([note] if self._note else [])) for cells, note, _ in self._rows]
@@ -59,6 +58,10 @@ class Columns:
             click.echo("  ".join(padded).rstrip())
 
     def _show_on_terminal(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         shown = [number for number, heading in enumerate(self._headings) if heading not in self._whole]
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="none")
         for number in shown:
@@ -68,7 +71,7 @@ class Columns:
         Console(highlight=False).print(table)
         for _, note, noted in self._rows:
             if note:
-                click.echo(f"{noted}: {note}" if noted else note)
+                click.echo(wrapped(f"{noted}: {note}" if noted else note, sys.stdout))
 
 
 def short_uids(uids: list[str]) -> dict[str, str]:

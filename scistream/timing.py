@@ -167,6 +167,7 @@ FIGURES_INTERVAL = 1.0  # between two figures for a program, unless it asks for 
 SHORTEST_FIGURES = 0.2  # between two figures, each of which gateways are asked for
 CLIENT_EXIT = 5.0  # for clients that were not closed to release what is owed and to close, when Python exits
 WATCH_POLL = 0.5  # between two Status requests about a stream that is waited for
+SHORTEST_WATCH = 0.2  # between two Status requests of a watched stream, however short an interval the user asks for
 SILENT_SIDE = 2.0  # without an answer to Status, after which the silent side is named
 REMEMBER_OVER = _DAY  # for which an ended stream stays in the list: as long as facilities know it
 DRAIN_POLL = 1.0  # between two questions about what is left of a drain

@@ -7,9 +7,13 @@ parsed again. Messages for users have other units: see the end of this module.
 from __future__ import annotations
 
 import re
+import time
 from decimal import Decimal
 
 from scistream.protocol.messages import MAX_LIFE, MAX_RATE
+
+DEFAULT_RATE = 1000.0
+"""The rate of a stream in Mbit/s if the user gives none."""
 
 MIN_LIFE = 1.0
 """Seconds. A stream with a shorter life would be over before anybody could use it."""
@@ -141,3 +145,8 @@ def spoken_size(count: int) -> str:
     while size >= 999.5 and unit < len(_DECIMAL) - 1:
         size, unit = size / 1000, unit + 1
     return f"{count} B" if not unit else f"{size:.3g} {_DECIMAL[unit]}"
+
+
+def clock_time(seconds: float) -> str:
+    """Format a time, in seconds since the epoch, as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,4 +1,7 @@
-"""The command `appctrl`: say Hello for an unchanged program, and start it."""
+"""The command `appctrl`: say Hello for an unchanged program, and start it.
+
+What a command needs to run is imported when it runs: see `scistream.cli_support`.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,21 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 import scistream
-from scistream.app.controller import Controller, NoProgram
-from scistream.app.handover import (
-    Keeper,
-    ProgramStartError,
-    become,
-    check_executable,
-    fill_placeholders,
-    split,
-)
-from scistream.app.join_file import read_join_file
-from scistream.app.own_address import address_toward, in_place_of_wildcard
 from scistream.app.startup import JOIN_VARIABLE, StartEnvironment, take_environment
-from scistream.cli_support import TIME, Commands, refuse, run, start_logging
+from scistream.cli_support import TIME, Commands, add_completion, fail, failure_names, refuse, run
 from scistream.config import ConfigError
 from scistream.os_process import keep_secrets
 from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import CONS, MAX_HOSTS, PROD, Role
+
+if TYPE_CHECKING:
+    from scistream.app.handover import Keeper
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,11 +33,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.version_option(scistream.__version__, prog_name="appctrl")
 @click.option("-v", "--verbose", count=True, help="Log events to standard error; -vv also logs debug messages.")
 @click.pass_context
-def main(context: click.Context, verbose: int) -> None:
+def main(context: click.Context, /, **_verbose: int) -> None:
     """Join a stream on behalf of a program that knows nothing of SciStream.
 
     \b
-    At the producer's facility, where the program listens on port 7000 of this machine:
+    At the producer's facility, where the program listens on port 7000 here:
         export SCISTREAM_JOIN=...        # as `s2uc request` printed it
         appctrl prod --listen 192.0.2.7:7000 -- ./detector --port 7000
     At the consumer's facility, where the program connects to {host} and {port}:
@@ -61,7 +56,6 @@ def main(context: click.Context, verbose: int) -> None:
     """
     context.obj = take_environment()
     keep_secrets(no_core=False)
-    start_logging(verbose)
 
 
 def _join_option(command: F) -> F:
@@ -77,6 +71,15 @@ def _join_option(command: F) -> F:
         "before the stream is requested. The file is complete when it ends with a line feed.",
     )
     return option(wait(command))
+
+
+_JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the result as one JSON object, also if it is a failure. A program that is started has the output for "
+    "itself.",
+)
 
 
 @main.command()
@@ -96,6 +99,7 @@ def _join_option(command: F) -> F:
     "its facility: a compute node may reach the two through different networks.",
 )
 @_join_option
+@_JSON
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def prod(
@@ -104,6 +108,7 @@ def prod(
     toward: str | None,
     join_file: Path | None,
     join_wait: float | None,
+    as_json: bool,
     command: tuple[str, ...],
 ) -> None:
     """Join a stream as its producer, then start COMMAND.
@@ -114,26 +119,35 @@ def prod(
     others = {first: rest for first, *rest in found if rest}
     addresses = [first for first, *_ in found]
     if toward is not None:
+        from scistream.app.own_address import address_toward, in_place_of_wildcard
+
         try:
             own = address_toward(toward)
         except OSError as problem:
             raise click.BadParameter(f"{toward}: {problem.strerror or problem}", param_hint="--toward") from None
         addresses = [in_place_of_wildcard(address, own) for address in addresses]
-    _run(start, PROD, join_file, join_wait, addresses, command, others)
+    _run(start, PROD, join_file, join_wait, addresses, command, others, as_json)
 
 
 @main.command()
 @_join_option
+@_JSON
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def cons(start: StartEnvironment, join_file: Path | None, join_wait: float | None, command: tuple[str, ...]) -> None:
+def cons(
+    start: StartEnvironment,
+    join_file: Path | None,
+    join_wait: float | None,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
     """Join a stream as its consumer, then start COMMAND.
 
     COMMAND starts as soon as the stream is ready. In COMMAND, {host} and {port} are replaced by those of the first
     listener, and {listeners} by all listeners as HOST:PORT,HOST:PORT... The environment variable SCISTREAM_LISTENERS
     has all listeners as a JSON list. Without COMMAND, appctrl prints them as one line of JSON.
     """
-    _run(start, CONS, join_file, join_wait, [], command)
+    _run(start, CONS, join_file, join_wait, [], command, as_json=as_json)
 
 
 def _run(
@@ -144,13 +158,16 @@ def _run(
     listeners: list[Address],
     command: tuple[str, ...],
     others: OtherAddresses = None,
+    as_json: bool = False,
 ) -> None:
+    from scistream.app.handover import ProgramStartError, become, check_executable, fill_placeholders, split
+
     try:
         join = _read_join(start, role, join_file, join_wait or 0.0)
         if command and "{" not in command[0]:
             check_executable(command[0], start.environment)
         if not command:
-            sys.exit(run(lambda reactor: _announce(reactor, join, listeners, others)))
+            sys.exit(run(lambda reactor: _announce(reactor, join, listeners, others, as_json)))
         targets = split(
             lambda keeper: run(
                 lambda reactor: _say_hello(reactor, join, listeners, others, keeper), interruptible=False
@@ -161,7 +178,7 @@ def _run(
     except ConfigError as problem:
         refuse(problem)
     except ProgramStartError as problem:
-        click.echo(f"error: {problem}", err=True)
+        fail("not-started", str(problem))
         sys.exit(problem.status)
 
 
@@ -170,16 +187,23 @@ OtherAddresses = Mapping[Address, list[Address]] | None
 
 
 async def _say_hello(reactor: Any, join: Join, listeners: list[Address], others: OtherAddresses, keeper: Keeper) -> int:
+    from scistream.app.controller import Controller
+
     await Controller(reactor, join, listeners, keeper, _note, others).run()
     return 0
 
 
-async def _announce(reactor: Any, join: Join, listeners: list[Address], others: OtherAddresses) -> int:
+async def _announce(reactor: Any, join: Join, listeners: list[Address], others: OtherAddresses, as_json: bool) -> int:
     """Say Hello for a program that appctrl does not start; for a consumer, print where to connect."""
+    from scistream.app.controller import Controller, NoProgram
+
     program = NoProgram()
-    await Controller(reactor, join, listeners, program, _note, others).run()
+    with failure_names(uid=join.uid):
+        await Controller(reactor, join, listeners, program, _note, others).run()
     if join.role == CONS:
         click.echo(json.dumps({"uid": join.uid, "listeners": program.listeners}))
+    elif as_json:
+        click.echo(json.dumps({"uid": join.uid, "listeners": list(map(str, listeners))}))
     return 0
 
 
@@ -188,6 +212,8 @@ def _note(sentence: str) -> None:
 
 
 def _read_join(start: StartEnvironment, role: Role, file: Path | None, patience: float) -> Join:
+    from scistream.app.join_file import read_join_file
+
     try:
         text = start.join if file is None else read_join_file(file, patience, _note)
         if not text.strip():
@@ -230,6 +256,8 @@ def _numeric(text: str) -> list[Address]:
         hosts |= dict.fromkeys(["127.0.0.1", "::1"])
     return [Address(host, address.port) for host in hosts][: MAX_HOSTS + 1]
 
+
+add_completion(main, "appctrl")
 
 if __name__ == "__main__":
     main()

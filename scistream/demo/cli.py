@@ -11,7 +11,7 @@ from rich.console import Console
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from scistream.cli_support import RATE, SIZE, TIME
+from scistream.cli_support import RATE, SIZE, TIME, fail
 from scistream.demo.facilities import DemoError
 from scistream.demo.run import Demo, DemoOptions
 from scistream.demo.view import Progress, Summary, print_summary
@@ -46,7 +46,7 @@ def demo(seconds: float | None, total: int | None, num_conn: int, rate: float, a
     except DemoError as problem:
         for line in problem.log:
             click.echo(f"  {line}", err=True)
-        click.echo(f"scistream demo: {problem}", err=True)
+        fail("failed", str(problem), shown=f"scistream demo: {problem}")
         sys.exit(1)
     if as_json:
         click.echo(summary.json())

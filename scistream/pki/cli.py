@@ -41,17 +41,18 @@ def pki() -> None:
     certificates: keep it off the gateways.
 
     \b
-      scistream pki init /etc/scistream/pki --facility "Example Light Source"
-      scistream pki issue /etc/scistream/pki server s2cs.example.org --san 192.0.2.7
-      scistream pki issue /etc/scistream/pki controller s2cs
-      scistream pki issue /etc/scistream/pki user ada@example.org
+      scistream pki init pki --facility "Example Light Source"
+      scistream pki issue pki server s2cs.example.org --san 192.0.2.7
+      scistream pki issue pki controller s2cs
+      scistream pki issue pki user ada@example.org
 
     To issue a certificate without copying a private key, let the user or gateway create the key and send a request:
 
     \b
       ada$      scistream pki request user ada@example.org --out .
-      facility$ scistream pki sign /etc/scistream/pki ada@example.org.csr --kind user
-      ada$      scistream pki install ada@example.org.pem --key ada@example.org.key ~/.config/scistream
+      facility$ scistream pki sign pki ada@example.org.csr --kind user
+      ada$      scistream pki install ada@example.org.pem \\
+                  --key ada@example.org.key ~/.config/scistream
     """
 
 
@@ -126,8 +127,8 @@ def issue_command(directory: Path, kind: str, name: str, san: tuple[str, ...], d
     """Issue a certificate with the authority in DIR: NAME.pem, with the whole chain, and NAME.key.
 
     \b
-    server      an S2CS or S2DS; NAME is the host name or address by which clients reach it
-    controller  an S2CS towards its S2DS, under the name scistream:controller:NAME
+    server      an S2CS or S2DS; clients reach it by the host or address NAME
+    controller  an S2CS towards its S2DS, under scistream:controller:NAME
     user        a user, under an e-mail address or the name scistream:user:NAME
 
     No file is overwritten.
@@ -318,9 +319,10 @@ def list_command(directory: Path, as_json: bool) -> None:
 @click.option(
     "--reason",
     type=click.Choice(list(REASONS)),
+    metavar="REASON",
     default="unspecified",
     show_default=True,
-    help="The reason in the CRL.",
+    help=f"The reason in the CRL: {', '.join(REASONS)}.",
 )
 @_CRL_DAYS
 @_JSON
@@ -491,3 +493,4 @@ class _Refusal(click.ClickException):
     """An error of the certificate tool, shown as one line on standard error."""
 
     exit_code = 2
+    code = "certificate"

@@ -573,12 +573,13 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     """The answer to a command: the `state` of the stream, and the results of the command.
 
     `room` is the capacity of an S2DS. `more` is the key with which to ask for the next page of streams (`after`).
-    `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `figures`, `resets`
-    and `paths` are the final ones of a stream that an S2DS has released. `expires` is the life granted by a facility,
-    in seconds from the REQ. `wan` is what all gateways of the stream can do to connect to those of the other side;
-    without it they can do what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are
-    where a consumer's gateways listen for the producer's, one for each channel, in order. `draining` is the answer to
-    Drain; an answer to Status has it if the sender is an administrator and something gets no new streams.
+    `warnings` are sentences about certificates that expire soon, in an S2CS's answer to Status. `version` is the
+    version of SciStream of an S2CS, in its answer to Status without a uid. `figures`, `resets` and `paths` are the
+    final ones of a stream that an S2DS has released. `expires` is the life granted by a facility, in seconds from the
+    REQ. `wan` is what all gateways of the stream can do to connect to those of the other side; without it they can do
+    what older ones can: a producer's accept connections, a consumer's dial. `wan_listeners` are where a consumer's
+    gateways listen for the producer's, one for each channel, in order. `draining` is
+    the answer to Drain; an answer to Status has it if the sender is an administrator and something gets no new streams.
     """
 
     uid: Uid | None
@@ -593,6 +594,7 @@ class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):
     more: str | None = None
     room: GatewayCapacity | None = None
     warnings: Warnings | None = None
+    version: Annotated[str, Meta(max_length=64)] | None = None
     figures: Annotated[list[ChannelFigures], Meta(max_length=MAX_CHANNELS)] | None = None
     resets: Resets | None = None
 

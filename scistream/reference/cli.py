@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,8 +18,11 @@ NAMES = ("policy", "s2cs", "s2ds", "s2uc")
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def examples(folder: Path) -> None:
-    """Write the commented example files into DIR: configuration files with every setting, systemd units, and others.
+@click.option("--json", "as_json", is_flag=True, help="Print the names of the files as one JSON object.")
+def examples(folder: Path, as_json: bool) -> None:
+    """Write the commented example files into DIR.
+
+    They are configuration files with every setting, systemd units, and others.
 
     The JSON Schemas of the configuration files are in DIR/schemas, for editors. The folder is created if needed. If one
     of the files exists already, nothing is written, and the exit status is 2.
@@ -27,7 +31,9 @@ def examples(folder: Path) -> None:
         written = write_examples(folder)
     except ConfigError as problem:
         refuse(problem)
-    for file in written:
+    if as_json:
+        click.echo(json.dumps({"files": list(map(str, written))}))
+    for file in written if not as_json else ():
         click.echo(str(file))
     sys.exit(0)
 

@@ -26,7 +26,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from scistream import timing
+from scistream import __version__, timing
 from scistream.config import raise_if_any
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
@@ -707,6 +707,7 @@ class ControlServer(Service):
             more=last,
             warnings=self._warnings(link),
             draining=draining,
+            version=__version__ if command.uid is None else None,
         )
         self.answer(link, command_name(command), command.role, answer)
 

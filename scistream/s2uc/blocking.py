@@ -30,11 +30,12 @@ from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import DrainProgress, Role, StreamStatus
 from scistream.s2uc import client as asynchronous
 from scistream.s2uc.client import Facility, StateChange, StreamFigures, StreamHandle, Subscription
+from scistream.s2uc.facilities import FacilityCheck
 from scistream.s2uc.loop_thread import LoopThread
 from scistream.s2uc.observers import check_callback
 from scistream.s2uc.probe import Report
 from scistream.s2uc.probe_side import Check
-from scistream.shared_settings import DEFAULT_RATE
+from scistream.units import DEFAULT_RATE
 
 __all__ = ["Client", "Facility", "StateChange", "Stream", "StreamFigures", "StreamHandle", "Subscription"]
 
@@ -66,6 +67,7 @@ class Client:
         crl: Sequence[Path | str] = (),
         insecure: bool = False,
         facilities: Mapping[str, Facility] | None = None,
+        names: Mapping[str, str] | None = None,
         remember: bool = True,
     ) -> None:
         self._begin(
@@ -76,13 +78,14 @@ class Client:
                 crl=crl,
                 insecure=insecure,
                 facilities=facilities,
+                names=names,
                 remember=remember,
             )
         )
 
     @classmethod
     def from_config(cls, path: Path | str | None = None, *, remember: bool = True) -> Client:
-        """Make a client with the certificates that a configuration file names.
+        """Make a client with the certificates, and the names of facilities, that a configuration file has.
 
         :param path: the file; by default ``~/.config/scistream/s2uc.toml``, as for the command.
         :param remember: as for `Client`.
@@ -245,6 +248,15 @@ class Client:
     def reason_at(self, s2cs: str) -> str:
         """Say why an S2CS cannot be reached, as `scistream.s2uc.client.Client.reason_at`."""
         return self._read(lambda: self._client.reason_at(s2cs))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """HOST:PORT of the S2CS of each facility that has a name."""
+        return self._client.names
+
+    def check_facilities(self, *facilities: str, timeout: float | None = None) -> list[FacilityCheck]:
+        """Find out which facilities answer, as `scistream.s2uc.client.Client.check_facilities`."""
+        return self._run(lambda: self._client.check_facilities(*facilities), timeout, "the facilities")
 
     @property
     def warnings(self) -> dict[str, list[str]]:

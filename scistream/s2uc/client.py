@@ -34,17 +34,19 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, DrainProgress, Role, StreamStatus
 from scistream.s2uc import admin
+from scistream.s2uc.facilities import FacilityCheck, check_facility
 from scistream.s2uc.handle import StreamHandle, app_keys_of
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.observers import Observers, StateChange, StreamFigures, Subscription
 from scistream.s2uc.probe import Probing, Report
 from scistream.s2uc.probe_side import Check
 from scistream.s2uc.server import Server
-from scistream.s2uc.settings import S2UCConfig
+from scistream.s2uc.settings import FACILITY_NAME, S2UCConfig
 from scistream.s2uc.stream import ClientStream, StreamRequest
-from scistream.shared_settings import DEFAULT_RATE, canonical, resolve_path, user_folder
+from scistream.s2uc.user_files import default_config
+from scistream.shared_settings import canonical, resolve_path
 from scistream.tls.files import CertificateFiles
-from scistream.units import parse_rate
+from scistream.units import DEFAULT_RATE, parse_rate
 
 __all__ = [
     "Client",
@@ -83,6 +85,7 @@ class Client:
     :param crl: files of revocation lists (PEM): one for each of `authorities`, or none at all.
     :param insecure: use plain TCP without certificates; on loopback only.
     :param facilities: authorities for single facilities, by HOST:PORT of their S2CS; they replace `authorities` there.
+    :param names: HOST:PORT by name of the facility; wherever a HOST:PORT of an S2CS is asked for, such a name will do.
     :param reactor: the Twisted reactor; by default the one that runs when the client is first used. A client that is
         first used in an asyncio event loop belongs to that loop.
     :param remember: keep each requested stream in the user's list, for ``s2uc list`` and the other commands, until it
@@ -100,9 +103,11 @@ class Client:
         crl: Sequence[Path | str] = (),
         insecure: bool = False,
         facilities: Mapping[str, Facility] | None = None,
+        names: Mapping[str, str] | None = None,
         reactor: Any = None,
         remember: bool = True,
     ) -> None:
+        self._names = dict(names or {})
         self._reactor = reactor
         self._finds_reactor = reactor is None
         self._loop: Any = None
@@ -130,7 +135,7 @@ class Client:
 
     @classmethod
     def from_config(cls, path: Path | str | None = None, *, reactor: Any = None, remember: bool = True) -> Client:
-        """Make a client with the certificates that a configuration file names.
+        """Make a client with the certificates, and the names of facilities, that a configuration file has.
 
         :param path: the file; by default ``~/.config/scistream/s2uc.toml``, as for the command.
         :param reactor: as for `Client`.
@@ -142,7 +147,7 @@ class Client:
         needed = {
             "certificate": settings.certificate,
             "key": settings.key,
-            "authorities": settings.authorities or settings.facilities,
+            "authorities": settings.authorities or any(one.authorities for one in settings.facilities),
         }
         missing = [name for name, value in needed.items() if not value]
         if missing and not settings.insecure:
@@ -216,7 +221,7 @@ class Client:
         :raises CertificateError: if the user's certificate files cannot be used.
         """
         try:
-            servers = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
+            servers = {PROD: self._address(prod), CONS: self._address(cons)}
             uid = _parse_uid(uid or str(uuid.uuid4()))
             request = StreamRequest(
                 num_conn,
@@ -312,7 +317,7 @@ class Client:
         :raises StreamError: `bad-message`, if an argument is wrong.
         """
         try:
-            addresses = {PROD: Address.parse(prod), CONS: Address.parse(cons)}
+            addresses = {PROD: self._address(prod), CONS: self._address(cons)}
             probing = Probing(
                 self.reactor,
                 addresses,
@@ -393,9 +398,41 @@ class Client:
 
     def _server_at(self, s2cs: str) -> Server:
         try:
-            return self._server(Address.parse(s2cs))
+            return self._server(self._address(s2cs))
         except ValueError as wrong:
             raise StreamError("bad-message", str(wrong)) from None
+
+    def _address(self, text: str) -> Address:
+        """Return the address of a facility, which is given by its address or by its name.
+
+        :raises ValueError: if the text is neither.
+        """
+        if text not in self._names and FACILITY_NAME.match(text):
+            names = ", ".join(sorted(self._names)) or "none are set"
+            raise ValueError(
+                f"{text!r} is neither HOST:PORT nor the name of a facility in s2uc.toml (its names: {names})"
+            )
+        return Address.parse(self._names.get(text, text))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """HOST:PORT of the S2CS of each facility that has a name."""
+        return dict(self._names)
+
+    def check_facilities(self, *facilities: str) -> Awaitable[list[FacilityCheck]]:
+        """Find out which facilities answer, of which version they are, and what they warn about, all at the same time.
+
+        :param facilities: names, or HOST:PORT of their S2CS; by default all that have a name.
+        :returns: a check for each, in order, after 10 s at most. Every failure of a facility is in it.
+        :raises StreamError: `bad-message`, if an argument is neither a name nor an address.
+        """
+        asked = facilities or tuple(self._names)
+        servers = [(text, self._server_at(text)) for text in asked]
+        checks = [
+            check_facility(text if text in self._names else None, str(self._address(text)), server)
+            for text, server in servers
+        ]
+        return Awaitable(gatherResults([Deferred.fromCoroutine(check) for check in checks], consumeErrors=True))
 
     def remembered(self, uid: str, *, prod: str, cons: str) -> Stream:
         """Return a stream that was requested earlier, perhaps by another process, to check, attach or release it.
@@ -413,7 +450,7 @@ class Client:
         :raises StreamError: `bad-message`, if the handle is damaged.
         """
         try:
-            servers = {PROD: Address.parse(handle.prod), CONS: Address.parse(handle.cons)}
+            servers = {PROD: self._address(handle.prod), CONS: self._address(handle.cons)}
             uid = _parse_uid(handle.uid)
             keys = app_keys_of(handle)
         except ValueError as wrong:
@@ -760,14 +797,6 @@ class Requested(Awaitable[Stream]):
             self.stream._effects.machine.release()
 
 
-def default_config() -> Path:
-    """Return ``$XDG_CONFIG_HOME/scistream/s2uc.toml``, with ``~/.config`` if the variable is not set.
-
-    :raises ConfigError: if neither the variable nor the home folder is usable.
-    """
-    return user_folder("XDG_CONFIG_HOME", "~/.config") / "scistream" / "s2uc.toml"
-
-
 def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
     """Return the settings of a configuration file as keyword arguments of `Client`."""
 
@@ -780,7 +809,12 @@ def arguments_of(settings: S2UCConfig, file: Path) -> dict[str, Any]:
         "authorities": paths(settings.authorities),
         "crl": paths(settings.crl),
         "insecure": settings.insecure,
-        "facilities": {one.address: Facility(paths(one.authorities), paths(one.crl)) for one in settings.facilities},
+        "facilities": {
+            one.address: Facility(paths(one.authorities), paths(one.crl))
+            for one in settings.facilities
+            if one.authorities
+        },
+        "names": {one.name: one.address for one in settings.facilities if one.name},
     }
 
 

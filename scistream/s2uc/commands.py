@@ -20,6 +20,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from scistream import timing
+from scistream.cli_support import failure_names, name_in_failure
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import CONS, PROD
@@ -28,10 +29,7 @@ from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.lifetime import until_released
 from scistream.s2uc.options import OutputOptions, RequestOptions
 from scistream.s2uc.output import (
-    clock_time,
-    failure_in_json,
     print_end,
-    print_failure,
     progress,
     reaching,
     tell,
@@ -40,7 +38,7 @@ from scistream.s2uc.output import (
 from scistream.s2uc.show import whole_uid_at
 from scistream.s2uc.stream import DIALERS, SIDE
 from scistream.standard_streams import check_output
-from scistream.units import short_seconds
+from scistream.units import clock_time, short_seconds
 
 # -- request and attach
 
@@ -51,7 +49,7 @@ async def request_stream(client: Client, options: RequestOptions, output: Output
     With `output.waits_for_release` stay until the stream is over.
     """
     check_output()
-    with failure_in_json(options.uid, output.as_json):
+    with failure_names(uid=options.uid):
         if any(earlier.uid == options.uid for earlier in StreamHistory().all()):
             raise StreamError(
                 "uid-in-use",
@@ -69,7 +67,7 @@ async def request_stream(client: Client, options: RequestOptions, output: Output
 async def attach_stream(client: Client, uid: str, output: OutputOptions) -> int:
     """Continue a request whose `s2uc` was lost, until the stream streams. Release it if anything fails."""
     check_output()
-    with failure_in_json(uid, output.as_json):
+    with failure_names(uid=uid):
         remembered = StreamHistory().find(uid, changes=True)
         stream = client.remembered(remembered.uid, prod=remembered.prod, cons=remembered.cons)
     await _or_release(client, stream, _attach(client, stream), output)
@@ -92,8 +90,7 @@ async def _or_release(client: Client, stream: Stream, work: Coroutine[Any, Any, 
         released = await _release_briefly(client, stream, output)
         if released and isinstance(problem, CancelledError):
             tell("both sides are released" if was_reached else "nothing was reserved")
-        if output.as_json:
-            print_failure(stream.uid, problem, released=released)
+        name_in_failure(uid=stream.uid, released=released)
         raise
 
 
@@ -220,13 +217,13 @@ def _print_streaming(stream: Stream, output: OutputOptions) -> None:
 
 async def release_stream(client: Client, uid: str, as_json: bool = False) -> int:
     """Release a stream at both facilities. A stream that is already released is no failure."""
-    with failure_in_json(uid, as_json):
+    with failure_names(uid=uid):
         if (released := StreamHistory().was_released(uid)) is not None:
             print_end(released, "Released", as_json, f"{released} is already released", already=True)
             return 0
         remembered = StreamHistory().find(uid, changes=True)
         stream = client.remembered(remembered.uid, prod=remembered.prod, cons=remembered.cons)
-    with failure_in_json(remembered.uid, as_json):
+    with failure_names(uid=remembered.uid):
         try:
             with progress(client, lambda: stream.waits_for):
                 await stream.release()
@@ -244,7 +241,7 @@ async def release_stream(client: Client, uid: str, as_json: bool = False) -> int
 
 async def release_at(client: Client, s2cs: str, uid: str, as_json: bool = False) -> int:
     """Release what one S2CS has of a stream: for an administrator, of any user."""
-    with failure_in_json(uid, as_json), reaching(client, s2cs):
+    with failure_names(uid=uid), reaching(client, s2cs):
         uid = await whole_uid_at(client, s2cs, uid, changes=True)
         sides = await client.release_at(s2cs, uid)
     if as_json:
@@ -261,11 +258,11 @@ async def release_at(client: Client, s2cs: str, uid: str, as_json: bool = False)
 
 async def wait_for_stream(client: Client, uid: str, timeout: float | None, as_json: bool = False) -> int:
     """Wait until a stream streams at both facilities, `timeout` seconds at most. The stream is left as it is."""
-    with failure_in_json(uid, as_json):
+    with failure_names(uid=uid):
         remembered = StreamHistory().find(uid)
         stream = client.remembered(remembered.uid, prod=remembered.prod, cons=remembered.cons)
     waiting = _UntilStreaming(client, remembered, stream)
-    with failure_in_json(remembered.uid, as_json), progress(client, waiting.waits_for):
+    with failure_names(uid=remembered.uid), progress(client, waiting.waits_for):
         await _within(
             client,
             waiting.run(),

@@ -12,20 +12,18 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
 
 from scistream import timing
-from scistream.cli_support import ADDRESS, TIME
-from scistream.protocol.address import Address
+from scistream.cli_support import TIME
 from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import DrainProgress
-from scistream.s2uc.cli import _credential_options as credential_options
-from scistream.s2uc.cli import _finish as finish
+from scistream.s2uc.cli_options import FACILITY, credential_options, finish
 from scistream.s2uc.client import Client
-from scistream.s2uc.output import failure_in_json, progress, reaching, tell
+from scistream.s2uc.output import progress, reaching, tell
 from scistream.units import format_rate, short_seconds
 
 
 @click.command
 @click.argument("gateway", required=False)
-@click.option("--at", type=ADDRESS, required=True, help="The S2CS of your facility.")
+@click.option("--at", type=FACILITY, required=True, help="The S2CS of your facility: HOST:PORT, or a name.")
 @click.option(
     "--within",
     type=TIME,
@@ -35,9 +33,7 @@ from scistream.units import format_rate, short_seconds
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object at the start and at each change.")
 @credential_options
 @click.pass_context
-def drain(
-    ctx: click.Context, gateway: str | None, at: Address, within: float | None, undo: bool, as_json: bool
-) -> None:
+def drain(ctx: click.Context, gateway: str | None, at: str, within: float | None, undo: bool, as_json: bool) -> None:
     """Let no new streams begin on GATEWAY, or at the whole S2CS, and wait until none is left there.
 
     GATEWAY is its name in the settings of the S2CS. New streams get other gateways, or are refused if there is none.
@@ -48,26 +44,23 @@ def drain(
     """
     if undo and within is not None:
         raise click.UsageError("--within goes with the beginning of a drain, not with --undo")
-    finish(
-        ctx.obj, lambda client: _drain(client, str(at), gateway, within, undo=undo, as_json=as_json), as_json=as_json
-    )
+    finish(ctx.obj, lambda client: _drain(client, at, gateway, within, undo=undo, as_json=as_json))
 
 
 async def _drain(
     client: Client, s2cs: str, gateway: str | None, within: float | None, *, undo: bool, as_json: bool
 ) -> int:
     where = f"gateway {gateway}" if gateway else f"the S2CS at {s2cs}"
-    with failure_in_json(None, as_json):
-        with reaching(client, s2cs):
-            found = await client.drain_at(s2cs, "undo" if undo else "start", gateway, within)
-        if undo:
-            click.echo(json.dumps({"gateway": gateway, "draining": False}) if as_json else f"{where} is not drained")
-            return 0
-        try:
-            await _Watch(client, s2cs, gateway, as_json).run(_of(found, gateway, where))
-        except CancelledError:
-            tell(f"{where} is still being drained; `scistream drain --at {s2cs} --undo` ends that")
-            raise
+    with reaching(client, s2cs):
+        found = await client.drain_at(s2cs, "undo" if undo else "start", gateway, within)
+    if undo:
+        click.echo(json.dumps({"gateway": gateway, "draining": False}) if as_json else f"{where} is not drained")
+        return 0
+    try:
+        await _Watch(client, s2cs, gateway, as_json).run(_of(found, gateway, where))
+    except CancelledError:
+        tell(f"{where} is still being drained; `scistream drain --at {s2cs} --undo` ends that")
+        raise
     if not as_json:
         click.echo(f"{where} is drained: no stream is left")
     return 0

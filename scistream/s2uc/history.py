@@ -21,7 +21,7 @@ from scistream import timing
 from scistream.config import ConfigError
 from scistream.file_lock import NotLockedError, locked_file
 from scistream.protocol.messages import MAX_LIFE
-from scistream.shared_settings import user_folder
+from scistream.s2uc.user_files import default_folder
 
 
 class RememberedStream(Struct, frozen=True, kw_only=True):
@@ -70,14 +70,6 @@ def checked_beginning(uid: str, *, changes: bool) -> str:
             f"the uid {uid!r} is too short: write at least its first {SHORTEST_UID} characters (`s2uc list` shows it)"
         )
     return uid.lower()
-
-
-def default_folder() -> Path:
-    """Return ``$XDG_STATE_HOME/scistream/streams``, with ``~/.local/state`` if the variable is not set.
-
-    :raises ConfigError: if neither the variable nor the home folder is usable.
-    """
-    return user_folder("XDG_STATE_HOME", "~/.local/state") / "scistream" / "streams"
 
 
 class StreamHistory:

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import CancelledError
 
+from scistream.cli_support import failure_names
 from scistream.protocol.errors import StreamError
 from scistream.s2uc.client import Client, Stream
 from scistream.s2uc.history import StreamHistory
-from scistream.s2uc.output import clock_time, failure_in_json, print_end, progress, tell
-from scistream.units import short_seconds
+from scistream.s2uc.output import print_end, progress, tell
+from scistream.units import clock_time, short_seconds
 
 
 async def until_released(stream: Stream, release: Callable[[], Awaitable[bool]], as_json: bool) -> int:
@@ -23,7 +24,7 @@ async def until_released(stream: Stream, release: Callable[[], Awaitable[bool]],
     """
     tell("waiting until the stream is released: Ctrl-C releases it")
     by = "another command"
-    with failure_in_json(stream.uid, as_json):
+    with failure_names(uid=stream.uid):
         try:
             await stream.ended()
         except CancelledError:
@@ -39,10 +40,10 @@ async def until_released(stream: Stream, release: Callable[[], Awaitable[bool]],
 
 async def extend_stream(client: Client, uid: str, by: float, as_json: bool = False) -> int:
     """Let a stream end `by` seconds later at both facilities, or at neither."""
-    with failure_in_json(uid, as_json):
+    with failure_names(uid=uid):
         remembered = StreamHistory().find(uid, changes=True)
         stream = client.remembered(remembered.uid, prod=remembered.prod, cons=remembered.cons)
-    with failure_in_json(remembered.uid, as_json), progress(client, lambda: stream.waits_for):
+    with failure_names(uid=remembered.uid), progress(client, lambda: stream.waits_for):
         left = await stream.extend(by)
     ends = clock_time(time.time() + left)
     text = f"{remembered.uid} ends: {ends}, in {short_seconds(left)}"

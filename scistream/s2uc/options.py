@@ -15,8 +15,8 @@ from msgspec import Struct
 from scistream.config import BOM, ConfigError, SettingProblem, checked, raise_if_any, unless
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, MAX_CHANNELS, PROD, NumConn, Role
-from scistream.shared_settings import DEFAULT_RATE, parse_port_ranges
-from scistream.units import parse_rate, parse_seconds
+from scistream.shared_settings import parse_port_ranges
+from scistream.units import DEFAULT_RATE, parse_rate, parse_seconds
 
 
 class RequestOptions(Struct, frozen=True):

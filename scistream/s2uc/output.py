@@ -1,4 +1,4 @@
-"""What every command of `s2uc` prints: progress and warnings on standard error, and its failure as JSON."""
+"""What every command of `s2uc` prints: results, and progress and warnings on standard error."""
 
 from __future__ import annotations
 
@@ -6,32 +6,23 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
-from twisted.internet.defer import CancelledError
 from twisted.internet.task import LoopingCall
 
 from scistream import timing
-from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError, printable
 from scistream.s2uc.client import Client
 from scistream.s2uc.history import RememberedStream
-from scistream.standard_streams import OutputLostError
-from scistream.tls.files import CertificateError
+from scistream.wrapping import wrapped
 
 
 def tell(text: str) -> None:
     """Print a line on standard error, with unprintable characters replaced: a facility may have sent them."""
-    click.echo(printable(text), err=True)
-
-
-def clock_time(seconds: float) -> str:
-    """Return a time, in seconds since the epoch, as local date and time."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    click.echo(wrapped(printable(text), sys.stderr), err=True)
 
 
 # -- results
@@ -40,26 +31,6 @@ def clock_time(seconds: float) -> str:
 def print_end(uid: str, state: str, as_json: bool, text: str, **more: Any) -> None:
     """Print the result of a command about one stream: `text`, or a JSON object with `more` fields."""
     click.echo(json.dumps({"uid": uid, "state": state, **more}) if as_json else text)
-
-
-def print_failure(uid: str | None, problem: BaseException, **more: Any) -> None:
-    """Print the JSON line of a command that has failed."""
-    code = problem.code if isinstance(problem, StreamError) else None
-    msg = problem.msg if isinstance(problem, StreamError) else str(problem) or "interrupted"
-    failure = {"uid": uid, "state": "Failed", "error": {"code": code, "msg": msg}, **more}
-    with suppress(OutputLostError):
-        click.echo(json.dumps(failure))
-
-
-@contextmanager
-def failure_in_json(uid: str | None, as_json: bool) -> Iterator[None]:
-    """Print the failure of the block as the last line of JSON, if the command prints JSON."""
-    try:
-        yield
-    except (StreamError, ConfigError, CertificateError, CancelledError) as problem:
-        if as_json:
-            print_failure(uid, problem)
-        raise
 
 
 def unknown_stream(stream: RememberedStream) -> StreamError:

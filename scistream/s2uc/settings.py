@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from msgspec import field
@@ -11,24 +12,37 @@ from scistream.protocol.address import Address
 from scistream.shared_settings import SettingsSection, address_or_none, files_problems, superfluous
 from scistream.text_kinds import AddressText, FileText
 
+FACILITY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}\Z")
+"""What a facility may be called: unlike an address, a name has neither a dot nor a colon."""
 
-class FacilityAuthorities(SettingsSection, frozen=True, kw_only=True):
-    """A facility, by the address of its S2CS, with authorities of its own in place of those for all facilities."""
+
+class FacilitySettings(SettingsSection, frozen=True, kw_only=True):
+    """A facility, by the address of its S2CS: its name, authorities of its own in place of those for all, or both."""
 
     address: AddressText
-    authorities: list[FileText]
+    name: str = ""
+    authorities: list[FileText] = field(default_factory=list)
     crl: list[FileText] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
         yield from unless(Address.parse, self.address, "address")
+        if self.name and not FACILITY_NAME.match(self.name):
+            yield SettingProblem(
+                ("name",),
+                f"{self.name!r} is not a name for a facility: write letters, digits, - and _, with a letter first",
+            )
         for key in ("authorities", "crl"):
             for text in getattr(self, key):
                 yield from unless(expanded, text, key)
-        if not self.authorities:
+        if not self.authorities and not self.name:
             yield SettingProblem(
-                ("authorities",), "empty, so that nothing vouches for this facility: name at least one authority"
+                ("authorities",),
+                "empty, so that nothing vouches for this facility: name at least one authority, or give the facility a "
+                "name and leave this out, if `authorities` above vouch for it",
             )
+        if self.crl and not self.authorities:
+            yield SettingProblem(("crl", "authorities"), "set, but `authorities` of this facility are not: set both")
 
 
 class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
@@ -39,7 +53,7 @@ class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
     authorities: list[FileText] = field(default_factory=list)
     crl: list[FileText] = field(default_factory=list)
     insecure: bool = False
-    facilities: list[FacilityAuthorities] = field(default_factory=list)
+    facilities: list[FacilitySettings] = field(default_factory=list)
 
     def problems(self) -> Iterator[SettingProblem]:
         """Yield what is wrong with the values."""
@@ -51,5 +65,10 @@ class S2UCConfig(SettingsSection, frozen=True, kw_only=True):
             yield SettingProblem(
                 ("facilities",), "two have the same address: name all authorities of a facility in one section"
             )
+        names = [facility.name for facility in self.facilities if facility.name]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield SettingProblem(("facilities",), f"two have the name {name!r}: give each a name of its own")
         if self.insecure:
-            yield from superfluous(self, "certificate", "key", "authorities", "facilities")
+            yield from superfluous(self, "certificate", "key", "authorities")
+            if any(facility.authorities for facility in self.facilities):
+                yield SettingProblem(("facilities", "insecure"), "has authorities, but insecure is true: leave out one")

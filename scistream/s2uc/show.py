@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 import msgspec
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
+from scistream.cli_support import failure_names
 from scistream.config import ConfigError
 from scistream.protocol.errors import StreamError, printable
 from scistream.protocol.messages import CONS, PROD, ChannelFigures, PathFigures, ResetReason, Role, StreamStatus
 from scistream.s2uc.client import Client
 from scistream.s2uc.history import WHOLE_UID, RememberedStream, StreamHistory, checked_beginning
-from scistream.s2uc.output import failure_in_json, reaching, tell, unknown_stream
+from scistream.s2uc.output import reaching, tell, unknown_stream
 from scistream.s2uc.stream import DIALERS, SIDE
 from scistream.tables import Columns, short_uids
 from scistream.units import short_seconds
+from scistream.wrapping import wrapped
 
 MAX_CONCURRENT = 64
 """Streams whose facilities are asked at the same time."""
@@ -24,7 +27,7 @@ MAX_CONCURRENT = 64
 
 async def list_at(client: Client, s2cs: str, as_json: bool) -> int:
     """Show the streams at one S2CS that this user may see."""
-    with failure_in_json(None, as_json), reaching(client, s2cs):
+    with reaching(client, s2cs):
         streams = await client.streams_at(s2cs)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(stream) for stream in streams]))
@@ -62,7 +65,7 @@ async def whole_uid_at(client: Client, s2cs: str, uid: str, *, changes: bool) ->
 async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     """Ask both facilities about one remembered stream, or about all, and show what they answer."""
     history = StreamHistory()
-    with failure_in_json(uid, as_json):
+    with failure_names(uid=uid):
         streams = [history.find(uid)] if uid is not None else history.all()
     answers: dict[str, dict[Role, StreamStatus]] = {}
     failures: dict[str, dict[Role, StreamError]] = {}
@@ -75,7 +78,7 @@ async def show_status(client: Client, uid: str | None, as_json: bool) -> int:
     await gatherResults([semaphore.run(lambda each: Deferred.fromCoroutine(ask(each)), stream) for stream in streams])
     errors = {one: "; ".join(map(str, both.values())) for one, both in failures.items() if both}
     if uid is not None and not answers[streams[0].uid] and not errors:
-        with failure_in_json(streams[0].uid, as_json):
+        with failure_names(uid=streams[0].uid):
             raise unknown_stream(streams[0])
     for one, both in answers.items():
         if both and not failures[one] and all(side.state == "Released" for side in both.values()):
@@ -151,7 +154,7 @@ def _print_paths(sides: dict[Role, StreamStatus]) -> None:
 
 async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> int:
     """Show everything that one S2CS knows of a stream: for an administrator, of any user."""
-    with failure_in_json(uid, as_json), reaching(client, s2cs):
+    with failure_names(uid=uid), reaching(client, s2cs):
         uid = await whole_uid_at(client, s2cs, uid, changes=False)
         sides = await client.stream_at(s2cs, uid)
     if as_json:
@@ -176,7 +179,7 @@ async def show_status_at(client: Client, s2cs: str, uid: str, as_json: bool) -> 
         }
         for name, value in fields.items():
             if value:
-                click.echo(printable(f"{name + ':':<12}{value}"))
+                _sentence(f"{name + ':':<12}{value}")
         click.echo()
         _print_addresses(side)
     _print_channels({side.role: side for side in sides})
@@ -210,34 +213,35 @@ def _print_addresses(side: StreamStatus) -> None:
 def _print_resets(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for broken in sides[role].broken if role in sides else ():
-            click.echo(
-                printable(
-                    f"{SIDE[role]}, channel {broken.channel}: broken for {short_seconds(broken.seconds)}: "
-                    f"{broken.reason}"
-                )
+            _sentence(
+                f"{SIDE[role]}, channel {broken.channel}: broken for {short_seconds(broken.seconds)}: {broken.reason}"
             )
         for reset in sides[role].resets if role in sides else ():
-            click.echo(printable(f"{SIDE[role]}, {reset_sentence(reset)}"))
+            _sentence(f"{SIDE[role]}, {reset_sentence(reset)}")
 
 
 def _print_silent(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for name, seconds in sides[role].silent.items() if role in sides else ():
             silence = f"{SIDE[role]}, gateway {name}: has not answered its S2CS for {short_seconds(seconds)}"
-            click.echo(printable(f"{silence}; if it was restarted, this side ends when it is back"))
+            _sentence(f"{silence}; if it was restarted, this side ends when it is back")
 
 
 def _print_notices(sides: dict[Role, StreamStatus]) -> None:
     for role in (PROD, CONS):
         for notice in sides[role].notices if role in sides else ():
-            click.echo(printable(f"{SIDE[role]}, {notice}"))
+            _sentence(f"{SIDE[role]}, {notice}")
+
+
+def _sentence(text: str) -> None:
+    click.echo(wrapped(printable(text), sys.stdout))
 
 
 def reset_sentence(reset: ResetReason) -> str:
     """Say why connections of a channel were reset, how many, and how long ago the last one was."""
     connections = "connection" if reset.count == 1 else "connections"
     last = f"last {short_seconds(reset.seconds_ago)} ago"
-    return f"channel {reset.channel}: {reset.count} {connections} reset, {last}: {reset.reason}"
+    return f"channel {reset.channel}: {reset.count} {connections} reset ({reset.cause}), {last}: {reset.reason}"
 
 
 def _channel_row(figures: ChannelFigures) -> tuple[str, ...]:

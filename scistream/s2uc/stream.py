@@ -270,7 +270,7 @@ class ClientStream:
         sides = []
         for role, answer in [*self._pending_commands.items(), *self._pending_status.items()]:
             if not answer.called:
-                reason = self._servers[role].dialer.outbox.reason
+                reason = self._servers[role].dialer.outbox.reason.rstrip(".")
                 sides.append(f"the {SIDE[role]} side at {self._addresses[role]}" + (f": {reason}" if reason else ""))
         return " and ".join(sides) or ("the release" if self.core.state == "Releasing" else "ProdApp's Hello")
 

@@ -73,9 +73,9 @@ def test_a_user_sees_that_nobody_listens_where_prodapp_said_it_does(world: World
         assert (told.channel, told.reason, told.count) == (0, refused, 2)
         assert told.seconds_ago < 60
         assert wait_for_reset(world, stream.uid, "CONS", "far-side").reason == refused
-        assert "consumer, channel 0: 2 connections reset, last " in world.s2uc("status", stream.uid).stdout
+        assert "consumer, channel 0: 2 connections reset (far-side), last " in world.s2uc("status", stream.uid).stdout
         sentences = world.s2uc("status", stream.uid).stdout
-        assert "producer, channel 0: 2 connections reset, last " in sentences
+        assert "producer, channel 0: 2 connections reset (application), last " in sentences
         assert f"ago: {refused}\n" in sentences
         lines = world.lab.store.with_suffix(".audit.jsonl").read_text().splitlines()
         audited = [

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import scistream.app.cli
 import scistream.cli
+import scistream.cli_support
 import scistream.s2uc.cli
 from scistream.config import ConfigError
 from scistream.protocol.address import Address
@@ -38,7 +39,10 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
     def below(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         yield path, command
         if isinstance(command, click.Group):
-            for name, sub in command.commands.items():
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                sub = command.get_command(context, name)
+                assert sub is not None
                 yield from below(f"{path} {name}", sub)
 
     for name, command in COMMANDS.items():
@@ -52,8 +56,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fork_server: None) -
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("SCISTREAM_JOIN", raising=False)
+    monkeypatch.setattr(scistream.cli_support, "start_logging", lambda verbose: None)
     for module in (scistream.s2uc.cli, scistream.app.cli):
-        monkeypatch.setattr(module, "start_logging", lambda verbose: None)
         monkeypatch.setattr(module, "keep_secrets", lambda **_: None)  # it would last for this whole process
 
 
@@ -308,18 +312,19 @@ def test_v_may_stand_before_a_command_or_behind_it() -> None:
 def test_v_counts_wherever_it_stands(options: str, lines: int) -> None:
     """A stand-in for what a command logs: `list` itself has nothing to say."""
     script = (
-        "import scistream.s2uc.cli as cli; from twisted.logger import Logger; known = cli.StreamHistory.all\n"
+        "import scistream.s2uc.cli as cli; from scistream.s2uc.history import StreamHistory\n"
+        "from twisted.logger import Logger; known = StreamHistory.all\n"
         "def all(memory): log = Logger(); log.info('a little'); log.debug('all of it'); return known(memory)\n"
-        "cli.StreamHistory.all = all; cli.main()"
+        "StreamHistory.all = all; cli.main()"
     )
     told = result_of([sys.executable, "-c", script, *options.format("").split()])
     assert (told.returncode, told.stdout) == (0, "no streams\n")
     assert [part in told.stderr for part in ("a little", "all of it")] == [lines >= 1, lines >= 2]
 
 
-def test_every_command_of_s2uc_that_tells_something_has_json() -> None:
+def test_every_command_has_json() -> None:
     for path, one in every_command():
-        if path.startswith(("s2uc ", "scistream pki ", "scistream store ", "scistream policy ", "scistream usage")):
+        if not path.endswith((" completion", " schema")):  # these print a script for a shell, and a JSON Schema
             leaf = not isinstance(one, click.Group)
             assert leaf == any("--json" in parameter.opts for parameter in one.params), path
 
@@ -370,8 +375,9 @@ def test_a_command_that_fails_before_it_asks_anybody_says_so_in_its_last_line_of
     (line,) = ended.stdout.splitlines()
     last = json.loads(line)
     assert ended.returncode == 2
-    assert (last["state"], last["error"]["code"]) == ("Failed", None)
+    assert (last["state"], last["error"]["code"]) == ("Failed", "configuration")
     assert reason in last["error"]["msg"]
+    assert last["error"]["remedy"]
     assert reason in ended.stderr
 
 
@@ -391,7 +397,7 @@ def test_a_request_for_a_uid_that_is_in_use_says_so_in_its_last_line_of_json() -
 def test_a_join_string_is_no_argument_of_any_command() -> None:
     options = {name for path, one in every_command() if "appctrl" in path for par in one.params for name in par.opts}
     known = {"--help", "-h", "--version", "--verbose", "-v", "--listen", "--toward", "--join-file", "--join-wait"}
-    assert options <= {*known, "command"}
+    assert options <= {*known, "--json", "command", "shell"}
     refused = say("appctrl cons", f"--join={JOIN}")
     assert refused.exit_code == 2
     assert "--join-file" in refused.output

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scistream.config import ConfigError, expanded, load
+from scistream.config import ConfigError, expanded, load, user_folder
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2ds.settings import WAN_CIPHERS, S2DSConfig
 from scistream.s2uc.settings import S2UCConfig
-from scistream.shared_settings import networks, parse_chosen_ports, parse_ports, resolve_path, user_folder
+from scistream.shared_settings import networks, parse_chosen_ports, parse_ports, resolve_path
 from scistream.tls.stream_channels import CIPHERS
 from scistream.units import parse_rate, parse_seconds, parse_size
 

@@ -91,8 +91,8 @@ def test_nothing_imports_what_stands_above_the_parties(path: Path) -> None:
 
 
 FLOORS = (
-    {"scistream", "__version__", "timing", "text_kinds"},
-    {"logs", "durations", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
+    {"scistream", "__version__", "timing", "text_kinds", "explanations"},
+    {"logs", "durations", "wrapping", "file_lock", "protocol", "os_process", "standard_streams", "resources"},
     {"systemd"},
     {"units", "tables", "paging", "state_machines", "reactors", "config"},
     {"tls", "log_output"},

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -195,5 +196,6 @@ def test_both_commands_have_the_same_defaults() -> None:
     def defaults(command: Any) -> dict[str, Any]:
         return {one.name: one.default for one in command.params if one.name in ("rate", "num_conn", "expires")}
 
-    check = scistream.cli.main.commands["policy"].commands["check"]  # type: ignore[attr-defined]
+    policy = scistream.cli.main.get_command(click.Context(scistream.cli.main), "policy")
+    check = policy.commands["check"]  # type: ignore[union-attr]
     assert defaults(check) == defaults(s2uc.commands["request"])

@@ -25,8 +25,9 @@ from twisted.logger import LogBeginner, globalLogPublisher
 import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
-from scistream import cli_support, entry
+from scistream import entry
 from scistream.cli_support import Commands
+from twisted import logger
 
 COMMANDS: dict[str, Commands] = {
     "s2uc": scistream.s2uc.cli.main,
@@ -41,7 +42,10 @@ def every_command() -> Iterator[str]:
     def below(path: str, command: click.Command) -> Iterator[str]:
         yield path
         if isinstance(command, click.Group):
-            for name, sub in command.commands.items():
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                sub = command.get_command(context, name)
+                assert sub is not None
                 yield from below(f"{path} {name}", sub)
 
     for name, command in COMMANDS.items():
@@ -75,7 +79,7 @@ def run(command_line: str, spoilt: dict[int, str]) -> tuple[int, str, str]:
             name, *arguments = command_line.split()
             sys.argv = [name, *arguments]
             # As in a process of its own, nothing was logged before: not even by the tests that ran before this one.
-            cli_support.globalLogBeginner = LogBeginner(globalLogPublisher, sys.stderr, sys, warnings)
+            logger.globalLogBeginner = LogBeginner(globalLogPublisher, sys.stderr, sys, warnings)
             try:
                 COMMANDS[name]()
             except SystemExit as end:

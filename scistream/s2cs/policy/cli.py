@@ -16,14 +16,16 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import MAX_CHANNELS, PROD, Role
 from scistream.s2cs.policy.file import ROLES, Policy, load_policy, read_issuer
 from scistream.s2cs.policy.rules import CurrentUsage, Decision, RequestedStream
-from scistream.shared_settings import DEFAULT_RATE
 from scistream.tls.verify import Identity
-from scistream.units import format_rate, format_seconds
+from scistream.units import DEFAULT_RATE, format_rate, format_seconds
 
 
 @click.group()
 def policy() -> None:
-    """Inspect the policy of an S2CS: the file that `policy` in s2cs.toml names."""
+    """Inspect the policy of an S2CS.
+
+    The policy is the file that `policy` in s2cs.toml names.
+    """
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ from scistream.units import spoken_seconds
 
 @click.group()
 def store() -> None:
-    """Inspect the store of an S2CS: the file that `state` in s2cs.toml names."""
+    """Inspect the store of an S2CS.
+
+    The store is the file that `state` in s2cs.toml names.
+    """
 
 
 @store.command()
