@@ -28,6 +28,19 @@ from support.programs import INSTALLED
 from support.requirements import needs
 from support.waiting import until
 
+
+@pytest.fixture(scope="module")
+def world(linux: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two facilities that log all that they can."""
+    debug = {"log_level": "debug"}
+    with World(
+        tmp_path_factory.mktemp("world"),
+        lab={"settings": debug, "gateway": {**debug, "log_format": "json"}},
+        centre={"settings": debug, "gateway": debug},
+    ) as world:
+        yield world
+
+
 UNPRIVILEGED = """
 import ctypes, os, sys
 for capability in range(64):
@@ -224,6 +237,7 @@ def test_a_stream_leaves_no_secret_in_any_log_or_store_or_in_the_list_of_process
         )
         assert b"appctrl" in listed, "the control"
         words = {daemon.name: daemon.words().encode() for daemon in world.daemons}
+        assert all(b"UpdateTargets uid=" + first["uid"].encode() in said for said in words.values()), "the control"
         words["s2uc"] = asking.log.read_bytes()
         words["appctrl prod"], words["appctrl cons"] = camera_side.log.read_bytes(), analysis_side.log.read_bytes()
         words["the list of processes"] = listed

@@ -99,6 +99,25 @@ def test_a_daemon_notifies_what_it_does_and_signs_of_life(kind: str, notified: N
         program.stop()
 
 
+def test_a_daemon_that_the_watchdog_kills_says_where_it_was(tmp_path: Path) -> None:
+    file, log = tmp_path / "daemon.toml", tmp_path / "daemon.err"
+    file.write_text(tomli_w.dumps(settings_of("s2ds")))
+    with listening(tmp_path / "notify") as notified:
+        env = {**os.environ, "NOTIFY_SOCKET": notified.address, "WATCHDOG_USEC": "60000000"}
+        program = Program(command_of("s2ds", file), log, env)
+        try:
+            notified.until("READY")
+            elements = elements_of(program.pid)
+            os.kill(program.pid, signal.SIGABRT)  # WatchdogSignal= of systemd, unless it is set
+            program.end(status=-signal.SIGABRT)
+        finally:
+            program.stop()
+    assert re.search(
+        r'File ".*epollreactor.py", line \d+ in doPoll|File ".*", line \d+ in (doIteration|mainLoop)', log.read_text()
+    )
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in elements), lambda: f"elements {elements} are left")
+
+
 def test_systemd_starts_a_daemon_with_the_first_connection(tmp_path: Path) -> None:
     needs("systemd-socket-activate")
     kind = "s2ds"
