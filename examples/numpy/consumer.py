@@ -23,7 +23,7 @@ def main() -> None:
     options.add_argument("host")
     options.add_argument("port", type=int)
     options.add_argument("--picture", type=Path, default=Path("spot.png"), help="where the plot goes without a display")
-    options.add_argument("--every", type=int, default=10, help="frames between two plots")
+    options.add_argument("--every", type=int, default=25, help="frames between two plots")
     given = options.parse_args()
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         matplotlib.use("Agg")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from support.programs import INSTALLED, Program
 from support.requirements import needs, needs_module
 from support.waiting import until
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+leaves_nothing = pytest.mark.usefixtures("nothing_left")
 
 EXAMPLES = Path(scistream.__file__).parents[1] / "examples"
 STAND_IN = Path(__file__).parent / "slurm_stand_in"
@@ -47,6 +49,7 @@ def start(world: World, example: str, join: str, side: str, port: int, *more: st
     return world.start(str(INSTALLED / "appctrl"), *command, *more, env={"SCISTREAM_JOIN": join})
 
 
+@leaves_nothing
 @pytest.mark.parametrize(
     ("example", "modules", "result"),
     [
@@ -78,6 +81,7 @@ def test_both_ends_of_an_example_agree(world: World, example: str, modules: list
         assert picture.read_bytes().startswith(b"\x89PNG"), "without a display the plot is a file"
 
 
+@leaves_nothing
 def test_batch_jobs_that_start_before_their_stream_is_requested_join_it(world: World, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
     jobs.mkdir()
@@ -117,6 +121,7 @@ for cell in notebook.cells:
 """
 
 
+@leaves_nothing
 @pytest.mark.long
 def test_the_notebook_runs_in_a_kernel(world: World) -> None:
     for module in ("nbclient", "ipykernel", "matplotlib"):
@@ -148,6 +153,30 @@ def test_a_client_of_pvaccess_monitors_an_image(fresh_world: Callable[..., World
         producer.stop()
 
 
+@pytest.mark.long
+def test_the_steps_of_the_apptainer_image_install_the_commands(installed: Path, tmp_path: Path) -> None:
+    """Run its steps in a folder in place of /opt, since no Apptainer can be expected."""
+    needs("bash")
+    recipe = (EXAMPLES / "slurm" / "scistream.def").read_text()
+    steps = dict(re.findall(r"^%(\w+)\n(.*?)(?=^%|\Z)", recipe, re.MULTILINE | re.DOTALL))
+    [(pattern, _)] = re.findall(r"^    (\S+) (/opt/)$", steps["files"], re.MULTILINE)
+    (wheel,) = installed.parents[1].glob(pattern)
+    shutil.copy(wheel, tmp_path)
+    post, environment = (steps[name].replace("/opt", str(tmp_path)) for name in ("post", "environment"))
+    script = f"{post}\n{environment}\nappctrl --version"
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"appctrl, version {scistream.__version__}\n")
+    assert not list(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.parametrize("name", ["producer.sbatch", "consumer.sbatch", "producer.pbs", "consumer.pbs", "submit.sh"])
+def test_the_shell_can_read_a_batch_job(name: str) -> None:
+    subprocess.run(["bash", "-n", str(EXAMPLES / "slurm" / name)], timeout=30, check=True)
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[int]:
     """Run a RabbitMQ in a folder of its own, and return its port."""
@@ -177,6 +206,7 @@ def broker(tmp_path: Path) -> Iterator[int]:
         names.stop()
 
 
+@leaves_nothing
 @pytest.mark.long
 def test_frames_wait_in_a_broker_for_a_consumer_elsewhere(world: World, broker: int) -> None:
     needs_module("pika")

@@ -68,6 +68,8 @@ def test_the_commands_of_the_readme_do_what_it_says(linux: None, installed: Path
         logs = {file.stem: file.read_text() for file in folder.glob("*.log")}
     assert len(re.findall(r"^127\.0\.0\.1:\d+ --> 127\.0\.0\.1:\d+$", logs["terminal2"], re.MULTILINE)) == 2
     assert "*** Process time: " in logs["terminal2"]
+    assert len(re.findall(r"^ok ", logs["terminal2"], re.MULTILINE)) > 5, "the probe has checked the path"
+    assert "FAILED" not in logs["terminal2"]
     assert "Reverse mode" in logs["terminal3"]
     assert re.search(r" [1-9][\d.]* [MG]Bytes .* receiver", logs["terminal3"]), "bytes came to the consumer"
     uid = re.search(r"^uid: (.*)$", logs["terminal2"], re.MULTILINE)
