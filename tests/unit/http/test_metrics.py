@@ -173,6 +173,37 @@ def test_a_gateway_that_has_gone_is_down_and_its_s2cs_not_ready(world: World) ->
     assert value(world.prod.control, "scistream_ready") == 0
 
 
+def test_a_store_that_cannot_be_written_is_failing_until_it_can(world: World) -> None:
+    control = world.prod.control
+    world.network.run(1.0)
+    control.store._db.execute("PRAGMA query_only = ON")  # as if the disk had become read-only
+    world.refusal(world.ask())
+    assert value(control, "scistream_store_failing") == 1
+    (reason,) = s2cs_http.unready(control)
+    assert reason.startswith("the store ")
+    assert "cannot be written: attempt to write a readonly database" in reason
+    control.store._db.execute("PRAGMA query_only = OFF")
+    world.stream()
+    assert value(control, "scistream_store_failing") == 0
+    assert s2cs_http.unready(control) == []
+    assert value(control, "scistream_store_seconds_count", operation="write") > 0
+
+
+def test_an_audit_trail_that_cannot_be_written_is_failing_until_it_can(world: World) -> None:
+    control = world.prod.control
+    world.network.run(1.0)
+    assert control.audit._sink is not None
+    file = Path(control.audit._sink.name)
+    file.unlink()
+    file.mkdir()  # where the trail should be
+    world.refusal(world.ask())
+    assert value(control, "scistream_audit_failing") == 1
+    assert s2cs_http.unready(control) == ["the audit trail cannot be written, so new streams are refused"]
+    file.rmdir()
+    control.audit.flush()
+    assert (value(control, "scistream_audit_failing"), s2cs_http.unready(control)) == (0, [])
+
+
 def test_durations_are_counted_up_to_each_bound_and_in_all() -> None:
     durations = Durations([0.1, 1.0])
     for seconds in (0.05, 0.1, 0.5, 7.0):
