@@ -38,8 +38,8 @@ def main() -> None:
     """Tools for operators of SciStream, and a demonstration.
 
     To request a stream, use s2uc; to join one with an application, use appctrl. The servers of a facility are started
-    with `twistd s2cs` and `twistd s2ds`. This command makes their certificates, checks the policy and the store of an
-    S2CS, adds up usage, and empties a gateway before it is stopped.
+    with `twistd s2cs` and `twistd s2ds`. This command writes example files, makes certificates, checks a
+    machine, the policy and the store of an S2CS, adds up usage, and empties a gateway before it is stopped.
 
     Exit status: 0 success; 1 a check has found a problem, or the command failed; 2 wrong usage or configuration.
     """

@@ -297,7 +297,7 @@ def gateway_findings(facts: GatewayFacts) -> Finding:
     name = f"reach.gateway-{facts.name}"
     if facts.problem and facts.connection is None:
         remedy = f"start it there (twistd s2ds), and open port {facts.address.port} in its firewall for this host"
-        return fail(name, f"{facts.address} cannot be reached: {facts.problem.rstrip('.')}", remedy)
+        return fail(name, f"{facts.address} cannot be reached: {_short(facts.problem)}", remedy)
     if facts.problem:
         return fail(name, f"{facts.address} cannot be used: {facts.problem.rstrip('.')}", "see the log of the gateway")
     assert facts.room is not None, "a gateway without a problem has answered"
@@ -310,6 +310,12 @@ def gateway_findings(facts: GatewayFacts) -> Finding:
     return ok(name, why)
 
 
+def _short(problem: str) -> str:
+    """Return the reason for which there is no connection, without the advice that is meant for users."""
+    reason = problem.partition(": ")[0].rstrip(".")
+    return reason[:1].lower() + reason[1:]
+
+
 def peer_findings(facts: PeerFacts, interface_mtu: int | None) -> Iterator[Finding]:
     """Yield what is found about the host that the user names.
 
@@ -318,7 +324,7 @@ def peer_findings(facts: PeerFacts, interface_mtu: int | None) -> Iterator[Findi
     name = "reach.peer"
     if facts.connection is None:
         remedy = "check the address, the firewalls of both sites, and whether a program listens there"
-        yield fail(name, f"{facts.address} cannot be reached: {facts.problem.rstrip('.')}", remedy)
+        yield fail(name, f"{facts.address} cannot be reached: {_short(facts.problem)}", remedy)
         return
     speaks = f", and speaks {facts.speaks}" if facts.speaks else ""
     names = f" with a certificate for {facts.names}" if facts.names else ""

@@ -239,7 +239,7 @@ def test_large_packets_without_a_search_for_the_mtu_of_the_path_are_found(host: 
 def test_a_peer_that_cannot_be_reached_is_found(host: Host) -> None:
     found = machine_itself(host.look(host.plan(peer=Address(THERE, 7))))
     assert {name: one.verdict for name, one in found.items()} == {"reach.peer": "FAIL"}
-    assert "The connection was refused" in found["reach.peer"].why
+    assert "the connection was refused" in found["reach.peer"].why
 
 
 def test_a_peer_without_a_fault_gives_no_finding(host: Host) -> None:
