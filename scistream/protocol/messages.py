@@ -38,6 +38,10 @@ MAX_RESETS = 16
 MAX_NOTICES = 16
 MAX_NOTICE = 400
 """How many reset reasons are reported for one stream."""
+MAX_EVENTS = 64
+"""How many events are kept for one side of a stream."""
+MAX_EVENT = 300
+"""The longest text of an event."""
 MAX_PATHS = 16
 """How many paths over the WAN are reported for one stream at one gateway, and by an S2CS for all gateways together."""
 
@@ -322,7 +326,8 @@ class Extend(_Message, frozen=True, kw_only=True, tag="Extend"):
 class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     """Ask for the state of a stream, or, if `uid` is null, of all streams that the sender may see.
 
-    A page has `limit` streams and begins after the key `after`.
+    A page has `limit` streams and begins after the key `after`. With `events`, which needs a `uid`, the answer says
+    what has happened to the stream.
     """
 
     uid: Uid | None
@@ -330,6 +335,7 @@ class Status(_Message, frozen=True, kw_only=True, tag="Status"):
     seq: Seq
     after: Annotated[str, Meta(max_length=MAX_PAGE_KEY)] | None = None
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    events: bool = False
 
 
 GatewayName = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -474,6 +480,24 @@ class PathFigures(Struct, frozen=True, kw_only=True):
 PathList = Annotated[list[PathFigures], Meta(max_length=MAX_PATHS)]
 
 
+class StreamEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that has happened to a stream at one facility.
+
+    :param kind: ``state``, ``targets``, ``gateway``, ``resets``, ``extend``, ``release``, ``restart``, or a kind that a
+        later version has added.
+    :param seconds_ago: seconds since then, or since it happened last.
+    :param state: the state that the stream has entered, for the kind ``state``.
+    :param text: a sentence for the user.
+    :param count: how often it has happened; for ``resets`` the number of connections.
+    """
+
+    kind: CodeName
+    seconds_ago: Measured
+    state: StateName = ""
+    text: Annotated[str, Meta(max_length=MAX_EVENT)] = ""
+    count: Count = 1
+
+
 class LastError(Struct, frozen=True, kw_only=True):
     """The code and message of the ERROR with which a stream failed."""
 
@@ -511,6 +535,7 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     and for how many seconds. `listen_ports` are the ports that were requested by number. `wan` is what the gateways can
     do to connect to those of the other side, as in `Resp`; `wan_dialer` is the side whose gateways dial the others, if
     that was requested or targets are set; `wan_listeners` are as in `Resp`.
+    `events` are what has happened, oldest first, if Status has asked for them; `events_dropped` counts older ones.
     `notices` are sentences for the user about what slows the stream, with the remedy. `paths` are those of connections
     that may use several over the WAN.
     """
@@ -543,6 +568,8 @@ class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wan_dialer: Role | None = None
     wan_listeners: Listeners = field(default_factory=list)
     paths: PathList = field(default_factory=list)
+    events: Annotated[list[StreamEvent], Meta(max_length=MAX_EVENTS)] = field(default_factory=list)
+    events_dropped: Count = 0
 
     def __post_init__(self) -> None:
         _check_addresses("listeners", self.listeners)

@@ -60,6 +60,9 @@ class GatewayListener(Protocol):
     def paths_heard(self, gateway: str, paths: Mapping[StreamKey, list[PathFigures]]) -> None:
         """Take the paths over the WAN that streams use on a gateway."""
 
+    def gateway_silent(self, gateway: str, silent: bool) -> None:
+        """Note that a gateway does not answer any more, or answers again."""
+
     def gateway_settled(self) -> None:
         """Note that a gateway has reported its streams and capacity, or cannot be reached."""
 
@@ -240,11 +243,13 @@ class GatewayLink:
     def _answered(self) -> None:
         if self._silent_since is not None:
             self._answers_since = self.dialer.clock.seconds()
+            self._server.gateway_silent(self.name, False)
         self._was_heard, self._silent_since = True, None
 
     def _has_been_silent(self, seconds: float) -> None:
         if self._silent_since is None:
             self._silent_since = self.dialer.clock.seconds() - seconds
+            self._server.gateway_silent(self.name, True)
 
     def _settle(self) -> None:
         self.settled = True

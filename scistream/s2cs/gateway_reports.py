@@ -87,6 +87,11 @@ class GatewayReports:
             if stream is not None:
                 stream.trail.paths_heard(gateway, reported)
 
+    def gateway_silent(self, gateway: str, silent: bool) -> None:
+        """Note that a gateway does not answer any more, or answers again, with each of its streams."""
+        for stream in self._server.streams.at_gateway(gateway):
+            stream.events.note_gateway(gateway, silent=silent)
+
     def gateway_settled(self) -> None:
         """Note that a gateway has reported its streams and capacity, or cannot be reached."""
         self._server.gateway_settled()

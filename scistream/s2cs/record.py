@@ -30,6 +30,16 @@ from scistream.protocol.messages import (
 from scistream.protocol.wan_abilities import ACCEPT, DIAL, abilities, common, needed
 
 
+class RecordedEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that has happened to a stream; `at` is in seconds since the epoch, the rest as in `StreamEvent`."""
+
+    at: float
+    kind: str
+    state: str = ""
+    text: str = ""
+    count: int = 1
+
+
 class Record(Struct, kw_only=True, omit_defaults=True):
     """What an S2CS keeps about a stream, in memory and in its store. Nothing in a record is secret.
 
@@ -41,7 +51,8 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     first targets came into force, and `state_since` when the state last changed (0 in records of older versions).
     `wan` has what each gateway has reported about its WAN side (None for an older one).
     `wan_dialer`, `wan_targets` and `wan_listeners` belong to the targets in force, except that the gateways of a
-    consumer keep their WAN listeners if later targets are refused.
+    consumer keep their WAN listeners if later targets are refused. `events` are the latest that have happened, oldest
+    first, and `events_dropped` counts the older ones.
     """
 
     uid: str
@@ -72,6 +83,8 @@ class Record(Struct, kw_only=True, omit_defaults=True):
     wan_dialer: Role = CONS
     wan_targets: dict[str, str] = {}
     wan_listeners: dict[int, str] = {}
+    events: list[RecordedEvent] = []
+    events_dropped: int = 0
 
     @property
     def key(self) -> StreamKey:

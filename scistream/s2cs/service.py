@@ -69,6 +69,7 @@ from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.counts import ServerCounts
 from scistream.s2cs.drains import Drains
 from scistream.s2cs.early_requests import EarlyRequests
+from scistream.s2cs.event_log import size_of
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.gateway_addresses import PoolAddresses
 from scistream.s2cs.gateway_reports import GatewayReports
@@ -397,6 +398,7 @@ class ControlServer(Service):
         self.streams = LiveStreams(ServerStream(self, record, restored=True) for record in self.store.load(live=True))
         self.audit.started(list(self.gateways), self._live(), self.config.insecure)
         for one in list(self.streams.values()):
+            one.events.restarted()
             resume(one.machine, one.core)
         self.drains.restore()
 
@@ -690,9 +692,9 @@ class ControlServer(Service):
         streams: list[StreamStatus] = []
         size = 0
         for stream in page[: command.limit]:
-            status = self.drains.with_notices(stream.status())
+            status = self.drains.with_notices(stream.status(events=command.events and command.uid is not None))
             size += STATUS_BYTES + len(status.csr) + LISTENER_BYTES * len(status.listeners + status.wan_listeners)
-            size += sum(map(len, status.notices)) + PATH_BYTES * len(status.paths)
+            size += sum(map(len, status.notices)) + PATH_BYTES * len(status.paths) + size_of(status.events)
             if streams and size > MAX_PAGE_BYTES:
                 break
             streams.append(status)

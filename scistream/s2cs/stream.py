@@ -42,6 +42,7 @@ from scistream.protocol.messages import (
 )
 from scistream.s2cs.audit.trail import AuditTrail, StreamTrail
 from scistream.s2cs.counts import CAUSES, MOST_RESETS_COUNTED, OTHER_CAUSE, ServerCounts
+from scistream.s2cs.event_log import EventLog
 from scistream.s2cs.extension import Extender
 from scistream.s2cs.gateway import GatewayLink
 from scistream.s2cs.machine import new_stream, restored_stream
@@ -113,8 +114,16 @@ class ServerStream:
         self.core = Core(guarded(self, self.log, self._failed, record.uid), record)
         self.machine: Stream = restored_stream(self.core) if restored else new_stream(self.core)
         owner = identity_of(record.owner).name
+        self.events = EventLog(record, server.wall)
         trace(
-            self.machine, self.log, server.reactor.seconds, party="s2cs", uid=record.uid, role=record.role, owner=owner
+            self.machine,
+            self.log,
+            server.reactor.seconds,
+            self.events.state_changed,
+            party="s2cs",
+            uid=record.uid,
+            role=record.role,
+            owner=owner,
         )
         self.app_link: Link | None = None
         self.app_outbox = Outbox(server.reactor, "the application")
@@ -183,6 +192,7 @@ class ServerStream:
         if record.state == "Released":
             self.trail.ended()
         self._server.use_changed(self)
+        self.events.note_changes()
         try:
             self._server.store.save(record)
         except StreamError:  # the store has logged it
@@ -322,6 +332,7 @@ class ServerStream:
 
     def extend(self, caller: Caller, seconds: float) -> None:
         """Ask all gateways to end the stream in `seconds` from now; then give `extended`, or refuse the command."""
+        self.events.extended_by(caller.link.peer.name)
         self._extender.begin(caller, seconds)
 
     def take_back(self, seconds: float) -> None:
@@ -410,6 +421,7 @@ class ServerStream:
         """
         record = self.record
         self.trail.release_asked(caller.link)
+        self.events.released_by(identity_of(owner).name)
         by_administrator = owner != record.owner and record.state not in ("Releasing", "Released")
         if by_administrator:
             msg = f"the stream was released by {identity_of(owner).name}, an administrator of this facility"
@@ -441,6 +453,7 @@ class ServerStream:
         """Take the reasons for which connections of the stream were reset on a gateway."""
         self._count_resets(gateway, resets)
         self._resets[gateway] = (self._server.reactor.seconds(), resets)
+        self.events.note_resets(gateway, resets)
         self.trail.resets_heard(gateway, resets)
 
     def _count_resets(self, gateway: str, resets: list[ResetReason]) -> None:
@@ -491,8 +504,11 @@ class ServerStream:
         """Seconds since the stream was requested."""
         return float(self._server.reactor.seconds() - self._expires_at + self.record.life)
 
-    def status(self) -> StreamStatus:
-        """Return this stream for an answer to Status."""
+    def status(self, *, events: bool = False) -> StreamStatus:
+        """Return this stream for an answer to Status.
+
+        :param events: say what has happened to it, too.
+        """
         record = self.record
         return StreamStatus(
             uid=record.uid,
@@ -522,6 +538,8 @@ class ServerStream:
             wan=wan_abilities(record),
             wan_dialer=chosen_dialer(record),
             wan_listeners=ordered_wan_listeners(record),
+            events=self.events.events() if events else [],
+            events_dropped=record.events_dropped if events else 0,
         )
 
     def _silent(self) -> dict[str, float]:

@@ -43,12 +43,13 @@ async def streams_at(link: Dialer, warned: Callable[[list[str]], None]) -> list[
         after = answer.more
 
 
-async def stream_at(link: Dialer, uid: str) -> list[StreamStatus]:
+async def stream_at(link: Dialer, uid: str, *, events: bool = False) -> list[StreamStatus]:
     """Return the status of each side of a stream that is at one S2CS.
 
+    :param events: ask for what has happened to the stream, too.
     :raises StreamError: if the S2CS does not answer, refuses, or has no such stream.
     """
-    answer = await link.ask(Status(uid=uid, role=None, seq=UNSENT), timing.PAGE_OF_LIST)
+    answer = await link.ask(Status(uid=uid, role=None, seq=UNSENT, events=events), timing.PAGE_OF_LIST)
     sides = {side.role: side for side in answer.streams or [] if side.uid == uid}
     if not sides:
         raise StreamError("unknown-uid", f"the S2CS at {link.peer_name} has no stream {uid}")

@@ -29,7 +29,15 @@ from scistream.protocol.address import Address
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import DrainProgress, Role, StreamStatus
 from scistream.s2uc import client as asynchronous
-from scistream.s2uc.client import Facility, StateChange, StreamFigures, StreamHandle, Subscription
+from scistream.s2uc.client import (
+    Facility,
+    HappenedEvent,
+    StateChange,
+    StreamEvents,
+    StreamFigures,
+    StreamHandle,
+    Subscription,
+)
 from scistream.s2uc.facilities import FacilityCheck
 from scistream.s2uc.loop_thread import LoopThread
 from scistream.s2uc.observers import check_callback
@@ -37,7 +45,17 @@ from scistream.s2uc.probe import Report
 from scistream.s2uc.probe_side import Check
 from scistream.units import DEFAULT_RATE
 
-__all__ = ["Client", "Facility", "StateChange", "Stream", "StreamFigures", "StreamHandle", "Subscription"]
+__all__ = [
+    "Client",
+    "Facility",
+    "HappenedEvent",
+    "StateChange",
+    "Stream",
+    "StreamEvents",
+    "StreamFigures",
+    "StreamHandle",
+    "Subscription",
+]
 
 T = TypeVar("T")
 
@@ -230,6 +248,10 @@ class Client:
         """Ask one S2CS about a stream, as `scistream.s2uc.client.Client.stream_at`."""
         return self._run(lambda: self._client.stream_at(s2cs, uid), timeout, s2cs)
 
+    def events_at(self, s2cs: str, uid: str, timeout: float | None = None) -> StreamEvents:
+        """Ask one S2CS what has happened to a stream, as `scistream.s2uc.client.Client.events_at`."""
+        return self._run(lambda: self._client.events_at(s2cs, uid), timeout, s2cs)
+
     def release_at(self, s2cs: str, uid: str, timeout: float | None = None) -> list[StreamStatus]:
         """Release one S2CS's side of a stream, as `scistream.s2uc.client.Client.release_at`."""
         return self._run(lambda: self._client.release_at(s2cs, uid), timeout, s2cs)
@@ -415,6 +437,10 @@ class Stream:
             and the stream goes on.
         """
         self._run(self._stream.ended, timeout)
+
+    def events(self, timeout: float | None = None) -> StreamEvents:
+        """Return what has happened to the stream, as `scistream.s2uc.client.Stream.events`."""
+        return self._run(self._stream.events, timeout)
 
     def status(self, timeout: float | None = None) -> dict[Role, StreamStatus]:
         """Return the status of each side as its facility reports it now.

@@ -183,6 +183,24 @@ def extend(ctx: click.Context, uid: str, by: float, as_json: bool) -> None:
 @main.command()
 @click.argument("uid", type=UID)
 @JSON_RESULT
+@click.option("--at", type=FACILITY, help="Ask this S2CS only. An administrator may name a stream of any user.")
+@credential_options
+@click.pass_context
+def events(ctx: click.Context, uid: str, as_json: bool, at: str | None) -> None:
+    """Show what has happened to a stream, when, and at which side.
+
+    Each facility keeps the latest events of its side, until a day after the stream has ended.
+    """
+    from scistream.s2uc.show_events import show_events, show_events_at
+
+    if at is not None:
+        finish(ctx.obj, lambda client: show_events_at(client, at, uid, as_json), uid)
+    finish(ctx.obj, lambda client: show_events(client, uid, as_json), uid)
+
+
+@main.command()
+@click.argument("uid", type=UID)
+@JSON_RESULT
 def forget(uid: str, as_json: bool) -> None:
     """Remove a stream from your list only.
 

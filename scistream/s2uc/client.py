@@ -36,6 +36,7 @@ from scistream.protocol.messages import CONS, PROD, DrainProgress, Role, StreamS
 from scistream.s2uc import admin
 from scistream.s2uc.facilities import FacilityCheck, check_facility
 from scistream.s2uc.handle import StreamHandle, app_keys_of
+from scistream.s2uc.happened import HappenedEvent, StreamEvents, merged
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.observers import Observers, StateChange, StreamFigures, Subscription
 from scistream.s2uc.probe import Probing, Report
@@ -51,9 +52,11 @@ from scistream.units import DEFAULT_RATE, parse_rate
 __all__ = [
     "Client",
     "Facility",
+    "HappenedEvent",
     "Requested",
     "StateChange",
     "Stream",
+    "StreamEvents",
     "StreamFigures",
     "StreamHandle",
     "Subscription",
@@ -352,6 +355,21 @@ class Client:
             not a UUID.
         """
         return Awaitable(Deferred.fromCoroutine(admin.stream_at(self._dialer_to(s2cs), _parse_uid(uid))))
+
+    def events_at(self, s2cs: str, uid: str) -> Awaitable[StreamEvents]:
+        """Ask one S2CS what has happened to a stream of this user or, as an administrator, of any user.
+
+        :param s2cs: HOST:PORT of the S2CS.
+        :param uid: the whole UUID.
+        :raises StreamError: if the S2CS does not answer, refuses, or has no such stream; `bad-message`, if `uid` is
+            not a UUID.
+        """
+        link, uid = self._dialer_to(s2cs), _parse_uid(uid)
+
+        async def events() -> StreamEvents:
+            return merged(await admin.stream_at(link, uid, events=True), {}, time.time())
+
+        return Awaitable(Deferred.fromCoroutine(events()))
 
     def release_at(self, s2cs: str, uid: str) -> Awaitable[list[StreamStatus]]:
         """Release one S2CS's side of a stream of this user or, as an administrator of the facility, of any user.
@@ -747,6 +765,19 @@ class Stream:
         A side that does not know the stream is in neither.
         """
         return Awaitable(Deferred.fromCoroutine(self._effects.sides()))
+
+    def events(self) -> Awaitable[StreamEvents]:
+        """Return what has happened to the stream: at both sides, in the order of time.
+
+        Each facility keeps the latest 64 events of its side, until a day after the stream has ended. A side that cannot
+        be reached within 5 s is in `StreamEvents.unreachable`.
+        """
+
+        async def events() -> StreamEvents:
+            sides, unreachable = await self._effects.sides(events=True)
+            return merged(sides.values(), unreachable, time.time())
+
+        return Awaitable(Deferred.fromCoroutine(events()))
 
     def ended(self) -> Awaitable[None]:
         """Wait until the stream is over.

@@ -612,9 +612,12 @@ class ClientStream:
             raise cast(StreamError, first.subFailure.value) from None
         return {status.role: status for answer in answers for status in answer}
 
-    async def sides(self) -> tuple[dict[Role, StreamStatus], dict[Role, StreamError]]:
-        """Return what each side that can be reached reports, and the error of each that cannot."""
-        questions = [self._status_of(role, self._servers[role].ask_if_reached) for role in self._servers]
+    async def sides(self, *, events: bool = False) -> tuple[dict[Role, StreamStatus], dict[Role, StreamError]]:
+        """Return what each side that can be reached reports, and the error of each that cannot.
+
+        :param events: ask for what has happened to the stream, too.
+        """
+        questions = [self._status_of(role, self._servers[role].ask_if_reached, events) for role in self._servers]
         answers: dict[Role, StreamStatus] = {}
         failures: dict[Role, StreamError] = {}
         for role, (_, result) in zip(self._servers, await DeferredList(questions, consumeErrors=True), strict=True):
@@ -626,7 +629,7 @@ class ClientStream:
         return answers, failures
 
     def _status_of(
-        self, role: Role, ask: Callable[[Command, float | None], Deferred[Resp]]
+        self, role: Role, ask: Callable[[Command, float | None], Deferred[Resp]], events: bool = False
     ) -> Deferred[list[StreamStatus]]:
         def refused(failure: Failure) -> list[StreamStatus]:
             failure.trap(StreamError)
@@ -639,7 +642,7 @@ class ClientStream:
             self._servers[role].warnings = answer.warnings or []
             return self._of_side(answer, role)
 
-        answer = ask(Status(uid=self.uid, role=role, seq=UNSENT), timing.FACILITY_ANSWER)
+        answer = ask(Status(uid=self.uid, role=role, seq=UNSENT, events=events), timing.FACILITY_ANSWER)
         self._pending_status[role] = answer
         return answer.addCallbacks(answered, refused)
 

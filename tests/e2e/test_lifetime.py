@@ -78,3 +78,19 @@ def test_a_request_that_waits_for_the_release_fails_with_the_stream(world: World
         assert (ended["state"], ended["error"]["code"]) == ("Failed", "expired")
         assert "expired" in requested.program.end(status=1).stderr
         requested.forget()
+
+
+def test_what_has_happened_is_shown_with_the_side_and_the_time(world: World) -> None:
+    with listen() as detector, world.request(1, "1Gbit") as requested:
+        world.prod(requested.join["PROD"], [address_of(detector)]).end()
+        requested.streaming()
+        requested.release()
+    shown = json.loads(world.s2uc("events", "--json", "--at", world.lab.s2cs, requested.uid).stdout)
+    assert [one["state"] for one in shown["events"] if one["state"]] == [
+        *("Reserving", "Listening", "Ready", "Streaming", "Releasing", "Released")
+    ]
+    assert any(one["text"] == "release requested by scistream:user:ada" for one in shown["events"])
+    assert {one["role"] for one in shown["events"]} == {"PROD"}
+    lines = world.s2uc("events", "--at", world.centre.s2cs, requested.uid).stdout.splitlines()
+    assert lines[0].endswith("consumer  Reserving: requested")
+    assert len(lines[0].split()[0]) == len("2026-01-01")

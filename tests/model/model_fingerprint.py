@@ -33,7 +33,8 @@ def essence(world: World) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, control in world.controls.items():
         for held in control.streams.values():
-            found.append((f"the record at {name}", msgspec.json.encode(held.record)))
+            record = msgspec.structs.replace(held.record, events=[], events_dropped=0)
+            found.append((f"the record at {name}", msgspec.json.encode(record)))
             found.append((f"the state at {name}", state_of(held.machine)))
     for name, server in world.gateways.items():
         found.append((f"what {name} has promised", (len(server.ports._given), server.capacity._reserved)))

@@ -3,8 +3,9 @@
 It covers records, what the states of machines share, the data of states, and messages. It is derived from their types,
 so that a field that is added to one of them counts at once.
 
-What does not matter: floats, which are times and rates; the numbers of commands; sentences for people; the effects of
-a machine. A caller counts as one who waits: who that is depends on other parties, and `callers_in` finds them.
+What does not matter: floats, which are times and rates; the numbers of commands; events that are told of later;
+sentences for people; the effects of a machine. A caller counts as one who waits: who that is depends on other parties,
+and `callers_in` finds them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 from scistream.protocol.errors import StreamError
 from scistream.state_machines import Caller
 
-LEFT_OUT = frozenset({"seq", "msg", "effects"})
+LEFT_OUT = frozenset({"seq", "msg", "effects", "events", "events_dropped"})
 """Names of fields that do not matter, wherever they are."""
 
 

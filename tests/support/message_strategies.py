@@ -13,6 +13,7 @@ from scistream.protocol.errors import ErrorCode
 from scistream.protocol.messages import (
     CONS,
     MAX_CHANNELS,
+    MAX_EVENT,
     MAX_LIFE,
     MAX_NOTICE,
     MAX_PROBE_SECONDS,
@@ -44,6 +45,7 @@ from scistream.protocol.messages import (
     StartConn,
     StartLstn,
     Status,
+    StreamEvent,
     StreamStatus,
     UpdateTargets,
 )
@@ -164,6 +166,18 @@ statuses = st.builds(
     last_error=st.none() | st.builds(LastError, code=codes, msg=messages_to_people),
     probe=st.none() | probes,
     resets=st.lists(resets, max_size=3),
+    events=st.lists(
+        st.builds(
+            StreamEvent,
+            kind=codes,
+            seconds_ago=st.floats(0, 1e9),
+            state=states,
+            text=text(MAX_EVENT),
+            count=integers(0, INT64),
+        ),
+        max_size=3,
+    ),
+    events_dropped=integers(0, INT64),
     broken=st.lists(
         st.builds(BrokenChannel, channel=channels, reason=text(MAX_REASON), seconds=st.floats(0, 1e9)), max_size=3
     ),
@@ -367,7 +381,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "StartConn": {"uid": UID, "role": "CONS", "seq": 1, "listeners": ["127.0.0.1:5100"]},
     "Extend": {"uid": UID, "role": "PROD", "seq": 1, "expires": 3600.0, "store": "0" * 32},
     "REL": {"uid": UID, "role": "PROD", "seq": 1, "store": "0" * 32},
-    "Status": {"uid": UID, "role": "PROD", "seq": 1, "after": "", "limit": 20},
+    "Status": {"uid": UID, "role": "PROD", "seq": 1, "after": "", "limit": 20, "events": True},
     "Drain": {"uid": UID, "role": "PROD", "seq": 1, "action": "start", "gateway": "dtn1", "within": 60.0},
     "RESP": {
         "uid": UID,
