@@ -8,11 +8,14 @@ import re
 import shlex
 import sys
 import textwrap
+import tomllib
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import msgspec
 import pytest
 from state_tables import SAME, Table, tables_of
 
@@ -20,6 +23,9 @@ import scistream.app.cli
 import scistream.s2uc.cli
 from scistream.s2cs.policy.file import RuleSection, load_policy
 from scistream.s2cs.policy.rules import CurrentUsage, RequestedStream
+from scistream.s2cs.settings import S2CSConfig
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2uc.settings import S2UCConfig
 from scistream.shared_settings import parse_chosen_ports
 from scistream.tls.verify import Identity
 
@@ -70,6 +76,42 @@ def test_a_how_to_gives_commands_and_settings_that_can_be_read_and_the_readme_na
     for ranges in re.findall(r'chosen_ports = "(.*?)"', text):
         assert all(last < FIRST_OF_CONNECTIONS for _, last in parse_chosen_ports(ranges))
     assert f"docs/howto/{page.name}" in (ROOT / "README.rst").read_text()
+
+
+FILES = (S2CSConfig, S2DSConfig, S2UCConfig)
+
+
+def sections_of_settings(text: str) -> Iterator[str]:
+    """Yield the examples of TOML in a page that begin with a table."""
+    for indent, first, rest in re.findall(r"^( +)(\[\[?[a-z]+\]\]?)\n((?:\1[^\n]+\n)*)", text, re.MULTILINE):
+        yield textwrap.dedent(f"{indent}{first}\n{rest}")
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_the_settings_that_a_how_to_shows_are_valid(page: Path, tmp_path: Path) -> None:
+    for example in sections_of_settings(page.read_text()):
+        first = example.partition("\n")[0]
+        if first == "[[rules]]":
+            file = tmp_path / "policy.toml"
+            file.write_text(re.sub(r'issuer = ".*"', 'issuer = "none"', example))
+            assert load_policy(file).rules
+        else:
+            assert any(can_be_in(kind, example) for kind in FILES), example
+
+
+def can_be_in(file: type, example: str) -> bool:
+    """Return True if an example can be a part of a configuration file."""
+    try:
+        msgspec.convert(tomllib.loads(example), file)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def test_examples_of_settings_are_found_in_the_guides_and_a_wrong_one_is_noticed() -> None:
+    found = [example for page in HOW_TO for example in sections_of_settings(page.read_text())]
+    assert {example.partition("\n")[0] for example in found} >= {"[wan]", "[[gateways]]", "[[rules]]", "[http]"}
+    assert not any(can_be_in(file, '[wan]\nadvertised = "203.0.113.20"\n') for file in FILES)
 
 
 def test_the_architecture_page_has_a_paragraph_for_each_package() -> None:
