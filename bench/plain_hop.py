@@ -17,7 +17,7 @@ from scistream.os_process import raise_descriptor_limit
 from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS
 from scistream.reactors import run_on_monotonic_time
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.ports import ChannelListener, ListenPorts
 

@@ -7,6 +7,7 @@ the wrong type, and its problems with those keys are left out.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,6 +97,31 @@ def checked(raw: dict[str, Any], kind: type[AnySettings]) -> tuple[AnySettings, 
         if not any(key in around or wrong.intersection(_paths(key)) for key in problem.keys):
             found.append(problem)
     return settings, found
+
+
+def to_toml(settings: Any) -> str:
+    """Return a struct of settings as TOML, with all keys. Optional sections that are not there are left out."""
+    return "\n".join(_toml_lines(msgspec.to_builtins(settings), "")) + "\n"
+
+
+def _toml_lines(values: dict[str, Any], place: str) -> Iterator[str]:
+    """Yield the lines of a section: its keys first, and then the sections below it."""
+    below: list[str] = []
+    for key, value in values.items():
+        name = f"{place}.{key}" if place else key
+        if isinstance(value, dict):
+            below += ["", f"[{name}]", *_toml_lines(value, name)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                below += ["", f"[[{name}]]", *_toml_lines(item, name)]
+        elif value is not None:
+            yield f"{key} = {_toml_value(value)}"
+    yield from below
+
+
+def _toml_value(value: Any) -> str:
+    """Return a text, number, truth value or list of them as TOML, whose texts are written as those of JSON."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def raise_if_any(path: Path, problems: Sequence[SettingProblem | str]) -> None:

@@ -135,15 +135,16 @@ class PatientPort(tcp.Port):
 NO_SOCKETS = InheritedSockets()
 
 
-def check_bindable(address: Address, inherited: InheritedSockets = NO_SOCKETS) -> None:
+def check_bindable(address: Address, inherited: InheritedSockets = NO_SOCKETS, *, may_be_used: bool = False) -> None:
     """Check that this process could listen on an address.
 
     :param address: with port 0 only the host is checked.
     :param inherited: sockets on which it listens already.
+    :param may_be_used: it is no problem if a program listens there already.
     :raises ValueError: if not, with a sentence that names the address and the reason.
     """
     problem = None if inherited.find(address) else bind_problem(address)
-    if problem is not None:
+    if problem is not None and not (may_be_used and problem.errno == errno.EADDRINUSE):
         raise ValueError(explain_bind(address, problem))
 
 

@@ -68,15 +68,18 @@ def merge(
     """Return the settings to apply: the new ones, except for those that need a restart.
 
     :param file: the file of the new settings, for messages.
-    :param fixed: the top-level keys whose values need a restart.
+    :param fixed: the keys whose values need a restart: of settings, sections, or settings in a section (``wan.paths``).
     :param kept: further values to keep.
     :param moved: the keys of the values in `kept`.
     :raises ConfigError: if the new values contradict those that are kept.
     """
-    values = {key: getattr(in_force, key) for key in fixed} | dict(kept or {})
+    values = {key: getattr(in_force, key) for key in fixed if "." not in key} | dict(kept or {})
     if new.insecure != in_force.insecure:
         values |= {key: getattr(in_force, key) for key in _TRUST}
-    needs_restart = [key for key in differences(in_force, new) if key.partition(".")[0] in fixed]
+    for section, _, key in (key.partition(".") for key in fixed if "." in key):
+        kept_value = {key: getattr(getattr(in_force, section), key)}
+        values[section] = msgspec.structs.replace(values.get(section, getattr(new, section)), **kept_value)
+    needs_restart = [key for key in differences(in_force, new) if key in fixed or key.partition(".")[0] in fixed]
     merged = cast(AnyConfig, msgspec.structs.replace(cast(Any, new), **values))
     raise_if_any(file, list(merged.problems()))
     return merged, Change(differences(in_force, merged), [*needs_restart, *moved])

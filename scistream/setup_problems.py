@@ -31,6 +31,11 @@ class SetupProblems:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """A line for each problem so far."""
+        return tuple(self._lines)
+
     @contextmanager
     def of_step(self) -> Iterator[None]:
         """Run a step; if it fails, keep its problems and go on with the next one."""

@@ -6,21 +6,23 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Protocol, cast
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, cast
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 from twisted.python.syslog import SyslogObserver
+from zope.interface import implementer
 
 from scistream import logs
-from scistream.config import AnySettings, ConfigError, Section, SettingProblem, load, raise_if_any
+from scistream.config import AnySettings, ConfigError, Section, SettingProblem, load, raise_if_any, to_toml
 from scistream.log_output import Destination, HasLogSettings, LogOutput
 from scistream.os_process import keep_secrets, raise_descriptor_limit
 from scistream.reactors import listen_patiently, run_on_monotonic_time
@@ -32,14 +34,24 @@ from scistream.systemd.sockets import InheritedSockets, first_environment
 
 
 class DaemonOptions(usage.Options, Generic[AnySettings]):
-    """The options of a daemon; each subclass sets `config_type` and `party`."""
+    """The options of a daemon.
+
+    :cvar config_type: the type of its settings.
+    :cvar party: the name of its party.
+    :cvar fixed: the keys of the settings that only a restart changes.
+    """
 
     config_type: type[AnySettings]
+    fixed: Collection[str]
     config: AnySettings
     party: str
     file: Path
     inherited: InheritedSockets
     optParameters = (("config", "c", None, "the configuration file (TOML); required"),)
+    optFlags: ClassVar[Sequence[tuple[str, str | None, str]]] = (
+        ("check-config", None, "Check the configuration and every file that it names, print each problem, and exit."),
+        ("print-config", None, "Print the settings with their defaults as TOML, and exit."),
+    )
 
     def postOptions(self) -> None:
         """Read the configuration file, and take the sockets that systemd has opened."""
@@ -67,6 +79,46 @@ class DaemonOptions(usage.Options, Generic[AnySettings]):
                 "ListenStream= in the socket unit the same",
                 self.file,
             )
+        if self["print-config"]:
+            sys.stdout.write(to_toml(self.config))
+        if self["check-config"]:
+            self._check()
+        if self["print-config"] or self["check-config"]:
+            sys.stdout.flush()
+            raise SystemExit(0)
+
+    def find_problems(self, reactor: Any) -> SetupProblems:
+        """Return everything that would keep the daemon from starting. Open no port, and write nothing."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Print the problems and warnings of the configuration; exit with status 2 if there is a problem."""
+        from twisted.internet import reactor
+
+        with _warnings_told():
+            problems = self.find_problems(reactor).lines
+        if problems:
+            refuse_to_start("\n".join(problems), self.file)
+        sys.stdout.write(
+            f"{self.file}: no problem found. A reload (SIGHUP) applies every setting except these, which take a "
+            f"restart: {', '.join(self.fixed)}\n"
+        )
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Print the warnings that the block logs on standard error."""
+
+    @implementer(ILogObserver)
+    def tell(event: LogEvent) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            sys.stderr.write(f"warning: {formatEvent(event)}\n")
+
+    globalLogPublisher.addObserver(tell)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(tell)
 
 
 def refuse_to_start(why: str, file: Path | None = None) -> NoReturn:

@@ -14,7 +14,7 @@ from scistream.check.system import System
 from scistream.links.tls_links import BACKLOG
 from scistream.s2ds.relay.leg import FIRST_LARGE_BUFFER, MEDIUM_RECEIVE_BUFFER
 from scistream.s2ds.relay.token_bucket import BYTES_PER_MBIT
-from scistream.s2ds.service import LAN_CONGESTION, WAN_CONGESTION
+from scistream.s2ds.start import LAN_CONGESTION, WAN_CONGESTION
 from scistream.s2ds.tcp_bounds import ENOUGH, MOST_WINDOW, USABLE_PART
 from scistream.units import format_rate, spoken_size
 

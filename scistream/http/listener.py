@@ -38,6 +38,20 @@ come here, those to the control listener find its limits and descriptors as befo
 BACKLOG = 64
 
 
+def check_http(settings: HttpSettings, trust: CertificateFiles | None) -> ReloadableCredentials | None:
+    """Return the certificates of a listener with these settings; None if it needs none, or there is no listener.
+
+    :raises ConfigError: if it needs certificates and there are none.
+    :raises CertificateError: if they cannot be used.
+    """
+    address = settings.address
+    if address is None or address.is_on_loopback:
+        return None
+    if trust is None:
+        raise ConfigError(f"http.listen: {address} is not on loopback, and there are no certificates for it")
+    return http_credentials(trust)
+
+
 class HttpServer:
     """The HTTP listener of a daemon, which may be none.
 
@@ -67,12 +81,9 @@ class HttpServer:
         self._listener = self._listener_of(settings, trust)
 
     def _listener_of(self, settings: HttpSettings, trust: CertificateFiles | None) -> _Listener | None:
-        address = settings.address
+        address, credentials = settings.address, check_http(settings, trust)
         if address is None:
             return None
-        if not address.is_on_loopback and trust is None:
-            raise ConfigError(f"http.listen: {address} is not on loopback, and there are no certificates for it")
-        credentials = None if address.is_on_loopback or trust is None else http_credentials(trust)
         return _Listener(self._reactor, address, credentials, self._root, self._is_reader, self._remedy)
 
     def start(self) -> None:

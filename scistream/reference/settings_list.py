@@ -41,7 +41,7 @@ class ConfigurationFile:
     """A kind of configuration file.
 
     :ivar title: who has it.
-    :ivar fixed: the top-level settings that need a restart to change; None: the file is read anew each time.
+    :ivar fixed: the keys of settings that need a restart to change; None: the file is read anew each time.
     """
 
     name: str
@@ -153,4 +153,4 @@ def _reload(file: ConfigurationFile, key: str) -> str:
     if file.fixed is None:
         return "at the next command"
     top = key.partition(".")[0].partition("[")[0]
-    return "restart" if top in file.fixed else "reload"
+    return "restart" if top in file.fixed or key in file.fixed else "reload"

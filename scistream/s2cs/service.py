@@ -81,7 +81,7 @@ from scistream.s2cs.placement import GatewayState, gateway_state, spares
 from scistream.s2cs.policy.authorizer import Authorizer, Grant, owner_of, policy_of
 from scistream.s2cs.record import Record
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
-from scistream.s2cs.start import remove_new_file
+from scistream.s2cs.start import machine_problems, orphan_problems, remove_new_file
 from scistream.s2cs.store.database import MOST_EARLY_RELEASES, MOST_RELEASED, Store
 from scistream.s2cs.store.ledger import Ledger
 from scistream.s2cs.store.lock import StoreLock
@@ -103,9 +103,7 @@ LISTENER_BYTES = 200
 """An estimate of the bytes that a listener takes there, with the figures of its channel."""
 PATH_BYTES = 300
 """The most bytes that a path takes there."""
-MOST_NAMED = 10
-"""Streams that one error message names."""
-NEEDS_RESTART = ("listen", "state", "audit", "insecure")
+NEEDS_RESTART = ("listen", "state", "insecure")
 """The settings that only a restart can change, because the process has the port and the files open."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
 
@@ -224,19 +222,7 @@ class ControlServer(Service):
 
         :raises ConfigError: naming the gateways and their streams.
         """
-        pool, now = {one.name for one in config.gateways}, self.wall()
-        orphans: dict[str, list[str]] = {}
-        for record in records:
-            for name in record.plan:
-                if name not in pool and record.may_be_held_by(name, now):
-                    orphans.setdefault(name, []).append(f"{record.uid} ({record.role})")
-        problems = [
-            f"gateways: {name!r} is missing, and may hold {len(streams)} stream{'s' if len(streams) > 1 else ''}: "
-            f"{', '.join(sorted(streams)[:MOST_NAMED])}{' and others' if len(streams) > MOST_NAMED else ''}. Put it "
-            "back, and remove it when they are released (s2uc release) or have expired"
-            for name, streams in sorted(orphans.items())
-        ]
-        raise_if_any(self.config_file, problems)
+        raise_if_any(self.config_file, orphan_problems(config, records, self.wall()))
 
     # -- the service
 
@@ -320,9 +306,12 @@ class ControlServer(Service):
         :raises ConfigError: with a line for each problem.
         """
         # Read and create everything before changing anything, so that an exception changes nothing.
-        pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways)
+        held = {name for name in self.gateways if self.streams.at_gateway(name)}
+        pool_kept, moved = _pool_to_keep(self.config.gateways, config.gateways, held)
         merged, change = merge(self.config_file, self.config, config, NEEDS_RESTART, {"gateways": pool_kept}, moved)
         problems = SetupProblems()
+        with problems.of_step():
+            raise_if_any(self.config_file, list(machine_problems(merged, self.config_file, may_run=True)))
         new = []
         for credentials, section in ((self._listener.credentials, merged), (self._to_gateways, merged.controller)):
             if credentials is not None and section is not None:
@@ -336,9 +325,12 @@ class ControlServer(Service):
         pool = {}
         for one in merged.gateways:
             with problems.of_step():
-                pool[one.name] = self.gateways.get(one.name) or self._gateway(one)
+                pool[one.name] = self.gateways[one.name] if one in self.config.gateways else self._gateway(one)
         problems.raise_if_any()
-        new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
+        with ExitStack() as opened:
+            use_audit = self._prepare_audit(merged, opened)
+            new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
+            opened.pop_all()
 
         self.config = merged
         self.authorizer.put_in_force(merged, policy)
@@ -350,21 +342,37 @@ class ControlServer(Service):
             close_refused(list(self._links), self._listener.credentials)
         if self._to_gateways is not None:
             close_refused([gateway.dialer.link for gateway in self.gateways.values()], self._to_gateways)
-        self.audit.reopen()
+        use_audit()
         self.expiry.look()
         return change
+
+    def _prepare_audit(self, config: S2CSConfig, opened: ExitStack) -> Callable[[], None]:
+        """Open the destination of the audit trail if it is another one; return what puts it in force.
+
+        :param opened: closes it, if the reload fails after this.
+        :raises ConfigError: if it cannot be opened.
+        """
+        if config.audit == self.config.audit:
+            return self.audit.reopen
+        file = audit_file(config.audit, self.config_file, resolve_path(self.config_file, config.state))
+        if file is not None and not os.path.lexists(file):
+            opened.callback(remove_new_file, file)
+        sink = open_sink(config.audit, file)
+        if sink is not None:
+            opened.callback(sink.close)
+        return partial(self.audit.use, sink)
 
     def _change_pool(self, pool: dict[str, GatewayLink]) -> None:
         """Dial the gateways that are new in the pool, and hang up on those that are not in it any more."""
         before, self.gateways = self.gateways, pool
         self.pool_addresses.set_control(_control_addresses(self.config))
         for name, gateway in before.items():
-            if name not in pool:
-                self.log.info("gateway {gateway} was removed from the pool", gateway=name)
+            if pool.get(name) is not gateway:
+                self.log.info("gateway {gateway} was removed from the pool, or has moved", gateway=name)
                 self.pool_addresses.forget(name)
                 gateway.dialer.stopService()
         for name, gateway in pool.items():
-            if name not in before and self.running:
+            if before.get(name) is not gateway and self.running:
                 gateway.dialer.startService()
         self.drains.pool_changed()
         self.gateway_settled()  # requests may have waited for a gateway that was removed
@@ -811,13 +819,15 @@ def _refusal(command: Command | ProdLstn, code: ErrorCode, msg: str) -> Error:
 
 
 def _pool_to_keep(
-    in_force: list[GatewaySettings], new: list[GatewaySettings]
+    in_force: list[GatewaySettings], new: list[GatewaySettings], held: Collection[str]
 ) -> tuple[list[GatewaySettings], list[str]]:
-    """Return the new pool with the addresses that are in force, and the keys of the addresses that differ in the file.
+    """Return the new pool, and the keys of the addresses in it that differ from those in the file.
 
-    A gateway keeps its address until the S2CS restarts.
+    A gateway that has streams keeps its address until the S2CS restarts.
+
+    :param held: the gateways that have streams.
     """
-    known = {gateway.name: gateway for gateway in in_force}
+    known = {gateway.name: gateway for gateway in in_force if gateway.name in held}
     pool = [known.get(gateway.name, gateway) for gateway in new]
     return pool, [f"gateways.{gateway.name}.address" for gateway in new if gateway not in pool]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from scistream.protocol.address import Address
 from scistream.reactors import NO_SOCKETS, check_bindable
 from scistream.s2cs.audit.events import FIRST_BYTES
 from scistream.s2cs.audit.sinks import audit_file
+from scistream.s2cs.record import Record
 from scistream.s2cs.settings import S2CSConfig
 from scistream.shared_settings import resolve_path
 from scistream.systemd.sockets import InheritedSockets
@@ -19,19 +20,26 @@ _STORE_SUFFIXES = ("", ".lock", "-wal", "-shm", "-journal")
 """Suffixes of the files that belong to the store, after the name of the store."""
 
 
+MOST_NAMED = 10
+"""Streams that one error message names."""
+
+
 def machine_problems(
-    config: S2CSConfig, config_file: Path, inherited: InheritedSockets = NO_SOCKETS
+    config: S2CSConfig, config_file: Path, inherited: InheritedSockets = NO_SOCKETS, *, may_run: bool = False
 ) -> Iterator[SettingProblem]:
     """Yield the settings that cannot work on this machine.
 
     :param config_file: the file of the settings; relative paths start at its folder.
     :param inherited: sockets on which this process listens already.
+    :param may_run: this S2CS may be running, so that its addresses are in use.
     """
-    yield from unless(lambda text: check_bindable(Address.parse(text), inherited), config.listen, "listen")
+
+    def check(text: str) -> None:
+        check_bindable(Address.parse(text), inherited, may_be_used=may_run)
+
+    yield from unless(check, config.listen, "listen")
     if config.http.listen:
-        yield from unless(
-            lambda text: check_bindable(Address.parse(text), inherited), config.http.listen, "http.listen"
-        )
+        yield from unless(check, config.http.listen, "http.listen")
     state = [*unless(_check_file, resolve_path(config_file, config.state), "state")]
     yield from state
     if state:  # with `audit = "auto"` the path of the audit trail depends on it
@@ -43,6 +51,26 @@ def machine_problems(
         if problems:
             return
     yield from _files_written_over(config, config_file, audit)
+
+
+def orphan_problems(config: S2CSConfig, records: Iterable[Record], now: float) -> list[str]:
+    """Return the gateways that are missing in the settings though they may hold streams, which could not be released.
+
+    :param records: the streams that are not released.
+    :param now: seconds since the epoch.
+    """
+    pool = {one.name for one in config.gateways}
+    orphans: dict[str, list[str]] = {}
+    for record in records:
+        for name in record.plan:
+            if name not in pool and record.may_be_held_by(name, now):
+                orphans.setdefault(name, []).append(f"{record.uid} ({record.role})")
+    return [
+        f"gateways: {name!r} is missing, and may hold {len(streams)} stream{'s' if len(streams) > 1 else ''}: "
+        f"{', '.join(sorted(streams)[:MOST_NAMED])}{' and others' if len(streams) > MOST_NAMED else ''}. Put it "
+        "back, and remove it when they are released (`scistream drain`, s2uc release) or have expired"
+        for name, streams in sorted(orphans.items())
+    ]
 
 
 def _check_file(path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from twisted.application.service import Service
 
-from scistream.s2cs.service import ControlServer
+from scistream.s2cs.dry_run import check
+from scistream.s2cs.service import NEEDS_RESTART, ControlServer
 from scistream.s2cs.settings import S2CSConfig
 from scistream.s2cs.start import machine_problems
+from scistream.setup_problems import SetupProblems
 from scistream.twistd import DaemonOptions, make_daemon
 
 
@@ -15,8 +20,13 @@ class Options(DaemonOptions[S2CSConfig]):
 
     config_type = S2CSConfig
     party = "s2cs"
+    fixed = NEEDS_RESTART
     optFlags = (("release-unknown", None, "Release streams on the gateways of which the store has no record."),)
     synopsis = "[options]\n\nRuns the control server (S2CS) of a facility."
+
+    def find_problems(self, reactor: Any) -> SetupProblems:
+        """Return everything that would keep the S2CS from starting. Open no port, and write nothing."""
+        return check(reactor, self.config, self.file, time.time())
 
 
 def makeService(options: Options) -> Service:

@@ -67,26 +67,23 @@ class ListenPorts:
         self.chosen = list(chosen)
         self.ranges = [(first, last), *self.chosen]
         """All ranges of ports that may be lent; they may overlap."""
-        lent = dict.fromkeys(port for low, high in self.ranges for port in range(low, high + 1))
-        self._slots = {port: slot for slot, port in enumerate(lent)}
         self._idle = dict.fromkeys(range(first, last + 1))  # the least recently used first
         self._given: dict[socket.socket, int] = {}
         self._given_ports: set[int] = set()
         self._beside: dict[socket.socket, list[socket.socket]] = {}
 
+    def change(self, first: int, last: int, chosen: Sequence[tuple[int, int]]) -> None:
+        """Lend other ports from now on; those that are lent stay so until `release`."""
+        self.first, self.last, self.chosen = first, last, list(chosen)
+        self.ranges = [(first, last), *self.chosen]
+        idle = dict.fromkeys(port for port in self._idle if first <= port <= last)
+        idle.update(dict.fromkeys(port for port in range(first, last + 1) if port not in self._given_ports))
+        self._idle = idle
+
     @property
     def free(self) -> int:
         """The number of ports between `first` and `last` that are not lent."""
         return len(self._idle)
-
-    @property
-    def slots(self) -> int:
-        """The number of ports, lent or not."""
-        return len(self._slots)
-
-    def slot(self, port: int) -> int:
-        """Return the index of a port among all ports, counted from 0."""
-        return self._slots[port]
 
     def beside(self, sock: socket.socket) -> list[socket.socket]:
         """Return the sockets on the same port at the addresses of other paths."""

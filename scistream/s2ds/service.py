@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
@@ -22,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from scistream import timing
-from scistream.config import ConfigError
+from scistream.config import raise_if_any
 from scistream.links.admission import AdmissionController
 from scistream.links.link import Link
 from scistream.links.tls_links import PLAIN_IDENTITY, LinkListener, close_refused, handshake_failure, log_refusal
@@ -52,13 +53,12 @@ from scistream.reloading import Change, merge
 from scistream.s2ds.capacity import Capacity, SharedLimits
 from scistream.s2ds.drain import GatewayDrain
 from scistream.s2ds.elements.commands import PathsReport, Reset
-from scistream.s2ds.elements.element import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.http import http_server, http_trust
 from scistream.s2ds.paths import PathManager, wan_paths
 from scistream.s2ds.ports import ONE_PATH, ListenPorts, shared_with_connections
-from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.settings import S2DSConfig, parse_proxy
+from scistream.s2ds.settings import S2DSConfig
+from scistream.s2ds.start import element_settings, machine_problems
 from scistream.s2ds.stream import GatewayStream
 from scistream.setup_problems import SetupProblems
 from scistream.shared_settings import networks, parse_ports, trust_of
@@ -66,28 +66,15 @@ from scistream.state_machines import Caller
 from scistream.tls.expiry import ExpiryWatch
 from scistream.tls.reloadable import ReloadableCredentials
 from scistream.twistd import end_daemon
-from scistream.units import parse_grace, parse_rate, parse_seconds
+from scistream.units import parse_grace, parse_rate
 
-LAN_CONGESTION = "cubic"
-"""The congestion control for a LAN. Pacing, as in bbr, costs a timer for each burst and gains nothing there."""
-WAN_CONGESTION = "bbr"
-"""The congestion control for a WAN: over 100 ms, others lose most of the rate with one lost packet in a thousand."""
 MOST_RELEASED = 1000
 """The least number of released streams to remember: an S2CS that was away asks for their last figures."""
 ROLES: tuple[Role, ...] = (CONS, PROD)
-NEEDS_RESTART = (
-    "listen",
-    "insecure",
-    "ports",
-    "chosen_ports",
-    "elements",
-    "order",
-    "lan",
-    "wan",
-    "wan_timeout",
-    "wan_cipher",
-)
-"""The settings that need a restart to change, since sockets, elements and streams were made with them."""
+SLOTS = 65536
+"""One for the figures of the channel at each port. Those of ports that are not used take no memory."""
+NEEDS_RESTART = ("listen", "insecure", "elements", "order", "wan.multipath", "wan.paths")
+"""The settings that need a restart to change, since sockets, elements and the kernel's paths were made with them."""
 
 
 _COMMANDS = "an S2DS accepts ReqListeners, UpdateTargets, Extend, REL and Status only"
@@ -123,7 +110,7 @@ class DataServer(Service):
         with problems.of_step():
             self.wan_paths = wan_paths(config.wan)
         with problems.of_step():
-            settings = self._settings()
+            settings = element_settings(config, self.wan_paths)
         problems.raise_if_any()
         self._expiry = ExpiryWatch(reactor, self.all_credentials(), time.time, self.log)
         self.admission_controller = AdmissionController(
@@ -142,7 +129,7 @@ class DataServer(Service):
         self.elements = Elements(
             reactor,
             config.element_count,
-            self.ports.slots,
+            SLOTS,
             settings,
             self._limits(),
             self._note_reset,
@@ -166,6 +153,12 @@ class DataServer(Service):
         self.dialled: Counter[int] = Counter()
         """For ports of this gateway that are or were targets of live streams: the number of these streams."""
         self._drain = GatewayDrain(reactor, lambda: len(self._live))
+        self._lent = settings.lent
+        """All ranges of ports that were lent since the start."""
+        self._count_ended()
+
+    def _count_ended(self) -> None:
+        """Set how many released streams to remember."""
         self._most_ended = max(MOST_RELEASED, self.ports.last - self.ports.first + 1)
 
     def _limits(self) -> SharedLimits:
@@ -173,28 +166,6 @@ class DataServer(Service):
         return SharedLimits(
             config.limits.half_open, config.most_connections, config.most_unread, config.limits.owner_share
         )
-
-    def _settings(self) -> ElementSettings:
-        config = self.config
-        return ElementSettings(
-            wan_timeout=parse_seconds(config.wan_timeout),
-            wan_cipher=config.wan_cipher,
-            wan_networks=list(config.wan_networks),
-            ready="auto" if isinstance(config.wan.ready, str) else config.wan.ready,
-            control=Address.parse(config.listen).port,
-            lent=[parse_ports(config.ports), *config.chosen_ranges],
-            lan_congestion=self._congestion("lan", config.lan.congestion, LAN_CONGESTION),
-            multipath=self.wan_paths.multipath,
-            mixed_paths=self.wan_paths.mixed,
-            proxy=str(parse_proxy(config.wan.proxy)) if config.wan.proxy else "",
-            wan_congestion=self._congestion("wan", config.wan.congestion, WAN_CONGESTION),
-        )
-
-    def _congestion(self, key: str, setting: str, suited: str) -> str:
-        try:
-            return congestion_control(setting, suited)
-        except ValueError as wrong:
-            raise ConfigError(f"{key}.congestion: {wrong}") from None
 
     # -- the service
 
@@ -298,13 +269,15 @@ class DataServer(Service):
     def reload(self, config: S2DSConfig) -> Change:
         """Apply new settings, and read certificates, keys, authorities and CRLs again; on an error nothing changes.
 
-        Close the link of a controller that is no longer accepted; streams go on. New networks and limits apply to later
-        connections and targets.
+        Close the link of a controller that is no longer accepted; streams go on. New networks, limits and settings of
+        connections apply to later connections and targets, and new ports and addresses to later streams.
 
         :raises CertificateError: if a file is not usable.
         :raises ConfigError: if the settings contradict the ones that need a restart to change.
         """
         merged, change = merge(self.config_file, self.config, config, NEEDS_RESTART)
+        raise_if_any(self.config_file, list(machine_problems(merged, may_run=True)))
+        settings = element_settings(merged, self.wan_paths)
         all_credentials = self.all_credentials().values()
         new = [credentials.read(trust_of(merged, self.config_file)) for credentials in all_credentials]
         new.append(self._http.prepare(merged.http, http_trust(merged, self.config_file)))
@@ -315,8 +288,10 @@ class DataServer(Service):
         self.capacity.total = parse_rate(merged.capacity)
         self.admission_controller.set_bounds(merged.limits.bounds, networks(merged.limits.controller_networks))
         self.elements.set_limits(self._limits())
-        if "wan_networks" in change.changed:
-            self.elements.set_networks(list(merged.wan_networks))
+        self.ports.change(*parse_ports(merged.ports), merged.chosen_ranges)
+        self._lent = list(dict.fromkeys([*settings.lent, *self._lent]))  # streams may keep ports that are not lent anew
+        self.elements.change_settings(msgspec.structs.replace(settings, lent=self._lent))
+        self._count_ended()
         for credentials in all_credentials:
             close_refused(list(self._links), credentials)
         for link in list(self._links):

@@ -178,7 +178,7 @@ class GatewayStream:
         self._advertised = self._listeners.announced
         self._secret = StreamSecret()
         self._allowed = self._source_check(request)
-        server.elements.open(request.uid, request.role, request.rate, self._listeners.slots, request.owner or "")
+        server.elements.open(request.uid, request.role, request.rate, self._listeners.ports, request.owner or "")
         self.machine.bound([*self._advertised], self._secret.csr)
 
     def _not_bound(self, error: StreamError) -> None:

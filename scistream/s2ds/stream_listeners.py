@@ -65,11 +65,6 @@ class StreamListeners:
         return {channel: self._numbers[channel] for channel in self.by_channel}
 
     @property
-    def slots(self) -> dict[int, int]:
-        """For each channel, the index of its port among all ports of the gateway."""
-        return {channel: self._ports.slot(port) for channel, port in self.ports.items()}
-
-    @property
     def announced(self) -> dict[str, int]:
         """The channels by the addresses that are announced to others, in the order of the channels."""
         return {str(Address(self._leg.advertised, port)): channel for channel, port in self.ports.items()}

@@ -6,10 +6,12 @@ from typing import Any
 
 from twisted.application.service import Service
 
+from scistream.s2ds.dry_run import check
 from scistream.s2ds.names import use_dns
-from scistream.s2ds.service import DataServer
+from scistream.s2ds.service import NEEDS_RESTART, DataServer
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.start import machine_problems
+from scistream.setup_problems import SetupProblems
 from scistream.twistd import DaemonOptions, make_daemon
 
 
@@ -18,7 +20,12 @@ class Options(DaemonOptions[S2DSConfig]):
 
     config_type = S2DSConfig
     party = "s2ds"
+    fixed = NEEDS_RESTART
     synopsis = "[options]\n\nRun the data server (S2DS) of a gateway node. The configuration file names its controller."
+
+    def find_problems(self, reactor: Any) -> SetupProblems:
+        """Return everything that would keep the gateway from starting. Open no port, and write nothing."""
+        return check(reactor, self.config, self.file)
 
 
 def makeService(options: Options) -> Service:

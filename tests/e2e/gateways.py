@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
@@ -22,7 +23,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.messages import CONS, PROD, ChannelFigures, Role
 from scistream.s2ds.capacity import SharedLimits
 from scistream.s2ds.elements.channel import ElementChannel
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.s2ds.relay import relay
@@ -53,6 +54,11 @@ async def carry_both_ways(consumer: socket.socket, producer: socket.socket, coun
     )
     assert heard == (count, said)
     assert got == (count, answered)
+
+
+def set_networks(elements: Elements, wan_networks: list[str]) -> None:
+    """Let gateways dial others in these networks only."""
+    elements.change_settings(msgspec.structs.replace(elements.settings, wan_networks=wan_networks))
 
 
 def sleep(seconds: float) -> Deferred[None]:

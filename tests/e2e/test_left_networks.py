@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import pytest_twisted
-from gateways import PATIENCE, Make, both
+from gateways import PATIENCE, Make, both, set_networks
 from twisted.internet.threads import deferToThread
 
 from scistream.protocol.address import Address
@@ -47,7 +47,7 @@ async def test_handshakes_of_connections_that_were_to_be_ready_end(make: Make) -
         ends = [deferToThread(end_of_handshake, listener) for _ in range(2)]
         channel = stream.cons.channel()
         await stream.until(lambda: len([wan for wan in channel._opening if wan._leg is not None]) == 2)
-        stream.cons.elements.set_networks(ELSEWHERE)
+        set_networks(stream.cons.elements, ELSEWHERE)
         assert [await end for end in ends] == ["reset", "reset"]
         assert not channel._opening
 
@@ -60,7 +60,7 @@ async def test_a_consumer_whose_connection_is_being_opened_is_reset_and_told(mak
         consumer = await deferToThread(stream.connect)
         far_end = deferToThread(end_of_handshake, listener)
         await stream.until(lambda: any(relay._dialling and relay._dialling._leg for relay in stream.cons.relays()))
-        stream.cons.elements.set_networks(ELSEWHERE)
+        set_networks(stream.cons.elements, ELSEWHERE)
         assert await far_end == "reset"
         assert await deferToThread(how_it_ends, consumer) == "reset"
     await stream.until(lambda: OUTSIDE in stream.cons.reasons)
@@ -71,7 +71,7 @@ async def test_connections_that_arrive_and_are_not_verified_are_reset_and_told(m
     stream = make(ready=0, handshake_timeout=LONG)
     stranger = socket.create_connection(stream.prod.address(), timeout=PATIENCE)
     await stream.until(lambda: stream.prod.figures().connections == 1)
-    stream.prod.elements.set_networks(ELSEWHERE)
+    set_networks(stream.prod.elements, ELSEWHERE)
     assert await deferToThread(how_it_ends, stranger) == "reset"
     stranger.close()
     await stream.until(lambda: stream.prod.figures().connections == 0)
@@ -83,7 +83,7 @@ async def test_connections_that_carry_bytes_go_on(make: Make) -> None:
     stream = make(ready=1)
     consumer, producer = await stream.pair()
     for side in (stream.cons, stream.prod):
-        side.elements.set_networks(ELSEWHERE)
+        set_networks(side.elements, ELSEWHERE)
     await stream.until(lambda: not stream.cons.figures().ready and not stream.prod.figures().ready)
 
     def talk() -> str:
@@ -146,13 +146,13 @@ async def test_behind_a_proxy_the_address_of_the_gateway_counts_and_not_that_of_
     with proxy() as address:
         stream = make(ready=2, proxy=str(address))
         await stream.until(lambda: stream.prod.figures().ready == stream.cons.figures().ready == 2)
-        stream.cons.elements.set_networks(["127.0.0.0/16"])
+        set_networks(stream.cons.elements, ["127.0.0.0/16"])
         consumer, producer = await stream.pair()  # the gateway is inside
         producer.sendall(b"hello")
         assert await deferToThread(receive_exactly, consumer, 5) == b"hello"
-        stream.cons.elements.set_networks(["127.0.0.0/8"])
+        set_networks(stream.cons.elements, ["127.0.0.0/8"])
         stream.cons.arm(stream.bundles[CONS], [Address("127.9.9.9", stream.prod.address().port)])
         await stream.until(lambda: stream.prod.figures().ready == stream.cons.figures().ready == 2)
-        stream.cons.elements.set_networks(["127.0.0.0/16"])
+        set_networks(stream.cons.elements, ["127.0.0.0/16"])
         await stream.until(lambda: not stream.prod.figures().ready and not stream.cons.figures().ready)
         assert await deferToThread(stream.attempt) == "reset"

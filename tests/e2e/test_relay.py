@@ -233,7 +233,7 @@ KILLED = """
 import sys
 from twisted.internet import reactor
 from scistream.s2ds.elements.pool import Elements
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.ports import ChannelListener, ListenPorts
 from scistream.tls.stream_channels import StreamSecret
 from scistream.protocol.address import Address

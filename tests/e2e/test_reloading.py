@@ -230,17 +230,15 @@ def test_other_networks_of_a_gateway_count_for_new_connections_of_streams_that_a
 
 def test_a_setting_that_needs_a_restart_is_named_and_the_others_count(world: World) -> None:
     server, (gateway,) = world.lab.server, world.centre.gateways
-    moved = [{**one, "address": "127.0.0.1:1"} for one in tomllib.loads(server.file.read_text())["gateways"][:1]]
-    rest = tomllib.loads(server.file.read_text())["gateways"][1:]
-    with changed(server, listen="127.0.0.1:2", audit="none", longest_expires="2h", expires="1h",
-                 gateways=moved + rest) as log:  # fmt: skip
+    state = str(server.file.with_name("other.sqlite"))
+    with changed(server, listen="127.0.0.1:2", state=state, longest_expires="2h", expires="1h") as log:
         (line,) = [line for line in log.splitlines() if "a restart is needed" in line]
-        name = world.lab.gateways[0].name
-        assert line.endswith(f": listen, audit, gateways.{name}.address")
+        assert line.endswith(": listen, state")
         assert asked(world, expires=7201.0)["code"] == "not-authorized"
-    with changed(gateway, ports="1-2", elements=3, lan={"bind": "127.0.0.3"}, capacity="9Gbit") as log:
+    wan = {**tomllib.loads(gateway.file.read_text())["wan"], "paths": [HOST]}
+    with changed(gateway, elements=3, order=False, wan=wan, capacity="9Gbit") as log:
         (line,) = [line for line in log.splitlines() if "a restart is needed" in line]
-        assert line.endswith(": ports, elements, lan.bind")
+        assert line.endswith(": elements, order, wan.paths")
         assert "settings that changed: capacity" in log
     assert "a restart is needed" not in reload(gateway)
 

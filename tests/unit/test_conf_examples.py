@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from scistream.config import load
 from scistream.http.settings import GatewayHttpSettings, HttpSettings
 from scistream.pki.authority import init_authority
+from scistream.s2cs import service as s2cs_service
 from scistream.s2cs.policy.file import AdministratorSection, PolicyFile, RuleSection, load_policy
 from scistream.s2cs.settings import S2CSConfig, ServerLimits
+from scistream.s2ds import service as s2ds_service
 from scistream.s2ds.settings import GatewayLimits, S2DSConfig
 from scistream.s2uc.options import read_file
 from scistream.s2uc.settings import S2UCConfig
 
-CONF = Path(__file__).parents[2] / "conf"
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
 FILES: list[tuple[str, Any]] = [("s2cs.toml", S2CSConfig), ("s2ds.toml", S2DSConfig), ("s2uc.toml", S2UCConfig)]
 NEEDED = {"certificate", "key", "authorities", "controller", "gateways"}
 
@@ -113,3 +119,32 @@ def test_systemd_understands_the_units_and_finds_little_exposed(tmp_path: Path) 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["systemd-analyze", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+# -- what a reload changes
+
+
+def every_key(kind: Any, place: str = "") -> Iterator[str]:
+    """Yield the keys of a configuration file, those in sections with the name of the section; `gateways` is one."""
+    for setting in msgspec.structs.fields(kind):
+        found = inspect.type_info(setting.type)
+        types = found.types if isinstance(found, inspect.UnionType) else (found,)
+        section = next((one for one in types if isinstance(one, inspect.StructType)), None)
+        if section is None:
+            yield place + setting.name
+        else:
+            yield from every_key(section.cls, f"{place}{setting.name}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fixed"),
+    [("s2cs.toml", S2CSConfig, s2cs_service.NEEDS_RESTART), ("s2ds.toml", S2DSConfig, s2ds_service.NEEDS_RESTART)],
+)
+def test_the_reference_says_when_each_setting_takes_effect(name: str, kind: Any, fixed: Sequence[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "settings.rst").read_text()
+    table = page.partition("What a reload changes\n")[2].partition(f"\n``{name}``:\n")[2].partition("\n``s2")[0]
+    rows = re.findall(r"^   \* - (.*?)\n     - (.*?)(?=\n   \* |\Z)", table, re.MULTILINE | re.DOTALL)
+    effect = {key: when for keys, when in rows[1:] for key in re.findall(r"``([a-z_.]+)``", keys)}
+    assert sorted(effect) == sorted(every_key(kind))
+    assert {key for key, when in effect.items() if when.strip() == "after a restart"} == set(fixed)
+    assert all(when.startswith(("at once", "after a restart")) for when in effect.values())

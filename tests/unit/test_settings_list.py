@@ -59,7 +59,7 @@ def test_types_units_and_defaults_are_those_of_the_code() -> None:
     assert found["limits.owner_share"].type == "whole number from 1 to 100"
     assert found["elements"].type == 'whole number or "auto"'
     assert found["app_networks"].type == 'list, each: network, such as "192.0.2.0/24"'
-    assert (found["capacity"].reload, found["ports"].reload, found["wan.bind"].reload) == (
+    assert (found["capacity"].reload, found["elements"].reload, found["wan.paths"].reload) == (
         "reload",
         "restart",
         "restart",

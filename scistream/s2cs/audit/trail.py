@@ -255,6 +255,17 @@ class AuditTrail:
             return
         self._write_waiting()
 
+    def use(self, sink: Sink | None) -> None:
+        """Write to another destination from now on; lines that wait go there too. Called at SIGHUP.
+
+        :param sink: None keeps no trail.
+        """
+        before, self._sink = self._sink, sink
+        if before is not None:
+            before.close()
+        self.log.info("the audit trail goes to {to} from now on", to=sink.name if sink is not None else "nowhere")
+        self._write_waiting()
+
     def _emit(self, kind: type[Any], **fields: Any) -> None:
         self._write(kind(time=_timestamp(self.wall()), schema=SCHEMA, server=self._server, **fields))
 

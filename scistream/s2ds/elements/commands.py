@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 
 from scistream.protocol.errors import ErrorCode
 from scistream.protocol.messages import CONS, Cause, Role
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.tls.stream_channels import Credentials
 
 
@@ -79,10 +80,10 @@ class MakeRoom(_Command, frozen=True, kw_only=True, tag="MakeRoom"):
     share: int
 
 
-class SetNetworks(_Command, frozen=True, kw_only=True, tag="SetNetworks"):
-    """Dial other gateways that have names in these networks only."""
+class ChangeSettings(_Command, frozen=True, kw_only=True, tag="ChangeSettings"):
+    """Apply other settings to later connections."""
 
-    wan_networks: list[str]
+    settings: ElementSettings
 
 
 class SetHalfOpen(_Command, frozen=True, kw_only=True, tag="SetHalfOpen"):
@@ -106,7 +107,7 @@ class Ping(_Command, frozen=True, kw_only=True, tag="Beat"):
     """Answer, to show that the element is alive."""
 
 
-ElementCommand = ArmChannels | SetTargets | CloseChannels | MakeRoom | SetNetworks | SetHalfOpen | PlaceAnswer | Ping
+ElementCommand = ArmChannels | SetTargets | CloseChannels | MakeRoom | ChangeSettings | SetHalfOpen | PlaceAnswer | Ping
 
 
 class NumberedCommand(Struct, frozen=True, kw_only=True):

@@ -11,8 +11,6 @@ from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
-import msgspec
-from msgspec import Struct, field
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -23,6 +21,7 @@ from scistream.protocol.messages import MAX_REASON, PROD, Cause, Role, StreamKey
 from scistream.s2ds.elements.channel import NOT_ARMED, ElementChannel, refuse
 from scistream.s2ds.elements.commands import (
     ArmChannels,
+    ChangeSettings,
     CloseChannels,
     ElementCommand,
     HandOver,
@@ -32,9 +31,9 @@ from scistream.s2ds.elements.commands import (
     PlaceRequest,
     Reset,
     SetHalfOpen,
-    SetNetworks,
     SetTargets,
 )
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.places import Places
 from scistream.s2ds.elements.ready import MOST_OF_GATEWAY, ReadyBudget, ReadySetting
 from scistream.s2ds.elements.shared_figures import SharedFigures
@@ -48,46 +47,10 @@ from scistream.s2ds.relay.tickets import tickets_for
 from scistream.s2ds.relay.tls import tune
 from scistream.s2ds.relay.token_bucket import TokenBucket
 from scistream.s2ds.self_target import is_own_address
-from scistream.shared_settings import LOOPBACK
 
 MOST_RESETS = 256
 """The number of reasons in one report of an element, over all streams."""
 NO_DESCRIPTOR = "an element of the gateway is out of descriptors: raise the limit of open files (LimitNOFILE)"
-
-
-class ElementSettings(Struct, frozen=True, kw_only=True):
-    """The settings of all elements of a gateway; times in seconds.
-
-    :ivar wan_timeout: how long the WAN may be interrupted before connections are reset.
-    :ivar dial_timeout: the time limit for a connection to the target.
-    :ivar handshake_timeout: the time limit for the TLS handshake on the WAN.
-    :ivar lan_congestion: the congestion control of connections to applications; empty: the system's.
-    :ivar wan_congestion: the congestion control of connections to other gateways; empty: the system's.
-    :ivar buffer_size: the number of bytes in flight in each direction of a connection, at most.
-    :ivar wan_cipher: the preferred cipher on the WAN.
-    :ivar wan_networks: the networks in which other gateways may be dialled.
-    :ivar ready: the connections to keep ready for each channel, if this gateway dials the other one.
-    :ivar control: the port on which this gateway listens for its controller.
-    :ivar lent: ranges of the ports that this gateway lends to streams, both ends included.
-    :ivar multipath: whether connections to other gateways may use several paths.
-    :ivar mixed_paths: whether these are of both IPv4 and IPv6.
-    :ivar proxy: the HOST:PORT of the HTTP proxy through which other gateways are dialled; empty for none.
-    """
-
-    wan_timeout: float = 60.0
-    dial_timeout: float = field(default_factory=lambda: timing.DATA_DIAL)
-    handshake_timeout: float = field(default_factory=lambda: timing.DATA_HANDSHAKE)
-    lan_congestion: str = ""
-    wan_congestion: str = ""
-    buffer_size: int = 262144
-    wan_cipher: str = "aes"
-    wan_networks: list[str] = field(default_factory=lambda: list(LOOPBACK))
-    ready: ReadySetting = 2
-    control: int = 0
-    lent: list[tuple[int, int]] = []
-    multipath: bool = False
-    mixed_paths: bool = False
-    proxy: str = ""
 
 
 class Element:
@@ -126,7 +89,7 @@ class Element:
             Names(reactor, lambda address, own: _may_dial(self._settings, address, own)),
             settings.multipath,
             Address.parse(settings.proxy) if settings.proxy else None,
-            lambda: bool(settings.proxy) and has_every_address(self._settings.wan_networks),
+            lambda: bool(self._settings.proxy) and has_every_address(self._settings.wan_networks),
             settings.mixed_paths,
         )
         self._figures = figures
@@ -152,8 +115,8 @@ class Element:
             self._close(command)
         elif isinstance(command, MakeRoom):
             self._make_room(command)
-        elif isinstance(command, SetNetworks):
-            self._set_networks(command.wan_networks)
+        elif isinstance(command, ChangeSettings):
+            self._change_settings(command.settings)
         elif isinstance(command, SetHalfOpen):
             self._set_half_open(command.half_open)
         elif isinstance(command, PlaceAnswer):
@@ -281,9 +244,19 @@ class Element:
                 "Stream {uid} ({role}) is closed; connections reset: {cut}", uid=command.uid, role=command.role, cut=cut
             )
 
-    def _set_networks(self, wan_networks: list[str]) -> None:
-        """Dial only in these networks, and end connections to others that carry nothing yet."""
-        self._settings = msgspec.structs.replace(self._settings, wan_networks=wan_networks)
+    def _change_settings(self, settings: ElementSettings) -> None:
+        """Apply other settings to later connections, and end those to networks that are no longer allowed.
+
+        Only connections to other gateways that carry nothing yet are ended.
+        """
+        self._settings = settings
+        self._context.change(
+            settings.wan_timeout,
+            settings.lan_congestion,
+            settings.wan_congestion,
+            Address.parse(settings.proxy) if settings.proxy else None,
+        )
+        wan_networks = settings.wan_networks
         networks, has_all = tuple(map(parse_network, wan_networks)), has_every_address(wan_networks)
 
         def is_allowed(address: Address) -> bool:

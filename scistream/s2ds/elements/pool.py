@@ -25,6 +25,7 @@ from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.elements.channel import MOST_HELD, NOT_ARMED, refuse
 from scistream.s2ds.elements.commands import (
     ArmChannels,
+    ChangeSettings,
     CloseChannels,
     ElementCommand,
     HandOver,
@@ -34,10 +35,10 @@ from scistream.s2ds.elements.commands import (
     PlaceRequest,
     Reset,
     SetHalfOpen,
-    SetNetworks,
     SetTargets,
 )
-from scistream.s2ds.elements.element import NO_DESCRIPTOR, Element, ElementSettings
+from scistream.s2ds.elements.element import NO_DESCRIPTOR, Element
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.process import (
     ElementProcess,
     InProcessElement,
@@ -165,8 +166,7 @@ class Elements:
         self._limits = limits or SharedLimits()
         self._in_order = in_order
         self._figures = SharedFigures.create(slots, max(count, 1))
-        self._networks: SetNetworks | None = None
-        """The networks after a reload; None before the first one, while those in the elements' settings apply."""
+        self.settings = self._first_settings = settings
         self._streams: dict[StreamKey, _PlacedStream] = {}
         self._members: list[_Member] = (
             [
@@ -225,11 +225,13 @@ class Elements:
         self._limits = limits
         self._set_half_open()
 
-    def set_networks(self, wan_networks: list[str]) -> None:
-        """Dial gateways that have names in these networks only, from now on."""
-        self._networks = SetNetworks(wan_networks=wan_networks)
+    def change_settings(self, settings: ElementSettings) -> None:
+        """Apply other settings to later connections, at each element."""
+        if settings == self.settings:
+            return
+        self.settings = settings
         for member in self._members:
-            member.ask(self._networks).addErrback(log_failure)
+            member.ask(ChangeSettings(settings=settings)).addErrback(log_failure)
 
     def _set_half_open(self) -> None:
         command = SetHalfOpen(half_open=self._limits.half_open)
@@ -628,8 +630,8 @@ class Elements:
     def _replay(self) -> list[ElementCommand]:
         """Return the commands for a restarted element."""
         commands: list[ElementCommand] = [SetHalfOpen(half_open=self._limits.half_open)]
-        if self._networks is not None:
-            commands.append(self._networks)
+        if self.settings != self._first_settings:
+            commands.append(ChangeSettings(settings=self.settings))
         for stream in self._streams.values():
             commands.append(stream.start)
             if stream.update is not None:

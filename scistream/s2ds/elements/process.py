@@ -37,7 +37,8 @@ from scistream.s2ds.elements.commands import (
     encode,
     read_report,
 )
-from scistream.s2ds.elements.element import Element, ElementSettings
+from scistream.s2ds.elements.element import Element
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.elements.worker import COMMAND_FD, FIGURES_FD, HAND_OVER_FD, MAX_COMMAND
 

@@ -45,7 +45,8 @@ from scistream.s2ds.elements.commands import (
     read_command,
     read_hand_over,
 )
-from scistream.s2ds.elements.element import Element, ElementSettings
+from scistream.s2ds.elements.element import Element
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.names import use_dns
 from scistream.s2ds.relay.poller import install

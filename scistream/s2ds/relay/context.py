@@ -72,7 +72,7 @@ class ChannelTarget:
         return self.program if self.role == PROD else self.gateway
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RelayContext:
     """The resources and settings that the relays of an element share; times in seconds."""
 
@@ -99,9 +99,17 @@ class RelayContext:
     """The connections that were answered with an ERROR and are not closed yet, the oldest first."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "poller", poller_of(self.reactor))
-        object.__setattr__(self, "small_buffers", Buffers(min(SMALL_BUFFER, self.buffers.size)))
-        object.__setattr__(self, "pipes", Pipes(PIPE_BUFFERS * self.buffers.size))
+        self.poller = poller_of(self.reactor)
+        self.small_buffers = Buffers(min(SMALL_BUFFER, self.buffers.size))
+        self.pipes = Pipes(PIPE_BUFFERS * self.buffers.size)
+
+    def change(self, wan_timeout: float, lan_congestion: str, wan_congestion: str, proxy: Address | None) -> None:
+        """Apply other settings to later connections, and the timeout to all of them."""
+        self.wan_timeout = wan_timeout
+        self.dead_peers.set_timeout(wan_timeout)
+        self.lan_congestion = lan_congestion
+        self.wan_congestion = wan_congestion
+        self.proxy = proxy
 
 
 class ConnectionEnding(NamedTuple):

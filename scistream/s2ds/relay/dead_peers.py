@@ -48,6 +48,12 @@ class DeadPeerDetector:
         if self._timer is None:
             self._timer = self._reactor.callLater(self._timeout / _CHECKS, self._check_all)
 
+    def set_timeout(self, timeout: float) -> None:
+        """Let peers be silent for this many seconds from now on."""
+        self._timeout = timeout
+        if self._timer is not None:
+            self._timer.reset(timeout / _CHECKS)
+
     def end_sooner(self, watched: Watched, timeout: float | None) -> None:
         """End an idle connection that is watched at the first check after this many seconds of silence.
 

@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from scistream import timing
 from scistream.config import ConfigError
 from scistream.pki.authority import init_authority, issue
 from scistream.pki.revocation import renew
+from scistream.protocol.messages import Req
 from scistream.s2cs.record import Record
 from scistream.s2cs.service import ControlServer
 from scistream.s2cs.settings import GatewaySettings, S2CSConfig
+from scistream.s2cs.stream import ServerStream
 from scistream.shared_settings import ControllerSettings
 from support.memory_network import MemoryNetwork
 
+UID = "6857809e-18e6-4c61-81a4-3d698c907be6"
 RULE = '[[rules]]\nname = "{}"\nissuer = "pki/ca.pem"\nidentities = ["ada@lab.example"]\nroles = ["{}"]\n'
 
 
@@ -86,3 +90,49 @@ def test_a_gateway_may_hold_a_stream_until_it_is_released_or_has_long_expired() 
     assert record.may_be_held_by("dtn1", 0.0), "it has not confirmed the release yet"
     record.state = "Released"
     assert not record.may_be_held_by("dtn1", 0.0)
+
+
+def test_the_audit_trail_goes_to_another_file_from_then_on(server: ControlServer, tmp_path: Path) -> None:
+    server.audit.started(["dtn1"], 0, insecure=False)
+    server.reload(replace(server.config, audit="other.jsonl"))
+    server.audit.started(["dtn1"], 0, insecure=False)
+    for file in ("s2cs.audit.jsonl", "other.jsonl"):
+        assert len((tmp_path / file).read_text().splitlines()) == 1
+    server.reload(replace(server.config, audit="none"))
+    server.audit.started(["dtn1"], 0, insecure=False)
+    assert len((tmp_path / "other.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_audit_trail_that_cannot_be_opened_changes_nothing(server: ControlServer, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("not a trail\n")
+    before = in_force(server)
+    with pytest.raises(ConfigError, match=r"other\.txt exists and is not an audit trail"):
+        server.reload(replace(server.config, audit="other.txt", expires="2h"))
+    assert in_force(server) == before
+    assert server.config.expires == "24h"
+
+
+def test_a_gateway_without_streams_moves_and_one_with_streams_does_not(server: ControlServer) -> None:
+    moved = [GatewaySettings(name="dtn1", address="127.0.0.1:5009")]
+    link = server.gateways["dtn1"]
+    stream = ServerStream(
+        server,
+        Record(
+            uid="a",
+            role="PROD",
+            owner="ada",
+            state="Streaming",
+            plan={"dtn1": [0]},
+            request=Req(uid=UID, role="PROD", seq=1, num_conn=1, rate=1.0, app_key_hash="0" * 64),
+        ),
+        restored=True,
+    )
+    server.streams.add(stream)
+    change = server.reload(replace(server.config, gateways=moved))
+    assert change.needs_restart == ["gateways.dtn1.address"]
+    assert server.gateways["dtn1"] is link
+    server.streams.remove(stream)
+    change = server.reload(replace(server.config, gateways=moved))
+    assert (change.changed, change.needs_restart) == (["gateways"], [])
+    assert server.gateways["dtn1"] is not link
+    assert server.config.gateways == moved

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.testing import MemoryReactorClock
 
+from scistream.s2ds.ports import ONE_PATH
 from scistream.s2ds.relay.leg import congestion_control
-from scistream.s2ds.service import DataServer
 from scistream.s2ds.settings import LegSettings, S2DSConfig
+from scistream.s2ds.start import element_settings
 
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
@@ -44,7 +44,7 @@ def test_a_name_that_was_written_is_taken_or_refused_with_what_is_allowed(name: 
 
 
 def test_a_lan_gets_cubic_and_a_wan_bbr_by_default_where_they_can_be_had() -> None:
-    settings = DataServer(MemoryReactorClock(), S2DSConfig(insecure=True), Path("s2ds.toml"))._settings()
+    settings = element_settings(S2DSConfig(insecure=True), ONE_PATH)
     for name, chosen in (("cubic", settings.lan_congestion), ("bbr", settings.wan_congestion)):
         assert chosen == (name if can_be_had(name) else "")
 
@@ -54,7 +54,7 @@ def test_a_gateway_without_privileges_starts_with_the_defaults_on_any_kernel(mon
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(socket.socket, "setsockopt", forbidden)
-    settings = DataServer(MemoryReactorClock(), S2DSConfig(insecure=True), Path("s2ds.toml"))._settings()
+    settings = element_settings(S2DSConfig(insecure=True), ONE_PATH)
     assert (settings.lan_congestion, settings.wan_congestion) == ("", "")
 
 

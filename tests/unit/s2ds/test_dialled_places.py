@@ -17,7 +17,7 @@ from scistream.s2ds.capacity import STREAM_SHARE, SharedLimits
 from scistream.s2ds.elements import shared_figures
 from scistream.s2ds.elements.channel import NOT_ARMED
 from scistream.s2ds.elements.commands import HandOver, PlaceAnswer, PlaceRequest, Reset, SetHalfOpen, SetTargets
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.places import TOO_MANY_JOINING, Claims, Places
 from scistream.s2ds.elements.pool import NO_OWNER_SHARE, NO_SHARE, UNREAD, Elements
 from scistream.s2ds.elements.ready import share_of_element

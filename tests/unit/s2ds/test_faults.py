@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 from scistream.protocol.errors import StreamError
 from scistream.protocol.messages import CONS, PROD, Error, ReqListeners, Resp, Role, UpdateTargets
 from scistream.s2ds.capacity import Capacity
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.elements.process import ElementDiedError, log_failure
 from scistream.s2ds.ports import ONE_PATH, ListenPorts
+from scistream.s2ds.service import SLOTS
 from scistream.s2ds.settings import S2DSConfig
 from scistream.s2ds.stream import GatewayStream
 from scistream.s2uc.stream_certificates import issue_credentials
@@ -66,10 +67,11 @@ class Machine:
         self.ports = ListenPorts(FIRST, FIRST + 3)
         self.wan_paths = ONE_PATH
         self.capacity = Capacity(1000.0)
-        self.elements = Elements(self.reactor, 0, 4, ElementSettings())
+        self.elements = Elements(self.reactor, 0, SLOTS, ElementSettings())
         self.app_networks = networks(config.app_networks)
         self.wan_networks = networks(config.wan_networks)
         self.dialled: Counter[int] = Counter()
+        self.resets: Counter[Any] = Counter()
         self.controller = Controller()
         self.holding = GatewayStream(cast(Any, self), self.req())
 

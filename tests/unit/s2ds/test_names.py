@@ -18,7 +18,8 @@ from twisted.names.server import DNSServerFactory
 
 from scistream import timing
 from scistream.protocol.address import Address
-from scistream.s2ds.elements.element import ElementSettings, _may_dial
+from scistream.s2ds.elements.element import _may_dial
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.names import MOST_ADDRESSES, DatagramSocket, look_up, use_dns
 from scistream.s2ds.relay.target_names import Names
 from support.leased_ports import leased

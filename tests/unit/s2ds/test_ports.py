@@ -16,6 +16,7 @@ from scistream.protocol.errors import StreamError
 from scistream.s2ds import ports as ports_module
 from scistream.s2ds.ports import ChannelListener, ListenPorts, shared_with_connections
 from support.leased_ports import leased
+from support.memory_network import MemoryPorts
 from support.requirements import needs_ipv6
 
 FIRST = leased.take(8)
@@ -360,8 +361,21 @@ def test_a_chosen_port_whose_connections_wait_out_their_time_can_be_had() -> Non
     ports.release(sock)
 
 
-def test_each_port_that_can_be_lent_has_a_place_of_its_own() -> None:
-    ports = ListenPorts(5100, 5103, [(5102, 5105), (5075, 5075)])
-    numbers = [5100, 5101, 5102, 5103, 5104, 5105, 5075]
-    assert [ports.slot(port) for port in numbers] == list(range(7))
-    assert ports.slots == 7
+def test_other_ports_are_lent_from_then_on_and_those_that_are_lent_come_back_only_if_they_are_among_them() -> None:
+    ports = MemoryPorts(5100, 5103)
+    kept, other = ports.reserve("127.0.0.1", 2)
+    assert (taken([kept]), taken([other])) == ([5100], [5101])
+    ports.change(5101, 5106, [(5075, 5075)])
+    assert ports.free == 5, "5101 is still lent"
+    assert ports.ranges == [(5101, 5106), (5075, 5075)]
+    new = ports.reserve("127.0.0.1", 5)
+    assert sorted(taken(new)) == [5102, 5103, 5104, 5105, 5106]
+    assert taken(ports.reserve_chosen("127.0.0.1", [5075])) == [5075]
+    ports.release(kept)
+    assert ports.free == 0, "5100 is lent no more"
+    ports.release(other)
+    assert ports.free == 1
+    ports.change(5100, 5101, [])
+    assert ports.free == 2
+    with pytest.raises(StreamError, match="5075"):
+        ports.reserve_chosen("127.0.0.1", [5075])

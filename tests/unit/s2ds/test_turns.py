@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from scistream import timing
 from scistream.s2ds.elements.commands import ElementCommand, HandOver
-from scistream.s2ds.elements.element import ElementSettings
+from scistream.s2ds.elements.element_settings import ElementSettings
 from scistream.s2ds.elements.pool import Elements
 from scistream.s2ds.elements.shared_figures import SharedFigures
 from scistream.s2ds.relay.turns import TURNS, Turn, Turns
