@@ -234,7 +234,7 @@ class Daemon(MultiService):
         self._output = output
         self._manager = manager
         self._heartbeat: Heartbeat | None = None
-        self._is_ready = self._is_stopping = False
+        self._is_ready = self._is_stopping = self._reload_refused = False
         self._file = file
         self._absolute = file.absolute()  # twistd may change its working directory later
         self._config_type = config_type
@@ -291,6 +291,8 @@ class Daemon(MultiService):
 
     def _status(self) -> str:
         line = self._reloadable.status_line()
+        if self._reload_refused:
+            line = f"the last reload was refused, see the log; {line}"
         return f"stopping; {line}" if self._is_stopping else line
 
     def _ready(self, _: object) -> None:
@@ -315,7 +317,9 @@ class Daemon(MultiService):
         except SETUP_PROBLEMS as problem:
             for line in str(problem).splitlines():
                 self.log.error("NOT reloaded, the previous settings stay in force: {problem}", problem=line)
+            self._reload_refused = True
             return
+        self._reload_refused = False
         apply()
         self._output.reopen()
         if change.needs_restart:

@@ -85,12 +85,14 @@ def test_a_daemon_notifies_what_it_does_and_signs_of_life(kind: str, notified: N
         notified.until("WATCHDOG")
         assert time.monotonic() - before < 1.0
 
-        for text in (tomli_w.dumps(settings), "nonsense"):  # also a reload that fails has an end
+        for text, is_refused in ((tomli_w.dumps(settings), False), ("nonsense", True)):  # each has an end
             file.write_text(text)
             os.kill(program.pid, signal.SIGHUP)
             reloading = notified.until("RELOADING")
             assert abs(time.monotonic() - int(reloading["MONOTONIC_USEC"]) / 1e6) < PATIENCE
-            assert "READY" in notified.first(lambda fields: "WATCHDOG" not in fields)
+            ended = notified.first(lambda fields: "WATCHDOG" not in fields)
+            assert "READY" in ended
+            assert ended["STATUS"].startswith("the last reload was refused, see the log; ") is is_refused
 
         program.ask_to_end()
         assert "stopping" in notified.until("STOPPING")["STATUS"]
