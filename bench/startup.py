@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 import click
 
+from scistream.pki.authority import init_authority, issue
+from scistream.s2uc.history import RememberedStream, StreamHistory
+
 INSTALLED = Path(sys.executable).parent
 HELP, LIST = 0.25, 0.4
 """Seconds: the limits for the help of a command and for `s2uc list`."""
@@ -59,12 +62,36 @@ def measure(command: str, limit: float, runs: int, env: dict[str, str]) -> Start
     return Start(command, statistics.median(walls[1:]), statistics.median(cpus[1:]), limit)  # the first fills caches
 
 
+def _prepare(folder: Path) -> None:
+    """Give a user a configuration with certificates, which `s2uc list` reads, and some streams."""
+    authority = init_authority(folder / "pki", "Lab").certificate
+    files = issue(folder / "pki", "user", "ada@lab.example")
+    (folder / "scistream").mkdir()
+    (folder / "scistream" / "s2uc.toml").write_text(
+        f'certificate = "{files.certificate}"\nkey = "{files.key}"\nauthorities = ["{authority}"]\n'
+    )
+    history = StreamHistory(folder / "scistream" / "streams")
+    for number in range(10):
+        history.add(
+            RememberedStream(
+                uid=f"{number:08x}-1234-4234-8234-123456789abc",
+                prod="lab.example:5000",
+                cons="centre.example:5000",
+                num_conn=4,
+                rate=10_000.0,
+                asked_at=time.time(),
+                expires_at=None,
+            )
+        )
+
+
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=11, show_default=True, help="Runs of each command.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def main(runs: int, as_json: bool) -> None:
     """Measure how long the commands take to start."""
     with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder))
         env = {**os.environ, "XDG_STATE_HOME": folder, "XDG_CONFIG_HOME": folder}
         found = [measure(command, limit, runs, env) for command, limit in COMMANDS.items()]
     if as_json:

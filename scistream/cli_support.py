@@ -77,9 +77,11 @@ class _CommandLine:
         self.arguments: list[str] = []
         self.fields: dict[str, Any] = {}
         self.told = False
+        self.verbose: int | None = None
+        """How many `-v` it has; None if it has no such option."""
 
     def starts(self, arguments: Sequence[str]) -> None:
-        self.arguments, self.fields, self.told = list(arguments), {}, False
+        self.arguments, self.fields, self.told, self.verbose = list(arguments), {}, False, None
 
     @property
     def wants_json(self) -> bool:
@@ -212,7 +214,8 @@ class Lazy:
 class Commands(click.Group):
     """The commands of one program. Calling it runs the command line and ends the process.
 
-    If the program has the option `-v`, each of its commands has it as well, and logs from then on.
+    If the program has the option `-v`, each of its commands has it as well. With it a command logs from the start,
+    without it from when it runs the reactor.
 
     Standard input, output and error are prepared first (`scistream.standard_streams`). Output that cannot be written
     ends every command with at most one line on standard error. A failure is one line on standard error and, with
@@ -347,10 +350,12 @@ def _levels() -> LogLevelFilterPredicate:
 
 
 def _log(context: click.Context, _option: click.Parameter, times: int) -> None:
-    """Start logging for a command, with the `-v` before it and after it."""
+    """Start logging for a command, with the `-v` before it and after it. Without any, `run` starts it."""
     program = context.find_root().params
     if VERBOSE in program and not context.resilient_parsing:
-        start_logging(times + program[VERBOSE])
+        _line.verbose = times + program[VERBOSE]
+        if _line.verbose:
+            start_logging(_line.verbose)
 
 
 def _level_of(verbose: int) -> Any:
@@ -382,6 +387,8 @@ def run(main: Main, *, interruptible: bool = True) -> int:
     from twisted.internet import reactor as installed
     from twisted.internet.defer import Deferred
 
+    if _line.verbose == 0:
+        start_logging(0)
     from scistream.links.resolver import use_daemon_threads
     from scistream.reactors import run_on_monotonic_time
 

@@ -6,17 +6,19 @@ import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from msgspec import Meta, Struct, field
 
 from scistream.config import SettingProblem, expanded, unless
-from scistream.links.admission import Bounds
 from scistream.protocol.address import Address, IPAddress, Network, parse_network
 from scistream.protocol.messages import MAX_RANGES
 from scistream.text_kinds import FileText, TimeText
 from scistream.tls.files import CertificateFiles
 from scistream.units import parse_seconds
+
+if TYPE_CHECKING:
+    from scistream.links.admission import Bounds
 
 FIRST_USER_PORT = 1024
 """The lowest port that `chosen_ports` may have."""
@@ -119,6 +121,8 @@ class Limits(SettingsSection, frozen=True, kw_only=True):
     @property
     def bounds(self) -> Bounds:
         """The limits, as an admission controller takes them."""
+        from scistream.links.admission import Bounds  # of Twisted, which a user's command may not need
+
         return Bounds(
             links=self.links,
             links_per_address=self.links_per_address,

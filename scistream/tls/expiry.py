@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
-from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
 from scistream import timing
 from scistream.tls.files import CertificateFiles, LoadedCertificates, name_of, printable, read_material, utc_now
 from scistream.tls.reloadable import ReloadableCredentials, verified_path
 from scistream.units import spoken_seconds
+
+if TYPE_CHECKING:  # `s2uc list` warns of certificates too, and is to be quick
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.logger import Logger
 
 WARN_AHEAD = timedelta(days=30)
 WARN_SHARE = 3
