@@ -403,6 +403,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "wan_listeners": ["127.0.0.1:5200"],
         "paths": [{"local": "192.0.2.20", "remote": "203.0.113.9", "up": True, "failures": 1}],
         "draining": [{"gateway": "dtn1", "by": "ada", "streams": 3, "seconds_left": 60.0}],
+        "version": "0.1.0",
     },
     "ERROR": {"uid": UID, "code": "no-ports", "msg": "", "seq": 1, "role": "PROD"},
 }

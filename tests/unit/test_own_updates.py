@@ -17,7 +17,7 @@ from scistream.protocol.address import Address
 from scistream.protocol.join_string import Join
 from scistream.protocol.messages import PROD, Command, UpdateTargets
 from scistream.s2cs.policy.file import load_policy
-from scistream.s2cs.store.database import STEPS, Store, StoreError
+from scistream.s2cs.store.database import SCHEMA_VERSION, STEPS, Store, StoreError
 from scistream.s2cs.stream import ServerStream
 from scistream.s2uc.client import Client, Stream
 from support.memory_facilities import CONS_S2CS, DETECTOR, PROD_PORT, PROD_S2CS, World
@@ -257,5 +257,5 @@ def test_other_addresses_that_the_policy_allows_no_more_go_to_no_gateway(
 def test_software_that_does_not_know_of_own_updates_refuses_the_store(tmp_path: Path) -> None:
     file = tmp_path / "s2cs.sqlite"
     Store(file).close()
-    with pytest.raises(StoreError, match="schema version 4, but this version of SciStream knows 3"):
+    with pytest.raises(StoreError, match=f"schema version {SCHEMA_VERSION}, but this version of SciStream knows 3"):
         Store(file, STEPS[:3])
