@@ -584,7 +584,8 @@ class GatewayCapacity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `hosts` and `first_port` say where it listens for streams; none of these addresses may be a target. `chosen_ports`
     are the ports that a stream may ask for by number; an older gateway grants none and leaves the field out. `wan` is
     what the gateway can do to connect to others, as in `Resp`. `draining` is there if the gateway is about to stop and
-    takes no new streams: the seconds after which it ends those that are left.
+    takes no new streams: the seconds after which it ends those that are left. `elements` are those that it should have,
+    and `elements_ready` those that take connections.
     """
 
     ports: Count
@@ -594,6 +595,8 @@ class GatewayCapacity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     chosen_ports: PortRanges | None = None
     wan: WanAbilities | None = None
     draining: Measured | None = None
+    elements: Count | None = None
+    elements_ready: Count | None = None
 
 
 class Resp(_Message, frozen=True, kw_only=True, tag="RESP"):

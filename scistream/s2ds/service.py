@@ -426,6 +426,8 @@ class DataServer(Service):
             chosen_ports=self.ports.chosen,
             wan=wan.abilities,
             draining=self._drain.seconds_left,
+            elements=self.elements.count,
+            elements_ready=self.elements.ready_count(),
         )
 
     def _answer_status(self, link: Link, command: Status) -> None:

@@ -206,8 +206,15 @@ def test_a_refusal_shows(chromium: Browser, seen: World, port: int) -> None:
     assert "scistream:user:ada" in chromium.find("#refusals").text
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_axe_finds_no_serious_fault(
     chromium: Browser, streaming: Streaming, port: int, width: int, scheme: str
 ) -> None:
@@ -357,28 +364,31 @@ new PerformanceObserver(note).observe({ type: 'measure' });
 """
 
 
-def test_2000_streams_are_shown_within_a_second_and_updated_within_a_tenth(chromium: Browser, crowd: int) -> None:
+@pytest.mark.parametrize("slack", [4.0, pytest.param(1.0, marks=pytest.mark.long)])  # other tests run beside the first
+def test_2000_streams_are_shown_within_a_second_and_updated_within_a_tenth(
+    chromium: Browser, crowd: int, slack: float
+) -> None:
     chromium.size(1280)
     script = chromium.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FIRST_ROWS})
-    paints = []
-    for _ in range(3):  # other tests run meanwhile
+    paints: list[float] = []
+    while len(paints) < 3 and min(paints, default=FIRST_PAINT * slack) >= FIRST_PAINT * slack:
         chromium.open(url(crowd))
         paints.append(chromium.run("return window.firstRows"))
     chromium.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
-    assert min(paints) < FIRST_PAINT, paints
+    assert min(paints) < FIRST_PAINT * slack, paints
     assert chromium.find("#found").text == "2\u202f000 streams"
     assert chromium.run("return document.querySelectorAll('#streams tbody tr').length") == 50
     chromium.run(NOTE_UPDATES)
     chromium.wait_for("window.tasks.length >= 12", "the page is not updated")
     took = chromium.run("return window.tasks")
-    assert statistics.median(took) < UPDATE / 2, took  # other tests run meanwhile
-    assert statistics.quantiles(took, n=4)[-1] < UPDATE, took
+    assert statistics.quantiles(took, n=10)[-1] < UPDATE * slack, took
     chromium.find("#filter").send_keys("tomography")
     chromium.wait_for(
         "document.querySelector('#found').textContent.includes(' of 2\u202f000')", "the filter is stuck", 1.0
     )
 
 
+@pytest.mark.long
 def test_the_changes_of_2000_streams_are_told_in_parts(crowd: int) -> None:
     with urllib.request.urlopen(url(crowd, "/events"), timeout=40) as events:
         told: set[str] = set()

@@ -62,7 +62,7 @@ class Browser:
     def open(self, url: str) -> None:
         """Open a page, and wait until its script has shown what it fetches."""
         self.driver.get(url)
-        self.wait_for("document.body.dataset.loaded === 'true'", url)
+        self.wait_for("document.body.dataset.loaded === 'true'", url, 2 * PATIENCE)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run the body of a function in the page, and return its result."""

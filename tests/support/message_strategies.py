@@ -289,6 +289,8 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
             first_port=st.none() | integers(1, 65535),
             wan=st.none() | abilities,
             draining=st.none() | st.floats(0, 1e9),
+            elements=st.none() | integers(0, 2**63 - 1),
+            elements_ready=st.none() | integers(0, 2**63 - 1),
         ),
         app_networks=network_lists,
         warnings=st.none() | st.lists(messages_to_people, max_size=3),

@@ -173,7 +173,7 @@ class GatewayView(Struct, frozen=True, kw_only=True):
     :ivar draining: whether it takes no new streams because its operator is going to stop it.
     :ivar mbit_total: its capacity in each direction; null while it is not known. `mbit_used` is reserved.
     :ivar ports_total: the ports from which it chooses; `ports_used` are reserved.
-    :ivar elements: the elements that it should run; null if it does not report them. `elements_ready` are running.
+    :ivar elements: those that it should have; null if it does not report them. `elements_ready` take connections.
     :ivar certificate_ends: when its certificate expires; null if it is not connected.
     :ivar unknown_streams: streams on it of which this server has no record.
     """

@@ -189,8 +189,8 @@ def gateway_view(
         mbit_used=sum(use.rate for use in used),
         ports_total=room.ports if room is not None else None,
         ports_used=sum(use.ports_of(room) if room is not None else use.lent.total() for use in used),
-        elements=None,
-        elements_ready=None,
+        elements=room.elements if room is not None else None,
+        elements_ready=room.elements_ready if room is not None else None,
         certificate_ends=certificate_ends,
         unknown_streams=unknown_streams,
     )

@@ -212,13 +212,13 @@ function matching() {
 }
 
 let placedAt = 0;
-function place() {
+function place(all = streams.size) {
   placedAt = Date.now();
   const found = matching();
   const isFiltered = filter.text !== "" || filter.view !== "all";
   say(table.emptyRow.firstChild, isFiltered && streams.size ? "No stream matches the filter." : "No streams.");
   table.show(found);
-  say(byId("found"), isFiltered ? `${count(found.length)} of ${plural(streams.size, "stream")}` : plural(streams.size, "stream"));
+  say(byId("found"), isFiltered ? `${count(found.length)} of ${plural(all, "stream")}` : plural(all, "stream"));
 }
 
 function remember() {
@@ -356,7 +356,7 @@ const gateways = new DataTable({
         const problem = el("span", { class: "problem" });
         cell.append(text, problem);
         return (row) => {
-          say(text, row.elements == null ? "not reported" : row.elements === 0 ? "none of its own" : `${row.elements_ready} of ${row.elements}`);
+          say(text, row.elements == null ? "not reported" : `${row.elements_ready} of ${row.elements} ready`);
           say(problem, row.elements != null && row.elements_ready < row.elements ? "some are being replaced" : "");
         };
       },
@@ -522,6 +522,19 @@ function showServer(server) {
 
 // -- everything together
 
+/** Show the first streams at once, before the events are connected and everything is fetched. */
+async function showFirst() {
+  try {
+    const page = await getJson(`/api/v1/streams?limit=${FIRST_PAGE}&after=`);
+    if (streams.size) return;
+    skew = page.time - Date.now() / 1000;
+    for (const row of page.streams) streams.set(row.key, row);
+    place(page.total);
+  } catch {
+    // the events tell whether the server is lost
+  }
+}
+
 let loaded = { streams: 0, gateways: 0, server: 0, recent: 0 };
 let waiting = null; // events that arrive while the lists are fetched
 
@@ -543,9 +556,9 @@ async function load() {
       fresh.set(row.key, row);
       changes.set(row.key, page.change);
     }
-    if (!streams.size || after === "") {
+    if (after === "" && !document.body.dataset.loaded) {
       for (const row of page.streams) streams.set(row.key, row);
-      place();
+      place(page.total);
     }
     after = page.more;
     limit = LATER_PAGES;
@@ -608,6 +621,7 @@ function draw() {
 let needsPlace = false;
 
 recall();
+showFirst();
 setInterval(() => {
   if (!link.since && !waiting && !document.hidden) draw();
 }, 1000);
