@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-WORKING = ("survival", "demo", "model", "bench_runs", "control_server_faults", "client_faults", "audit")
+WORKING = ("survival", "demo", "model", "tutorial", "bench_runs", "control_server_faults", "client_faults", "audit")
 """The files that keep a processor busy for longest, which are begun in the first half, so that no worker ends late."""
 WAITING = (
     *("paths", "middleboxes", "ready_over_wan", "connect", "proxy", "who_dials", "dialled_limits", "left_networks"),
