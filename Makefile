@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test help test-unit coverage-e2e test-long test-all model fuzz lint docs man changes hooks bench wheel install \
-    deb clean
+.PHONY: demo test help test-unit coverage-e2e test-e2e test-long test-all model fuzz lint docs man changes hooks bench \
+    wheel install deb clean
 
 demo: $(VENV)/.installed  ## Stream through two whole facilities on this machine.
 	@$(BIN)/scistream demo $(ARGS)
@@ -32,13 +32,17 @@ test-unit: $(VENV)/.installed-test  ## Run the unit tests; fail where they reach
 	$(PYTEST) tests/unit --cov --cov-report=term:skip-covered $(ARGS)
 
 # Files that reach most of the code, with little that watches the clock or the signals, which measuring changes.
-E2E := $(patsubst %,tests/e2e/test_%.py,single relay library comebacks named_gateways)
+E2E := $(patsubst %,tests/e2e/test_%.py,single relay library comebacks named_gateways check http_listener lifetime \
+    library_blocking watch)
 
 coverage-e2e: $(VENV)/.installed-test  ## Run end-to-end tests; fail where they and their daemons reach too few branches.
 	rm -f .coverage-e2e*
 	$(BIN)/coverage run --rcfile=tests/e2e/coverage.toml -m $(RUN) -p no:cov $(E2E) $(ARGS)
 	$(BIN)/coverage combine --rcfile=tests/e2e/coverage.toml --quiet
 	$(BIN)/coverage report --rcfile=tests/e2e/coverage.toml --skip-covered
+
+test-e2e: coverage-e2e  ## Run all end-to-end tests once, those of `coverage-e2e` measured.
+	$(PYTEST) tests/e2e $(addprefix --ignore=,$(E2E)) $(ARGS)
 
 test-long: $(VENV)/.installed-test  ## Kill each part at each step, twenty times at random instants: an hour.
 	$(PYTEST) -m long $(ARGS)
