@@ -47,6 +47,8 @@ SETTLE = 60.0
 _LOOK_AGAIN = 0.05
 _STILL_KIB, _STILL_SECONDS = 256.0, 1.0
 """The kernel's memory is stable if it changes by no more than this within this time."""
+_FILLED_KIB = 64
+"""An unread connection takes at least this much, once its buffers are filled."""
 
 
 async def throughput(environment: Environment, route: Route, connections: int, seconds: int) -> Sample:
@@ -161,17 +163,20 @@ async def beside_stalled(
     """
     before = await _at_rest(environment)
     async with _holding(environment, other, connections, "stall", str(read)):
-        held = await _at_rest(environment) - before
+        held = await _at_rest(environment, before + _FILLED_KIB * connections) - before
         found = await throughput(environment, route, 1, seconds)
     await _at_rest(environment)
     return {THROUGHPUT: found[THROUGHPUT], KERNEL: held / connections}
 
 
-async def _at_rest(environment: Environment) -> float:
-    """Wait until the kernel memory of our connections is stable, with a limit, and return it in KiB."""
+async def _at_rest(environment: Environment, least: float = 0.0) -> float:
+    """Wait until the kernel memory of our connections is stable, with a limit, and return it in KiB.
+
+    :param least: KiB that it reaches at least: before that, it is stable only because nothing has arrived yet.
+    """
     deadline = environment.reactor.seconds() + SETTLE
     now, before = tcp_kib(environment.ports.taken), -1.0
-    while abs(now - before) > _STILL_KIB and environment.reactor.seconds() < deadline:
+    while (now < least or abs(now - before) > _STILL_KIB) and environment.reactor.seconds() < deadline:
         await deferLater(environment.reactor, _STILL_SECONDS)
         now, before = tcp_kib(environment.ports.taken), now
     return now

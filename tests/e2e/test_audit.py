@@ -515,9 +515,9 @@ def test_no_secret_of_a_run_is_in_any_trail_log_store_or_command_line(
 def test_every_kind_of_line_was_seen_by_these_tests(world: World) -> None:
     """But for those that need a disk of their own, a gateway that lies, several paths, or the end of a server.
 
-    The line about an extension is looked at in test_lifetime.py.
+    The line about an extension is looked at in test_lifetime.py, and the one about a drain in test_drain.py.
     """
     seen = set(kinds(lines_of(world.lab) + lines_of(world.centre)))
-    elsewhere = {"server-stop", "lines-lost", "implausible-figures", "path", "extend"}
+    elsewhere = {"server-stop", "lines-lost", "implausible-figures", "path", "extend", "drain"}
     assert seen == {str(kind.__struct_config__.tag) for kind in KINDS} - elsewhere
     assert os.stat(trail_of(world.lab)).st_mode & 0o777 == 0o600

@@ -49,19 +49,17 @@ def wheel_of(source: Path) -> Path:
 def test_the_package_has_units_users_settings_and_commands_at_their_paths(source: Path, tmp_path: Path) -> None:
     """Its libraries are left out here, and those of the tests are taken in their place."""
     needs("dpkg-deb")
+    major, minor = sys.version_info[:2]
     env = {
         **os.environ,
-        "PYTHON": sys.executable,
+        "PYTHON": f"{sys.base_prefix}/bin/python{major}.{minor}",  # the environment of the tests may be in /tmp
         "PIP": f"{sys.executable} -m pip",
         "PIP_NO_DEPS": "1",
         "PYTHONPATH": sysconfig.get_path("purelib"),
     }
     package = Path(run(source / "packaging" / "deb", wheel_of(source), tmp_path, env=env).strip())
     control = run("dpkg-deb", "--field", package)
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert (
-        f"Depends: python3 (>= {python}), python3 (<< {sys.version_info.major}.{sys.version_info.minor + 1})" in control
-    )
+    assert f"Depends: python3 (>= {major}.{minor}), python3 (<< {major}.{minor + 1})" in control
     assert "procps" in control, "ExecReload= runs its kill, which a small Debian does not have"
     root = tmp_path / "root"
     run("dpkg-deb", "--raw-extract", package, root)

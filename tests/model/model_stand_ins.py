@@ -116,6 +116,11 @@ class ModelElements:
 
     def __init__(self, _process: Process, *_: Any, **__: Any) -> None:
         self.streams: dict[StreamKey, dict[int, ModelArming | None]] = {}
+        self.count = 1
+        self.restarts = 0
+
+    def ready_count(self) -> int:
+        return self.count
 
     def most_connections(self) -> int:
         return 0

@@ -193,7 +193,7 @@ def test_each_wan_is_cut_in_turn_and_every_connection_goes_on(
     two_wans: Testbed, facilities: Facilities, seconds: float
 ) -> None:
     with streaming(two_wans, facilities) as transfers:
-        until(lambda: carried_first(two_wans) > MIB and carried_second(two_wans) > MIB, lambda: "one WAN is not used")
+        wait_for_both(two_wans)
         for pair, cut, other in (
             ((two_wans.v4.pgw, two_wans.v4.cgw), cut_first, carried_second),
             ((SECOND["pgw"], SECOND["cgw"]), cut_second, carried_first),
