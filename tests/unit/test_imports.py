@@ -11,6 +11,8 @@ import pytest
 
 import scistream
 
+pytestmark = pytest.mark.no_cover  # the source is read, not run
+
 ROOT = Path(scistream.__file__).parent
 PARTIES = {"s2uc", "s2cs", "s2ds", "app"}
 ABOVE_ALL = {"scistream.demo", "scistream.cli", "scistream.check", "scistream.reference"}

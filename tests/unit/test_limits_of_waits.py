@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_cover  # the source is read, not run
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     file for folder in ("scistream", "twisted", "bench", "tests") for file in (ROOT / folder).rglob("*.py")

@@ -11,7 +11,11 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import scistream
+
+pytestmark = pytest.mark.no_cover  # the source is read, not run
 
 ROOT = Path(scistream.__file__).parent
 

@@ -12,6 +12,8 @@ import pytest
 import scistream
 from scistream import timing
 
+pytestmark = pytest.mark.no_cover  # the source is read, not run
+
 ROOT = Path(scistream.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "timing.py")
 LINES = Path(timing.__file__).read_text().splitlines()
