@@ -29,7 +29,7 @@ class Command(NamedTuple):
 
     @property
     def usage(self) -> str:
-        """What follows the name on the command line."""
+        """The part of the usage line after the name of the command."""
         return " ".join(self.command.collect_usage_pieces(self.context))
 
     @property

@@ -15,7 +15,7 @@ messages, services = grpc.protos_and_services("detector.proto")
 
 
 class Detector(services.DetectorServicer):
-    """Acquires a run of frames for whoever asks."""
+    """A service that sends a run of frames to each client that asks for one."""
 
     def Acquire(self, run: Any, _context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         """Stream the frames; print their digest."""

@@ -10,7 +10,7 @@ import zmq
 
 
 def main() -> None:
-    """Push the frames to whoever connects, then an empty message; print the digest of all frames."""
+    """Push the frames to the consumer that connects, then an empty message; print the digest of all frames."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--port", type=int, default=7000)
     options.add_argument("--frames", type=int, default=200)

@@ -7,7 +7,7 @@ import socket
 from scistream.protocol.address import Address
 
 _ANY_PORT = 9
-"""Nothing is sent there: the kernel only looks up the route."""
+"""The port is not used: the kernel only looks up the route, and no packet is sent."""
 
 
 def address_toward(host: str) -> str:

@@ -18,7 +18,7 @@ _REMEDY = "timedatectl set-ntp true, or install chrony (apt-get install chrony)"
 
 @dataclass(frozen=True)
 class ClockFacts:
-    """What the kernel says about its clock.
+    """The state of the clock of this machine, as the kernel reports it.
 
     :ivar is_synchronised: whether a program such as chronyd keeps it right.
     :ivar most_wrong: by how many seconds it may be wrong.

@@ -11,7 +11,7 @@ Verdict = Literal["OK", "WARN", "FAIL", "UNSEEN"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing.
+    """The result of one check.
 
     :ivar name: of the thing, the same in every version, such as ``kernel.receive-buffers``.
     :ivar why: what was seen, as a clause.

@@ -36,7 +36,7 @@ _RELEASES = (
     ((5, 15), "connections that nobody reads take more memory, since receive buffers cannot begin small", False),
     ((6, 5), "s2uc status shows no figures of single paths of a connection", True),
 )
-"""What a kernel before a release lacks, and whether only gateways with several paths need it."""
+"""For each Linux release: what older kernels lack, and True if only gateways with several paths need it."""
 _OVERFLOWS_SINCE = (6, 17)
 """The first release that may ignore all that comes from a peer while a receive buffer is full; see `relay/leg.py`."""
 

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class NameFacts:
-    """What the name service says about a host that is announced to others.
+    """The answers of the name service about a host that is announced to others.
 
     :ivar key: the setting that has it.
     :ivar addresses: of the name, or the address itself; None if the name service does not answer.

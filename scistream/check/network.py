@@ -53,7 +53,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What is known about the network of this machine.
+    """The network settings and interfaces of this machine.
 
     :ivar here: whether this machine has an address that the configuration binds, by the address.
     :ivar interfaces: by the addresses that they have; None if they cannot be listed.
@@ -288,7 +288,7 @@ def _interrupt_spread(each: Interface, facts: NetworkFacts) -> Iterator[Finding]
 
 @dataclass(frozen=True)
 class PathFacts:
-    """What the kernel says about Multipath TCP.
+    """The state of Multipath TCP in the kernel.
 
     :ivar lack: why this process cannot have it, with the remedy; None if it can.
     :ivar told: the addresses that the kernel was told; None if it does not show them to this user.

@@ -1,4 +1,4 @@
-"""What `scistream check` is to look at: a configuration, if there is one, and the traffic that the user expects."""
+"""The input of `scistream check`: a configuration, if there is one, and the traffic that the user expects."""
 
 from __future__ import annotations
 
