@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -25,28 +24,10 @@ from scistream.protocol.join_string import Join, new_app_key
 from scistream.protocol.messages import CONS
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.s2uc.options import RequestOptions, read_file
+from support.command_tree import COMMANDS, every_command
 from support.programs import INSTALLED, Program
 
-COMMANDS = {
-    "s2uc": scistream.s2uc.cli.main,
-    "appctrl": scistream.app.cli.main,
-    "scistream": scistream.cli.main,
-}
 JOIN = Join("f81d4fae-7dec-11d0-a765-00a0c91e6bf6", new_app_key(), Address("127.0.0.1", 5000), CONS, None)
-
-
-def every_command() -> Iterator[tuple[str, click.Command]]:
-    def below(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
-        yield path, command
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                sub = command.get_command(context, name)
-                assert sub is not None
-                yield from below(f"{path} {name}", sub)
-
-    for name, command in COMMANDS.items():
-        yield from below(name, command)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -25,25 +24,20 @@ from scistream.s2cs.store.database import Store
 from scistream.s2cs.store.usage_cli import Usage
 from scistream.s2uc.facilities import FacilityCheck
 from scistream.s2uc.history import RememberedStream
+from support.command_tree import every_command
 from support.json_page import all_items, commands_described, keys_of
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_command_with_json_is_described() -> None:
-    def leaves(command: click.Command, path: str) -> set[str]:
-        if not isinstance(command, click.Group):
-            return {path} if any("--json" in parameter.opts for parameter in command.params) else set()
-        context = click.Context(command)
-        found = set()
-        for name in command.list_commands(context):
-            sub = command.get_command(context, name)
-            assert sub is not None
-            found |= leaves(sub, f"{path} {name}".strip())
-        return found
-
-    assert leaves(scistream.s2uc.cli.main, "") == commands_described("s2uc")
-    assert leaves(scistream.cli.main, "") == commands_described("scistream")
+    described: dict[str, set[str]] = {"s2uc": set(), "scistream": set()}
+    for path, command in every_command():
+        program, _, name = path.partition(" ")
+        if program in described and any("--json" in parameter.opts for parameter in command.params):
+            described[program].add(name)
+    for program, names in described.items():
+        assert names == commands_described(program)
     assert commands_described("appctrl") == {"prod", "cons"}
     assert len(all_items()) > 25
 

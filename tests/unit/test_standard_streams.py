@@ -12,11 +12,9 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,30 +24,11 @@ import scistream.app.cli
 import scistream.cli
 import scistream.s2uc.cli
 from scistream import entry
-from scistream.cli_support import Commands
+from support.command_tree import COMMANDS, every_command
 from twisted import logger
 
-COMMANDS: dict[str, Commands] = {
-    "s2uc": scistream.s2uc.cli.main,
-    "appctrl": scistream.app.cli.main,
-    "scistream": scistream.cli.main,
-}
 ROOT = Path(scistream.__file__).parent.parent
 PIPE_GONE = 128 + signal.SIGPIPE
-
-
-def every_command() -> Iterator[str]:
-    def below(path: str, command: click.Command) -> Iterator[str]:
-        yield path
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                sub = command.get_command(context, name)
-                assert sub is not None
-                yield from below(f"{path} {name}", sub)
-
-    for name, command in COMMANDS.items():
-        yield from below(name, command)
 
 
 def spoil(descriptor: int, how: str) -> None:
@@ -101,7 +80,7 @@ def run(command_line: str, spoilt: dict[int, str]) -> tuple[int, str, str]:
 HOW = ("closed", "full", "broken")
 
 
-@pytest.mark.parametrize("path", list(every_command()))
+@pytest.mark.parametrize("path", [path for path, _ in every_command()])
 def test_help_that_cannot_be_written_is_no_traceback(path: str) -> None:
     for how in HOW:
         status, _, said = run(f"{path} --help", {1: how})
@@ -113,7 +92,7 @@ def test_help_that_cannot_be_written_is_no_traceback(path: str) -> None:
             assert said.startswith("error: standard output cannot be written: ")
 
 
-@pytest.mark.parametrize("path", list(every_command()))
+@pytest.mark.parametrize("path", [path for path, _ in every_command()])
 def test_a_wrong_option_is_refused_with_status_2_whether_or_not_anybody_can_be_told(path: str) -> None:
     for spoilt in ({}, {2: "closed"}, {2: "full"}, {2: "broken"}, {0: "closed", 1: "closed", 2: "closed"}):
         status, shown, said = run(f"{path} --no-such-option", spoilt)

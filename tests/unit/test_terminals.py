@@ -11,25 +11,20 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-import scistream.app.cli
-import scistream.cli
-import scistream.s2uc.cli
 from scistream.s2uc.history import RememberedStream, StreamHistory
 from scistream.wrapping import wrapped
+from support.command_tree import COMMANDS, every_command
 from support.fork_server import TIMING
 from support.programs import INSTALLED, Program
 from support.terminals import Terminal
 
-PROGRAMS = {"s2uc": scistream.s2uc.cli.main, "appctrl": scistream.app.cli.main, "scistream": scistream.cli.main}
 UID = "1234abcd-1234-4234-8234-123456789abc"
 NOWHERE = "/nowhere/" + "a-long-name/" * 3 + "s2uc.toml"
 BOX = set("┏━┓┃┡╇┩│└┴┘─╭╮╰╯═║")
@@ -41,20 +36,6 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fork_server: None) -
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "s"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "c"))
-
-
-def every_command() -> Iterator[str]:
-    def below(path: str, command: click.Command) -> Iterator[str]:
-        yield path
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                sub = command.get_command(context, name)
-                assert sub is not None
-                yield from below(f"{path} {name}", sub)
-
-    for name, command in PROGRAMS.items():
-        yield from below(name, command)
 
 
 def on_terminal(command_line: str, columns: int = 80, **variables: str) -> str:
@@ -94,10 +75,10 @@ def fits(text: str, columns: int = 80) -> None:
         assert len(line) <= columns or " " not in line.strip(), line
 
 
-@pytest.mark.parametrize("path", list(every_command()))
+@pytest.mark.parametrize("path", [path for path, _ in every_command()])
 def test_help_fits_80_columns(path: str) -> None:
     name, *arguments = path.split()
-    shown = CliRunner().invoke(PROGRAMS[name], [*arguments, "--help"], prog_name=name, env={"COLUMNS": "80"})
+    shown = CliRunner().invoke(COMMANDS[name], [*arguments, "--help"], prog_name=name, env={"COLUMNS": "80"})
     assert shown.exit_code == 0
     assert shown.output
     fits(shown.output)
